@@ -1,0 +1,61 @@
+"""Convolution, pooling and small-kernel substitution for JAX."""
+
+from jaxcnn.chain import KernelChain as KernelChain
+from jaxcnn.chain import compose as compose
+from jaxcnn.convolution import conv as conv
+from jaxcnn.convolution import conv_transpose as conv_transpose
+from jaxcnn.convolution import depthwise_conv as depthwise_conv
+from jaxcnn.convolution import extract_patches as extract_patches
+from jaxcnn.cost import Cost as Cost
+from jaxcnn.cost import conv_cost as conv_cost
+from jaxcnn.cost import pool_cost as pool_cost
+from jaxcnn.factorization.separable import separable as separable
+from jaxcnn.factorization.stack import stack as stack
+from jaxcnn.geometry import Layer as Layer
+from jaxcnn.geometry import ReceptiveField as ReceptiveField
+from jaxcnn.geometry import receptive_field as receptive_field
+from jaxcnn.pooling import adaptive_avg_pool as adaptive_avg_pool
+from jaxcnn.pooling import adaptive_max_pool as adaptive_max_pool
+from jaxcnn.pooling import avg_pool as avg_pool
+from jaxcnn.pooling import global_avg_pool as global_avg_pool
+from jaxcnn.pooling import global_max_pool as global_max_pool
+from jaxcnn.pooling import lp_pool as lp_pool
+from jaxcnn.pooling import max_pool as max_pool
+from jaxcnn.pooling import max_pool_with_indices as max_pool_with_indices
+from jaxcnn.pooling import max_unpool as max_unpool
+from jaxcnn.pooling import min_pool as min_pool
+from jaxcnn.pooling import sum_pool as sum_pool
+from jaxcnn.shapes import conv_output_shape as conv_output_shape
+from jaxcnn.shapes import pool_output_shape as pool_output_shape
+
+__all__ = [
+    "Cost",
+    "KernelChain",
+    "Layer",
+    "ReceptiveField",
+    "adaptive_avg_pool",
+    "adaptive_max_pool",
+    "avg_pool",
+    "compose",
+    "conv",
+    "conv_cost",
+    "conv_output_shape",
+    "conv_transpose",
+    "depthwise_conv",
+    "extract_patches",
+    "global_avg_pool",
+    "global_max_pool",
+    "lp_pool",
+    "max_pool",
+    "max_pool_with_indices",
+    "max_unpool",
+    "min_pool",
+    "pool_cost",
+    "pool_output_shape",
+    "receptive_field",
+    "separable",
+    "stack",
+    "sum_pool",
+]
+
+__version__ = "0.1.0"

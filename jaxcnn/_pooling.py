@@ -1,0 +1,284 @@
+"""The jitted bodies of the pools: from checked arguments to bound primitives and back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial, reduce
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxcnn.arguments import PoolArguments, pool_arguments, window_order
+from jaxcnn.geometry import Pair, axis_values
+from jaxcnn.layout import Layout, parse_layout
+from jaxcnn.lowering.direct import pool_identity
+from jaxcnn.operands import floating_at_least_float32
+from jaxcnn.primitives import extremum_p, select_p, window_sum_p, winner_p
+
+_STATIC = ("window_shape", "strides", "padding", "window_dilation", "ceil_mode", "layout")
+
+
+def _check_ordered(operation: str, x: jax.Array) -> None:
+    if jnp.issubdtype(x.dtype, jnp.complexfloating):
+        raise TypeError(f"{operation}: complex numbers have no order, got x of dtype {x.dtype}")
+
+
+def _accumulation_dtype(dtype: np.dtype) -> np.dtype:
+    """float32 for 16-bit floats, int32 for narrower integers and booleans, else the dtype itself."""
+    if dtype == np.bool_ or (jnp.issubdtype(dtype, jnp.integer) and dtype.itemsize < 4):
+        return np.dtype(np.int32)
+    return floating_at_least_float32(dtype)
+
+
+def _average_dtype(dtype: np.dtype) -> np.dtype:
+    if jnp.issubdtype(dtype, jnp.inexact):
+        return dtype
+    return np.dtype(np.float64 if dtype.itemsize > 4 else np.float32)
+
+
+def _cropped(x: jax.Array, padding: Sequence[Pair]) -> tuple[jax.Array, tuple[Pair, ...], tuple[int, ...]]:
+    """(N, *spatial, C) cropped where the padding is negative, the padding that is left, and the pixels cut before."""
+    rest, starts = [], []
+    for axis, (low, high) in enumerate(padding, start=1):
+        size = x.shape[axis]
+        start = 0
+        if min(low, high) < 0:
+            start = min(max(-low, 0), size)
+            stop = max(size + min(high, 0), start)
+            x = lax.slice_in_dim(x, start, stop, axis=axis)
+            low, high = (max(low, 0), max(high, 0)) if stop > start else (0, size + low + high)
+        rest.append((low, high))
+        starts.append(start)
+    return x, tuple(rest), tuple(starts)
+
+
+def _prepared(
+    operation: str, x: jax.Array, arguments: PoolArguments
+) -> tuple[jax.Array, dict[str, Any], tuple[int, ...]]:
+    """x in canonical form, the static parameters of the pool primitives, and the pixels cropped before each axis."""
+    x, padding, starts = _cropped(arguments.order.to_canonical(operation, x), arguments.padding)
+    params = {
+        "window_shape": arguments.window,
+        "strides": arguments.strides,
+        "padding": padding,
+        "window_dilation": arguments.window_dilation,
+    }
+    return x, params, starts
+
+
+@partial(jax.jit, static_argnames=(*_STATIC, "mode"), inline=True)
+def extremum(x: jax.Array, *, mode: str, **options: Any) -> jax.Array:
+    """The body of `max_pool` and `min_pool`."""
+    operation = f"{mode}_pool"
+    _check_ordered(operation, x)
+    arguments = pool_arguments(operation, x.shape, **options)
+    x, params, _ = _prepared(operation, x, arguments)
+    return arguments.order.from_canonical(extremum_p.bind(x, mode=mode, **params), arguments.batch_shape)
+
+
+@partial(jax.jit, static_argnames=_STATIC, inline=True)
+def extremum_with_indices(x: jax.Array, **options: Any) -> tuple[jax.Array, jax.Array]:
+    """The body of `max_pool_with_indices`."""
+    operation = "max_pool_with_indices"
+    _check_ordered(operation, x)
+    arguments = pool_arguments(operation, x.shape, **options)
+    cropped, params, starts = _prepared(operation, x, arguments)
+    index = winner_p.bind(lax.stop_gradient(cropped), mode="max", **params)
+    nowhere = index < 0
+    values = jnp.where(nowhere, jnp.asarray(pool_identity("max", cropped.dtype)), select_p.bind(cropped, index))
+    if any(starts):
+        index = jnp.where(nowhere, index, _moved_index(index, cropped.shape[1:-1], arguments.sizes, starts))
+    unflatten = partial(arguments.order.from_canonical, batch_shape=arguments.batch_shape)
+    return unflatten(values), unflatten(index)
+
+
+def _moved_index(index: jax.Array, sizes: Sequence[int], whole: Sequence[int], starts: Sequence[int]) -> jax.Array:
+    """Flat indices in a cropped plane as flat indices in the whole one."""
+    place, moved, scale = index, jnp.zeros_like(index), 1
+    for size, whole_size, start in zip(sizes[::-1], whole[::-1], starts[::-1], strict=True):
+        moved = moved + (place % size + start) * scale
+        place, scale = place // size, scale * whole_size
+    return moved
+
+
+def _window_total(operation: str, x: jax.Array, arguments: PoolArguments) -> jax.Array:
+    """Sum of each window in the accumulation dtype, (N, *output, C)."""
+    x, params, _ = _prepared(operation, x.astype(_accumulation_dtype(x.dtype)), arguments)
+    return window_sum_p.bind(x, **params)
+
+
+@partial(jax.jit, static_argnames=_STATIC, inline=True)
+def total(x: jax.Array, **options: Any) -> jax.Array:
+    """The body of `sum_pool`."""
+    arguments = pool_arguments("sum_pool", x.shape, **options)
+    result = _window_total("sum_pool", x, arguments)
+    if jnp.issubdtype(x.dtype, jnp.inexact):
+        result = result.astype(x.dtype)
+    return arguments.order.from_canonical(result, arguments.batch_shape)
+
+
+def _counts(arguments: PoolArguments, count_include_pad: bool, dtype: np.dtype) -> Any:
+    """Number of taps of each window that count, as a constant that broadcasts with (N, *output, C)."""
+    rank = arguments.order.rank
+    bounds = []
+    for size, (low, high) in zip(arguments.sizes, arguments.declared_padding, strict=True):
+        bounds.append((-low, size + high) if count_include_pad else (max(-low, 0), size + min(high, 0)))
+    axes = []
+    for axis in range(rank):
+        output, step, low = arguments.output_sizes[axis], arguments.strides[axis], arguments.padding[axis][0]
+        taps = np.arange(arguments.window[axis]) * arguments.window_dilation[axis]
+        start, stop = bounds[axis]
+        # Positions are compared as arrays: with a symbolic size they are traced, else a NumPy constant.
+        positions = _arange(output)[:, None] * step - low + taps
+        inside = (positions >= start) & (positions < _value(stop))
+        axes.append(inside.sum(1).reshape(-1, *(1,) * (rank - axis)))
+    counts = reduce(lambda a, b: a * b, axes)
+    if isinstance(counts, np.ndarray) and counts.min(initial=1) == counts.max(initial=1):
+        return np.asarray(counts.flat[0] if counts.size else 1, dtype)
+    return counts.astype(dtype)
+
+
+def _arange(size: Any) -> Any:
+    return np.arange(size) if isinstance(size, int) else lax.iota(jnp.int32, size)
+
+
+def _value(size: Any) -> Any:
+    return size if isinstance(size, int) else jnp.asarray(size, jnp.int32)
+
+
+@partial(jax.jit, static_argnames=(*_STATIC, "count_include_pad"), inline=True)
+def average(x: jax.Array, *, count_include_pad: bool, **options: Any) -> jax.Array:
+    """The body of `avg_pool`."""
+    arguments = pool_arguments("avg_pool", x.shape, **options)
+    dtype = _average_dtype(x.dtype)
+    result = _window_total("avg_pool", x, arguments).astype(floating_at_least_float32(dtype))
+    counts = jnp.asarray(_counts(arguments, count_include_pad, result.dtype))
+    result = result / jnp.maximum(counts, 1).astype(result.dtype).reshape(
+        (1,) * (result.ndim - counts.ndim) + counts.shape
+    )
+    return arguments.order.from_canonical(result.astype(dtype), arguments.batch_shape)
+
+
+@partial(jax.jit, static_argnames=(*_STATIC, "p"), inline=True)
+def norm(x: jax.Array, *, p: float, **options: Any) -> jax.Array:
+    """The body of `lp_pool`."""
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(f"lp_pool: x must be of real floats, got dtype {x.dtype}")
+    arguments = pool_arguments("lp_pool", x.shape, **options)
+    wide = x.astype(floating_at_least_float32(x.dtype))
+    if math.isinf(p):
+        magnitude, params, _ = _prepared("lp_pool", jnp.abs(wide), arguments)
+        # A window without a pixel has norm 0.
+        result = jnp.maximum(extremum_p.bind(magnitude, mode="max", **params), jnp.zeros((), wide.dtype))
+    else:
+        powers = jnp.square(wide) if p == 2 else jnp.abs(wide) ** p
+        sums = _window_total("lp_pool", powers, arguments)
+        # The root has no derivative at 0: there the result is constant 0, and its gradient 0 rather than NaN.
+        zero = sums == 0
+        safe = jnp.where(zero, jnp.ones_like(sums), sums)
+        root = jnp.sqrt(safe) if p == 2 else safe ** (1 / p)
+        result = jnp.where(zero, jnp.zeros_like(sums), root)
+    return arguments.order.from_canonical(result.astype(x.dtype), arguments.batch_shape)
+
+
+@partial(jax.jit, static_argnames=("output_shape", "layout"), inline=True)
+def unpool(values: jax.Array, indices: jax.Array, *, output_shape: Any, layout: Layout) -> jax.Array:
+    """The body of `max_unpool`."""
+    operation = "max_unpool"
+    if values.shape != indices.shape:
+        raise ValueError(f"{operation}: values {values.shape} and indices {indices.shape} must have the same shape")
+    if not jnp.issubdtype(indices.dtype, jnp.integer):
+        raise TypeError(f"{operation}: indices must be integers, got dtype {indices.dtype}")
+    order = window_order(operation, values.shape, output_shape, layout)
+    sizes = axis_values(operation, "output_shape", output_shape, order.rank)
+    batch_shape, _, features = order.split_input(operation, values.shape)
+    values, indices = order.to_canonical(operation, values), order.to_canonical(operation, indices)
+    batch, plane = values.shape[0], math.prod(sizes)
+    places = math.prod(values.shape[1:-1])
+    flat = values.reshape(batch, places, features)
+    # An index below 0 would count from the end: it goes past the end instead, where it is dropped.
+    at = indices.reshape(batch, places, features)
+    at = jnp.where(at < 0, jnp.asarray(plane, at.dtype), at)
+    rows, columns = np.arange(batch)[:, None, None], np.arange(features)[None, None, :]
+    result = jnp.zeros((batch, plane, features), values.dtype).at[rows, at, columns].set(flat, mode="drop")
+    return order.from_canonical(result.reshape(batch, *sizes, features), batch_shape)
+
+
+def _first_extremum(x: jax.Array, axis: int) -> jax.Array:
+    """Maximum along an axis; NaN wins, and the derivative is the first maximum's alone."""
+    index = jnp.expand_dims(jnp.argmax(lax.stop_gradient(x), axis), axis)
+    return jnp.squeeze(jnp.take_along_axis(x, index, axis), axis)
+
+
+def _adaptive_windows(size: int, output: int) -> tuple[np.ndarray, np.ndarray]:
+    """First pixel and number of pixels of each of `output` windows over `size` pixels (PyTorch's rule)."""
+    places = np.arange(output)
+    starts = places * size // output
+    return starts, -(-(places + 1) * size // output) - starts
+
+
+@partial(jax.jit, static_argnames=("kind", "output_shape", "layout"), inline=True)
+def adaptive(x: jax.Array, *, kind: str, output_shape: Any, layout: Layout) -> jax.Array:
+    """The body of `adaptive_avg_pool` and `adaptive_max_pool`."""
+    operation = f"adaptive_{kind}_pool"
+    order = window_order(operation, x.shape, output_shape, layout)
+    batch_shape, sizes, _ = order.split_input(operation, x.shape)
+    if isinstance(output_shape, tuple) and len(output_shape) == order.rank:
+        output_shape = tuple(
+            size if wanted is None else wanted for size, wanted in zip(sizes, output_shape, strict=True)
+        )
+    outputs = axis_values(operation, "output_shape", output_shape, order.rank)
+    if 0 in sizes:
+        raise ValueError(f"{operation}: x has an empty spatial axis, sizes {sizes}")
+    y = order.to_canonical(operation, x)
+    if kind == "max":
+        _check_ordered(operation, x)
+        # The last axis first: the first maximum of a window's rows, and in that row, is the first in row-major order.
+        for axis in range(order.rank, 0, -1):
+            starts, lengths = _adaptive_windows(sizes[axis - 1], outputs[axis - 1])
+            # A window shorter than the longest one repeats its last pixel, which changes no maximum.
+            taps = starts[:, None] + np.minimum(np.arange(lengths.max()), lengths[:, None] - 1)
+            y = _first_extremum(jnp.take(y, taps, axis=axis), axis + 1)
+        return order.from_canonical(y, batch_shape)
+    y = y.astype(_accumulation_dtype(y.dtype))
+    count = np.ones((1,) * y.ndim)
+    for axis in range(1, order.rank + 1):
+        starts, lengths = _adaptive_windows(sizes[axis - 1], outputs[axis - 1])
+        offsets = np.arange(lengths.max())
+        inside = np.expand_dims(offsets < lengths[:, None], tuple(range(2, y.ndim + 1 - axis)))
+        taps = jnp.take(y, np.minimum(starts[:, None] + offsets, sizes[axis - 1] - 1), axis=axis)
+        y = jnp.where(inside, taps, jnp.zeros((), y.dtype)).sum(axis + 1)
+        count = count * np.expand_dims(lengths, tuple(range(1, y.ndim - axis)))
+    dtype = _average_dtype(x.dtype)
+    y = y.astype(floating_at_least_float32(dtype))
+    y = (y / jnp.asarray(count, y.dtype)).astype(dtype)
+    return order.from_canonical(y, batch_shape)
+
+
+@partial(jax.jit, static_argnames=("kind", "layout", "keepdims"), inline=True)
+def whole_plane(x: jax.Array, *, kind: str, layout: Layout, keepdims: bool) -> jax.Array:
+    """The body of `global_avg_pool` and `global_max_pool`."""
+    operation = f"global_{kind}_pool"
+    if layout is None and x.ndim < 3:
+        raise ValueError(
+            f"{operation}: x must have a batch axis, at least one spatial axis and a feature axis, got shape {x.shape}"
+        )
+    order = parse_layout(operation, layout, x.ndim - 2 if layout is None else None)
+    batch_shape, sizes, features = order.split_input(operation, x.shape)
+    if 0 in sizes:
+        raise ValueError(f"{operation}: x has an empty spatial axis, sizes {sizes}")
+    y = order.to_canonical(operation, x)
+    y = y.reshape(y.shape[0], math.prod(sizes), features)
+    if kind == "max":
+        _check_ordered(operation, x)
+        y = _first_extremum(y, 1)
+    else:
+        dtype = _average_dtype(x.dtype)
+        y = y.astype(_accumulation_dtype(x.dtype)).sum(1).astype(floating_at_least_float32(dtype))
+        y = (y / jnp.asarray(math.prod(sizes), y.dtype)).astype(dtype)
+    y = order.from_canonical(y.reshape(y.shape[0], *(1,) * order.rank, features), batch_shape)
+    return y if keepdims else jnp.squeeze(y, order.output_spatial_axes(y.ndim))

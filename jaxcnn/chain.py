@@ -1,0 +1,253 @@
+"""`KernelChain`: a kernel given as a chain of smaller ones, and the dense kernel that such a chain equals."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from functools import partial, reduce
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxcnn.geometry import Pair
+
+Ints = tuple[int, ...]
+
+
+@jax.tree_util.register_pytree_with_keys_class
+@dataclasses.dataclass(frozen=True)
+class KernelChain:
+    r"""Kernels of convolutions in a row, standing for the one dense kernel that the row equals.
+
+    Two links equal the dense kernel $K[w] = \sum_{u+v=w} A[u] B[v]$, where the products are matrix products over
+    channels. A chain goes wherever a kernel goes: `jaxcnn.conv(x, chain)` and `jaxcnn.conv_transpose(x, chain)`. It is
+    a pytree whose leaves are the kernels, so it can be differentiated, trained, jitted over and saved.
+
+    Args:
+      kernels: the links, first applied first, each `(*window, I / groups, O)` (HWIO, whatever the layout of images).
+      feature_group_counts: the number of groups of each link; all 1 if left out.
+
+    Raises:
+      ValueError: no link, links of different spatial rank, channels that do not fit.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> column, row = jnp.ones((3, 1, 1, 1)), jnp.ones((1, 3, 1, 1))
+      >>> chain = KernelChain((column, row))
+      >>> chain.shape, chain.num_params
+      ((3, 3, 1, 1), 6)
+      >>> bool((chain.dense() == 1).all())
+      True
+
+    References:
+      Jaderberg, Vedaldi and Zisserman, "Speeding up convolutional neural networks with low rank expansions", 2014.
+    """
+
+    kernels: tuple[Any, ...]
+    feature_group_counts: Ints = ()
+
+    def __post_init__(self) -> None:
+        kernels = tuple(self.kernels)
+        counts = tuple(self.feature_group_counts) or (1,) * len(kernels)
+        object.__setattr__(self, "kernels", kernels)
+        object.__setattr__(self, "feature_group_counts", counts)
+        _check_links([tuple(kernel.shape) for kernel in kernels], counts)
+
+    def tree_flatten_with_keys(self) -> tuple[Any, Ints]:
+        """The kernels as leaves; the group counts as static structure."""
+        keys = (jax.tree_util.SequenceKey(index) for index in range(len(self.kernels)))
+        return tuple(zip(keys, self.kernels, strict=True)), self.feature_group_counts
+
+    @classmethod
+    def tree_unflatten(cls, feature_group_counts: Ints, kernels: Sequence[Any]) -> KernelChain:
+        """A chain of any leaves, unchecked: transformations put other things than arrays in their place."""
+        chain = object.__new__(cls)
+        object.__setattr__(chain, "kernels", tuple(kernels))
+        object.__setattr__(chain, "feature_group_counts", feature_group_counts)
+        return chain
+
+    @property
+    def windows(self) -> tuple[Ints, ...]:
+        """The window of each link."""
+        return tuple(tuple(kernel.shape[:-2]) for kernel in self.kernels)
+
+    @property
+    def feature_group_count(self) -> int:
+        """Number of groups of the dense kernel: the greatest common divisor of the links'."""
+        return math.gcd(*self.feature_group_counts)
+
+    @property
+    def shape(self) -> Ints:
+        """Shape `(*window, I / groups, O)` of the dense kernel."""
+        window = tuple(sum(sizes) - len(sizes) + 1 for sizes in zip(*self.windows, strict=True))
+        in_features = self.kernels[0].shape[-2] * self.feature_group_counts[0]
+        return (*window, in_features // self.feature_group_count, self.kernels[-1].shape[-1])
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes of the dense kernel."""
+        return len(self.kernels[0].shape)
+
+    @property
+    def dtype(self) -> Any:
+        """Dtype to which the links promote."""
+        return jnp.result_type(*self.kernels)
+
+    @property
+    def num_params(self) -> int:
+        """Number of weights in all links."""
+        return sum(math.prod(kernel.shape) for kernel in self.kernels)
+
+    def dense(self) -> jax.Array:
+        """The dense kernel, `(*window, I / groups, O)`, that the chain equals; computed in float32 at least."""
+        return _dense(self)
+
+    def relative_error(self, kernel: Any) -> jax.Array:
+        r"""$\lVert D - K \rVert / \lVert K \rVert$ of the chain's dense kernel D against `kernel`, HWIO; a scalar.
+
+        A zero kernel has relative error 0 if the chain is zero too, else infinity.
+        """
+        if tuple(kernel.shape) != self.shape:
+            raise ValueError(
+                f"relative_error: the chain stands for a kernel of shape {self.shape}, got {tuple(kernel.shape)}"
+            )
+        return _relative_error(self, kernel)
+
+
+def _check_links(shapes: Sequence[Ints], counts: Sequence[int]) -> None:
+    if not shapes:
+        raise ValueError("KernelChain: there must be at least one kernel")
+    if len(counts) != len(shapes):
+        raise ValueError(f"KernelChain: {len(shapes)} kernels need as many feature_group_counts, got {tuple(counts)}")
+    if len({len(shape) for shape in shapes}) > 1 or len(shapes[0]) < 3:
+        raise ValueError(
+            f"KernelChain: all kernels must have the same number of axes, at least one window axis and two feature "
+            f"axes, got {list(shapes)}"
+        )
+    for index, (shape, count) in enumerate(zip(shapes, counts, strict=True)):
+        if count < 1 or shape[-1] % count:
+            raise ValueError(
+                f"KernelChain: kernel {index} has {shape[-1]} output channels, which do not divide into {count} groups"
+            )
+        if index and shape[-2] * count != shapes[index - 1][-1]:
+            raise ValueError(
+                f"KernelChain: kernel {index - 1} gives {shapes[index - 1][-1]} channels, but kernel {index} takes "
+                f"{shape[-2]} * {count} groups = {shape[-2] * count} ({list(shapes)})"
+            )
+
+
+def plan_links(
+    windows: Sequence[Ints], strides: Ints, padding: Sequence[Pair], input_dilation: Ints
+) -> list[dict[str, Any]]:
+    """Strides, padding and input dilation of each link, so that the chain equals its dense kernel, borders included.
+
+    On each axis everything that touches the input (padding, input dilation) happens at the first link that has extent
+    there and the stride at the last one: a link of extent 1 turns zeros into zeros, so the order does not matter to the
+    values, and this one computes the fewest pixels.
+    """
+    rank = len(strides)
+    first, last = [0] * rank, [0] * rank
+    for axis in range(rank):
+        extended = [index for index, window in enumerate(windows) if window[axis] > 1] or [0]
+        first[axis], last[axis] = extended[0], extended[-1]
+    return [
+        {
+            "strides": tuple(strides[a] if last[a] == index else 1 for a in range(rank)),
+            "padding": tuple(tuple(padding[a]) if first[a] == index else (0, 0) for a in range(rank)),
+            "input_dilation": tuple(input_dilation[a] if first[a] == index else 1 for a in range(rank)),
+        }
+        for index in range(len(windows))
+    ]
+
+
+def compose(*kernels: jax.Array) -> jax.Array:
+    r"""The exact dense kernel of convolutions in a row.
+
+    $K[w] = \sum_{u+v=w} A[u] B[v]$ for two kernels, and so on from left to right; a convolution with A and then one
+    with B (both without padding) equals one with K.
+
+    Args:
+      *kernels: `(*window, I, F_1)`, `(*window, F_1, F_2)`, ..., `(*window, F_n, O)`, first applied first.
+
+    Returns:
+      `(*window, I, O)`, where the window has the sum of the windows' sizes minus one less than their number on each
+      axis; in the dtype to which the kernels promote.
+
+    Raises:
+      ValueError: channels or numbers of axes that do not fit.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> row = jnp.array([1.0, 2.0, 1.0]).reshape(1, 3, 1, 1)
+      >>> compose(row, row).ravel()
+      Array([1., 4., 6., 4., 1.], dtype=float32)
+    """
+    return KernelChain(kernels).dense()
+
+
+def _computation_dtype(dtype: Any) -> Any:
+    return np.promote_types(dtype, np.float32) if jnp.issubdtype(dtype, jnp.inexact) else dtype
+
+
+def _in_groups(kernel: jax.Array, count: int, groups: int) -> jax.Array:
+    """A kernel of `count` groups, a multiple of `groups`, as one dense kernel for each of `groups` groups.
+
+    (*window, I / count, O) -> (groups, *window, I / groups, O / groups), with zeros between the finer groups.
+    """
+    *window, kernel_in, out_features = kernel.shape
+    finer = count // groups
+    blocks = kernel.reshape(*window, kernel_in, groups, finer, out_features // count)
+    # (*window, I/count, G, f, O/count) -> (*window, f, I/count, G, f', O/count), zero unless f == f'
+    eye = jnp.eye(finer, dtype=kernel.dtype)
+    spread = jnp.einsum("...igfo,fh->...higfo", blocks, eye, precision=lax.Precision.HIGHEST)
+    spread = spread.reshape(*window, finer * kernel_in, groups, out_features // groups)
+    return jnp.moveaxis(spread, -2, 0)
+
+
+def _compose_pair(first: jax.Array, second: jax.Array) -> jax.Array:
+    """(G, *window, I, F) and (G, *window, F, O) -> (G, *window, I, O)."""
+    rank = first.ndim - 3
+    spatial = "DHW"[3 - rank :] if rank <= 3 else "ABCDEFGH"[:rank]
+    numbers = (f"N{spatial}C", f"{spatial}IO", f"N{spatial}C")
+
+    def one(a: jax.Array, b: jax.Array) -> jax.Array:
+        # The input features of the first link are the batch, its window the image: (I, *window, F) * (*window, F, O).
+        image = jnp.moveaxis(a, -2, 0)
+        full = [(size - 1, size - 1) for size in b.shape[:-2]]
+        flipped = jnp.flip(b, tuple(range(rank)))
+        dense = lax.conv_general_dilated(
+            image, flipped, (1,) * rank, full, dimension_numbers=numbers, precision=lax.Precision.HIGHEST
+        )
+        return jnp.moveaxis(dense, 0, -2)
+
+    if first.shape[0] == 1:
+        return one(first[0], second[0])[None]
+    return jax.vmap(one)(first, second)
+
+
+@jax.jit
+def _dense(chain: KernelChain) -> jax.Array:
+    dtype = chain.dtype
+    groups = chain.feature_group_count
+    links = [
+        _in_groups(jnp.asarray(kernel, _computation_dtype(dtype)), count, groups)
+        for kernel, count in zip(chain.kernels, chain.feature_group_counts, strict=True)
+    ]
+    dense = reduce(_compose_pair, links)  # (G, *window, I / G, O / G)
+    dense = jnp.moveaxis(dense, 0, -2)
+    return dense.reshape(*dense.shape[:-2], -1).astype(dtype)
+
+
+@partial(jax.jit)
+def _relative_error(chain: KernelChain, kernel: jax.Array) -> jax.Array:
+    dense = chain.dense()
+    dtype = np.promote_types(np.promote_types(dense.dtype, kernel.dtype), np.float32)
+    kernel = kernel.astype(dtype)
+    error = jnp.sqrt(jnp.sum(jnp.abs(dense.astype(dtype) - kernel) ** 2))
+    norm = jnp.sqrt(jnp.sum(jnp.abs(kernel) ** 2))
+    ratio = error / jnp.where(norm > 0, norm, jnp.ones_like(norm))
+    return jnp.where(norm > 0, ratio, jnp.where(error > 0, jnp.inf, jnp.zeros_like(error)))

@@ -1,0 +1,229 @@
+"""What a layer costs: multiply-accumulates, operations, parameters and bytes, by exact formulas."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxcnn.arguments import ConvArguments, IntOrInts, conv_arguments, conv_transpose_arguments, pool_arguments
+from jaxcnn.chain import KernelChain, plan_links
+from jaxcnn.geometry import Padding, dilated_size, output_sizes, window_hits
+from jaxcnn.layout import Layout
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """What computing a layer once takes; costs add up with `+`, and `sum(costs, Cost())` is that of a network.
+
+    Args:
+      macs: multiply-accumulates of the formula, taps on padding included.
+      macs_valid: the same without the taps that fall on zero padding or on the holes of a dilated input, which is what
+        XLA's cost analysis counts (halved).
+      flops: floating-point operations: 2 * macs, and the additions of a bias; for a pool its comparisons or additions.
+      params: weights and biases.
+      bytes: bytes read and written if each array is touched once: input, kernel, bias, output, and between the links of
+        a chain each intermediate result twice.
+
+    Example:
+      >>> Cost(macs=3, flops=6) + Cost(macs=1, flops=2)
+      Cost(macs=4, macs_valid=0, flops=8, params=0, bytes=0)
+    """
+
+    macs: int = 0
+    macs_valid: int = 0
+    flops: int = 0
+    params: int = 0
+    bytes: int = 0
+
+    def __add__(self, other: Cost) -> Cost:
+        if not isinstance(other, Cost):
+            return NotImplemented
+        return Cost(*(a + b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)))
+
+
+def _link_cost(
+    batch: int,
+    sizes: Sequence[int],
+    outputs: Sequence[int],
+    kernel_shape: Sequence[int],
+    groups: int,
+    arguments: ConvArguments,
+    link: dict[str, Any],
+    itemsize: int,
+) -> Cost:
+    *window, kernel_in, out_features = kernel_shape
+    hits = (
+        window_hits(size, output, taps, stride, low, dilation, input_dilation)
+        for size, output, taps, stride, (low, _), dilation, input_dilation in zip(
+            sizes,
+            outputs,
+            window,
+            link["strides"],
+            link["padding"],
+            arguments.kernel_dilation,
+            link["input_dilation"],
+            strict=True,
+        )
+    )
+    products = batch * kernel_in * out_features
+    macs = products * math.prod(outputs) * math.prod(window)
+    params = math.prod(kernel_shape)
+    elements = batch * (math.prod(sizes) * kernel_in * groups + math.prod(outputs) * out_features)
+    return Cost(macs, products * math.prod(hits), 2 * macs, params, (elements + params) * itemsize)
+
+
+def _geometry_cost(
+    arguments: ConvArguments, kernels: Sequence[Sequence[int]], counts: Sequence[int], itemsize: int
+) -> Cost:
+    batch = math.prod(arguments.batch_shape)
+    sizes, padding = arguments.sizes, arguments.padding
+    if arguments.padding_mode != "zeros":
+        # Padding that repeats the image is made of real pixels.
+        sizes = tuple(size + low + high for size, (low, high) in zip(sizes, padding, strict=True))
+        padding = ((0, 0),) * len(sizes)
+    cost = Cost()
+    plan = plan_links([tuple(shape[:-2]) for shape in kernels], arguments.strides, padding, arguments.input_dilation)
+    for index, (shape, groups, link) in enumerate(zip(kernels, counts, plan, strict=True)):
+        if index == len(kernels) - 1:
+            outputs = arguments.output_sizes
+        else:
+            extents = tuple(map(dilated_size, shape[:-2], arguments.kernel_dilation))
+            dilated = tuple(map(dilated_size, sizes, link["input_dilation"]))
+            outputs = output_sizes("conv_cost", dilated, link["padding"], extents, link["strides"])
+        cost += _link_cost(batch, sizes, outputs, shape, groups, arguments, link, itemsize)
+        sizes = outputs
+    return cost
+
+
+def conv_cost(
+    x_shape: Sequence[int],
+    kernel_shape: Sequence[int] | KernelChain,
+    *,
+    strides: IntOrInts = 1,
+    padding: Padding = "SAME",
+    padding_mode: str = "zeros",
+    input_dilation: IntOrInts = 1,
+    kernel_dilation: IntOrInts = 1,
+    feature_group_count: int = 1,
+    layout: Layout = None,
+    precision: Any = None,
+    preferred_element_type: Any = None,
+    method: str = "auto",
+    output_padding: IntOrInts = 0,
+    transposed: bool = False,
+    bias: bool = False,
+) -> Cost:
+    r"""Cost of a convolution, of a chain of convolutions, or of their transpose.
+
+    macs $= N \cdot \prod_a (o_a k_a) \cdot (C_{in} / G) \cdot C_{out}$ for o output pixels and k taps on axis a and G
+    groups. A transposed convolution has the same formula with its input's pixels for o. A chain costs the sum of its
+    links, those before the last stride on unstrided images; borders are exact: inner links compute a few more pixels.
+
+    Args:
+      x_shape: shape of x.
+      kernel_shape: shape of the kernel, or a `KernelChain`.
+      strides, padding, padding_mode, input_dilation, kernel_dilation, feature_group_count, layout: as in `conv`.
+      precision, method: taken so that `conv`'s options can be passed on; the formula does not depend on them.
+      preferred_element_type: dtype whose size is that of every element in `bytes`; float32 if left out.
+      output_padding: as in `conv_transpose`.
+      transposed: whether to count `conv_transpose` instead of `conv`.
+      bias: whether a bias is added to each output pixel.
+
+    Returns:
+      A `Cost` of integers.
+
+    Raises:
+      ValueError, TypeError: as in `conv`.
+
+    Example:
+      >>> conv_cost((1, 5, 5, 1), (3, 3, 1, 1), padding="VALID")
+      Cost(macs=81, macs_valid=81, flops=162, params=9, bytes=172)
+      >>> conv_cost((1, 5, 5, 1), (3, 3, 1, 1))         # SAME: 25 outputs, 56 taps on padding
+      Cost(macs=225, macs_valid=169, flops=450, params=9, bytes=236)
+
+    References:
+      Half of `jax.jit(f).lower(...).cost_analysis()["flops"]` is `macs_valid`, 2 * `macs` is what most counters for
+      PyTorch print as FLOPs, and some print `macs` under that name.
+    """
+    del precision, method
+    itemsize = 4 if preferred_element_type is None else np.dtype(preferred_element_type).itemsize
+    common: dict[str, Any] = {
+        "strides": strides,
+        "padding": padding,
+        "kernel_dilation": kernel_dilation,
+        "feature_group_count": feature_group_count,
+        "layout": layout,
+    }
+    if transposed:
+        arguments = conv_transpose_arguments(
+            "conv_cost", x_shape, kernel_shape, output_padding=output_padding, **common
+        )
+        _, x_sizes, _ = arguments.order.split_input("conv_cost", x_shape)
+        arguments = dataclasses.replace(arguments, output_sizes=x_sizes)
+        features, results = arguments.in_features, arguments.transposed_output_shape
+    else:
+        arguments = conv_arguments(
+            "conv_cost", x_shape, kernel_shape, padding_mode=padding_mode, input_dilation=input_dilation, **common
+        )
+        features, results = arguments.out_features, arguments.output_shape
+    if isinstance(kernel_shape, KernelChain):
+        kernels = [tuple(link.shape) for link in kernel_shape.kernels]
+        counts = kernel_shape.feature_group_counts
+    else:
+        groups = arguments.feature_group_count
+        kernels = [(*arguments.window, arguments.in_features // groups, arguments.out_features)]
+        counts = (groups,)
+    cost = _geometry_cost(arguments, kernels, counts, itemsize)
+    if bias:
+        cost += Cost(flops=math.prod(results), params=features, bytes=features * itemsize)
+    return cost
+
+
+def pool_cost(
+    x_shape: Sequence[int],
+    window_shape: IntOrInts,
+    *,
+    strides: IntOrInts = 1,
+    padding: Padding = "VALID",
+    window_dilation: IntOrInts = 1,
+    ceil_mode: bool = False,
+    layout: Layout = None,
+) -> Cost:
+    r"""Cost of a pool.
+
+    flops $= N C \cdot \prod_a o_a \cdot (\prod_a k_a - 1)$ comparisons or additions for o output pixels and k taps on
+    axis a; a pool multiplies nothing, so `macs` is 0.
+
+    Args:
+      x_shape: shape of x.
+      window_shape, strides, padding, window_dilation, ceil_mode, layout: as in `max_pool`.
+
+    Returns:
+      A `Cost` of integers; `bytes` for 4-byte elements, input and output touched once.
+
+    Raises:
+      ValueError, TypeError: as in `max_pool`.
+
+    Example:
+      >>> pool_cost((1, 5, 5, 1), 3)
+      Cost(macs=0, macs_valid=0, flops=72, params=0, bytes=136)
+
+    References:
+      XLA's cost analysis counts a window reduction the same way.
+    """
+    arguments = pool_arguments(
+        "pool_cost",
+        x_shape,
+        window_shape,
+        strides=strides,
+        padding=padding,
+        window_dilation=window_dilation,
+        ceil_mode=ceil_mode,
+        layout=layout,
+    )
+    outputs = math.prod(arguments.output_shape)
+    return Cost(flops=outputs * (math.prod(arguments.window) - 1), bytes=4 * (math.prod(x_shape) + outputs))

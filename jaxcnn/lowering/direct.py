@@ -1,0 +1,160 @@
+"""The method `direct`: XLA's own convolution and window reduction, which supports everything and defines the answer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxcnn.lowering.spec import ConvSpec, PoolSpec
+
+NAME = "direct"
+
+
+def supports(spec: ConvSpec) -> str | None:
+    """None, since `direct` computes every convolution."""
+    del spec
+    return None
+
+
+def _dimension_numbers(rank: int) -> lax.ConvDimensionNumbers:
+    spatial = tuple(range(1, rank + 1))
+    channels_last = (0, rank + 1, *spatial)
+    return lax.ConvDimensionNumbers(channels_last, (rank + 1, rank, *range(rank)), channels_last)
+
+
+def lower(lhs: jax.Array, rhs: jax.Array, spec: ConvSpec, sharding: Any = None) -> jax.Array:
+    """Computes the array that `spec.role` names from the two others, by `lax.conv_general_dilated` or its transpose."""
+    if any(isinstance(n, int) and n == 0 for n in (*spec.input_shape, *spec.kernel_shape, *spec.output_shape)):
+        lead = () if spec.stacked is None else (spec.stacked,)
+        return jnp.zeros((*lead, *spec.result_shape), spec.out_dtype)
+    if spec.stacked is not None:
+        return jax.vmap(lambda a, b: _single(a, b, spec, None))(lhs, rhs)
+    return _single(lhs, rhs, spec, sharding)
+
+
+def _single(lhs: jax.Array, rhs: jax.Array, spec: ConvSpec, sharding: Any) -> jax.Array:
+    # NumPy's promotion of ml_dtypes is JAX's, and is not refused under strict promotion: the user's own operands were
+    # checked before, here a float32 cotangent may meet a bfloat16 kernel.
+    common = np.promote_types(spec.lhs_dtype, spec.rhs_dtype)
+    wider = np.promote_types(common, spec.out_dtype) == spec.out_dtype and common != spec.out_dtype
+    lhs, rhs = lhs.astype(common), rhs.astype(common)
+
+    def forward(x: jax.Array, kernel: jax.Array, preferred_element_type: Any = None) -> jax.Array:
+        return lax.conv_general_dilated(
+            x,
+            kernel,
+            window_strides=spec.strides,
+            padding=spec.padding,
+            lhs_dilation=spec.input_dilation,
+            rhs_dilation=spec.kernel_dilation,
+            dimension_numbers=_dimension_numbers(spec.rank),
+            feature_group_count=spec.feature_group_count,
+            precision=spec.precision,
+            preferred_element_type=preferred_element_type,
+        )
+
+    if spec.role == "output":
+        result = forward(lhs, rhs, spec.out_dtype if wider else None)
+    else:
+        if wider:
+            lhs, rhs = lhs.astype(spec.out_dtype), rhs.astype(spec.out_dtype)
+        struct = jax.ShapeDtypeStruct(spec.result_shape, lhs.dtype, sharding=sharding)
+        if spec.role == "input":
+            (result,) = jax.linear_transpose(lambda x: forward(x, rhs), struct)(lhs)
+        else:
+            (result,) = jax.linear_transpose(lambda kernel: forward(lhs, kernel), struct)(rhs)
+    return result.astype(spec.out_dtype)
+
+
+def pool_identity(mode: str, dtype: np.dtype) -> np.ndarray:
+    """The value that never wins a maximum (`mode` "max") or a minimum (`mode` "min")."""
+    if dtype == np.bool_:
+        return np.array(mode == "min", dtype)
+    low = -np.inf if jnp.issubdtype(dtype, jnp.floating) else jnp.iinfo(dtype).min
+    high = np.inf if jnp.issubdtype(dtype, jnp.floating) else jnp.iinfo(dtype).max
+    return np.array(low if mode == "max" else high, dtype)
+
+
+def _window_options(spec: PoolSpec) -> dict[str, Any]:
+    return {
+        "window_dimensions": (1, *spec.window_shape, 1),
+        "window_strides": (1, *spec.strides, 1),
+        "padding": ((0, 0), *spec.padding, (0, 0)),
+        "window_dilation": (1, *spec.window_dilation, 1),
+    }
+
+
+def _is_empty(spec: PoolSpec) -> bool:
+    return any(isinstance(n, int) and n == 0 for n in spec.input_shape)
+
+
+def extremum(x: jax.Array, spec: PoolSpec, mode: str) -> jax.Array:
+    """Maximum (`mode` "max") or minimum ("min") of each window; NaN wins."""
+    identity = pool_identity(mode, spec.dtype)
+    if _is_empty(spec):
+        return jnp.full(spec.output_shape, identity)
+    return lax.reduce_window(x, identity, lax.max if mode == "max" else lax.min, **_window_options(spec))
+
+
+def winner(x: jax.Array, spec: PoolSpec, mode: str) -> jax.Array:
+    """Flat index in the unpadded plane of each window's first maximum or minimum, int32; -1 where there is no pixel."""
+    if _is_empty(spec):
+        return jnp.full(spec.output_shape, -1, jnp.int32)
+    shape = x.shape
+    plane = (1, *shape[1:-1], 1)
+    flat = jnp.zeros(plane, jnp.int32)
+    for axis in range(1, len(shape) - 1):
+        flat = flat * shape[axis] + lax.broadcasted_iota(jnp.int32, plane, axis)
+    flat = jnp.broadcast_to(flat, shape)
+    nobody = np.array(np.iinfo(np.int32).max, np.int32)
+    better = lax.gt if mode == "max" else lax.lt
+
+    def first(a: Any, b: Any) -> Any:
+        (a_value, a_index), (b_value, b_index) = a, b
+        a_nan, b_nan = a_value != a_value, b_value != b_value
+        tie = (a_value == b_value) | (a_nan & b_nan)
+        a_wins = (better(a_value, b_value) & ~b_nan) | (a_nan & ~b_nan) | (tie & (a_index < b_index))
+        # A pixel that equals the identity still beats the padding, whose index is larger than any.
+        return jnp.where(a_wins, a_value, b_value), jnp.where(a_wins, a_index, b_index)
+
+    identity = pool_identity(mode, spec.dtype)
+    _, index = lax.reduce_window((x, flat), (identity, nobody), first, **_window_options(spec))
+    return jnp.where(index == nobody, -1, index)
+
+
+def _flattened(x: jax.Array) -> jax.Array:
+    return x.reshape(x.shape[0], -1, x.shape[-1])
+
+
+def select(x: jax.Array, index: jax.Array) -> jax.Array:
+    """x at the flat index of each output, 0 where it is -1; linear in x."""
+    flat, at = _flattened(x), _flattened(index)  # (N, P, C), (N, Q, C)
+    taken = jnp.take_along_axis(flat, jnp.maximum(at, 0), axis=1)
+    return jnp.where(at < 0, jnp.zeros((), x.dtype), taken).reshape(index.shape)
+
+
+def scatter(y: jax.Array, index: jax.Array, input_size: tuple[int, ...], sharding: Any = None) -> jax.Array:
+    """The transpose of `select`: adds each y to the pixel that its index names."""
+    struct = jax.ShapeDtypeStruct((y.shape[0], *input_size, y.shape[-1]), y.dtype, sharding=sharding)
+    (x,) = jax.linear_transpose(lambda x: select(x, index), struct)(y)
+    return x
+
+
+def window_sum(x: jax.Array, spec: PoolSpec) -> jax.Array:
+    """Sum of each window, in x's dtype."""
+    if _is_empty(spec):
+        return jnp.zeros(spec.output_shape, spec.dtype)
+    return lax.reduce_window(x, np.zeros((), spec.dtype), lax.add, **_window_options(spec))
+
+
+def window_spread(y: jax.Array, spec: PoolSpec, sharding: Any = None) -> jax.Array:
+    """The transpose of `window_sum`: adds each y to the pixels of its window."""
+    if _is_empty(spec):
+        return jnp.zeros(spec.input_shape, spec.dtype)
+    struct = jax.ShapeDtypeStruct(spec.input_shape, spec.dtype, sharding=sharding)
+    (x,) = jax.linear_transpose(lambda x: window_sum(x, spec), struct)(y)
+    return x

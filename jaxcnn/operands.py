@@ -1,0 +1,110 @@
+"""The operands of a public function, brought to the form that the primitives take: dtype, padding, links in a row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.typing import DTypeLike
+
+from jaxcnn.arguments import PADDING_MODES, ConvArguments
+from jaxcnn.chain import plan_links
+from jaxcnn.geometry import Pair
+from jaxcnn.primitives import bind_conv
+
+
+def _setting(name: str) -> Any:
+    """A setting of JAX, as the active context has it."""
+    return getattr(jax.config, name)
+
+
+def common_dtype(operation: str, x: jax.Array, kernel: Any) -> np.dtype:
+    """The dtype to which x and the kernel promote under the user's promotion setting."""
+    try:
+        return jnp.promote_types(x.dtype, kernel.dtype)
+    except ValueError as error:
+        raise TypeError(
+            f"{operation}: x is {x.dtype} and kernel is {kernel.dtype}, which do not promote under "
+            f"jax_numpy_dtype_promotion={_setting('jax_numpy_dtype_promotion')!r}; cast one of them"
+        ) from error
+
+
+def result_dtype(operation: str, dtype: np.dtype, preferred_element_type: DTypeLike | None) -> np.dtype:
+    """The dtype of the result: the operands', int32 at least for integers, unless another is preferred."""
+    if preferred_element_type is None:
+        if dtype == np.bool_ or (jnp.issubdtype(dtype, jnp.integer) and dtype.itemsize < 4):
+            return np.dtype(np.int32)
+        return dtype
+    preferred = jax.dtypes.canonicalize_dtype(preferred_element_type)
+    if jnp.issubdtype(dtype, jnp.inexact) and not jnp.issubdtype(preferred, jnp.inexact):
+        raise TypeError(f"{operation}: preferred_element_type {preferred} cannot hold results of {dtype} operands")
+    if jnp.issubdtype(dtype, jnp.complexfloating) and not jnp.issubdtype(preferred, jnp.complexfloating):
+        raise TypeError(f"{operation}: preferred_element_type {preferred} cannot hold results of {dtype} operands")
+    return preferred
+
+
+def floating_at_least_float32(dtype: np.dtype) -> np.dtype:
+    """float32 for 16-bit floats, the dtype itself for all others."""
+    return np.promote_types(dtype, np.float32) if jnp.issubdtype(dtype, jnp.inexact) else dtype
+
+
+def user_precision(precision: Any) -> Any:
+    """The precision asked for, or the one set for all matrix products."""
+    # Read here, where the user's context is still active, and not when the primitive is lowered.
+    return _setting("jax_default_matmul_precision") if precision is None else precision
+
+
+def pad_edges(x: jax.Array, padding: Sequence[Pair], fill: Any = 0, mode: str = "zeros") -> jax.Array:
+    """Pads the spatial axes of (N, *spatial, C) with a value or in one of `PADDING_MODES`; crops where negative."""
+    if mode != "zeros":
+        added = [(max(low, 0), max(high, 0)) for low, high in padding]
+        if any(map(any, added)):
+            x = jnp.pad(x, ((0, 0), *added, (0, 0)), mode=PADDING_MODES[mode])
+        padding = [(min(low, 0), min(high, 0)) for low, high in padding]
+    if not any(map(any, padding)):
+        return x
+    return lax.pad(x, jnp.asarray(fill, x.dtype), ((0, 0, 0), *((*pair, 0) for pair in padding), (0, 0, 0)))
+
+
+def _padded_input(x: jax.Array, arguments: ConvArguments) -> tuple[jax.Array, dict[str, Any]]:
+    """x with everything done to it that the primitive does not do, and the padding and input dilation that are left.
+
+    The primitive takes no padding of another mode than zeros and no negative padding (XLA reads out of bounds for some:
+    openxla/xla#48713).
+    """
+    if arguments.padding_mode != "zeros":
+        x = pad_edges(x, arguments.padding, mode=arguments.padding_mode)
+        return x, {"padding": ((0, 0),) * arguments.order.rank, "input_dilation": arguments.input_dilation}
+    padding, dilation = list(arguments.padding), list(arguments.input_dilation)
+    for axis, (low, high) in enumerate(arguments.padding):
+        if min(low, high) < 0:
+            config = [(0, 0, 0)] * x.ndim
+            config[axis + 1] = (low, high, dilation[axis] - 1)
+            x = lax.pad(x, jnp.zeros((), x.dtype), config)
+            padding[axis], dilation[axis] = (0, 0), 1
+    return x, {"padding": tuple(padding), "input_dilation": tuple(dilation)}
+
+
+def bind_links(
+    x: jax.Array, kernels: Sequence[jax.Array], counts: Sequence[int], arguments: ConvArguments, **params: Any
+) -> jax.Array:
+    """The convolution of (N, *spatial, C) with kernels in a row, bound link by link."""
+    x, rest = _padded_input(x, arguments)
+    windows = [tuple(kernel.shape[:-2]) for kernel in kernels]
+    out_dtype = params.pop("preferred_element_type")
+    inner = floating_at_least_float32(out_dtype)  # what 16-bit floats stay between links
+    for index, link in enumerate(plan_links(windows, arguments.strides, **rest)):
+        x = bind_conv(
+            x,
+            kernels[index],
+            feature_group_count=counts[index],
+            kernel_dilation=arguments.kernel_dilation,
+            preferred_element_type=out_dtype if index == len(kernels) - 1 else inner,
+            **link,
+            **params,
+        )
+    return x

@@ -1,0 +1,110 @@
+"""Shapes of results, by arithmetic alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from jaxcnn.arguments import IntOrInts, conv_arguments, pool_arguments
+from jaxcnn.chain import KernelChain
+from jaxcnn.geometry import Padding
+from jaxcnn.layout import Layout
+
+
+def conv_output_shape(
+    x_shape: Sequence[int],
+    kernel_shape: Sequence[int] | KernelChain,
+    *,
+    strides: IntOrInts = 1,
+    padding: Padding = "SAME",
+    padding_mode: str = "zeros",
+    input_dilation: IntOrInts = 1,
+    kernel_dilation: IntOrInts = 1,
+    feature_group_count: int = 1,
+    layout: Layout = None,
+    precision: Any = None,
+    preferred_element_type: Any = None,
+    method: str = "auto",
+) -> tuple[int, ...]:
+    """Shape of `conv`'s result, by arithmetic alone.
+
+    floor((size + low + high - (window - 1) * kernel_dilation - 1) / stride) + 1 on each spatial axis.
+
+    Args:
+      x_shape: shape of x.
+      kernel_shape: shape of the kernel, or a `KernelChain`.
+      strides, padding, padding_mode, input_dilation, kernel_dilation, feature_group_count, layout: as in `conv`.
+      precision, preferred_element_type, method: taken so that `conv`'s options can be passed on; they change no shape.
+
+    Returns:
+      `(*batch, *output, C_out)` in x's order of axes.
+
+    Raises:
+      ValueError, TypeError: as in `conv`.
+
+    Example:
+      >>> conv_output_shape((1, 224, 224, 3), (7, 7, 3, 64), strides=2)
+      (1, 112, 112, 64)
+
+    References:
+      Dumoulin and Visin, "A guide to convolution arithmetic for deep learning", 2016, relationship 15.
+    """
+    del precision, preferred_element_type, method
+    return conv_arguments(
+        "conv_output_shape",
+        x_shape,
+        kernel_shape,
+        strides=strides,
+        padding=padding,
+        padding_mode=padding_mode,
+        input_dilation=input_dilation,
+        kernel_dilation=kernel_dilation,
+        feature_group_count=feature_group_count,
+        layout=layout,
+    ).output_shape
+
+
+def pool_output_shape(
+    x_shape: Sequence[int],
+    window_shape: IntOrInts,
+    *,
+    strides: IntOrInts = 1,
+    padding: Padding = "VALID",
+    window_dilation: IntOrInts = 1,
+    ceil_mode: bool = False,
+    layout: Layout = None,
+) -> tuple[int, ...]:
+    """Shape of a pool's result, by arithmetic alone.
+
+    floor((size + low + high - (window - 1) * window_dilation - 1) / stride) + 1 on each spatial axis; with `ceil_mode`
+    rounded up, unless the last window would start in the high padding.
+
+    Args:
+      x_shape: shape of x.
+      window_shape, strides, padding, window_dilation, ceil_mode, layout: as in `max_pool`.
+
+    Returns:
+      `(*batch, *output, C)` in x's order of axes.
+
+    Raises:
+      ValueError, TypeError: as in `max_pool`.
+
+    Example:
+      >>> pool_output_shape((1, 7, 7, 8), 2, strides=2)
+      (1, 3, 3, 8)
+      >>> pool_output_shape((1, 7, 7, 8), 2, strides=2, ceil_mode=True)
+      (1, 4, 4, 8)
+
+    References:
+      `torch.nn.MaxPool2d` for `ceil_mode`.
+    """
+    return pool_arguments(
+        "pool_output_shape",
+        x_shape,
+        window_shape,
+        strides=strides,
+        padding=padding,
+        window_dilation=window_dilation,
+        ceil_mode=ceil_mode,
+        layout=layout,
+    ).output_shape
