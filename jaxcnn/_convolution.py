@@ -23,6 +23,7 @@ from jaxcnn.layout import Layout, parse_layout
 from jaxcnn.lowering.choice import check_method
 from jaxcnn.operands import (
     bind_links,
+    bind_links_transposed,
     common_dtype,
     floating_at_least_float32,
     pad_edges,
@@ -135,20 +136,15 @@ def conv_transpose(
     several = isinstance(kernel, KernelChain) and len(kernel.kernels) > 1
     inner = floating_at_least_float32(out_dtype) if several else out_dtype
     kernels, counts = _kernel_links(kernel, arguments, inner)
-
-    def forward(u: jax.Array) -> jax.Array:
-        return bind_links(
-            u,
-            kernels,
-            counts,
-            arguments,
-            precision=user_precision(precision),
-            preferred_element_type=inner,
-            method=method,
-        )
-
-    struct = jax.ShapeDtypeStruct((y.shape[0], *arguments.sizes, arguments.in_features), inner)
-    (result,) = jax.linear_transpose(forward, struct)(y.astype(inner))
+    result = bind_links_transposed(
+        y.astype(inner),
+        kernels,
+        counts,
+        arguments,
+        precision=user_precision(precision),
+        preferred_element_type=inner,
+        method=method,
+    )
     return arguments.order.from_canonical(result.astype(out_dtype), arguments.batch_shape)
 
 

@@ -89,7 +89,8 @@ def extremum_with_indices(x: jax.Array, **options: Any) -> tuple[jax.Array, jax.
     cropped, params, starts = _prepared(operation, x, arguments)
     index = winner_p.bind(lax.stop_gradient(cropped), mode="max", **params)
     nowhere = index < 0
-    values = jnp.where(nowhere, jnp.asarray(pool_identity("max", cropped.dtype)), select_p.bind(cropped, index))
+    maxima = select_p.bind(cropped, index, **params)
+    values = jnp.where(nowhere, jnp.asarray(pool_identity("max", cropped.dtype)), maxima)
     if any(starts):
         index = jnp.where(nowhere, index, _moved_index(index, cropped.shape[1:-1], arguments.sizes, starts))
     unflatten = partial(arguments.order.from_canonical, batch_shape=arguments.batch_shape)

@@ -47,6 +47,7 @@ class Cost:
 
 def _link_cost(
     batch: int,
+    stored: Sequence[int],
     sizes: Sequence[int],
     outputs: Sequence[int],
     kernel_shape: Sequence[int],
@@ -72,7 +73,7 @@ def _link_cost(
     products = batch * kernel_in * out_features
     macs = products * math.prod(outputs) * math.prod(window)
     params = math.prod(kernel_shape)
-    elements = batch * (math.prod(sizes) * kernel_in * groups + math.prod(outputs) * out_features)
+    elements = batch * (math.prod(stored) * kernel_in * groups + math.prod(outputs) * out_features)
     return Cost(macs, products * math.prod(hits), 2 * macs, params, (elements + params) * itemsize)
 
 
@@ -80,7 +81,8 @@ def _geometry_cost(
     arguments: ConvArguments, kernels: Sequence[Sequence[int]], counts: Sequence[int], itemsize: int
 ) -> Cost:
     batch = math.prod(arguments.batch_shape)
-    sizes, padding = arguments.sizes, arguments.padding
+    stored = sizes = arguments.sizes
+    padding = arguments.padding
     if arguments.padding_mode != "zeros":
         # Padding that repeats the image is made of real pixels.
         sizes = tuple(size + low + high for size, (low, high) in zip(sizes, padding, strict=True))
@@ -94,8 +96,8 @@ def _geometry_cost(
             extents = tuple(map(dilated_size, shape[:-2], arguments.kernel_dilation))
             dilated = tuple(map(dilated_size, sizes, link["input_dilation"]))
             outputs = output_sizes("conv_cost", dilated, link["padding"], extents, link["strides"])
-        cost += _link_cost(batch, sizes, outputs, shape, groups, arguments, link, itemsize)
-        sizes = outputs
+        cost += _link_cost(batch, stored, sizes, outputs, shape, groups, arguments, link, itemsize)
+        stored = sizes = outputs
     return cost
 
 

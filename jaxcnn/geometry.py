@@ -268,11 +268,18 @@ def _is_branches(item: Any) -> bool:
     return not isinstance(item, Layer)
 
 
-def _layers_rank(layers: Sequence[Any]) -> int:
+def _check_sequence(value: Any, name: str, parts: str) -> None:
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise TypeError(f"receptive_field: {name} must be a sequence of {parts}, got {value!r}")
+
+
+def _layers_rank(layers: Sequence[Any], name: str = "layers") -> int:
+    _check_sequence(layers, name, "layers")
     ranks = {1}
     for item in layers:
         if _is_branches(item):
-            ranks.update(_layers_rank(branch) for branch in item)
+            _check_sequence(item, "what is not a Layer", "parallel branches")
+            ranks.update(_layers_rank(branch, "a branch") for branch in item)
         else:
             for value in (item.window, item.strides, item.dilation):
                 if not hasattr(value, "__index__"):
@@ -307,8 +314,6 @@ def _branches_field(branches: Sequence[Any], rank: int) -> ReceptiveField:
 
 
 def _chain_field(layers: Sequence[Any], rank: int) -> ReceptiveField:
-    if isinstance(layers, Layer):
-        raise TypeError(f"receptive_field: a branch must be a sequence of layers, got {layers!r}")
     size, stride, offset = (1,) * rank, (1,) * rank, (0,) * rank
     for item in layers:
         field = _branches_field(item, rank) if _is_branches(item) else _layer_field(item, rank)
@@ -334,6 +339,7 @@ def receptive_field(layers: Sequence[Any]) -> ReceptiveField:
 
     Raises:
       ValueError: parallel branches of different stride, or layers of different spatial rank.
+      TypeError: something else in the place of a layer, of branches or of a branch.
 
     Example:
       >>> receptive_field([Layer(3, padding=1), Layer(2, strides=2), Layer(3, padding=1)])

@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 
 from jaxcnn.arguments import PADDING_MODES, ConvArguments
 from jaxcnn.chain import plan_links
-from jaxcnn.geometry import Pair
+from jaxcnn.geometry import Pair, dilated_size, output_sizes
 from jaxcnn.primitives import bind_conv
 
 
@@ -108,3 +108,40 @@ def bind_links(
             **params,
         )
     return x
+
+
+def bind_links_transposed(
+    y: jax.Array, kernels: Sequence[jax.Array], counts: Sequence[int], arguments: ConvArguments, **params: Any
+) -> jax.Array:
+    """The adjoint of `bind_links`: from (N, *output, C_out) to (N, *spatial, C_in), link by link from the last."""
+    cropped = [min(pair) < 0 for pair in arguments.padding]
+    edges = [pair if crops else (0, 0) for pair, crops in zip(arguments.padding, cropped, strict=True)]
+    padding = [(0, 0) if crops else pair for pair, crops in zip(arguments.padding, cropped, strict=True)]
+    windows = [tuple(kernel.shape[:-2]) for kernel in kernels]
+    plan = plan_links(windows, arguments.strides, padding, arguments.input_dilation)
+    inputs = [tuple(size + low + high for size, (low, high) in zip(arguments.sizes, edges, strict=True))]
+    for window, link in zip(windows, plan, strict=True):
+        extents = tuple(map(dilated_size, window, arguments.kernel_dilation))
+        inputs.append(output_sizes("conv_transpose", inputs[-1], link["padding"], extents, link["strides"]))
+    for index in reversed(range(len(kernels))):
+        y = bind_conv(
+            y,
+            kernels[index],
+            role="input",
+            input_size=inputs[index],
+            sharding=_batch_sharding(y),
+            feature_group_count=counts[index],
+            kernel_dilation=arguments.kernel_dilation,
+            **plan[index],
+            **params,
+        )
+    return pad_edges(y, [(-low, -high) for low, high in edges])
+
+
+def _batch_sharding(y: jax.Array) -> Any:
+    """On an Explicit mesh, a sharding of the batch axis alone, as y's."""
+    sharding = jax.typeof(y).sharding
+    if sharding.mesh.empty:
+        return None
+    spec = jax.sharding.PartitionSpec(sharding.spec[0], *(None,) * (y.ndim - 1))
+    return jax.sharding.NamedSharding(sharding.mesh, spec)

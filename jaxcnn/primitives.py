@@ -18,7 +18,7 @@ from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from jaxcnn.lowering import choice, direct
+from jaxcnn.lowering import choice
 from jaxcnn.lowering.spec import PoolSpec, conv_spec
 
 
@@ -41,6 +41,8 @@ def _register(primitive: Primitive, run: Callable[..., jax.Array], static: Seque
             return apply(*operands, **params)
 
     mlir.register_lowering(primitive, mlir.lower_fun(run, multiple_results=False))
+    on_cpu = mlir.lower_fun(partial(run, platform="cpu"), multiple_results=False)
+    mlir.register_lowering(primitive, on_cpu, platform="cpu")
 
 
 # Convolution. No static parameter may be called g, x or y: ad.defbilinear uses these names.
@@ -63,20 +65,28 @@ _CONV_STATIC = (
 )
 
 
-def _run_conv(lhs: jax.Array, rhs: jax.Array, *, method: str, sharding: Any, **params: Any) -> jax.Array:
+def _run_conv(
+    lhs: jax.Array, rhs: jax.Array, *, method: str, sharding: Any, platform: str | None = None, **params: Any
+) -> jax.Array:
     spec = conv_spec(lhs, rhs, **params)
-    chosen = choice.choose(spec, method)
+    chosen = choice.choose(spec, method, platform)
     return choice.METHODS[chosen.method].lower(lhs, rhs, spec, sharding)
 
 
 _register(conv_p, _run_conv, _CONV_STATIC)
 
 
-def bind_conv(lhs: jax.Array, rhs: jax.Array, **params: Any) -> jax.Array:
-    """Binds `conv_p` with both operands varying over the same manual mesh axes (as `shard_map` asks)."""
+def bind_conv(lhs: jax.Array, rhs: jax.Array, *, method: str, **params: Any) -> jax.Array:
+    """Binds `conv_p` with both operands varying over the same manual mesh axes (as `shard_map` asks).
+
+    Raises:
+      ValueError: the method that was asked for does not support this convolution.
+    """
     lhs, rhs = _match_varying(lhs, rhs)
-    full = {"role": "output", "stacked": False, "input_size": None, "window": None, "sharding": None, **params}
-    return conv_p.bind(lhs, rhs, **full)
+    full = {"role": "output", "stacked": False, "input_size": None, "window": None, **params}
+    sharding = full.pop("sharding", None)
+    choice.check_supported(method, conv_spec(lhs, rhs, **full))
+    return conv_p.bind(lhs, rhs, method=method, sharding=sharding, **full)
 
 
 def _match_varying(*operands: jax.Array) -> tuple[jax.Array, ...]:
@@ -188,10 +198,6 @@ batching.primitive_batchers[conv_p] = _conv_batching_rule
 _POOL_STATIC = ("window_shape", "strides", "padding", "window_dilation")
 
 
-def _pool_spec(input_shape: Sequence[int], dtype: Any, params: dict[str, Any]) -> PoolSpec:
-    return PoolSpec(input_shape=tuple(input_shape), dtype=jnp.dtype(dtype), **params)
-
-
 def _pool_batching_rule(
     primitive: Primitive, args: Sequence[Any], dims: Sequence[Any], **params: Any
 ) -> tuple[jax.Array, int]:
@@ -215,35 +221,55 @@ def _pool_primitive(name: str, run: Callable[..., jax.Array], static: Sequence[s
     return primitive
 
 
-def _run_extremum(operand: jax.Array, *, mode: str, **params: Any) -> jax.Array:
-    return direct.extremum(operand, _pool_spec(operand.shape, operand.dtype, params), mode)
+def _pool_spec_of(operand: Any, params: dict[str, Any], input_size: tuple[int, ...] | None = None) -> PoolSpec:
+    shape = operand.shape if input_size is None else (operand.shape[0], *input_size, operand.shape[-1])
+    return PoolSpec(input_shape=tuple(shape), dtype=jnp.dtype(operand.dtype), **params)
 
 
-def _run_winner(operand: jax.Array, *, mode: str, **params: Any) -> jax.Array:
-    return direct.winner(operand, _pool_spec(operand.shape, operand.dtype, params), mode)
+def _run_extremum(operand: jax.Array, *, mode: str, platform: str | None = None, **params: Any) -> jax.Array:
+    spec = _pool_spec_of(operand, params)
+    return choice.pool_method(spec, platform).extremum(operand, spec, mode)
 
 
-def _run_select(operand: jax.Array, index: jax.Array) -> jax.Array:
-    return direct.select(operand, index)
+def _run_winner(operand: jax.Array, *, mode: str, platform: str | None = None, **params: Any) -> jax.Array:
+    spec = _pool_spec_of(operand, params)
+    return choice.pool_method(spec, platform, indexed=True).winner(operand, spec, mode)
 
 
-def _run_scatter(operand: jax.Array, index: jax.Array, *, input_size: tuple[int, ...], sharding: Any) -> jax.Array:
-    return direct.scatter(operand, index, input_size, sharding)
+def _run_select(operand: jax.Array, index: jax.Array, *, platform: str | None = None, **params: Any) -> jax.Array:
+    spec = _pool_spec_of(operand, params)
+    return choice.pool_method(spec, platform, indexed=True).select(operand, index, spec)
 
 
-def _run_window_sum(operand: jax.Array, **params: Any) -> jax.Array:
-    return direct.window_sum(operand, _pool_spec(operand.shape, operand.dtype, params))
+def _run_scatter(
+    operand: jax.Array,
+    index: jax.Array,
+    *,
+    input_size: tuple[int, ...],
+    sharding: Any,
+    platform: str | None = None,
+    **params: Any,
+) -> jax.Array:
+    spec = _pool_spec_of(operand, params, input_size)
+    return choice.pool_method(spec, platform, indexed=True).scatter(operand, index, spec, sharding)
 
 
-def _run_window_spread(operand: jax.Array, *, input_size: tuple[int, ...], sharding: Any, **params: Any) -> jax.Array:
-    shape = (operand.shape[0], *input_size, operand.shape[-1])
-    return direct.window_spread(operand, _pool_spec(shape, operand.dtype, params), sharding)
+def _run_window_sum(operand: jax.Array, *, platform: str | None = None, **params: Any) -> jax.Array:
+    spec = _pool_spec_of(operand, params)
+    return choice.pool_method(spec, platform).window_sum(operand, spec)
+
+
+def _run_window_spread(
+    operand: jax.Array, *, input_size: tuple[int, ...], sharding: Any, platform: str | None = None, **params: Any
+) -> jax.Array:
+    spec = _pool_spec_of(operand, params, input_size)
+    return choice.pool_method(spec, platform).window_spread(operand, spec, sharding)
 
 
 extremum_p = _pool_primitive("jaxcnn_extremum", _run_extremum, (*_POOL_STATIC, "mode"))
 winner_p = _pool_primitive("jaxcnn_winner", _run_winner, (*_POOL_STATIC, "mode"))
-select_p = _pool_primitive("jaxcnn_select", _run_select, ())
-scatter_p = _pool_primitive("jaxcnn_scatter", _run_scatter, ("input_size", "sharding"))
+select_p = _pool_primitive("jaxcnn_select", _run_select, _POOL_STATIC)
+scatter_p = _pool_primitive("jaxcnn_scatter", _run_scatter, (*_POOL_STATIC, "input_size", "sharding"))
 window_sum_p = _pool_primitive("jaxcnn_window_sum", _run_window_sum, _POOL_STATIC)
 window_spread_p = _pool_primitive("jaxcnn_window_spread", _run_window_spread, (*_POOL_STATIC, "input_size", "sharding"))
 
@@ -252,7 +278,7 @@ def _extremum_jvp(primals: Sequence[Any], tangents: Sequence[Any], **params: Any
     (x,), (tangent,) = primals, tangents
     # The index is piecewise constant: no derivative passes through it, so second derivatives are zero.
     index = winner_p.bind(lax.stop_gradient(x), **params)
-    return extremum_p.bind(x, **params), select_p.bind(tangent, index)
+    return extremum_p.bind(x, **params), select_p.bind(tangent, index, **_window_params(params))
 
 
 ad.primitive_jvps[extremum_p] = _extremum_jvp
@@ -273,22 +299,31 @@ def _linear_in_first(primitive: Primitive, transpose: Callable[..., jax.Array]) 
     ad.primitive_transposes[primitive] = transpose_rule
 
 
-def _spatial(aval: Any) -> tuple[int, ...]:
-    return tuple(aval.shape[1:-1])
+def _window_params(params: dict[str, Any]) -> dict[str, Any]:
+    return {name: params[name] for name in _POOL_STATIC}
 
 
-_linear_in_first(
-    select_p,
-    lambda ct, aval, index: scatter_p.bind(ct, index, input_size=_spatial(aval), sharding=_aval_sharding(aval)),
-)
-_linear_in_first(scatter_p, lambda ct, aval, index, **_: select_p.bind(ct, index))
-_linear_in_first(
-    window_sum_p,
-    lambda ct, aval, **params: window_spread_p.bind(
-        ct, input_size=_spatial(aval), sharding=_aval_sharding(aval), **params
-    ),
-)
-_linear_in_first(
-    window_spread_p,
-    lambda ct, aval, **params: window_sum_p.bind(ct, **{name: params[name] for name in _POOL_STATIC}),
-)
+def _to_input(primitive: Primitive) -> Callable[..., jax.Array]:
+    """The transpose of a primitive that takes inputs to outputs: `primitive`, which needs the input's size."""
+
+    def transpose(cotangent: Any, aval: Any, *others: Any, **params: Any) -> jax.Array:
+        size = tuple(aval.shape[1:-1])
+        return primitive.bind(cotangent, *others, input_size=size, sharding=_aval_sharding(aval), **params)
+
+    return transpose
+
+
+def _to_output(primitive: Primitive) -> Callable[..., jax.Array]:
+    """The transpose of a primitive that takes outputs to inputs: `primitive`."""
+
+    def transpose(cotangent: Any, aval: Any, *others: Any, **params: Any) -> jax.Array:
+        del aval
+        return primitive.bind(cotangent, *others, **_window_params(params))
+
+    return transpose
+
+
+_linear_in_first(select_p, _to_input(scatter_p))
+_linear_in_first(scatter_p, _to_output(select_p))
+_linear_in_first(window_sum_p, _to_input(window_spread_p))
+_linear_in_first(window_spread_p, _to_output(window_sum_p))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -39,4 +40,5 @@ def grouped_kernel(operation: str, kernel: Any, feature_group_count: int, layout
 def merged_link(blocks: np.ndarray, dtype: Any) -> Any:
     """(G, *window, I, O) as a link `(*window, I, G * O)` of that dtype."""
     merged = np.moveaxis(blocks, 0, -2)
-    return jnp.asarray(merged.reshape(*merged.shape[:-2], -1), dtype)
+    # A NumPy kernel of float64 becomes what JAX makes of it under the user's setting, without a warning.
+    return jnp.asarray(merged.reshape(*merged.shape[:-2], -1), jax.dtypes.canonicalize_dtype(dtype))

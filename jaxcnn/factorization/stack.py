@@ -85,15 +85,18 @@ def stack(
         raise ValueError(f"{operation}: give features or tolerance, not both, got {features!r} and {tolerance!r}")
     gaps = len(sizes) - 1
 
-    def fit(width: int | Sequence[int]) -> tuple[KernelChain, float]:
-        widths = tuple(width) if isinstance(width, Sequence) else (width,) * gaps
-        fits = [fit_links(block, tuple(sizes), widths, seed=seed) for block in blocks]
+    def fit(widths: tuple[int, ...], narrower: Any = None) -> tuple[KernelChain, float, list[Any]]:
+        given = narrower or [None] * len(blocks)
+        fits = [
+            fit_links(block, tuple(sizes), widths, seed=seed, initial=initial)
+            for block, initial in zip(blocks, given, strict=True)
+        ]
         norms = [np.linalg.norm(block) for block in blocks]
         error = math.hypot(*(error * norm for (_, error), norm in zip(fits, norms, strict=True)))
         links = (np.stack(group_links) for group_links in zip(*(links for links, _ in fits), strict=True))
         dtype = np.asarray(kernel).dtype
         chain = KernelChain(tuple(merged_link(link, dtype) for link in links), (len(blocks),) * len(sizes))
-        return chain, error / (float(np.linalg.norm(norms)) or 1.0)
+        return chain, error / (float(np.linalg.norm(norms)) or 1.0), [links for links, _ in fits]
 
     if tolerance is not None:
         return _narrowest(fit, check_tolerance(operation, tolerance), sizes, in_features, out_features)
@@ -113,20 +116,22 @@ def _narrowest(fit: Any, tolerance: float, sizes: Sequence[Any], in_features: in
     largest = max(
         math.prod(map(math.prod, sizes[:-1])) * in_features, math.prod(map(math.prod, sizes[1:])) * out_features
     )
-    low, high = 0, 1
-    chain, error = fit(high)
+    low, high, below = 0, 1, None
+    gaps = len(sizes) - 1
+    # A wider fit also starts from the narrower one, so that it is never worse.
+    chain, error, narrower = fit((high,) * gaps)
     while error > tolerance:
         if high == largest:
             raise ValueError(
                 f"stack: no width up to {largest} meets tolerance {tolerance}: the best relative error is {error:.3g}"
             )
-        low, high = high, min(2 * high, largest)
-        chain, error = fit(high)
+        low, high, below = high, min(2 * high, largest), narrower
+        chain, error, narrower = fit((high,) * gaps, narrower)
     while high - low > 1:
         middle = (low + high) // 2
-        candidate, error = fit(middle)
+        candidate, error, links = fit((middle,) * gaps, below)
         if error <= tolerance:
             chain, high = candidate, middle
         else:
-            low = middle
+            low, below = middle, links
     return chain

@@ -130,17 +130,18 @@ def _flattened(x: jax.Array) -> jax.Array:
     return x.reshape(x.shape[0], -1, x.shape[-1])
 
 
-def select(x: jax.Array, index: jax.Array) -> jax.Array:
+def select(x: jax.Array, index: jax.Array, spec: PoolSpec) -> jax.Array:
     """x at the flat index of each output, 0 where it is -1; linear in x."""
+    del spec
     flat, at = _flattened(x), _flattened(index)  # (N, P, C), (N, Q, C)
     taken = jnp.take_along_axis(flat, jnp.maximum(at, 0), axis=1)
     return jnp.where(at < 0, jnp.zeros((), x.dtype), taken).reshape(index.shape)
 
 
-def scatter(y: jax.Array, index: jax.Array, input_size: tuple[int, ...], sharding: Any = None) -> jax.Array:
+def scatter(y: jax.Array, index: jax.Array, spec: PoolSpec, sharding: Any = None) -> jax.Array:
     """The transpose of `select`: adds each y to the pixel that its index names."""
-    struct = jax.ShapeDtypeStruct((y.shape[0], *input_size, y.shape[-1]), y.dtype, sharding=sharding)
-    (x,) = jax.linear_transpose(lambda x: select(x, index), struct)(y)
+    struct = jax.ShapeDtypeStruct(spec.input_shape, y.dtype, sharding=sharding)
+    (x,) = jax.linear_transpose(lambda x: select(x, index, spec), struct)(y)
     return x
 
 

@@ -1,0 +1,194 @@
+"""What several methods share: padded inputs, windows as slices, the role `"input"` as convolutions forward."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxcnn.geometry import Pair, dilated_size
+from jaxcnn.lowering.spec import ConvSpec
+
+Ints = tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """A convolution forward, as the methods compute it: how the window slides, and how many outputs there are.
+
+    Args:
+      strides: step on each spatial axis.
+      padding: (low, high) on each spatial axis; negative values crop.
+      dilation: distance between neighbouring taps on each spatial axis.
+      outputs: number of outputs on each spatial axis.
+      groups: number of groups.
+    """
+
+    strides: Ints
+    padding: tuple[Pair, ...]
+    dilation: Ints
+    outputs: Ints
+    groups: int
+
+
+def forward_window(spec: ConvSpec) -> Window:
+    """The window of a spec in the role `"output"` or `"kernel"`."""
+    return Window(spec.strides, spec.padding, spec.kernel_dilation, spec.output_shape[1:-1], spec.feature_group_count)
+
+
+def accumulation_dtype(spec: ConvSpec) -> np.dtype:
+    """The dtype in which products are added up: float32 for 16-bit floats, at least int32 for integers."""
+    dtype = np.promote_types(np.promote_types(spec.lhs_dtype, spec.rhs_dtype), spec.out_dtype)
+    if jnp.issubdtype(dtype, jnp.inexact):
+        return np.promote_types(dtype, np.float32)
+    return np.promote_types(dtype, np.int32) if dtype.itemsize < 4 else dtype
+
+
+def shape_unsupported(spec: ConvSpec) -> str | None:
+    """Why a convolution's shape keeps every method but `direct` from computing it, or None."""
+    if not all(isinstance(n, int) for n in (*spec.input_shape, *spec.output_shape)):
+        return "its shape is symbolic"
+    if 0 in (*spec.input_shape, *spec.output_shape):
+        return "it is empty"
+    if max(spec.input_dilation) > 1:
+        return f"its input is dilated by {spec.input_dilation}"
+    return None
+
+
+def demands_highest(precision: Any) -> bool:
+    """Whether a precision asks for HIGHEST on any operand."""
+    if isinstance(precision, tuple):
+        return any(map(demands_highest, precision))
+    return precision == lax.Precision.HIGHEST or precision in ("highest", "float32")
+
+
+def pad_spatial(x: jax.Array, padding: Sequence[Pair], channels: int = 0) -> jax.Array:
+    """(N, *spatial, C) padded with zeros, cropped where negative, with as many more channels of zeros at the end."""
+    if not any(map(any, padding)) and not channels:
+        return x
+    config = ((0, 0, 0), *((low, high, 0) for low, high in padding), (0, channels, 0))
+    return lax.pad(x, jnp.zeros((), x.dtype), config)
+
+
+def taps(shape: Sequence[int]) -> Sequence[Ints]:
+    """The taps of a window, in row-major order."""
+    return list(np.ndindex(*shape))
+
+
+def tap_slice(x: jax.Array, tap: Sequence[int], window: Window) -> jax.Array:
+    """The pixels of the padded (N, *spatial, C) that one tap sees, one for each output."""
+    starts = [t * d for t, d in zip(tap, window.dilation, strict=True)]
+    limits = [
+        start + (output - 1) * stride + 1
+        for start, output, stride in zip(starts, window.outputs, window.strides, strict=True)
+    ]
+    return lax.slice(x, (0, *starts, 0), (x.shape[0], *limits, x.shape[-1]), (1, *window.strides, 1))
+
+
+def balanced_sum(terms: Sequence[Any]) -> Any:
+    """A sum as four independent chains: one chain of additions would wait for each one's latency."""
+    chains: list[Any] = []
+    for index, term in enumerate(terms):
+        if index < 4:
+            chains.append(term)
+        else:
+            chains[index % 4] = chains[index % 4] + term
+    while len(chains) > 1:
+        chains = [a + b for a, b in zip(chains[::2], chains[1::2], strict=False)] + chains[len(chains) // 2 * 2 :]
+    return chains[0]
+
+
+def transposed_kernel(kernel: jax.Array, groups: int) -> jax.Array:
+    """(*window, I, G * O) -> (*window, O, G * I): the kernel that takes outputs to inputs, not flipped."""
+    *window, kernel_in, features = kernel.shape
+    split = kernel.reshape(*window, kernel_in, groups, features // groups)
+    return jnp.swapaxes(split, -3, -1).reshape(*window, features // groups, groups * kernel_in)
+
+
+def input_by_phases(
+    y: jax.Array, kernel: jax.Array, spec: ConvSpec, forward: Callable[[jax.Array, jax.Array, Window], jax.Array]
+) -> jax.Array:
+    """The role `"input"` as convolutions of stride 1 over y, one for each residue of the input's pixels by the strides.
+
+    Input pixel j = s q + r gets y[o] k[t] from o s + t d = j + low: of the taps t only those of one residue class, so
+    no zero of an interior padding is ever multiplied. `forward(y, kernel, window)` computes each.
+    """
+    kernel = transposed_kernel(kernel, spec.feature_group_count)
+    sizes, outputs = spec.input_shape[1:-1], spec.output_shape[1:-1]
+    rank = spec.rank
+    counts = tuple(-(-size // stride) for size, stride in zip(sizes, spec.strides, strict=True))
+    parts = []
+    for phase in np.ndindex(*spec.strides):
+        axes = [
+            phase_axis(
+                phase[a],
+                spec.strides[a],
+                spec.kernel_dilation[a],
+                spec.padding[a][0],
+                spec.window[a],
+                outputs[a],
+                counts[a],
+            )
+            for a in range(rank)
+        ]
+        found = [axis for axis in axes if axis is not None]
+        if len(found) < rank:
+            parts.append(jnp.zeros((y.shape[0], *counts, spec.input_shape[-1]), accumulation_dtype(spec)))
+            continue
+        sub = kernel[tuple(slice(axis.first, None, axis.step) for axis in found)]
+        sub = jnp.flip(sub, tuple(range(rank)))
+        paddings, dilations = tuple(axis.padding for axis in found), tuple(axis.dilation for axis in found)
+        window = Window((1,) * rank, paddings, dilations, counts, spec.feature_group_count)
+        parts.append(forward(y, sub, window))
+    if len(parts) == 1:
+        return parts[0]
+    # (phases..., N, *counts, C) -> (N, count, phase, count, phase, ..., C)
+    stacked = jnp.stack(parts).reshape(*spec.strides, *parts[0].shape)
+    order = [rank]
+    for axis in range(rank):
+        order += [rank + 1 + axis, axis]
+    interleaved = stacked.transpose(*order, 2 * rank + 1)
+    full = interleaved.reshape(
+        y.shape[0], *(c * s for c, s in zip(counts, spec.strides, strict=True)), spec.input_shape[-1]
+    )
+    return lax.slice(full, (0,) * full.ndim, (full.shape[0], *sizes, full.shape[-1]))
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """The taps that reach the input pixels of one residue by the stride, on one axis.
+
+    Args:
+      first: the first of these taps.
+      step: distance between them.
+      taps: their number.
+      dilation: distance between the outputs that neighbouring ones read.
+      padding: (low, high) of the outputs, so that a window of stride 1 over them gives `count` input pixels.
+    """
+
+    first: int
+    step: int
+    taps: int
+    dilation: int
+    padding: Pair
+
+
+def phase_axis(phase: int, stride: int, dilation: int, low: int, taps: int, outputs: int, count: int) -> Phase | None:
+    """The phase of input pixels `phase`, `phase + stride`, ... (`count` of them); None if no tap falls on it."""
+    common = math.gcd(stride, dilation)
+    if (phase + low) % common:
+        return None
+    step = stride // common
+    first = next(t for t in range(step) if (phase + low - t * dilation) % stride == 0)
+    number = len(range(first, taps, step))
+    if number == 0:
+        return None
+    extent = dilated_size(number, dilation // common)
+    before = extent - 1 - (phase + low - first * dilation) // stride
+    return Phase(first, step, number, dilation // common, (before, count - outputs - before + extent - 1))

@@ -1,0 +1,115 @@
+"""The method `matmul`: convolutions as products of matrices, batched over groups.
+
+1x1 windows are one product; the kernel gradient is one product for each tap; everything else is a product of the
+patches of the image, gathered in one matrix, with the kernel. Sums are in float32 at least and exact for integers: the
+error is `direct`'s.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxcnn.lowering.forms import (
+    Window,
+    accumulation_dtype,
+    forward_window,
+    input_by_phases,
+    pad_spatial,
+    shape_unsupported,
+    tap_slice,
+    taps,
+)
+from jaxcnn.lowering.spec import ConvSpec
+
+NAME = "matmul"
+
+
+def supports(spec: ConvSpec) -> str | None:
+    """None, or why this convolution is not computed as a product of matrices."""
+    if jnp.issubdtype(accumulation_dtype(spec), jnp.complexfloating):
+        return "its operands are complex"
+    return shape_unsupported(spec)
+
+
+def lower(lhs: jax.Array, rhs: jax.Array, spec: ConvSpec, sharding: object = None) -> jax.Array:
+    """Computes the array that `spec.role` names from the two others."""
+    del sharding
+    dtype = accumulation_dtype(spec)
+
+    def forward(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
+        return _forward(x, kernel, window, dtype, spec.precision)
+
+    def single(a: jax.Array, b: jax.Array) -> jax.Array:
+        common = jnp.result_type(a, b) if a.dtype == b.dtype else dtype
+        a, b = a.astype(common), b.astype(common)
+        if spec.role == "output":
+            return forward(a, b, forward_window(spec))
+        if spec.role == "input":
+            return input_by_phases(a, b, spec, forward)
+        return _kernel(a, b, spec, dtype)
+
+    run = single if spec.stacked is None else jax.vmap(single)
+    return run(lhs, rhs).astype(spec.out_dtype)
+
+
+def _grouped(x: jax.Array, groups: int) -> jax.Array:
+    """(..., G * C) -> (P, G, C), P pixels."""
+    return x.reshape(math.prod(x.shape[:-1]), groups, x.shape[-1] // groups)
+
+
+def _product(a: jax.Array, b: jax.Array, dtype: Any, precision: Any) -> jax.Array:
+    """(P, G, I) @ (G, I, O) -> (P, G * O), as a plain product of matrices if there is one group."""
+    if a.shape[1] == 1:
+        return lax.dot(a[:, 0], b[0], precision=precision, preferred_element_type=dtype)
+    product = lax.dot_general(
+        a, b, (((2,), (1,)), ((1,), (0,))), precision=precision, preferred_element_type=dtype
+    )  # (G, P, O)
+    return jnp.moveaxis(product, 0, 1).reshape(a.shape[0], -1)
+
+
+def _forward(x: jax.Array, kernel: jax.Array, window: Window, dtype: Any, precision: Any) -> jax.Array:
+    """(N, *spatial, G * I), (*taps, I, G * O) -> (N, *outputs, G * O)."""
+    *sizes, kernel_in, features = kernel.shape
+    groups = window.groups
+    x = pad_spatial(x, window.padding)
+    # (P, G, taps * I) patches, in the kernel's own order of taps and input features.
+    patches = [tap_slice(x, tap, window).reshape(-1, groups, kernel_in) for tap in taps(sizes)]
+    gathered = patches[0] if len(patches) == 1 else jnp.concatenate(patches, axis=2)
+    weights = kernel.reshape(-1, groups, features // groups).transpose(1, 0, 2)  # (G, taps * I, O)
+    return _product(gathered, weights, dtype, precision).reshape(x.shape[0], *window.outputs, features)
+
+
+def _kernel(x: jax.Array, y: jax.Array, spec: ConvSpec, dtype: Any) -> jax.Array:
+    """(N, *spatial, G * I), (N, *outputs, G * O) -> (*taps, I, G * O), one product for each tap."""
+    window = forward_window(spec)
+    groups = window.groups
+    kernel_in, features = spec.kernel_shape[-2:]
+    x = pad_spatial(x, window.padding)
+    cotangent = _grouped(y, groups)
+    results = []
+    for tap in taps(spec.window):
+        pixels = _grouped(tap_slice(x, tap, window), groups)
+        if groups == 1:
+            product = lax.dot_general(
+                pixels[:, 0],
+                cotangent[:, 0],
+                (((0,), (0,)), ((), ())),
+                precision=spec.precision,
+                preferred_element_type=dtype,
+            )  # (I, O)
+        else:
+            product = lax.dot_general(
+                pixels,
+                cotangent,
+                (((0,), (0,)), ((1,), (1,))),
+                precision=spec.precision,
+                preferred_element_type=dtype,
+            )  # (G, I, O)
+            product = jnp.swapaxes(product, 0, 1).reshape(kernel_in, features)
+        results.append(product)
+    return jnp.stack(results).reshape(spec.kernel_shape)

@@ -1,0 +1,273 @@
+"""The method `windows` for pools: shifted slices, axis by axis, combined pairwise where the window is wide.
+
+Maxima and minima equal `direct`'s bit for bit, NaN included. Sums differ from it by the order of additions alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import reduce
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxcnn.geometry import Pair
+from jaxcnn.lowering.direct import pool_identity
+from jaxcnn.lowering.forms import phase_axis
+from jaxcnn.lowering.spec import PoolSpec
+
+NAME = "windows"
+
+_LARGEST_INDEX_WINDOW = 64
+"""Most taps whose winner is found, and whose gradient is spread, by comparing slice after slice."""
+
+
+def supports(spec: PoolSpec, *, indexed: bool = False) -> str | None:
+    """None, or why this pool is not computed from slices; `indexed`: the winner's index is wanted or given."""
+    if not all(isinstance(n, int) for n in spec.input_shape):
+        return "its shape is symbolic"
+    if 0 in spec.input_shape:
+        return "it is empty"
+    if indexed and math.prod(spec.window_shape) > _LARGEST_INDEX_WINDOW:
+        return f"its window has {math.prod(spec.window_shape)} taps, more than {_LARGEST_INDEX_WINDOW}"
+    return None
+
+
+def _padded(x: jax.Array, padding: Sequence[Pair], fill: Any) -> jax.Array:
+    """(N, *spatial, C) padded with a value; behind a barrier, since a fused pad tests the borders at every tap."""
+    if not any(map(any, padding)):
+        return x
+    config = ((0, 0, 0), *((low, high, 0) for low, high in padding), (0, 0, 0))
+    return lax.optimization_barrier(lax.pad(x, jnp.asarray(fill, x.dtype), config))
+
+
+def _strided(x: jax.Array, axis: int, start: int, count: int, stride: int) -> jax.Array:
+    return lax.slice_in_dim(x, start, start + (count - 1) * stride + 1, stride, axis=axis)
+
+
+def _slide(
+    x: jax.Array,
+    axis: int,
+    window: int,
+    stride: int,
+    dilation: int,
+    outputs: int,
+    combine: Callable[[jax.Array, jax.Array], jax.Array],
+    idempotent: bool,
+) -> jax.Array:
+    """One axis of a padded image combined over a window."""
+    # Directly, `window` slices of the outputs are read; by doubling, about log2(window) images of the input's length.
+    doublings = max(window.bit_length() - 1, 0)
+    if window <= 3 or window <= (doublings + 1) * stride:
+        return reduce(combine, (_strided(x, axis, t * dilation, outputs, stride) for t in range(window)))
+    widths, spans = [x], [1]
+    while 2 * spans[-1] <= window:
+        last, span = widths[-1], spans[-1]
+        length = last.shape[axis] - span * dilation
+        doubled = combine(
+            lax.slice_in_dim(last, 0, length, axis=axis),
+            lax.slice_in_dim(last, span * dilation, span * dilation + length, axis=axis),
+        )
+        widths.append(lax.optimization_barrier(doubled))
+        spans.append(2 * span)
+    if idempotent:
+        # Two windows of the largest power of two that overlap.
+        places = [(widths[-1], 0), (widths[-1], window - spans[-1])] if spans[-1] < window else [(widths[-1], 0)]
+    else:
+        places, at = [], 0
+        for image, span in zip(widths[::-1], spans[::-1], strict=True):
+            if window & span:
+                places.append((image, at))
+                at += span
+    return reduce(combine, (_strided(image, axis, at * dilation, outputs, stride) for image, at in places))
+
+
+def _slide_all(
+    x: jax.Array, spec: PoolSpec, combine: Callable[[jax.Array, jax.Array], jax.Array], idempotent: bool
+) -> jax.Array:
+    outputs = spec.output_shape[1:-1]
+    # The axes that shrink the image most come first.
+    for axis in sorted(range(spec.rank), key=lambda a: outputs[a] / x.shape[a + 1]):
+        x = _slide(
+            x,
+            axis + 1,
+            spec.window_shape[axis],
+            spec.strides[axis],
+            spec.window_dilation[axis],
+            outputs[axis],
+            combine,
+            idempotent,
+        )
+    return x
+
+
+def extremum(x: jax.Array, spec: PoolSpec, mode: str) -> jax.Array:
+    """Maximum (`mode` "max") or minimum ("min") of each window; NaN wins."""
+    padded = _padded(x, spec.padding, pool_identity(mode, spec.dtype))
+    return _slide_all(padded, spec, lax.max if mode == "max" else lax.min, idempotent=True)
+
+
+def window_sum(x: jax.Array, spec: PoolSpec) -> jax.Array:
+    """Sum of each window, in x's dtype."""
+    return _slide_all(_padded(x, spec.padding, 0), spec, lax.add, idempotent=False)
+
+
+def window_spread(y: jax.Array, spec: PoolSpec, sharding: Any = None) -> jax.Array:
+    """The transpose of `window_sum`: adds each y to the pixels of its window, axis by axis."""
+    del sharding
+    for axis in range(spec.rank):
+        size, stride = spec.input_shape[axis + 1], spec.strides[axis]
+        count = -(-size // stride)
+        phases = []
+        for phase in range(stride):
+            found = phase_axis(
+                phase,
+                stride,
+                spec.window_dilation[axis],
+                spec.padding[axis][0],
+                spec.window_shape[axis],
+                y.shape[axis + 1],
+                count,
+            )
+            if found is None:
+                phases.append(jnp.zeros((*y.shape[: axis + 1], count, *y.shape[axis + 2 :]), y.dtype))
+                continue
+            padding = [(0, 0)] * spec.rank
+            padding[axis] = found.padding
+            padded = _padded(y, padding, 0)
+            phases.append(_slide(padded, axis + 1, found.taps, 1, found.dilation, count, lax.add, idempotent=False))
+        y = _interleaved(phases, axis + 1, size)
+    return y
+
+
+def _interleaved(phases: Sequence[jax.Array], axis: int, size: int) -> jax.Array:
+    """Entry r of each of the phases in turn along an axis, cut to `size`."""
+    if len(phases) == 1:
+        return phases[0]
+    stacked = jnp.stack(phases, axis=axis + 1)
+    shape = phases[0].shape
+    merged = stacked.reshape(*shape[:axis], shape[axis] * len(phases), *shape[axis + 1 :])
+    return lax.slice_in_dim(merged, 0, size, axis=axis)
+
+
+def _flat(places: Sequence[Any], sizes: Sequence[int]) -> Any:
+    """Flat index in the plane of coordinates given by axis, each broadcast along its own axis."""
+    flat = 0
+    for place, size in zip(places, sizes, strict=True):
+        flat = flat * size + place
+    return flat
+
+
+def _along(values: np.ndarray, axis: int, rank: int) -> np.ndarray:
+    """A vector along one spatial axis of (*spatial, 1)."""
+    return values.reshape(*(-1 if a == axis else 1 for a in range(rank)), 1)
+
+
+def _first_pixels(spec: PoolSpec) -> np.ndarray:
+    """Flat index of the first real pixel of each window, (*outputs, 1); -1 where there is none."""
+    sizes, outputs = spec.input_shape[1:-1], spec.output_shape[1:-1]
+    places, real = [], []
+    for axis in range(spec.rank):
+        start = np.arange(outputs[axis])[:, None] * spec.strides[axis] - spec.padding[axis][0]
+        pixels = start + np.arange(spec.window_shape[axis]) * spec.window_dilation[axis]
+        inside = (pixels >= 0) & (pixels < sizes[axis])
+        places.append(_along(pixels[np.arange(len(pixels)), inside.argmax(1)], axis, spec.rank))
+        real.append(_along(np.asarray(inside.any(1)), axis, spec.rank))
+    return np.where(reduce(np.logical_and, real), _flat(places, sizes), -1).astype(np.int32)
+
+
+def _first_places(spec: PoolSpec) -> np.ndarray:
+    """Flat index, in the plane continued over its borders, of the first tap of each window, (*outputs, 1)."""
+    places = [
+        _along(np.arange(output) * stride - low, axis, spec.rank)
+        for axis, (output, stride, (low, _)) in enumerate(
+            zip(spec.output_shape[1:-1], spec.strides, spec.padding, strict=True)
+        )
+    ]
+    return np.asarray(_flat(places, spec.input_shape[1:-1]), np.int32)
+
+
+def _tap_slices(x: jax.Array, spec: PoolSpec) -> list[tuple[int, jax.Array]]:
+    """For each tap its offset in flat index and the pixels of the padded image that it sees."""
+    outputs = spec.output_shape[1:-1]
+    slices = []
+    for tap in np.ndindex(*spec.window_shape):
+        starts = [t * d for t, d in zip(tap, spec.window_dilation, strict=True)]
+        limits = [s + (o - 1) * step + 1 for s, o, step in zip(starts, outputs, spec.strides, strict=True)]
+        pixels = lax.slice(x, (0, *starts, 0), (x.shape[0], *limits, x.shape[-1]), (1, *spec.strides, 1))
+        slices.append((int(_flat(starts, spec.input_shape[1:-1])), pixels))
+    return slices
+
+
+def winner(x: jax.Array, spec: PoolSpec, mode: str) -> jax.Array:
+    """Flat index in the unpadded plane of each window's first maximum or minimum, int32; -1 where there is no pixel."""
+    identity = pool_identity(mode, spec.dtype)
+    padded = _padded(x, spec.padding, identity)
+    not_better = lax.le if mode == "max" else lax.ge
+    best = jnp.full(spec.output_shape, identity)
+    offset = jnp.full(spec.output_shape, -1, jnp.int32)
+    for tap_offset, pixels in _tap_slices(padded, spec):
+        # NaN is better than any number, and nothing is better than NaN.
+        better = ~not_better(pixels, best) & (best == best)
+        best = jnp.where(better, pixels, best)
+        offset = jnp.where(better, np.int32(tap_offset), offset)
+    # Where nothing beat the identity, all pixels equal it, and the first real one wins.
+    return jnp.where(offset < 0, jnp.asarray(_first_pixels(spec)), offset + _first_places(spec))
+
+
+def select(x: jax.Array, index: jax.Array, spec: PoolSpec) -> jax.Array:
+    """x at the flat index of each output, 0 where it is -1; linear in x."""
+    padded = _padded(x, spec.padding, 0)
+    # Behind a barrier, or the search for the index is fused into every tap.
+    padded, index = lax.optimization_barrier((padded, index))
+    places = jnp.where(index < 0, -1, index - _first_places(spec))
+    zero = jnp.zeros((), x.dtype)
+    # A tap on padding may have the flat index of a pixel; it adds 0.
+    chosen = [jnp.where(places == offset, pixels, zero) for offset, pixels in _tap_slices(padded, spec)]
+    return reduce(lax.add, chosen)
+
+
+def scatter(y: jax.Array, index: jax.Array, spec: PoolSpec, sharding: Any = None) -> jax.Array:
+    """The transpose of `select`: each pixel adds up the windows that it won, one residue by the strides at a time."""
+    del sharding
+    y, index = lax.optimization_barrier((y, index))
+    rank, sizes = spec.rank, spec.input_shape[1:-1]
+    counts = [-(-size // stride) for size, stride in zip(sizes, spec.strides, strict=True)]
+
+    def spread(axis: int, chosen: tuple[Any, ...], phase: tuple[int, ...]) -> jax.Array:
+        if axis < rank:
+            parts = []
+            for residue in range(spec.strides[axis]):
+                found = phase_axis(
+                    residue,
+                    spec.strides[axis],
+                    spec.window_dilation[axis],
+                    spec.padding[axis][0],
+                    spec.window_shape[axis],
+                    y.shape[axis + 1],
+                    counts[axis],
+                )
+                parts.append(spread(axis + 1, (*chosen, found), (*phase, residue)))
+            return _interleaved(parts, axis + 1, sizes[axis])
+        shape = (y.shape[0], *(counts), y.shape[-1])
+        # Axes already interleaved are cut by the callers; here each phase has `counts` pixels.
+        if any(found is None for found in chosen):
+            return jnp.zeros(shape, y.dtype)
+        padding = [found.padding for found in chosen]
+        cotangent, place = _padded(y, padding, 0), _padded(index, padding, -1)
+        pixels = [_along(np.arange(counts[a]) * spec.strides[a] + phase[a], a, rank) for a in range(rank)]
+        flat = np.asarray(_flat(pixels, sizes), np.int32)
+        terms = []
+        for tap in np.ndindex(*(found.taps for found in chosen)):
+            starts = [t * found.dilation for t, found in zip(tap, chosen, strict=True)]
+            limits = [s + c for s, c in zip(starts, counts, strict=True)]
+            window = [(0, *starts, 0), (y.shape[0], *limits, y.shape[-1])]
+            won = lax.slice(place, *window) == flat
+            terms.append(jnp.where(won, lax.slice(cotangent, *window), jnp.zeros((), y.dtype)))
+        return reduce(lax.add, terms)
+
+    return spread(0, (), ())
