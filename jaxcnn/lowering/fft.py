@@ -93,7 +93,7 @@ def _tiles(x: jax.Array, axis: int, length: int, step: int, outputs: int) -> jax
 def _contract(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Spectra (T, N, G, I, *F), (G, I, O, *F) -> (T, N, G, O, *F)."""
     if kernel.shape[1] == 1:
-        return x * kernel[:, 0]
+        return x * kernel[None, None, :, 0]
     rank = kernel.ndim - 3
     # One product of matrices for each frequency: (F, G, T N, I) @ (F, G, I, O), real and imaginary parts apart, since
     # XLA multiplies complex matrices element by element.

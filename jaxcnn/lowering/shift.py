@@ -64,10 +64,12 @@ def _forward(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
     out = features // groups
     # XLA materialises the padded image only behind a barrier: fused, each tap would test the image's borders.
     x = lax.optimization_barrier(pad_spatial(x, window.padding))
+    ones = (1,) * (len(sizes) + 1)
     if kernel_in == 1 and out == 1:
-        return balanced_sum([tap_slice(x, tap, window) * kernel[tap][0] for tap in taps(sizes)])
+        weights = kernel.reshape(*sizes, *ones, features)
+        return balanced_sum([tap_slice(x, tap, window) * weights[tap] for tap in taps(sizes)])
     # (N, *spatial, G, I) and (*taps, I, G, O); every product is (N, *outputs, G, O).
-    weights = kernel.reshape(*sizes, kernel_in, groups, out)
+    weights = kernel.reshape(*sizes, kernel_in, *ones, groups, out)
     terms = []
     for tap in taps(sizes):
         pixels = tap_slice(x, tap, window)

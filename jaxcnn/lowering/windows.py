@@ -163,12 +163,12 @@ def _flat(places: Sequence[Any], sizes: Sequence[int]) -> Any:
 
 
 def _along(values: np.ndarray, axis: int, rank: int) -> np.ndarray:
-    """A vector along one spatial axis of (*spatial, 1)."""
-    return values.reshape(*(-1 if a == axis else 1 for a in range(rank)), 1)
+    """A vector along one spatial axis of (N, *spatial, C)."""
+    return values.reshape(1, *(-1 if a == axis else 1 for a in range(rank)), 1)
 
 
 def _first_pixels(spec: PoolSpec) -> np.ndarray:
-    """Flat index of the first real pixel of each window, (*outputs, 1); -1 where there is none."""
+    """Flat index of the first real pixel of each window, (1, *outputs, 1); -1 where there is none."""
     sizes, outputs = spec.input_shape[1:-1], spec.output_shape[1:-1]
     places, real = [], []
     for axis in range(spec.rank):
@@ -181,7 +181,7 @@ def _first_pixels(spec: PoolSpec) -> np.ndarray:
 
 
 def _first_places(spec: PoolSpec) -> np.ndarray:
-    """Flat index, in the plane continued over its borders, of the first tap of each window, (*outputs, 1)."""
+    """Flat index, in the plane continued over its borders, of the first tap of each window, (1, *outputs, 1)."""
     places = [
         _along(np.arange(output) * stride - low, axis, spec.rank)
         for axis, (output, stride, (low, _)) in enumerate(
@@ -216,7 +216,7 @@ def winner(x: jax.Array, spec: PoolSpec, mode: str) -> jax.Array:
         best = jnp.where(better, pixels, best)
         offset = jnp.where(better, np.int32(tap_offset), offset)
     # Where nothing beat the identity, all pixels equal it, and the first real one wins.
-    return jnp.where(offset < 0, jnp.asarray(_first_pixels(spec)), offset + _first_places(spec))
+    return jnp.where(offset < 0, jnp.asarray(_first_pixels(spec)), offset + jnp.asarray(_first_places(spec)))
 
 
 def select(x: jax.Array, index: jax.Array, spec: PoolSpec) -> jax.Array:
@@ -224,7 +224,7 @@ def select(x: jax.Array, index: jax.Array, spec: PoolSpec) -> jax.Array:
     padded = _padded(x, spec.padding, 0)
     # Behind a barrier, or the search for the index is fused into every tap.
     padded, index = lax.optimization_barrier((padded, index))
-    places = jnp.where(index < 0, -1, index - _first_places(spec))
+    places = jnp.where(index < 0, -1, index - jnp.asarray(_first_places(spec)))
     zero = jnp.zeros((), x.dtype)
     # A tap on padding may have the flat index of a pixel; it adds 0.
     chosen = [jnp.where(places == offset, pixels, zero) for offset, pixels in _tap_slices(padded, spec)]

@@ -1,0 +1,194 @@
+"""The command line: `jaxcnn demo` and `jaxcnn layer`.
+
+Only the standard library and `jaxcnn` itself are imported here; what the demo needs is imported when a command
+runs, so that `jaxcnn --help` works without the `demo` extra.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+import jax
+
+import jaxcnn
+from jaxcnn.demo import DemoError
+
+#: Exit status of a command that was asked for something it cannot do; argparse's own.
+USAGE_ERROR = 2
+INTERRUPTED = 130
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser that reports an error in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(USAGE_ERROR, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit status; `arguments` are those after the program's name."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except DemoError as error:
+        message = str(error)
+    except (jax.errors.JaxRuntimeError, MemoryError) as error:  # in practice: too little memory
+        message = next(iter(str(error).splitlines()), "") or "out of memory"
+    except KeyboardInterrupt:
+        print(f"\njaxcnn {options.command}: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    else:
+        return 0
+    print(f"jaxcnn {options.command}: error: {message}", file=sys.stderr)
+    return USAGE_ERROR
+
+
+def _run_demo(options: argparse.Namespace) -> None:
+    from jaxcnn.demo import require_modules
+
+    require_modules(("rich", "matplotlib", "optax", "h5py", "skimage", "mlxtend"))
+    from jaxcnn.demo.run import DemoOptions, run_demo
+
+    run_demo(
+        DemoOptions(
+            part=options.part,
+            image=options.image,
+            long_side=options.long_side,
+            share=options.share,
+            epochs=options.epochs,
+            seed=options.seed,
+            output=options.output,
+        )
+    )
+
+
+def _run_layer(options: argparse.Namespace) -> None:
+    from jaxcnn.demo import require_modules
+
+    require_modules(("rich",))
+    from jaxcnn.demo.layer import SingleLayer
+    from jaxcnn.demo.run import run_single_layer
+
+    layer = SingleLayer(
+        x_shape=options.input,
+        window=options.kernel,
+        features=options.features,
+        strides=options.strides if len(options.strides) > 1 else options.strides[0],
+        padding=options.padding,
+        groups=options.groups,
+        dtype=options.dtype,
+    )
+    run_single_layer(layer, ranks=options.rank, seed=options.seed)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="jaxcnn", description="Convolution, pooling and small-kernel substitution for JAX.", allow_abbrev=False
+    )
+    parser.add_argument("--version", action="version", version=f"jaxcnn {jaxcnn.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="demo | layer")
+    defaults: dict[str, Any] = {"formatter_class": argparse.ArgumentDefaultsHelpFormatter, "allow_abbrev": False}
+    demo = commands.add_parser(
+        "demo",
+        help="trained networks with small kernels in place of large ones: speed and accuracy, measured here",
+        description="Run an edge detector (VGG-16) on a photograph and LeNet-5 on real digits, before and after "
+        "their kernels are replaced by chains of smaller ones, and report speed and accuracy on this machine.",
+        **defaults,
+    )
+    demo.add_argument("--part", choices=("edges", "digits", "all"), default="all", help="what to run")
+    demo.add_argument("--image", default="astronaut", help="a file, or the name of a picture in scikit-image")
+    demo.add_argument(
+        "--long-side", type=_integer(16, 4096), default=512, metavar="PIXELS", help="larger images shrink to this"
+    )
+    demo.add_argument(
+        "--share", type=_share, default=0.25, help="share of each layer's MACs that the edge detector keeps"
+    )
+    demo.add_argument("--epochs", type=_integer(1, 1000), default=10, help="training epochs of the digit reader")
+    demo.add_argument("--seed", type=_integer(0, 2**31 - 1), default=0, help="seed of everything random")
+    demo.add_argument("--output", default="jaxcnn-demo.html", metavar="FILE", help="where the HTML report goes")
+    demo.set_defaults(run=_run_demo)
+
+    layer = commands.add_parser(
+        "layer",
+        help="every substitution for one convolution: cost and speed, measured here",
+        description="Measure one convolution, dense and with each substitution that applies to it, on this "
+        "device. Channels last; one, two or three spatial axes.",
+        **defaults,
+    )
+    layer.add_argument(
+        "--input", type=_sizes, required=True, metavar="1x56x56x64", help="input: batch, spatial sizes, channels"
+    )
+    layer.add_argument("--kernel", type=_sizes, required=True, metavar="11x11", help="the kernel's window")
+    layer.add_argument("--features", type=_integer(1), required=True, metavar="64", help="output channels")
+    layer.add_argument("--strides", type=_sizes, default="1", metavar="2 or 2x1", help="steps of the window")
+    layer.add_argument(
+        "--padding",
+        type=_padding,
+        default="SAME",
+        help="SAME, SAME_LOWER, VALID, CAUSAL, 2, 2x1, or 1:2x0:1 (low:high)",
+    )
+    layer.add_argument("--groups", type=_integer(1), default=1, help="groups of channels")
+    layer.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of all arrays")
+    layer.add_argument(
+        "--rank", type=_integer(1), action="append", default=[], help="of a separable chain; may be given again"
+    )
+    layer.add_argument("--seed", type=_integer(0, 2**31 - 1), default=0, help="seed of the random numbers")
+    layer.set_defaults(run=_run_layer)
+    return parser
+
+
+def _integer(low: int, high: int | None = None) -> Callable[[str], int]:
+    """A reader of integers from `low` to `high`."""
+
+    def read(text: str) -> int:
+        wanted = f"an integer of at least {low}" if high is None else f"an integer from {low} to {high}"
+        try:
+            number = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}") from None
+        if number < low or (high is not None and number > high):
+            raise argparse.ArgumentTypeError(f"{text} is not {wanted}")
+        return number
+
+    return read
+
+
+def _share(text: str) -> float:
+    """A number above 0 and at most 1."""
+    try:
+        share = float(text)
+    except ValueError:
+        share = float("nan")
+    if not 0 < share <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a share of the MACs: a number above 0 and at most 1")
+    return share
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    """Sizes as people write them, 1x56x56x64; each at least 1."""
+    try:
+        sizes = tuple(int(part) for part in text.lower().split("x"))
+    except ValueError:
+        sizes = (0,)
+    if min(sizes) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of sizes of at least 1 such as 11x11")
+    return sizes
+
+
+def _padding(text: str) -> str | int | tuple[Any, ...]:
+    """A padding as `jaxcnn.conv` takes it: a name, an integer, or for each axis an integer or low:high."""
+    if text.upper() in ("SAME", "SAME_LOWER", "VALID", "CAUSAL"):
+        return text.upper()
+    try:
+        axes = [tuple(int(end) for end in axis.split(":")) for axis in text.lower().split("x")]
+    except ValueError:
+        axes = [()]
+    if any(len(axis) not in (1, 2) or min(axis) < 0 for axis in axes):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a padding: SAME, SAME_LOWER, VALID, CAUSAL, an integer such as 2, or one for each "
+            "axis such as 2x1 or 1:2x0:1"
+        )
+    if len(axes) == 1 and len(axes[0]) == 1:
+        return axes[0][0]
+    return tuple((axis[0], axis[-1]) for axis in axes)

@@ -1,0 +1,21 @@
+"""The main job behind `jaxcnn demo` and `jaxcnn layer`: real trained networks, before and after substitution.
+
+Everything here calls only the public names of `jaxcnn`.  The packages of the `demo` extra (rich, matplotlib,
+optax, h5py, scikit-image, mlxtend) are imported by the files that need them, never by `import jaxcnn`.
+"""
+
+import importlib.util
+from collections.abc import Sequence
+
+__all__ = ["DemoError", "require_modules"]
+
+
+class DemoError(Exception):
+    """Something the user can put right; its message is one line, for standard error."""
+
+
+def require_modules(modules: Sequence[str]) -> None:
+    """Raise `DemoError`, with the command that installs them, if any of these modules cannot be found."""
+    missing = [module for module in modules if importlib.util.find_spec(module) is None]
+    if missing:
+        raise DemoError(f'{", ".join(missing)} not installed; run: pip install "jaxcnn[demo]"')
