@@ -94,7 +94,7 @@ def _grouped_kernel(kernel: jax.Array, layout: Layout) -> tuple[jax.Array, int]:
         kernel = parse_layout("depthwise_conv", layout, rank).kernel_to_canonical(kernel)
     *window, channels, multiplier = kernel.shape
     # Output channel c * M + m is what a row-major reshape of (C, M) gives.
-    return kernel.reshape(*window, 1, channels * multiplier), channels
+    return kernel.reshape(*window, min(channels, 1), channels * multiplier), channels
 
 
 @partial(jax.jit, static_argnames=(*_STATIC, "padding_mode", "input_dilation"), inline=True)

@@ -40,17 +40,23 @@ def _average_dtype(dtype: np.dtype) -> np.dtype:
     return np.dtype(np.float64 if dtype.itemsize > 4 else np.float32)
 
 
-def _cropped(x: jax.Array, padding: Sequence[Pair]) -> tuple[jax.Array, tuple[Pair, ...], tuple[int, ...]]:
-    """(N, *spatial, C) cropped where the padding is negative, the padding that is left, and the pixels cut before."""
+def _cropped(
+    x: jax.Array, padding: Sequence[Pair], declared: Sequence[Pair]
+) -> tuple[jax.Array, tuple[Pair, ...], tuple[int, ...]]:
+    """(N, *spatial, C) cropped where the padding is negative, the padding that is left, and the pixels cut before.
+
+    What the declared padding crops is not there for a window that hangs over the end either.
+    """
     rest, starts = [], []
-    for axis, (low, high) in enumerate(padding, start=1):
+    for axis, ((low, high), (_, declared_high)) in enumerate(zip(padding, declared, strict=True), start=1):
         size = x.shape[axis]
         start = 0
-        if min(low, high) < 0:
+        if min(low, high) < 0 or min(low, declared_high) < 0:
+            cut = min(high, declared_high, 0)
             start = min(max(-low, 0), size)
-            stop = max(size + min(high, 0), start)
+            stop = max(size + cut, start)
             x = lax.slice_in_dim(x, start, stop, axis=axis)
-            low, high = (max(low, 0), max(high, 0)) if stop > start else (0, size + low + high)
+            low, high = (max(low, 0), high - cut) if stop > start else (0, size + low + high)
         rest.append((low, high))
         starts.append(start)
     return x, tuple(rest), tuple(starts)
@@ -60,7 +66,8 @@ def _prepared(
     operation: str, x: jax.Array, arguments: PoolArguments
 ) -> tuple[jax.Array, dict[str, Any], tuple[int, ...]]:
     """x in canonical form, the static parameters of the pool primitives, and the pixels cropped before each axis."""
-    x, padding, starts = _cropped(arguments.order.to_canonical(operation, x), arguments.padding)
+    x = arguments.order.to_canonical(operation, x)
+    x, padding, starts = _cropped(x, arguments.padding, arguments.declared_padding)
     params = {
         "window_shape": arguments.window,
         "strides": arguments.strides,
@@ -91,7 +98,7 @@ def extremum_with_indices(x: jax.Array, **options: Any) -> tuple[jax.Array, jax.
     nowhere = index < 0
     maxima = select_p.bind(cropped, index, **params)
     values = jnp.where(nowhere, jnp.asarray(pool_identity("max", cropped.dtype)), maxima)
-    if any(starts):
+    if cropped.shape[1:-1] != tuple(arguments.sizes):
         index = jnp.where(nowhere, index, _moved_index(index, cropped.shape[1:-1], arguments.sizes, starts))
     unflatten = partial(arguments.order.from_canonical, batch_shape=arguments.batch_shape)
     return unflatten(values), unflatten(index)
@@ -127,15 +134,18 @@ def _counts(arguments: PoolArguments, count_include_pad: bool, dtype: np.dtype) 
     rank = arguments.order.rank
     bounds = []
     for size, (low, high) in zip(arguments.sizes, arguments.declared_padding, strict=True):
-        bounds.append((-low, size + high) if count_include_pad else (max(-low, 0), size + min(high, 0)))
+        if not count_include_pad:
+            # Symbolic padding, of "SAME", is never negative.
+            low, high = (min(value, 0) if isinstance(value, int) else 0 for value in (low, high))
+        bounds.append((-low, size + high))
     axes = []
     for axis in range(rank):
         output, step, low = arguments.output_sizes[axis], arguments.strides[axis], arguments.padding[axis][0]
         taps = np.arange(arguments.window[axis]) * arguments.window_dilation[axis]
         start, stop = bounds[axis]
         # Positions are compared as arrays: with a symbolic size they are traced, else a NumPy constant.
-        positions = _arange(output)[:, None] * step - low + taps
-        inside = (positions >= start) & (positions < _value(stop))
+        positions = _arange(output)[:, None] * step - _value(low) + taps[None]
+        inside = (positions >= _value(start)) & (positions < _value(stop))
         axes.append(inside.sum(1).reshape(-1, *(1,) * (rank - axis)))
     counts = reduce(lambda a, b: a * b, axes)
     if isinstance(counts, np.ndarray) and counts.min(initial=1) == counts.max(initial=1):

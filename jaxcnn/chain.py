@@ -185,6 +185,9 @@ def compose(*kernels: jax.Array) -> jax.Array:
       >>> row = jnp.array([1.0, 2.0, 1.0]).reshape(1, 3, 1, 1)
       >>> compose(row, row).ravel()
       Array([1., 4., 6., 4., 1.], dtype=float32)
+
+    References:
+      For one channel, `scipy.signal.convolve` of the kernels in its mode "full".
     """
     return KernelChain(kernels).dense()
 

@@ -182,7 +182,7 @@ def ceil_sizes(
     for axis, (size, (low, high), window, stride) in enumerate(zip(sizes, padding, windows, strides, strict=True)):
         output = -((window - size - low - high) // stride) + 1
         if _is_concrete(output):
-            if (output - 1) * stride >= size + low:
+            if (output - 1) * stride >= size + low + min(high, 0):
                 output -= 1
             if output < 1:
                 raise ValueError(

@@ -81,7 +81,8 @@ def _padded_input(x: jax.Array, arguments: ConvArguments) -> tuple[jax.Array, di
         return x, {"padding": ((0, 0),) * arguments.order.rank, "input_dilation": arguments.input_dilation}
     padding, dilation = list(arguments.padding), list(arguments.input_dilation)
     for axis, (low, high) in enumerate(arguments.padding):
-        if min(low, high) < 0:
+        # lax refuses symbolic padding of a convolution, which "SAME" of a symbolic size is with a stride.
+        if not (isinstance(low, int) and isinstance(high, int)) or min(low, high) < 0:
             config = [(0, 0, 0)] * x.ndim
             config[axis + 1] = (low, high, dilation[axis] - 1)
             x = lax.pad(x, jnp.zeros((), x.dtype), config)

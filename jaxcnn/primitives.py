@@ -18,6 +18,7 @@ from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
+from jaxcnn._compat import varying_axes
 from jaxcnn.lowering import choice
 from jaxcnn.lowering.spec import PoolSpec, conv_spec
 

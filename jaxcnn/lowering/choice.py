@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from types import ModuleType
 
-from jaxcnn.lowering import direct, matmul, shift, windows
+from jaxcnn.lowering import direct, fft, matmul, shift, windows
+from jaxcnn.lowering.forms import shape_unsupported
 from jaxcnn.lowering.spec import ConvSpec, PoolSpec
 
-METHODS: dict[str, ModuleType] = {module.NAME: module for module in (direct, shift, matmul)}
+METHODS: dict[str, ModuleType] = {module.NAME: module for module in (direct, shift, matmul, fft)}
 """The methods by name: each a module with `supports(spec)` and `lower(lhs, rhs, spec, sharding)`."""
 
 
@@ -56,12 +58,49 @@ def choose(spec: ConvSpec, method: str, platform: str | None) -> Choice:
     return _choose_cpu(spec)
 
 
+# Thresholds of the choice on CPU: milliseconds of one core of an AMD EPYC 7003 with jax 0.10.2.
+_SHIFT_PRODUCTS = 128
+"""Most products of one output that XLA makes one vectorised loop of: 11x11 over 512x512 takes 2 (`direct` 60, `fft` 3);
+from 13x13 on a product takes forty times as long, and `fft` takes 3 where `shift` takes 35."""
+_SHIFT_CHANNELS = 8
+"""Most input channels of a group for `shift`: 0.7 against 2.7 of `direct` at 8 (4x28x28x64 in 8 groups), 29 against 3.5
+at 16."""
+_SHIFT_IMAGE_CHANNELS, _SHIFT_IMAGE_PRODUCTS = 4, 64
+"""The same for one group: 256x28x28x1 to 6 by 5x5 takes 1.1 against 28, 224x224x3 to 32 by 3x3/2 0.3 against 1.0; 7x7
+over 3 channels is left to `direct`."""
+_FFT_TAPS, _FFT_GRADIENT_TAPS = 100, 36
+"""Taps above which `fft` is faster than `shift` over one channel at a time: 1.3 against 1.9 at 11x11, 28x28x128; for the
+kernel's gradient 3.6 against 6.5 at 7x7, 56x56x96 (PyTorch 5.1)."""
+
+
 def _choose_cpu(spec: ConvSpec) -> Choice:
-    if shift.supports(spec) is None and spec.kernel_shape[-2] == 1 and spec.feature_group_count > 1:
-        return Choice(shift.NAME, "depthwise")
-    if matmul.supports(spec) is None and (spec.feature_group_count > 1 or max(spec.window) == 1):
-        return Choice(matmul.NAME, "grouped or 1x1")
-    return Choice(direct.NAME, "nothing else is faster")
+    if (reason := shape_unsupported(spec)) is not None:
+        return Choice(direct.NAME, f"left to XLA: {reason}")
+    *window, kernel_in, features = spec.kernel_shape
+    taps, groups = math.prod(window), spec.feature_group_count
+    kernel_out = features // groups
+    if taps == 1 and matmul.supports(spec) is None:
+        return Choice(matmul.NAME, "a 1x1 window is one product of matrices")
+    if kernel_in == kernel_out == 1:
+        # One channel at a time. Many channels are worth a transform sooner than one large image is.
+        limit = _FFT_GRADIENT_TAPS if spec.role == "kernel" else _FFT_TAPS if groups > 1 else _SHIFT_PRODUCTS
+        if taps > limit and fft.supports(spec) is None:
+            return Choice(fft.NAME, f"spectra of a window of {taps} taps, one channel at a time")
+        if taps <= _SHIFT_PRODUCTS and shift.supports(spec) is None:
+            return Choice(shift.NAME, f"{taps} shifted products for each output, one channel at a time")
+        return Choice(direct.NAME, f"{taps} taps are too many for shifted products")
+    if spec.role == "kernel":
+        if groups > 1 and matmul.supports(spec) is None:
+            return Choice(matmul.NAME, f"one product of matrices for each of {taps} taps and {groups} groups")
+        return Choice(direct.NAME, "XLA's own dense kernel gradient is as fast")
+    # The input role adds over the kernel's output channels.
+    summed = kernel_in if spec.role == "output" else kernel_out
+    channels, most = (
+        (_SHIFT_CHANNELS, _SHIFT_PRODUCTS) if groups > 1 else (_SHIFT_IMAGE_CHANNELS, _SHIFT_IMAGE_PRODUCTS)
+    )
+    if summed <= channels and taps * summed <= most and shift.supports(spec) is None:
+        return Choice(shift.NAME, f"{taps * summed} shifted products for each output")
+    return Choice(direct.NAME, "XLA's own dense convolution is as fast")
 
 
 def pool_method(spec: PoolSpec, platform: str | None, *, indexed: bool = False) -> ModuleType:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxcnn._compat import example
 from jaxcnn.lowering.spec import ConvSpec, PoolSpec
 
 NAME = "direct"
@@ -59,15 +61,41 @@ def _single(lhs: jax.Array, rhs: jax.Array, spec: ConvSpec, sharding: Any) -> ja
 
     if spec.role == "output":
         result = forward(lhs, rhs, spec.out_dtype if wider else None)
+    elif spec.role == "input" and not jnp.issubdtype(spec.out_dtype, jnp.inexact):
+        result = _integer_input(lhs.astype(spec.out_dtype), rhs.astype(spec.out_dtype), spec)
     else:
         if wider:
             lhs, rhs = lhs.astype(spec.out_dtype), rhs.astype(spec.out_dtype)
-        struct = jax.ShapeDtypeStruct(spec.result_shape, lhs.dtype, sharding=sharding)
+        struct = example(spec.result_shape, lhs.dtype, sharding, lhs, rhs)
         if spec.role == "input":
             (result,) = jax.linear_transpose(lambda x: forward(x, rhs), struct)(lhs)
         else:
             (result,) = jax.linear_transpose(lambda kernel: forward(lhs, kernel), struct)(rhs)
     return result.astype(spec.out_dtype)
+
+
+def _integer_input(y: jax.Array, kernel: jax.Array, spec: ConvSpec) -> jax.Array:
+    """The role "input" of integers, which JAX's transposition turns into truth values: the convolution that it is."""
+    *window, kernel_in, out_features = kernel.shape
+    groups, rank = spec.feature_group_count, spec.rank
+    blocks = kernel.reshape(*window, kernel_in, groups, out_features // groups)
+    swapped = jnp.swapaxes(blocks, -3, -1).reshape(*window, out_features // groups, groups * kernel_in)
+    edges = []
+    for axis in range(rank):
+        reach = (window[axis] - 1) * spec.kernel_dilation[axis]
+        low = reach - spec.padding[axis][0]
+        stretched = (y.shape[axis + 1] - 1) * spec.strides[axis] + 1
+        needed = (spec.input_shape[axis + 1] - 1) * spec.input_dilation[axis] + 1 + reach
+        edges.append((low, needed - stretched - low, spec.strides[axis] - 1))
+    return lax.conv_general_dilated(
+        lax.pad(y, jnp.zeros((), y.dtype), ((0, 0, 0), *edges, (0, 0, 0))),
+        jnp.flip(swapped, tuple(range(rank))),
+        window_strides=spec.input_dilation,
+        padding=((0, 0),) * rank,
+        rhs_dilation=spec.kernel_dilation,
+        dimension_numbers=_dimension_numbers(rank),
+        feature_group_count=groups,
+    )
 
 
 def pool_identity(mode: str, dtype: np.dtype) -> np.ndarray:
@@ -127,20 +155,22 @@ def winner(x: jax.Array, spec: PoolSpec, mode: str) -> jax.Array:
 
 
 def _flattened(x: jax.Array) -> jax.Array:
-    return x.reshape(x.shape[0], -1, x.shape[-1])
+    return x.reshape(x.shape[0], math.prod(x.shape[1:-1]), x.shape[-1])
 
 
 def select(x: jax.Array, index: jax.Array, spec: PoolSpec) -> jax.Array:
     """x at the flat index of each output, 0 where it is -1; linear in x."""
     del spec
     flat, at = _flattened(x), _flattened(index)  # (N, P, C), (N, Q, C)
+    if any(isinstance(n, int) and n == 0 for n in flat.shape):
+        return jnp.zeros(index.shape, x.dtype)
     taken = jnp.take_along_axis(flat, jnp.maximum(at, 0), axis=1)
     return jnp.where(at < 0, jnp.zeros((), x.dtype), taken).reshape(index.shape)
 
 
 def scatter(y: jax.Array, index: jax.Array, spec: PoolSpec, sharding: Any = None) -> jax.Array:
     """The transpose of `select`: adds each y to the pixel that its index names."""
-    struct = jax.ShapeDtypeStruct(spec.input_shape, y.dtype, sharding=sharding)
+    struct = example(spec.input_shape, y.dtype, sharding, y, index)
     (x,) = jax.linear_transpose(lambda x: select(x, index, spec), struct)(y)
     return x
 
@@ -156,6 +186,6 @@ def window_spread(y: jax.Array, spec: PoolSpec, sharding: Any = None) -> jax.Arr
     """The transpose of `window_sum`: adds each y to the pixels of its window."""
     if _is_empty(spec):
         return jnp.zeros(spec.input_shape, spec.dtype)
-    struct = jax.ShapeDtypeStruct(spec.input_shape, spec.dtype, sharding=sharding)
+    struct = example(spec.input_shape, spec.dtype, sharding, y)
     (x,) = jax.linear_transpose(lambda x: window_sum(x, spec), struct)(y)
     return x

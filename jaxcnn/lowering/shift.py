@@ -6,6 +6,7 @@ Every sum is in float32 at least (int32 for integers), in four interleaved chain
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import jax
@@ -29,6 +30,9 @@ NAME = "shift"
 
 _LARGEST_PRODUCTS = 2048
 """Most slices that are multiplied for one output: 31x31 depthwise, or 3x3 over 200 channels."""
+
+_UNROLLED_ROWS, _UNROLLED_SLICES = 14, 128
+"""Rows that are added up slice by slice in a kernel's gradient, and slices in all: compile time grows with them."""
 
 
 def supports(spec: ConvSpec) -> str | None:
@@ -59,11 +63,66 @@ def lower(lhs: jax.Array, rhs: jax.Array, spec: ConvSpec, sharding: object = Non
 
 def _forward(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
     """(N, *spatial, G * I), (*taps, I, G * O) -> (N, *outputs, G * O)."""
+    if _frame_pays(kernel, window):
+        return _framed(x, kernel, window)
+    # XLA materialises the padded image only behind a barrier: fused, each tap would test the image's borders.
+    return _slide(lax.optimization_barrier(pad_spatial(x, window.padding)), kernel, window)
+
+
+def _frame_pays(kernel: jax.Array, window: Window) -> bool:
+    """Whether to compute the interior without padding, and the frame around it apart.
+
+    The padded copy costs as much as the arithmetic of a 3x3: 1.0 ms without it against 1.4 at 8x56x56x64. Of more taps
+    it costs less, and the five loops take longer to compile than the one.
+    """
+    inner = [output - low - high for output, (low, high) in zip(window.outputs, window.padding, strict=True)]
+    return (
+        len(window.outputs) == 2
+        and max(window.strides) == 1
+        and math.prod(kernel.shape[:-2]) <= 9
+        and sum(map(sum, window.padding)) > 0
+        and min(map(min, window.padding)) >= 0
+        and min(inner) > 0
+        and 2 * math.prod(inner) > math.prod(window.outputs)
+    )
+
+
+def _framed(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
+    """A convolution of stride 1 as its interior and the strips around it, laid together."""
+    height, width = window.outputs
+    (top, bottom), (left, right) = window.padding
+
+    def region(rows: tuple[int, int], columns: tuple[int, int]) -> jax.Array:
+        """The outputs of some rows and columns, of which only the pixels that they see are padded."""
+        seen, padding = x, []
+        for axis, (start, stop) in enumerate((rows, columns), start=1):
+            size, low = x.shape[axis], window.padding[axis - 1][0]
+            extent = (kernel.shape[axis - 1] - 1) * window.dilation[axis - 1]
+            first, last = start - low, stop - low + extent  # of the pixels seen, over the borders
+            seen = lax.slice_in_dim(seen, max(first, 0), min(last, size), axis=axis)
+            padding.append((max(-first, 0), max(last - size, 0)))
+        part = dataclasses.replace(window, outputs=(rows[1] - rows[0], columns[1] - columns[0]))
+        return _slide(lax.optimization_barrier(pad_spatial(seen, padding)), kernel, part)
+
+    inner_rows, inner_columns = (top, height - bottom), (left, width - right)
+    middle = [
+        region(inner_rows, columns)
+        for columns in ((0, left), inner_columns, (width - right, width))
+        if columns[1] > columns[0]
+    ]
+    bands = [
+        region((0, top), (0, width)) if top else None,
+        jnp.concatenate(middle, axis=2) if len(middle) > 1 else middle[0],
+        region((height - bottom, height), (0, width)) if bottom else None,
+    ]
+    return jnp.concatenate([band for band in bands if band is not None], axis=1)
+
+
+def _slide(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
+    """The convolution of an image that is padded already."""
     *sizes, kernel_in, features = kernel.shape
     groups = window.groups
     out = features // groups
-    # XLA materialises the padded image only behind a barrier: fused, each tap would test the image's borders.
-    x = lax.optimization_barrier(pad_spatial(x, window.padding))
     ones = (1,) * (len(sizes) + 1)
     if kernel_in == 1 and out == 1:
         weights = kernel.reshape(*sizes, *ones, features)
@@ -86,11 +145,37 @@ def _kernel(x: jax.Array, y: jax.Array, spec: ConvSpec) -> jax.Array:
     kernel_in, features = spec.kernel_shape[-2:]
     out = features // groups
     x = lax.optimization_barrier(pad_spatial(x, window.padding))
-    y = y.reshape(*y.shape[:-1], groups, 1, out)
+    count = max(1, min(_UNROLLED_ROWS, _UNROLLED_SLICES // len(taps(spec.window)) // kernel_in))
     results = []
     for tap in taps(spec.window):
         pixels = tap_slice(x, tap, window)
-        products = pixels.reshape(*pixels.shape[:-1], groups, kernel_in, 1) * y
-        results.append(products.sum(tuple(range(spec.rank + 1))))  # (G, I, O)
-    stacked = jnp.stack(results).reshape(*spec.window, groups, kernel_in, out)
-    return jnp.swapaxes(stacked, -3, -2).reshape(spec.kernel_shape)
+        if kernel_in == out == 1:
+            results.append(_summed_product(pixels, y, count))
+            continue
+        split = pixels.reshape(*pixels.shape[:-1], groups, kernel_in)
+        for i in range(kernel_in):
+            spread = jnp.broadcast_to(split[..., i, None], (*pixels.shape[:-1], groups, out)).reshape(y.shape)
+            results.append(_summed_product(spread, y, count))
+    return jnp.stack(results).reshape(spec.kernel_shape)
+
+
+def _summed_product(a: jax.Array, b: jax.Array, count: int) -> jax.Array:
+    """Sum of a * b over all axes but the last, `count` rows at a time."""
+    # XLA reduces a product in a scalar, strided loop. Rows added up slice by slice are one vectorised loop, and what is
+    # left is small enough for a product with ones: 1.9 ms instead of 26 at 8x56x56x64, 3x3 (PyTorch: 0.46).
+    rows = a.shape[1]
+    height = max(1, rows // count)
+    terms = [
+        lax.slice_in_dim(a, at, at + height, axis=1) * lax.slice_in_dim(b, at, at + height, axis=1)
+        for at in range(0, rows - height + 1, height)
+    ]
+    sums = [balanced_sum(terms)]
+    done = len(terms) * height
+    if done < rows:
+        sums.append(lax.slice_in_dim(a, done, rows, axis=1) * lax.slice_in_dim(b, done, rows, axis=1))
+    totals = []
+    for partial in sums:
+        flat = partial.reshape(math.prod(partial.shape[:-1]), partial.shape[-1])
+        ones = jnp.ones((1, flat.shape[0]), flat.dtype)
+        totals.append(lax.dot(ones, flat, precision=lax.Precision.HIGHEST)[0])
+    return sum(totals[1:], totals[0])
