@@ -46,6 +46,15 @@ def run_demo(options: DemoOptions) -> None:
       DemoError: if the image, the weights or the folder of the output are not there.
     """
     # Here, not above: `jaxcnn layer` has to run without the packages that these files import.
+    import threadpoolctl
+
+    # The fits are many small solves: with a BLAS thread on each core, on a busy machine, they wait for each other
+    # (31 s instead of 1 for one kernel of LeNet-5).
+    with threadpoolctl.threadpool_limits(1, "blas"):
+        _run_parts(options)
+
+
+def _run_parts(options: DemoOptions) -> None:
     from jaxcnn.demo import digits, edges, hed, images
 
     start = time.perf_counter()

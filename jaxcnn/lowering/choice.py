@@ -69,8 +69,8 @@ _SHIFT_IMAGE_CHANNELS, _SHIFT_IMAGE_PRODUCTS = 4, 64
 """The same for one group: 256x28x28x1 to 6 by 5x5 takes 1.1 against 28, 224x224x3 to 32 by 3x3/2 0.3 against 1.0; 7x7
 over 3 channels is left to `direct`."""
 _FFT_TAPS, _FFT_GRADIENT_TAPS = 100, 36
-"""Taps above which `fft` is faster than `shift` over one channel at a time: 1.3 against 1.9 at 11x11, 28x28x128; for the
-kernel's gradient 3.6 against 6.5 at 7x7, 56x56x96 (PyTorch 5.1)."""
+"""Taps above which `fft` is faster than `shift` over one channel at a time: 1.3 against 1.9 at 11x11, 28x28x128; for
+the kernel's gradient 3.6 against 6.5 at 7x7, 56x56x96 (PyTorch 5.1)."""
 
 
 def _choose_cpu(spec: ConvSpec) -> Choice:

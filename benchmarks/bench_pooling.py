@@ -1,0 +1,186 @@
+"""Is a pool as fast as it could be, forwards and in its gradient?"""
+
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+import jaxcnn
+
+from .common import Case, Comparison, array
+
+# window, strides and image of the pools that networks have
+POOLS = {
+    "02x02/2 4x112x112x64": (2, 2, (4, 112, 112, 64)),
+    "03x03/1 4x56x56x64": (3, 1, (4, 56, 56, 64)),
+    "03x03/2 4x112x112x64": (3, 2, (4, 112, 112, 64)),
+    "13x13/1 1x56x56x64": (13, 1, (1, 56, 56, 64)),
+}
+
+
+def lax_pool(x, window, strides, start, combine):
+    """A pool as it is written without jaxcnn."""
+    return lax.reduce_window(x, start, combine, (1, window, window, 1), (1, strides, strides, 1), "VALID")
+
+
+def lax_max_pool(x, window, strides):
+    return lax_pool(x, window, strides, -np.inf, lax.max)
+
+
+def lax_sum_pool(x, window, strides):
+    return lax_pool(x, window, strides, 0.0, lax.add)
+
+
+def gradient(function):
+    """The gradient of a pool, of a loss whose own gradient is the result."""
+    return jax.grad(lambda x: 0.5 * jnp.sum(function(x) ** 2))
+
+
+class PoolComparison(Comparison):
+    """The same as for a convolution, with operations in place of multiply-accumulates."""
+
+    def track_flops(self, *params: str) -> int:
+        return self.cost.flops
+
+    track_flops.unit = "FLOPs"
+
+
+class MaxPool(PoolComparison):
+    """A max pool, from 2x2 to 13x13."""
+
+    params: ClassVar = [sorted(POOLS)]
+
+    def case(self, layer):
+        window, strides, shape = POOLS[layer]
+        return Case(
+            lambda x: jaxcnn.max_pool(x, window, strides=strides),
+            lambda x: lax_max_pool(x, window, strides),
+            (array(*shape),),
+            jaxcnn.pool_cost(shape, window, strides=strides),
+        )
+
+
+class MaxPoolGradient(Comparison):
+    """The gradient of a max pool, which lax computes by scattering."""
+
+    params: ClassVar = [sorted(POOLS)]
+
+    def case(self, layer):
+        window, strides, shape = POOLS[layer]
+        return Case(
+            gradient(lambda x: jaxcnn.max_pool(x, window, strides=strides)),
+            gradient(lambda x: lax_max_pool(x, window, strides)),
+            (array(*shape),),
+        )
+
+
+class AvgPool(PoolComparison):
+    """An average pool, from 2x2 to 13x13."""
+
+    params: ClassVar = [sorted(POOLS)]
+
+    def case(self, layer):
+        window, strides, shape = POOLS[layer]
+        return Case(
+            lambda x: jaxcnn.avg_pool(x, window, strides=strides),
+            lambda x: lax_sum_pool(x, window, strides) / window**2,
+            (array(*shape),),
+            jaxcnn.pool_cost(shape, window, strides=strides),
+        )
+
+
+class AvgPoolGradient(Comparison):
+    """The gradient of an average pool."""
+
+    params: ClassVar = [sorted(POOLS)]
+
+    def case(self, layer):
+        window, strides, shape = POOLS[layer]
+        return Case(
+            gradient(lambda x: jaxcnn.avg_pool(x, window, strides=strides)),
+            gradient(lambda x: lax_sum_pool(x, window, strides) / window**2),
+            (array(*shape),),
+        )
+
+
+class OtherPools(PoolComparison):
+    """The other pools over a window, 3x3/2 on 1x56x56x64."""
+
+    shape: ClassVar = (1, 56, 56, 64)
+    pools: ClassVar = {
+        "lp": (lambda x: jaxcnn.lp_pool(x, 3, strides=2), lambda x: jnp.sqrt(lax_sum_pool(x**2, 3, 2))),
+        "min": (lambda x: jaxcnn.min_pool(x, 3, strides=2), lambda x: lax_pool(x, 3, 2, np.inf, lax.min)),
+        "sum": (lambda x: jaxcnn.sum_pool(x, 3, strides=2), lambda x: lax_sum_pool(x, 3, 2)),
+        # In bfloat16 lax rounds at each step: the error is lax's.
+        "sum, bfloat16": (
+            lambda x: jaxcnn.sum_pool(x.astype(jnp.bfloat16), 3, strides=2),
+            lambda x: lax_sum_pool(x.astype(jnp.bfloat16), 3, 2),
+        ),
+    }
+    params: ClassVar = [sorted(pools)]
+    param_names: ClassVar = ["pool"]
+
+    def case(self, pool):
+        ours, plain = self.pools[pool]
+        return Case(ours, plain, (array(*self.shape),), jaxcnn.pool_cost(self.shape, 3, strides=2))
+
+
+class WholePlane(Comparison):
+    """Pools of a size given by the output, against `jnp` on the whole plane."""
+
+    pools: ClassVar = {
+        "adaptive avg 7x7": (
+            lambda x: jaxcnn.adaptive_avg_pool(x, (7, 7)),
+            lambda x: x.reshape(-1, 7, 8, 7, 8, 64).mean((2, 4)),
+        ),
+        "adaptive max 7x7": (
+            lambda x: jaxcnn.adaptive_max_pool(x, (7, 7)),
+            lambda x: x.reshape(-1, 7, 8, 7, 8, 64).max((2, 4)),
+        ),
+        "global avg": (jaxcnn.global_avg_pool, lambda x: x.mean((1, 2))),
+        "global max": (jaxcnn.global_max_pool, lambda x: x.max((1, 2))),
+    }
+    params: ClassVar = [sorted(pools)]
+    param_names: ClassVar = ["pool"]
+
+    def case(self, pool):
+        ours, plain = self.pools[pool]
+        return Case(ours, plain, (array(8, 56, 56, 64),))
+
+
+class Unpool(Comparison):
+    """A max pool with indices, and its values put back: what the gradient of a max pool gives, from lax."""
+
+    params: ClassVar = [["2x2/2 1x56x56x64"]]
+
+    def case(self, layer):
+        shape = (1, 56, 56, 64)
+
+        def ours(x):
+            values, indices = jaxcnn.max_pool_with_indices(x, 2, strides=2)
+            return jaxcnn.max_unpool(values, indices, shape[1:3])
+
+        def plain(x):
+            values, vjp = jax.vjp(lambda x: lax_max_pool(x, 2, 2), x)
+            return vjp(values)[0]
+
+        return Case(ours, plain, (array(*shape),))
+
+
+class DilatedMaxPoolGradient(Comparison):
+    """The gradient of a dilated max pool, which lax refuses: jax#274. The plain form gathers the taps itself."""
+
+    params: ClassVar = [["3x3, dilation 2, 1x56x56x64"]]
+
+    def case(self, layer):
+        def plain(x):
+            taps = [x[:, 2 * i : 2 * i + 52, 2 * j : 2 * j + 52] for i, j in np.ndindex(3, 3)]
+            return jnp.stack(taps).max(0)
+
+        return Case(
+            gradient(lambda x: jaxcnn.max_pool(x, 3, window_dilation=2)),
+            gradient(plain),
+            (array(1, 56, 56, 64),),
+        )

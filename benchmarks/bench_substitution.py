@@ -1,0 +1,182 @@
+"""Is a large kernel replaced by small ones faster on the clock, and at what error?
+
+The plain form is the dense layer in lax, so `track_speedup` is what the substitution gains.
+"""
+
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxcnn
+
+from .bench_convolution import lax_conv
+from .common import Case, ConvComparison, array, kernel
+
+
+def decaying(*shape, seed=1):
+    """A kernel whose singular values, unfolded as `separable` does, fall off as 1/r: as unequal as trained ones."""
+    height, width, inputs, outputs = shape
+    matrix = np.asarray(kernel(*shape, seed=seed), np.float64).transpose(0, 2, 1, 3).reshape(height * inputs, -1)
+    left, values, right = np.linalg.svd(matrix, full_matrices=False)
+    matrix = (left * values / np.arange(1, values.size + 1)) @ right
+    return jnp.asarray(matrix.reshape(height, inputs, width, outputs).transpose(0, 2, 1, 3), jnp.float32)
+
+
+def substituted(x, dense, chain):
+    """A layer computed by a chain, against lax with the dense kernel; kernels are arguments, as in training."""
+    return Case(
+        lambda x, dense, chain: jaxcnn.conv(x, chain),
+        lambda x, dense, chain: lax_conv(x, dense),
+        (x, dense, chain),
+        jaxcnn.conv_cost(x.shape, chain),
+    )
+
+
+class Separable(ConvComparison):
+    """A dense layer as columns and rows, by rank: 1/r spectrum, so the error falls with the rank."""
+
+    layers: ClassVar = {
+        "03x03 1x56x56x64": ((1, 56, 56, 64), (3, 3)),
+        "11x11 1x56x56x64": ((1, 56, 56, 64), (11, 11)),
+    }
+    params: ClassVar = [sorted(layers), ["rank 016", "rank 064"]]
+    param_names: ClassVar = ["layer", "rank"]
+
+    def case(self, layer, rank):
+        shape, window = self.layers[layer]
+        dense = decaying(*window, shape[-1], shape[-1])
+        return substituted(array(*shape), dense, jaxcnn.separable(dense, rank=int(rank.split()[1])))
+
+
+class SeparableFilter(ConvComparison):
+    """An image filter as a column and a row: 121 multiplications a pixel or 22, exactly the same values."""
+
+    params: ClassVar = [["11x11 1x512x512x1", "31x31 1x256x256x1"]]
+
+    def case(self, layer):
+        size = int(layer.split("x")[0])
+        shape = tuple(map(int, layer.split()[1].split("x")))
+        profile = np.hanning(size + 2)[1:-1].astype(np.float32)
+        dense = jnp.asarray(np.outer(profile, profile).reshape(size, size, 1, 1))
+        return substituted(array(*shape), dense, jaxcnn.separable(dense, rank=1))
+
+
+class Stack(ConvComparison):
+    """A kernel that is a row of 3x3, as that row: 5x5 is 18 for 25, 7x7 is 27 for 49, exactly the same values."""
+
+    params: ClassVar = [["5x5 1x56x56x64", "7x7 1x56x56x64"]]
+
+    def case(self, layer):
+        links = tuple(kernel(3, 3, 64, 64, seed=seed) for seed in range(2 if layer.startswith("5x5") else 3))
+        return substituted(array(1, 56, 56, 64), jaxcnn.compose(*links), jaxcnn.KernelChain(links))
+
+
+class LeNet(ConvComparison):
+    """LeNet's two 5x5 layers at batch 256, as 3x3 after 3x3 and as 1x5 after 5x1, at widths with fewer MACs."""
+
+    layers: ClassVar = {"conv1": ((256, 28, 28, 1), 6), "conv2": ((256, 14, 14, 6), 16)}
+    widths: ClassVar = {
+        ("conv1", "columns and rows"): 2,
+        ("conv1", "stack of 3x3"): 2,
+        ("conv2", "columns and rows"): 12,
+        ("conv2", "stack of 3x3"): 8,
+    }
+    params: ClassVar = [sorted(layers), ["columns and rows", "stack of 3x3"]]
+    param_names: ClassVar = ["layer", "substitution"]
+
+    def case(self, layer, substitution):
+        shape, outputs = self.layers[layer]
+        width = self.widths[layer, substitution]
+        dense = decaying(5, 5, shape[-1], outputs)
+        if substitution == "stack of 3x3":
+            chain = jaxcnn.stack(dense, features=width)
+        else:
+            chain = jaxcnn.separable(dense, rank=width)
+        return substituted(array(*shape), dense, chain)
+
+
+class ChainGradient(ConvComparison):
+    """What training a substitution takes: the gradients in the image and in the links, against the dense layer's."""
+
+    params: ClassVar = [["11x11 1x14x14x64, rank 32"]]
+
+    def case(self, layer):
+        dense = decaying(11, 11, 64, 64)
+        chain = jaxcnn.separable(dense, rank=32)
+
+        def gradient(function):
+            return jax.grad(lambda x, links: 0.5 * jnp.sum(function(x, links) ** 2), (0, 1))
+
+        ours, plain = gradient(jaxcnn.conv), gradient(lax_conv)
+        once = jaxcnn.conv_cost((1, 14, 14, 64), chain)
+        return Case(
+            # Only the images' gradients can be compared: the others have the shapes of their kernels.
+            lambda x, dense, chain: _first_with_rest(*ours(x, chain)),
+            lambda x, dense, chain: _first_with_rest(*plain(x, dense)),
+            (array(1, 14, 14, 64), dense, chain),
+            once + once + once,
+        )
+
+
+def _first_with_rest(first, rest):
+    """The first array, made to depend on the rest so that computing the rest is not left out."""
+    total = sum(jnp.sum(leaf) for leaf in jax.tree.leaves(rest))
+    return first + jnp.where(jnp.isnan(total), total, 0)
+
+
+class Factorize:
+    """How long finding a substitution takes, and what it costs in accuracy; once, before anything runs."""
+
+    schemes: ClassVar = {
+        "separable 03x03x064x064, rank 048": ((3, 3, 64, 64), "separable", {"rank": 48}),
+        "separable 11x11x064x064, rank 064": ((11, 11, 64, 64), "separable", {"rank": 64}),
+        "stack 05x05x006x016, features 008": ((5, 5, 6, 16), "stack", {"features": 8}),
+        "stack 05x05x016x016, features 016": ((5, 5, 16, 16), "stack", {"features": 16}),
+    }
+    params: ClassVar = [sorted(schemes)]
+    param_names: ClassVar = ["scheme"]
+    timeout = 120
+    rounds = 1
+    repeat = (1, 3, 2.0)
+    warmup_time = 0.0
+
+    def setup(self, scheme):
+        shape, name, self.options = self.schemes[scheme]
+        self.function = {"separable": jaxcnn.separable, "stack": jaxcnn.stack}[name]
+        self.dense = decaying(*shape)
+
+    def time_factorize(self, scheme):
+        jax.block_until_ready(self.function(self.dense, **self.options))
+
+    def track_error(self, scheme):
+        return float(self.function(self.dense, **self.options).relative_error(self.dense))
+
+    def track_macs_ratio(self, scheme):
+        chain = self.function(self.dense, **self.options)
+        shape = (1, 56, 56, self.dense.shape[-2])
+        return jaxcnn.conv_cost(shape, self.dense.shape).macs / jaxcnn.conv_cost(shape, chain).macs
+
+    track_error.unit = "relative error"
+    track_macs_ratio.unit = "times fewer MACs"
+
+
+class Compose(ConvComparison):
+    """The dense kernel of three 3x3 in a row, against the same sum over taps in `jnp`."""
+
+    params: ClassVar = [["7x7 of 64"]]
+    param_names: ClassVar = ["kernel"]
+
+    def case(self, layer):
+        links = tuple(kernel(3, 3, 64, 64, seed=seed) for seed in range(3))
+
+        def pair(a, b):
+            dense = jnp.zeros((a.shape[0] + b.shape[0] - 1, a.shape[1] + b.shape[1] - 1, a.shape[2], b.shape[3]))
+            for i, j in np.ndindex(*b.shape[:2]):
+                dense = dense.at[i : i + a.shape[0], j : j + a.shape[1]].add(a @ b[i, j])
+            return dense
+
+        # Composing A (3x3, 64 to 64) with B is a convolution of images of A's window with B, fully padded.
+        once = [jaxcnn.conv_cost((64, size, size, 64), (3, 3, 64, 64), padding=2) for size in (3, 5)]
+        return Case(jaxcnn.compose, lambda a, b, c: pair(pair(a, b), c), links, sum(once, jaxcnn.Cost()))

@@ -1,0 +1,164 @@
+import subprocess
+import sys
+
+import pytest
+
+import jaxcnn
+from jaxcnn import cli
+from jaxcnn.demo import run
+
+
+def fails(capsys, *arguments):
+    """The one line that a command prints to standard error, and nothing to standard output."""
+    try:
+        status = cli.main(arguments)
+    except SystemExit as exit_request:
+        status = exit_request.code
+    printed = capsys.readouterr()
+    assert status == 2
+    assert printed.out == ""
+    assert printed.err.endswith("\n")
+    assert printed.err.count("\n") == 1
+    assert "Traceback" not in printed.err
+    return printed.err
+
+
+LAYER = ("layer", "--input", "1x8x8x4", "--kernel", "3x3", "--features", "4")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "required: demo | layer"),
+        (("dance",), "invalid choice: 'dance'"),
+        (("demo", "--frobnicate"), "unrecognized arguments: --frobnicate"),
+        (("demo", "--sha", "0.5"), "unrecognized arguments: --sha"),
+        (("demo", "--share", "0"), "'0' is not a share of the MACs: a number above 0 and at most 1"),
+        (("demo", "--share", "1.01"), "'1.01' is not a share"),
+        (("demo", "--share", "nan"), "'nan' is not a share"),
+        (("demo", "--share", "half"), "'half' is not a share"),
+        (("demo", "--epochs", "0"), "0 is not an integer from 1 to 1000"),
+        (("demo", "--seed", "-1"), "-1 is not an integer from 0"),
+        (("demo", "--long-side", "4"), "4 is not an integer from 16"),
+        (("demo", "--part", "b"), "invalid choice: 'b'"),
+        (("demo", "--output", "no/such/folder/report.html"), "the output folder no/such/folder does not exist"),
+        (("demo", "--output", "."), "is a folder, not a file"),
+        (("demo", "--image", "no-such-picture"), "no image no-such-picture"),
+        (("demo", "--image", __file__), "is not an image that can be read"),
+        (("layer",), "the following arguments are required: --input, --kernel, --features"),
+        ((*LAYER, "--strides", "0"), "'0' is not a list of sizes"),
+        ((*LAYER, "--kernel", "3*3"), "'3*3' is not a list of sizes"),
+        ((*LAYER, "--kernel", "3"), "a window of 1 axes needs an input of 3 numbers"),
+        ((*LAYER, "--kernel", "9x9", "--padding", "valid"), "window is larger than its padded input"),
+        ((*LAYER, "--padding", "lots"), "'lots' is not a padding"),
+        ((*LAYER, "--padding", "-1"), "is not a padding"),
+        ((*LAYER, "--padding", "1:2:3"), "is not a padding"),
+        ((*LAYER, "--strides", "1x1x1"), "strides"),
+        ((*LAYER, "--groups", "3"), "must both divide into 3 groups"),
+        ((*LAYER, "--dtype", "int8"), "invalid choice: 'int8'"),
+        ((*LAYER, "--rank", "0"), "0 is not an integer of at least 1"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_bad_arguments_give_one_line_and_a_status(capsys, arguments, message):
+    assert message in fails(capsys, *arguments).replace("argument ", "")
+
+
+@pytest.mark.parametrize(
+    ("text", "padding"),
+    [
+        ("same", "SAME"),
+        ("Causal", "CAUSAL"),
+        ("2", 2),
+        ("2x1", ((2, 2), (1, 1))),
+        ("1:2", ((1, 2),)),
+        ("1:2x0", ((1, 2), (0, 0))),
+    ],
+)
+def test_padding_as_it_is_typed(text, padding):
+    assert cli._padding(text) == padding
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as exit_request:
+        cli.main(["--version"])
+    assert exit_request.value.code == 0
+    assert capsys.readouterr().out == f"jaxcnn {jaxcnn.__version__}\n"
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("demo", "--help"), ("layer", "--help")])
+def test_help(capsys, arguments):
+    with pytest.raises(SystemExit) as exit_request:
+        cli.main(arguments)
+    assert exit_request.value.code == 0
+    assert "usage: jaxcnn" in capsys.readouterr().out
+
+
+def test_missing_extra_names_the_command(capsys, monkeypatch):
+    import jaxcnn.demo
+
+    monkeypatch.setattr(jaxcnn.demo.importlib.util, "find_spec", lambda name: None)
+    assert 'not installed; run: pip install "jaxcnn[demo]"' in fails(capsys, "demo")
+    assert 'rich not installed; run: pip install "jaxcnn[demo]"' in fails(capsys, *LAYER)
+
+
+def test_help_needs_no_extra():
+    """With every package of the extra made impossible to import, in a process of its own."""
+    program = (
+        "import sys\n"
+        "for name in ('rich', 'matplotlib', 'optax', 'h5py', 'skimage', 'mlxtend', 'PIL'): sys.modules[name] = None\n"
+        "from jaxcnn.cli import main\n"
+        "main(['--help'])\n"
+    )
+    finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert "demo" in finished.stdout
+
+
+def test_running_the_package_is_the_command():
+    finished = subprocess.run(
+        [sys.executable, "-m", "jaxcnn", "demo", "--share", "2"], capture_output=True, text=True, check=False
+    )
+    assert finished.returncode == 2
+    assert finished.stderr.count("\n") == 1
+
+
+def test_layer_command(capsys):
+    assert cli.main([*LAYER, "--kernel", "5x5", "--rank", "2"]) == 0
+    printed = capsys.readouterr().out
+    for text in ("lax, dense", "jaxcnn, dense", "separable R=2", "stack F=4", "random", "MACs"):
+        assert text in printed
+
+
+def test_demo_command_writes_its_report(capsys, monkeypatch, tmp_path):
+    """The command around a part that is replaced by something quick."""
+    from jaxcnn.demo import digits, report
+
+    def quick(train, test, *, epochs, seed, bars):
+        return report.Section("LeNet-5", f"{epochs} epochs, seed {seed}", figures=(("accuracy", "99%"),))
+
+    monkeypatch.setattr(digits, "run_digits", quick)
+    output = tmp_path / "[report].html"
+    assert cli.main(["demo", "--part", "digits", "--epochs", "7", "--seed", "3", "--output", str(output)]) == 0
+    page = output.read_text()
+    assert "7 epochs, seed 3" in page
+    assert page.count("99%") == 2  # in its own section and in the summary
+    printed = capsys.readouterr().out
+    assert "Total time" in printed
+    assert "[report].html" in printed.replace("\n", "")
+
+
+def test_interruption_is_no_traceback(capsys, monkeypatch):
+    def interrupted(options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "run_demo", interrupted)
+    assert cli.main(["demo"]) == 130
+    assert "interrupted" in capsys.readouterr().err
+
+
+def test_too_little_memory_is_no_traceback(capsys, monkeypatch):
+    def greedy(options):
+        raise MemoryError
+
+    monkeypatch.setattr(run, "run_demo", greedy)
+    assert "out of memory" in fails(capsys, "demo")
