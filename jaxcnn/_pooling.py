@@ -16,7 +16,7 @@ from jaxcnn.arguments import PoolArguments, pool_arguments, window_order
 from jaxcnn.geometry import Pair, axis_values
 from jaxcnn.layout import Layout, parse_layout
 from jaxcnn.lowering.direct import pool_identity
-from jaxcnn.operands import floating_at_least_float32
+from jaxcnn.operands import batch_sharding, floating_at_least_float32
 from jaxcnn.primitives import extremum_p, select_p, window_sum_p, winner_p
 
 _STATIC = ("window_shape", "strides", "padding", "window_dilation", "ceil_mode", "layout")
@@ -146,7 +146,7 @@ def _counts(arguments: PoolArguments, count_include_pad: bool, dtype: np.dtype) 
         # Positions are compared as arrays: with a symbolic size they are traced, else a NumPy constant.
         positions = _arange(output)[:, None] * step - _value(low) + taps[None]
         inside = (positions >= _value(start)) & (positions < _value(stop))
-        axes.append(inside.sum(1).reshape(-1, *(1,) * (rank - axis)))
+        axes.append(inside.sum(1).reshape(*(1,) * axis, -1, *(1,) * (rank - axis)))
     counts = reduce(lambda a, b: a * b, axes)
     if isinstance(counts, np.ndarray) and counts.min(initial=1) == counts.max(initial=1):
         return np.asarray(counts.flat[0] if counts.size else 1, dtype)
@@ -215,7 +215,9 @@ def unpool(values: jax.Array, indices: jax.Array, *, output_shape: Any, layout: 
     at = indices.reshape(batch, places, features)
     at = jnp.where(at < 0, jnp.asarray(plane, at.dtype), at)
     rows, columns = np.arange(batch)[:, None, None], np.arange(features)[None, None, :]
-    result = jnp.zeros((batch, plane, features), values.dtype).at[rows, at, columns].set(flat, mode="drop")
+    sharding = batch_sharding(flat)
+    result = jnp.zeros((batch, plane, features), values.dtype, device=sharding)
+    result = result.at[rows, at, columns].set(flat, mode="drop", out_sharding=sharding)
     return order.from_canonical(result.reshape(batch, *sizes, features), batch_shape)
 
 

@@ -103,7 +103,10 @@ class KernelChain:
         return sum(math.prod(kernel.shape) for kernel in self.kernels)
 
     def dense(self) -> jax.Array:
-        """The dense kernel, `(*window, I / groups, O)`, that the chain equals; computed in float32 at least."""
+        """The dense kernel, `(*window, I / groups, O)`, that the chain equals.
+
+        Computed in float32 at least and returned in the chain's dtype; in int32 for narrower integers.
+        """
         return _dense(self)
 
     def relative_error(self, kernel: Any) -> jax.Array:
@@ -175,7 +178,7 @@ def compose(*kernels: jax.Array) -> jax.Array:
 
     Returns:
       `(*window, I, O)`, where the window has the sum of the windows' sizes minus one less than their number on each
-      axis; in the dtype to which the kernels promote.
+      axis; in the dtype to which the kernels promote, int32 for narrower integers.
 
     Raises:
       ValueError: channels or numbers of axes that do not fit.
@@ -235,6 +238,8 @@ def _compose_pair(first: jax.Array, second: jax.Array) -> jax.Array:
 @jax.jit
 def _dense(chain: KernelChain) -> jax.Array:
     dtype = chain.dtype
+    if dtype == np.bool_ or (jnp.issubdtype(dtype, jnp.integer) and dtype.itemsize < 4):
+        dtype = np.dtype(np.int32)  # as a convolution of narrow integers does: products of int8 must not wrap
     groups = chain.feature_group_count
     links = [
         _in_groups(jnp.asarray(kernel, _computation_dtype(dtype)), count, groups)

@@ -130,7 +130,7 @@ def bind_links_transposed(
             kernels[index],
             role="input",
             input_size=inputs[index],
-            sharding=_batch_sharding(y),
+            sharding=batch_sharding(y),
             feature_group_count=counts[index],
             kernel_dilation=arguments.kernel_dilation,
             **plan[index],
@@ -139,7 +139,7 @@ def bind_links_transposed(
     return pad_edges(y, [(-low, -high) for low, high in edges])
 
 
-def _batch_sharding(y: jax.Array) -> Any:
+def batch_sharding(y: jax.Array) -> Any:
     """On an Explicit mesh, a sharding of the batch axis alone, as y's."""
     sharding = jax.typeof(y).sharding
     if sharding.mesh.empty:

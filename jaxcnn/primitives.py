@@ -42,8 +42,16 @@ def _register(primitive: Primitive, run: Callable[..., jax.Array], static: Seque
             return apply(*operands, **params)
 
     mlir.register_lowering(primitive, mlir.lower_fun(run, multiple_results=False))
-    on_cpu = mlir.lower_fun(partial(run, platform="cpu"), multiple_results=False)
-    mlir.register_lowering(primitive, on_cpu, platform="cpu")
+
+    def run_on_cpu(*operands: jax.Array, **params: Any) -> jax.Array:
+        # On an Explicit mesh JAX asks of each reshape how its result lies; there only `direct` knows.
+        return run(*operands, platform=None if any(map(_is_explicit, operands)) else "cpu", **params)
+
+    mlir.register_lowering(primitive, mlir.lower_fun(run_on_cpu, multiple_results=False), platform="cpu")
+
+
+def _is_explicit(operand: jax.Array) -> bool:
+    return jax.sharding.AxisType.Explicit in jax.typeof(operand).sharding.mesh.axis_types
 
 
 # Convolution. No static parameter may be called g, x or y: ad.defbilinear uses these names.
@@ -91,7 +99,7 @@ def bind_conv(lhs: jax.Array, rhs: jax.Array, *, method: str, **params: Any) -> 
 
 
 def _match_varying(*operands: jax.Array) -> tuple[jax.Array, ...]:
-    varying: list[frozenset[str]] = [getattr(jax.typeof(operand), "vma", frozenset()) for operand in operands]
+    varying = [varying_axes(operand) for operand in operands]
     union: frozenset[str] = frozenset().union(*varying)
     return tuple(
         lax.pcast(operand, tuple(sorted(union - own)), to="varying") if union - own else operand

@@ -1,0 +1,174 @@
+"""The documentation: every public name is in the reference, every picture is drawn, every link leads somewhere.
+
+And what the pages say of other libraries, against those that are installed. pytest runs the examples themselves, as
+`pyproject.toml` tells it to.
+"""
+
+import importlib.util
+import os
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxcnn
+
+DOCS = Path(__file__).parent.parent / "docs"
+PAGES = sorted(DOCS.glob("*.md"))
+
+
+def test_pages_have_examples():
+    counts = {page.stem: page.read_text().count(">>> ") for page in PAGES}
+    for page in ("index", "worked_examples", "arithmetic", "chains", "pooling", "coming_from"):
+        assert counts[page] >= 8, page
+
+
+def test_reference_names_every_public_name():
+    reference = (DOCS / "api.md").read_text()
+    main, pictures = reference.split(".. currentmodule:: jaxcnn.drawing")
+    directive = re.compile(r"^\.\. auto(?:function|class):: (\w+)$", re.MULTILINE)
+    assert sorted(directive.findall(main)) == sorted(jaxcnn.__all__)
+    pytest.importorskip("matplotlib")
+    from jaxcnn import drawing
+
+    assert sorted(directive.findall(pictures)) == sorted(drawing.__all__)
+
+
+def test_every_page_is_in_the_table_of_contents():
+    contents = re.search(r"```\{toctree\}\n(.*?)```", (DOCS / "index.md").read_text(), re.DOTALL)[1]
+    assert sorted(re.findall(r"^\w+$", contents, re.MULTILINE)) == sorted({page.stem for page in PAGES} - {"index"})
+
+
+def test_every_picture_is_drawn(tmp_path):
+    pytest.importorskip("matplotlib")
+    spec = importlib.util.spec_from_file_location("make_pictures", DOCS / "make_pictures.py")
+    make_pictures = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(make_pictures)
+    make_pictures.main(tmp_path)
+    shown = {name for page in PAGES for name in re.findall(r"\]\(_build/pictures/([\w.]+)\)", page.read_text())}
+    assert {path.name for path in tmp_path.iterdir()} == shown
+
+
+def test_links_between_pages_lead_somewhere():
+    targets = {page.name: page.read_text() for page in PAGES}
+    for page, text in targets.items():
+        for target, anchor in re.findall(r"\]\((\w+\.md)(?:#([\w-]+))?\)", text):
+            assert target in targets, f"{page} links to {target}"
+            if anchor:
+                assert f"({anchor})=" in targets[target], f"{page} links to {target}#{anchor}"
+
+
+@pytest.mark.usefixtures("standard_promotion")
+def test_a_chain_trains_with_optax(rng):
+    optax = pytest.importorskip("optax")
+    kernel = jnp.asarray(rng.standard_normal((5, 5, 3, 4)), jnp.float32)
+    x = jnp.asarray(rng.standard_normal((2, 9, 9, 3)), jnp.float32)
+    target, optimizer = jaxcnn.conv(x, kernel), optax.adam(1e-2)
+    pair = jaxcnn.separable(kernel, rank=3)
+    state = optimizer.init(pair)
+
+    @jax.jit
+    def step(pair, state):
+        loss, gradient = jax.value_and_grad(lambda pair: jnp.mean((jaxcnn.conv(x, pair) - target) ** 2))(pair)
+        updates, state = optimizer.update(gradient, state)
+        return optax.apply_updates(pair, updates), state, loss
+
+    losses = []
+    for _ in range(20):
+        pair, state, loss = step(pair, state)
+        losses.append(float(loss))
+    assert isinstance(pair, jaxcnn.KernelChain)
+    assert losses[-1] < losses[0]
+
+
+def close(ours, theirs):
+    np.testing.assert_allclose(np.asarray(ours), np.asarray(theirs), rtol=1e-4, atol=1e-4)
+
+
+def test_what_is_said_of_torch(rng):
+    torch = pytest.importorskip("torch")
+    F = torch.nn.functional
+    x = rng.standard_normal((2, 4, 10, 9)).astype(np.float32)
+    w = rng.standard_normal((6, 2, 3, 3)).astype(np.float32)
+    tx, tw = torch.from_numpy(x), torch.from_numpy(w)
+    options = {"strides": 2, "padding": 1, "feature_group_count": 2, "layout": "NCHW"}
+    close(jaxcnn.conv(x, w, kernel_dilation=2, **options), F.conv2d(tx, tw, stride=2, padding=1, dilation=2, groups=2))
+    y = rng.standard_normal((2, 6, 5, 5)).astype(np.float32)
+    transposed = F.conv_transpose2d(torch.from_numpy(y), tw, stride=2, padding=1, output_padding=1, groups=2)
+    close(jaxcnn.conv_transpose(y, w, output_padding=1, **options), transposed)
+    pools = {"strides": 2, "layout": "NCHW"}
+    close(jaxcnn.max_pool(x, 2, **pools), F.max_pool2d(tx, 2))
+    values, indices = jaxcnn.max_pool_with_indices(x, 2, **pools)
+    torch_values, torch_indices = F.max_pool2d(tx, 2, return_indices=True)
+    close(values, torch_values)
+    np.testing.assert_array_equal(indices, torch_indices)
+    assert (indices.dtype, torch_indices.dtype) == (jnp.int32, torch.int64)
+    close(jaxcnn.avg_pool(x, 3, strides=3, padding=1, layout="NCHW"), F.avg_pool2d(tx, 3, padding=1))
+    close(jaxcnn.adaptive_avg_pool(x, 3, layout="NCHW"), F.adaptive_avg_pool2d(tx, 3))
+    patches = jaxcnn.extract_patches(x, 3, layout="NCHW")
+    close(patches.reshape(2, 36, -1), F.unfold(tx, 3))
+    with pytest.raises(ValueError, match="same"):
+        torch.nn.Conv2d(4, 6, 3, stride=2, padding="same")
+
+
+@pytest.mark.usefixtures("standard_promotion")
+def test_what_is_said_of_flax(rng):
+    linen = pytest.importorskip("flax.linen")
+    x = jnp.asarray(rng.standard_normal((2, 8, 9, 4)), jnp.float32)
+    key = jax.random.key(0)
+
+    def layer(module):
+        variables = module.init(key, x)
+        return variables["params"]["kernel"], module.apply(variables, x)
+
+    kernel, theirs = layer(linen.Conv(6, (3, 3), strides=2, use_bias=False))
+    assert kernel.shape == (3, 3, 4, 6)
+    close(jaxcnn.conv(x, kernel, strides=2), theirs)
+    for mode in ("circular", "reflect"):
+        kernel, theirs = layer(linen.Conv(6, (3, 3), padding=mode.upper(), use_bias=False))
+        close(jaxcnn.conv(x, kernel, padding_mode=mode), theirs)
+    kernel, theirs = layer(linen.ConvTranspose(6, (3, 3), strides=(2, 2), transpose_kernel=True, use_bias=False))
+    close(jaxcnn.conv_transpose(x, kernel, strides=2), theirs)
+    kernel, theirs = layer(linen.ConvTranspose(6, (3, 3), strides=(2, 2), use_bias=False))
+    close(jaxcnn.conv_transpose(x, jnp.flip(kernel, (0, 1)).swapaxes(2, 3), strides=2), theirs)
+    close(jaxcnn.max_pool(x, (3, 3)), linen.max_pool(x, (3, 3)))
+    for counted in (True, False):
+        theirs = linen.avg_pool(x, (3, 3), padding="SAME", count_include_pad=counted)
+        close(jaxcnn.avg_pool(x, (3, 3), padding="SAME", count_include_pad=counted), theirs)
+    close(jaxcnn.avg_pool(x, (3, 3), padding="SAME"), linen.avg_pool(x, (3, 3), padding="SAME"))
+    half = x.astype(jnp.bfloat16)
+    assert jaxcnn.avg_pool(half, (3, 3), padding="SAME", count_include_pad=False).dtype == jnp.bfloat16
+
+
+@pytest.mark.usefixtures("standard_promotion")
+def test_what_is_said_of_keras(rng):
+    if importlib.util.find_spec("keras") is None:
+        pytest.skip("could not import 'keras'")
+    os.environ["KERAS_BACKEND"] = "jax"
+    import keras
+
+    x = jnp.asarray(rng.standard_normal((2, 8, 9, 4)), jnp.float32)
+
+    def layer(module):
+        theirs = module(x)
+        return module.kernel.value, theirs
+
+    kernel, theirs = layer(keras.layers.Conv2D(6, 3, strides=2, padding="same", groups=2, use_bias=False))
+    assert kernel.shape == (3, 3, 2, 6)
+    close(jaxcnn.conv(x, kernel, strides=2, feature_group_count=2), theirs)
+    kernel, theirs = layer(keras.layers.Conv2D(6, 3, dilation_rate=2, use_bias=False))
+    close(jaxcnn.conv(x, kernel, padding="VALID", kernel_dilation=2), theirs)
+    kernel, theirs = layer(keras.layers.DepthwiseConv2D(3, depth_multiplier=2, use_bias=False))
+    assert kernel.shape == (3, 3, 4, 2)
+    close(jaxcnn.depthwise_conv(x, kernel, padding="VALID"), theirs)
+    for padding in ("same", "valid"):
+        kernel, theirs = layer(keras.layers.Conv2DTranspose(6, 3, strides=2, padding=padding, use_bias=False))
+        assert kernel.shape == (3, 3, 6, 4)
+        close(jaxcnn.conv_transpose(x, kernel, strides=2, padding=padding), theirs)
+    close(jaxcnn.max_pool(x, 2, strides=2), keras.layers.MaxPooling2D(2)(x))
+    theirs = keras.layers.AveragePooling2D(3, padding="same")(x)
+    close(jaxcnn.avg_pool(x, 3, strides=3, padding="SAME", count_include_pad=False), theirs)
+    close(jaxcnn.global_avg_pool(x), keras.layers.GlobalAveragePooling2D()(x))
