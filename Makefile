@@ -27,13 +27,13 @@ demo: $(VENV)/.demo  ## Run trained networks with their large kernels replaced b
 	$(BIN)/jaxcnn demo $(ARGS)
 
 test: $(VENV)/.demo $(VENV)/.test  ## Run every test, and every example in the documentation
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto $(ARGS)
 
 test-oldest: .venv-oldest/.test  ## Run the tests on the oldest jax, numpy and scipy allowed
-	.venv-oldest/bin/python -m pytest $(ARGS)
+	.venv-oldest/bin/python -m pytest -n auto $(ARGS)
 
 test-newest: .venv-newest/.test  ## Run the tests on the newest jax, with NEWEST_PYTHON
-	.venv-newest/bin/python -m pytest $(ARGS)
+	.venv-newest/bin/python -m pytest -n auto $(ARGS)
 
 lint: $(VENV)/.test  ## Check format, style and types
 	$(BIN)/ruff format --check .

@@ -7,11 +7,17 @@ from typing import Any
 import jax
 from jax.typing import ArrayLike, DTypeLike
 
-from jaxcnn import _convolution
 from jaxcnn.arguments import IntOrInts, frozen
 from jaxcnn.chain import KernelChain
 from jaxcnn.geometry import Padding
 from jaxcnn.layout import Layout
+
+
+def _bodies() -> Any:
+    """`_convolution`, imported at the first call: JAX's extension modules would be half of the import time."""
+    from jaxcnn import _convolution
+
+    return _convolution
 
 
 def conv(
@@ -78,7 +84,7 @@ def conv(
       PyTorch's padding `k // 2` with a stride is not `"SAME"`. Dumoulin and Visin, "A guide to convolution arithmetic
       for deep learning", 2016.
     """
-    return _convolution.conv(
+    return _bodies().conv(
         x,
         kernel,
         strides=frozen(strides),
@@ -135,7 +141,7 @@ def depthwise_conv(
     References:
       Equals `tf.nn.depthwise_conv2d` and `keras.layers.DepthwiseConv2D` in kernel shape and channel order.
     """
-    return _convolution.depthwise_conv(
+    return _bodies().depthwise_conv(
         x,
         kernel,
         strides=frozen(strides),
@@ -198,7 +204,7 @@ def conv_transpose(
       Keras' result is longer: give `output_padding`). `lax.conv_transpose` does not flip the kernel unless
       `transpose_kernel=True`, and its explicit padding means the padding of the dilated input.
     """
-    return _convolution.conv_transpose(
+    return _bodies().conv_transpose(
         x,
         kernel,
         strides=frozen(strides),
@@ -251,7 +257,7 @@ def extract_patches(
       `lax.conv_general_dilated_patches` orders features as (C, *window) in every layout, as
       `torch.nn.functional.unfold` does for its channels-first images.
     """
-    return _convolution.extract_patches(
+    return _bodies().extract_patches(
         x,
         window_shape=frozen(window_shape),
         strides=frozen(strides),

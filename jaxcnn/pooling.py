@@ -7,10 +7,16 @@ from typing import Any
 import jax
 from jax.typing import ArrayLike
 
-from jaxcnn import _pooling
 from jaxcnn.arguments import IntOrInts, frozen
 from jaxcnn.geometry import Padding
 from jaxcnn.layout import Layout
+
+
+def _bodies() -> Any:
+    """`_pooling`, imported at the first call: JAX's extension modules would be half of the import time."""
+    from jaxcnn import _pooling
+
+    return _pooling
 
 
 def _frozen_options(
@@ -73,7 +79,7 @@ def max_pool(
       Equals `flax.linen.max_pool` and `torch.nn.functional.max_pool2d`, whose `ceil_mode` rule this is; the default
       stride is 1 as in Flax, not the window as in PyTorch. `lax.reduce_window` has no gradient with dilation.
     """
-    return _pooling.extremum(
+    return _bodies().extremum(
         x, mode="max", **_frozen_options(window_shape, strides, padding, window_dilation, ceil_mode, layout)
     )
 
@@ -112,7 +118,7 @@ def min_pool(
     References:
       Equals `flax.linen.min_pool`.
     """
-    return _pooling.extremum(
+    return _bodies().extremum(
         x, mode="min", **_frozen_options(window_shape, strides, padding, window_dilation, ceil_mode, layout)
     )
 
@@ -151,7 +157,7 @@ def sum_pool(
       Equals `lax.reduce_window` with `lax.add`, which however rounds 16-bit floats at each step (1024 ones give 256 in
       bfloat16) and wraps int8.
     """
-    return _pooling.total(x, **_frozen_options(window_shape, strides, padding, window_dilation, ceil_mode, layout))
+    return _bodies().total(x, **_frozen_options(window_shape, strides, padding, window_dilation, ceil_mode, layout))
 
 
 def avg_pool(
@@ -195,7 +201,7 @@ def avg_pool(
       TensorFlow and Keras never count padding.
     """
     options = _frozen_options(window_shape, strides, padding, window_dilation, ceil_mode, layout)
-    return _pooling.average(x, count_include_pad=bool(count_include_pad), **options)
+    return _bodies().average(x, count_include_pad=bool(count_include_pad), **options)
 
 
 def lp_pool(
@@ -237,7 +243,7 @@ def lp_pool(
     if not order >= 1:
         raise ValueError(f"lp_pool: p must be at least 1, got {p!r}")
     options = _frozen_options(window_shape, strides, padding, window_dilation, ceil_mode, layout)
-    return _pooling.norm(x, p=order, **options)
+    return _bodies().norm(x, p=order, **options)
 
 
 def max_pool_with_indices(
@@ -273,7 +279,7 @@ def max_pool_with_indices(
       Equals `torch.nn.functional.max_pool2d(..., return_indices=True)`, with int32 for int64.
       `max_unpool` puts the values back.
     """
-    return _pooling.extremum_with_indices(
+    return _bodies().extremum_with_indices(
         x, **_frozen_options(window_shape, strides, padding, window_dilation, ceil_mode, layout)
     )
 
@@ -305,7 +311,7 @@ def max_unpool(values: ArrayLike, indices: ArrayLike, output_shape: IntOrInts, *
     References:
       Equals `torch.nn.functional.max_unpool2d`, which leaves open which of several equal indices wins.
     """
-    return _pooling.unpool(values, indices, output_shape=frozen(output_shape), layout=frozen(layout))
+    return _bodies().unpool(values, indices, output_shape=frozen(output_shape), layout=frozen(layout))
 
 
 def adaptive_avg_pool(x: ArrayLike, output_shape: Any, *, layout: Layout = None) -> jax.Array:
@@ -333,7 +339,7 @@ def adaptive_avg_pool(x: ArrayLike, output_shape: Any, *, layout: Layout = None)
     References:
       Equals `torch.nn.functional.adaptive_avg_pool2d`.
     """
-    return _pooling.adaptive(x, kind="avg", output_shape=frozen(output_shape), layout=frozen(layout))
+    return _bodies().adaptive(x, kind="avg", output_shape=frozen(output_shape), layout=frozen(layout))
 
 
 def adaptive_max_pool(x: ArrayLike, output_shape: Any, *, layout: Layout = None) -> jax.Array:
@@ -361,7 +367,7 @@ def adaptive_max_pool(x: ArrayLike, output_shape: Any, *, layout: Layout = None)
     References:
       Equals `torch.nn.functional.adaptive_max_pool2d`.
     """
-    return _pooling.adaptive(x, kind="max", output_shape=frozen(output_shape), layout=frozen(layout))
+    return _bodies().adaptive(x, kind="max", output_shape=frozen(output_shape), layout=frozen(layout))
 
 
 def global_avg_pool(x: ArrayLike, *, layout: Layout = None, keepdims: bool = False) -> jax.Array:
@@ -389,7 +395,7 @@ def global_avg_pool(x: ArrayLike, *, layout: Layout = None, keepdims: bool = Fal
     References:
       Equals `keras.layers.GlobalAveragePooling2D`.
     """
-    return _pooling.whole_plane(x, kind="avg", layout=frozen(layout), keepdims=bool(keepdims))
+    return _bodies().whole_plane(x, kind="avg", layout=frozen(layout), keepdims=bool(keepdims))
 
 
 def global_max_pool(x: ArrayLike, *, layout: Layout = None, keepdims: bool = False) -> jax.Array:
@@ -417,4 +423,4 @@ def global_max_pool(x: ArrayLike, *, layout: Layout = None, keepdims: bool = Fal
       Equals `keras.layers.GlobalMaxPooling2D`; where several pixels are maximal, `jnp.max` shares the gradient among
       them.
     """
-    return _pooling.whole_plane(x, kind="max", layout=frozen(layout), keepdims=bool(keepdims))
+    return _bodies().whole_plane(x, kind="max", layout=frozen(layout), keepdims=bool(keepdims))
