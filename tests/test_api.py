@@ -1,0 +1,238 @@
+"""The conventions of the public names and of the source, checked over all of them."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import cases
+import pytest
+
+import jaxcnn
+
+ROOT = Path(jaxcnn.__file__).parent
+FILES = sorted(ROOT.rglob("*.py"))
+NAMES = [path.relative_to(ROOT).as_posix() for path in FILES]
+FUNCTIONS = [name for name in jaxcnn.__all__ if inspect.isfunction(getattr(jaxcnn, name))]
+CLASSES = [name for name in jaxcnn.__all__ if inspect.isclass(getattr(jaxcnn, name))]
+ARRAYS = {"x", "kernel", "kernels", "values", "indices", "chain"}
+REQUIRED = {"window_shape", "output_shape", "x_shape", "kernel_shape", "layers", "input_shape", "f", "params", "args"}
+
+# What each room may import, as the design's table has it: by the first pattern that matches a file, patterns of the
+# modules of jaxcnn. "public" is `import jaxcnn` and its names.
+GEOMETRY = ["geometry"]
+ARGUMENTS = ["arguments", "layout", "chain", *GEOMETRY]
+COST = ["cost", "shapes", *ARGUMENTS]
+LOWERING = ["lowering(\\..*)?", "_compat", *COST]
+PRIMITIVES = ["primitives", "operands", *LOWERING]
+FUNCTIONS_ROOM = ["convolution", "pooling", "_convolution", "_pooling", *PRIMITIVES]
+FACTORIZATION = ["factorization(\\..*)?", *FUNCTIONS_ROOM]
+TRANSFORM = ["transform(\\..*)?", *FACTORIZATION]
+ROOMS = {
+    r"__init__": TRANSFORM,
+    r"(cli|__main__|demo(\..*)?)": ["public", "cli", "drawing", "demo(\\..*)?"],
+    r"drawing": ["public"],
+    r"transform(\..*)?": TRANSFORM,
+    r"factorization(\..*)?": FACTORIZATION,
+    r"_?(convolution|pooling)": FUNCTIONS_ROOM,
+    r"operands": ["primitives", *LOWERING],
+    r"primitives": LOWERING,
+    r"lowering(\..*)?": LOWERING,
+    r"(cost|shapes)": COST,
+    r"arguments": ARGUMENTS,
+    r"chain": ["layout", *GEOMETRY],
+    r"(geometry|layout|_compat)": [],
+}
+
+
+def test_all_is_sorted_and_complete():
+    assert jaxcnn.__all__ == sorted(jaxcnn.__all__)
+    tree = ast.parse((ROOT / "__init__.py").read_text())
+    imported = {
+        alias.asname or alias.name for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names
+    }
+    assert imported == set(jaxcnn.__all__)
+    assert re.fullmatch(r"\d+\.\d+\.\d+([a-z0-9.+]*)", jaxcnn.__version__)
+
+
+def test_every_function_of_arrays_is_among_the_calls():
+    of_arrays = {
+        name for name in FUNCTIONS if {"x", "values"} & set(inspect.signature(getattr(jaxcnn, name)).parameters)
+    }
+    assert of_arrays <= set(cases.CALLS)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_arrays_come_first_and_options_are_keyword_only(name):
+    parameters = list(inspect.signature(getattr(jaxcnn, name)).parameters.values())
+    kinds = inspect.Parameter
+    positional = [p for p in parameters if p.kind is kinds.POSITIONAL_OR_KEYWORD]
+    arrays = [p.name in ARRAYS for p in positional]
+    assert arrays == sorted(arrays, reverse=True), "arrays stand before everything else"
+    for parameter in parameters:
+        if parameter.kind is kinds.KEYWORD_ONLY:
+            assert parameter.name not in ARRAYS, f"{parameter.name} is an array"
+            assert parameter.default is not kinds.empty, f"{parameter.name} is required, but keyword-only"
+        elif parameter.kind is kinds.POSITIONAL_OR_KEYWORD:
+            assert parameter.default is kinds.empty, f"{parameter.name} is optional, but not keyword-only"
+            assert parameter.name in ARRAYS | REQUIRED, f"{parameter.name} is neither an array nor needed by all"
+        else:
+            assert parameter.kind is kinds.VAR_POSITIONAL
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_options_are_spelled_in_one_way(name):
+    others = {
+        "stride",
+        "pad",
+        "dilation",
+        "groups",
+        "data_format",
+        "dimension_numbers",
+        "window",
+        "kernel_size",
+        "size",
+    }
+    used = others & set(inspect.signature(getattr(jaxcnn, name)).parameters)
+    assert not used
+
+
+def test_siblings_have_the_same_options_and_defaults():
+    defaults: dict[str, dict[object, list[str]]] = {}
+    for name in FUNCTIONS:
+        for parameter in inspect.signature(getattr(jaxcnn, name)).parameters.values():
+            if parameter.default is not inspect.Parameter.empty:
+                defaults.setdefault(parameter.name, {}).setdefault(parameter.default, []).append(name)
+    # A convolution keeps the size of its image, a pool does not pad.
+    assert set(defaults.pop("padding")) == {"SAME", "VALID"}
+    for option, by_default in defaults.items():
+        assert len(by_default) == 1, f"{option}: {by_default}"
+
+
+def _sections(docstring):
+    """The text of each section of a Google-style docstring, by its heading."""
+    parts = re.split(r"^(Args|Returns|Raises|Example|References):$", inspect.cleandoc(docstring), flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_docstrings_of_functions(name):
+    function = getattr(jaxcnn, name)
+    sections = _sections(function.__doc__)
+    missing = {"Args", "Returns", "Raises", "Example", "References"} - set(sections)
+    assert not missing, f"{name} lacks {sorted(missing)}"
+    assert ">>> " in sections["Example"]
+    for parameter in inspect.signature(function).parameters:
+        assert re.search(rf"\b{parameter}\b", sections["Args"]), f"{parameter} is not described"
+    first = inspect.cleandoc(function.__doc__).splitlines()[0]
+    assert first.endswith("."), "the first line is a sentence"
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_docstrings_of_classes(name):
+    cls = getattr(jaxcnn, name)
+    fields = [field for field in getattr(cls, "__dataclass_fields__", {}) if not field.startswith("_")]
+    args = _sections(cls.__doc__)["Args"]
+    for field in fields:
+        assert re.search(rf"\b{field}\b", args), f"{field} is not described"
+    for attribute, value in vars(cls).items():
+        if not attribute.startswith("_") and (inspect.isfunction(value) or isinstance(value, property | classmethod)):
+            assert inspect.getdoc(getattr(cls, attribute)), attribute
+
+
+def _imports(path):
+    """The modules that a file imports, absolute."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            yield node.module
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_only_public_names_of_jax(name):
+    text = (ROOT / name).read_text()
+    assert "jax._src" not in text
+    assert "jaxlib" not in {module.split(".")[0] for module in _imports(ROOT / name)}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_assert_and_no_long_file(name):
+    text = (ROOT / name).read_text()
+    assert not [node.lineno for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Assert)]
+    lines = len(text.splitlines())
+    assert lines <= (430 if name == "pooling.py" else 400), f"{lines} lines"  # pooling.py is docstrings
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_imports_run_downwards(name):
+    module = name.removesuffix(".py").replace("/", ".").removesuffix(".__init__")
+    allowed = next(allowed for pattern, allowed in ROOMS.items() if re.fullmatch(pattern, module))
+    public = {*jaxcnn.__all__, "__version__"}
+    for imported in set(_imports(ROOT / name)):
+        first, _, rest = imported.partition(".")
+        if first != "jaxcnn":
+            continue
+        if rest == "" or rest in public:
+            # `import jaxcnn`, or `from jaxcnn import` a submodule, which is checked as such
+            from_package = rest in public or "public" in allowed
+            assert not from_package or "public" in allowed or rest == "", f"{module} imports {imported}"
+            continue
+        known = any(re.fullmatch(pattern, rest) or re.match(pattern + r"\.\w+$", rest) for pattern in allowed)
+        assert known, f"{module} imports jaxcnn.{rest}"
+
+
+def _python(code, *options):
+    result = subprocess.run(
+        [sys.executable, *options, "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT.parent,
+    )
+    return result
+
+
+def test_import_brings_no_heavy_packages():
+    code = """
+    import jax, sys
+    before = set(sys.modules)
+    import jaxcnn
+    print(*sorted({name.split(".")[0] for name in set(sys.modules) - before}))
+    """
+    added = set(_python(code).stdout.split()) - {"jaxcnn", "jax"}
+    for heavy in ("scipy", "matplotlib", "rich", "optax", "h5py", "skimage", "torch", "flax"):
+        assert heavy not in added
+    modules = _python("import sys, jaxcnn; print(*sys.modules)").stdout.split()
+    assert not [name for name in modules if name.startswith(("jaxcnn.demo", "jaxcnn.cli", "jaxcnn.drawing"))]
+
+
+def test_import_adds_less_than_60_milliseconds():
+    # Processor time, the least of several processes: what other programs on the machine do to it is always an addition.
+    code = """
+    import time, jax
+    start = time.process_time()
+    import jaxcnn
+    print(1000 * (time.process_time() - start))
+    """
+    milliseconds = sorted(float(_python(code).stdout) for _ in range(7))
+    assert milliseconds[0] < 60, milliseconds
+
+
+def test_import_starts_no_backend():
+    code = """
+    import jax, jaxcnn
+    events = []
+    jax.monitoring.register_event_duration_secs_listener(lambda name, *a, **k: events.append(name))
+    jax.config.update("jax_platforms", "cpu")
+    import jaxcnn.convolution
+    print(len(events))
+    """
+    assert _python(code).stdout.split() == ["0"]
