@@ -228,7 +228,8 @@ def select(x: jax.Array, index: jax.Array, spec: PoolSpec) -> jax.Array:
     zero = jnp.zeros((), x.dtype)
     # A tap on padding may have the flat index of a pixel; it adds 0.
     chosen = [jnp.where(places == offset, pixels, zero) for offset, pixels in _tap_slices(padded, spec)]
-    return reduce(lax.add, chosen)
+    # At most one of them is not 0; booleans do not add.
+    return reduce(lax.bitwise_or if spec.dtype == np.bool_ else lax.add, chosen)
 
 
 def scatter(y: jax.Array, index: jax.Array, spec: PoolSpec, sharding: Any = None) -> jax.Array:
