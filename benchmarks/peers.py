@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import math
 import statistics
@@ -22,16 +23,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from rich.console import Console
-from rich.progress import track
-from rich.table import Table
 
 import jaxcnn
 
-try:
-    import torch
-except ImportError:
-    torch = None
+
+@functools.cache
+def _torch() -> Any:
+    """PyTorch, or None where it is not installed; imported when first needed, since asv imports this file too."""
+    try:
+        import torch
+    except ImportError:
+        return None
+    return torch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,12 +207,14 @@ def _plain_conv(x: jax.Array, kernel: jax.Array, layer: Layer) -> jax.Array:
 
 
 def _to_torch(x: Any, axes: tuple[int, ...]) -> Any:
+    torch = _torch()
     tensor = torch.from_numpy(np.array(x)).permute(axes)
     return tensor.contiguous(memory_format=torch.channels_last)
 
 
 def _torch_functions(layer: Layer, x: Any, kernel: Any, y: Any) -> dict[str, Callable[[], Any]]:
     """Forward and gradient by PyTorch, channels-last."""
+    torch = _torch()
     functional = torch.nn.functional
     images = _to_torch(x, (0, 3, 1, 2))
     cotangent = _to_torch(y, (0, 3, 1, 2))
@@ -291,7 +296,7 @@ def _functions(layer: Layer, role: str) -> dict[str, Callable[[], Any]]:
             functions[name] = _jitted(forward, *operands)
         else:
             functions[name] = _jitted(gradient, y, *operands)
-    if torch is not None:
+    if _torch() is not None:
         functions["torch"] = _torch_functions(layer, x, kernel, y)[role]
     if role == "forward" and not layer.pool and layer.x[-1] == layer.features == 1:
         functions |= _filter_functions(np.asarray(x), np.asarray(kernel))
@@ -324,6 +329,9 @@ def _roofline_milliseconds(layer: Layer, role: str, peak: float, bandwidth: floa
 
 def measure(groups: Iterable[str], roles: Iterable[str], seconds: float) -> list[dict[str, Any]]:
     """One record for each layer and role: its group, name, milliseconds by library and share of the ceiling."""
+    from rich.console import Console
+    from rich.progress import track
+
     peak, bandwidth = ceilings()
     work = [(group, layer, role) for group in groups for layer in GROUPS[group] for role in roles]
     records = []
@@ -348,8 +356,10 @@ def geometric_mean(values: Iterable[float]) -> float:
     return math.exp(statistics.fmean(map(math.log, values)))
 
 
-def report(records: list[dict[str, Any]], console: Console) -> None:
+def report(records: list[dict[str, Any]], console: Any) -> None:
     """Prints a table for each group and role, with the geometric means of the ratios."""
+    from rich.table import Table
+
     for group, role in dict.fromkeys((record["group"], record["role"]) for record in records):
         rows = [record for record in records if (record["group"], record["role"]) == (group, role)]
         peers = list(dict.fromkeys(name for row in rows for name in row["milliseconds"] if name != "jaxcnn"))
@@ -376,6 +386,8 @@ def report(records: list[dict[str, Any]], console: Console) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Measures and prints."""
+    from rich.console import Console
+
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--group", action="append", choices=list(GROUPS), help="only this group; may be repeated")
     parser.add_argument("--role", action="append", choices=["forward", "gradient"], help="only this direction")
@@ -384,7 +396,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     records = measure(options.group or GROUPS, options.role or ("forward", "gradient"), options.seconds)
     console = Console(width=max(Console().width, 120))
-    console.print(f"jax {jax.__version__}, {'torch ' + torch.__version__ if torch else 'no torch'}")
+    console.print(f"jax {jax.__version__}, {'torch ' + _torch().__version__ if _torch() else 'no torch'}")
     report(records, console)
     if options.json:
         with open(options.json, "w") as file:
