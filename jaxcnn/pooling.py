@@ -58,7 +58,8 @@ def max_pool(
       strides: step of the window, in pixels; an int or one for each spatial axis.
       padding: as in `conv`.
       window_dilation: distance between neighbouring taps, in pixels.
-      ceil_mode: also keep a last window that starts inside the input or its low padding and hangs over the end.
+      ceil_mode: also keep a last window that hangs over the end, if it starts inside the input or its low padding; one
+        that starts in the high padding is dropped.
       layout: None (channels-last), a string such as `"NCHW"`, or the triple that lax takes.
 
     Returns:

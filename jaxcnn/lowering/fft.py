@@ -2,7 +2,7 @@
 
 The whole image is transformed at once where it is not much larger than the window, else in overlapping tiles whose
 results are laid side by side (overlap-save). Errors are relative to the largest magnitude in a tile, not to each
-output: so `precision` HIGHEST refuses this method. A NaN or an infinity spreads over its tile.
+output: so `precision` HIGHEST refuses this method. A NaN or an infinity spreads over its tile, as NaN.
 """
 
 from __future__ import annotations
