@@ -41,13 +41,13 @@ def _register(primitive: Primitive, run: Callable[..., jax.Array], static: Seque
         with jax.disable_jit(False):  # or jax.disable_jit() would recurse for ever
             return apply(*operands, **params)
 
-    mlir.register_lowering(primitive, mlir.lower_fun(run, multiple_results=False))
-
-    def run_on_cpu(*operands: jax.Array, **params: Any) -> jax.Array:
+    def run_on(platform: str, *operands: jax.Array, **params: Any) -> jax.Array:
         # On an Explicit mesh JAX asks of each reshape how its result lies; there only `direct` knows.
-        return run(*operands, platform=None if any(map(_is_explicit, operands)) else "cpu", **params)
+        return run(*operands, platform=None if any(map(_is_explicit, operands)) else platform, **params)
 
-    mlir.register_lowering(primitive, mlir.lower_fun(run_on_cpu, multiple_results=False), platform="cpu")
+    # One rule for all accelerators: a module exported for several then holds one form for them all.
+    mlir.register_lowering(primitive, mlir.lower_fun(partial(run_on, "accelerator"), multiple_results=False))
+    mlir.register_lowering(primitive, mlir.lower_fun(partial(run_on, "cpu"), multiple_results=False), platform="cpu")
 
 
 def _is_explicit(operand: jax.Array) -> bool:
