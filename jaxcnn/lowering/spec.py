@@ -243,7 +243,7 @@ def _precision_to_plain(precision: Any) -> Any:
 def _precision_from_plain(plain: Any) -> Any:
     if isinstance(plain, list):
         return tuple(map(_precision_from_plain, plain))
-    if plain is None or isinstance(plain, str) and not plain.startswith("Precision."):
+    if plain is None or (isinstance(plain, str) and not plain.startswith("Precision.")):
         return plain
     names = {f"Precision.{precision.name}": precision for precision in lax.Precision}
     if not isinstance(plain, str) or plain not in names:

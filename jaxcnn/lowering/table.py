@@ -105,7 +105,9 @@ class TuningTable:
         return dataclasses.replace(self, entries=tuple({**self._by_spec, **other._by_spec}.values()))
 
     def __str__(self) -> str:
-        rows = [f"{len(self.entries)} convolutions on {self.device_kind} ({self.platform}), jaxlib {self.jaxlib_version}"]
+        rows = [
+            f"{len(self.entries)} convolutions on {self.device_kind} ({self.platform}), jaxlib {self.jaxlib_version}"
+        ]
         rows += [f"  {entry.spec}: {entry.method} ({times_text(entry)})" for entry in self.entries]
         return "\n".join(rows)
 

@@ -6,7 +6,9 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from importlib import metadata
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -22,6 +24,8 @@ _TIE = 1.05
 """`direct` is kept where it takes at most this many times as long as the fastest: two runs differ by as much."""
 _HOPELESS = 4.0
 """A method whose second call takes this many times as long as the best so far is measured no further."""
+_LARGEST_PROGRAM = 1000
+"""Most equations of a program that is compiled only to be measured: 700 take XLA half a second, 1800 seven seconds."""
 _FEWEST_ROUNDS, _MOST_ROUNDS = 3, 25
 """Blocks of calls for each method, of which the median is taken."""
 _BLOCK_SECONDS = 0.02
@@ -110,16 +114,13 @@ def _measured(spec: ConvSpec, platform: str, seconds: float, advance: Callable[[
 
     end = time.perf_counter() + seconds
     operands = jax.block_until_ready(_operands(spec))
-    estimated = choice.choose(spec, "auto", platform).method
-    order = dict.fromkeys((direct.NAME, estimated, *choice.METHODS))
+    taken = choice.choose(spec, "auto", platform).method
+    programs = {name: _program(name, spec) for name, module in choice.METHODS.items() if module.supports(spec) is None}
     milliseconds: dict[str, float] = {}
     calls: dict[str, Callable[[], Any]] = {}
-    for method in order:
-        if choice.METHODS[method].supports(spec) is not None:
-            continue
-        if time.perf_counter() > end and not {method} & {direct.NAME, estimated}:
-            continue
-        call = _call(method, spec, operands)
+    needed = {direct.NAME: programs.pop(direct.NAME), **({taken: programs.pop(taken)} if taken in programs else {})}
+    for method, program in chain(needed.items(), _compilable(programs, operands, end)):
+        call = partial(_run, program, operands)
         call()  # compiles
         milliseconds[method] = 1e3 * _seconds(call, 1)
         if milliseconds[method] <= _HOPELESS * min(milliseconds.values()):
@@ -136,11 +137,24 @@ def fastest(milliseconds: Mapping[str, float]) -> str:
     return "direct" if milliseconds["direct"] <= _TIE * milliseconds[best] else best
 
 
-def _call(method: str, spec: ConvSpec, operands: tuple[jax.Array, jax.Array]) -> Callable[[], Any]:
+def _program(method: str, spec: ConvSpec) -> Any:
     from jaxcnn.lowering import choice
 
-    run = jax.jit(lambda lhs, rhs: choice.METHODS[method].lower(lhs, rhs, spec, None))
-    return lambda: jax.block_until_ready(run(*operands))
+    return jax.jit(lambda lhs, rhs: choice.METHODS[method].lower(lhs, rhs, spec, None))
+
+
+def _run(program: Any, operands: tuple[jax.Array, jax.Array]) -> None:
+    jax.block_until_ready(program(*operands))
+
+
+def _compilable(
+    programs: dict[str, Any], operands: tuple[jax.Array, jax.Array], end: float
+) -> Iterator[tuple[str, Any]]:
+    """The methods whose programs take no absurd time to compile, as long as there is time."""
+    # From the registry's end: the general methods at its start unroll large windows into programs slow to trace.
+    for name in reversed(programs):
+        if time.perf_counter() < end and len(programs[name].trace(*operands).jaxpr.eqns) <= _LARGEST_PROGRAM:
+            yield name, programs[name]
 
 
 def _operands(spec: ConvSpec) -> tuple[jax.Array, jax.Array]:
