@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.experimental.layout import Layout, with_layout_constraint
 
 
 def varying_axes(value: Any) -> frozenset[str]:
@@ -22,3 +23,8 @@ def example(shape: tuple[int, ...], dtype: Any, sharding: Any, *operands: jax.Ar
     if axes:
         return lax.pcast(jnp.zeros(shape, dtype), tuple(sorted(axes)), to="varying")
     return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+
+def row_major(value: jax.Array) -> jax.Array:
+    """The value laid out in memory in the order of its axes, which also keeps XLA from fusing it into what reads it."""
+    return with_layout_constraint(value, Layout(tuple(range(value.ndim))))

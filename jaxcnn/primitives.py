@@ -47,7 +47,13 @@ def _register(primitive: Primitive, run: Callable[..., jax.Array], static: Seque
 
     # One rule for all accelerators: a module exported for several then holds one form for them all.
     mlir.register_lowering(primitive, mlir.lower_fun(partial(run_on, "accelerator"), multiple_results=False))
-    mlir.register_lowering(primitive, mlir.lower_fun(partial(run_on, "cpu"), multiple_results=False), platform="cpu")
+
+    def lower_on_cpu(context: mlir.LoweringRuleContext, *operands: Any, **params: Any) -> Any:
+        exported = context.module_context.lowering_parameters.for_export
+        rule = mlir.lower_fun(partial(run_on, "cpu", exported=exported), multiple_results=False)
+        return rule(context, *operands, **params)
+
+    mlir.register_lowering(primitive, lower_on_cpu, platform="cpu")
 
 
 def _is_explicit(operand: jax.Array) -> bool:
@@ -77,7 +83,7 @@ _CONV_STATIC = (
 def _run_conv(
     lhs: jax.Array, rhs: jax.Array, *, method: str, sharding: Any, platform: str | None = None, **params: Any
 ) -> jax.Array:
-    spec = conv_spec(lhs, rhs, **params)
+    spec = conv_spec(lhs, rhs, **params)  # `exported` too, where the platform is known
     chosen = choice.choose(spec, method, platform)
     return choice.METHODS[chosen.method].lower(lhs, rhs, spec, sharding)
 
@@ -232,7 +238,7 @@ def _pool_primitive(name: str, run: Callable[..., jax.Array], static: Sequence[s
 
 def _pool_spec_of(operand: Any, params: dict[str, Any], input_size: tuple[int, ...] | None = None) -> PoolSpec:
     shape = operand.shape if input_size is None else (operand.shape[0], *input_size, operand.shape[-1])
-    return PoolSpec(input_shape=tuple(shape), dtype=jnp.dtype(operand.dtype), **params)
+    return PoolSpec(input_shape=tuple(shape), dtype=jnp.dtype(operand.dtype), **_window_params(params))
 
 
 def _run_extremum(operand: jax.Array, *, mode: str, platform: str | None = None, **params: Any) -> jax.Array:

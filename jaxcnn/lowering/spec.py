@@ -40,6 +40,7 @@ class ConvSpec:
       out_dtype: dtype of the result.
       precision: as in `lax.conv_general_dilated`.
       stacked: size of the leading axis that operands and result carry, or None.
+      exported: whether the program is lowered for `jax.export`, which refuses XLA's layout constraints.
     """
 
     role: Role
@@ -56,6 +57,7 @@ class ConvSpec:
     out_dtype: np.dtype
     precision: Any
     stacked: int | None
+    exported: bool = False
 
     @property
     def rank(self) -> int:
@@ -144,6 +146,7 @@ def conv_spec(
     preferred_element_type: np.dtype,
     input_size: Ints | None,
     window: Ints | None,
+    exported: bool = False,
 ) -> ConvSpec:
     """The spec of operands (anything with `shape` and `dtype`) and the static parameters of the primitive."""
     lead = 1 if stacked else 0
@@ -175,6 +178,7 @@ def conv_spec(
         out_dtype=np.dtype(preferred_element_type),
         precision=precision,
         stacked=lhs.shape[0] if stacked else None,
+        exported=exported,
     )
 
 
@@ -211,6 +215,8 @@ def spec_from_plain(plain: Any) -> ConvSpec:
             raise ValueError(f"{name} must name a dtype, got {plain[name]!r}") from None
     counts = [plain["feature_group_count"]] + ([] if plain["stacked"] is None else [plain["stacked"]])
     _ints("feature_group_count and stacked", counts)
+    if not isinstance(plain["exported"], bool):
+        raise ValueError(f"exported must be true or false, got {plain['exported']!r}")
     spec = ConvSpec(**values)
     ranks = {len(getattr(spec, name)) - 2 for name in _SHAPES} | {len(getattr(spec, name)) for name in _PER_AXIS}
     if spec.role not in get_args(Role) or ranks != {len(spec.padding)} or {len(p) for p in spec.padding} != {2}:
