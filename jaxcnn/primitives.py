@@ -45,7 +45,6 @@ def _register(primitive: Primitive, run: Callable[..., jax.Array], static: Seque
         # On an Explicit mesh JAX asks of each reshape how its result lies; there only `direct` knows.
         return run(*operands, platform=None if any(map(_is_explicit, operands)) else platform, **params)
 
-    # One rule for all accelerators: a module exported for several then holds one form for them all.
     mlir.register_lowering(primitive, mlir.lower_fun(partial(run_on, "accelerator"), multiple_results=False))
 
     def lower_on_cpu(context: mlir.LoweringRuleContext, *operands: Any, **params: Any) -> Any:
