@@ -1,4 +1,4 @@
-"""The error of each method against float64 over shapes, dtypes and magnitudes; NaN, infinity, denormals, integers, ties.
+"""The error of each method against float64 over shapes, dtypes, magnitudes; NaN, infinity, denormals, integers, ties.
 
 The unit of error is float32's epsilon times the sum of the magnitudes of an output's products, which no rounding of the
 operands exceeds. `BOUNDS` has for each method how many of them its error may be, and whether each output is measured by
