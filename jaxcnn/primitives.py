@@ -247,12 +247,12 @@ def _run_extremum(operand: jax.Array, *, mode: str, platform: str | None = None,
 
 def _run_winner(operand: jax.Array, *, mode: str, platform: str | None = None, **params: Any) -> jax.Array:
     spec = _pool_spec_of(operand, params)
-    return choice.pool_method(spec, platform, indexed=True).winner(operand, spec, mode)
+    return choice.pool_method(spec, platform).winner(operand, spec, mode)
 
 
 def _run_select(operand: jax.Array, index: jax.Array, *, platform: str | None = None, **params: Any) -> jax.Array:
     spec = _pool_spec_of(operand, params)
-    return choice.pool_method(spec, platform, indexed=True).select(operand, index, spec)
+    return choice.pool_method(spec, platform, selects=True).select(operand, index, spec)
 
 
 def _run_scatter(
@@ -265,7 +265,7 @@ def _run_scatter(
     **params: Any,
 ) -> jax.Array:
     spec = _pool_spec_of(operand, params, input_size)
-    return choice.pool_method(spec, platform, indexed=True).scatter(operand, index, spec, sharding)
+    return choice.pool_method(spec, platform).scatter(operand, index, spec, sharding)
 
 
 def _run_window_sum(operand: jax.Array, *, platform: str | None = None, **params: Any) -> jax.Array:

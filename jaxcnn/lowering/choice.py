@@ -6,13 +6,15 @@ import dataclasses
 import math
 from types import ModuleType
 
-from jaxcnn.lowering import direct, fft, matmul, shift, windows
+import numpy as np
+
+from jaxcnn.lowering import direct, fft, matmul, shift, windows, winograd
 from jaxcnn.lowering.forms import shape_unsupported
 from jaxcnn.lowering.lanes import LANES
 from jaxcnn.lowering.spec import ConvSpec, PoolSpec
 from jaxcnn.lowering.table import active, times_text
 
-METHODS: dict[str, ModuleType] = {module.NAME: module for module in (direct, shift, matmul, fft)}
+METHODS: dict[str, ModuleType] = {module.NAME: module for module in (direct, shift, matmul, winograd, fft)}
 """The methods by name: each a module with `supports(spec)` and `lower(lhs, rhs, spec, sharding)`."""
 
 
@@ -106,7 +108,13 @@ def _choose_cpu(spec: ConvSpec) -> Choice:
     few = summed <= _SHIFT_IMAGE_CHANNELS and products <= _SHIFT_IMAGE_PRODUCTS
     if spec.role != "kernel" and few and shift.supports(spec) is None:
         return Choice(shift.NAME, f"{products} shifted products for each output")
+    if not spec.exported and winograd.supports(spec) is None and _is_float32(spec) and winograd.pays(spec):
+        return Choice(winograd.NAME, "tiles take fewer products, their transforms counted")
     return Choice(direct.NAME, "XLA's own dense convolution is as fast")
+
+
+def _is_float32(spec: ConvSpec) -> bool:
+    return spec.lhs_dtype == spec.rhs_dtype == np.float32
 
 
 def _choose_by_channel(spec: ConvSpec, taps: int) -> Choice:
@@ -144,8 +152,8 @@ def _choose_grouped(spec: ConvSpec, taps: int, kernel_in: int, kernel_out: int) 
     return Choice(direct.NAME, f"groups of {summed} channels are wide enough for XLA's own convolution")
 
 
-def pool_method(spec: PoolSpec, platform: str | None, *, indexed: bool = False) -> ModuleType:
-    """The module that computes a pool; `indexed`: the winner's index is wanted or given."""
-    if platform == "cpu" and windows.supports(spec, indexed=indexed) is None:
+def pool_method(spec: PoolSpec, platform: str | None, *, selects: bool = False) -> ModuleType:
+    """The module that computes a pool; `selects`: one tap of each window is taken by its index."""
+    if platform == "cpu" and windows.supports(spec, selects=selects) is None:
         return windows
     return direct

@@ -105,6 +105,7 @@ class PoolSpec:
       padding: (low, high) on each spatial axis, none negative.
       window_dilation: distance between neighbouring taps on each spatial axis.
       dtype: dtype of x and of the result.
+      exported: as in `ConvSpec`.
     """
 
     input_shape: Ints
@@ -113,6 +114,7 @@ class PoolSpec:
     padding: tuple[Pair, ...]
     window_dilation: Ints
     dtype: np.dtype
+    exported: bool = False
 
     @property
     def rank(self) -> int:
