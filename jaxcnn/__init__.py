@@ -14,6 +14,7 @@ from jaxcnn.factorization.stack import stack as stack
 from jaxcnn.geometry import Layer as Layer
 from jaxcnn.geometry import ReceptiveField as ReceptiveField
 from jaxcnn.geometry import receptive_field as receptive_field
+from jaxcnn.lowering.table import TuningTable as TuningTable
 from jaxcnn.pooling import adaptive_avg_pool as adaptive_avg_pool
 from jaxcnn.pooling import adaptive_max_pool as adaptive_max_pool
 from jaxcnn.pooling import avg_pool as avg_pool
@@ -27,12 +28,14 @@ from jaxcnn.pooling import min_pool as min_pool
 from jaxcnn.pooling import sum_pool as sum_pool
 from jaxcnn.shapes import conv_output_shape as conv_output_shape
 from jaxcnn.shapes import pool_output_shape as pool_output_shape
+from jaxcnn.transform.tuning import tune as tune
 
 __all__ = [
     "Cost",
     "KernelChain",
     "Layer",
     "ReceptiveField",
+    "TuningTable",
     "adaptive_avg_pool",
     "adaptive_max_pool",
     "avg_pool",
@@ -56,6 +59,7 @@ __all__ = [
     "separable",
     "stack",
     "sum_pool",
+    "tune",
 ]
 
 __version__ = "0.1.0"
