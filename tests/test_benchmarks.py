@@ -32,9 +32,11 @@ CLASSES = [
 NOT_MEASURED = {
     "Layer": "arithmetic on integers",
     "ReceptiveField": "arithmetic on integers",
+    "TuningTable": "what tune returns",
     "conv_output_shape": "arithmetic on integers",
     "pool_output_shape": "arithmetic on integers",
     "receptive_field": "arithmetic on integers",
+    "tune": "a measurement itself, for as long as the user allows",
 }
 
 

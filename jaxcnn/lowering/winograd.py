@@ -2,9 +2,9 @@
 
 A tile of m outputs along an axis of r taps costs m + r - 1 products instead of m r: F(4,3) on both axes 36 for each 16
 outputs instead of 144. The points are transformed by sums along one axis after the other; the products are one batched
-product of matrices. The error grows with the tile, since outputs are differences of larger values: relative to the
-largest output it stays below 2e-5 in float32 (`direct`'s: 1e-6). So `precision` HIGHEST refuses this method, and 16-bit
-operands get F(2, r) alone. A NaN or an infinity spreads over its tile, as NaN.
+product of matrices. The error grows with the tile, since outputs are differences of larger values: up to 16
+epsilons of float32 times the largest sum of an output's magnitudes (`direct`'s: 4 of its own sum). So `precision`
+HIGHEST refuses this method, and 16-bit operands get F(2, r) alone. A NaN or an infinity spreads over its tile, as NaN.
 
 References:
   A. Lavin, S. Gray, Fast Algorithms for Convolutional Neural Networks, CVPR 2016.

@@ -21,7 +21,13 @@ import jaxcnn
 from jaxcnn.lowering import choice, direct
 from jaxcnn.lowering.spec import PoolSpec, conv_spec
 
-BOUNDS = {"direct": ("own", 4), "shift": ("own", 4), "matmul": ("own", 4), "fft": ("largest", 4)}
+BOUNDS = {
+    "direct": ("own", 4),
+    "shift": ("own", 4),
+    "matmul": ("own", 4),
+    "fft": ("largest", 4),
+    "winograd": ("largest", 16),
+}
 """By method: relative to which sum, and how many epsilons."""
 
 EPSILON, TINY = float(np.finfo(np.float32).eps), float(np.finfo(np.float32).tiny)
