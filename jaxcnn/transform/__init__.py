@@ -1,0 +1,1 @@
+"""Transformations of whole JAX functions: `accelerate` and `summarize`."""
