@@ -40,4 +40,6 @@ def shard_map_primitive() -> Primitive:
 @cache
 def custom_vmap_primitive() -> Primitive:
     """The primitive of `jax.custom_batching.custom_vmap`, which has no public name."""
-    return jax.make_jaxpr(custom_vmap(lambda x: x))(jax.ShapeDtypeStruct((), jnp.float32)).eqns[0].primitive
+    mapped = custom_vmap(lambda x: x)
+    mapped.def_vmap(lambda size, batched, x: (x, batched[0]))
+    return jax.make_jaxpr(mapped)(jax.ShapeDtypeStruct((), jnp.float32)).eqns[0].primitive
