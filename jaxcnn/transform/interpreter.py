@@ -77,24 +77,24 @@ class Walker:
         results = None if rule is None else rule(equation, operands)
         if results is None:
             descend = _descent(equation.primitive) if held_jaxprs(equation) else None
-            if descend is None or not (descend is _into_custom_vjp or self.touches(equation)):
+            if descend is None or not self.touches(equation):
                 return bind_as_it_was(equation, operands)
             results = descend(self, equation, operands)
         return results
 
     def touches(self, equation: JaxprEqn) -> bool:
-        """Whether a jaxpr that an equation holds has an equation for which there is a rule, at any depth."""
+        """Whether there is a rule for an equation, or in a jaxpr that it holds, at any depth.
+
+        The backward function of a custom derivative is not known before it is traced, so it always counts.
+        """
+        if equation.primitive in self.rules or equation.primitive is lax_primitives.custom_vjp_call_p:
+            return True
         return any(map(self._has_rules, held_jaxprs(equation)))
 
     def _has_rules(self, jaxpr: Any) -> bool:
         jaxpr = opened(jaxpr)
         if id(jaxpr) not in self._touched:
-            found = any(
-                equation.primitive in self.rules
-                or equation.primitive is lax_primitives.custom_vjp_call_p
-                or self.touches(equation)
-                for equation in jaxpr.eqns
-            )
+            found = any(map(self.touches, jaxpr.eqns))
             self._touched[id(jaxpr)] = jaxpr, found  # the jaxpr too, so that its id stays its own
         return self._touched[id(jaxpr)][1]
 
@@ -190,23 +190,71 @@ def _into_shard_map(walker: Walker, equation: JaxprEqn, operands: list[Any]) -> 
     return list(mapped(*operands))
 
 
-def _into_custom_jvp(walker: Walker, equation: JaxprEqn, operands: list[Any]) -> list[Any]:
-    original = partial(bind_as_it_was, equation)
-    call = equation.params["call_jaxpr"]
-    primal = jax.custom_jvp(lambda *args: walker.evaluate(call, call.consts, *args))
-    primal.defjvp(walker.rewritten(lambda primals, tangents: jax.jvp(lambda *a: original(a), primals, tangents)))
-    return primal(*operands)
+@dataclasses.dataclass(frozen=True)
+class _Call:
+    """A call of a function with custom derivatives.
+
+    What the function closes over comes first among the operands. It has no derivative, and must not be given one. JAX
+    loses count of it where a call is traced a second time, so every value that is known counts as closed over too.
+
+    Args:
+      equation: the call.
+      known: operands that are no tracers, by position; the others are the call's arguments here.
+    """
+
+    equation: JaxprEqn
+    known: dict[int, Any]
+
+    @property
+    def places(self) -> list[int]:
+        """Positions of the arguments among the operands."""
+        return [index for index in range(len(self.equation.invars)) if index not in self.known]
+
+    def operands(self, args: Sequence[Any]) -> list[Any]:
+        """The operands for some arguments."""
+        given = {**self.known, **dict(zip(self.places, args, strict=True))}
+        return [given[index] for index in range(len(given))]
+
+    def split(self, args: Sequence[Any]) -> tuple[Callable[..., list[Any]], list[Any]]:
+        """The call as it was as a function of the arguments that have a derivative, and these."""
+        varied = [place >= self.equation.params["num_consts"] for place in self.places]
+
+        def original(*variables: Any) -> list[Any]:
+            values = iter(variables)
+            merged = [next(values) if varies else arg for arg, varies in zip(args, varied, strict=True)]
+            return bind_as_it_was(self.equation, self.operands(merged))
+
+        return original, [arg for arg, varies in zip(args, varied, strict=True) if varies]
 
 
-def _into_custom_vjp(walker: Walker, equation: JaxprEqn, operands: list[Any]) -> list[Any]:
-    original = partial(bind_as_it_was, equation)
-    call = equation.params["call_jaxpr"]
-    primal = jax.custom_vjp(lambda *args: walker.evaluate(call, call.consts, *args))
-    primal.defvjp(
-        walker.rewritten(lambda *args: jax.vjp(lambda *a: original(a), *args)),
-        walker.rewritten(lambda vjp, cotangents: vjp(cotangents)),
-    )
-    return primal(*operands)
+def _into_custom(walker: Walker, equation: JaxprEqn, operands: list[Any]) -> list[Any]:
+    known = {index: value for index, value in enumerate(operands) if not isinstance(value, jax.core.Tracer)}
+    call, jaxpr = _Call(equation, known), equation.params["call_jaxpr"]
+
+    def rewritten(*args: Any) -> list[Any]:
+        return walker.evaluate(jaxpr, jaxpr.consts, *call.operands(args))
+
+    def jvp(primals: Sequence[Any], tangents: Sequence[Any]) -> Any:
+        original, variables = call.split(primals)
+        return jax.jvp(original, variables, call.split(tangents)[1])
+
+    def forward(*args: Any) -> Any:
+        original, variables = call.split(args)
+        return jax.vjp(original, *variables)
+
+    def backward(vjp: Callable[..., Any], cotangents: Any) -> Any:
+        fixed = len(call.places) - sum(place >= equation.params["num_consts"] for place in call.places)
+        return (*(None,) * fixed, *vjp(cotangents))
+
+    # The user's rules are kept: each is traced through the call as it was, and rewritten then.
+    function: Any
+    if equation.primitive is lax_primitives.custom_jvp_call_p:
+        function = jax.custom_jvp(rewritten)
+        function.defjvp(walker.rewritten(jvp))
+    else:
+        function = jax.custom_vjp(rewritten)
+        function.defvjp(walker.rewritten(forward), walker.rewritten(backward))
+    return function(*(operands[place] for place in call.places))
 
 
 _DESCENTS: dict[Primitive, Callable[[Walker, JaxprEqn, list[Any]], list[Any]]] = {
@@ -216,8 +264,8 @@ _DESCENTS: dict[Primitive, Callable[[Walker, JaxprEqn, list[Any]], list[Any]]] =
     lax_primitives.cond_p: _bind_rebuilt("branches"),
     lax_primitives.closed_call_p: _inlined,
     lax_primitives.remat_p: _into_remat,
-    lax_primitives.custom_jvp_call_p: _into_custom_jvp,
-    lax_primitives.custom_vjp_call_p: _into_custom_vjp,
+    lax_primitives.custom_jvp_call_p: _into_custom,
+    lax_primitives.custom_vjp_call_p: _into_custom,
 }
 
 
