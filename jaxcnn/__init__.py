@@ -27,12 +27,14 @@ from jaxcnn.pooling import min_pool as min_pool
 from jaxcnn.pooling import sum_pool as sum_pool
 from jaxcnn.shapes import conv_output_shape as conv_output_shape
 from jaxcnn.shapes import pool_output_shape as pool_output_shape
+from jaxcnn.transform.acceleration import accelerate as accelerate
 
 __all__ = [
     "Cost",
     "KernelChain",
     "Layer",
     "ReceptiveField",
+    "accelerate",
     "adaptive_avg_pool",
     "adaptive_max_pool",
     "avg_pool",
