@@ -19,7 +19,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from jaxcnn._compat import varying_axes
-from jaxcnn.lowering import choice
+from jaxcnn.lowering import choice, direct
 from jaxcnn.lowering.spec import PoolSpec, conv_spec
 
 
@@ -79,6 +79,8 @@ def _run_conv(
 ) -> jax.Array:
     spec = conv_spec(lhs, rhs, **params)
     chosen = choice.choose(spec, method, platform)
+    if platform == "cpu" and chosen.method == direct.NAME:
+        return direct.lower_channels_last(lhs, rhs, spec)
     return choice.METHODS[chosen.method].lower(lhs, rhs, spec, sharding)
 
 

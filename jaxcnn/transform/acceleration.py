@@ -54,12 +54,12 @@ def accelerate(f: Callable[P, T], *, method: str = "auto") -> Callable[P, T]:
 
     @lru_cache(maxsize=_FUNCTIONS)
     def programs(signature: Signature) -> tuple[Callable[..., Outputs], Callable[..., Outputs]]:
-        traced = jax.jit(signature.flat(f))
+        traced = jax.make_jaxpr(signature.flat(f), return_shape=True)
 
         def inlined(*arrays: Any) -> Outputs:
-            trace = traced.trace(*arrays)
-            results = _walker(method).evaluate(trace.jaxpr, trace.jaxpr.consts, *arrays)
-            return jax.tree.unflatten(jax.tree.structure(trace.out_info), results)
+            jaxpr, shapes = traced(*arrays)
+            results = _walker(method).evaluate(jaxpr, jaxpr.consts, *arrays)
+            return jax.tree.unflatten(jax.tree.structure(shapes), results)
 
         return inlined, jax.jit(inlined)
 
