@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.custom_batching import custom_vmap
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.extend.core import Primitive
 
 
@@ -43,3 +44,8 @@ def custom_vmap_primitive() -> Primitive:
     mapped = custom_vmap(lambda x: x)
     mapped.def_vmap(lambda size, batched, x: (x, batched[0]))
     return jax.make_jaxpr(mapped)(jax.ShapeDtypeStruct((), jnp.float32)).eqns[0].primitive
+
+
+def row_major(value: jax.Array) -> jax.Array:
+    """The value laid out in memory in the order of its axes, which also keeps XLA from fusing it into what reads it."""
+    return with_layout_constraint(value, Layout(tuple(range(value.ndim))))

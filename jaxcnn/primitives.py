@@ -47,7 +47,12 @@ def _register(primitive: Primitive, run: Callable[..., jax.Array], static: Seque
         # On an Explicit mesh JAX asks of each reshape how its result lies; there only `direct` knows.
         return run(*operands, platform=None if any(map(_is_explicit, operands)) else "cpu", **params)
 
-    mlir.register_lowering(primitive, mlir.lower_fun(run_on_cpu, multiple_results=False), platform="cpu")
+    def lower_on_cpu(context: mlir.LoweringRuleContext, *operands: Any, **params: Any) -> Any:
+        exported = context.module_context.lowering_parameters.for_export
+        rule = mlir.lower_fun(partial(run_on_cpu, exported=exported), multiple_results=False)
+        return rule(context, *operands, **params)
+
+    mlir.register_lowering(primitive, lower_on_cpu, platform="cpu")
 
 
 def _is_explicit(operand: jax.Array) -> bool:
@@ -77,7 +82,7 @@ _CONV_STATIC = (
 def _run_conv(
     lhs: jax.Array, rhs: jax.Array, *, method: str, sharding: Any, platform: str | None = None, **params: Any
 ) -> jax.Array:
-    spec = conv_spec(lhs, rhs, **params)
+    spec = conv_spec(lhs, rhs, **params)  # `exported` too, where the platform is known
     chosen = choice.choose(spec, method, platform)
     if platform == "cpu" and chosen.method == direct.NAME:
         return direct.lower_channels_last(lhs, rhs, spec)
@@ -244,12 +249,12 @@ def _run_extremum(operand: jax.Array, *, mode: str, platform: str | None = None,
 
 def _run_winner(operand: jax.Array, *, mode: str, platform: str | None = None, **params: Any) -> jax.Array:
     spec = _pool_spec_of(operand, params)
-    return choice.pool_method(spec, platform, indexed=True).winner(operand, spec, mode)
+    return choice.pool_method(spec, platform).winner(operand, spec, mode)
 
 
 def _run_select(operand: jax.Array, index: jax.Array, *, platform: str | None = None, **params: Any) -> jax.Array:
     spec = _pool_spec_of(operand, params)
-    return choice.pool_method(spec, platform, indexed=True).select(operand, index, spec)
+    return choice.pool_method(spec, platform, selects=True).select(operand, index, spec)
 
 
 def _run_scatter(
@@ -262,7 +267,7 @@ def _run_scatter(
     **params: Any,
 ) -> jax.Array:
     spec = _pool_spec_of(operand, params, input_size)
-    return choice.pool_method(spec, platform, indexed=True).scatter(operand, index, spec, sharding)
+    return choice.pool_method(spec, platform).scatter(operand, index, spec, sharding)
 
 
 def _run_window_sum(operand: jax.Array, *, platform: str | None = None, **params: Any) -> jax.Array:

@@ -6,11 +6,14 @@ import dataclasses
 import math
 from types import ModuleType
 
-from jaxcnn.lowering import direct, fft, matmul, shift, windows
+import numpy as np
+
+from jaxcnn.lowering import direct, fft, matmul, shift, windows, winograd
 from jaxcnn.lowering.forms import shape_unsupported
+from jaxcnn.lowering.lanes import LANES
 from jaxcnn.lowering.spec import ConvSpec, PoolSpec
 
-METHODS: dict[str, ModuleType] = {module.NAME: module for module in (direct, shift, matmul, fft)}
+METHODS: dict[str, ModuleType] = {module.NAME: module for module in (direct, shift, matmul, winograd, fft)}
 """The methods by name: each a module with `supports(spec)` and `lower(lhs, rhs, spec, sharding)`."""
 
 
@@ -58,19 +61,22 @@ def choose(spec: ConvSpec, method: str, platform: str | None) -> Choice:
     return _choose_cpu(spec)
 
 
-# Thresholds of the choice on CPU: milliseconds of one core of an AMD EPYC 7003 with jax 0.10.2.
-_SHIFT_PRODUCTS = 128
-"""Most products of one output that XLA makes one vectorised loop of: 11x11 over 512x512 takes 2 (`direct` 60, `fft` 3);
-from 13x13 on a product takes forty times as long, and `fft` takes 3 where `shift` takes 35."""
-_SHIFT_CHANNELS = 8
-"""Most input channels of a group for `shift`: 0.7 against 2.7 of `direct` at 8 (4x28x28x64 in 8 groups), 29 against 3.5
-at 16."""
-_SHIFT_IMAGE_CHANNELS, _SHIFT_IMAGE_PRODUCTS = 4, 64
-"""The same for one group: 256x28x28x1 to 6 by 5x5 takes 1.1 against 28, 224x224x3 to 32 by 3x3/2 0.3 against 1.0; 7x7
-over 3 channels is left to `direct`."""
-_FFT_TAPS, _FFT_GRADIENT_TAPS = 100, 36
-"""Taps above which `fft` is faster than `shift` over one channel at a time: 1.3 against 1.9 at 11x11, 28x28x128; for
-the kernel's gradient 3.6 against 6.5 at 7x7, 56x56x96 (PyTorch 5.1)."""
+# Thresholds of the choice on CPU: milliseconds on two cores of an AMD EPYC with AVX-512, jax 0.10.2 (0.12.0 agrees).
+_SHIFT_TAPS, _SHIFT_LOOP_TAPS = 450, 100
+"""Most taps for `shift`, one channel at a time, and where it may use one loop only (few channels, or an exported
+program). 21x21 over 28x28x128 takes 1.2 (`fft` 2.4, compiled in 0.1 s instead of 1.3), its kernel gradient 1.7 (2.4);
+29x29 over 28x28x256 3.5 (5.7; 7.5 and 7.0 on jax 0.12), its kernel gradient 30 (7.5)."""
+_SHIFT_IMAGE_TAPS, _SHIFT_IMAGE_GRADIENT_TAPS = 128, 36
+"""The same for one image: 11x11 over 512x512 takes 2 (`direct` 60, `fft` 3); from 13x13 on XLA no longer vectorises."""
+_SHIFT_GROUP_PRODUCTS, _SHIFT_LOOP_CHANNELS = 300, 8
+"""Most products of one output over a group's channels: 28x28x128 in 4 groups by 3x3 takes 0.9 (`direct` 1.6),
+8x14x14x512 in 32 groups 3.0 (12). In one loop, 8 channels: 0.7 against 2.7, and at 16 29 against 3.5."""
+_SHIFT_GROUP_TAPS, _SHIFT_GROUP_PAIRS = 49, 2304
+"""Most taps, and most pairs of an input and an output channel, for `shift` to compute a group's kernel gradient:
+28x28x96 in 2 groups by 3x3 takes 0.6 (`matmul` 1.0), 56x56x128 in 32 groups 0.9 (7.5)."""
+_SHIFT_IMAGE_CHANNELS, _SHIFT_IMAGE_PRODUCTS = 8, 80
+"""For one group: 256x28x28x1 to 6 by 5x5 takes 1.0 against 21, 224x224x3 to 32 by 3x3/2 0.4 against 1.0, 8x56x56x8 to
+16 by 3x3 0.7 against 1.4; 16 channels 0.41 against 0.31, and 8x224x224x3 to 64 by 7x7/2 40 against 23."""
 
 
 def _choose_cpu(spec: ConvSpec) -> Choice:
@@ -82,29 +88,61 @@ def _choose_cpu(spec: ConvSpec) -> Choice:
     if taps == 1 and matmul.supports(spec) is None:
         return Choice(matmul.NAME, "a 1x1 window is one product of matrices")
     if kernel_in == kernel_out == 1:
-        # One channel at a time. Many channels are worth a transform sooner than one large image is.
-        limit = _FFT_GRADIENT_TAPS if spec.role == "kernel" else _FFT_TAPS if groups > 1 else _SHIFT_PRODUCTS
-        if taps > limit and fft.supports(spec) is None:
-            return Choice(fft.NAME, f"spectra of a window of {taps} taps, one channel at a time")
-        if taps <= _SHIFT_PRODUCTS and shift.supports(spec) is None:
-            return Choice(shift.NAME, f"{taps} shifted products for each output, one channel at a time")
-        return Choice(direct.NAME, f"{taps} taps are too many for shifted products")
-    if spec.role == "kernel":
-        if groups > 1 and matmul.supports(spec) is None:
-            return Choice(matmul.NAME, f"one product of matrices for each of {taps} taps and {groups} groups")
-        return Choice(direct.NAME, "XLA's own dense kernel gradient is as fast")
+        return _choose_by_channel(spec, taps)
+    if groups > 1:
+        return _choose_grouped(spec, taps, kernel_in, kernel_out)
     # The input role adds over the kernel's output channels.
     summed = kernel_in if spec.role == "output" else kernel_out
-    channels, most = (
-        (_SHIFT_CHANNELS, _SHIFT_PRODUCTS) if groups > 1 else (_SHIFT_IMAGE_CHANNELS, _SHIFT_IMAGE_PRODUCTS)
-    )
-    if summed <= channels and taps * summed <= most and shift.supports(spec) is None:
-        return Choice(shift.NAME, f"{taps * summed} shifted products for each output")
+    products = taps * summed
+    few = summed <= _SHIFT_IMAGE_CHANNELS and products <= _SHIFT_IMAGE_PRODUCTS
+    if spec.role != "kernel" and few and shift.supports(spec) is None:
+        return Choice(shift.NAME, f"{products} shifted products for each output")
+    if not spec.exported and winograd.supports(spec) is None and _is_float32(spec) and winograd.pays(spec):
+        return Choice(winograd.NAME, "tiles take fewer products, their transforms counted")
     return Choice(direct.NAME, "XLA's own dense convolution is as fast")
 
 
-def pool_method(spec: PoolSpec, platform: str | None, *, indexed: bool = False) -> ModuleType:
-    """The module that computes a pool; `indexed`: the winner's index is wanted or given."""
-    if platform == "cpu" and windows.supports(spec, indexed=indexed) is None:
+def _is_float32(spec: ConvSpec) -> bool:
+    return spec.lhs_dtype == spec.rhs_dtype == np.float32
+
+
+def _choose_by_channel(spec: ConvSpec, taps: int) -> Choice:
+    """Of a convolution of one channel at a time."""
+    if spec.feature_group_count < LANES:
+        most = _SHIFT_IMAGE_GRADIENT_TAPS if spec.role == "kernel" else _SHIFT_IMAGE_TAPS
+    elif spec.exported:
+        most = _SHIFT_IMAGE_GRADIENT_TAPS if spec.role == "kernel" else _SHIFT_LOOP_TAPS
+    else:
+        most = _SHIFT_TAPS
+    if taps > most and fft.supports(spec) is None:
+        return Choice(fft.NAME, f"spectra of a window of {taps} taps, one channel at a time")
+    if shift.supports(spec) is None:
+        return Choice(shift.NAME, f"{taps} shifted products for each output, one channel at a time")
+    return Choice(direct.NAME, f"{taps} taps are too many for shifted products")
+
+
+def _choose_grouped(spec: ConvSpec, taps: int, kernel_in: int, kernel_out: int) -> Choice:
+    """Of a convolution of several groups of several channels."""
+    groups = spec.feature_group_count
+    if spec.role == "kernel":
+        narrow = taps <= _SHIFT_GROUP_TAPS and kernel_in * kernel_out <= _SHIFT_GROUP_PAIRS
+        if narrow and not spec.exported and shift.supports(spec) is None:
+            return Choice(shift.NAME, f"shifted products of {kernel_in} by {kernel_out} channels in {groups} groups")
+        if matmul.supports(spec) is None:
+            return Choice(matmul.NAME, f"one product of matrices for each of {taps} taps and {groups} groups")
+        return Choice(direct.NAME, "left to XLA")
+    # The input role adds over the kernel's output channels.
+    summed, others = (kernel_in, kernel_out) if spec.role == "output" else (kernel_out, kernel_in)
+    products = taps * summed
+    in_blocks = not spec.exported and others >= LANES and products <= _SHIFT_GROUP_PRODUCTS
+    in_one_loop = summed <= _SHIFT_LOOP_CHANNELS and products <= _SHIFT_IMAGE_TAPS
+    if (in_blocks or in_one_loop) and shift.supports(spec) is None:
+        return Choice(shift.NAME, f"{products} shifted products for each output, in {groups} groups")
+    return Choice(direct.NAME, f"groups of {summed} channels are wide enough for XLA's own convolution")
+
+
+def pool_method(spec: PoolSpec, platform: str | None, *, selects: bool = False) -> ModuleType:
+    """The module that computes a pool; `selects`: one tap of each window is taken by its index."""
+    if platform == "cpu" and windows.supports(spec, selects=selects) is None:
         return windows
     return direct

@@ -28,6 +28,7 @@ class Window:
       dilation: distance between neighbouring taps on each spatial axis.
       outputs: number of outputs on each spatial axis.
       groups: number of groups.
+      exported: as in `ConvSpec`.
     """
 
     strides: Ints
@@ -35,11 +36,19 @@ class Window:
     dilation: Ints
     outputs: Ints
     groups: int
+    exported: bool = False
 
 
 def forward_window(spec: ConvSpec) -> Window:
     """The window of a spec in the role `"output"` or `"kernel"`."""
-    return Window(spec.strides, spec.padding, spec.kernel_dilation, spec.output_shape[1:-1], spec.feature_group_count)
+    return Window(
+        spec.strides,
+        spec.padding,
+        spec.kernel_dilation,
+        spec.output_shape[1:-1],
+        spec.feature_group_count,
+        spec.exported,
+    )
 
 
 def accumulation_dtype(spec: ConvSpec) -> np.dtype:
@@ -144,7 +153,7 @@ def input_by_phases(
         sub = kernel[tuple(slice(axis.first, None, axis.step) for axis in found)]
         sub = jnp.flip(sub, tuple(range(rank)))
         paddings, dilations = tuple(axis.padding for axis in found), tuple(axis.dilation for axis in found)
-        window = Window((1,) * rank, paddings, dilations, counts, spec.feature_group_count)
+        window = Window((1,) * rank, paddings, dilations, counts, spec.feature_group_count, spec.exported)
         parts.append(forward(y, sub, window))
     if len(parts) == 1:
         return parts[0]

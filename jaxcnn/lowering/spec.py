@@ -39,6 +39,7 @@ class ConvSpec:
       out_dtype: dtype of the result.
       precision: as in `lax.conv_general_dilated`.
       stacked: size of the leading axis that operands and result carry, or None.
+      exported: whether the program is lowered for `jax.export`, which refuses XLA's layout constraints.
     """
 
     role: Role
@@ -55,6 +56,7 @@ class ConvSpec:
     out_dtype: np.dtype
     precision: Any
     stacked: int | None
+    exported: bool = False
 
     @property
     def rank(self) -> int:
@@ -83,6 +85,7 @@ class PoolSpec:
       padding: (low, high) on each spatial axis, none negative.
       window_dilation: distance between neighbouring taps on each spatial axis.
       dtype: dtype of x and of the result.
+      exported: as in `ConvSpec`.
     """
 
     input_shape: Ints
@@ -91,6 +94,7 @@ class PoolSpec:
     padding: tuple[Pair, ...]
     window_dilation: Ints
     dtype: np.dtype
+    exported: bool = False
 
     @property
     def rank(self) -> int:
@@ -124,6 +128,7 @@ def conv_spec(
     preferred_element_type: np.dtype,
     input_size: Ints | None,
     window: Ints | None,
+    exported: bool = False,
 ) -> ConvSpec:
     """The spec of operands (anything with `shape` and `dtype`) and the static parameters of the primitive."""
     lead = 1 if stacked else 0
@@ -155,4 +160,5 @@ def conv_spec(
         out_dtype=np.dtype(preferred_element_type),
         precision=precision,
         stacked=lhs.shape[0] if stacked else None,
+        exported=exported,
     )

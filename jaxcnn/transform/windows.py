@@ -78,7 +78,8 @@ def pool(equation: JaxprEqn) -> Pool | None:
         return None
     spec, out_shape = _spec(operand, params)
     found = Pool(spec, kind, operand.shape, out_shape)
-    improves = choice.pool_method(spec, "cpu", indexed=primitive in _INDEXED).NAME != "direct"
+    selects = primitive is lax_primitives.select_and_gather_add_p
+    improves = choice.pool_method(spec, "cpu", selects=selects).NAME != "direct"
     return found if improves else None
 
 

@@ -1,0 +1,201 @@
+"""The method `winograd`: dense convolutions by fewer products, over tiles (Lavin & Gray 2016, Toom-Cook).
+
+A tile of m outputs along an axis of r taps costs m + r - 1 products instead of m r: F(4,3) on both axes 36 for each 16
+outputs instead of 144. The points are transformed by sums along one axis after the other; the products are one batched
+product of matrices. The error grows with the tile, since outputs are differences of larger values: relative to the
+largest output it stays below 2e-5 in float32 (`direct`'s: 1e-6). So `precision` HIGHEST refuses this method, and 16-bit
+operands get F(2, r) alone. A NaN or an infinity spreads over its tile, as NaN.
+
+References:
+  A. Lavin, S. Gray, Fast Algorithms for Convolutional Neural Networks, CVPR 2016.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxcnn._compat import row_major
+from jaxcnn.lowering.forms import (
+    Window,
+    accumulation_dtype,
+    demands_highest,
+    forward_window,
+    input_by_phases,
+    pad_spatial,
+    shape_unsupported,
+)
+from jaxcnn.lowering.spec import ConvSpec
+
+NAME = "winograd"
+
+_TILES = {3: 4, 5: 4, 7: 2}
+"""Outputs of a tile by the taps of an axis: at most 8 points. F(4,7), of 10, errs by 4e-6, F(2,7) by 1e-6."""
+
+_TRANSFORM, _KERNEL_TRANSFORM, _TRANSPOSED_KERNEL = 16, 30, 60
+"""What a value of input and output costs for each axis on which it is transformed, in products of two channels, and
+what one of the kernel costs, or of the kernel with its channels exchanged: their time is that of memory. Fitted to 32
+layers, 7x7x512 to 224x224x64."""
+
+_LARGEST = 32 << 20
+"""Most bytes of transformed values: above, the C library's allocator returns the memory at each call and the system
+clears its pages again, which takes longer than the products (14x14x512: 60 ms against 16)."""
+
+_POINTS = {
+    4: (Fraction(0), Fraction(1), Fraction(-1)),
+    6: (Fraction(0), *(Fraction(sign * n, 4) for n in (3, 6) for sign in (1, -1))),
+    8: (Fraction(0), *(Fraction(sign * n, 2) for n in (2, 4, 1) for sign in (1, -1))),
+}
+"""Where a tile's polynomials are evaluated, beside infinity. With 3/4 and 3/2 instead of the usual 1 and 2 F(4,3) errs
+by 7e-7 instead of 1.4e-6 of the output's norm (56x56x64; `direct` 3e-7)."""
+
+
+def supports(spec: ConvSpec) -> str | None:
+    """None, or why this convolution is not computed by tiles of fewer products."""
+    if spec.role == "kernel":
+        return "it is a kernel gradient"
+    if not jnp.issubdtype(accumulation_dtype(spec), jnp.floating):
+        return f"its products are {accumulation_dtype(spec)}, and transforms are of floats"
+    if demands_highest(spec.precision):
+        return "precision HIGHEST admits only methods with direct's error"
+    if spec.feature_group_count > 1:
+        return f"it has {spec.feature_group_count} groups, and each would be a product of its own"
+    if max(spec.strides) > 1 or max(spec.kernel_dilation) > 1:
+        return f"it has strides {spec.strides} and kernel dilation {spec.kernel_dilation}, and tiles need 1"
+    if not all(taps == 1 or taps in _TILES for taps in spec.window) or max(spec.window, default=1) == 1:
+        return f"its window is {spec.window}, and there are tiles for {', '.join(map(str, _TILES))} taps"
+    if sum(taps > 1 for taps in spec.window) > 2 or math.prod(spec.window) > 25:
+        return f"the error of tiles on a window of {spec.window} is too large"
+    return shape_unsupported(spec)
+
+
+def lower(lhs: jax.Array, rhs: jax.Array, spec: ConvSpec, sharding: object = None) -> jax.Array:
+    """Computes the array that `spec.role` names from the two others."""
+    del sharding
+    dtype = accumulation_dtype(spec)
+    narrow = min(np.dtype(spec.lhs_dtype).itemsize, np.dtype(spec.rhs_dtype).itemsize) < 4
+
+    def forward(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
+        return _forward(x, kernel, window, spec.precision, narrow=narrow)
+
+    def single(a: jax.Array, b: jax.Array) -> jax.Array:
+        a, b = a.astype(dtype), b.astype(dtype)
+        if spec.role == "output":
+            return forward(a, b, forward_window(spec))
+        return input_by_phases(a, b, spec, forward)
+
+    run = single if spec.stacked is None else jax.vmap(single)
+    return run(lhs, rhs).astype(spec.out_dtype)
+
+
+def pays(spec: ConvSpec) -> bool:
+    """Whether a convolution of float32 that this method supports takes fewer products, its transforms counted."""
+    *window, kernel_in, features = spec.kernel_shape
+    result = spec.result_shape
+    batch = result[0] * (spec.stacked or 1)
+    outputs = [_TILES[taps] if taps > 1 else 1 for taps in window]
+    points = math.prod(o + taps - 1 for o, taps in zip(outputs, window, strict=True))
+    tiles = batch * math.prod(-(-size // o) for size, o in zip(result[1:-1], outputs, strict=True))
+    axes = sum(taps > 1 for taps in window)
+    pairs = kernel_in * features * (spec.stacked or 1)
+    of_kernel = _KERNEL_TRANSFORM if spec.role == "output" else _TRANSPOSED_KERNEL
+    values = points * tiles * (kernel_in + features)
+    if 4 * (values + points * pairs) > _LARGEST:
+        return False
+    products = points * tiles * kernel_in * features
+    cost = products + _TRANSFORM * axes * values + of_kernel * points * pairs
+    return 1.25 * cost < batch * math.prod(result[1:-1]) * math.prod(window) * kernel_in * features
+
+
+@functools.cache
+def transforms(outputs: int, taps: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Matrices of F(outputs, taps): y = at @ ((g @ kernel) * (bt @ x)).
+
+    Returns:
+      at (outputs, n), g (n, taps) and bt (n, n), n = outputs + taps - 1, of float64.
+    """
+    size = outputs + taps - 1
+    finite = _POINTS[size]
+    at = np.zeros((outputs, size))
+    g = np.zeros((size, taps))
+    bt = np.zeros((size, size))
+    for i, point in enumerate(finite):
+        others = [other for other in finite if other != point]
+        scale = math.prod((point - other for other in others), start=Fraction(1))
+        at[:, i] = [float(point**k) for k in range(outputs)]
+        g[i] = [float(point**k / scale) for k in range(taps)]
+        bt[i, :-1] = _polynomial(others)
+    # The point at infinity: leading coefficients.
+    at[-1, -1] = g[-1, -1] = 1
+    bt[-1] = _polynomial(finite)
+    return at, g, bt
+
+
+def _polynomial(roots: Sequence[Fraction]) -> list[float]:
+    """Coefficients, the constant one first, of the product of (z - root)."""
+    coefficients = [Fraction(1)]
+    for root in roots:
+        shifted = [Fraction(0), *coefficients]
+        coefficients = [a - root * b for a, b in zip(shifted, [*coefficients, Fraction(0)], strict=True)]
+    return [float(c) for c in coefficients]
+
+
+def _combined(slices: Sequence[jax.Array], matrix: np.ndarray, axis: int) -> jax.Array:
+    """Sums of the slices with the coefficients of each row of a matrix, along a new axis, in one loop."""
+    shape = [1] * (slices[0].ndim + 1)
+    shape[axis] = len(matrix)
+    terms = [
+        jnp.expand_dims(part, axis) * jnp.asarray(column, part.dtype).reshape(shape)
+        for part, column in zip(slices, matrix.T, strict=True)
+    ]
+    return functools.reduce(lax.add, terms)
+
+
+def _forward(x: jax.Array, kernel: jax.Array, window: Window, precision: Any, *, narrow: bool) -> jax.Array:
+    """(N, *spatial, I), (*taps, I, O) -> (N, *outputs, O)."""
+    *sizes, kernel_in, features = kernel.shape
+    settled = (lambda array: array) if window.exported else row_major
+    axes = [axis for axis, taps in enumerate(sizes) if taps > 1]
+    tile = {axis: 2 if narrow else _TILES[sizes[axis]] for axis in axes}
+    counts = [-(-window.outputs[a] // tile[a]) if a in tile else window.outputs[a] for a in range(len(sizes))]
+    padding = list(window.padding)
+    for axis in axes:
+        low, _ = padding[axis]
+        padding[axis] = (low, counts[axis] * tile[axis] + sizes[axis] - 1 - low - x.shape[axis + 1])
+
+    # Points come to the front, the last axis' first; spatial axes become tiles.
+    values, weights = pad_spatial(x, padding), kernel
+    for done, axis in enumerate(axes):
+        _, g, bt = transforms(tile[axis], sizes[axis])
+        at = done + 1 + axis
+        length = (counts[axis] - 1) * tile[axis] + 1
+        seen = [lax.slice_in_dim(values, i, i + length, tile[axis], axis=at) for i in range(len(bt))]
+        values = settled(_combined(seen, bt, 0))
+        taps = [lax.index_in_dim(weights, i, axis=done + axis, keepdims=True) for i in range(sizes[axis])]
+        weights = settled(_combined(taps, g, 0))
+    number = math.prod(values.shape[: len(axes)])
+    products = lax.dot_general(
+        values.reshape(number, -1, kernel_in),
+        weights.reshape(number, kernel_in, features),
+        (((2,), (1,)), ((0,), (0,))),
+        precision=precision,
+        preferred_element_type=x.dtype,
+    )  # (points, N * tiles, I) @ (points, I, O)
+    result = products.reshape(*values.shape[:-1], features)
+    for axis in reversed(axes):
+        matrix, _, _ = transforms(tile[axis], sizes[axis])
+        at = axes.index(axis) + 1 + axis  # of the tiles, once the points of this axis are gone
+        parts = [lax.index_in_dim(result, i, axis=0, keepdims=False) for i in range(matrix.shape[1])]
+        combined = settled(_combined(parts, matrix, at + 1))
+        shape = list(parts[0].shape)
+        shape[at] *= tile[axis]
+        result = combined.reshape(shape)
+    return lax.slice(result, (0,) * result.ndim, (result.shape[0], *window.outputs, features))
