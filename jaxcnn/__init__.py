@@ -28,12 +28,17 @@ from jaxcnn.pooling import sum_pool as sum_pool
 from jaxcnn.shapes import conv_output_shape as conv_output_shape
 from jaxcnn.shapes import pool_output_shape as pool_output_shape
 from jaxcnn.transform.acceleration import accelerate as accelerate
+from jaxcnn.transform.rows import Row as Row
+from jaxcnn.transform.summary import Summary as Summary
+from jaxcnn.transform.summary import summarize as summarize
 
 __all__ = [
     "Cost",
     "KernelChain",
     "Layer",
     "ReceptiveField",
+    "Row",
+    "Summary",
     "accelerate",
     "adaptive_avg_pool",
     "adaptive_max_pool",
@@ -58,6 +63,7 @@ __all__ = [
     "separable",
     "stack",
     "sum_pool",
+    "summarize",
 ]
 
 __version__ = "0.1.0"

@@ -58,17 +58,25 @@ def _exchanged(kernel: jax.Array, spec: ConvSpec) -> jax.Array:
 
 
 def convolution(equation: JaxprEqn) -> Convolution | None:
-    """The convolution that an equation computes; None if it is none, or one that only lax takes."""
+    """The convolution that an equation computes, if jaxcnn can compute it; None if it is none, or one for lax alone."""
+    found = described(equation)
+    operands = avals(equation)
+    if found is None or not all(map(is_plain, operands)) or min(map(min, found.spec.padding)) < 0:
+        return None
+    if operands[-1].weak_type:
+        return None  # jaxcnn's results never have a weak type
+    if any(jnp.issubdtype(aval.dtype, kind) for aval in operands for kind in (np.complexfloating, np.bool_)):
+        return found if equation.primitive is conv_p else None
+    return found
+
+
+def described(equation: JaxprEqn) -> Convolution | None:
+    """The convolution that an equation computes; None if it is none, or its sizes are not known or zero."""
     if equation.primitive is not conv_p and equation.primitive is not conv_general_dilated_p:
         return None
-    operands = avals(equation)
-    if not all(map(is_plain, operands)):
+    if not all(isinstance(size, int) and size > 0 for aval in avals(equation) for size in aval.shape):
         return None
-    if equation.primitive is conv_p:
-        return _own(equation)
-    if any(jnp.issubdtype(aval.dtype, kind) for aval in operands for kind in (np.complexfloating, np.bool_)):
-        return None
-    return _of_lax(equation)
+    return _own(equation) if equation.primitive is conv_p else _of_lax(equation)
 
 
 def avals(equation: JaxprEqn) -> list[Any]:
@@ -77,8 +85,8 @@ def avals(equation: JaxprEqn) -> list[Any]:
 
 
 def is_plain(aval: Any) -> bool:
-    """Whether an abstract value is an array of known, positive sizes, with no weak type and no explicit sharding."""
-    if not all(isinstance(size, int) and size > 0 for size in aval.shape) or aval.weak_type:
+    """Whether an abstract value is an array of known, positive sizes, with no explicit sharding."""
+    if not all(isinstance(size, int) and size > 0 for size in aval.shape):
         return False
     mesh = aval.sharding.mesh
     return mesh.empty or jax.sharding.AxisType.Explicit not in mesh.axis_types
@@ -99,16 +107,16 @@ def _of_lax(equation: JaxprEqn) -> Convolution | None:
     numbers = params["dimension_numbers"]
     window = _sizes(rhs, numbers.rhs_spec[2:])
     outputs = _sizes(out, numbers.out_spec[2:])
+    single = params["feature_group_count"] == 1
     if params["batch_group_count"] > 1:
-        return _kernel(equation) if params["feature_group_count"] == 1 else None
+        return _kernel(equation) if single else None
+    found = None
     if max(params["lhs_dilation"]) > 1:
-        return _input(equation)
+        found = _input(equation)
     # The window of a kernel's gradient is the image of the cotangent, and its results are the kernel's taps.
-    if params["feature_group_count"] == 1 and math.prod(window) > math.prod(outputs):
+    elif single and math.prod(window) > math.prod(outputs):
         found = _kernel(equation)
-        if found is not None:
-            return found
-    return _output(equation)
+    return _output(equation) if found is None else found
 
 
 def _sizes(aval: Any, axes: Sequence[int]) -> Ints:
@@ -138,11 +146,9 @@ def _found(
     return Convolution(conv_spec(lhs, rhs, **params), {**params, "sharding": None}, "auto", axes, flipped)
 
 
-def _output(equation: JaxprEqn) -> Convolution | None:
+def _output(equation: JaxprEqn) -> Convolution:
     """The equation as (x, kernel) -> y."""
     params = equation.params
-    if min(map(min, params["padding"])) < 0:
-        return None
     (n, c, *x_axes), (o, i, *taps), (out_n, out_c, *y_axes) = params["dimension_numbers"]
     return _found(
         equation,

@@ -41,12 +41,14 @@ class Pool:
       kind: `"max"`, `"min"` or `"sum"`.
       shape: shape of the equation's own operand.
       out_shape: shape of the equation's own result.
+      first: the first axis of the operand over which a window slides.
     """
 
     spec: PoolSpec
     kind: str
     shape: tuple[int, ...]
     out_shape: tuple[int, ...]
+    first: int
 
     @property
     def params(self) -> dict[str, Any]:
@@ -69,15 +71,20 @@ def pool(equation: JaxprEqn) -> Pool | None:
     # Of the derivatives of a maximum, the operand of the pool comes second.
     every = avals(equation)
     operand, result = every[1 if primitive in _INDEXED else 0], every[-1]
-    if not kind or not (is_plain(operand) and is_plain(result)) or not jnp.issubdtype(operand.dtype, jnp.number):
+    if (
+        not kind
+        or result.weak_type
+        or not (is_plain(operand) and is_plain(result))
+        or not jnp.issubdtype(operand.dtype, jnp.number)
+    ):
         return None
     if jnp.issubdtype(operand.dtype, jnp.complexfloating):
         return None
     ones = (1,) * operand.ndim
     if max(params.get("base_dilation", ones)) > 1 or min(map(min, params["padding"])) < 0:
         return None
-    spec, out_shape = _spec(operand, params)
-    found = Pool(spec, kind, operand.shape, out_shape)
+    spec, out_shape, first = _spec(operand, params)
+    found = Pool(spec, kind, operand.shape, out_shape, first)
     selects = primitive is lax_primitives.select_and_gather_add_p
     improves = choice.pool_method(spec, "cpu", selects=selects).NAME != "direct"
     return found if improves else None
@@ -100,8 +107,8 @@ def _body_kind(equation: JaxprEqn) -> str:
         body = inner.params["jaxpr"]  # jnp.maximum is a jitted function
 
 
-def _spec(operand: Any, params: dict[str, Any]) -> tuple[PoolSpec, tuple[int, ...]]:
-    """The pool over (N, *spatial, C), and the shape of its result in the equation's own axes.
+def _spec(operand: Any, params: dict[str, Any]) -> tuple[PoolSpec, tuple[int, ...], int]:
+    """The pool over (N, *spatial, C), the shape of its result in the equation's own axes, and the first spatial axis.
 
     The axes that no window slides over, before the first that one does, are N, and those after the last are C; those
     in between have a window of one pixel. So no axis moves.
@@ -121,7 +128,7 @@ def _spec(operand: Any, params: dict[str, Any]) -> tuple[PoolSpec, tuple[int, ..
         window_dilation=dilation[spatial],
         dtype=np.dtype(operand.dtype),
     )
-    return spec, (*shape[:first], *spec.output_shape[1:-1], *shape[last:])
+    return spec, (*shape[:first], *spec.output_shape[1:-1], *shape[last:]), first
 
 
 def bind_pool(equation: JaxprEqn, found: Pool, operands: Sequence[Any]) -> jax.Array:

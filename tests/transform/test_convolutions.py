@@ -173,6 +173,18 @@ def test_16_bit_floats_are_no_less_accurate(dtype):
     assert np.abs(ours - exact).max() <= np.abs(lax_own - exact).max() * (1 + 1e-6)
 
 
+@pytest.mark.parametrize("weak", [(True, False), (False, True), (True, True)])
+def test_weak_types(weak):
+    def f(x, kernel):
+        x, kernel = (jnp.full(a.shape, 0.5) if is_weak else a for a, is_weak in zip((x, kernel), weak, strict=True))
+        return lax.conv_general_dilated(x, kernel, (1,), "SAME")
+
+    x, kernel = normal((1, 2, 8)), normal((2, 2, 3))
+    assert_same(accelerate(f)(x, kernel), f(x, kernel))
+    assert_same(jax.jit(accelerate(f))(x, kernel), jax.jit(f)(x, kernel))
+    assert roles(f, x, kernel) == ({"lax": 1} if all(weak) else {"output": 1})
+
+
 def test_preferred_element_type_and_precision_are_kept():
     def f(x, kernel):
         return lax.conv_general_dilated(x, kernel, (1,), "SAME", precision="highest", preferred_element_type=np.float32)
