@@ -50,8 +50,8 @@ def accelerate(f: Callable[P, T], *, method: str = "auto") -> Callable[P, T]:
     """The same function, with every convolution, pool and pool gradient in it computed by jaxcnn's choice.
 
     f is traced, and what `jax.lax` or jaxcnn would compute in it is bound as jaxcnn's own primitives, also inside
-    `jit`, `scan`, `while_loop`, `cond`, `checkpoint`, `shard_map` and the rules of custom derivatives. Around a model, a loss,
-    a gradient or a whole training step; inside or outside of `jax.jit`, `jax.grad`, `jax.vmap` and the others.
+    `jit`, `scan`, `while_loop`, `cond`, `checkpoint`, `shard_map` and the rules of custom derivatives. It goes around a
+    model, a loss, a gradient or a whole training step, and inside or outside of `jax.jit`, `jax.grad` and `jax.vmap`.
     Convolutions in any layout are computed channels-last, derivatives included, which in the body of a loop is 15 to 40
     times faster on CPU. On GPU and TPU the convolutions stay what they were.
 

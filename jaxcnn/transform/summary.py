@@ -53,9 +53,14 @@ class Summary:
 
     @property
     def receptive_field(self) -> ReceptiveField | None:
-        """The widest receptive field of all rows, None if none is known."""
+        """The union of the receptive fields of all rows, at the stride of the widest; None if none is known."""
         known = [row.receptive_field for row in self.rows if row.receptive_field]
-        return max(known, key=lambda field: field.size, default=None)
+        if len({len(field.size) for field in known}) != 1:
+            return None
+        offset = tuple(map(max, zip(*(field.offset for field in known), strict=True)))
+        ends = ((size - low for size, low in zip(field.size, field.offset, strict=True)) for field in known)
+        size = tuple(low + max(end) for low, end in zip(offset, zip(*ends, strict=True), strict=True))
+        return ReceptiveField(size, max(known, key=lambda field: field.size).stride, offset)
 
     def to_json(self) -> str:
         """All rows, totals and notes as JSON."""

@@ -123,7 +123,6 @@ def test_derivatives_of_lax_become_roles(groups, strides, expected):
     [
         (np.complex64, {}),
         (np.float32, {"padding": [(-1, 0), (0, 0)]}),
-        (np.float32, {"lhs_dilation": (2, 2), "window_strides": (2, 2), "padding": [(0, 0), (0, 0)]}),
     ],
 )
 def test_what_only_lax_takes_is_left_to_it(dtype, options):
