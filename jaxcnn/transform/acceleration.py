@@ -2,48 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import lru_cache, partial, wraps
+from collections.abc import Callable
+from functools import lru_cache, wraps
 from typing import Any, ParamSpec, TypeVar
 
 import jax
-from jax.extend.core import JaxprEqn
-from jax.extend.core.primitives import conv_general_dilated_p
 
-from jaxcnn.lowering import choice
-from jaxcnn.primitives import conv_p
 from jaxcnn.transform.arguments import Outputs, Signature, split
-from jaxcnn.transform.convolutions import convolution
-from jaxcnn.transform.interpreter import Walker
-from jaxcnn.transform.windows import POOLS, bind_pool, pool
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 _FUNCTIONS = 256
 """Most sets of arguments that are not arrays for which a function keeps its programs."""
-
-
-def _convolution_rule(method: str, equation: JaxprEqn, operands: Sequence[Any]) -> Sequence[Any] | None:
-    found = convolution(equation)
-    if found is None:
-        return None
-    # What the user asked for in a call of jaxcnn's own stands; a method that cannot compute this one leaves it to the
-    # automatic choice.
-    asked = found.method
-    if asked == "auto" and method != "auto" and choice.METHODS[method].supports(found.spec) is None:
-        asked = method
-    return [found.bind(operands[0], operands[1], asked)]
-
-
-def _pool_rule(equation: JaxprEqn, operands: Sequence[Any]) -> Sequence[Any] | None:
-    found = pool(equation)
-    return None if found is None else [bind_pool(equation, found, operands)]
-
-
-def _walker(method: str) -> Walker:
-    rule = partial(_convolution_rule, method)
-    return Walker({conv_general_dilated_p: rule, conv_p: rule, **dict.fromkeys(POOLS, _pool_rule)})
 
 
 def accelerate(f: Callable[P, T], *, method: str = "auto") -> Callable[P, T]:
@@ -94,7 +65,11 @@ def accelerate(f: Callable[P, T], *, method: str = "auto") -> Callable[P, T]:
     References:
       The slow cases on CPU are jax-ml/jax issues 12868, 13800 and 23713.
     """
-    choice.check_method("accelerate", method)
+    # Imported at the first call: JAX's extension modules would be most of the time that importing jaxcnn takes.
+    from jaxcnn.lowering.choice import check_method
+    from jaxcnn.transform.rewriting import walker
+
+    check_method("accelerate", method)
     if not callable(f):
         raise TypeError(f"accelerate: f must be a function, got {f!r}")
 
@@ -104,7 +79,7 @@ def accelerate(f: Callable[P, T], *, method: str = "auto") -> Callable[P, T]:
 
         def inlined(*arrays: Any) -> Outputs:
             jaxpr, shapes = traced(*arrays)
-            results = _walker(method).evaluate(jaxpr, jaxpr.consts, *arrays)
+            results = walker(method).evaluate(jaxpr, jaxpr.consts, *arrays)
             return jax.tree.unflatten(jax.tree.structure(shapes), results)
 
         return inlined, jax.jit(inlined)

@@ -26,6 +26,11 @@ def short(number: int) -> str:
     return str(number)
 
 
+def _line(row: Row) -> str:
+    """The file's name and the line."""
+    return ":".join(row.source.split(" ")[0].rsplit("/", 1)[-1].split(":")[:2])
+
+
 def _kernel(row: Row) -> str:
     text = _sizes(row.kernel)
     if row.strides and max(row.strides) > 1:
@@ -39,7 +44,7 @@ def _cells(row: Row) -> tuple[str, ...]:
     sizes = row.receptive_field.size if row.receptive_field else ()
     field = "" if not sizes else str(sizes[0]) if len({*sizes}) == 1 else _sizes(sizes)
     return (
-        (f"{row.count} of " if row.count > 1 else "") + (row.name or row.source.split(" ")[0]),
+        (f"{row.count} of " if row.count > 1 else "") + (row.name or _line(row)),
         row.kind,
         _sizes(row.output_shape),
         _kernel(row),

@@ -252,6 +252,12 @@ def test_names_and_source_lines():
         assert "architectures.py" in rows[1].source
 
 
+def test_without_a_name_the_table_has_the_users_line():
+    summary = summarize(lambda x: jaxcnn.max_pool(x, 2), shape(1, 4, 4, 1))
+    assert "test_summary.py:" in summary.rows[0].source
+    assert "test_summary.py:" in str(summary)
+
+
 def test_methods_and_platforms():
     def f(x, kernel):
         return jaxcnn.conv(x, kernel, feature_group_count=8)
