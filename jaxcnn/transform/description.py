@@ -24,15 +24,21 @@ from jaxcnn.transform.windows import pool
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Where an equation stands: the name stack around it, how often it is executed, and for which platform."""
+    """Where an equation stands: the name stack and the line around it, how often it is executed, for which platform."""
 
     name: str
     count: int
     platform: str
+    source: str = ""
 
     def inside(self, equation: JaxprEqn, count: int = 1) -> Place:
         """The place of what an equation holds."""
-        return dataclasses.replace(self, name=self.name_of(equation), count=self.count * count)
+        count *= self.count
+        return dataclasses.replace(self, name=self.name_of(equation), count=count, source=self.source_of(equation))
+
+    def source_of(self, equation: JaxprEqn) -> str:
+        """The user's line: of the call that holds the equation if the equation itself has none."""
+        return source_info_util.summarize(equation.source_info) or self.source
 
     def name_of(self, equation: JaxprEqn) -> str:
         """The whole name stack of an equation."""
@@ -54,7 +60,7 @@ def _row(equation: JaxprEqn, place: Place, cost: Cost, **columns: Any) -> Row:
     scaled = Cost(*(value * place.count for value in dataclasses.astuple(cost)))
     return Row(
         name=place.name_of(equation),
-        source=source_info_util.summarize(equation.source_info),
+        source=place.source_of(equation),
         input_shape=tuple(every[0].shape),
         output_shape=tuple(every[-1].shape),
         count=place.count,

@@ -87,7 +87,13 @@ class _Walk:
     def _scan(self, equation: JaxprEqn, operands: list[Value], place: Place) -> tuple[list[Row], list[Value]]:
         params = equation.params
         length, body = params["length"], params["jaxpr"]
-        first, last = params["num_consts"], params["num_consts"] + params["num_carry"]
+        # How JAX tells constants, carry and slices apart differs by release; slices and stacked results have one axis
+        # more outside than inside.
+        inner = opened(body)
+        slicing = [_ndim(a) > _ndim(b) for a, b in zip(equation.invars, inner.invars, strict=True)]
+        stacking = [_ndim(a) > _ndim(b) for a, b in zip(equation.outvars, inner.outvars, strict=True)]
+        last = len(slicing) - sum(slicing)
+        first = last - (len(stacking) - sum(stacking))
         constants, carry = operands[:first], operands[first:last]
         slices = [Value(value.axes[1:], value.image, value.copies * length) for value in operands[last:]]
         rows: list[Row] = []
