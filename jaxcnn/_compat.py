@@ -38,6 +38,11 @@ def shard_map_primitive() -> Primitive:
         return jax.make_jaxpr(mapped)(jax.ShapeDtypeStruct((), jnp.float32)).eqns[0].primitive
 
 
+def manual_axes(params: dict[str, Any]) -> Any:
+    """The mesh axes over which a `jax.shard_map`, given by its equation's parameters, is manual."""
+    return params["newly_manual_axes"] if "newly_manual_axes" in params else params["manual_axes"]
+
+
 @cache
 def custom_vmap_primitive() -> Primitive:
     """The primitive of `jax.custom_batching.custom_vmap`, which has no public name."""

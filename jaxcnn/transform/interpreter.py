@@ -15,7 +15,7 @@ from jax.extend import source_info_util
 from jax.extend.core import JaxprEqn, Literal, Primitive
 from jax.extend.core import primitives as lax_primitives
 
-from jaxcnn._compat import custom_vmap_primitive, shard_map_primitive
+from jaxcnn._compat import custom_vmap_primitive, manual_axes, shard_map_primitive
 
 Rule = Callable[[JaxprEqn, Sequence[Any]], Sequence[Any] | None]
 """Results of an equation from its operands, or None to bind it as it was."""
@@ -184,7 +184,7 @@ def _into_shard_map(walker: Walker, equation: JaxprEqn, operands: list[Any]) -> 
         mesh=params["mesh"],
         in_specs=tuple(params["in_specs"]),
         out_specs=tuple(params["out_specs"]),
-        axis_names=params["newly_manual_axes"],
+        axis_names=manual_axes(params),
         check_vma=params["check_vma"],
     )
     return list(mapped(*operands))
