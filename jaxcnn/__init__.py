@@ -14,6 +14,7 @@ from jaxcnn.factorization.stack import stack as stack
 from jaxcnn.geometry import Layer as Layer
 from jaxcnn.geometry import ReceptiveField as ReceptiveField
 from jaxcnn.geometry import receptive_field as receptive_field
+from jaxcnn.lowering.table import TuningTable as TuningTable
 from jaxcnn.pooling import adaptive_avg_pool as adaptive_avg_pool
 from jaxcnn.pooling import adaptive_max_pool as adaptive_max_pool
 from jaxcnn.pooling import avg_pool as avg_pool
@@ -31,6 +32,7 @@ from jaxcnn.transform.acceleration import accelerate as accelerate
 from jaxcnn.transform.rows import Row as Row
 from jaxcnn.transform.summary import Summary as Summary
 from jaxcnn.transform.summary import summarize as summarize
+from jaxcnn.transform.tuning import tune as tune
 
 __all__ = [
     "Cost",
@@ -39,6 +41,7 @@ __all__ = [
     "ReceptiveField",
     "Row",
     "Summary",
+    "TuningTable",
     "accelerate",
     "adaptive_avg_pool",
     "adaptive_max_pool",
@@ -64,6 +67,7 @@ __all__ = [
     "stack",
     "sum_pool",
     "summarize",
+    "tune",
 ]
 
 __version__ = "0.1.0"

@@ -46,15 +46,15 @@ def _register(primitive: Primitive, run: Callable[..., jax.Array], static: Seque
         with jax.disable_jit(False):  # or jax.disable_jit() would recurse for ever
             return apply(*operands, **params)
 
-    mlir.register_lowering(primitive, mlir.lower_fun(run, multiple_results=False))
-
-    def run_on_cpu(*operands: jax.Array, **params: Any) -> jax.Array:
+    def run_on(platform: str, *operands: jax.Array, **params: Any) -> jax.Array:
         # On an Explicit mesh JAX asks of each reshape how its result lies; there only `direct` knows.
-        return run(*operands, platform=None if any(map(_is_explicit, operands)) else "cpu", **params)
+        return run(*operands, platform=None if any(map(_is_explicit, operands)) else platform, **params)
+
+    mlir.register_lowering(primitive, mlir.lower_fun(partial(run_on, "accelerator"), multiple_results=False))
 
     def lower_on_cpu(context: mlir.LoweringRuleContext, *operands: Any, **params: Any) -> Any:
         exported = context.module_context.lowering_parameters.for_export
-        rule = mlir.lower_fun(partial(run_on_cpu, exported=exported), multiple_results=False)
+        rule = mlir.lower_fun(partial(run_on, "cpu", exported=exported), multiple_results=False)
         return rule(context, *operands, **params)
 
     mlir.register_lowering(primitive, lower_on_cpu, platform="cpu")
@@ -244,7 +244,7 @@ def _pool_primitive(name: str, run: Callable[..., jax.Array], static: Sequence[s
 
 def _pool_spec_of(operand: Any, params: dict[str, Any], input_size: tuple[int, ...] | None = None) -> PoolSpec:
     shape = operand.shape if input_size is None else (operand.shape[0], *input_size, operand.shape[-1])
-    return PoolSpec(input_shape=tuple(shape), dtype=jnp.dtype(operand.dtype), **params)
+    return PoolSpec(input_shape=tuple(shape), dtype=jnp.dtype(operand.dtype), **_window_params(params))
 
 
 def _run_extremum(operand: jax.Array, *, mode: str, platform: str | None = None, **params: Any) -> jax.Array:

@@ -12,6 +12,7 @@ from jaxcnn.lowering import direct, fft, matmul, shift, windows, winograd
 from jaxcnn.lowering.forms import shape_unsupported
 from jaxcnn.lowering.lanes import LANES
 from jaxcnn.lowering.spec import ConvSpec, PoolSpec
+from jaxcnn.lowering.table import active, times_text
 
 METHODS: dict[str, ModuleType] = {module.NAME: module for module in (direct, shift, matmul, winograd, fft)}
 """The methods by name: each a module with `supports(spec)` and `lower(lhs, rhs, spec, sharding)`."""
@@ -52,13 +53,23 @@ def choose(spec: ConvSpec, method: str, platform: str | None) -> Choice:
     Args:
       spec: the convolution.
       method: a method's name or `"auto"`.
-      platform: `"cpu"`, or None for all others.
+      platform: `"cpu"`, the name of another platform, or None where only shapes and dtypes matter, or where only
+        `direct` works.
     """
     if method != "auto" and METHODS[method].supports(spec) is None:
         return Choice(method, "asked for")
+    table = active()
+    measured = None if table is None or platform is None else table.find(spec, platform)
+    # A table of another release may name a method that is gone, or that no longer supports this.
+    if measured is not None and measured.method in METHODS and METHODS[measured.method].supports(spec) is None:
+        return Choice(measured.method, f"the tuning table has it: {times_text(measured)}")
     if platform != "cpu":
         return Choice(direct.NAME, "the platform's own convolution is used on GPU and TPU")
-    return _choose_cpu(spec)
+    chosen = _choose_cpu(spec)
+    if chosen.method == direct.NAME and spec.stacked is not None and matmul.supports(spec) is None:
+        # XLA's form of a stack is a grouped convolution, or a batch-grouped one: two to four times as slow.
+        return Choice(matmul.NAME, f"products of matrices, batched over a stack of {spec.stacked}")
+    return chosen
 
 
 # Thresholds of the choice on CPU: milliseconds on two cores of an AMD EPYC with AVX-512, jax 0.10.2 (0.12.0 agrees).

@@ -28,6 +28,10 @@ from jaxcnn.lowering.spec import ConvSpec
 
 NAME = "matmul"
 
+_STACKED_BYTES = 8 * 2**20
+"""Most bytes of patches of one group for which a stack is one batched product and not a loop over its entries: 0.7 ms
+against 1.5 of the loop at 1.8 MB, 36 against 14 at 29 MB (`direct` 1.2 and 28)."""
+
 
 def supports(spec: ConvSpec) -> str | None:
     """None, or why this convolution is not computed as a product of matrices."""
@@ -53,8 +57,13 @@ def lower(lhs: jax.Array, rhs: jax.Array, spec: ConvSpec, sharding: object = Non
             return input_by_phases(a, b, spec, forward)
         return _kernel(a, b, spec, dtype)
 
-    run = single if spec.stacked is None else jax.vmap(single)
-    return run(lhs, rhs).astype(spec.out_dtype)
+    if spec.stacked is None:
+        result = single(lhs, rhs)
+    elif 4 * spec.stacked * math.prod((*spec.output_shape[:-1], *spec.kernel_shape[:-1])) <= _STACKED_BYTES:
+        result = jax.vmap(single)(lhs, rhs)
+    else:
+        result = lax.map(lambda operands: single(*operands), (lhs, rhs))
+    return result.astype(spec.out_dtype)
 
 
 def _grouped(x: jax.Array, groups: int) -> jax.Array:

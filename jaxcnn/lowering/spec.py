@@ -7,9 +7,10 @@ Inputs are (N, *spatial, C), kernels (*window, C_in / groups, C_out), padding is
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
+from jax import lax
 
 from jaxcnn.geometry import Pair, dilated_size, output_sizes
 
@@ -72,6 +73,25 @@ class ConvSpec:
     def result_shape(self) -> Ints:
         """Shape of the computed array, without the stacked axis."""
         return {"output": self.output_shape, "input": self.input_shape, "kernel": self.kernel_shape}[self.role]
+
+    @property
+    def operand_shapes(self) -> tuple[Ints, Ints]:
+        """Shapes of the two operands, with the stacked axis."""
+        shapes = {"input": self.input_shape, "output": self.output_shape, "kernel": self.kernel_shape}
+        lead = () if self.stacked is None else (self.stacked,)
+        lhs, rhs = ((*lead, *shape) for role, shape in shapes.items() if role != self.role)
+        return lhs, rhs
+
+    def __str__(self) -> str:
+        """One line for a reader: role, shapes, and the options that are not the default."""
+        shapes = (self.input_shape, self.kernel_shape, self.output_shape)
+        x, kernel, y = ("x".join(map(str, shape)) for shape in shapes)
+        options = {"strides": self.strides, "kernel_dilation": self.kernel_dilation}
+        options |= {"input_dilation": self.input_dilation}
+        named = [f"{name}={value}" for name, value in options.items() if max(value) > 1]
+        named += [f"feature_group_count={self.feature_group_count}"] if self.feature_group_count > 1 else []
+        named += [] if self.stacked is None else [f"stacked={self.stacked}"]
+        return " ".join((self.role, "of", x, "*", kernel, "->", y, str(self.out_dtype), *named))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,3 +182,78 @@ def conv_spec(
         stacked=lhs.shape[0] if stacked else None,
         exported=exported,
     )
+
+
+def spec_to_plain(spec: ConvSpec) -> dict[str, Any]:
+    """A spec as JSON can hold it, from which `spec_from_plain` makes the same one again.
+
+    Raises:
+      ValueError: a shape is symbolic, or the precision has no name.
+    """
+    plain = {field.name: getattr(spec, field.name) for field in dataclasses.fields(spec)}
+    if not all(isinstance(n, int) for n in (*spec.input_shape, *spec.kernel_shape, *spec.output_shape)):
+        raise ValueError(f"a convolution of symbolic shape has no plain form: {spec}")
+    names = {name: str(plain[name]) for name in _DTYPES}
+    return {**plain, **names, "precision": _precision_to_plain(spec.precision)}
+
+
+def spec_from_plain(plain: Any) -> ConvSpec:
+    """The spec that `spec_to_plain` wrote.
+
+    Raises:
+      ValueError: it did not write that; says which field is wrong.
+    """
+    names = {field.name for field in dataclasses.fields(ConvSpec)}
+    if not isinstance(plain, dict) or plain.keys() != names:
+        raise ValueError(f"a convolution must have the fields {sorted(names)}, got {plain!r}")
+    values = {**plain, "precision": _precision_from_plain(plain["precision"])}
+    for name in _SHAPES + _PER_AXIS:
+        values[name] = _ints(name, plain[name])
+    values["padding"] = tuple(_ints("padding", pair) for pair in plain["padding"])
+    for name in _DTYPES:
+        try:
+            values[name] = np.dtype(plain[name])
+        except TypeError:
+            raise ValueError(f"{name} must name a dtype, got {plain[name]!r}") from None
+    counts = [plain["feature_group_count"]] + ([] if plain["stacked"] is None else [plain["stacked"]])
+    _ints("feature_group_count and stacked", counts)
+    if not isinstance(plain["exported"], bool):
+        raise ValueError(f"exported must be true or false, got {plain['exported']!r}")
+    spec = ConvSpec(**values)
+    ranks = {len(getattr(spec, name)) - 2 for name in _SHAPES} | {len(getattr(spec, name)) for name in _PER_AXIS}
+    if spec.role not in get_args(Role) or ranks != {len(spec.padding)} or {len(p) for p in spec.padding} != {2}:
+        raise ValueError(f"role, shapes and options must fit together, got {plain!r}")
+    return spec
+
+
+_SHAPES = ("input_shape", "kernel_shape", "output_shape")
+_PER_AXIS = ("strides", "input_dilation", "kernel_dilation")
+_DTYPES = ("lhs_dtype", "rhs_dtype", "out_dtype")
+
+
+def _ints(name: str, value: Any) -> Ints:
+    if not isinstance(value, list | tuple) or not all(type(n) is int for n in value):
+        raise ValueError(f"{name} must hold whole numbers, got {value!r}")
+    return tuple(value)
+
+
+def _precision_to_plain(precision: Any) -> Any:
+    """None and a user's string as they are, `lax.Precision.HIGHEST` as its name, a pair as a list."""
+    if precision is None or isinstance(precision, str):
+        return precision
+    if isinstance(precision, lax.Precision):
+        return f"Precision.{precision.name}"
+    if isinstance(precision, tuple):
+        return [_precision_to_plain(each) for each in precision]
+    raise ValueError(f"a precision must be None, a string or a lax.Precision to have a plain form, got {precision!r}")
+
+
+def _precision_from_plain(plain: Any) -> Any:
+    if isinstance(plain, list):
+        return tuple(map(_precision_from_plain, plain))
+    if plain is None or (isinstance(plain, str) and not plain.startswith("Precision.")):
+        return plain
+    names = {f"Precision.{precision.name}": precision for precision in lax.Precision}
+    if not isinstance(plain, str) or plain not in names:
+        raise ValueError(f"precision must be None, a string or one of {sorted(names)}, got {plain!r}")
+    return names[plain]

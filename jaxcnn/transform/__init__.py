@@ -1,1 +1,1 @@
-"""Transformations of whole JAX functions: `accelerate` and `summarize`."""
+"""Transformations of whole functions."""

@@ -1,0 +1,216 @@
+"""`tune`: which method is the fastest for each convolution of a function, measured on this device."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from importlib import metadata
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from jaxcnn.lowering import table as tables
+from jaxcnn.lowering.table import Measurement, TuningTable
+
+if TYPE_CHECKING:
+    from jaxcnn.lowering.spec import ConvSpec
+
+_TIE = 1.05
+"""`direct` is kept where it takes at most this many times as long as the fastest: two runs differ by as much."""
+_HOPELESS = 4.0
+"""A method whose second call takes this many times as long as the best so far is measured no further."""
+_LARGEST_PROGRAM = 1000
+"""Most equations of a program that is compiled only to be measured: 700 take XLA half a second, 1800 seven seconds."""
+_FEWEST_ROUNDS, _MOST_ROUNDS = 3, 25
+"""Blocks of calls for each method, of which the median is taken."""
+_BLOCK_SECONDS = 0.02
+"""Longest block aimed at, unless a single call takes longer."""
+_BAR_AFTER_SECONDS = 2.0
+
+
+def tune(f: Callable[..., Any], *args: Any, seconds: float = 30.0, progress: bool = True) -> TuningTable:
+    """Measures which method is the fastest for each convolution that a function executes on this device.
+
+    The function is traced and lowered for its arguments' shapes, and is not run. Each distinct convolution in it, those
+    of its derivatives included, is then computed from random operands by each method that supports it, in blocks of
+    calls that take turns, so that what slows the machine slows all of them. The methods' medians decide; `direct` is
+    kept where it is within a twentieth of the fastest. A convolution for which the user asked for a method is left out.
+
+    Args:
+      f: any function; `jax.grad` of a loss, or a whole training step, to tune derivatives too.
+      *args: its arguments. Arrays, and anything else with a shape and a dtype such as `jax.ShapeDtypeStruct`, are
+        traced; all other leaves (bool, int, float, str, None, functions) reach f as they are.
+      seconds: about how long to measure, shared among the convolutions. `direct` and the method that would be taken
+        without a table are measured in any case, a method that is left when the time is up is not.
+      progress: whether to show a progress bar on a terminal once the measurement has taken two seconds; needs rich.
+
+    Returns:
+      A table to use by `with table:` or `table.install()`, and to keep by `table.save(path)`.
+
+    Raises:
+      ValueError: `seconds` is not positive.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import jaxcnn
+      >>> x, kernel = jnp.ones((1, 16, 16, 8)), jnp.ones((3, 3, 8, 1))
+      >>> table = jaxcnn.tune(jaxcnn.depthwise_conv, x, kernel, seconds=0.1)
+      >>> len(table.entries)
+      1
+
+    References:
+      M. Frigo, S. G. Johnson, "FFTW: an adaptive software architecture for the FFT", ICASSP 1998: plans by measurement.
+    """
+    if not seconds > 0:
+        raise ValueError(f"tune: seconds must be positive, got {seconds}")
+    # lax's own convolutions in f are not seen: `f = accelerate(f)` stands here once there is such a transformation.
+    specs = _recorded(f, args)
+    device = _device()
+    end = time.perf_counter() + seconds
+    entries = []
+    with _bar(len(specs), progress) as advance:
+        for index, spec in enumerate(specs):
+            share = max(end - time.perf_counter(), 0.0) / (len(specs) - index)
+            entries.append(_measured(spec, device.platform, share, advance))
+            advance(1)
+    return TuningTable(tuple(entries), device.platform, tables.device_kind(device), metadata.version("jaxlib"))
+
+
+def _recorded(f: Callable[..., Any], args: tuple[Any, ...]) -> list[ConvSpec]:
+    """The distinct convolutions of f for which a method is chosen, in the order in which they are lowered."""
+    leaves, structure = jax.tree.flatten(args, is_leaf=lambda leaf: leaf is None)
+    is_traced = [hasattr(leaf, "shape") and hasattr(leaf, "dtype") for leaf in leaves]
+
+    def run(*arrays: jax.Array) -> Any:
+        given = iter(arrays)
+        full = [next(given) if traced else leaf for leaf, traced in zip(leaves, is_traced, strict=True)]
+        result = f(*jax.tree.unflatten(structure, full))
+        return [leaf for leaf in jax.tree.leaves(result) if hasattr(leaf, "dtype")]
+
+    recorder = tables.Recorder()
+    tables.activate(recorder)
+    try:
+        jax.jit(run).lower(*(leaf for leaf, traced in zip(leaves, is_traced, strict=True) if traced))
+    finally:
+        tables.deactivate()
+    return [spec for spec in recorder.specs if 0 not in (*spec.input_shape, *spec.kernel_shape, *spec.output_shape)]
+
+
+def _device() -> jax.Device:
+    """The device on which a plain call runs."""
+    (device,) = jax.device_put(np.zeros((), np.float32)).devices()
+    return device
+
+
+def _measured(spec: ConvSpec, platform: str, seconds: float, advance: Callable[[float], None]) -> Measurement:
+    """The times of one convolution by each method that supports it, as far as the time goes."""
+    # Imported here, as for the functions of arrays: they bring JAX's extension modules.
+    from jaxcnn.lowering import choice, direct
+
+    end = time.perf_counter() + seconds
+    operands = jax.block_until_ready(_operands(spec))
+    taken = choice.choose(spec, "auto", platform).method
+    programs = {name: _program(name, spec) for name, module in choice.METHODS.items() if module.supports(spec) is None}
+    milliseconds: dict[str, float] = {}
+    calls: dict[str, Callable[[], Any]] = {}
+    needed = {direct.NAME: programs.pop(direct.NAME), **({taken: programs.pop(taken)} if taken in programs else {})}
+    for method, program in chain(needed.items(), _compilable(programs, operands, end)):
+        call = partial(_run, program, operands)
+        call()  # compiles
+        milliseconds[method] = 1e3 * _seconds(call, 1)
+        if milliseconds[method] <= _HOPELESS * min(milliseconds.values()):
+            calls[method] = call
+        advance(0)
+    if len(milliseconds) > 1:
+        milliseconds |= {name: 1e3 * median for name, median in _medians(calls, end, advance).items()}
+    return Measurement(spec, fastest(milliseconds), tuple(milliseconds.items()))
+
+
+def fastest(milliseconds: Mapping[str, float]) -> str:
+    """The method with the least time, or `direct` if it is as fast within the error of a measurement."""
+    best = min(milliseconds, key=lambda method: milliseconds[method])
+    return "direct" if milliseconds["direct"] <= _TIE * milliseconds[best] else best
+
+
+def _program(method: str, spec: ConvSpec) -> Any:
+    from jaxcnn.lowering import choice
+
+    return jax.jit(lambda lhs, rhs: choice.METHODS[method].lower(lhs, rhs, spec, None))
+
+
+def _run(program: Any, operands: tuple[jax.Array, jax.Array]) -> None:
+    jax.block_until_ready(program(*operands))
+
+
+def _compilable(
+    programs: dict[str, Any], operands: tuple[jax.Array, jax.Array], end: float
+) -> Iterator[tuple[str, Any]]:
+    """The methods whose programs take no absurd time to compile, as long as there is time."""
+    # From the registry's end: the general methods at its start unroll large windows into programs slow to trace.
+    for name in reversed(programs):
+        if time.perf_counter() < end and len(programs[name].trace(*operands).jaxpr.eqns) <= _LARGEST_PROGRAM:
+            yield name, programs[name]
+
+
+def _operands(spec: ConvSpec) -> tuple[jax.Array, jax.Array]:
+    """Random values; not zeros, which some processors multiply faster."""
+    rng = np.random.default_rng(0)
+    lhs, rhs = (rng.uniform(-1, 1, shape).astype(np.float32) for shape in spec.operand_shapes)
+    if np.dtype(spec.lhs_dtype).kind in "iub":
+        lhs, rhs = 4 * abs(lhs), 4 * abs(rhs)
+    return jax.device_put(lhs.astype(spec.lhs_dtype)), jax.device_put(rhs.astype(spec.rhs_dtype))
+
+
+def _seconds(call: Callable[[], Any], count: int) -> float:
+    start = time.perf_counter()
+    for _ in range(count):
+        call()
+    return (time.perf_counter() - start) / count
+
+
+def _medians(calls: Mapping[str, Callable[[], Any]], end: float, advance: Callable[[float], None]) -> dict[str, float]:
+    """Median seconds of a call of each function, over blocks that take turns until the time is up."""
+    seconds = {name: _seconds(call, 1) for name, call in calls.items()}
+    block = min(_BLOCK_SECONDS, max(end - time.perf_counter(), 0.0) / len(calls) / _FEWEST_ROUNDS)
+    counts = {name: max(1, round(block / max(each, 1e-6))) for name, each in seconds.items()}
+    blocks: dict[str, list[float]] = {name: [] for name in calls}
+    for number in range(_MOST_ROUNDS):
+        if number >= _FEWEST_ROUNDS and time.perf_counter() > end:
+            break
+        # Every other round in the opposite order, so that none always follows the same neighbour.
+        for name in list(calls)[:: 1 if number % 2 == 0 else -1]:
+            blocks[name].append(_seconds(calls[name], counts[name]))
+        advance(0)
+    return {name: statistics.median(times) for name, times in blocks.items()}
+
+
+@contextmanager
+def _bar(total: int, wanted: bool) -> Iterator[Callable[[float], None]]:
+    """A function that counts convolutions done, and shows them on a terminal once they take long."""
+    try:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    except ImportError:
+        wanted = False
+    if not wanted or not (console := Console(stderr=True)).is_terminal:
+        yield lambda done: None
+        return
+    columns = TextColumn("{task.description}"), BarColumn(bar_width=30), MofNCompleteColumn(), TimeElapsedColumn()
+    bars = Progress(*columns, console=console, transient=True)
+    task = bars.add_task("Measuring convolutions", total=total)
+    start = time.perf_counter()
+
+    def advance(done: float) -> None:
+        bars.advance(task, done)
+        if not bars.live.is_started and time.perf_counter() - start > _BAR_AFTER_SECONDS:
+            bars.start()
+
+    try:
+        yield advance
+    finally:
+        bars.stop()

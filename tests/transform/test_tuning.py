@@ -1,0 +1,174 @@
+"""`tune`: which convolutions it finds, what it measures, and what it leaves alone."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxcnn
+from jaxcnn.lowering import choice, table
+from jaxcnn.transform import tuning
+
+X, KERNEL = np.ones((1, 8, 8, 8), np.float32), np.ones((3, 3, 8, 1), np.float32)
+SHORT = 0.02
+
+
+def network(kernels, x, flag=True, name=None, activation=jax.nn.relu, slope=2, power=1.0):
+    # What is not an array arrives as it was given.
+    assert flag is True
+    assert name is None
+    assert slope == 2
+    assert type(slope) is int
+    assert type(power) is float
+    hidden = activation(jaxcnn.depthwise_conv(x, kernels["depthwise"]))
+    hidden = jaxcnn.conv(hidden, kernels["dense"], strides=slope)
+    return jaxcnn.depthwise_conv(hidden, kernels["depthwise"]), name
+
+
+KERNELS = {"depthwise": KERNEL, "dense": np.ones((3, 3, 8, 8), np.float32)}
+
+
+def roles(found):
+    return sorted((entry.spec.role, entry.spec.feature_group_count) for entry in found.entries)
+
+
+def test_each_distinct_convolution_is_found_once():
+    found = jaxcnn.tune(network, KERNELS, X, True, None, jax.nn.relu, 2, 1.0, seconds=SHORT)
+    assert roles(found) == [("output", 1), ("output", 8), ("output", 8)]  # on 8x8 and on 4x4
+    repeated = jaxcnn.tune(lambda x: jaxcnn.depthwise_conv(jaxcnn.depthwise_conv(x, KERNEL), KERNEL), X, seconds=SHORT)
+    assert len(repeated.entries) == 1
+
+
+def test_derivatives_are_found_by_role():
+    gradient = jax.value_and_grad(lambda kernels: network(kernels, X)[0].sum())
+    expected = [(role, groups) for role in ("kernel", "output") for groups in (1, 8, 8)]
+    assert roles(jaxcnn.tune(gradient, KERNELS, seconds=SHORT)) == sorted([*expected, ("input", 1), ("input", 8)])
+
+
+def test_shapes_are_enough_and_nothing_is_run():
+    def f(x, kernel):
+        jax.debug.callback(lambda: ran.append(None))
+        return jaxcnn.depthwise_conv(x, kernel)
+
+    ran = []
+    structs = [jax.ShapeDtypeStruct(a.shape, jnp.bfloat16) for a in (X, KERNEL)]
+    (entry,) = jaxcnn.tune(f, *structs, seconds=SHORT).entries
+    assert not ran
+    assert entry.spec.input_shape == X.shape
+    assert entry.spec.lhs_dtype == entry.spec.out_dtype == jnp.bfloat16
+
+
+def test_scans_branches_stacks_and_integers():
+    def f(x, kernels):
+        y, _ = jax.lax.scan(lambda c, _: (jaxcnn.depthwise_conv(c, KERNEL), None), x, None, length=2)
+        y = jax.lax.cond(x.sum() > 0, lambda v: jaxcnn.conv(v, KERNELS["dense"]), lambda v: v, y)
+        return jax.vmap(jaxcnn.conv)(jnp.stack([y, y]), kernels)
+
+    found = jaxcnn.tune(f, X, np.ones((2, 1, 1, 8, 8), np.float32), seconds=SHORT)
+    assert [entry.spec.stacked for entry in found.entries] == [None, None, 2]
+    integers = jaxcnn.tune(jaxcnn.conv, X.astype(np.int8), np.ones((3, 3, 8, 8), np.int8), seconds=SHORT)
+    assert integers.entries[0].spec.out_dtype == np.int32
+
+
+def test_what_needs_no_choice_is_left_out():
+    assert jaxcnn.tune(lambda x: x + 1, X, seconds=SHORT).entries == ()
+    asked = jaxcnn.tune(lambda x: jaxcnn.depthwise_conv(x, KERNEL, method="shift"), X, seconds=SHORT)
+    assert asked.entries == ()
+    assert jaxcnn.tune(jaxcnn.depthwise_conv, X[:0], KERNEL, seconds=SHORT).entries == ()
+
+
+def test_a_table_that_is_active_does_not_hide_anything():
+    first = jaxcnn.tune(jaxcnn.depthwise_conv, X, KERNEL, seconds=SHORT)
+    with first:
+        again = jaxcnn.tune(jaxcnn.depthwise_conv, X, KERNEL, seconds=SHORT)
+        assert table.active() is first
+    assert [entry.spec for entry in again.entries] == [entry.spec for entry in first.entries]
+
+
+def test_an_error_of_the_function_is_passed_on():
+    with pytest.raises(ValueError, match="conv: x has 7 channels"):
+        jaxcnn.tune(jaxcnn.conv, X[..., :7], KERNEL, seconds=SHORT)
+    assert table.active() is None
+    with pytest.raises(ValueError, match="seconds must be positive, got 0"):
+        jaxcnn.tune(jaxcnn.conv, X, KERNEL, seconds=0)
+
+
+def test_every_method_is_measured_if_there_is_time_and_the_result_is_taken(monkeypatch):
+    monkeypatch.setattr(tuning, "_MOST_ROUNDS", 3)
+    found = jaxcnn.tune(jaxcnn.depthwise_conv, X, KERNEL, seconds=60)
+    (entry,) = found.entries
+    supporting = {name for name, module in choice.METHODS.items() if module.supports(entry.spec) is None}
+    assert {name for name, _ in entry.milliseconds} == supporting
+    assert entry.method == tuning.fastest(dict(entry.milliseconds))
+    with found:
+        assert choice.choose(entry.spec, "auto", "cpu").method == entry.method
+        np.testing.assert_allclose(jaxcnn.depthwise_conv(X, KERNEL)[0, 3, 3], 9, rtol=1e-5)
+
+
+def test_direct_is_kept_where_it_is_as_fast():
+    assert tuning.fastest({"direct": 1.04, "shift": 1.0}) == "direct"
+    assert tuning.fastest({"direct": 1.06, "shift": 1.0}) == "shift"
+    assert tuning.fastest({"direct": 1.0}) == "direct"
+
+
+def test_programs_that_take_absurdly_long_to_compile_are_not_measured(monkeypatch):
+    monkeypatch.setattr(tuning, "_LARGEST_PROGRAM", 0)
+    monkeypatch.setattr(tuning, "_MOST_ROUNDS", 3)
+    (entry,) = jaxcnn.tune(jaxcnn.depthwise_conv, X, KERNEL, seconds=60).entries
+    assert {name for name, _ in entry.milliseconds} == {"direct", choice.choose(entry.spec, "auto", "cpu").method}
+
+
+def test_medians_of_alternating_blocks_within_the_time(monkeypatch):
+    # A clock that the calls themselves move: every other call of `noisy` takes ten times as long.
+    now, lengths = 0.0, {"steady": itertools.repeat(2.0), "noisy": itertools.cycle([1.0, 1.0, 10.0])}
+    order = []
+
+    def call(name):
+        nonlocal now
+        order.append(name)
+        now += next(lengths[name])
+
+    monkeypatch.setattr(tuning.time, "perf_counter", lambda: now)
+    calls = {name: lambda name=name: call(name) for name in lengths}
+    assert tuning._medians(calls, 40.0, lambda done: None) == {"steady": 2.0, "noisy": 1.0}
+    assert order[2:6] == ["steady", "noisy", "noisy", "steady"]
+    assert now < 50
+
+
+class Terminal:
+    """A stream that says it is a terminal."""
+
+    encoding = "utf-8"
+
+    def __init__(self):
+        self.text = ""
+
+    def write(self, text):
+        self.text += text
+
+    def flush(self):
+        pass
+
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize(("after", "progress", "shown"), [(0.0, True, True), (60.0, True, False), (0.0, False, False)])
+def test_a_bar_is_shown_when_it_takes_long(monkeypatch, after, progress, shown):
+    pytest.importorskip("rich")
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setattr(tuning, "_BAR_AFTER_SECONDS", after)
+    monkeypatch.setenv("TERM", "xterm")
+    jaxcnn.tune(jaxcnn.depthwise_conv, X, KERNEL, seconds=SHORT, progress=progress)
+    assert ("Measuring convolutions" in terminal.text) == shown
+
+
+def test_rich_is_not_needed(monkeypatch):
+    monkeypatch.setitem(sys.modules, "rich.console", None)
+    assert jaxcnn.tune(jaxcnn.depthwise_conv, X, KERNEL, seconds=SHORT).entries
