@@ -28,6 +28,10 @@ from jaxcnn.pooling import min_pool as min_pool
 from jaxcnn.pooling import sum_pool as sum_pool
 from jaxcnn.shapes import conv_output_shape as conv_output_shape
 from jaxcnn.shapes import pool_output_shape as pool_output_shape
+from jaxcnn.transform.acceleration import accelerate as accelerate
+from jaxcnn.transform.rows import Row as Row
+from jaxcnn.transform.summary import Summary as Summary
+from jaxcnn.transform.summary import summarize as summarize
 from jaxcnn.transform.tuning import tune as tune
 
 __all__ = [
@@ -35,7 +39,10 @@ __all__ = [
     "KernelChain",
     "Layer",
     "ReceptiveField",
+    "Row",
+    "Summary",
     "TuningTable",
+    "accelerate",
     "adaptive_avg_pool",
     "adaptive_max_pool",
     "avg_pool",
@@ -59,6 +66,7 @@ __all__ = [
     "separable",
     "stack",
     "sum_pool",
+    "summarize",
     "tune",
 ]
 

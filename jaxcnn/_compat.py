@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_batching import custom_vmap
 from jax.experimental.layout import Layout, with_layout_constraint
+from jax.extend.core import Primitive
 
 
 def varying_axes(value: Any) -> frozenset[str]:
@@ -23,6 +26,29 @@ def example(shape: tuple[int, ...], dtype: Any, sharding: Any, *operands: jax.Ar
     if axes:
         return lax.pcast(jnp.zeros(shape, dtype), tuple(sorted(axes)), to="varying")
     return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+
+@cache
+def shard_map_primitive() -> Primitive:
+    """The primitive of `jax.shard_map`, which has no public name, from a trace that needs no device."""
+    spec = jax.sharding.PartitionSpec()
+    mesh = jax.sharding.AbstractMesh((1,), ("a",), axis_types=(jax.sharding.AxisType.Auto,))
+    with jax.sharding.use_abstract_mesh(mesh):
+        mapped = jax.shard_map(lambda x: x, mesh=mesh, in_specs=spec, out_specs=spec)
+        return jax.make_jaxpr(mapped)(jax.ShapeDtypeStruct((), jnp.float32)).eqns[0].primitive
+
+
+def manual_axes(params: dict[str, Any]) -> Any:
+    """The mesh axes over which a `jax.shard_map`, given by its equation's parameters, is manual."""
+    return params["newly_manual_axes"] if "newly_manual_axes" in params else params["manual_axes"]
+
+
+@cache
+def custom_vmap_primitive() -> Primitive:
+    """The primitive of `jax.custom_batching.custom_vmap`, which has no public name."""
+    mapped = custom_vmap(lambda x: x)
+    mapped.def_vmap(lambda size, batched, x: (x, batched[0]))
+    return jax.make_jaxpr(mapped)(jax.ShapeDtypeStruct((), jnp.float32)).eqns[0].primitive
 
 
 def row_major(value: jax.Array) -> jax.Array:

@@ -1,10 +1,11 @@
-"""The command line: `jaxcnn demo` and `jaxcnn layer`.
+"""The command line: `jaxcnn demo`, `jaxcnn layer` and `jaxcnn summarize`.
 
 Only the standard library and `jaxcnn` itself are imported here; what the demo needs is imported when a command
 runs, so that `jaxcnn --help` works without the `demo` extra.
 """
 
 import argparse
+import importlib
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -82,12 +83,54 @@ def _run_layer(options: argparse.Namespace) -> None:
     run_single_layer(layer, ranks=options.rank, seed=options.seed)
 
 
+def _run_summarize(options: argparse.Namespace) -> None:
+    x = jax.ShapeDtypeStruct(options.input, options.dtype)
+    model = _loaded(options.target)
+    try:
+        summary = jaxcnn.summarize(_as_function(model, x), x, platform=options.platform)
+    except Exception as error:  # whatever the user's model raises
+        first = next(iter(str(error).splitlines()), "")
+        raise DemoError(f"{options.target}: {type(error).__name__}: {first}") from error
+    print(summary.to_json() if options.json else summary)
+
+
+def _loaded(target: str) -> Any:
+    """The object that `package.module:name` names; the working directory is searched first."""
+    module, _, name = target.partition(":")
+    sys.path.insert(0, "")
+    try:
+        found: Any = importlib.import_module(module)
+        for part in name.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError) as error:
+        raise DemoError(f"{target}: {error}") from error
+    finally:
+        sys.path.remove("")
+    if not callable(found):
+        raise DemoError(f"{target} is {found!r}, neither a function nor a model")
+    return found
+
+
+def _as_function(model: Any, x: Any) -> Callable[..., Any]:
+    """A model as a function of its input alone: a Flax module is given parameters, an Equinox one its batch axis."""
+    family = {cls.__module__.partition(".")[0] for cls in type(model).__mro__}
+    if "flax" in family and hasattr(model, "init") and hasattr(model, "apply"):
+        variables = jax.eval_shape(model.init, jax.random.key(0), x)
+
+        def apply(x: Any) -> Any:
+            # Zeros of the parameters' shapes: only these are traced.
+            return model.apply(jax.tree.map(lambda leaf: jax.numpy.zeros(leaf.shape, leaf.dtype), variables), x)
+
+        return apply
+    return jax.vmap(model) if "equinox" in family else model
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="jaxcnn", description="Convolution, pooling and small-kernel substitution for JAX.", allow_abbrev=False
     )
     parser.add_argument("--version", action="version", version=f"jaxcnn {jaxcnn.__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="demo | layer")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="demo | layer | summarize")
     defaults: dict[str, Any] = {"formatter_class": argparse.ArgumentDefaultsHelpFormatter, "allow_abbrev": False}
     demo = commands.add_parser(
         "demo",
@@ -135,6 +178,22 @@ def _parser() -> argparse.ArgumentParser:
     )
     layer.add_argument("--seed", type=_integer(0, 2**31 - 1), default=0, help="seed of the random numbers")
     layer.set_defaults(run=_run_layer)
+
+    summary = commands.add_parser(
+        "summarize",
+        help="the convolutions, pools and dense products of a model: cost, receptive field, method",
+        description="Trace a function of one array, or a model of Flax, Equinox or Keras, and print a table. Nothing "
+        "is compiled or run.",
+        **defaults,
+    )
+    summary.add_argument("target", type=_target, metavar="package.module:function", help="where it is found")
+    summary.add_argument("--input", type=_sizes, required=True, metavar="1x224x224x3", help="shape of its input")
+    summary.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of the input")
+    summary.add_argument(
+        "--platform", choices=("cpu", "gpu", "tpu"), default="cpu", help="for which the methods are told"
+    )
+    summary.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    summary.set_defaults(run=_run_summarize)
     return parser
 
 
@@ -174,6 +233,13 @@ def _sizes(text: str) -> tuple[int, ...]:
     if min(sizes) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of sizes of at least 1 such as 11x11")
     return sizes
+
+
+def _target(text: str) -> str:
+    """A function's name after its module's."""
+    if text.count(":") != 1 or not all(part.isidentifier() for part in text.replace(":", ".").split(".")):
+        raise argparse.ArgumentTypeError(f"{text!r} is not package.module:function")
+    return text
 
 
 def _padding(text: str) -> str | int | tuple[Any, ...]:

@@ -8,6 +8,7 @@ and `window_spread_p` are each other's transpose.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -15,12 +16,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.extend import source_info_util
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from jaxcnn._compat import varying_axes
-from jaxcnn.lowering import choice
+from jaxcnn.lowering import choice, direct
 from jaxcnn.lowering.spec import PoolSpec, conv_spec
+
+# The source line of an operation is the user's that called jaxcnn, in profiles as in summaries.
+source_info_util.register_exclusion(os.path.join(os.path.dirname(__file__), ""))
 
 
 def _register(primitive: Primitive, run: Callable[..., jax.Array], static: Sequence[str]) -> None:
@@ -84,6 +89,8 @@ def _run_conv(
 ) -> jax.Array:
     spec = conv_spec(lhs, rhs, **params)  # `exported` too, where the platform is known
     chosen = choice.choose(spec, method, platform)
+    if platform == "cpu" and chosen.method == direct.NAME:
+        return direct.lower_channels_last(lhs, rhs, spec)
     return choice.METHODS[chosen.method].lower(lhs, rhs, spec, sharding)
 
 

@@ -1,6 +1,9 @@
+import json
 import subprocess
 import sys
+import warnings
 
+import jax
 import pytest
 
 import jaxcnn
@@ -31,6 +34,11 @@ LAYER = ("layer", "--input", "1x8x8x4", "--kernel", "3x3", "--features", "4")
     [
         ((), "required: demo | layer"),
         (("dance",), "invalid choice: 'dance'"),
+        (("summarize", "jaxcnn", "--input", "1x4"), "'jaxcnn' is not package.module:function"),
+        (("summarize", "jaxcnn:nothing", "--input", "1x4"), "jaxcnn:nothing: module 'jaxcnn' has no attribute"),
+        (("summarize", "no_such_module:f", "--input", "1x4"), "no_such_module:f: No module named 'no_such_module'"),
+        (("summarize", "math:pi", "--input", "1x4"), "math:pi is 3.14159"),
+        (("summarize", "jaxcnn:conv", "--input", "1x4"), "jaxcnn:conv: TypeError: conv() missing 1 required"),
         (("demo", "--frobnicate"), "unrecognized arguments: --frobnicate"),
         (("demo", "--sha", "0.5"), "unrecognized arguments: --sha"),
         (("demo", "--share", "0"), "'0' is not a share of the MACs: a number above 0 and at most 1"),
@@ -127,6 +135,43 @@ def test_layer_command(capsys):
     printed = capsys.readouterr().out
     for text in ("lax, dense", "jaxcnn, dense", "separable R=2", "stack F=4", "random", "MACs"):
         assert text in printed
+
+
+def test_summarize_command(capsys, monkeypatch, tmp_path):
+    (tmp_path / "a_model.py").write_text(
+        "import jax.numpy as jnp, jaxcnn\n"
+        "class Model:\n"
+        "    def apply(self, x):\n"
+        "        return jaxcnn.conv(x, jnp.ones((3, 3, 1, 8)), feature_group_count=8)\n"
+        "model = Model()\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    before = list(sys.path)
+    assert cli.main(["summarize", "a_model:model.apply", "--input", "1x16x16x8"]) == 0
+    printed = capsys.readouterr().out
+    assert "18.4 k" in printed
+    assert "shift" in printed
+    assert sys.path == before
+    assert cli.main(["summarize", "a_model:model.apply", "--input", "1x16x16x8", "--platform", "gpu", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["rows"][0]["method"] == "direct"
+
+
+@pytest.mark.parametrize(
+    ("library", "code", "sizes"),
+    [
+        ("flax", "from flax import linen as nn\nmodel = nn.Conv(8, (3, 3))", "1x16x16x4"),
+        ("equinox", "import equinox as eqx, jax\nmodel = eqx.nn.Conv2d(4, 8, 3, key=jax.random.key(0))", "1x4x16x16"),
+    ],
+)
+def test_summarize_command_on_models(capsys, monkeypatch, tmp_path, library, code, sizes):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pytest.importorskip(library)
+        (tmp_path / f"model_of_{library}.py").write_text(code)
+        monkeypatch.chdir(tmp_path)
+        with jax.numpy_rank_promotion("allow"):
+            assert cli.main(["summarize", f"model_of_{library}:model", "--input", sizes]) == 0
+    assert "conv" in capsys.readouterr().out
 
 
 def test_demo_command_writes_its_report(capsys, monkeypatch, tmp_path):

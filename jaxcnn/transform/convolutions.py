@@ -1,0 +1,236 @@
+"""Which convolution an equation is: lax's, in any layout and as either derivative, or jaxcnn's; as one `ConvSpec`."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.extend.core import JaxprEqn
+from jax.extend.core.primitives import conv_general_dilated_p
+
+from jaxcnn.geometry import Pair, dilated_size
+from jaxcnn.lowering.forms import transposed_kernel
+from jaxcnn.lowering.spec import ConvSpec, Ints, Role, conv_spec
+from jaxcnn.primitives import conv_p
+
+
+@dataclasses.dataclass(frozen=True)
+class Convolution:
+    """A convolution met in a jaxpr.
+
+    Args:
+      spec: the convolution, with the role that is computed.
+      params: the static parameters of `conv_p`, without its method.
+      method: the method that the user asked for, `"auto"` for every convolution of lax.
+      axes: of the equation's two operands and its result, each in the order that the role has them.
+      flipped: whether the second operand is the kernel of the role `"output"` while the role is `"input"`: its window
+        is to be reversed and its features exchanged.
+    """
+
+    spec: ConvSpec
+    params: dict[str, Any]
+    method: str
+    axes: tuple[Ints, Ints, Ints]
+    flipped: bool = False
+
+    def bind(self, lhs: jax.Array, rhs: jax.Array, method: str) -> jax.Array:
+        """Computes the equation's result from its operands by `conv_p`."""
+        lhs_axes, rhs_axes, out_axes = self.axes
+        lhs, rhs = _transposed(lhs, lhs_axes), _transposed(rhs, rhs_axes)
+        if self.flipped:
+            rhs = _exchanged(rhs, self.spec)
+        result = conv_p.bind(lhs, rhs, method=method, **self.params)
+        return _transposed(result, tuple(map(int, np.argsort(out_axes))))
+
+
+def _transposed(array: jax.Array, axes: Ints) -> jax.Array:
+    return array if axes == tuple(range(array.ndim)) else array.transpose(axes)
+
+
+def _exchanged(kernel: jax.Array, spec: ConvSpec) -> jax.Array:
+    return transposed_kernel(lax.rev(kernel, tuple(range(spec.rank))), spec.feature_group_count)
+
+
+def convolution(equation: JaxprEqn) -> Convolution | None:
+    """The convolution that an equation computes, if jaxcnn can compute it; None if it is none, or one for lax alone."""
+    found = described(equation)
+    operands = avals(equation)
+    if found is None or not all(map(is_plain, operands)) or min(map(min, found.spec.padding)) < 0:
+        return None
+    if operands[-1].weak_type:
+        return None  # jaxcnn's results never have a weak type
+    if any(jnp.issubdtype(aval.dtype, kind) for aval in operands for kind in (np.complexfloating, np.bool_)):
+        return found if equation.primitive is conv_p else None
+    return found
+
+
+def described(equation: JaxprEqn) -> Convolution | None:
+    """The convolution that an equation computes; None if it is none, or its sizes are not known or zero."""
+    if equation.primitive is not conv_p and equation.primitive is not conv_general_dilated_p:
+        return None
+    if not all(isinstance(size, int) and size > 0 for aval in avals(equation) for size in aval.shape):
+        return None
+    return _own(equation) if equation.primitive is conv_p else _of_lax(equation)
+
+
+def avals(equation: JaxprEqn) -> list[Any]:
+    """The abstract values of an equation's operands and results."""
+    return [variable.aval for variable in (*equation.invars, *equation.outvars)]
+
+
+def is_plain(aval: Any) -> bool:
+    """Whether an abstract value is an array of known, positive sizes, with no explicit sharding."""
+    if not all(isinstance(size, int) and size > 0 for size in aval.shape):
+        return False
+    mesh = aval.sharding.mesh
+    return mesh.empty or jax.sharding.AxisType.Explicit not in mesh.axis_types
+
+
+def _own(equation: JaxprEqn) -> Convolution:
+    params = dict(equation.params)
+    method = params.pop("method")
+    lhs, rhs, out = avals(equation)
+    spec = conv_spec(lhs, rhs, **{name: value for name, value in params.items() if name != "sharding"})
+    axes = tuple(range(lhs.ndim)), tuple(range(rhs.ndim)), tuple(range(out.ndim))
+    return Convolution(spec, params, method, axes)
+
+
+def _of_lax(equation: JaxprEqn) -> Convolution | None:
+    params = equation.params
+    _, rhs, out = avals(equation)
+    numbers = params["dimension_numbers"]
+    window = _sizes(rhs, numbers.rhs_spec[2:])
+    outputs = _sizes(out, numbers.out_spec[2:])
+    single = params["feature_group_count"] == 1
+    if params["batch_group_count"] > 1:
+        return _kernel(equation) if single else None
+    found = None
+    if max(params["lhs_dilation"]) > 1:
+        found = _input(equation)
+    # The window of a kernel's gradient is the image of the cotangent, and its results are the kernel's taps.
+    elif single and math.prod(window) > math.prod(outputs):
+        found = _kernel(equation)
+    return _output(equation) if found is None else found
+
+
+def _sizes(aval: Any, axes: Sequence[int]) -> Ints:
+    return tuple(aval.shape[axis] for axis in axes)
+
+
+def _found(
+    equation: JaxprEqn, role: Role, axes: tuple[Ints, Ints, Ints], flipped: bool = False, **given: Any
+) -> Convolution:
+    lhs, rhs, out = (
+        jax.ShapeDtypeStruct(_sizes(aval, order), aval.dtype) for aval, order in zip(avals(equation), axes, strict=True)
+    )
+    params = {
+        "role": role,
+        "stacked": False,
+        "input_dilation": (1,) * len(given["strides"]),
+        "input_size": None,
+        "window": None,
+        "precision": equation.params["precision"],
+        "preferred_element_type": np.dtype(out.dtype),
+        **given,
+    }
+    if flipped:
+        *window, kernel_in, features = rhs.shape
+        groups = params["feature_group_count"]
+        rhs = jax.ShapeDtypeStruct((*window, features // groups, kernel_in * groups), rhs.dtype)
+    return Convolution(conv_spec(lhs, rhs, **params), {**params, "sharding": None}, "auto", axes, flipped)
+
+
+def _output(equation: JaxprEqn) -> Convolution:
+    """The equation as (x, kernel) -> y."""
+    params = equation.params
+    (n, c, *x_axes), (o, i, *taps), (out_n, out_c, *y_axes) = params["dimension_numbers"]
+    return _found(
+        equation,
+        "output",
+        ((n, *x_axes, c), (*taps, i, o), (out_n, *y_axes, out_c)),
+        strides=tuple(params["window_strides"]),
+        padding=_pairs(params["padding"]),
+        input_dilation=tuple(params["lhs_dilation"]),
+        kernel_dilation=tuple(params["rhs_dilation"]),
+        feature_group_count=params["feature_group_count"],
+    )
+
+
+def _pairs(padding: Any) -> tuple[Pair, ...]:
+    return tuple((int(low), int(high)) for low, high in padding)
+
+
+def _input(equation: JaxprEqn) -> Convolution | None:
+    """The equation, whose first operand is dilated, as (y, kernel) -> x with that dilation for strides."""
+    params = equation.params
+    if max(params["window_strides"]) > 1:
+        return None
+    (n, c, *y_axes), (o, i, *taps), (out_n, out_c, *x_axes) = params["dimension_numbers"]
+    lhs, rhs, out = avals(equation)
+    inputs, window = _sizes(out, x_axes), _sizes(rhs, taps)
+    strides, dilation = tuple(params["lhs_dilation"]), tuple(params["rhs_dilation"])
+    lows = [
+        (taps - 1) * step - int(low) for taps, step, (low, _) in zip(window, dilation, params["padding"], strict=True)
+    ]
+    padding = _forward_padding(inputs, _sizes(lhs, y_axes), window, strides, dilation, lows)
+    if padding is None:
+        return None
+    return _found(
+        equation,
+        "input",
+        ((n, *y_axes, c), (*taps, i, o), (out_n, *x_axes, out_c)),
+        flipped=True,
+        strides=strides,
+        padding=padding,
+        kernel_dilation=dilation,
+        feature_group_count=params["feature_group_count"],
+        input_size=inputs,
+    )
+
+
+def _kernel(equation: JaxprEqn) -> Convolution | None:
+    """The equation as (x, y) -> kernel: batch and features of both operands are exchanged, strides and dilation too."""
+    params = equation.params
+    if max(params["lhs_dilation"]) > 1:
+        return None
+    (c, n, *x_axes), (o, y_n, *y_axes), (i, out_o, *taps) = params["dimension_numbers"]
+    lhs, rhs, out = avals(equation)
+    strides, dilation = tuple(params["rhs_dilation"]), tuple(params["window_strides"])
+    window = _sizes(out, taps)
+    lows = [int(low) for low, _ in params["padding"]]
+    padding = _forward_padding(_sizes(lhs, x_axes), _sizes(rhs, y_axes), window, strides, dilation, lows)
+    if padding is None:
+        return None
+    return _found(
+        equation,
+        "kernel",
+        ((n, *x_axes, c), (y_n, *y_axes, o), (*taps, i, out_o)),
+        strides=strides,
+        padding=padding,
+        kernel_dilation=dilation,
+        feature_group_count=params["batch_group_count"],
+        window=window,
+    )
+
+
+def _forward_padding(
+    inputs: Ints, outputs: Ints, window: Ints, strides: Ints, dilation: Ints, lows: Sequence[int]
+) -> tuple[Pair, ...] | None:
+    """The padding of the convolution from `inputs` to exactly `outputs` pixels whose derivative an equation is.
+
+    None if there is none without negative padding.
+    """
+    pairs = []
+    for size, output, taps, stride, step, low in zip(inputs, outputs, window, strides, dilation, lows, strict=True):
+        extent = dilated_size(taps, step)
+        high = max((output - 1) * stride + extent - size - low, 0)
+        if low < 0 or (size + low + high - extent) // stride + 1 != output:
+            return None
+        pairs.append((low, high))
+    return tuple(pairs)

@@ -1,0 +1,48 @@
+"""`Row`: one line of a summary."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from jaxcnn.cost import Cost
+from jaxcnn.geometry import ReceptiveField
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One convolution, pool or dense product of a function.
+
+    Args:
+      kind: `"conv"`, `"transposed conv"`, `"kernel gradient"`, `"max pool"`, `"min pool"`, `"sum pool"`, the gradients
+        of pools, or `"dense"`.
+      name: the name stack at which it was called: a model's layer.
+      source: the line of the user's code that called it.
+      input_shape: shape of the first operand, in the function's own layout.
+      output_shape: shape of the result.
+      kernel: taps of the window on each spatial axis; the shape of the second operand of a dense product.
+      strides: step of the window on each spatial axis.
+      padding: (low, high) on each spatial axis.
+      dilation: distance between neighbouring taps.
+      groups: feature groups.
+      count: how often it is executed: the product of the lengths of the scans around it.
+      cost: of all executions.
+      receptive_field: of an output pixel, in pixels of the function's argument; None where it is not known.
+      method: how it is computed.
+      reason: why.
+    """
+
+    kind: str
+    name: str
+    source: str
+    input_shape: tuple[int, ...]
+    output_shape: tuple[int, ...]
+    kernel: tuple[int, ...]
+    strides: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
+    dilation: tuple[int, ...]
+    groups: int
+    count: int
+    cost: Cost
+    receptive_field: ReceptiveField | None
+    method: str
+    reason: str

@@ -1,0 +1,195 @@
+"""Convolutions of lax in every layout and as every derivative: recognised, and computed as they were."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from comparing import assert_same, normal
+from hypothesis import given
+from hypothesis import strategies as st
+from jax import lax
+
+from jaxcnn.primitives import conv_p
+from jaxcnn.transform.acceleration import accelerate
+from jaxcnn.transform.convolutions import convolution
+
+
+def equations(f, *args):
+    """Every equation of a function without control flow."""
+    return jax.make_jaxpr(f)(*args).jaxpr.eqns
+
+
+def roles(f, *args):
+    """How often each role is bound in the accelerated function, and how many convolutions are left to lax."""
+    found = Counter()
+    for equation in equations(accelerate(f), *args):
+        if equation.primitive is conv_p:
+            found[equation.params["role"]] += 1
+        elif equation.primitive is jax.extend.core.primitives.conv_general_dilated_p:
+            found["lax"] += 1
+    return dict(found)
+
+
+def permutation(draw, letters):
+    return "".join(draw(st.permutations(letters)))
+
+
+@st.composite
+def convolutions(draw):
+    """(x, kernel, options of `lax.conv_general_dilated`) in any layout."""
+    rank = draw(st.sampled_from([1, 2, 2]))
+    space = "HW"[:rank]
+    groups = draw(st.sampled_from([1, 1, 2, 3]))
+    kernel_in, kernel_out = draw(st.integers(1, 2)), draw(st.integers(1, 2))
+    sizes = [draw(st.integers(5, 8)) for _ in space]
+    taps = [draw(st.integers(1, 3)) for _ in space]
+    shapes = (
+        {"N": draw(st.integers(1, 3)), "C": groups * kernel_in, **dict(zip(space, sizes, strict=True))},
+        {"I": kernel_in, "O": groups * kernel_out, **dict(zip(space, taps, strict=True))},
+    )
+    layout = (permutation(draw, "NC" + space), permutation(draw, "IO" + space), permutation(draw, "NC" + space))
+    explicit = st.tuples(*[st.tuples(st.integers(-1, 3), st.integers(-1, 3))] * rank)
+    input_dilation = draw(st.sampled_from([(1,) * rank, (1,) * rank, (2,) * rank]))
+    strides = tuple(draw(st.integers(1, 3)) for _ in space)
+    options = {
+        "window_strides": strides if max(input_dilation) == 1 else draw(st.sampled_from([(1,) * rank, strides])),
+        "padding": draw(explicit if max(input_dilation) > 1 else st.sampled_from(["SAME", "VALID"]) | explicit),
+        "lhs_dilation": input_dilation,
+        "rhs_dilation": tuple(draw(st.integers(1, 2)) for _ in space),
+        "dimension_numbers": layout,
+        "feature_group_count": groups,
+    }
+    x, kernel = (
+        normal(tuple(sizes[letter] for letter in order), seed)
+        for seed, (sizes, order) in enumerate(zip(shapes, layout, strict=False))
+    )
+    return x, kernel, options
+
+
+@given(convolutions())
+def test_any_layout_and_its_derivatives(case):
+    x, kernel, options = case
+
+    def forward(x, kernel):
+        return lax.conv_general_dilated(x, kernel, **options)
+
+    y = jax.eval_shape(forward, x, kernel)
+    if 0 in y.shape:
+        return
+    cotangent = normal(y.shape, 3)
+
+    def backward(x, kernel, cotangent):
+        return jax.vjp(forward, x, kernel)[1](cotangent)
+
+    assert_same(accelerate(forward)(x, kernel), jax.jit(forward)(x, kernel))
+    assert_same(accelerate(backward)(x, kernel, cotangent), jax.jit(backward)(x, kernel, cotangent))
+    through = jax.jit(lambda *a: jax.vjp(accelerate(forward), *a[:2])[1](a[2]))
+    assert_same(through(x, kernel, cotangent), jax.jit(backward)(x, kernel, cotangent))
+
+
+def _loss_gradient(**options):
+    def loss(x, kernel):
+        return jnp.sum(lax.conv_general_dilated(x, kernel, **options) ** 2)
+
+    return jax.grad(loss, (0, 1))
+
+
+LAYOUT = ("NCHW", "OIHW", "NCHW")
+
+
+@pytest.mark.parametrize(
+    ("groups", "strides", "expected"),
+    [
+        (1, 1, {"output": 2, "kernel": 1}),  # the input's gradient at stride 1 is a plain convolution
+        (1, 2, {"output": 1, "kernel": 1, "input": 1}),
+        (4, 1, {"output": 2, "kernel": 1}),
+        (8, 2, {"output": 1, "kernel": 1, "input": 1}),
+    ],
+)
+def test_derivatives_of_lax_become_roles(groups, strides, expected):
+    x, kernel = jnp.ones((2, 8, 9, 9)), jnp.ones((8, 8 // groups, 3, 3))
+    gradient = _loss_gradient(
+        window_strides=(strides,) * 2, padding="SAME", feature_group_count=groups, dimension_numbers=LAYOUT
+    )
+    assert roles(gradient, x, kernel) == expected
+
+
+@pytest.mark.parametrize(
+    ("dtype", "options"),
+    [
+        (np.complex64, {}),
+        (np.float32, {"padding": [(-1, 0), (0, 0)]}),
+    ],
+)
+def test_what_only_lax_takes_is_left_to_it(dtype, options):
+    def f(x, kernel):
+        return lax.conv_general_dilated(x, kernel, **{"window_strides": (1, 1), "padding": "VALID", **options})
+
+    x, kernel = jnp.ones((1, 2, 5, 5), dtype), jnp.ones((2, 2, 3, 3), dtype)
+    assert roles(f, x, kernel) == {"lax": 1}
+    assert_same(accelerate(f)(x, kernel), f(x, kernel))
+
+
+def test_empty_results_are_left_to_lax():
+    def f(x, kernel):
+        return lax.conv_general_dilated(x, kernel, (1, 1), "VALID")
+
+    x, kernel = jnp.ones((1, 2, 2, 2)), jnp.ones((2, 2, 3, 3))
+    assert accelerate(f)(x, kernel).shape == (1, 2, 0, 0)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.int16, np.int32, np.uint8])
+def test_integers_are_equal_bit_for_bit(dtype, rng):
+    x = jnp.asarray(rng.integers(-100, 100, (1, 6, 6, 4)).astype(dtype))
+    kernel = jnp.asarray(rng.integers(-100, 100, (3, 3, 1, 4)).astype(dtype))
+
+    def f(x, kernel):
+        return lax.conv_general_dilated(
+            x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=4
+        )
+
+    np.testing.assert_array_equal(accelerate(f)(x, kernel), f(x, kernel))
+    assert roles(f, x, kernel) == {"output": 1}
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_16_bit_floats_are_no_less_accurate(dtype):
+    x, kernel = normal((2, 9, 9, 4), 0), normal((3, 3, 1, 4), 1)
+    x, kernel = x.astype(dtype), kernel.astype(dtype)
+
+    def f(x, kernel):
+        return lax.conv_general_dilated(
+            x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=4
+        )
+
+    exact = np.asarray(f(x.astype(np.float32), kernel.astype(np.float32)), np.float64)
+    ours, lax_own = (np.asarray(g(x, kernel), np.float64) for g in (accelerate(f), f))
+    assert accelerate(f)(x, kernel).dtype == dtype
+    assert np.abs(ours - exact).max() <= np.abs(lax_own - exact).max() * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("weak", [(True, False), (False, True), (True, True)])
+def test_weak_types(weak):
+    def f(x, kernel):
+        x, kernel = (jnp.full(a.shape, 0.5) if is_weak else a for a, is_weak in zip((x, kernel), weak, strict=True))
+        return lax.conv_general_dilated(x, kernel, (1,), "SAME")
+
+    x, kernel = normal((1, 2, 8)), normal((2, 2, 3))
+    assert_same(accelerate(f)(x, kernel), f(x, kernel))
+    assert_same(jax.jit(accelerate(f))(x, kernel), jax.jit(f)(x, kernel))
+    assert roles(f, x, kernel) == ({"lax": 1} if all(weak) else {"output": 1})
+
+
+def test_preferred_element_type_and_precision_are_kept():
+    def f(x, kernel):
+        return lax.conv_general_dilated(x, kernel, (1,), "SAME", precision="highest", preferred_element_type=np.float32)
+
+    x, kernel = jnp.ones((1, 2, 8), jnp.bfloat16), jnp.ones((2, 2, 3), jnp.bfloat16)
+    (equation,) = (e for e in equations(accelerate(f), x, kernel) if e.primitive is conv_p)
+    assert convolution(equation).spec.out_dtype == np.float32
+    assert equation.params["precision"] == (lax.Precision.HIGHEST, lax.Precision.HIGHEST)
+    assert accelerate(f)(x, kernel).dtype == np.float32

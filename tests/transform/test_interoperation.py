@@ -1,0 +1,136 @@
+"""`accelerate` around networks of Flax, Haiku, Equinox and Keras: values and derivatives of the network as it was."""
+
+from __future__ import annotations
+
+import warnings
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import networks
+import numpy as np
+import pytest
+from comparing import normal
+
+from jaxcnn import accelerate
+from jaxcnn.transform.interpreter import held_jaxprs, opened
+
+
+@pytest.fixture(autouse=True)
+def the_libraries_settings():
+    """None of these libraries runs under the strict settings of the other tests."""
+    with (
+        jax.numpy_dtype_promotion("standard"),
+        jax.numpy_rank_promotion("allow"),
+        jax.check_tracer_leaks(False),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")
+        yield
+
+
+@cache
+def network(library):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pytest.importorskip(library.split(".")[0])
+        return networks.LIBRARIES[library]()
+
+
+def assert_close(actual, expected, tolerance):
+    """The norm of the difference over the norm, for each array; beside it stands the rounding of a layer's zeros.
+
+    The gradient of a bias before batch normalisation is exactly zero, and what is computed is its rounding.
+    """
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    largest = max(float(jnp.linalg.norm(jnp.ravel(b))) for b in jax.tree.leaves(expected))
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        assert (a.shape, a.dtype) == (b.shape, b.dtype)
+        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+        assert np.linalg.norm(a - b) <= tolerance * np.linalg.norm(b) + 1e-6 * largest
+
+
+def bound(f, *args):
+    """The names of all primitives that f binds, at any depth."""
+
+    def walk(jaxpr):
+        for equation in opened(jaxpr).eqns:
+            yield str(equation.primitive)
+            for inner in held_jaxprs(equation):
+                yield from walk(inner)
+
+    return set(walk(jax.make_jaxpr(f)(*args)))
+
+
+LIBRARIES = list(networks.LIBRARIES)
+X = normal(networks.SHAPE, 1)
+
+
+def arrays_of(variables):
+    """What can be differentiated, and a function that puts it back."""
+    leaves, structure = jax.tree.flatten(variables)
+    places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, jax.Array)]
+
+    def whole(arrays):
+        given = dict(zip(places, arrays, strict=True))
+        return jax.tree.unflatten(structure, [given.get(i, leaf) for i, leaf in enumerate(leaves)])
+
+    return [leaves[i] for i in places], whole
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_values(library):
+    f, variables, train = network(library)
+    arrays, whole = arrays_of(variables)
+
+    def both(f, train):
+        return jax.jit(lambda arrays, x: (f(whole(arrays), x), train(whole(arrays), x)))
+
+    assert_close(both(accelerate(f), accelerate(train))(arrays, X), both(f, train)(arrays, X), 1e-5)
+    found = bound(lambda arrays, x: accelerate(f)(whole(arrays), x), arrays, X)
+    assert {"jaxcnn_conv", "jaxcnn_extremum"} <= found
+    assert not {"conv_general_dilated", "reduce_window_max", "reduce_window_sum"} & found
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_gradients_in_training_mode(library):
+    _, variables, train = network(library)
+    arrays, whole = arrays_of(variables)
+
+    def loss(train):
+        return lambda arrays, x: jnp.sum(jnp.sin(train(whole(arrays), x)[0]))
+
+    expected = jax.jit(jax.grad(loss(train), (0, 1)))(arrays, X)
+    assert_close(accelerate(jax.grad(loss(train), (0, 1)))(arrays, X), expected, 1e-4)
+    assert_close(jax.jit(jax.grad(loss(accelerate(train)), (0, 1)))(arrays, X), expected, 1e-4)
+
+
+@pytest.mark.parametrize("library", ["flax"])
+def test_a_second_derivative(library):
+    f, variables, _ = network(library)
+
+    def product(f):
+        def loss(x):
+            return jnp.sum(jnp.sin(f(variables, x)))
+
+        return lambda x: jax.jvp(jax.grad(loss), (x,), (jnp.cos(x),))[1]
+
+    expected = jax.jit(product(f))(X)
+    assert_close(accelerate(product(f))(X), expected, 1e-4)
+    assert_close(jax.jit(product(accelerate(f)))(X), expected, 1e-4)
+
+
+def test_flags_of_flax_reach_the_model():
+    nn = pytest.importorskip("flax.linen")
+
+    class Network(nn.Module):
+        @nn.compact
+        def __call__(self, x, *, train: bool):
+            assert isinstance(train, bool)
+            x = nn.BatchNorm(use_running_average=not train)(nn.Conv(4, (3, 3))(x))
+            return nn.Dropout(0.5, deterministic=not train)(x)
+
+    model = Network()
+    variables = model.init(jax.random.key(0), X, train=False)
+    options = {"train": True, "mutable": ["batch_stats"], "rngs": {"dropout": jax.random.key(1)}}
+    assert_close(accelerate(model.apply)(variables, X, **options), model.apply(variables, X, **options), 1e-5)
