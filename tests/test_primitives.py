@@ -32,7 +32,7 @@ def _call(name):
 # Derivatives.
 
 CONVOLUTIONS = {
-    "plain": ({}, (2, 5, 4, 2), (3, 2, 2, 3)),
+    "plain": ({}, (2, 5, 4, 2), (3, 3, 2, 3)),
     "strides": ({"strides": (2, 3)}, (2, 6, 5, 2), (3, 2, 2, 3)),
     "groups": ({"feature_group_count": 2, "padding": "VALID"}, (2, 5, 4, 4), (3, 2, 2, 6)),
     "depthwise": ({"feature_group_count": 3}, (2, 5, 4, 3), (3, 3, 1, 6)),

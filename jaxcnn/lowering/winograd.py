@@ -159,6 +159,18 @@ def _combined(slices: Sequence[jax.Array], matrix: np.ndarray, axis: int) -> jax
     return functools.reduce(lax.add, terms)
 
 
+def _transformed_kernel(kernel: jax.Array, tile: Sequence[int]) -> jax.Array:
+    """(*taps, I, O) -> (points, I, O), the last axis' points first; of a constant kernel XLA computes it beforehand."""
+    *sizes, kernel_in, features = kernel.shape
+    matrices = [transforms(m, taps)[1] if taps > 1 else np.ones((1, 1)) for m, taps in zip(tile, sizes, strict=True)]
+    matrix = functools.reduce(np.kron, matrices)  # (points, taps), the first axis' points first
+    order = tuple(reversed(range(len(sizes))))
+    matrix = matrix.reshape(*map(len, matrices), -1).transpose(*order, len(sizes)).reshape(matrix.shape)
+    flat = kernel.reshape(math.prod(sizes), kernel_in * features)
+    points = lax.dot(jnp.asarray(matrix, kernel.dtype), flat, precision=lax.Precision.HIGHEST)
+    return points.reshape(-1, kernel_in, features)
+
+
 def _forward(x: jax.Array, kernel: jax.Array, window: Window, precision: Any, *, narrow: bool) -> jax.Array:
     """(N, *spatial, I), (*taps, I, O) -> (N, *outputs, O)."""
     *sizes, kernel_in, features = kernel.shape
@@ -172,19 +184,17 @@ def _forward(x: jax.Array, kernel: jax.Array, window: Window, precision: Any, *,
         padding[axis] = (low, counts[axis] * tile[axis] + sizes[axis] - 1 - low - x.shape[axis + 1])
 
     # Points come to the front, the last axis' first; spatial axes become tiles.
-    values, weights = pad_spatial(x, padding), kernel
+    values = pad_spatial(x, padding)
     for done, axis in enumerate(axes):
-        _, g, bt = transforms(tile[axis], sizes[axis])
+        _, _, bt = transforms(tile[axis], sizes[axis])
         at = done + 1 + axis
         length = (counts[axis] - 1) * tile[axis] + 1
         seen = [lax.slice_in_dim(values, i, i + length, tile[axis], axis=at) for i in range(len(bt))]
         values = settled(_combined(seen, bt, 0))
-        taps = [lax.index_in_dim(weights, i, axis=done + axis, keepdims=True) for i in range(sizes[axis])]
-        weights = settled(_combined(taps, g, 0))
     number = math.prod(values.shape[: len(axes)])
     products = lax.dot_general(
         values.reshape(number, -1, kernel_in),
-        weights.reshape(number, kernel_in, features),
+        _transformed_kernel(kernel, [tile.get(axis, 1) for axis in range(len(sizes))]),
         (((2,), (1,)), ((0,), (0,))),
         precision=precision,
         preferred_element_type=x.dtype,
