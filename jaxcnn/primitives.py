@@ -237,7 +237,8 @@ def _pool_primitive(name: str, run: Callable[..., jax.Array], static: Sequence[s
 
 def _pool_spec_of(operand: Any, params: dict[str, Any], input_size: tuple[int, ...] | None = None) -> PoolSpec:
     shape = operand.shape if input_size is None else (operand.shape[0], *input_size, operand.shape[-1])
-    return PoolSpec(input_shape=tuple(shape), dtype=jnp.dtype(operand.dtype), **_window_params(params))
+    # `exported` only where the platform is known.
+    return PoolSpec(input_shape=tuple(shape), dtype=jnp.dtype(operand.dtype), **params)
 
 
 def _run_extremum(operand: jax.Array, *, mode: str, platform: str | None = None, **params: Any) -> jax.Array:

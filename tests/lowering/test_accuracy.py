@@ -274,9 +274,7 @@ def first_wins(x, window, strides, pairs, mode):
 
 
 @pytest.mark.parametrize("mode", ["max", "min"])
-@pytest.mark.parametrize(
-    ("window", "strides"), [((2, 2), (2, 2)), ((3, 2), (1, 1)), ((5, 5), (1, 2))]
-)
+@pytest.mark.parametrize(("window", "strides"), [((2, 2), (2, 2)), ((3, 2), (1, 1)), ((5, 5), (1, 2))])
 def test_ties_go_to_the_first(rng, mode, window, strides):
     x = rng.integers(0, 2, (2, 7, 8, 3)).astype(np.float32)
     pairs = ((1, 1), (0, 1))
