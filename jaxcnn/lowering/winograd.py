@@ -3,7 +3,8 @@
 A tile of m outputs along an axis of r taps costs m + r - 1 products instead of m r: F(4,3) on both axes 36 for each 16
 outputs instead of 144. The points are transformed by sums along one axis after the other; the products are one batched
 product of matrices. The error grows with the tile, since outputs are differences of larger values: relative to the
-largest output it stays below 2e-5 in float32 (`direct`'s: 1e-6). So `precision` HIGHEST refuses this method, and 16-bit
+largest output it stays below 2e-5 in float32 (`direct`'s: 1e-6), and within 16 epsilons of the largest sum of the
+magnitudes of an output's products. So `precision` HIGHEST refuses this method, and 16-bit
 operands get F(2, r) alone. A NaN or an infinity spreads over its tile, as NaN.
 
 References:
