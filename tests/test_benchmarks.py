@@ -32,6 +32,8 @@ CLASSES = [
 NOT_MEASURED = {
     "Layer": "arithmetic on integers",
     "ReceptiveField": "arithmetic on integers",
+    "Row": "a row of what summarize returns",
+    "Summary": "what summarize returns",
     "TuningTable": "what tune returns",
     "conv_output_shape": "arithmetic on integers",
     "pool_output_shape": "arithmetic on integers",

@@ -1,4 +1,7 @@
-"""The method `direct`: XLA's own convolution and window reduction, which supports everything and defines the answer."""
+"""The method `direct`: XLA's own convolution and window reduction, which supports everything and defines the answer.
+
+The error of a float32 output on CPU is within 4 epsilons of the sum of its products' magnitudes.
+"""
 
 from __future__ import annotations
 

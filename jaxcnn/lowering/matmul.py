@@ -2,7 +2,7 @@
 
 1x1 windows are one product; the kernel gradient is one product for each tap; everything else is a product of the
 patches of the image, gathered in one matrix, with the kernel. Sums are in float32 at least and exact for integers: the
-error is `direct`'s.
+error is `direct`'s, within 4 epsilons of float32 of the sum of the magnitudes of an output's products.
 """
 
 from __future__ import annotations

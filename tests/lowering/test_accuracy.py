@@ -39,7 +39,7 @@ ROLES = ("output", "input", "kernel")
 # x, kernel, and the options that differ from stride 1 and SAME padding.
 SHAPES = {
     "depthwise": ((2, 9, 8, 32), (3, 3, 1, 32), {"feature_group_count": 32}),
-    "large window": ((1, 20, 24, 2), (7, 5, 1, 2), {"feature_group_count": 2, "padding": ((0, 3), (4, 0))}),
+    "large window": ((1, 20, 24, 2), (5, 5, 1, 2), {"feature_group_count": 2, "padding": ((0, 3), (4, 0))}),
     "dense": ((2, 8, 9, 12), (3, 3, 12, 20), {}),
     "strided": ((2, 9, 8, 4), (3, 2, 4, 6), {"strides": (2, 2)}),
     "grouped and dilated": ((1, 8, 10, 16), (3, 2, 4, 32), {"feature_group_count": 4, "kernel_dilation": (1, 2)}),
@@ -138,7 +138,7 @@ WIDE = [
 ]
 NARROW = [(1, 1), (1e-3, 1e3), ((1e-2, 10), (1e-2, 10))]  # float16's
 CASES = [(name, jnp.float32) for name in SHAPES]
-CASES += [("depthwise", jnp.bfloat16), ("strided", jnp.bfloat16), ("strided", jnp.float16)]
+CASES += [("dense", jnp.bfloat16), ("depthwise", jnp.float16)]
 
 
 def allowed(method, spec, sums, exact):
@@ -222,8 +222,7 @@ def test_what_is_not_finite_stays_in_its_image(rng):
     lhs[0, 4, 4, 3] = np.nan
     for method, result in compiled(spec)(lhs, rhs).items():
         assert np.isfinite(result[1]).all(), method
-        if method != "winograd" or method in EXACT:
-            assert np.isfinite(result[0, ..., 4]).all(), method
+        assert np.isfinite(result[0, ..., 4]).all(), method
 
 
 # Denormals.
@@ -275,9 +274,7 @@ def first_wins(x, window, strides, pairs, mode):
 
 
 @pytest.mark.parametrize("mode", ["max", "min"])
-@pytest.mark.parametrize(
-    ("window", "strides"), [((2, 2), (2, 2)), ((3, 3), (2, 2)), ((3, 2), (1, 1)), ((5, 5), (1, 2))]
-)
+@pytest.mark.parametrize(("window", "strides"), [((2, 2), (2, 2)), ((3, 2), (1, 1)), ((5, 5), (1, 2))])
 def test_ties_go_to_the_first(rng, mode, window, strides):
     x = rng.integers(0, 2, (2, 7, 8, 3)).astype(np.float32)
     pairs = ((1, 1), (0, 1))

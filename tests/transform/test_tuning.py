@@ -44,6 +44,17 @@ def test_each_distinct_convolution_is_found_once():
     assert len(repeated.entries) == 1
 
 
+def test_convolutions_of_lax_are_found():
+    def f(x, kernel):
+        return jax.lax.conv_general_dilated(
+            x, kernel, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=8
+        )
+
+    (entry,) = jaxcnn.tune(f, X, np.ones((3, 3, 1, 8), np.float32), seconds=SHORT).entries
+    assert entry.spec.strides == (2, 2)
+    assert entry.spec.feature_group_count == 8
+
+
 def test_derivatives_are_found_by_role():
     gradient = jax.value_and_grad(lambda kernels: network(kernels, X)[0].sum())
     expected = [(role, groups) for role in ("kernel", "output") for groups in (1, 8, 8)]
