@@ -27,6 +27,15 @@ def check_tolerance(operation: str, tolerance: Any) -> float:
     return value
 
 
+def chosen_tolerance(operation: str, name: str, rank: Any, tolerance: Any) -> float | None:
+    """The tolerance, checked, or None; a rank and a tolerance together are refused."""
+    if tolerance is None:
+        return None
+    if rank is not None:
+        raise ValueError(f"{operation}: give {name} or tolerance, not both, got {rank!r} and {tolerance!r}")
+    return check_tolerance(operation, tolerance)
+
+
 def smallest_rank(singular_values: np.ndarray, tolerance: float) -> int:
     r"""The smallest rank R with $\sqrt{\sum_{r>R} s_r^2} \le$ tolerance $\cdot \lVert s \rVert$, at least 1.
 
