@@ -59,7 +59,7 @@ def cp(
     Example:
       >>> import jax.numpy as jnp
       >>> sobel = jnp.array([[1.0, 0.0, -1.0], [2.0, 0.0, -2.0], [1.0, 0.0, -1.0]]).reshape(3, 3, 1, 1)
-      >>> mixing = jnp.outer(jnp.array([1.0, 2.0, 3.0, 4.0]), jnp.array([4.0, 3.0, 2.0]))     # 4 channels to 3
+      >>> mixing = jnp.outer(jnp.arange(1.0, 5.0), jnp.arange(1.0, 4.0)).reshape(1, 1, 4, 3)     # 4 channels to 3
       >>> chain = cp(sobel * mixing, rank=1)
       >>> [link.shape for link in chain.kernels], float(chain.relative_error(sobel * mixing)) < 1e-6
       ([(1, 1, 4, 1), (3, 1, 1, 1), (1, 3, 1, 1), (1, 1, 1, 3)], True)

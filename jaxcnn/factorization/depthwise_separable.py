@@ -47,7 +47,7 @@ def depthwise_separable(
     Example:
       >>> import jax.numpy as jnp
       >>> shapes = jnp.array([[1.0, 2.0, 1.0], [1.0, 0.0, -1.0]]).T.reshape(3, 2, 1)     # a window of 3 for 2 channels
-      >>> kernel = shapes * jnp.array([[1.0, 2.0, 3.0, 4.0], [4.0, 3.0, 2.0, 1.0]])
+      >>> kernel = shapes * jnp.arange(1.0, 9.0).reshape(1, 2, 4)
       >>> chain = depthwise_separable(kernel, multiplier=1)
       >>> [link.shape for link in chain.kernels], chain.feature_group_counts
       ([(3, 1, 2), (1, 2, 4)], (2, 1))

@@ -46,7 +46,7 @@ def low_rank(
     Example:
       >>> import jax.numpy as jnp
       >>> shape = jnp.array([[0.0, 1.0, 0.0], [1.0, -4.0, 1.0], [0.0, 1.0, 0.0]]).reshape(3, 3, 1, 1)
-      >>> kernel = shape * jnp.array([1.0, 2.0, 3.0, 4.0])          # one shape, four strengths
+      >>> kernel = shape * jnp.arange(1.0, 5.0).reshape(1, 1, 1, 4)          # one shape, four strengths
       >>> chain = low_rank(kernel, rank=1)
       >>> [link.shape for link in chain.kernels], float(chain.relative_error(kernel)) < 1e-6
       ([(3, 3, 1, 1), (1, 1, 1, 4)], True)
