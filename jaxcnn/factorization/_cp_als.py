@@ -9,9 +9,9 @@ Host-side NumPy in float64, alternating least squares. What is minimised is
 
     norm(X - terms)^2 + ridge * norm(weights)^2        for X of norm 1,
 
-exactly, at every step, as each axis is solved for while the others' vectors have norm 1. So it never grows, and as it is
-at most 1 from the first step on, norm(weights) is at most 1 / sqrt(ridge): the ridge is a cap on the terms' norm. This
-matters, since a tensor may have no best approximation: terms that grow without bound and cancel fit ever better.
+exactly, at every step, as each axis is solved for while the others' vectors have norm 1. So it never grows, and as it
+is at most 1 from the first step on, norm(weights) is at most 1 / sqrt(ridge): the ridge is a cap on the terms' norm.
+This matters, since a tensor may have no best approximation: terms that grow without bound and cancel fit ever better.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def fit_terms(tensor: np.ndarray, rank: int, *, seed: int = 0) -> tuple[Factors,
         return [np.zeros((size, rank)) for size in tensor.shape], np.zeros(rank), 0.0
     if rank >= full_rank(tensor.shape):
         return *_exact(tensor, rank), 0.0
-    # A sweep takes 4 * work multiplications and more, 0.1 s for 300 terms of a 3 x 3 window and 512 x 512 channels; this many
-    # sweeps take half a minute there. The small and fast have many local minima, and get more starts.
+    # A sweep takes 4 * work multiplications and more, 0.1 s for 300 terms of a 3 x 3 window and 512 x 512 channels, and
+    # this many sweeps half a minute. The small ones are fast and have many local minima: they get more starts.
     work = tensor.size * rank
     sweeps = int(np.clip(_WORK // work, 50, 500))
     starts = 10 if work <= 10**6 else 3

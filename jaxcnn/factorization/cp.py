@@ -36,7 +36,8 @@ def cp(
     $R (I + k_h + k_w + O)$ against $k_h k_w I O$, and is the hardest to fit and to train afterwards.
 
     A kernel may have no best approximation: terms that grow and cancel fit ever better. The norm of all terms together,
-    $(\sum_r \lVert t_r \rVert^2)^{1/2}$, is kept below some 30 times the kernel's, and a warning is given from 10 times.
+    $(\sum_r \lVert t_r \rVert^2)^{1/2}$, is kept below some 30 times the kernel's, and from 10 times on
+    a warning is given.
 
     Args:
       kernel: `(*window, I / feature_group_count, O)` with one or more window axes, or as `layout` says.
@@ -84,8 +85,8 @@ def cp(
     norm = float(np.linalg.norm(blocks))
     if size > _CANCELLING * norm:
         warnings.warn(
-            f"{operation}: the terms cancel, their norm is {size / norm:.0f} times the kernel's: the chain loses digits "
-            f"and trains badly; try another rank",
+            f"{operation}: the terms cancel, their norm is {size / norm:.0f} times the kernel's: the chain loses "
+            f"digits and trains badly; try another rank",
             stacklevel=2,
         )
     return _chain([_links(factors, weights) for factors, weights, _ in fits], np.asarray(kernel).dtype)

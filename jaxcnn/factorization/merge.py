@@ -46,8 +46,8 @@ def merge(
 
     References:
       Ding et al., "RepVGG: making VGG-style ConvNets great again", 2021; Ding, Guo, Ding and Han, "ACNet: strengthening
-      the kernel skeletons for powerful CNN via asymmetric convolution blocks", 2019. Batch norms go in with `fold_scale`
-      first.
+      the kernel skeletons for powerful CNN via asymmetric convolution blocks", 2019. Batch norms go in first, with
+      `fold_scale`.
     """
     if not kernels:
         raise ValueError("merge: there must be at least one kernel")

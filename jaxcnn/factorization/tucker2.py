@@ -78,7 +78,10 @@ def tucker2(
         pair = tuple(ranks) if isinstance(ranks, Sequence) else (ranks, ranks)
         if len(pair) != 2:
             raise ValueError(f"{operation}: ranks must be an int or a pair of ints, got {ranks!r}")
-        wanted = (check_rank(operation, "ranks[0]", pair[0], full[0]), check_rank(operation, "ranks[1]", pair[1], full[1]))
+        wanted = (
+            check_rank(operation, "ranks[0]", pair[0], full[0]),
+            check_rank(operation, "ranks[1]", pair[1], full[1]),
+        )
         links = iterated(tensor, basis, wanted)
     first, core, last = _evened(*links)
     ones = [1] * len(window)
