@@ -10,6 +10,7 @@ import numpy as np
 from jaxcnn.chain import KernelChain
 from jaxcnn.factorization._schemes import SCHEMES
 from jaxcnn.factorization._usage import Usage
+from jaxcnn.factorization.cp import CANCELLING, cancellation
 from jaxcnn.factorization.kernels import grouped_kernel, merged_link
 from jaxcnn.layout import Layout
 
@@ -73,17 +74,23 @@ class Family:
             return None
         # The largest first: where it fails, the search is over after one fit.
         found = self.fit(index=count - 1)
-        if self.subject.error(found) > tolerance:
+        if self.error(found) > tolerance:
             return None
         low, high = -1, count - 1
         while high - low > 1:
             middle = (low + high) // 2
             chain = self.fit(index=middle)
-            if self.subject.error(chain) <= tolerance:
+            if self.error(chain) <= tolerance:
                 found, high = chain, middle
             else:
                 low = middle
         return found
+
+    def error(self, chain: KernelChain) -> float:
+        """The chain's relative error; infinite where its terms cancel, for such a chain is worth nothing."""
+        if self.name == "cp" and cancellation(chain, float(np.linalg.norm(self.subject.blocks))) > CANCELLING:
+            return np.inf
+        return self.subject.error(chain)
 
     def best(self, count: int) -> KernelChain:
         """The chain of the least error among the first `count` ranks; of equally exact ones the smallest."""

@@ -14,11 +14,12 @@ from jaxcnn.factorization import tucker2 as tucker
 from jaxcnn.factorization._cp_als import full_rank
 from jaxcnn.factorization._singular import left_singular
 from jaxcnn.factorization._usage import shapes_of
-from jaxcnn.factorization.cp import cp
+from jaxcnn.factorization.cp import fitted
 from jaxcnn.factorization.depthwise_separable import depthwise_separable
 from jaxcnn.factorization.low_rank import low_rank
 from jaxcnn.factorization.separable import separable
 from jaxcnn.factorization.stack import stack
+from jaxcnn.layout import Layout
 
 Shape = tuple[int, ...]
 """(G, *window, I, O): of a kernel by groups."""
@@ -29,7 +30,7 @@ class Scheme:
     """A way to make chains of one kernel, from rank to rank.
 
     Args:
-      fit: the public function.
+      fit: the public function, or the same without its warnings.
       option: its keyword for the rank.
       refusal: why it does not do for a kernel of that shape, or None.
       chain: the shapes of the chain at a rank.
@@ -191,6 +192,17 @@ def _cp_chain(shape: Shape, rank: Any) -> KernelChain:
     return shapes_of(*links, ((*ones, rank, groups * out_features), groups))
 
 
+def _fit_cp(
+    kernel: Any,
+    *,
+    rank: int | None = None,
+    tolerance: float | None = None,
+    feature_group_count: int = 1,
+    layout: Layout = None,
+) -> KernelChain:
+    return fitted(kernel, rank, tolerance, feature_group_count, layout, 0)
+
+
 def _cp_ranks(blocks: np.ndarray) -> tuple[list[Any], np.ndarray | None]:
     return list(range(1, full_rank(blocks.shape[1:]) + 1)), None
 
@@ -238,7 +250,7 @@ SCHEMES = {
         _by_truncation(_depthwise_matrices),
         matrices=_depthwise_matrices,
     ),
-    "cp": Scheme(cp, "rank", _any_shape, _cp_chain, _cp_ranks, searches=True),
+    "cp": Scheme(_fit_cp, "rank", _any_shape, _cp_chain, _cp_ranks, searches=True),
     "stack": Scheme(
         stack,
         "features",

@@ -14,7 +14,7 @@ from jaxcnn.factorization.kernels import grouped_kernel, merged_link
 from jaxcnn.factorization.ranks import check_rank, chosen_tolerance, smallest_rank
 from jaxcnn.layout import Layout
 
-_CANCELLING = 10.0
+CANCELLING = 10.0
 """Norm of the terms, relative to the kernel's, from which they are said to cancel: 1 where they are orthogonal, 1 to 3
 in good fits of trained kernels."""
 
@@ -70,6 +70,21 @@ def cp(
       "Stable low-rank tensor decomposition for compression of convolutional neural network", 2020, on terms that
       cancel. `tensorly.decomposition.parafac`.
     """
+    chain = fitted(kernel, rank, tolerance, feature_group_count, layout, seed)
+    ratio = cancellation(chain, float(np.linalg.norm(np.asarray(kernel, np.float64))))
+    if ratio > CANCELLING:
+        warnings.warn(
+            f"cp: the terms cancel, their norm is {ratio:.0f} times the kernel's: the chain loses digits and trains "
+            "badly; try another rank",
+            stacklevel=2,
+        )
+    return chain
+
+
+def fitted(
+    kernel: Any, rank: int | None, tolerance: float | None, feature_group_count: int, layout: Layout, seed: int
+) -> KernelChain:
+    """`cp` without the warning, for those who look at `cancellation` themselves."""
     operation = "cp"
     blocks = grouped_kernel(operation, kernel, feature_group_count, layout)
     if np.iscomplexobj(blocks):
@@ -81,15 +96,18 @@ def cp(
     else:
         count = full if rank is None else check_rank(operation, "rank", rank, full)
         fits = [fit_terms(block, count, seed=seed) for block in blocks]
-    size = np.sqrt(sum(np.square(weights).sum() for _, weights, _ in fits))
-    norm = float(np.linalg.norm(blocks))
-    if size > _CANCELLING * norm:
-        warnings.warn(
-            f"{operation}: the terms cancel, their norm is {size / norm:.0f} times the kernel's: the chain loses "
-            f"digits and trains badly; try another rank",
-            stacklevel=2,
-        )
-    return _chain([_links(factors, weights) for factors, weights, _ in fits], np.asarray(kernel).dtype)
+    return _chain([_shared(factors, weights) for factors, weights, _ in fits], np.asarray(kernel).dtype)
+
+
+def cancellation(chain: KernelChain, norm: float) -> float:
+    """The norm of all terms of a chain of `cp` together, relative to a kernel's norm; 0 for a kernel of zeros."""
+    first, *depthwise, last = (np.asarray(link, np.float64) for link in chain.kernels)
+    squares = np.square(first).sum(tuple(range(first.ndim - 1)))  # of each term, group after group
+    for link in depthwise:
+        squares = squares * np.square(link).sum(tuple(range(link.ndim - 1)))
+    count = chain.feature_group_counts[-1]
+    outputs = np.square(last).reshape(-1, last.shape[-2], count, last.shape[-1] // count).sum((0, 3))  # (R, G)
+    return float(np.sqrt((squares * outputs.T.ravel()).sum())) / norm if norm else 0.0
 
 
 def _smallest(blocks: np.ndarray, tolerance: float, seed: int) -> list[tuple[Factors, np.ndarray, float]]:
@@ -129,7 +147,7 @@ def lowest_rank(blocks: np.ndarray, tolerance: float) -> int:
     return max(ranks)
 
 
-def _links(factors: Factors, weights: np.ndarray) -> Factors:
+def _shared(factors: Factors, weights: np.ndarray) -> Factors:
     """Vectors (n, R) of each axis whose products are the terms, all of a term of the same norm."""
     share = weights ** (1 / len(factors))
     return [factor * share for factor in factors]

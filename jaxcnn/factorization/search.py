@@ -16,9 +16,9 @@ from jaxcnn.factorization.ranks import check_tolerance
 from jaxcnn.geometry import Padding
 from jaxcnn.layout import Layout
 
-_LARGEST_SEARCHED = 40_000
-"""Weights of a kernel up to which `cp` and `stack` are tried without being asked for: 64 to 64 channels at 3x3. Their
-fits take seconds there."""
+_LARGEST_SEARCHED = 10_000
+"""Weights of a kernel up to which `cp` and `stack` are tried without being asked for: 32 to 32 channels at 3x3. Their
+fits take a second there, and a search takes several."""
 
 
 def factorize(
@@ -38,8 +38,8 @@ def factorize(
     r"""The cheapest chain within an error, or the most exact one within a cost.
 
     Every scheme is asked for its chain, and the best one is returned. A chain that takes as many multiply-accumulates
-    as the kernel, or more, is never offered; where none is better, the result is the kernel itself as a chain of one
-    link: `len(chain.kernels) == 1`.
+    as the kernel, or more, is never offered, nor one of `cp` whose terms cancel. Where none is better, the result is
+    the kernel itself as a chain of one link: `len(chain.kernels) == 1`.
 
     Args:
       kernel: `(*window, I / feature_group_count, O)`, or as `layout` says.
@@ -51,7 +51,7 @@ def factorize(
         out: the numbers of weights.
       schemes: names of the schemes to try: `"separable"`, `"low_rank"`, `"tucker2"`, `"depthwise_separable"`, `"cp"`,
         `"stack"` (of 3x3); those that do not do for the kernel's window are passed over. None: all of them, but cp and
-        stack only up to 40,000 weights, since their searches take minutes beyond.
+        stack only up to 10,000 weights: their searches take seconds there, and minutes far beyond.
       strides, padding, kernel_dilation: of the convolution, as in `conv`; a chain's strides are done by its last link
         that has extent on the axis, so it gains less.
       feature_group_count: number of groups of the kernel.
@@ -144,7 +144,7 @@ def _most_exact(subject: Subject, candidates: list[Family], usage: Usage, unit: 
             least = min(least, measure(family.chain(0)))
             continue
         chain = family.best(count)
-        error = subject.error(chain)
+        error = family.error(chain)
         if error < lowest:
             best, lowest = chain, error
     if best is None:
