@@ -15,8 +15,8 @@ from jaxcnn.factorization.ranks import check_rank, chosen_tolerance, smallest_ra
 from jaxcnn.layout import Layout
 
 CANCELLING = 10.0
-"""Norm of the terms, relative to the kernel's, from which they are said to cancel: 1 where they are orthogonal, 1 to 3
-in good fits of trained kernels."""
+"""Norm of the terms, relative to the kernel's, from which they are said to cancel: 1 where they are orthogonal, up to
+8 in good fits of kernels with falling spectra."""
 
 
 def cp(

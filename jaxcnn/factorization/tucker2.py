@@ -12,8 +12,8 @@ from jaxcnn.factorization.kernels import grouped_kernel, merged_link
 from jaxcnn.factorization.ranks import check_rank, chosen_tolerance
 from jaxcnn.layout import Layout
 
-_SWEEPS = 50
-_SETTLED = 1e-6  # gain of a sweep, relative to the squared error, below which the iteration ends
+_SWEEPS = 30
+_SETTLED = 1e-4  # gain of a sweep, relative to the squared error, below which the iteration ends
 
 Ranks = tuple[int, int]
 
@@ -162,29 +162,35 @@ def _smallest(
     meets &= (first <= full_ranks(tensor.shape)[0]) & (second <= full_ranks(tensor.shape)[1])
     sizes = np.where(meets, weights(tensor.shape, first, second), np.inf)
     row, column = np.unravel_index(np.argmin(sizes), sizes.shape)
-    ranks = (int(row) + 1, int(column) + 1)
-    links = iterated(tensor, basis, ranks)
+    ranks = [int(row) + 1, int(column) + 1]
+    links = iterated(tensor, basis, (ranks[0], ranks[1]))
     total = np.square(np.abs(tensor)).sum()
-    while True:
-        smaller = [(ranks[0] - 1, ranks[1]), (ranks[0], ranks[1] - 1)]
-        smaller.sort(key=lambda pair: weights(tensor.shape, *pair))
-        for pair in smaller:
-            if min(pair) < 1:
-                continue
-            first_link, core, last = iterated(tensor, basis, pair)
-            missing = tensor - first_link[:, None] @ core @ last[:, None]
+    # What the iteration gained may pay for a smaller rank: the larger saving first. With the other rank made smaller
+    # afterwards, this one cannot become smaller still.
+    per_rank = (weights(tensor.shape, 1, ranks[1]), weights(tensor.shape, ranks[0], 1))
+    for side in sorted((0, 1), key=lambda side: -per_rank[side]):
+        failing, step = 0, 1
+        while ranks[side] - failing > 1:
+            # Steps of 1, 2, 4, ... until one fails, then bisection.
+            tried = list(ranks)
+            tried[side] = max(ranks[side] - step, (ranks[side] + failing) // 2)
+            attempt = iterated(tensor, basis, (tried[0], tried[1]))
+            missing = tensor - attempt[0][:, None] @ attempt[1] @ attempt[2][:, None]
             if np.square(np.abs(missing)).sum() <= limit * total:
-                ranks, links = pair, (first_link, core, last)
-                break
-        else:
-            return links
+                ranks, links, step = tried, attempt, 2 * step
+            else:
+                failing = tried[side]
+    return links
 
 
 def _evened(first: np.ndarray, core: np.ndarray, last: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The same product, the norm of each channel between links shared evenly by what makes and what takes it."""
+    """The same product, the whole norm in three equal factors, the norm of each channel between them shared evenly."""
+    norm = np.linalg.norm(core) or 1.0
+    core = core / norm
     rows = np.linalg.norm(core, axis=(1, 3), keepdims=True)  # (G, 1, R, 1), where first's columns have norm 1
     scale = np.sqrt(np.where(rows > 0, rows, 1.0))
     first, core = first * scale[:, 0].swapaxes(1, 2), core / scale
     columns = np.linalg.norm(core, axis=(1, 2), keepdims=True)  # (G, 1, 1, S), where last's rows have norm 1
     scale = np.sqrt(np.where(columns > 0, columns, 1.0))
-    return first, core / scale, last * scale[:, 0].swapaxes(1, 2)
+    share = norm ** (1 / 3)
+    return share * first, share * core / scale, share * last * scale[:, 0].swapaxes(1, 2)

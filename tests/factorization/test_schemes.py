@@ -42,9 +42,7 @@ class Case:
 
 
 CASES = {
-    "separable": Case(
-        jaxcnn.separable, "rank", 2, lambda a, b, i, o: min(a * i, b * o), [(3, 1, 4, 2), (1, 5, 2, 6)]
-    ),
+    "separable": Case(jaxcnn.separable, "rank", 2, lambda a, b, i, o: min(a * i, b * o), [(3, 1, 4, 2), (1, 5, 2, 6)]),
     "low_rank": Case(jaxcnn.low_rank, "rank", 2, lambda a, b, i, o: min(a * b * i, o), [(3, 5, 4, 2), (1, 1, 2, 6)]),
     "tucker2": Case(
         jaxcnn.tucker2,
@@ -135,7 +133,7 @@ def test_a_full_chain_of_groups_convolves_as_the_grouped_kernel(name, rng):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize(("groups", "in_features", "out_features"), [(2, 2, 4), (3, 3, 6), (2, 3, 6)])
+@pytest.mark.parametrize(("groups", "in_features", "out_features"), [(2, 2, 6), (3, 3, 9), (2, 3, 8)])
 def test_each_group_is_decomposed_by_itself(name, groups, in_features, out_features, rng):
     kernel = normal(rng, (3, 3, in_features, out_features))
     chain = CASES[name].at_rank(kernel, feature_group_count=groups)
@@ -145,7 +143,9 @@ def test_each_group_is_decomposed_by_itself(name, groups, in_features, out_featu
         for block in blocks_of(kernel, groups)
     ]
     expected = np.sqrt(sum(squares)) / np.linalg.norm(kernel)
-    assert error_of(chain, kernel, groups) == pytest.approx(expected, abs=ROUNDING)
+    # tucker2 iterates until all groups have settled, which is a little more than each needs.
+    rounding = 1e-4 if name == "tucker2" else ROUNDING
+    assert error_of(chain, kernel, groups) == pytest.approx(expected, abs=rounding)
     assert expected > 0.1
 
 
@@ -161,13 +161,12 @@ def test_depthwise_kernels(name, rng):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_tolerance_is_of_all_groups_together(name, rng):
-    kernel = normal(rng, (3, 3, 3, 6))
-    kernel[..., 3:] *= 0.01
-    chain = CASES[name](kernel, tolerance=0.3, feature_group_count=2)
-    assert 0.03 < error_of(chain, kernel, 2) <= 0.3
-    # The second group alone would be far off: its weight is small.
-    small = np.concatenate([np.zeros((3, 3, 3, 3)), kernel[..., 3:]], axis=-1)
-    assert np.linalg.norm(small) < 0.02 * np.linalg.norm(kernel)
+    kernel = normal(rng, (3, 3, 3, 16))
+    kernel[..., 8:] *= 0.001
+    chain = CASES[name](kernel, tolerance=0.5, feature_group_count=2)
+    # The second group hardly counts, so the first one decides, and both have its rank.
+    assert chain.num_params == 2 * CASES[name](kernel[..., :8], tolerance=0.5).num_params
+    assert 0.1 < error_of(chain, kernel, 2) <= 0.5
 
 
 # Tolerance
@@ -320,12 +319,14 @@ def test_chains_have_finite_gradients(name, rng):
         ("separable", {"rank": 256}),
         ("low_rank", {"rank": 128}),
         ("tucker2", {"ranks": 128}),
-        ("tucker2", {"tolerance": 0.9}),
+        ("tucker2", {"tolerance": 0.2}),
         ("depthwise_separable", {"multiplier": 2}),
     ],
 )
 def test_512_channels_in_five_seconds(name, options, rng):
-    kernel = normal(rng, (3, 3, 512, 512))
+    # Output channels of falling strength, as in a trained layer.
+    mixing = normal(rng, (512, 512)) / np.arange(1, 513, dtype=np.float32)[:, None]
+    kernel = normal(rng, (3, 3, 512, 512)) @ mixing
     start = time.process_time()
     jax.block_until_ready(CASES[name](kernel, **options))
     assert time.process_time() - start < 10  # 5 on an idle machine
@@ -344,7 +345,12 @@ def test_separable_needs_two_axes():
     ("shape", "options", "error", "message"),
     [
         ((3, 2), {}, ValueError, r": kernel must have at least one window axis.* got shape \(3, 2\)"),
-        ((3, 3, 2, 4), {"rank": 1, "tolerance": 0.1}, ValueError, r"give OPTION or tolerance, not both, got 1 and 0\.1"),
+        (
+            (3, 3, 2, 4),
+            {"rank": 1, "tolerance": 0.1},
+            ValueError,
+            r"give OPTION or tolerance, not both, got 1 and 0\.1",
+        ),
         ((3, 3, 2, 4), {"rank": 99}, ValueError, r": OPTION(\[0\])? must be between 1 and \d+, the full rank, got 99"),
         ((3, 3, 2, 4), {"rank": 0}, ValueError, r": OPTION(\[0\])? must be between 1 and \d+, the full rank, got 0"),
         ((3, 3, 2, 4), {"rank": 1.5}, TypeError, r": OPTION(\[0\])? must be an int, got 1\.5"),
