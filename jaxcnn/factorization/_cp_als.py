@@ -159,7 +159,7 @@ class _Problem:
                     rest = [factors[a] if a != axis else None for a in axes]
                     update(axis, _contracted(partial, rest))
             if np.linalg.norm(weights) > LARGEST_NORM:
-                ridge = min(10 * ridge, LARGEST_NORM**-2) if ridge > 1e-8 else 1e-8
+                ridge = min(100 * ridge, LARGEST_NORM**-2)
             history.append(float(np.sqrt(max(square, 0.0))))
             if history[-1] < _EXACT or (len(history) > _PATIENCE and history[-1] > 0.999 * history[-1 - _PATIENCE]):
                 break
