@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
@@ -71,7 +72,7 @@ def fold_scale(
     features = array.shape[out_axis]
     dtype = jnp.result_type(array)
     # At least float32: a variance of 16 bits and an epsilon of 1e-5 would not add up.
-    wide = jnp.promote_types(dtype, jnp.float32)
+    wide = np.promote_types(dtype, np.float32)
 
     def vector(name: str, value: ArrayLike | None, default: float) -> jax.Array:
         if value is None:

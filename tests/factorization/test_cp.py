@@ -124,7 +124,7 @@ def test_no_rank_below_that_of_the_unfoldings_is_tried(rng):
 
 
 def nearly_parallel(distance):
-    """Two unit vectors for each axis of the unreachable kernel: the nearer they are, the more their best sum cancels."""
+    """Two unit vectors for each axis of that kernel: the nearer they are, the more their best sum cancels."""
     pair = np.array([[1.0, np.cos(distance)], [0.0, np.sin(distance)]])
     return [pair.copy() for _ in range(3)]
 
