@@ -21,7 +21,18 @@ NAMES = [path.relative_to(ROOT).as_posix() for path in FILES]
 FUNCTIONS = [name for name in jaxcnn.__all__ if inspect.isfunction(getattr(jaxcnn, name))]
 CLASSES = [name for name in jaxcnn.__all__ if inspect.isclass(getattr(jaxcnn, name))]
 ARRAYS = {"x", "kernel", "kernels", "values", "indices", "chain"}
-REQUIRED = {"window_shape", "output_shape", "x_shape", "kernel_shape", "layers", "input_shape", "f", "params", "args"}
+REQUIRED = {
+    "scheme",
+    "window_shape",
+    "output_shape",
+    "x_shape",
+    "kernel_shape",
+    "layers",
+    "input_shape",
+    "f",
+    "params",
+    "args",
+}
 
 # What each room may import, as the design's table has it: by the first pattern that matches a file, patterns of the
 # modules of jaxcnn. "public" is `import jaxcnn` and its names.
