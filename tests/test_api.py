@@ -121,6 +121,8 @@ def test_siblings_have_the_same_options_and_defaults():
                 defaults.setdefault(parameter.name, {}).setdefault(parameter.default, []).append(name)
     # A convolution keeps the size of its image, a pool does not pad.
     assert set(defaults.pop("padding")) == {"SAME", "VALID"}
+    # Whether there is one, for a cost; the numbers, for what is folded into it.
+    assert defaults.pop("bias") == {False: ["conv_cost"], None: ["fold_scale"]}
     for option, by_default in defaults.items():
         assert len(by_default) == 1, f"{option}: {by_default}"
 

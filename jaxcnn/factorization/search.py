@@ -73,7 +73,8 @@ def factorize(
       >>> chain = factorize(kernel, tolerance=1e-3)
       >>> [link.shape for link in chain.kernels]
       [(5, 1, 1, 1), (1, 5, 1, 1)]
-      >>> factorize(jnp.eye(5).reshape(5, 5, 1, 1), tolerance=1e-3).windows       # of full rank: nothing is cheaper
+      >>> diagonal = jnp.eye(5).reshape(5, 5, 1, 1)                 # of full rank: no pair is cheaper
+      >>> factorize(diagonal, tolerance=1e-3, schemes="separable").windows
       ((5, 5),)
 
     References:
