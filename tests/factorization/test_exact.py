@@ -198,6 +198,14 @@ def test_the_pieces_add_up(axes, dilation, stride, seed):
     assert sum(piece.size for piece, _ in pieces) == kernel.size
 
 
+def test_the_pieces_of_a_dilated_kernel(rng):
+    kernel, x = normal(rng, (7, 5, 2, 3)), normal(rng, (1, 14, 15, 2))
+    options = {"strides": 2, "kernel_dilation": (3, 2)}
+    pieces = split(kernel, 3, padding=((5, 8), (4, 3)), kernel_dilation=(3, 2))
+    total = sum(conv(x, piece, padding=own, **options) for piece, own in pieces)
+    assert_close(total, conv(x, kernel, padding=((5, 8), (4, 3)), **options))
+
+
 @pytest.mark.parametrize("padding", ["SAME", "same_lower", "VALID"])
 @pytest.mark.parametrize("size", [4, 5])
 def test_padding_by_name_at_stride_one(padding, size, rng):

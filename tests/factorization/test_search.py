@@ -231,6 +231,15 @@ def test_milliseconds_decide_when_they_are_the_unit(fake_clock, rng):
     assert len(fake_clock) < 60
 
 
+def test_no_chain_dearer_than_the_kernel_even_if_the_clock_likes_it(monkeypatch, rng):
+    monkeypatch.setattr(Usage, "milliseconds", lambda usage, chain: 1e6 / chain.num_params)
+    kernel = falling(rng, (3, 3, 8, 8))
+    options = {"unit": "ms", "input_shape": (1, 8, 8, 8), "schemes": FAST, "padding": "VALID"}
+    assert jaxcnn.separable(kernel, tolerance=0.01).num_params > kernel.size
+    for tolerance in (0.01, 0.3):
+        assert factorize(kernel, tolerance=tolerance, **options).num_params <= kernel.size
+
+
 def test_milliseconds_are_measured(rng):
     usage = Usage("test", (1, 64, 64, 8), 1, "SAME", 1, None)
     small, large = (jaxcnn.KernelChain((normal(rng, (*window, 8, 8)),)) for window in ((1, 1), (15, 15)))
