@@ -12,7 +12,7 @@ import numpy as np
 import jaxcnn
 
 from .bench_convolution import lax_conv
-from .common import Case, ConvComparison, array, kernel
+from .common import Case, ConvComparison, array, kernel, require
 
 
 def decaying(*shape, seed=1):
@@ -48,6 +48,30 @@ class Separable(ConvComparison):
         shape, window = self.layers[layer]
         dense = decaying(*window, shape[-1], shape[-1])
         return substituted(array(*shape), dense, jaxcnn.separable(dense, rank=int(rank.split()[1])))
+
+
+class Schemes(ConvComparison):
+    """Each scheme at a quarter of the layer's multiply-accumulates: which of them the clock rewards."""
+
+    functions: ClassVar = {
+        "cp": jaxcnn.cp,
+        "depthwise_separable": jaxcnn.depthwise_separable,
+        "low_rank": jaxcnn.low_rank,
+        "separable": jaxcnn.separable,
+        "tucker2": jaxcnn.tucker2,
+    }
+    options: ClassVar = {"depthwise_separable": "multiplier", "tucker2": "ranks"}
+    layers: ClassVar = {"03x03 1x56x56x64": ((1, 56, 56, 64), (3, 3)), "05x05 1x56x56x64": ((1, 56, 56, 64), (5, 5))}
+    params: ClassVar = [sorted(layers), sorted(functions)]
+    param_names: ClassVar = ["layer", "scheme"]
+
+    def case(self, layer, scheme):
+        shape, window = self.layers[layer]
+        dense = decaying(*window, shape[-1], shape[-1])
+        rank = jaxcnn.select_rank(dense, scheme, macs=0.25, input_shape=shape)
+        return substituted(
+            array(*shape), dense, self.functions[scheme](dense, **{self.options.get(scheme, "rank"): rank})
+        )
 
 
 class SeparableFilter(ConvComparison):
@@ -130,10 +154,18 @@ class Factorize:
     """How long finding a substitution takes, and what it costs in accuracy; once, before anything runs."""
 
     schemes: ClassVar = {
+        "cp 03x03x064x064, rank 128": ((3, 3, 64, 64), "cp", {"rank": 128}),
+        "depthwise_separable 03x03x512x512, multiplier 002": (
+            (3, 3, 512, 512),
+            "depthwise_separable",
+            {"multiplier": 2},
+        ),
+        "low_rank 03x03x512x512, rank 128": ((3, 3, 512, 512), "low_rank", {"rank": 128}),
         "separable 03x03x064x064, rank 048": ((3, 3, 64, 64), "separable", {"rank": 48}),
         "separable 11x11x064x064, rank 064": ((11, 11, 64, 64), "separable", {"rank": 64}),
         "stack 05x05x006x016, features 008": ((5, 5, 6, 16), "stack", {"features": 8}),
         "stack 05x05x016x016, features 016": ((5, 5, 16, 16), "stack", {"features": 16}),
+        "tucker2 03x03x512x512, ranks 128": ((3, 3, 512, 512), "tucker2", {"ranks": 128}),
     }
     params: ClassVar = [sorted(schemes)]
     param_names: ClassVar = ["scheme"]
@@ -144,7 +176,8 @@ class Factorize:
 
     def setup(self, scheme):
         shape, name, self.options = self.schemes[scheme]
-        self.function = {"separable": jaxcnn.separable, "stack": jaxcnn.stack}[name]
+        require(name)
+        self.function = getattr(jaxcnn, name)
         self.dense = decaying(*shape)
 
     def time_factorize(self, scheme):
@@ -160,6 +193,82 @@ class Factorize:
 
     track_error.unit = "relative error"
     track_macs_ratio.unit = "times fewer MACs"
+
+
+class Search:
+    """How long it takes to choose: among all schemes, one scheme's rank, and its curve; once, before anything runs."""
+
+    functions: ClassVar = {
+        "curve, tucker2": lambda dense: jaxcnn.curve(dense, "tucker2", points=8),
+        "factorize within the error": lambda dense: jaxcnn.factorize(dense, tolerance=0.1),
+        "factorize within the cost": lambda dense: jaxcnn.factorize(dense, cost=dense.size / 4),
+        "select_rank above noise": lambda dense: jaxcnn.select_rank(dense, "tucker2"),
+    }
+    params: ClassVar = [sorted(functions)]
+    param_names: ClassVar = ["what"]
+    timeout = 120
+    rounds = 1
+    repeat = (1, 3, 2.0)
+    warmup_time = 0.0
+
+    def setup(self, what):
+        self.dense = decaying(3, 3, 128, 128)
+
+    def time_search(self, what):
+        self.functions[what](self.dense)
+
+
+class Merge(ConvComparison):
+    """Parallel 3x3, 1x3, 3x1 and identity in one kernel, against the branches in lax side by side: RepVGG, ACNet."""
+
+    params: ClassVar = [["1x56x56x64"]]
+
+    def case(self, layer):
+        branches = tuple(kernel(*window, 64, 64) for window in ((3, 3), (1, 3), (3, 1)))
+        merged = jaxcnn.merge(*branches, identity=1.0)
+        return Case(
+            lambda x, merged, *branches: jaxcnn.conv(x, merged),
+            lambda x, merged, *branches: sum((lax_conv(x, branch) for branch in branches), x),
+            (array(1, 56, 56, 64), merged, *branches),
+            jaxcnn.conv_cost((1, 56, 56, 64), merged.shape),
+        )
+
+
+class FoldScale(ConvComparison):
+    """A batch norm in the kernel, against the convolution in lax and the batch norm after it."""
+
+    params: ClassVar = [["1x56x56x64"]]
+
+    def case(self, layer):
+        dense, scale, offset = kernel(3, 3, 64, 64), array(64, seed=2), array(64, seed=3)
+        folded, bias = jaxcnn.fold_scale(dense, scale=scale, offset=offset)
+        return Case(
+            lambda x, folded, bias, dense, scale, offset: jaxcnn.conv(x, folded) + bias,
+            lambda x, folded, bias, dense, scale, offset: lax_conv(x, dense) * scale + offset,
+            (array(1, 56, 56, 64), folded, bias, dense, scale, offset),
+            jaxcnn.conv_cost((1, 56, 56, 64), folded.shape, bias=True),
+        )
+
+
+class Split(ConvComparison):
+    """A 13x13 as 5x5 pieces side by side, against lax with the 13x13: as many multiplications, smaller windows."""
+
+    params: ClassVar = [["13x13 1x56x56x16"]]
+
+    def case(self, layer):
+        dense = kernel(13, 13, 16, 16)
+        pieces, paddings = zip(*jaxcnn.split(dense, 5), strict=True)
+
+        def ours(x, dense, *pieces):
+            parts = zip(pieces, paddings, strict=True)
+            return sum(jaxcnn.conv(x, piece, padding=padding) for piece, padding in parts)
+
+        return Case(
+            ours,
+            lambda x, dense, *pieces: lax_conv(x, dense),
+            (array(1, 56, 56, 16), dense, *pieces),
+            jaxcnn.conv_cost((1, 56, 56, 16), dense.shape),
+        )
 
 
 class Compose(ConvComparison):

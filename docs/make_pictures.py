@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 import jaxcnn
 from jaxcnn import Layer
-from jaxcnn.drawing import draw_arrays, draw_convolution, draw_receptive_field
+from jaxcnn.drawing import draw_arrays, draw_convolution, draw_curves, draw_receptive_field
 
 IMAGE = np.array([[1, 2, 0, 1, 3], [0, 1, 2, 2, 1], [1, 0, 1, 3, 0], [2, 1, 0, 1, 2], [0, 2, 1, 0, 1]])
 EDGES = np.array([[1, 0, -1]] * 3)
@@ -95,6 +95,20 @@ def ranks(folder):
     figure.savefig(folder / "ranks.svg", metadata={"Date": None})
 
 
+def curves(folder):
+    """What each scheme leaves of a kernel whose channels are of unequal strength."""
+    generator = np.random.default_rng(0)
+    kernel = generator.standard_normal((5, 5, 8, 16))
+    for axis in (2, 3):
+        size = kernel.shape[axis]
+        basis = np.linalg.qr(generator.standard_normal((size, size)))[0]
+        mixing = (basis / np.arange(1, size + 1)) @ basis.T
+        kernel = np.moveaxis(np.moveaxis(kernel, axis, -1) @ mixing, -1, axis)
+    kernel = jnp.asarray(kernel, jnp.float32)
+    schemes = ("separable", "low_rank", "tucker2", "depthwise_separable", "cp")
+    draw_curves(*(jaxcnn.curve(kernel, scheme, points=12) for scheme in schemes), path=folder / "curves.svg")
+
+
 def fields(folder):
     """Receptive fields, and windows with dilation and causal padding."""
     draw_receptive_field([Layer(3)] * 2, path=folder / "two_threes.svg")
@@ -110,7 +124,7 @@ def main(folder):
     """Draws every picture into the folder."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    for draw in (first_pixels, channels, kernels, ranks, fields):
+    for draw in (first_pixels, channels, kernels, ranks, curves, fields):
         draw(folder)
 
 

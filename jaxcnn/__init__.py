@@ -9,8 +9,19 @@ from jaxcnn.convolution import extract_patches as extract_patches
 from jaxcnn.cost import Cost as Cost
 from jaxcnn.cost import conv_cost as conv_cost
 from jaxcnn.cost import pool_cost as pool_cost
+from jaxcnn.factorization.cp import cp as cp
+from jaxcnn.factorization.curve import Curve as Curve
+from jaxcnn.factorization.curve import curve as curve
+from jaxcnn.factorization.depthwise_separable import depthwise_separable as depthwise_separable
+from jaxcnn.factorization.fold_scale import fold_scale as fold_scale
+from jaxcnn.factorization.low_rank import low_rank as low_rank
+from jaxcnn.factorization.merge import merge as merge
+from jaxcnn.factorization.search import factorize as factorize
+from jaxcnn.factorization.selection import select_rank as select_rank
 from jaxcnn.factorization.separable import separable as separable
+from jaxcnn.factorization.split import split as split
 from jaxcnn.factorization.stack import stack as stack
+from jaxcnn.factorization.tucker2 import tucker2 as tucker2
 from jaxcnn.geometry import Layer as Layer
 from jaxcnn.geometry import ReceptiveField as ReceptiveField
 from jaxcnn.geometry import receptive_field as receptive_field
@@ -36,6 +47,7 @@ from jaxcnn.transform.tuning import tune as tune
 
 __all__ = [
     "Cost",
+    "Curve",
     "KernelChain",
     "Layer",
     "ReceptiveField",
@@ -51,22 +63,32 @@ __all__ = [
     "conv_cost",
     "conv_output_shape",
     "conv_transpose",
+    "cp",
+    "curve",
     "depthwise_conv",
+    "depthwise_separable",
     "extract_patches",
+    "factorize",
+    "fold_scale",
     "global_avg_pool",
     "global_max_pool",
+    "low_rank",
     "lp_pool",
     "max_pool",
     "max_pool_with_indices",
     "max_unpool",
+    "merge",
     "min_pool",
     "pool_cost",
     "pool_output_shape",
     "receptive_field",
+    "select_rank",
     "separable",
+    "split",
     "stack",
     "sum_pool",
     "summarize",
+    "tucker2",
     "tune",
 ]
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxcnn import Layer, conv_output_shape, receptive_field
+from jaxcnn import Curve, Layer, conv_output_shape, receptive_field
 
 try:
     import matplotlib
@@ -23,7 +23,7 @@ try:
 except ImportError as error:
     raise ImportError('jaxcnn.drawing needs matplotlib: pip install "jaxcnn[plot]"') from error
 
-__all__ = ["draw_arrays", "draw_convolution", "draw_receptive_field"]
+__all__ = ["draw_arrays", "draw_convolution", "draw_curves", "draw_receptive_field"]
 
 PIXEL, PADDING, EDGE, TEXT = "#dbe7f5", "#ffffff", "#5b6b80", "#1f2933"
 WINDOWS = ("#e07a1f", "#1b8a7a", "#7d4bb3")
@@ -354,3 +354,33 @@ def _draw_grid(axes: Any, grid: np.ndarray, left: float, top: float) -> None:
         colour = (*matplotlib.colors.to_rgb(WINDOWS[0] if value > 0 else "#2f6db5"), strength)
         label = _number(value) if grid.size <= _LARGEST_LABELLED else ""
         _cell(axes, left + column, top + row, label, facecolor=colour, linewidth=0.8 if label else 0.4)
+
+
+def draw_curves(*curves: Curve, path: str | os.PathLike[str] | None = None) -> Figure:
+    """Picture of what error each scheme leaves, against the share of the kernel's multiply-accumulates that it takes.
+
+    Args:
+      *curves: curves of `jaxcnn.curve`, one line each.
+      path: file to save the picture to; its ending says the format (`.png`, `.svg`, `.pdf`).
+
+    Returns:
+      The figure.
+
+    Raises:
+      ValueError: no curve.
+
+    Example:
+      >>> figure = draw_curves(Curve("low_rank", (1, 2), (100, 200), (0.5, 0.1), 400))
+      >>> [line.get_label() for line in figure.axes[0].lines]
+      ['low_rank']
+    """
+    if not curves:
+        raise ValueError("draw_curves: there must be at least one curve")
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    axes = figure.add_subplot()
+    for curve in curves:
+        axes.plot(curve.shares, curve.errors, ".-", label=curve.scheme)
+    axes.set(xlabel="share of the kernel's multiply-accumulates", ylabel="relative error", xlim=(0, None), ylim=(0, 1))
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return _saved(figure, path)

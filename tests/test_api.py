@@ -21,7 +21,18 @@ NAMES = [path.relative_to(ROOT).as_posix() for path in FILES]
 FUNCTIONS = [name for name in jaxcnn.__all__ if inspect.isfunction(getattr(jaxcnn, name))]
 CLASSES = [name for name in jaxcnn.__all__ if inspect.isclass(getattr(jaxcnn, name))]
 ARRAYS = {"x", "kernel", "kernels", "values", "indices", "chain"}
-REQUIRED = {"window_shape", "output_shape", "x_shape", "kernel_shape", "layers", "input_shape", "f", "params", "args"}
+REQUIRED = {
+    "scheme",
+    "window_shape",
+    "output_shape",
+    "x_shape",
+    "kernel_shape",
+    "layers",
+    "input_shape",
+    "f",
+    "params",
+    "args",
+}
 
 # What each room may import, as the design's table has it: by the first pattern that matches a file, patterns of the
 # modules of jaxcnn. "public" is `import jaxcnn` and its names.
@@ -110,6 +121,8 @@ def test_siblings_have_the_same_options_and_defaults():
                 defaults.setdefault(parameter.name, {}).setdefault(parameter.default, []).append(name)
     # A convolution keeps the size of its image, a pool does not pad.
     assert set(defaults.pop("padding")) == {"SAME", "VALID"}
+    # Whether there is one, for a cost; the numbers, for what is folded into it.
+    assert defaults.pop("bias") == {False: ["conv_cost"], None: ["fold_scale"]}
     for option, by_default in defaults.items():
         assert len(by_default) == 1, f"{option}: {by_default}"
 

@@ -30,6 +30,7 @@ CLASSES = [
 ]
 
 NOT_MEASURED = {
+    "Curve": "a record",
     "Layer": "arithmetic on integers",
     "ReceptiveField": "arithmetic on integers",
     "Row": "a row of what summarize returns",

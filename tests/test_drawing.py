@@ -9,8 +9,8 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
-from jaxcnn import Layer, conv_output_shape, drawing, extract_patches
-from jaxcnn.drawing import draw_arrays, draw_convolution, draw_receptive_field
+from jaxcnn import Curve, Layer, conv_output_shape, drawing, extract_patches
+from jaxcnn.drawing import draw_arrays, draw_convolution, draw_curves, draw_receptive_field
 
 CASES = [(6, 3, 2, 1), (7, 3, 2, 1), (6, 2, 3, 1), (7, 3, 3, 2), (6, 3, 1, 2)]  # size, window, stride, dilation
 PADDINGS = ["VALID", "SAME", "same_lower", 0, 2, (1, 0), ((2, 1), (0, 3)), ((-1, 0), (0, -2))]
@@ -103,6 +103,14 @@ def test_large_arrays_have_no_numbers():
     assert texts(draw_arrays(np.ones((20, 20)))) == [""]
 
 
+def test_curves_are_lines_of_shares_and_errors():
+    curves = [Curve("low_rank", (1, 2), (100, 200), (0.5, 0.1), 400), Curve("cp", (3,), (50,), (0.7,), 200)]
+    lines = draw_curves(*curves).axes[0].lines
+    assert [line.get_label() for line in lines] == ["low_rank", "cp"]
+    np.testing.assert_array_equal(lines[0].get_xydata(), [[0.25, 0.5], [0.5, 0.1]])
+    np.testing.assert_array_equal(lines[1].get_xydata(), [[0.25, 0.7]])
+
+
 @pytest.mark.parametrize("ending", ["svg", "png"])
 def test_the_same_call_gives_the_same_file(ending, tmp_path):
     paths = [tmp_path / f"{name}.{ending}" for name in "ab"]
@@ -125,6 +133,7 @@ def test_the_same_call_gives_the_same_file(ending, tmp_path):
         (lambda: draw_convolution(2, 3), "the window is larger than its padded input"),
         (lambda: draw_receptive_field([]), "layers must be one or more `Layer`s in a row, got []"),
         (lambda: draw_receptive_field([[[], []]]), "layers must be one or more `Layer`s in a row"),
+        (draw_curves, "there must be at least one curve"),
         (lambda: draw_arrays("="), "there must be arrays of one or two axes, got shapes []"),
         (lambda: draw_arrays(np.ones((2, 2, 2))), "got shapes [(2, 2, 2)]"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from typing import Any
 
@@ -27,6 +28,15 @@ def check_tolerance(operation: str, tolerance: Any) -> float:
     return value
 
 
+def chosen_tolerance(operation: str, name: str, rank: Any, tolerance: Any) -> float | None:
+    """The tolerance, checked, or None; a rank and a tolerance together are refused."""
+    if tolerance is None:
+        return None
+    if rank is not None:
+        raise ValueError(f"{operation}: give {name} or tolerance, not both, got {rank!r} and {tolerance!r}")
+    return check_tolerance(operation, tolerance)
+
+
 def smallest_rank(singular_values: np.ndarray, tolerance: float) -> int:
     r"""The smallest rank R with $\sqrt{\sum_{r>R} s_r^2} \le$ tolerance $\cdot \lVert s \rVert$, at least 1.
 
@@ -39,3 +49,55 @@ def smallest_rank(singular_values: np.ndarray, tolerance: float) -> int:
     # What is left after 1, 2, ... terms; summed from the small end, so that tiny tails are not lost.
     left = np.append(np.cumsum(energy[::-1])[::-1][1:], 0.0)
     return int(np.argmax(left <= tolerance**2 * total)) + 1
+
+
+def evbmf_rank(singular_values: np.ndarray, rows: int, columns: int) -> int:
+    r"""The number of singular values that stand out of noise, by empirical variational Bayes; it may be 0.
+
+    With L <= M the sides, $\alpha = L / M$ and noise of variance $\sigma^2$, those with
+    $s_h^2 > M \sigma^2 (1 + \tau) (1 + \alpha / \tau)$ stay, where $\tau$ solves $\Phi(\tau) + \Phi(\tau / \alpha) = 0$
+    with $\Phi(z) = \log(z + 1) / z - 1/2$. The variance is the one that minimises the free energy.
+
+    Args:
+      singular_values: (min(rows, columns),), descending.
+      rows, columns: shape of the matrix.
+
+    References:
+      Nakajima, Sugiyama, Babacan and Tomioka, "Global analytic solution of fully-observed variational Bayesian matrix
+      factorization", 2013.
+    """
+    from scipy import optimize
+
+    short, long = sorted((rows, columns))
+    alpha = short / long
+    squares = np.square(singular_values) / long
+    if squares.sum() == 0:
+        return 0
+
+    def phi(z: float) -> float:
+        return float(np.log1p(z)) / z - 0.5
+
+    tau = optimize.brentq(lambda t: phi(t) + phi(t / alpha), 1e-9, 100.0)
+    threshold = (1 + tau) * (1 + alpha / tau)
+
+    def free_energy(variance: float) -> float:
+        # Terms that do not depend on the variance, log(squares), are left out: singular values of 0 are no trouble.
+        x = squares / variance
+        kept = x[x > threshold]
+        t = 0.5 * (kept - 1 - alpha + np.sqrt((kept - 1 - alpha) ** 2 - 4 * alpha))
+        gain = np.log1p(t) + alpha * np.log1p(t / alpha) - t
+        return float(x.sum() + short * np.log(variance) + gain.sum())
+
+    # At most this many components can be told from noise: the rest bounds its variance from below.
+    most = min(math.ceil(short / (1 + alpha)) - 1, short - 1)
+    highest = squares.sum() / short
+    lowest = max(squares[most] / threshold, squares[most:].mean(), 1e-12 * highest)
+    # The energy has kinks and may have several minima: the best of a grid, and then the best near it.
+    grid = np.geomspace(min(lowest, highest), highest, 200)
+    best = int(np.argmin([free_energy(variance) for variance in grid]))
+    low, high = grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)]
+    variance = grid[best]
+    if high > low:
+        nearby = optimize.minimize_scalar(free_energy, bounds=(low, high), method="bounded").x
+        variance = min(variance, nearby, key=free_energy)
+    return int((squares > threshold * variance).sum())

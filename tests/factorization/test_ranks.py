@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxcnn.factorization.ranks import check_rank, check_tolerance, smallest_rank
+from jaxcnn.factorization.ranks import check_rank, check_tolerance, evbmf_rank, smallest_rank
 
 
 def searched_rank(values, tolerance):
@@ -82,3 +82,77 @@ def test_tolerances_pass(tolerance):
 def test_negative_tolerances_are_refused(tolerance):
     with pytest.raises(ValueError, match=r"stack: tolerance must not be negative, got (-1e-09|-1|nan)"):
         check_tolerance("stack", tolerance)
+
+
+# Empirical variational Bayes
+
+
+def noisy(seed, rows, columns, rank, noise):
+    """A matrix of that rank with terms of about equal size, and noise on it."""
+    generator = np.random.default_rng(seed)
+    exact = generator.standard_normal((rows, rank)) @ generator.standard_normal((rank, columns))
+    return exact + noise * generator.standard_normal((rows, columns))
+
+
+def rank_of(matrix):
+    return evbmf_rank(np.linalg.svd(matrix, compute_uv=False), *matrix.shape)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(40, 60), (60, 40), (50, 50), (16, 300), (64, 576)])
+@pytest.mark.parametrize("rank", [0, 1, 4, 9])
+@pytest.mark.parametrize("noise", [1e-4, 0.1, 0.5])
+def test_the_rank_beneath_the_noise(rows, columns, rank, noise):
+    matrix = noisy(rank, rows, columns, rank, noise)
+    assert rank_of(matrix) == rank_of(matrix.T) == rank_of(1e8 * matrix) == rank_of(1e-8 * matrix) == rank
+
+
+def test_terms_weaker_than_the_noise_are_not_seen():
+    strong = noisy(0, 60, 80, 3, 0.0)
+    weak = noisy(1, 60, 80, 5, 0.0) * 0.05
+    noise = noisy(2, 60, 80, 0, 1.0)
+    assert rank_of(strong + weak + noise) == 3
+    assert rank_of(strong + weak + 1e-3 * noise) == 8
+
+
+def energy(values, rows, columns, variance):
+    """The free energy as the paper has it, term by term in loops; singular values must not be 0."""
+    short, long = sorted((rows, columns))
+    alpha = short / long
+    tau_bar = next(t for t in np.linspace(0.01, 10, 100000) if phi(t) + phi(t / alpha) <= 0)
+    bar = (1 + tau_bar) * (1 + alpha / tau_bar)
+    total = 0.0
+    for value in values:
+        x = value**2 / (long * variance)
+        total += x - np.log(x)
+        if x > bar:
+            tau = (x - 1 - alpha + np.sqrt((x - 1 - alpha) ** 2 - 4 * alpha)) / 2
+            total += np.log(tau + 1) + alpha * np.log(tau / alpha + 1) - tau
+    return total, bar
+
+
+def phi(z):
+    return np.log(z + 1) / z - 0.5
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_variance_is_the_best_of_a_fine_grid(seed):
+    rows, columns = 12, 30
+    values = np.linalg.svd(noisy(seed, rows, columns, 3, 1.5), compute_uv=False)
+    most = np.square(values).sum() / (rows * columns)
+    grid = np.geomspace(most / 300, most, 400)
+    best = grid[np.argmin([energy(values, rows, columns, variance)[0] for variance in grid])]
+    bar = energy(values, rows, columns, best)[1]
+    assert evbmf_rank(values, rows, columns) == sum(value**2 > bar * columns * best for value in values)
+
+
+@pytest.mark.parametrize(
+    ("values", "rows", "columns", "rank"),
+    [
+        ([0.0, 0.0], 2, 5, 0),  # nothing at all
+        ([1.0], 1, 9, 0),
+        ([3.0, 0.0, 0.0, 0.0, 0.0, 0.0], 6, 8, 1),  # no noise, one term
+        ([1.0] * 9, 9, 9, 0),  # all alike: noise
+    ],
+)
+def test_ranks_of_edge_cases(values, rows, columns, rank):
+    assert evbmf_rank(np.array(values), rows, columns) == rank

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxcnn import KernelChain, conv, conv_cost, separable
-from jaxcnn.factorization import separable as separable_module
-from jaxcnn.factorization.separable import _left_singular
+from jaxcnn.factorization import _singular
+from jaxcnn.factorization._singular import left_singular
 
 ROUNDING = 2e-6  # of float32 chains, relative to the kernel
 
@@ -301,9 +301,9 @@ def test_both_ways_of_finding_singular_vectors_agree(rows, columns, deficient, r
     matrix = rng.standard_normal((2, rows, columns))
     if deficient:
         matrix[:, :, 2:] = matrix[:, :, :2] @ rng.standard_normal((2, 2, columns - 2))
-    left, values = _left_singular(matrix)
-    monkeypatch.setattr(f"{separable_module.__name__}._LARGEST_SVD", 0)
-    by_gram, gram_values = _left_singular(matrix)
+    left, values = left_singular(matrix)
+    monkeypatch.setattr(f"{_singular.__name__}._LARGEST_SVD", 0)
+    by_gram, gram_values = left_singular(matrix)
     assert by_gram.shape == left.shape == (2, rows, min(rows, columns))
     np.testing.assert_allclose(gram_values, values, atol=1e-7 * values.max())
     assert (np.diff(gram_values, axis=1) <= 0).all()
@@ -320,13 +320,13 @@ def test_the_gram_path_gives_the_same_errors(shape, rng, monkeypatch):
     kernel = normal(rng, shape)
     ranks = range(1, min(3 * shape[2], 3 * shape[3]) + 1)
     expected = [error_of(separable(kernel, rank=rank), kernel) for rank in ranks]
-    monkeypatch.setattr(f"{separable_module.__name__}._LARGEST_SVD", 0)
+    monkeypatch.setattr(f"{_singular.__name__}._LARGEST_SVD", 0)
     np.testing.assert_allclose([error_of(separable(kernel, rank=rank), kernel) for rank in ranks], expected, atol=1e-6)
 
 
 def test_a_kernel_large_enough_for_the_gram_path(rng):
     kernel = normal(rng, (3, 3, 96, 88))  # short side 264
-    assert min(matrix_of(kernel).shape) > separable_module._LARGEST_SVD
+    assert min(matrix_of(kernel).shape) > _singular._LARGEST_SVD
     for rank in (10, 100):
         chain = separable(kernel, rank=rank)
         expected = discarded([matrix_of(kernel)], rank)

@@ -1,0 +1,99 @@
+"""What a kernel or a chain costs where it is used: multiply-accumulates by formula, milliseconds by the clock."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxcnn.arguments import frozen
+from jaxcnn.chain import KernelChain
+from jaxcnn.convolution import conv
+from jaxcnn.cost import conv_cost
+from jaxcnn.layout import Layout
+
+_SECONDS = 0.02  # of one block of calls
+_BLOCKS = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Usage:
+    """The images and the options of the convolution that a kernel is for.
+
+    Args:
+      operation: what errors call the caller.
+      input_shape: shape of x; None counts one output pixel, far from borders.
+      strides, padding, kernel_dilation, layout: as in `conv`.
+    """
+
+    operation: str
+    input_shape: Sequence[int] | None
+    strides: Any
+    padding: Any
+    kernel_dilation: Any
+    layout: Layout
+
+    def __post_init__(self) -> None:
+        if self.input_shape is not None:
+            object.__setattr__(self, "input_shape", tuple(self.input_shape))
+        elif frozen(self.strides) != 1 and math.prod(np.atleast_1d(self.strides)) != 1:
+            raise ValueError(
+                f"{self.operation}: the cost of a chain with strides depends on the image, so strides={self.strides!r} "
+                "needs input_shape"
+            )
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options that `conv` and `conv_cost` take."""
+        return {
+            "strides": self.strides,
+            "padding": self.padding,
+            "kernel_dilation": self.kernel_dilation,
+            "layout": self.layout,
+        }
+
+    def macs(self, chain: KernelChain) -> int:
+        """Multiply-accumulates on the image; for one pixel, with no image, as many as there are weights."""
+        if self.input_shape is None:
+            return chain.num_params
+        return conv_cost(self.input_shape, chain, **self.options).macs
+
+    def milliseconds(self, chain: KernelChain) -> float:
+        """Time of one call on this device: the least mean of several blocks of calls, compiled and warmed up.
+
+        What else runs on the machine only ever adds to a time, so the least is the nearest to the truth.
+        """
+        if self.input_shape is None:
+            raise ValueError(f"{self.operation}: milliseconds are measured on an image, so they need input_shape")
+        generator = np.random.default_rng(0)
+        dtype = jax.dtypes.canonicalize_dtype(chain.dtype)
+        x = jnp.asarray(generator.standard_normal(self.input_shape), dtype)
+        kernels = (jnp.asarray(generator.standard_normal(link.shape), dtype) for link in chain.kernels)
+        random = KernelChain(tuple(kernels), chain.feature_group_counts)
+
+        def call(x: jax.Array, chain: KernelChain) -> jax.Array:
+            return conv(x, chain, **self.options)
+
+        function = jax.jit(call)
+        jax.block_until_ready(function(x, random))
+
+        def seconds(calls: int) -> float:
+            start = time.perf_counter()
+            for _ in range(calls):
+                jax.block_until_ready(function(x, random))
+            return (time.perf_counter() - start) / calls
+
+        calls = max(1, min(1000, int(_SECONDS / max(seconds(1), 1e-6))))
+        return 1000 * min(seconds(calls) for _ in range(_BLOCKS))
+
+
+def shapes_of(*links: tuple[tuple[int, ...], int], dtype: Any = np.float32) -> KernelChain:
+    """A chain given by (shape, group count) of its links alone: for counting before anything is fitted."""
+    kernels = tuple(jax.ShapeDtypeStruct(shape, dtype) for shape, _ in links)
+    return KernelChain(kernels, tuple(count for _, count in links))

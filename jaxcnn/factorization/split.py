@@ -1,0 +1,90 @@
+"""`split`: a large kernel as small ones side by side, each on a shifted image."""
+
+from __future__ import annotations
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from jaxcnn.arguments import IntOrInts
+from jaxcnn.geometry import Padding, Pair, axis_values, dilated_size, resolve_padding
+from jaxcnn.layout import Layout, parse_layout
+
+Piece = tuple[jax.Array, tuple[Pair, ...]]
+
+
+def split(
+    kernel: ArrayLike,
+    window_shape: IntOrInts,
+    *,
+    padding: Padding = "SAME",
+    kernel_dilation: IntOrInts = 1,
+    layout: Layout = None,
+) -> tuple[Piece, ...]:
+    r"""The pieces of a large kernel, and the padding with which their convolutions add up to that with the kernel.
+
+    A piece that starts at tap u of the kernel sees the image from u d pixels further on, where d is the dilation, so
+    its padding is (low - u d, high - (K - u - k) d) for K taps of the kernel and k of the piece:
+    $\mathrm{conv}(x, K) = \sum_n \mathrm{conv}(x, K_n, \mathrm{padding}_n)$, at every stride. The multiplications stay
+    the same; windows that a device, a method or a format does not know become those that it does.
+
+    Args:
+      kernel: `(*window, I, O)` or as `layout` says, of any number of groups.
+      window_shape: largest window of a piece; an int or one for each window axis. The last piece on an axis is smaller
+        where the sizes do not divide.
+      padding: padding of the convolution with the kernel, as in `conv`. A name means what it means at stride 1.
+      kernel_dilation: dilation of the convolution with the kernel, which is that of the pieces too.
+      layout: how `kernel` is to be read: None (HWIO), a string such as `"NCHW"` (OIHW), or lax's triple.
+
+    Returns:
+      A pair for each piece, in the order of the window's taps: its kernel, in the same layout, and its (low, high)
+      padding on each axis, which may be negative and then crops.
+
+    Raises:
+      ValueError: a window below 1; a padding that `conv` refuses.
+      TypeError: a window, padding or dilation of another type.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jaxcnn import conv
+      >>> x, kernel = jnp.arange(1.0, 7.0).reshape(6, 1), jnp.array([1.0, 2.0, 3.0, 4.0, 5.0]).reshape(5, 1, 1)
+      >>> for piece, padding in split(kernel, 3, padding=2):
+      ...     print(piece.ravel(), padding, conv(x, piece, padding=padding).ravel())
+      [1. 2. 3.] ((2, 0),) [ 3.  8. 14. 20. 26. 32.]
+      [4. 5.] ((-1, 2),) [23. 32. 41. 50. 24.  0.]
+      >>> conv(x, kernel, padding=2).ravel()
+      Array([26., 40., 55., 70., 50., 32.], dtype=float32)
+
+    References:
+      Ding, Zhang, Han and Ding, "Scaling up your kernels to 31x31", 2022, on large kernels and what runs them.
+    """
+    operation = "split"
+    array = jnp.asarray(kernel)
+    if array.ndim < 3:
+        raise ValueError(
+            f"{operation}: kernel must have at least one window axis, an input and an output feature axis, "
+            f"got shape {array.shape}"
+        )
+    rank = array.ndim - 2
+    window_axes = parse_layout(operation, layout, rank).kernel_axes[:rank]
+    window = [array.shape[axis] for axis in window_axes]
+    largest = axis_values(operation, "window_shape", window_shape, rank)
+    dilation = axis_values(operation, "kernel_dilation", kernel_dilation, rank)
+    extents = tuple(map(dilated_size, window, dilation))
+    # At stride 1 a name pads by the window alone, whatever the image.
+    pairs = resolve_padding(operation, padding, extents, extents, (1,) * rank)
+    starts = (range(0, size, most) for size, most in zip(window, largest, strict=True))
+    pieces = []
+    for start in itertools.product(*starts):
+        index = [slice(None)] * array.ndim
+        shifted = []
+        for axis, first, most, size, d, (low, high) in zip(
+            window_axes, start, largest, window, dilation, pairs, strict=True
+        ):
+            last = min(first + most, size)
+            index[axis] = slice(first, last)
+            shifted.append((low - first * d, high - (size - last) * d))
+        pieces.append((array[tuple(index)], tuple(shifted)))
+    return tuple(pieces)

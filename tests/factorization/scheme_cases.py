@@ -1,0 +1,46 @@
+"""What the tests of all schemes share: kernels, the kernel by groups, a chain's error by loops."""
+
+import numpy as np
+from counting import loop_compose
+
+ROUNDING = 2e-6  # of float32 chains, relative to the kernel
+
+
+def normal(rng, shape, dtype=np.float32):
+    """Normal values; every weight matters as much as any other."""
+    return rng.standard_normal(shape).astype(dtype)
+
+
+def blocks_of(kernel, groups):
+    """The kernel (*window, I, O) of each group."""
+    return np.split(np.asarray(kernel), groups, axis=-1)
+
+
+def dense_of(chain):
+    """The dense kernel with one group, float64 or complex128, by loops."""
+    kernels = [np.asarray(link) for link in chain.kernels]
+    if any(np.iscomplexobj(link) for link in kernels):
+        raise TypeError("the loops are for real kernels")
+    return loop_compose([link.astype(np.float64) for link in kernels], list(chain.feature_group_counts))
+
+
+def block_diagonal(kernel, groups):
+    """A grouped kernel as the one with one group that does the same."""
+    blocks = [np.asarray(block, np.float64) for block in blocks_of(kernel, groups)]
+    *window, rows, columns = blocks[0].shape
+    dense = np.zeros((*window, rows * groups, columns * groups))
+    for group, block in enumerate(blocks):
+        dense[..., group * rows : (group + 1) * rows, group * columns : (group + 1) * columns] = block
+    return dense
+
+
+def error_of(chain, kernel, groups=1):
+    """The chain's relative error, by loops in float64; of everything that the dense kernel is, zeros included."""
+    expected = block_diagonal(kernel, groups)
+    return np.linalg.norm(dense_of(chain) - expected) / np.linalg.norm(expected)
+
+
+def discarded(matrices, rank):
+    """Norm of the singular values after `rank`, of all matrices together, relative to all of them."""
+    values = np.array([np.linalg.svd(matrix, compute_uv=False) for matrix in matrices])
+    return np.linalg.norm(values[:, rank:]) / np.linalg.norm(values)
