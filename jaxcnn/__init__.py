@@ -1,5 +1,9 @@
 """Convolution, pooling and small-kernel substitution for JAX."""
 
+from jaxcnn.adaptive_pooling import adaptive_avg_pool as adaptive_avg_pool
+from jaxcnn.adaptive_pooling import adaptive_max_pool as adaptive_max_pool
+from jaxcnn.adaptive_pooling import global_avg_pool as global_avg_pool
+from jaxcnn.adaptive_pooling import global_max_pool as global_max_pool
 from jaxcnn.chain import KernelChain as KernelChain
 from jaxcnn.chain import compose as compose
 from jaxcnn.convolution import conv as conv
@@ -26,11 +30,7 @@ from jaxcnn.geometry import Layer as Layer
 from jaxcnn.geometry import ReceptiveField as ReceptiveField
 from jaxcnn.geometry import receptive_field as receptive_field
 from jaxcnn.lowering.table import TuningTable as TuningTable
-from jaxcnn.pooling import adaptive_avg_pool as adaptive_avg_pool
-from jaxcnn.pooling import adaptive_max_pool as adaptive_max_pool
 from jaxcnn.pooling import avg_pool as avg_pool
-from jaxcnn.pooling import global_avg_pool as global_avg_pool
-from jaxcnn.pooling import global_max_pool as global_max_pool
 from jaxcnn.pooling import lp_pool as lp_pool
 from jaxcnn.pooling import max_pool as max_pool
 from jaxcnn.pooling import max_pool_with_indices as max_pool_with_indices

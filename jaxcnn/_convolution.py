@@ -19,13 +19,13 @@ from jaxcnn.arguments import (
     pool_arguments,
 )
 from jaxcnn.chain import KernelChain
+from jaxcnn.dtypes import floating_at_least_float32
 from jaxcnn.layout import Layout, parse_layout
 from jaxcnn.lowering.choice import check_method
 from jaxcnn.operands import (
     bind_links,
     bind_links_transposed,
     common_dtype,
-    floating_at_least_float32,
     pad_edges,
     result_dtype,
     user_precision,

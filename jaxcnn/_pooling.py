@@ -13,10 +13,11 @@ import numpy as np
 from jax import lax
 
 from jaxcnn.arguments import PoolArguments, pool_arguments, window_order
+from jaxcnn.dtypes import accumulation_dtype, floating_at_least_float32
 from jaxcnn.geometry import Pair, axis_values
 from jaxcnn.layout import Layout, parse_layout
 from jaxcnn.lowering.direct import pool_identity
-from jaxcnn.operands import batch_sharding, floating_at_least_float32
+from jaxcnn.operands import batch_sharding
 from jaxcnn.primitives import extremum_p, select_p, window_sum_p, winner_p
 
 _STATIC = ("window_shape", "strides", "padding", "window_dilation", "ceil_mode", "layout")
@@ -25,13 +26,6 @@ _STATIC = ("window_shape", "strides", "padding", "window_dilation", "ceil_mode",
 def _check_ordered(operation: str, x: jax.Array) -> None:
     if jnp.issubdtype(x.dtype, jnp.complexfloating):
         raise TypeError(f"{operation}: complex numbers have no order, got x of dtype {x.dtype}")
-
-
-def _accumulation_dtype(dtype: np.dtype) -> np.dtype:
-    """float32 for 16-bit floats, int32 for narrower integers and booleans, else the dtype itself."""
-    if dtype == np.bool_ or (jnp.issubdtype(dtype, jnp.integer) and dtype.itemsize < 4):
-        return np.dtype(np.int32)
-    return floating_at_least_float32(dtype)
 
 
 def _average_dtype(dtype: np.dtype) -> np.dtype:
@@ -115,7 +109,7 @@ def _moved_index(index: jax.Array, sizes: Sequence[int], whole: Sequence[int], s
 
 def _window_total(operation: str, x: jax.Array, arguments: PoolArguments) -> jax.Array:
     """Sum of each window in the accumulation dtype, (N, *output, C)."""
-    x, params, _ = _prepared(operation, x.astype(_accumulation_dtype(x.dtype)), arguments)
+    x, params, _ = _prepared(operation, x.astype(accumulation_dtype(x.dtype)), arguments)
     return window_sum_p.bind(x, **params)
 
 
@@ -257,7 +251,7 @@ def adaptive(x: jax.Array, *, kind: str, output_shape: Any, layout: Layout) -> j
             taps = starts[:, None] + np.minimum(np.arange(lengths.max()), lengths[:, None] - 1)
             y = _first_extremum(jnp.take(y, taps, axis=axis), axis + 1)
         return order.from_canonical(y, batch_shape)
-    y = y.astype(_accumulation_dtype(y.dtype))
+    y = y.astype(accumulation_dtype(y.dtype))
     count = np.ones((1,) * y.ndim)
     for axis in range(1, order.rank + 1):
         starts, lengths = _adaptive_windows(sizes[axis - 1], outputs[axis - 1])
@@ -291,7 +285,7 @@ def whole_plane(x: jax.Array, *, kind: str, layout: Layout, keepdims: bool) -> j
         y = _first_extremum(y, 1)
     else:
         dtype = _average_dtype(x.dtype)
-        y = y.astype(_accumulation_dtype(x.dtype)).sum(1).astype(floating_at_least_float32(dtype))
+        y = y.astype(accumulation_dtype(x.dtype)).sum(1).astype(floating_at_least_float32(dtype))
         y = (y / jnp.asarray(math.prod(sizes), y.dtype)).astype(dtype)
     y = order.from_canonical(y.reshape(y.shape[0], *(1,) * order.rank, features), batch_shape)
     return y if keepdims else jnp.squeeze(y, order.output_spatial_axes(y.ndim))

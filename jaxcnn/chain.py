@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxcnn.dtypes import floating_at_least_float32, integer_at_least_int32
 from jaxcnn.geometry import Pair
 
 Ints = tuple[int, ...]
@@ -195,10 +196,6 @@ def compose(*kernels: jax.Array) -> jax.Array:
     return KernelChain(kernels).dense()
 
 
-def _computation_dtype(dtype: Any) -> Any:
-    return np.promote_types(dtype, np.float32) if jnp.issubdtype(dtype, jnp.inexact) else dtype
-
-
 def _in_groups(kernel: jax.Array, count: int, groups: int) -> jax.Array:
     """A kernel of `count` groups, a multiple of `groups`, as one dense kernel for each of `groups` groups.
 
@@ -237,12 +234,10 @@ def _compose_pair(first: jax.Array, second: jax.Array) -> jax.Array:
 
 @jax.jit
 def _dense(chain: KernelChain) -> jax.Array:
-    dtype = chain.dtype
-    if dtype == np.bool_ or (jnp.issubdtype(dtype, jnp.integer) and dtype.itemsize < 4):
-        dtype = np.dtype(np.int32)  # as a convolution of narrow integers does: products of int8 must not wrap
+    dtype = integer_at_least_int32(chain.dtype)  # as a convolution of narrow integers does: products must not wrap
     groups = chain.feature_group_count
     links = [
-        _in_groups(jnp.asarray(kernel, _computation_dtype(dtype)), count, groups)
+        _in_groups(jnp.asarray(kernel, floating_at_least_float32(dtype)), count, groups)
         for kernel, count in zip(chain.kernels, chain.feature_group_counts, strict=True)
     ]
     dense = reduce(_compose_pair, links)  # (G, *window, I / G, O / G)

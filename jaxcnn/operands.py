@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 
 from jaxcnn.arguments import PADDING_MODES, ConvArguments
 from jaxcnn.chain import plan_links
+from jaxcnn.dtypes import floating_at_least_float32, integer_at_least_int32
 from jaxcnn.geometry import Pair, dilated_size, output_sizes
 from jaxcnn.primitives import bind_conv
 
@@ -36,20 +37,13 @@ def common_dtype(operation: str, x: jax.Array, kernel: Any) -> np.dtype:
 def result_dtype(operation: str, dtype: np.dtype, preferred_element_type: DTypeLike | None) -> np.dtype:
     """The dtype of the result: the operands', int32 at least for integers, unless another is preferred."""
     if preferred_element_type is None:
-        if dtype == np.bool_ or (jnp.issubdtype(dtype, jnp.integer) and dtype.itemsize < 4):
-            return np.dtype(np.int32)
-        return dtype
+        return integer_at_least_int32(dtype)
     preferred = jax.dtypes.canonicalize_dtype(preferred_element_type)
     if jnp.issubdtype(dtype, jnp.inexact) and not jnp.issubdtype(preferred, jnp.inexact):
         raise TypeError(f"{operation}: preferred_element_type {preferred} cannot hold results of {dtype} operands")
     if jnp.issubdtype(dtype, jnp.complexfloating) and not jnp.issubdtype(preferred, jnp.complexfloating):
         raise TypeError(f"{operation}: preferred_element_type {preferred} cannot hold results of {dtype} operands")
     return preferred
-
-
-def floating_at_least_float32(dtype: np.dtype) -> np.dtype:
-    """float32 for 16-bit floats, the dtype itself for all others."""
-    return np.promote_types(dtype, np.float32) if jnp.issubdtype(dtype, jnp.inexact) else dtype
 
 
 def user_precision(precision: Any) -> Any:

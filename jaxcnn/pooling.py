@@ -12,7 +12,7 @@ from jaxcnn.geometry import Padding
 from jaxcnn.layout import Layout
 
 
-def _bodies() -> Any:
+def bodies() -> Any:
     """`_pooling`, imported at the first call: JAX's extension modules would be half of the import time."""
     from jaxcnn import _pooling
 
@@ -80,7 +80,7 @@ def max_pool(
       Equals `flax.linen.max_pool` and `torch.nn.functional.max_pool2d`, whose `ceil_mode` rule this is; the default
       stride is 1 as in Flax, not the window as in PyTorch. `lax.reduce_window` has no gradient with dilation.
     """
-    return _bodies().extremum(
+    return bodies().extremum(
         x, mode="max", **_frozen_options(window_shape, strides, padding, window_dilation, ceil_mode, layout)
     )
 
@@ -119,7 +119,7 @@ def min_pool(
     References:
       Equals `flax.linen.min_pool`.
     """
-    return _bodies().extremum(
+    return bodies().extremum(
         x, mode="min", **_frozen_options(window_shape, strides, padding, window_dilation, ceil_mode, layout)
     )
 
@@ -158,7 +158,7 @@ def sum_pool(
       Equals `lax.reduce_window` with `lax.add`, which however rounds 16-bit floats at each step (1024 ones give 256 in
       bfloat16) and wraps int8.
     """
-    return _bodies().total(x, **_frozen_options(window_shape, strides, padding, window_dilation, ceil_mode, layout))
+    return bodies().total(x, **_frozen_options(window_shape, strides, padding, window_dilation, ceil_mode, layout))
 
 
 def avg_pool(
@@ -202,7 +202,7 @@ def avg_pool(
       TensorFlow and Keras never count padding.
     """
     options = _frozen_options(window_shape, strides, padding, window_dilation, ceil_mode, layout)
-    return _bodies().average(x, count_include_pad=bool(count_include_pad), **options)
+    return bodies().average(x, count_include_pad=bool(count_include_pad), **options)
 
 
 def lp_pool(
@@ -244,7 +244,7 @@ def lp_pool(
     if not order >= 1:
         raise ValueError(f"lp_pool: p must be at least 1, got {p!r}")
     options = _frozen_options(window_shape, strides, padding, window_dilation, ceil_mode, layout)
-    return _bodies().norm(x, p=order, **options)
+    return bodies().norm(x, p=order, **options)
 
 
 def max_pool_with_indices(
@@ -280,7 +280,7 @@ def max_pool_with_indices(
       Equals `torch.nn.functional.max_pool2d(..., return_indices=True)`, with int32 for int64.
       `max_unpool` puts the values back.
     """
-    return _bodies().extremum_with_indices(
+    return bodies().extremum_with_indices(
         x, **_frozen_options(window_shape, strides, padding, window_dilation, ceil_mode, layout)
     )
 
@@ -312,116 +312,4 @@ def max_unpool(values: ArrayLike, indices: ArrayLike, output_shape: IntOrInts, *
     References:
       Equals `torch.nn.functional.max_unpool2d`, which leaves open which of several equal indices wins.
     """
-    return _bodies().unpool(values, indices, output_shape=frozen(output_shape), layout=frozen(layout))
-
-
-def adaptive_avg_pool(x: ArrayLike, output_shape: Any, *, layout: Layout = None) -> jax.Array:
-    r"""Average over as many windows as the output has pixels, whatever the input's size.
-
-    Output o of q averages the inputs from $\lfloor o n / q \rfloor$ to $\lceil (o + 1) n / q \rceil - 1$ of n.
-
-    Args:
-      x: `(*batch, *spatial, C)`, or as `layout` says.
-      output_shape: spatial sizes of the result; one int for each spatial axis (None keeps that axis), or an int
-        (without a layout: one batch axis).
-      layout: as in `max_pool`.
-
-    Returns:
-      `(*batch, *output_shape, C)` in x's order of axes; in x's dtype, float32 for integers and booleans.
-
-    Raises:
-      ValueError: options that do not fit; an empty spatial axis.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> adaptive_avg_pool(jnp.arange(5.0).reshape(5, 1), (2,)).ravel()
-      Array([1., 3.], dtype=float32)
-
-    References:
-      Equals `torch.nn.functional.adaptive_avg_pool2d`.
-    """
-    return _bodies().adaptive(x, kind="avg", output_shape=frozen(output_shape), layout=frozen(layout))
-
-
-def adaptive_max_pool(x: ArrayLike, output_shape: Any, *, layout: Layout = None) -> jax.Array:
-    r"""Maximum over as many windows as the output has pixels, whatever the input's size.
-
-    Output o of q takes the inputs from $\lfloor o n / q \rfloor$ to $\lceil (o + 1) n / q \rceil - 1$ of n; NaN wins,
-    and the gradient goes to the first maximum.
-
-    Args:
-      x: `(*batch, *spatial, C)`, or as `layout` says; real floats, integers or booleans.
-      output_shape, layout: as in `adaptive_avg_pool`.
-
-    Returns:
-      `(*batch, *output_shape, C)` in x's order of axes and dtype.
-
-    Raises:
-      ValueError: options that do not fit; an empty spatial axis.
-      TypeError: complex x.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> adaptive_max_pool(jnp.arange(5.0).reshape(5, 1), (2,)).ravel()
-      Array([2., 4.], dtype=float32)
-
-    References:
-      Equals `torch.nn.functional.adaptive_max_pool2d`.
-    """
-    return _bodies().adaptive(x, kind="max", output_shape=frozen(output_shape), layout=frozen(layout))
-
-
-def global_avg_pool(x: ArrayLike, *, layout: Layout = None, keepdims: bool = False) -> jax.Array:
-    r"""Average of each channel over all pixels.
-
-    $y[n, c] = \frac{1}{P} \sum_o x[n, o, c]$ over the P pixels.
-
-    Args:
-      x: `(N, *spatial, C)`, or as `layout` says; without a layout the first axis is the batch.
-      layout: as in `max_pool`.
-      keepdims: whether to keep the spatial axes, with size 1.
-
-    Returns:
-      `(N, C)`, or `(N, 1, ..., 1, C)` with `keepdims`, in x's order of axes; in x's dtype, float32 for integers and
-      booleans. 16-bit floats are summed in float32.
-
-    Raises:
-      ValueError: no spatial axis, or an empty one.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> global_avg_pool(jnp.arange(4.0).reshape(1, 2, 2, 1))
-      Array([[1.5]], dtype=float32)
-
-    References:
-      Equals `keras.layers.GlobalAveragePooling2D`.
-    """
-    return _bodies().whole_plane(x, kind="avg", layout=frozen(layout), keepdims=bool(keepdims))
-
-
-def global_max_pool(x: ArrayLike, *, layout: Layout = None, keepdims: bool = False) -> jax.Array:
-    r"""Maximum of each channel over all pixels.
-
-    $y[n, c] = \max_o x[n, o, c]$; NaN wins, and the gradient goes to the first maximum.
-
-    Args:
-      x: `(N, *spatial, C)`, or as `layout` says; without a layout the first axis is the batch.
-      layout, keepdims: as in `global_avg_pool`.
-
-    Returns:
-      `(N, C)`, or `(N, 1, ..., 1, C)` with `keepdims`, in x's order of axes and dtype.
-
-    Raises:
-      ValueError: no spatial axis, or an empty one.
-      TypeError: complex x.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> global_max_pool(jnp.arange(4.0).reshape(1, 2, 2, 1))
-      Array([[3.]], dtype=float32)
-
-    References:
-      Equals `keras.layers.GlobalMaxPooling2D`; where several pixels are maximal, `jnp.max` shares the gradient among
-      them.
-    """
-    return _bodies().whole_plane(x, kind="max", layout=frozen(layout), keepdims=bool(keepdims))
+    return bodies().unpool(values, indices, output_shape=frozen(output_shape), layout=frozen(layout))

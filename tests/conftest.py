@@ -6,6 +6,7 @@ import os
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("KERAS_BACKEND", "jax")  # read when Keras is imported
 # The fits of `stack` are many small solves, and BLAS threads on busy cores wait for each other: 108 s instead of 3.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 

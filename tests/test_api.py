@@ -36,12 +36,12 @@ REQUIRED = {
 
 # What each room may import, as the design's table has it: by the first pattern that matches a file, patterns of the
 # modules of jaxcnn. "public" is `import jaxcnn` and its names.
-GEOMETRY = ["geometry"]
+GEOMETRY = ["geometry", "dtypes"]
 ARGUMENTS = ["arguments", "layout", "chain", *GEOMETRY]
 COST = ["cost", "shapes", *ARGUMENTS]
 LOWERING = ["lowering(\\..*)?", "_compat", *COST]
 PRIMITIVES = ["primitives", "operands", *LOWERING]
-FUNCTIONS_ROOM = ["convolution", "pooling", "_convolution", "_pooling", *PRIMITIVES]
+FUNCTIONS_ROOM = ["convolution", "pooling", "adaptive_pooling", "_convolution", "_pooling", *PRIMITIVES]
 FACTORIZATION = ["factorization(\\..*)?", *FUNCTIONS_ROOM]
 TRANSFORM = ["transform(\\..*)?", *FACTORIZATION]
 ROOMS = {
@@ -50,14 +50,14 @@ ROOMS = {
     r"drawing": ["public"],
     r"transform(\..*)?": TRANSFORM,
     r"factorization(\..*)?": FACTORIZATION,
-    r"_?(convolution|pooling)": FUNCTIONS_ROOM,
+    r"(_?(convolution|pooling)|adaptive_pooling)": FUNCTIONS_ROOM,
     r"operands": ["primitives", *LOWERING],
     r"primitives": LOWERING,
     r"lowering(\..*)?": LOWERING,
     r"(cost|shapes)": COST,
     r"arguments": ARGUMENTS,
     r"chain": ["layout", *GEOMETRY],
-    r"(geometry|layout|_compat)": [],
+    r"(geometry|layout|dtypes|_compat)": [],
 }
 
 
@@ -181,7 +181,7 @@ def test_no_assert_and_no_long_file(name):
     text = (ROOT / name).read_text()
     assert not [node.lineno for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Assert)]
     lines = len(text.splitlines())
-    assert lines <= (430 if name == "pooling.py" else 400), f"{lines} lines"  # pooling.py is docstrings
+    assert lines <= 400, f"{lines} lines"
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -91,9 +91,9 @@ def factorize(
         raise ValueError(f"{operation}: milliseconds are measured on an image, so unit='ms' needs input_shape")
     subject = Subject(operation, kernel, feature_group_count, layout)
     candidates = families(subject, _names(schemes, subject))
-    if tolerance is not None:
-        return _cheapest(subject, candidates, usage, unit, check_tolerance(operation, tolerance))
-    return _most_exact(subject, candidates, usage, unit, float(cost))  # type: ignore[arg-type]
+    if cost is not None:
+        return _most_exact(subject, candidates, usage, unit, float(cost))
+    return _cheapest(subject, candidates, usage, unit, check_tolerance(operation, tolerance))
 
 
 def _names(schemes: str | Sequence[str] | None, subject: Subject) -> list[str]:

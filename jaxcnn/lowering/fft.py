@@ -18,12 +18,12 @@ from jax import lax
 from jaxcnn.geometry import dilated_size
 from jaxcnn.lowering.forms import (
     Window,
-    accumulation_dtype,
+    by_role,
     demands_highest,
     forward_window,
-    input_by_phases,
     pad_spatial,
     shape_unsupported,
+    sum_dtype,
 )
 from jaxcnn.lowering.spec import ConvSpec
 
@@ -35,8 +35,8 @@ _TILE_FACTOR = 4
 
 def supports(spec: ConvSpec) -> str | None:
     """None, or why this convolution is not computed from spectra."""
-    if not jnp.issubdtype(accumulation_dtype(spec), jnp.floating):
-        return f"its products are {accumulation_dtype(spec)}, and spectra are of floats"
+    if not jnp.issubdtype(sum_dtype(spec), jnp.floating):
+        return f"its products are {sum_dtype(spec)}, and spectra are of floats"
     if demands_highest(spec.precision):
         return "precision HIGHEST admits only methods with direct's error"
     if spec.rank > 3:
@@ -47,18 +47,7 @@ def supports(spec: ConvSpec) -> str | None:
 def lower(lhs: jax.Array, rhs: jax.Array, spec: ConvSpec, sharding: object = None) -> jax.Array:
     """Computes the array that `spec.role` names from the two others."""
     del sharding
-    dtype = accumulation_dtype(spec)
-
-    def single(a: jax.Array, b: jax.Array) -> jax.Array:
-        a, b = a.astype(dtype), b.astype(dtype)
-        if spec.role == "output":
-            return _forward(a, b, forward_window(spec))
-        if spec.role == "input":
-            return input_by_phases(a, b, spec, _forward)
-        return _kernel(a, b, spec)
-
-    run = single if spec.stacked is None else jax.vmap(single)
-    return run(lhs, rhs).astype(spec.out_dtype)
+    return by_role(lhs, rhs, spec, _forward, _kernel)
 
 
 def fast_length(length: int) -> int:

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxcnn._compat import row_major
+from jaxcnn.dtypes import accumulation_dtype
 from jaxcnn.geometry import Pair, dilated_size
 from jaxcnn.lowering.spec import ConvSpec
 
@@ -51,12 +53,9 @@ def forward_window(spec: ConvSpec) -> Window:
     )
 
 
-def accumulation_dtype(spec: ConvSpec) -> np.dtype:
+def sum_dtype(spec: ConvSpec) -> np.dtype:
     """The dtype in which products are added up: float32 for 16-bit floats, at least int32 for integers."""
-    dtype = np.promote_types(np.promote_types(spec.lhs_dtype, spec.rhs_dtype), spec.out_dtype)
-    if jnp.issubdtype(dtype, jnp.inexact):
-        return np.promote_types(dtype, np.float32)
-    return np.promote_types(dtype, np.int32) if dtype.itemsize < 4 else dtype
+    return accumulation_dtype(np.promote_types(np.promote_types(spec.lhs_dtype, spec.rhs_dtype), spec.out_dtype))
 
 
 def shape_unsupported(spec: ConvSpec) -> str | None:
@@ -77,11 +76,11 @@ def demands_highest(precision: Any) -> bool:
     return precision == lax.Precision.HIGHEST or precision in ("highest", "float32")
 
 
-def pad_spatial(x: jax.Array, padding: Sequence[Pair], channels: int = 0) -> jax.Array:
-    """(N, *spatial, C) padded with zeros, cropped where negative, with as many more channels of zeros at the end."""
-    if not any(map(any, padding)) and not channels:
+def pad_spatial(x: jax.Array, padding: Sequence[Pair]) -> jax.Array:
+    """(N, *spatial, C) padded with zeros, cropped where negative."""
+    if not any(map(any, padding)):
         return x
-    config = ((0, 0, 0), *((low, high, 0) for low, high in padding), (0, channels, 0))
+    config = ((0, 0, 0), *((low, high, 0) for low, high in padding), (0, 0, 0))
     return lax.pad(x, jnp.zeros((), x.dtype), config)
 
 
@@ -120,9 +119,7 @@ def transposed_kernel(kernel: jax.Array, groups: int) -> jax.Array:
     return jnp.swapaxes(split, -3, -1).reshape(*window, features // groups, groups * kernel_in)
 
 
-def input_by_phases(
-    y: jax.Array, kernel: jax.Array, spec: ConvSpec, forward: Callable[[jax.Array, jax.Array, Window], jax.Array]
-) -> jax.Array:
+def input_by_phases(y: jax.Array, kernel: jax.Array, spec: ConvSpec, forward: Forward) -> jax.Array:
     """The role `"input"` as convolutions of stride 1 over y, one for each residue of the input's pixels by the strides.
 
     Input pixel j = s q + r gets y[o] k[t] from o s + t d = j + low: of the taps t only those of one residue class, so
@@ -148,7 +145,7 @@ def input_by_phases(
         ]
         found = [axis for axis in axes if axis is not None]
         if len(found) < rank:
-            parts.append(jnp.zeros((y.shape[0], *counts, spec.input_shape[-1]), accumulation_dtype(spec)))
+            parts.append(jnp.zeros((y.shape[0], *counts, spec.input_shape[-1]), sum_dtype(spec)))
             continue
         sub = kernel[tuple(slice(axis.first, None, axis.step) for axis in found)]
         sub = jnp.flip(sub, tuple(range(rank)))
@@ -167,6 +164,42 @@ def input_by_phases(
         y.shape[0], *(c * s for c, s in zip(counts, spec.strides, strict=True)), spec.input_shape[-1]
     )
     return lax.slice(full, (0,) * full.ndim, (full.shape[0], *sizes, full.shape[-1]))
+
+
+Forward = Callable[[jax.Array, jax.Array, Window], jax.Array]
+
+
+def by_role(
+    lhs: jax.Array, rhs: jax.Array, spec: ConvSpec, forward: Forward, kernel: Callable[..., jax.Array] | None = None
+) -> jax.Array:
+    """What a method's `lower` does around its forms: the dtype of sums, the three roles, the stacked axis.
+
+    Args:
+      lhs: the first operand.
+      rhs: the second operand.
+      spec: the convolution.
+      forward: `forward(x, kernel, window)`.
+      kernel: `kernel(x, y, spec)`, of a method that computes the role `"kernel"`.
+    """
+    dtype = sum_dtype(spec)
+
+    def single(a: jax.Array, b: jax.Array) -> jax.Array:
+        a, b = a.astype(dtype), b.astype(dtype)
+        if spec.role == "output":
+            return forward(a, b, forward_window(spec))
+        if spec.role == "input" or kernel is None:
+            return input_by_phases(a, b, spec, forward)
+        return kernel(a, b, spec)
+
+    run = single if spec.stacked is None else jax.vmap(single)
+    return run(lhs, rhs).astype(spec.out_dtype)
+
+
+def settled(value: Any, exported: bool) -> Any:
+    """An array, or several, computed once: fused into each slice that reads it, it would be computed for each."""
+    if exported:
+        return lax.optimization_barrier(value)
+    return jax.tree.map(row_major, value)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,12 +18,12 @@ from jax import lax
 from jaxcnn.lowering import lanes, tiles
 from jaxcnn.lowering.forms import (
     Window,
-    accumulation_dtype,
     balanced_sum,
+    by_role,
     forward_window,
-    input_by_phases,
     pad_spatial,
     shape_unsupported,
+    sum_dtype,
     tap_slice,
     taps,
 )
@@ -51,7 +51,7 @@ rows instead of 4 are no faster: 0.9 ms against 0.8 at 1x112x112x32, 3x3, and 0.
 
 def supports(spec: ConvSpec) -> str | None:
     """None, or why this convolution is not computed as shifted products."""
-    if jnp.issubdtype(accumulation_dtype(spec), jnp.complexfloating):
+    if jnp.issubdtype(sum_dtype(spec), jnp.complexfloating):
         return "its operands are complex"
     products = math.prod(spec.kernel_shape[:-1])
     if products > _LARGEST_PRODUCTS:
@@ -62,17 +62,7 @@ def supports(spec: ConvSpec) -> str | None:
 def lower(lhs: jax.Array, rhs: jax.Array, spec: ConvSpec, sharding: object = None) -> jax.Array:
     """Computes the array that `spec.role` names from the two others."""
     del sharding
-    dtype = accumulation_dtype(spec)
-
-    def single(a: jax.Array, b: jax.Array) -> jax.Array:
-        if spec.role == "output":
-            return _forward(a.astype(dtype), b.astype(dtype), forward_window(spec))
-        if spec.role == "input":
-            return input_by_phases(a.astype(dtype), b.astype(dtype), spec, _forward)
-        return _kernel(a.astype(dtype), b.astype(dtype), spec)
-
-    run = single if spec.stacked is None else jax.vmap(single)
-    return run(lhs, rhs).astype(spec.out_dtype)
+    return by_role(lhs, rhs, spec, _forward, _kernel)
 
 
 def _forward(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:

@@ -4,7 +4,7 @@ XLA adds a product over pixels in a scalar loop, and a product of matrices for e
 fast. Here a tile of x and the tile of y that it meets lie next to each other, (N, rows, tiles, G, pixels, channels); a
 loop over (row of the window, its taps, channels) adds the products of a tile's pixels, vectorised over output channels,
 and one product with ones adds up the tiles. 56x56x128 in 32 groups by 3x3 takes 0.9 ms (a product for each tap and
-group 7.5, lax 450, PyTorch 0.9), 28x28x256 in 16 groups 0.6 (1.9, 120, 0.3).
+group 7.5, PyTorch 0.9), 28x28x256 in 16 groups 0.6 (1.9, PyTorch 0.3).
 """
 
 from __future__ import annotations

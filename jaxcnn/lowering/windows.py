@@ -15,10 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxcnn._compat import row_major
 from jaxcnn.geometry import Pair
 from jaxcnn.lowering.direct import pool_identity
-from jaxcnn.lowering.forms import phase_axis
+from jaxcnn.lowering.forms import Phase, phase_axis, settled
 from jaxcnn.lowering.spec import PoolSpec
 
 NAME = "windows"
@@ -50,13 +49,6 @@ def _padded(x: jax.Array, padding: Sequence[Pair], fill: Any) -> jax.Array:
     return lax.optimization_barrier(lax.pad(x, jnp.asarray(fill, x.dtype), config))
 
 
-def _settled(x: Any, spec: PoolSpec) -> Any:
-    """An array, or several, computed once: fused into each slice that reads it, it would be computed for each."""
-    if spec.exported:
-        return lax.optimization_barrier(x)
-    return jax.tree.map(row_major, x)
-
-
 def _strided(x: Any, axis: int, start: int, count: int, stride: int = 1) -> Any:
     """Every `stride`-th of an array, or of each of several, along an axis."""
     return jax.tree.map(
@@ -85,7 +77,7 @@ def _slide(
         last, span = widths[-1], spans[-1]
         length = jax.tree.leaves(last)[0].shape[axis] - span * dilation
         doubled = combine(_strided(last, axis, 0, length), _strided(last, axis, span * dilation, length))
-        widths.append(_settled(doubled, spec))
+        widths.append(settled(doubled, spec.exported))
         spans.append(2 * span)
     if idempotent:
         # Two windows of the largest power of two that overlap.
@@ -115,7 +107,7 @@ def _slide_all(x: Any, spec: PoolSpec, combine: Callable[[Any, Any], Any], idemp
             spec,
         )
         if math.prod(spec.window_shape) > _LARGEST_COMPARISON:
-            x = _settled(x, spec)
+            x = settled(x, spec.exported)
     return x
 
 
@@ -130,6 +122,20 @@ def window_sum(x: jax.Array, spec: PoolSpec) -> jax.Array:
     return _slide_all(_padded(x, spec.padding, 0), spec, lax.add, idempotent=False)
 
 
+def _phase(spec: PoolSpec, axis: int, residue: int, outputs: int) -> Phase | None:
+    """The taps that reach every stride-th pixel of an axis, from `residue` on; None if there are none."""
+    stride = spec.strides[axis]
+    return phase_axis(
+        residue,
+        stride,
+        spec.window_dilation[axis],
+        spec.padding[axis][0],
+        spec.window_shape[axis],
+        outputs,
+        -(-spec.input_shape[axis + 1] // stride),
+    )
+
+
 def window_spread(y: jax.Array, spec: PoolSpec, sharding: Any = None) -> jax.Array:
     """The transpose of `window_sum`: adds each y to the pixels of its window, axis by axis."""
     del sharding
@@ -138,15 +144,7 @@ def window_spread(y: jax.Array, spec: PoolSpec, sharding: Any = None) -> jax.Arr
         count = -(-size // stride)
         phases = []
         for phase in range(stride):
-            found = phase_axis(
-                phase,
-                stride,
-                spec.window_dilation[axis],
-                spec.padding[axis][0],
-                spec.window_shape[axis],
-                y.shape[axis + 1],
-                count,
-            )
+            found = _phase(spec, axis, phase, y.shape[axis + 1])
             if found is None:
                 phases.append(jnp.zeros((*y.shape[: axis + 1], count, *y.shape[axis + 2 :]), y.dtype))
                 continue
@@ -277,7 +275,7 @@ def select(x: jax.Array, index: jax.Array, spec: PoolSpec) -> jax.Array:
 def scatter(y: jax.Array, index: jax.Array, spec: PoolSpec, sharding: Any = None) -> jax.Array:
     """The transpose of `select`: each pixel adds up the windows that it won, one residue by the strides at a time."""
     del sharding
-    y, index = _settled((y, index), spec)
+    y, index = settled((y, index), spec.exported)
     if math.prod(spec.window_shape) > _LARGEST_COMPARISON:
         return _scatter_by_axis(y, index, spec)
     rank, sizes = spec.rank, spec.input_shape[1:-1]
@@ -287,15 +285,7 @@ def scatter(y: jax.Array, index: jax.Array, spec: PoolSpec, sharding: Any = None
         if axis < rank:
             parts = []
             for residue in range(spec.strides[axis]):
-                found = phase_axis(
-                    residue,
-                    spec.strides[axis],
-                    spec.window_dilation[axis],
-                    spec.padding[axis][0],
-                    spec.window_shape[axis],
-                    y.shape[axis + 1],
-                    counts[axis],
-                )
+                found = _phase(spec, axis, residue, y.shape[axis + 1])
                 parts.append(spread(axis + 1, (*chosen, found), (*phase, residue)))
             return _interleaved(parts, axis + 1, sizes[axis])
         shape = (y.shape[0], *(counts), y.shape[-1])
@@ -334,18 +324,10 @@ def _scatter_by_axis(y: jax.Array, index: jax.Array, spec: PoolSpec) -> jax.Arra
         rest: jax.Array | None = None
         if below > 1:
             # Divided once, and not for each tap; -1 stays no pixel's place.
-            place, rest = _settled((jnp.where(index < 0, -1, index // below), index % below), spec)
+            place, rest = settled((jnp.where(index < 0, -1, index // below), index % below), spec.exported)
         sums, rests = [], []
         for residue in range(stride):
-            found = phase_axis(
-                residue,
-                stride,
-                spec.window_dilation[axis],
-                spec.padding[axis][0],
-                spec.window_shape[axis],
-                y.shape[axis + 1],
-                count,
-            )
+            found = _phase(spec, axis, residue, y.shape[axis + 1])
             if found is None:
                 shape = (*y.shape[: axis + 1], count, *y.shape[axis + 2 :])
                 sums.append(jnp.zeros(shape, y.dtype))
@@ -363,7 +345,7 @@ def _scatter_by_axis(y: jax.Array, index: jax.Array, spec: PoolSpec) -> jax.Arra
             if below > 1:
                 kept = [jnp.where(w, tap[2], -1) for w, tap in zip(won, taps, strict=True)]
                 rests.append(reduce(lax.max, kept))
-        y = _settled(_interleaved(sums, axis + 1, size), spec)
+        y = settled(_interleaved(sums, axis + 1, size), spec.exported)
         if below > 1:
-            index = _settled(_interleaved(rests, axis + 1, size), spec)
+            index = settled(_interleaved(rests, axis + 1, size), spec.exported)
     return y

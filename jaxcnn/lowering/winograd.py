@@ -16,6 +16,7 @@ import functools
 import math
 from collections.abc import Sequence
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 import jax
@@ -23,15 +24,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxcnn._compat import row_major
 from jaxcnn.lowering.forms import (
     Window,
-    accumulation_dtype,
+    by_role,
     demands_highest,
-    forward_window,
-    input_by_phases,
     pad_spatial,
+    settled,
     shape_unsupported,
+    sum_dtype,
 )
 from jaxcnn.lowering.spec import ConvSpec
 
@@ -42,8 +42,8 @@ _TILES = {3: 4, 5: 4, 7: 2}
 
 _TRANSFORM, _KERNEL_TRANSFORM, _TRANSPOSED_KERNEL = 16, 30, 60
 """What a value of input and output costs for each axis on which it is transformed, in products of two channels, and
-what one of the kernel costs, or of the kernel with its channels exchanged: their time is that of memory. Fitted to 32
-layers, 7x7x512 to 224x224x64."""
+what one of the kernel costs, or of the kernel with its channels exchanged: their time is that of memory. Set by
+hand on about thirty layers, 7x7x512 to 224x224x64, on a busy machine."""
 
 _LARGEST = 32 << 20
 """Most bytes of transformed values: above, the C library's allocator returns the memory at each call and the system
@@ -62,8 +62,8 @@ def supports(spec: ConvSpec) -> str | None:
     """None, or why this convolution is not computed by tiles of fewer products."""
     if spec.role == "kernel":
         return "it is a kernel gradient"
-    if not jnp.issubdtype(accumulation_dtype(spec), jnp.floating):
-        return f"its products are {accumulation_dtype(spec)}, and transforms are of floats"
+    if not jnp.issubdtype(sum_dtype(spec), jnp.floating):
+        return f"its products are {sum_dtype(spec)}, and transforms are of floats"
     if demands_highest(spec.precision):
         return "precision HIGHEST admits only methods with direct's error"
     if spec.feature_group_count > 1:
@@ -80,20 +80,8 @@ def supports(spec: ConvSpec) -> str | None:
 def lower(lhs: jax.Array, rhs: jax.Array, spec: ConvSpec, sharding: object = None) -> jax.Array:
     """Computes the array that `spec.role` names from the two others."""
     del sharding
-    dtype = accumulation_dtype(spec)
     narrow = min(np.dtype(spec.lhs_dtype).itemsize, np.dtype(spec.rhs_dtype).itemsize) < 4
-
-    def forward(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
-        return _forward(x, kernel, window, spec.precision, narrow=narrow)
-
-    def single(a: jax.Array, b: jax.Array) -> jax.Array:
-        a, b = a.astype(dtype), b.astype(dtype)
-        if spec.role == "output":
-            return forward(a, b, forward_window(spec))
-        return input_by_phases(a, b, spec, forward)
-
-    run = single if spec.stacked is None else jax.vmap(single)
-    return run(lhs, rhs).astype(spec.out_dtype)
+    return by_role(lhs, rhs, spec, partial(_forward, precision=spec.precision, narrow=narrow))
 
 
 def pays(spec: ConvSpec) -> bool:
@@ -171,10 +159,9 @@ def _transformed_kernel(kernel: jax.Array, tile: Sequence[int]) -> jax.Array:
     return points.reshape(-1, kernel_in, features)
 
 
-def _forward(x: jax.Array, kernel: jax.Array, window: Window, precision: Any, *, narrow: bool) -> jax.Array:
+def _forward(x: jax.Array, kernel: jax.Array, window: Window, *, precision: Any, narrow: bool) -> jax.Array:
     """(N, *spatial, I), (*taps, I, O) -> (N, *outputs, O)."""
     *sizes, kernel_in, features = kernel.shape
-    settled = (lambda array: array) if window.exported else row_major
     axes = [axis for axis, taps in enumerate(sizes) if taps > 1]
     tile = {axis: 2 if narrow else _TILES[sizes[axis]] for axis in axes}
     counts = [-(-window.outputs[a] // tile[a]) if a in tile else window.outputs[a] for a in range(len(sizes))]
@@ -190,7 +177,7 @@ def _forward(x: jax.Array, kernel: jax.Array, window: Window, precision: Any, *,
         at = done + 1 + axis
         length = (counts[axis] - 1) * tile[axis] + 1
         seen = [lax.slice_in_dim(values, i, i + length, tile[axis], axis=at) for i in range(len(bt))]
-        values = settled(_combined(seen, bt, 0))
+        values = settled(_combined(seen, bt, 0), window.exported)
     number = math.prod(values.shape[: len(axes)])
     products = lax.dot_general(
         values.reshape(number, -1, kernel_in),
@@ -204,7 +191,7 @@ def _forward(x: jax.Array, kernel: jax.Array, window: Window, precision: Any, *,
         matrix, _, _ = transforms(tile[axis], sizes[axis])
         at = axes.index(axis) + 1 + axis  # of the tiles, once the points of this axis are gone
         parts = [lax.index_in_dim(result, i, axis=0, keepdims=False) for i in range(matrix.shape[1])]
-        combined = settled(_combined(parts, matrix, at + 1))
+        combined = settled(_combined(parts, matrix, at + 1), window.exported)
         shape = list(parts[0].shape)
         shape[at] *= tile[axis]
         result = combined.reshape(shape)

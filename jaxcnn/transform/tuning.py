@@ -17,6 +17,7 @@ import numpy as np
 from jaxcnn.lowering import table as tables
 from jaxcnn.lowering.table import Measurement, TuningTable
 from jaxcnn.transform.acceleration import accelerate
+from jaxcnn.transform.arguments import split
 
 if TYPE_CHECKING:
     from jaxcnn.lowering.spec import ConvSpec
@@ -83,19 +84,11 @@ def tune(f: Callable[..., Any], *args: Any, seconds: float = 30.0, progress: boo
 
 def _recorded(f: Callable[..., Any], args: tuple[Any, ...]) -> list[ConvSpec]:
     """The distinct convolutions of f for which a method is chosen, in the order in which they are lowered."""
-    leaves, structure = jax.tree.flatten(args, is_leaf=lambda leaf: leaf is None)
-    is_traced = [hasattr(leaf, "shape") and hasattr(leaf, "dtype") for leaf in leaves]
-
-    def run(*arrays: jax.Array) -> Any:
-        given = iter(arrays)
-        full = [next(given) if traced else leaf for leaf, traced in zip(leaves, is_traced, strict=True)]
-        result = f(*jax.tree.unflatten(structure, full))
-        return [leaf for leaf in jax.tree.leaves(result) if hasattr(leaf, "dtype")]
-
+    signature, arrays = split("tune", args, {})
     recorder = tables.Recorder()
     tables.activate(recorder)
     try:
-        jax.jit(run).lower(*(leaf for leaf, traced in zip(leaves, is_traced, strict=True) if traced))
+        jax.jit(signature.flat(f)).lower(*arrays)
     finally:
         tables.deactivate()
     return [spec for spec in recorder.specs if 0 not in (*spec.input_shape, *spec.kernel_shape, *spec.output_shape)]

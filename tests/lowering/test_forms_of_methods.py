@@ -40,7 +40,7 @@ def roles(x_shape: tuple[int, ...], kernel_shape: tuple[int, ...], **options: An
     x, kernel = draw(x_shape, 0), draw(kernel_shape, 1)
     y = draw(conv_spec(x, kernel, role="output", **static).output_shape, 2)
     operands = {"output": (x, kernel), "input": (y, kernel), "kernel": (x, y)}
-    return [(conv_spec(a, b, role=role, **static), a, b) for role, (a, b) in operands.items()]  # type: ignore[arg-type]
+    return [(conv_spec(a, b, role=role, **static), a, b) for role, (a, b) in operands.items()]
 
 
 def assert_equals_direct(method: Any, cases: list[tuple[ConvSpec, Any, Any]]) -> None:

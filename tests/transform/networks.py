@@ -6,10 +6,6 @@ outputs and the new statistics of batch normalisation.
 
 from __future__ import annotations
 
-import os
-
-os.environ.setdefault("KERAS_BACKEND", "jax")
-
 import jax
 import jax.numpy as jnp
 

@@ -8,7 +8,6 @@ import warnings
 import architectures
 import jax
 import jax.numpy as jnp
-import networks  # noqa: F401, tells Keras its backend
 import numpy as np
 import pytest
 from comparing import normal
