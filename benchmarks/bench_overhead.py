@@ -9,7 +9,7 @@ import jaxcnn
 
 from .bench_convolution import gradient, lax_conv
 from .bench_pooling import lax_max_pool
-from .common import Case, Comparison, array, kernel
+from .common import Case, Comparison, array, kernel, require
 
 
 class Import:
@@ -82,3 +82,18 @@ class Eager(Comparison):
         case = self.case(function)
         self.ours, self.plain, self.args = case.ours, case.plain, case.args
         jax.block_until_ready((self.ours(*self.args), self.plain(*self.args)))
+
+
+class EagerChain(Comparison):
+    """The same for a function of a chain: the call of `with_chains`, which traces it once."""
+
+    def setup(self):
+        case = self.case()
+        self.ours, self.plain, self.args = case.ours, case.plain, case.args
+        jax.block_until_ready((self.ours(*self.args), self.plain(*self.args)))
+
+    def case(self):
+        require("with_chains")
+        chained = jaxcnn.with_chains(lax_conv)
+        chain = jaxcnn.KernelChain((kernel(3, 3, 1, 1),))
+        return Case(lambda x, w: chained(x, chain), jax.jit(lax_conv), (array(1, 4, 4, 1), chain.kernels[0]))

@@ -40,6 +40,7 @@ from jaxcnn.pooling import sum_pool as sum_pool
 from jaxcnn.shapes import conv_output_shape as conv_output_shape
 from jaxcnn.shapes import pool_output_shape as pool_output_shape
 from jaxcnn.transform.acceleration import accelerate as accelerate
+from jaxcnn.transform.chained import with_chains as with_chains
 from jaxcnn.transform.rows import Row as Row
 from jaxcnn.transform.summary import Summary as Summary
 from jaxcnn.transform.summary import summarize as summarize
@@ -90,6 +91,7 @@ __all__ = [
     "summarize",
     "tucker2",
     "tune",
+    "with_chains",
 ]
 
 __version__ = "0.1.0"

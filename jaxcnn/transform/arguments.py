@@ -56,6 +56,13 @@ class Signature:
     structure: Any
     statics: tuple[tuple[int, _Static], ...]
 
+    def paths(self) -> list[str]:
+        """Where each array stands in the arguments, as Python would get it from them."""
+        leaves = jax.tree.unflatten(self.structure, range(self.structure.num_leaves))
+        fixed = {index for index, _ in self.statics}
+        found = jax.tree_util.tree_flatten_with_path(leaves)[0]
+        return [_named(path) for index, (path, _) in enumerate(found) if index not in fixed]
+
     def flat(self, f: Callable[..., Any]) -> Callable[..., Outputs]:
         """f as a function of its arrays alone."""
 
@@ -73,10 +80,20 @@ class Signature:
         return flat
 
 
-def split(operation: str, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[Signature, list[Any]]:
-    """The signature of a call and its arrays."""
-    leaves, structure = jax.tree.flatten((args, kwargs))
-    positions = _static_positions(tuple(map(type, leaves)))
+def _named(path: Sequence[Any]) -> str:
+    """`argument 0['conv']['kernel']`, or `name=['conv']['kernel']` of a keyword argument."""
+    kind, first, *rest = path
+    keyword = kind.idx == 1
+    start = f"{first.key}=" if keyword else f"argument {first.idx}"
+    return start + jax.tree_util.keystr(tuple(rest))
+
+
+def split(
+    operation: str, args: Sequence[Any], kwargs: dict[str, Any], kinds: tuple[type, ...] = ()
+) -> tuple[Signature, list[Any]]:
+    """The signature of a call and its arrays; objects of the further `kinds` count as arrays."""
+    leaves, structure = jax.tree.flatten((args, kwargs), is_leaf=lambda node: isinstance(node, kinds))
+    positions = _static_positions(tuple(jax.Array if isinstance(leaf, kinds) else type(leaf) for leaf in leaves))
     if not positions:
         return Signature(structure, ()), leaves
     statics = tuple((index, _Static(operation, leaves[index])) for index in positions)

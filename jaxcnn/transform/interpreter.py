@@ -39,6 +39,21 @@ def is_jaxpr(value: Any) -> bool:
     return hasattr(opened(value), "eqns")
 
 
+def loop_parts(equation: JaxprEqn, operands: Sequence[Any]) -> tuple[list[Any], list[Any], list[Any]]:
+    """The operands of a scan, or what is known of them: constants, carry, and what it takes slices of."""
+    # How JAX tells them apart differs by release; slices and stacked results have one axis more outside than inside.
+    inner = opened(equation.params["jaxpr"])
+    slicing = sum(_ndim(a) > _ndim(b) for a, b in zip(equation.invars, inner.invars, strict=True))
+    stacking = sum(_ndim(a) > _ndim(b) for a, b in zip(equation.outvars, inner.outvars, strict=True))
+    last = len(operands) - slicing
+    first = last - (len(equation.outvars) - stacking)
+    return list(operands[:first]), list(operands[first:last]), list(operands[last:])
+
+
+def _ndim(atom: Any) -> int:
+    return len(getattr(atom.aval, "shape", ()))
+
+
 def in_place_of(equation: JaxprEqn) -> Any:
     """A context in which everything bound carries the equation's name stack and source line."""
     info = equation.source_info

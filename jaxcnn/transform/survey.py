@@ -11,7 +11,7 @@ from jax.extend.core import primitives as lax_primitives
 
 from jaxcnn.transform.description import Place, row_of
 from jaxcnn.transform.fields import Value, argument, through
-from jaxcnn.transform.interpreter import held_jaxprs, is_entered, opened
+from jaxcnn.transform.interpreter import held_jaxprs, is_entered, loop_parts, opened
 from jaxcnn.transform.rows import Row
 
 _LONGEST_LOOP = 1000
@@ -87,15 +87,8 @@ class _Walk:
     def _scan(self, equation: JaxprEqn, operands: list[Value], place: Place) -> tuple[list[Row], list[Value]]:
         params = equation.params
         length, body = params["length"], params["jaxpr"]
-        # How JAX tells constants, carry and slices apart differs by release; slices and stacked results have one axis
-        # more outside than inside.
-        inner = opened(body)
-        slicing = [_ndim(a) > _ndim(b) for a, b in zip(equation.invars, inner.invars, strict=True)]
-        stacking = [_ndim(a) > _ndim(b) for a, b in zip(equation.outvars, inner.outvars, strict=True)]
-        last = len(slicing) - sum(slicing)
-        first = last - (len(stacking) - sum(stacking))
-        constants, carry = operands[:first], operands[first:last]
-        slices = [Value(value.axes[1:], value.image, value.copies * length) for value in operands[last:]]
+        constants, carry, scanned = loop_parts(equation, operands)
+        slices = [Value(value.axes[1:], value.image, value.copies * length) for value in scanned]
         rows: list[Row] = []
         results = [*carry]
         for step in range(min(length, _LONGEST_LOOP)):

@@ -1,0 +1,319 @@
+"""The walk that carries chains from a function's parameters to its convolutions, through what only moves values about.
+
+A chain is computed with where a convolution takes it for its kernel. Where anything else would take it, there is an
+error, or the dense kernel in its place.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.extend import source_info_util
+from jax.extend.core import JaxprEqn, Primitive
+from jax.extend.core import primitives as lax_primitives
+from jax.extend.core.primitives import conv_general_dilated_p
+
+from jaxcnn._compat import example
+from jaxcnn.chain import KernelChain
+from jaxcnn.convolution import conv
+from jaxcnn.primitives import conv_p
+from jaxcnn.transform.convolutions import avals
+from jaxcnn.transform.interpreter import Rule, Walker, bind_as_it_was, held_jaxprs, loop_parts
+from jaxcnn.transform.placement import Placement, use_of
+from jaxcnn.transform.views import View, moved
+
+
+class ChainError(ValueError):
+    """A chain reached an operation that takes no chain."""
+
+
+@jax.tree_util.register_pytree_node_class
+@dataclasses.dataclass(frozen=True)
+class Carried:
+    """A chain on its way from a parameter to a convolution.
+
+    Args:
+      chain: the chain; its links have an axis in front for each axis of the parameter that numbers kernels and of which
+        no index was taken yet.
+      view: what was done to the parameter so far.
+      placement: where the kernel lies in the parameter.
+      path: the parameter's, for errors.
+    """
+
+    chain: KernelChain
+    view: View
+    placement: Placement
+    path: str
+
+    def tree_flatten(self) -> tuple[Any, Any]:
+        """The chain, and what is known of it."""
+        return (self.chain,), (self.view, self.placement, self.path)
+
+    @classmethod
+    def tree_unflatten(cls, known: Any, children: Any) -> Carried:
+        """The inverse of `tree_flatten`."""
+        return cls(*children, *known)
+
+    @property
+    def stacks(self) -> int:
+        """Axes in front of the links."""
+        return len(self.placement.stack) - len(self.view.sliced)
+
+    def of_links(self, function: Callable[[jax.Array], jax.Array], **changes: Any) -> Carried:
+        """The same with a function of each link."""
+        kernels = tuple(map(function, self.chain.kernels))
+        chain = KernelChain.tree_unflatten(self.chain.feature_group_counts, kernels)
+        return dataclasses.replace(self, chain=chain, **changes)
+
+    def one(self, axis: int, take: Callable[[jax.Array], jax.Array] | None) -> Carried | None:
+        """One index of an axis of the array, which stays with size 1; None if it numbers no kernels.
+
+        `take` gets it from a link, whose first axis it is; None if the links have lost theirs already.
+        """
+        view = self.view.without(axis)
+        # An index of a second such axis is of the links' first axis only if the first one is gone.
+        if view is None or view.sliced != self.placement.stack[: len(view.sliced)]:
+            return None
+        return dataclasses.replace(self, view=view) if take is None else self.of_links(take, view=view)
+
+    def slice(self) -> Carried | None:
+        """What is left inside a loop over the array's first axis; None if it numbers no kernels."""
+        found = self.one(0, None)
+        return None if found is None else dataclasses.replace(found, view=found.view.leaving(0))
+
+    def array(self) -> jax.Array:
+        """The array for which it stands."""
+        dense: Callable[[KernelChain], jax.Array] = KernelChain.dense
+        for _ in range(self.stacks):
+            dense = jax.vmap(dense)
+        parameter = self.placement.parameter(dense(self.chain), self.view.sliced)
+        return self.view.of(parameter)
+
+
+@dataclasses.dataclass(frozen=True)
+class Carrier(Walker):
+    """A walker for values of which some are chains.
+
+    Args:
+      materialize: whether what takes no chain gets the dense kernel instead of an error.
+    """
+
+    rules: Mapping[Primitive, Rule] = dataclasses.field(default_factory=dict)
+    materialize: bool = False
+    _spread: dict[int, tuple[Any, Any, Any]] = dataclasses.field(default_factory=dict, repr=False)
+
+    def _results(self, equation: JaxprEqn, operands: list[Any]) -> Sequence[Any]:
+        carried = [position for position, operand in enumerate(operands) if isinstance(operand, Carried)]
+        if not carried:
+            results = bind_as_it_was(equation, operands)
+            if equation.primitive is lax_primitives.broadcast_in_dim_p:
+                # What it was, and the result too, so that its id stays its own.
+                self._spread[id(results[0])] = results[0], operands[0], equation.params["broadcast_dimensions"]
+            return results
+        descend = _DESCENTS.get(equation.primitive)
+        if descend is not None:
+            return descend(self, equation, operands)
+        result = self._one_result(equation, operands, carried[0]) if len(carried) == 1 else None
+        if result is not None:
+            return [result]
+        return bind_as_it_was(equation, [self.array(operand, equation) for operand in operands])
+
+    def array(self, value: Any, equation: JaxprEqn | None = None) -> Any:
+        """An array as it is; for a chain the dense one, or an error, since the equation takes no chain."""
+        if not isinstance(value, Carried):
+            return value
+        if self.materialize:
+            return value.array()
+        if equation is None:
+            what = "is returned as something else than it was"
+        else:
+            line = source_info_util.summarize(equation.source_info)
+            what = f"reaches {equation.primitive}" + (f" at {line}" if line else "")
+        raise ChainError(
+            f"with_chains: the chain in place of {value.path} (a kernel {value.placement.kernel_shape}) {what}, which "
+            "takes arrays only; with_chains(f, materialize=True) gives it the dense kernel"
+        )
+
+    def _one_result(self, equation: JaxprEqn, operands: list[Any], position: int) -> Any | None:
+        """The result of an equation of whose operands one is a chain; None if it takes no chain."""
+        carried: Carried = operands[position]
+        primitive, params = equation.primitive, equation.params
+        if primitive is conv_p or primitive is conv_general_dilated_p:
+            use = use_of(equation, carried.view) if position == 1 else None
+            links = None if use is None else use.links(carried.chain, carried.placement)
+            return None if links is None else convolved(equation, operands[0], links)
+        if primitive is lax_primitives.neg_p:
+            return _scaled(carried, jnp.full((1,) * len(carried.view.axes), -1, carried.chain.dtype))
+        if primitive is lax_primitives.mul_p:
+            return _scaled(carried, self._factor(operands[1 - position], carried))
+        if primitive is lax_primitives.div_p and position == 0:
+            return _scaled(carried, 1 / self._factor(operands[1], carried))
+        if primitive is lax_primitives.slice_p or primitive is lax_primitives.dynamic_slice_p:
+            return _index(equation, operands)
+        view = moved(equation, carried.view)
+        if view is None:
+            return None
+        if primitive is lax_primitives.convert_element_type_p:
+            dtype = params["new_dtype"]
+            return carried.of_links(lambda link: link.astype(dtype)) if jnp.issubdtype(dtype, jnp.inexact) else None
+        if primitive is lax_primitives.stop_gradient_p:
+            return carried.of_links(lax.stop_gradient)
+        return dataclasses.replace(carried, view=view)
+
+    def _factor(self, factor: Any, carried: Carried) -> jax.Array:
+        """A factor with as many axes as the array, of size 1 where it was broadcast."""
+        shape = [1] * len(carried.view.axes)
+        _, spread, places = self._spread.get(id(factor), (None, factor, range(np.ndim(factor))))
+        for place, size in zip(places, np.shape(spread), strict=True):
+            shape[place] = size
+        return jnp.reshape(spread, shape)
+
+
+def _scaled(carried: Carried, factor: jax.Array) -> Carried | None:
+    """The chain with a factor taken into its last link; None unless it is one number for each output feature."""
+    # Which output feature each value of the array belongs to, and which value of the factor it is multiplied with.
+    placement, view = carried.placement, dataclasses.replace(carried.view, flipped=frozenset())
+    stack = [placement.shape[axis] for axis in placement.stack if axis not in view.sliced]
+    kernel_shape = (*stack, *placement.kernel_shape)
+    numbered = np.broadcast_to(np.arange(kernel_shape[-1]), kernel_shape)
+    features = np.asarray(view.of(placement.parameter(numbered, view.sliced)))
+    numbers = np.broadcast_to(np.arange(factor.size).reshape(factor.shape), features.shape)
+    number = np.zeros(kernel_shape[-1], int)
+    number[features] = numbers
+    if (number[features] != numbers).any():
+        return None
+    *links, last = carried.chain.kernels
+    kernels = (*links, last * factor.reshape(-1)[number].astype(last.dtype))
+    chain = KernelChain.tree_unflatten(carried.chain.feature_group_counts, kernels)
+    return dataclasses.replace(carried, chain=chain)
+
+
+def _index(equation: JaxprEqn, operands: Sequence[Any]) -> Carried | None:
+    """One of stacked chains, of a slice of length 1 along the axis that numbers them; None for any other slice."""
+    carried, *starts = operands
+    sizes, params = carried.view.sizes, equation.params
+    kept = avals(equation)[-1].shape
+    if not starts:
+        starts = params["start_indices"]
+    axes = [axis for axis, (size, own) in enumerate(zip(kept, sizes, strict=True)) if size != own]
+    if len(axes) != 1 or kept[axes[0]] != 1 or params.get("strides") is not None:
+        return None
+    start = starts[axes[0]]
+    return carried.one(axes[0], lambda link: lax.dynamic_index_in_dim(link, start, keepdims=False))
+
+
+def convolved(equation: JaxprEqn, x: jax.Array, chain: KernelChain) -> jax.Array:
+    """The result of an equation that is a convolution of x, with a chain for its kernel."""
+    params, out = equation.params, avals(equation)[-1]
+    options = {name: params[name] for name in ("feature_group_count", "precision", "preferred_element_type")}
+    options["preferred_element_type"] = out.dtype
+    if equation.primitive is conv_p:
+        for name in ("strides", "padding", "input_dilation", "kernel_dilation"):
+            options[name] = params[name]
+        if params["role"] == "output":
+            return conv(x, chain, **options)
+        # From outputs to inputs: the transpose of the convolution, which is linear in its image.
+        options["preferred_element_type"] = None
+        image = example(out.shape, out.dtype, None, x)
+        (result,) = jax.linear_transpose(lambda image: conv(image, chain, **options), image)(x)
+        return result
+    numbers = params["dimension_numbers"]
+    (n, c, *spatial), (out_n, out_c, *out_spatial) = numbers.lhs_spec, numbers.out_spec
+    result = conv(
+        x.transpose(n, *spatial, c),
+        chain,
+        strides=params["window_strides"],
+        padding=tuple(params["padding"]),
+        input_dilation=params["lhs_dilation"],
+        kernel_dilation=params["rhs_dilation"],
+        **options,
+    )
+    return result.transpose(np.argsort((out_n, *out_spatial, out_c)))
+
+
+# Descents into what holds jaxprs. Each is made again by JAX's own functions, for which a chain is a pytree.
+
+
+def _inlined(walker: Carrier, equation: JaxprEqn, operands: list[Any]) -> list[Any]:
+    (jaxpr,) = held_jaxprs(equation)
+    return walker.evaluate(jaxpr, getattr(jaxpr, "consts", ()), *operands)
+
+
+def _into_remat(walker: Carrier, equation: JaxprEqn, operands: list[Any]) -> list[Any]:
+    params = equation.params
+    run = jax.checkpoint(
+        partial(walker.evaluate, params["jaxpr"], ()), prevent_cse=params["prevent_cse"], policy=params["policy"]
+    )
+    return run(*operands)
+
+
+def _typed(variables: Sequence[Any], values: Sequence[Any]) -> list[Any]:
+    """Values that are no chains as arrays of their variables' dtypes."""
+    return [
+        value if isinstance(value, Carried) else jnp.asarray(value, variable.aval.dtype)
+        for variable, value in zip(variables, values, strict=True)
+    ]
+
+
+def _into_scan(walker: Carrier, equation: JaxprEqn, operands: list[Any]) -> list[Any]:
+    params, body = equation.params, equation.params["jaxpr"]
+    constants, carry, slices = loop_parts(equation, operands)
+    carry = _typed(equation.invars[len(constants) :][: len(carry)], carry)
+    # The chain of a whole stack, whose links `scan` slices, is the chain of one of its kernels inside.
+    slices = [walker.array(s, equation) if isinstance(s, Carried) and s.slice() is None else s for s in slices]
+
+    def step(carry: list[Any], slices: list[Any]) -> tuple[list[Any], list[Any]]:
+        inner = [s.slice() if isinstance(s, Carried) else s for s in slices]
+        results = walker.evaluate(body, body.consts, *constants, *carry, *inner)
+        after, stacked = results[: len(carry)], results[len(carry) :]
+        after = [
+            new if isinstance(old, Carried) else walker.array(new, equation)
+            for old, new in zip(carry, after, strict=True)
+        ]
+        return after, [walker.array(value, equation) for value in stacked]
+
+    options = {name: params[name] for name in ("length", "reverse", "unroll")}
+    after, stacked = lax.scan(step, carry, slices, **options)
+    return [*after, *stacked]
+
+
+def _into_while(walker: Carrier, equation: JaxprEqn, operands: list[Any]) -> list[Any]:
+    params = equation.params
+    first, last = params["cond_nconsts"], params["cond_nconsts"] + params["body_nconsts"]
+    tested, constants, carry = operands[:first], operands[first:last], operands[last:]
+    test, body = params["cond_jaxpr"], params["body_jaxpr"]
+    return lax.while_loop(
+        lambda carry: walker.evaluate(test, test.consts, *tested, *carry)[0],
+        lambda carry: walker.evaluate(body, body.consts, *constants, *carry),
+        _typed(equation.invars[last:], carry),
+    )
+
+
+def _into_cond(walker: Carrier, equation: JaxprEqn, operands: list[Any]) -> list[Any]:
+    index, *arguments = operands
+
+    def run(branch: Any, *arguments: Any) -> list[Any]:
+        results = walker.evaluate(branch, branch.consts, *arguments)
+        return [walker.array(value, equation) for value in results]
+
+    branches = [partial(run, branch) for branch in equation.params["branches"]]
+    return lax.switch(index, branches, *arguments)
+
+
+_DESCENTS: dict[Primitive, Callable[[Carrier, JaxprEqn, list[Any]], list[Any]]] = {
+    lax_primitives.jit_p: _inlined,
+    lax_primitives.closed_call_p: _inlined,
+    lax_primitives.custom_jvp_call_p: _inlined,
+    lax_primitives.custom_vjp_call_p: _inlined,
+    lax_primitives.remat_p: _into_remat,
+    lax_primitives.scan_p: _into_scan,
+    lax_primitives.while_p: _into_while,
+    lax_primitives.cond_p: _into_cond,
+}

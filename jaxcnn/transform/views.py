@@ -1,0 +1,150 @@
+"""How an array lies in the parameter that it came from: what transpositions, reshapes and slices made of its axes."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Sequence
+
+import jax
+from jax import lax
+from jax.extend.core import JaxprEqn
+from jax.extend.core import primitives as lax_primitives
+
+Ints = tuple[int, ...]
+Factor = tuple[int, int, int]
+"""(axis, step, size): of an axis of the parameter, `size` indices that are `step` apart."""
+Factors = tuple[Factor, ...]
+
+
+def factors_of(axis: int, size: int) -> Factors:
+    """A whole axis of the parameter; nothing for one of size 1, which may stand anywhere."""
+    return ((axis, 1, size),) if size > 1 else ()
+
+
+def size_of(factors: Factors) -> int:
+    """The size of an axis made of factors."""
+    return math.prod(size for _, _, size in factors)
+
+
+def merged(factors: Iterable[Factor]) -> Factors:
+    """The factors of an axis with neighbours joined that are parts of one axis of the parameter, in its order."""
+    found: list[Factor] = []
+    for axis, step, size in factors:
+        if found and found[-1][0] == axis and found[-1][1] == step * size:
+            found[-1] = axis, step, found[-1][2] * size
+        else:
+            found.append((axis, step, size))
+    return tuple(found)
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """An array made of a parameter by moving its values about.
+
+    Args:
+      shape: of the parameter.
+      axes: for each axis of the array, the factors of the parameter's axes that it runs through, the slowest first.
+      flipped: axes of the parameter that are reversed.
+      sliced: axes of the parameter of which only one index is left, in the order in which they went.
+    """
+
+    shape: Ints
+    axes: tuple[Factors, ...]
+    flipped: frozenset[int] = frozenset()
+    sliced: Ints = ()
+
+    @classmethod
+    def whole(cls, shape: Sequence[int]) -> View:
+        """The parameter itself."""
+        return cls(tuple(shape), tuple(factors_of(axis, size) for axis, size in enumerate(shape)))
+
+    @property
+    def sizes(self) -> Ints:
+        """The array's shape."""
+        return tuple(map(size_of, self.axes))
+
+    def without(self, axis: int) -> View | None:
+        """One index of an axis of the array, which stays with size 1; None unless it is an axis of the parameter."""
+        whole = self._whole_axis(self.axes[axis])
+        if whole is None or whole in self.flipped:
+            return None
+        return dataclasses.replace(
+            self, axes=(*self.axes[:axis], (), *self.axes[axis + 1 :]), sliced=(*self.sliced, whole)
+        )
+
+    def leaving(self, axis: int) -> View:
+        """The array without an axis of size 1."""
+        return dataclasses.replace(self, axes=(*self.axes[:axis], *self.axes[axis + 1 :]))
+
+    def _whole_axis(self, factors: Factors) -> int | None:
+        if len(factors) == 1 and factors[0][1:] == (1, self.shape[factors[0][0]]):
+            return factors[0][0]
+        return None
+
+    def reversed(self, axes: Iterable[int]) -> View | None:
+        """The array with axes reversed."""
+        flipped = self.flipped
+        for axis in axes:
+            for factor in self.axes[axis]:
+                own = self._whole_axis((factor,))
+                if own is None:
+                    return None
+                flipped ^= {own}
+        return dataclasses.replace(self, flipped=flipped)
+
+    def reshaped(self, sizes: Sequence[int]) -> View | None:
+        """The array reshaped; None where an axis would run through a part of a factor that is no factor itself."""
+        left = [factor for factors in self.axes for factor in factors]
+        axes = []
+        for size in sizes:
+            own: list[Factor] = []
+            while size > 1:
+                if not left:
+                    return None
+                axis, step, length = left.pop(0)
+                taken = math.gcd(size, length)
+                if taken != min(size, length):
+                    return None
+                if taken < length:
+                    left.insert(0, (axis, step, length // taken))
+                own.append((axis, step * (length // taken), taken))
+                size //= taken
+            axes.append(merged(own))
+        return None if left else dataclasses.replace(self, axes=tuple(axes))
+
+    def of(self, parameter: jax.Array) -> jax.Array:
+        """The array, made of the parameter without its sliced axes (each left with size 1)."""
+        used = sorted({factor for factors in self.axes for factor in factors}, key=lambda f: (f[0], -f[1]))
+        order = {factor: position for position, factor in enumerate(used)}
+        value = lax.rev(parameter, sorted(self.flipped)) if self.flipped else parameter
+        value = value.reshape([size for _, _, size in used])
+        value = value.transpose([order[factor] for factors in self.axes for factor in factors])
+        return value.reshape(self.sizes)
+
+
+_UNMOVED = (lax_primitives.convert_element_type_p, lax_primitives.copy_p, lax_primitives.stop_gradient_p)
+
+
+def moved(equation: JaxprEqn, view: View) -> View | None:
+    """The view that an equation makes of one, if it only moves values about or casts them; else None."""
+    primitive, params = equation.primitive, equation.params
+    if primitive in _UNMOVED:
+        return view
+    if primitive is lax_primitives.transpose_p:
+        return dataclasses.replace(view, axes=tuple(view.axes[axis] for axis in params["permutation"]))
+    if primitive is lax_primitives.rev_p:
+        return view.reversed(params["dimensions"])
+    if primitive is lax_primitives.reshape_p and params["dimensions"] is None:
+        return view.reshaped(params["new_sizes"])
+    if primitive is lax_primitives.squeeze_p:
+        gone = {axis % len(view.axes) for axis in params["dimensions"]}
+        return dataclasses.replace(
+            view, axes=tuple(factors for axis, factors in enumerate(view.axes) if axis not in gone)
+        )
+    if primitive is lax_primitives.broadcast_in_dim_p and math.prod(params["shape"]) == math.prod(view.sizes):
+        axes: list[Factors] = [()] * len(params["shape"])
+        for axis, place in enumerate(params["broadcast_dimensions"]):
+            axes[place] = view.axes[axis]
+        return dataclasses.replace(view, axes=tuple(axes))
+    return None
