@@ -87,6 +87,8 @@ class Eager(Comparison):
 class EagerChain(Comparison):
     """The same for a function of a chain: the call of `with_chains`, which traces it once."""
 
+    param_names: ClassVar = []
+
     def setup(self):
         case = self.case()
         self.ours, self.plain, self.args = case.ours, case.plain, case.args
