@@ -41,7 +41,12 @@ from jaxcnn.shapes import conv_output_shape as conv_output_shape
 from jaxcnn.shapes import pool_output_shape as pool_output_shape
 from jaxcnn.transform.acceleration import accelerate as accelerate
 from jaxcnn.transform.chained import with_chains as with_chains
+from jaxcnn.transform.report import LayerReport as LayerReport
+from jaxcnn.transform.report import Report as Report
 from jaxcnn.transform.rows import Row as Row
+from jaxcnn.transform.substitution import Substitution as Substitution
+from jaxcnn.transform.substitution import TradeOff as TradeOff
+from jaxcnn.transform.substitution import substitute as substitute
 from jaxcnn.transform.summary import Summary as Summary
 from jaxcnn.transform.summary import summarize as summarize
 from jaxcnn.transform.tuning import tune as tune
@@ -51,9 +56,13 @@ __all__ = [
     "Curve",
     "KernelChain",
     "Layer",
+    "LayerReport",
     "ReceptiveField",
+    "Report",
     "Row",
+    "Substitution",
     "Summary",
+    "TradeOff",
     "TuningTable",
     "accelerate",
     "adaptive_avg_pool",
@@ -87,6 +96,7 @@ __all__ = [
     "separable",
     "split",
     "stack",
+    "substitute",
     "sum_pool",
     "summarize",
     "tucker2",

@@ -47,7 +47,7 @@ TRANSFORM = ["transform(\\..*)?", *FACTORIZATION]
 ROOMS = {
     r"__init__": TRANSFORM,
     r"(cli|__main__|demo(\..*)?)": ["public", "cli", "drawing", "demo(\\..*)?"],
-    r"drawing": ["public"],
+    r"drawing(\..*)?": ["public", "drawing(\\..*)?"],
     r"transform(\..*)?": TRANSFORM,
     r"factorization(\..*)?": FACTORIZATION,
     r"(_?(convolution|pooling)|adaptive_pooling)": FUNCTIONS_ROOM,
@@ -123,6 +123,8 @@ def test_siblings_have_the_same_options_and_defaults():
     assert set(defaults.pop("padding")) == {"SAME", "VALID"}
     # Whether there is one, for a cost; the numbers, for what is folded into it.
     assert defaults.pop("bias") == {False: ["conv_cost"], None: ["fold_scale"]}
+    # Measuring takes long by its nature.
+    assert defaults.pop("progress") == {True: ["tune"], False: ["substitute"]}
     for option, by_default in defaults.items():
         assert len(by_default) == 1, f"{option}: {by_default}"
 

@@ -31,10 +31,14 @@ CLASSES = [
 
 NOT_MEASURED = {
     "Curve": "a record",
+    "LayerReport": "a row of a report",
     "Layer": "arithmetic on integers",
     "ReceptiveField": "arithmetic on integers",
+    "Report": "what substitute says of its result",
     "Row": "a row of what summarize returns",
+    "Substitution": "what substitute returns",
     "Summary": "what summarize returns",
+    "TradeOff": "a record",
     "TuningTable": "what tune returns",
     "conv_output_shape": "arithmetic on integers",
     "pool_output_shape": "arithmetic on integers",

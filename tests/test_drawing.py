@@ -4,13 +4,14 @@ import subprocess
 import sys
 
 import jax.numpy as jnp
+import matplotlib
 import numpy as np
 import pytest
 
 pytest.importorskip("matplotlib")
 
-from jaxcnn import Curve, Layer, conv_output_shape, drawing, extract_patches
-from jaxcnn.drawing import draw_arrays, draw_convolution, draw_curves, draw_receptive_field
+from jaxcnn import Curve, Layer, TradeOff, conv_output_shape, extract_patches
+from jaxcnn.drawing import arithmetic, draw_arrays, draw_convolution, draw_curves, draw_receptive_field, draw_tradeoff
 
 CASES = [(6, 3, 2, 1), (7, 3, 2, 1), (6, 2, 3, 1), (7, 3, 3, 2), (6, 3, 1, 2)]  # size, window, stride, dilation
 PADDINGS = ["VALID", "SAME", "same_lower", 0, 2, (1, 0), ((2, 1), (0, 3)), ((-1, 0), (0, -2))]
@@ -28,7 +29,7 @@ def outlines(figure):
         if patch.get_linewidth() > 2:
             x, y = patch.get_xy()
             place = (round(float(y), 1), round(float(x), 1), round(patch.get_height(), 1), round(patch.get_width(), 1))
-            colour = drawing.matplotlib.colors.to_hex(patch.get_edgecolor())
+            colour = matplotlib.colors.to_hex(patch.get_edgecolor())
             found.setdefault(colour, []).append(place)
     return found
 
@@ -40,7 +41,7 @@ def test_padding_is_what_the_library_pads(padding):
         taps, gaps = (window, 2), (dilation, 1)
         outputs = conv_output_shape((size, 5, 1), (*taps, 1, 1), kernel_dilation=gaps, **options)[:2]
         extents = tuple((k - 1) * d + 1 for k, d in zip(taps, gaps, strict=True))
-        (low, high), (left, right) = drawing._resolved_padding((size, 5), outputs, extents, options)
+        (low, high), (left, right) = arithmetic._resolved_padding((size, 5), outputs, extents, options)
         # An image of the numbers from 1 shows where each window stands; padding reads 0.
         image = jnp.arange(1, size * 5 + 1).reshape(size, 5, 1)
         read = np.asarray(extract_patches(image, taps, window_dilation=gaps, **options)).reshape(*outputs, *taps)
@@ -54,12 +55,12 @@ def test_padding_is_what_the_library_pads(padding):
 
 
 def test_causal_padding_is_all_before():
-    assert drawing._resolved_padding((8,), (8,), (3,), {"padding": "causal", "strides": (1,)}) == [(2, 0)]
+    assert arithmetic._resolved_padding((8,), (8,), (3,), {"padding": "causal", "strides": (1,)}) == [(2, 0)]
 
 
 def test_three_windows_and_their_outputs():
     figure = draw_convolution((5, 5), (3, 3), strides=2, padding="SAME")
-    first, second, last = drawing.WINDOWS
+    first, second, last = arithmetic.WINDOWS
     found = outlines(figure)
     assert set(found) == {first, second, last}
     (top, left, height, width), _ = found[first]
@@ -84,7 +85,7 @@ def test_one_axis_is_one_row():
 
 
 def test_a_single_output_has_one_window():
-    assert set(outlines(draw_convolution((3, 3), (3, 3)))) == {drawing.WINDOWS[0]}
+    assert set(outlines(draw_convolution((3, 3), (3, 3)))) == {arithmetic.WINDOWS[0]}
 
 
 def test_receptive_field_says_what_each_layer_sees():
@@ -101,6 +102,12 @@ def test_arrays_in_a_row():
 
 def test_large_arrays_have_no_numbers():
     assert texts(draw_arrays(np.ones((20, 20)))) == [""]
+
+
+def test_a_tradeoff_is_a_line_of_speedups_and_errors_with_shares():
+    axes = draw_tradeoff(TradeOff(((0.5, 1.6, 0.02), (0.25, 2.9, 0.06)))).axes[0]
+    assert [line.get_xydata().tolist() for line in axes.lines] == [[[1.6, 0.02], [2.9, 0.06]]]
+    assert [text.get_text() for text in axes.texts] == ["0.5 of the MACs", "0.25 of the MACs"]
 
 
 def test_curves_are_lines_of_shares_and_errors():
@@ -134,6 +141,7 @@ def test_the_same_call_gives_the_same_file(ending, tmp_path):
         (lambda: draw_receptive_field([]), "layers must be one or more `Layer`s in a row, got []"),
         (lambda: draw_receptive_field([[[], []]]), "layers must be one or more `Layer`s in a row"),
         (draw_curves, "there must be at least one curve"),
+        (draw_tradeoff, "there must be at least one curve"),
         (lambda: draw_arrays("="), "there must be arrays of one or two axes, got shapes []"),
         (lambda: draw_arrays(np.ones((2, 2, 2))), "got shapes [(2, 2, 2)]"),
     ],

@@ -63,18 +63,22 @@ class Signature:
         found = jax.tree_util.tree_flatten_with_path(leaves)[0]
         return [_named(path) for index, (path, _) in enumerate(found) if index not in fixed]
 
+    def unflatten(self, arrays: Sequence[Any]) -> Any:
+        """The positional and keyword arguments with these arrays."""
+        values: list[Any] = [None] * self.structure.num_leaves
+        for index, static in self.statics:
+            values[index] = static.value
+        fixed = {index for index, _ in self.statics}
+        places = (index for index in range(len(values)) if index not in fixed)
+        for index, array in zip(places, arrays, strict=True):
+            values[index] = array
+        return jax.tree.unflatten(self.structure, values)
+
     def flat(self, f: Callable[..., Any]) -> Callable[..., Outputs]:
         """f as a function of its arrays alone."""
 
         def flat(*arrays: Any) -> Outputs:
-            values: list[Any] = [None] * self.structure.num_leaves
-            for index, static in self.statics:
-                values[index] = static.value
-            fixed = {index for index, _ in self.statics}
-            places = (index for index in range(len(values)) if index not in fixed)
-            for index, array in zip(places, arrays, strict=True):
-                values[index] = array
-            args, kwargs = jax.tree.unflatten(self.structure, values)
+            args, kwargs = self.unflatten(arrays)
             return Outputs.of(f(*args, **kwargs))
 
         return flat

@@ -20,12 +20,11 @@ from jax.extend.core import JaxprEqn, Primitive
 from jax.extend.core import primitives as lax_primitives
 from jax.extend.core.primitives import conv_general_dilated_p
 
-from jaxcnn._compat import example
 from jaxcnn.chain import KernelChain
-from jaxcnn.convolution import conv
 from jaxcnn.primitives import conv_p
 from jaxcnn.transform.convolutions import avals
 from jaxcnn.transform.interpreter import Rule, Walker, bind_as_it_was, held_jaxprs, loop_parts
+from jaxcnn.transform.linked import convolved
 from jaxcnn.transform.placement import Placement, use_of
 from jaxcnn.transform.views import View, moved
 
@@ -207,35 +206,6 @@ def _index(equation: JaxprEqn, operands: Sequence[Any]) -> Carried | None:
         return None
     start = starts[axes[0]]
     return carried.one(axes[0], lambda link: lax.dynamic_index_in_dim(link, start, keepdims=False))
-
-
-def convolved(equation: JaxprEqn, x: jax.Array, chain: KernelChain) -> jax.Array:
-    """The result of an equation that is a convolution of x, with a chain for its kernel."""
-    params, out = equation.params, avals(equation)[-1]
-    options = {name: params[name] for name in ("feature_group_count", "precision", "preferred_element_type")}
-    options["preferred_element_type"] = out.dtype
-    if equation.primitive is conv_p:
-        for name in ("strides", "padding", "input_dilation", "kernel_dilation"):
-            options[name] = params[name]
-        if params["role"] == "output":
-            return conv(x, chain, **options)
-        # From outputs to inputs: the transpose of the convolution, which is linear in its image.
-        options["preferred_element_type"] = None
-        image = example(out.shape, out.dtype, None, x)
-        (result,) = jax.linear_transpose(lambda image: conv(image, chain, **options), image)(x)
-        return result
-    numbers = params["dimension_numbers"]
-    (n, c, *spatial), (out_n, out_c, *out_spatial) = numbers.lhs_spec, numbers.out_spec
-    result = conv(
-        x.transpose(n, *spatial, c),
-        chain,
-        strides=params["window_strides"],
-        padding=tuple(params["padding"]),
-        input_dilation=params["lhs_dilation"],
-        kernel_dilation=params["rhs_dilation"],
-        **options,
-    )
-    return result.transpose(np.argsort((out_n, *out_spatial, out_c)))
 
 
 # Descents into what holds jaxprs. Each is made again by JAX's own functions, for which a chain is a pytree.

@@ -79,7 +79,7 @@ def _convolution_row(
     spec = found.spec
     kernel = operands[1]
     params = 0 if spec.role == "kernel" or kernel.image else math.prod(spec.kernel_shape) * kernel.copies
-    macs, valid = _macs(spec)
+    macs, valid = macs_of(spec)
     if convolution(equation) is None:
         method, reason = "direct", "left to XLA: only it takes these operands"
     else:
@@ -104,7 +104,7 @@ def _convolution_row(
     return row, result
 
 
-def _macs(spec: ConvSpec) -> tuple[int, int]:
+def macs_of(spec: ConvSpec) -> tuple[int, int]:
     """MACs of the formula, and those whose tap falls on a pixel."""
     products = spec.output_shape[0] * math.prod(spec.kernel_shape[-2:]) * (spec.stacked or 1)
     hits = (

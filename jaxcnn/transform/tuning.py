@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from functools import partial
 from importlib import metadata
 from itertools import chain
@@ -18,6 +16,7 @@ from jaxcnn.lowering import table as tables
 from jaxcnn.lowering.table import Measurement, TuningTable
 from jaxcnn.transform.acceleration import accelerate
 from jaxcnn.transform.arguments import split
+from jaxcnn.transform.clock import bar, medians, seconds_of
 
 if TYPE_CHECKING:
     from jaxcnn.lowering.spec import ConvSpec
@@ -28,11 +27,6 @@ _HOPELESS = 4.0
 """A method whose second call takes this many times as long as the best so far is measured no further."""
 _LARGEST_PROGRAM = 1000
 """Most equations of a program that is compiled only to be measured: 700 take XLA half a second, 1800 seven seconds."""
-_FEWEST_ROUNDS, _MOST_ROUNDS = 3, 25
-"""Blocks of calls for each method, of which the median is taken."""
-_BLOCK_SECONDS = 0.02
-"""Longest block aimed at, unless a single call takes longer."""
-_BAR_AFTER_SECONDS = 2.0
 
 
 def tune(f: Callable[..., Any], *args: Any, seconds: float = 30.0, progress: bool = True) -> TuningTable:
@@ -74,7 +68,7 @@ def tune(f: Callable[..., Any], *args: Any, seconds: float = 30.0, progress: boo
     device = _device()
     end = time.perf_counter() + seconds
     entries = []
-    with _bar(len(specs), progress) as advance:
+    with bar("Measuring convolutions", len(specs), progress) as advance:
         for index, spec in enumerate(specs):
             share = max(end - time.perf_counter(), 0.0) / (len(specs) - index)
             entries.append(_measured(spec, device.platform, share, advance))
@@ -115,12 +109,12 @@ def _measured(spec: ConvSpec, platform: str, seconds: float, advance: Callable[[
     for method, program in chain(needed.items(), _compilable(programs, operands, end)):
         call = partial(_run, program, operands)
         call()  # compiles
-        milliseconds[method] = 1e3 * _seconds(call, 1)
+        milliseconds[method] = 1e3 * seconds_of(call, 1)
         if milliseconds[method] <= _HOPELESS * min(milliseconds.values()):
             calls[method] = call
         advance(0)
     if len(milliseconds) > 1:
-        milliseconds |= {name: 1e3 * median for name, median in _medians(calls, end, advance).items()}
+        milliseconds |= {name: 1e3 * median for name, median in medians(calls, end, advance).items()}
     return Measurement(spec, fastest(milliseconds), tuple(milliseconds.items()))
 
 
@@ -157,53 +151,3 @@ def _operands(spec: ConvSpec) -> tuple[jax.Array, jax.Array]:
     if np.dtype(spec.lhs_dtype).kind in "iub":
         lhs, rhs = 4 * abs(lhs), 4 * abs(rhs)
     return jax.device_put(lhs.astype(spec.lhs_dtype)), jax.device_put(rhs.astype(spec.rhs_dtype))
-
-
-def _seconds(call: Callable[[], Any], count: int) -> float:
-    start = time.perf_counter()
-    for _ in range(count):
-        call()
-    return (time.perf_counter() - start) / count
-
-
-def _medians(calls: Mapping[str, Callable[[], Any]], end: float, advance: Callable[[float], None]) -> dict[str, float]:
-    """Median seconds of a call of each function, over blocks that take turns until the time is up."""
-    seconds = {name: _seconds(call, 1) for name, call in calls.items()}
-    block = min(_BLOCK_SECONDS, max(end - time.perf_counter(), 0.0) / len(calls) / _FEWEST_ROUNDS)
-    counts = {name: max(1, round(block / max(each, 1e-6))) for name, each in seconds.items()}
-    blocks: dict[str, list[float]] = {name: [] for name in calls}
-    for number in range(_MOST_ROUNDS):
-        if number >= _FEWEST_ROUNDS and time.perf_counter() > end:
-            break
-        # Every other round in the opposite order, so that none always follows the same neighbour.
-        for name in list(calls)[:: 1 if number % 2 == 0 else -1]:
-            blocks[name].append(_seconds(calls[name], counts[name]))
-        advance(0)
-    return {name: statistics.median(times) for name, times in blocks.items()}
-
-
-@contextmanager
-def _bar(total: int, wanted: bool) -> Iterator[Callable[[float], None]]:
-    """A function that counts convolutions done, and shows them on a terminal once they take long."""
-    try:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-    except ImportError:
-        wanted = False
-    if not wanted or not (console := Console(stderr=True)).is_terminal:
-        yield lambda done: None
-        return
-    columns = TextColumn("{task.description}"), BarColumn(bar_width=30), MofNCompleteColumn(), TimeElapsedColumn()
-    bars = Progress(*columns, console=console, transient=True)
-    task = bars.add_task("Measuring convolutions", total=total)
-    start = time.perf_counter()
-
-    def advance(done: float) -> None:
-        bars.advance(task, done)
-        if not bars.live.is_started and time.perf_counter() - start > _BAR_AFTER_SECONDS:
-            bars.start()
-
-    try:
-        yield advance
-    finally:
-        bars.stop()

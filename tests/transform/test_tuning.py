@@ -12,7 +12,7 @@ import pytest
 
 import jaxcnn
 from jaxcnn.lowering import choice, table
-from jaxcnn.transform import tuning
+from jaxcnn.transform import clock, tuning
 
 X, KERNEL = np.ones((1, 8, 8, 8), np.float32), np.ones((3, 3, 8, 1), np.float32)
 SHORT = 0.02
@@ -110,7 +110,7 @@ def test_an_error_of_the_function_is_passed_on():
 
 
 def test_every_method_is_measured_if_there_is_time_and_the_result_is_taken(monkeypatch):
-    monkeypatch.setattr(tuning, "_MOST_ROUNDS", 3)
+    monkeypatch.setattr(clock, "_MOST_ROUNDS", 3)
     found = jaxcnn.tune(jaxcnn.depthwise_conv, X, KERNEL, seconds=60)
     (entry,) = found.entries
     supporting = {name for name, module in choice.METHODS.items() if module.supports(entry.spec) is None}
@@ -129,7 +129,7 @@ def test_direct_is_kept_where_it_is_as_fast():
 
 def test_programs_that_take_absurdly_long_to_compile_are_not_measured(monkeypatch):
     monkeypatch.setattr(tuning, "_LARGEST_PROGRAM", 0)
-    monkeypatch.setattr(tuning, "_MOST_ROUNDS", 3)
+    monkeypatch.setattr(clock, "_MOST_ROUNDS", 3)
     (entry,) = jaxcnn.tune(jaxcnn.depthwise_conv, X, KERNEL, seconds=60).entries
     assert {name for name, _ in entry.milliseconds} == {"direct", choice.choose(entry.spec, "auto", "cpu").method}
 
@@ -144,9 +144,9 @@ def test_medians_of_alternating_blocks_within_the_time(monkeypatch):
         order.append(name)
         now += next(lengths[name])
 
-    monkeypatch.setattr(tuning.time, "perf_counter", lambda: now)
+    monkeypatch.setattr(clock.time, "perf_counter", lambda: now)
     calls = {name: lambda name=name: call(name) for name in lengths}
-    assert tuning._medians(calls, 40.0, lambda done: None) == {"steady": 2.0, "noisy": 1.0}
+    assert clock.medians(calls, 40.0, lambda done: None) == {"steady": 2.0, "noisy": 1.0}
     assert order[2:6] == ["steady", "noisy", "noisy", "steady"]
     assert now < 50
 
@@ -174,7 +174,7 @@ def test_a_bar_is_shown_when_it_takes_long(monkeypatch, after, progress, shown):
     pytest.importorskip("rich")
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
-    monkeypatch.setattr(tuning, "_BAR_AFTER_SECONDS", after)
+    monkeypatch.setattr(clock, "_BAR_AFTER_SECONDS", after)
     monkeypatch.setenv("TERM", "xterm")
     jaxcnn.tune(jaxcnn.depthwise_conv, X, KERNEL, seconds=SHORT, progress=progress)
     assert ("Measuring convolutions" in terminal.text) == shown

@@ -1,8 +1,4 @@
-"""Pictures of convolution arithmetic, with matplotlib: `pip install "jaxcnn[plot]"`.
-
-Every function returns a `matplotlib.figure.Figure` and, given a path, also saves it. No window is opened and no global
-state of matplotlib is touched; the same arguments give the same file, byte for byte.
-"""
+"""Pictures of convolution arithmetic: windows on an image, receptive fields, arrays of numbers."""
 
 from __future__ import annotations
 
@@ -10,20 +6,14 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+import matplotlib
 import numpy as np
+from matplotlib.collections import PatchCollection
+from matplotlib.figure import Figure
+from matplotlib.patches import Polygon, Rectangle
 
-from jaxcnn import Curve, Layer, conv_output_shape, receptive_field
-
-try:
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.collections import PatchCollection
-    from matplotlib.figure import Figure
-    from matplotlib.patches import Polygon, Rectangle
-except ImportError as error:
-    raise ImportError('jaxcnn.drawing needs matplotlib: pip install "jaxcnn[plot]"') from error
-
-__all__ = ["draw_arrays", "draw_convolution", "draw_curves", "draw_receptive_field"]
+from jaxcnn import Layer, conv_output_shape, receptive_field
+from jaxcnn.drawing._saving import saved
 
 PIXEL, PADDING, EDGE, TEXT = "#dbe7f5", "#ffffff", "#5b6b80", "#1f2933"
 WINDOWS = ("#e07a1f", "#1b8a7a", "#7d4bb3")
@@ -31,16 +21,6 @@ WINDOWS = ("#e07a1f", "#1b8a7a", "#7d4bb3")
 
 _LARGEST_LABELLED = 250
 """Arrays of more cells than this are drawn without their numbers."""
-
-
-def _saved(figure: Figure, path: str | os.PathLike[str] | None) -> Figure:
-    FigureCanvasAgg(figure)
-    if path is not None:
-        # Neither the date nor random identifiers, so that the file depends on the arguments alone.
-        stamp = {"Date": None} if os.fspath(path).endswith((".svg", ".pdf")) else None
-        with matplotlib.rc_context({"svg.hashsalt": "jaxcnn"}):
-            figure.savefig(path, metadata=stamp, dpi=150)
-    return figure
 
 
 def _canvas(width: float, height: float, scale: float) -> tuple[Figure, Any]:
@@ -208,7 +188,7 @@ def draw_convolution(
     middle = title + height / 2
     arrow = {"arrowstyle": "-|>", "color": EDGE, "linewidth": 1.2}
     axes.annotate("", (out_left - 0.7, middle), (margin + padded[1] + 0.7, middle), arrowprops=arrow)
-    return _saved(figure, path)
+    return saved(figure, path)
 
 
 def draw_receptive_field(layers: Sequence[Layer], *, path: str | os.PathLike[str] | None = None) -> Figure:
@@ -295,7 +275,7 @@ def draw_receptive_field(layers: Sequence[Layer], *, path: str | os.PathLike[str
             name = ", ".join(f"{part} {value}" for part, value in parts if part == "window" or value != 1)
         _text(axes, label - 0.1, y, name, ha="right", fontsize=10)
         _text(axes, label + span * unit + 0.1, y, f"{size} pixel{'s' * (size > 1)}", ha="left", fontsize=10)
-    return _saved(figure, path)
+    return saved(figure, path)
 
 
 def draw_arrays(*items: Any, titles: Sequence[str] = (), path: str | os.PathLike[str] | None = None) -> Figure:
@@ -343,7 +323,7 @@ def draw_arrays(*items: Any, titles: Sequence[str] = (), path: str | os.PathLike
             _draw_grid(axes, item, x + (width - item.shape[1]) / 2, headline + (height - item.shape[0]) / 2)
             _text(axes, x + width / 2, 0.55, word)
         x += width
-    return _saved(figure, path)
+    return saved(figure, path)
 
 
 def _draw_grid(axes: Any, grid: np.ndarray, left: float, top: float) -> None:
@@ -354,33 +334,3 @@ def _draw_grid(axes: Any, grid: np.ndarray, left: float, top: float) -> None:
         colour = (*matplotlib.colors.to_rgb(WINDOWS[0] if value > 0 else "#2f6db5"), strength)
         label = _number(value) if grid.size <= _LARGEST_LABELLED else ""
         _cell(axes, left + column, top + row, label, facecolor=colour, linewidth=0.8 if label else 0.4)
-
-
-def draw_curves(*curves: Curve, path: str | os.PathLike[str] | None = None) -> Figure:
-    """Picture of what error each scheme leaves, against the share of the kernel's multiply-accumulates that it takes.
-
-    Args:
-      *curves: curves of `jaxcnn.curve`, one line each.
-      path: file to save the picture to; its ending says the format (`.png`, `.svg`, `.pdf`).
-
-    Returns:
-      The figure.
-
-    Raises:
-      ValueError: no curve.
-
-    Example:
-      >>> figure = draw_curves(Curve("low_rank", (1, 2), (100, 200), (0.5, 0.1), 400))
-      >>> [line.get_label() for line in figure.axes[0].lines]
-      ['low_rank']
-    """
-    if not curves:
-        raise ValueError("draw_curves: there must be at least one curve")
-    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
-    axes = figure.add_subplot()
-    for curve in curves:
-        axes.plot(curve.shares, curve.errors, ".-", label=curve.scheme)
-    axes.set(xlabel="share of the kernel's multiply-accumulates", ylabel="relative error", xlim=(0, None), ylim=(0, 1))
-    axes.grid(alpha=0.3)
-    axes.legend()
-    return _saved(figure, path)

@@ -1,0 +1,62 @@
+"""A whole network through `jaxcnn.substitute`: what its chains gain on the clock, and at what error."""
+
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+import jaxcnn
+
+from .bench_convolution import lax_conv
+from .bench_substitution import decaying
+from .common import Case, ConvComparison, array, require
+
+LAYERS = [(5, 3, 32), (5, 32, 64), (3, 64, 64), (3, 64, 64)]
+
+
+def network(kernels, x):
+    for index, kernel in enumerate(kernels):
+        x = jax.nn.relu(lax_conv(x, kernel))
+        if index < 2:
+            x = jaxcnn.max_pool(x, 2, strides=2, layout="NHWC")
+    return x
+
+
+def kernels():
+    """Of spectra that fall off as 1/r: the error falls with the rank, as it does for trained kernels."""
+    return [3 * decaying(size, size, *features, seed=seed) for seed, (size, *features) in enumerate(LAYERS)]
+
+
+class SubstituteNetwork(ConvComparison):
+    """Four layers with chains in place of kernels, fitted to weights or to responses, against the dense ones in lax."""
+
+    params: ClassVar = [["macs 0.25", "macs 0.25 calibrated", "tolerance 0.05"]]
+    param_names: ClassVar = ["budget"]
+    timeout = 600
+
+    def case(self, budget):
+        require("substitute")
+        name, value, *calibrated = budget.split()
+        x, dense = array(1, 96, 96, 3), kernels()
+        calibration = [(array(1, 96, 96, 3, seed=1),)] if calibrated else None
+        found = jaxcnn.substitute(network, dense, x, calibration=calibration, **{name: float(value)})
+        return Case(
+            lambda dense, chains, x: found.apply(chains, x),
+            lambda dense, chains, x: network(dense, x),
+            (dense, found.params, x),
+            jaxcnn.summarize(found.apply, found.params, x).total,
+        )
+
+
+class FindSubstitution:
+    """How long it takes to find the chains of that network by their weights."""
+
+    timeout = 600
+
+    def setup(self):
+        require("substitute")
+        self.x, self.dense = array(1, 96, 96, 3), kernels()
+        jax.block_until_ready(jnp.ones(1))
+
+    def time_substitute(self):
+        jaxcnn.substitute(network, self.dense, self.x, macs=0.25)

@@ -1,0 +1,73 @@
+"""Pictures of what substitutions cost and gain."""
+
+from __future__ import annotations
+
+import os
+
+from matplotlib.figure import Figure
+
+from jaxcnn import Curve, TradeOff
+from jaxcnn.drawing._saving import saved
+
+
+def draw_curves(*curves: Curve, path: str | os.PathLike[str] | None = None) -> Figure:
+    """Picture of what error each scheme leaves, against the share of the kernel's multiply-accumulates that it takes.
+
+    Args:
+      *curves: curves of `jaxcnn.curve`, one line each.
+      path: file to save the picture to; its ending says the format (`.png`, `.svg`, `.pdf`).
+
+    Returns:
+      The figure.
+
+    Raises:
+      ValueError: no curve.
+
+    Example:
+      >>> figure = draw_curves(Curve("low_rank", (1, 2), (100, 200), (0.5, 0.1), 400))
+      >>> [line.get_label() for line in figure.axes[0].lines]
+      ['low_rank']
+    """
+    if not curves:
+        raise ValueError("draw_curves: there must be at least one curve")
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    axes = figure.add_subplot()
+    for curve in curves:
+        axes.plot(curve.shares, curve.errors, ".-", label=curve.scheme)
+    axes.set(xlabel="share of the kernel's multiply-accumulates", ylabel="relative error", xlim=(0, None), ylim=(0, 1))
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return saved(figure, path)
+
+
+def draw_tradeoff(*tradeoffs: TradeOff, path: str | os.PathLike[str] | None = None) -> Figure:
+    """Picture of what substitutions gain on the clock and cost in error, each point with its share of the MACs.
+
+    Args:
+      *tradeoffs: curves of `jaxcnn.Substitution.curve`, one line each.
+      path: file to save the picture to; its ending says the format (`.png`, `.svg`, `.pdf`).
+
+    Returns:
+      The figure.
+
+    Raises:
+      ValueError: no curve.
+
+    Example:
+      >>> figure = draw_tradeoff(TradeOff(((0.5, 1.6, 0.02), (0.25, 2.9, 0.06))))
+      >>> figure.axes[0].get_xlabel()
+      'times faster'
+    """
+    if not tradeoffs:
+        raise ValueError("draw_tradeoff: there must be at least one curve")
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    axes = figure.add_subplot()
+    for tradeoff in tradeoffs:
+        shares, speedups, errors = zip(*tradeoff.points, strict=True)
+        axes.plot(speedups, errors, ".-")
+        for share, speedup, error in zip(shares, speedups, errors, strict=True):
+            label = f"{share:.2g} of the MACs"
+            axes.annotate(label, (speedup, error), xytext=(4, -10), textcoords="offset points", fontsize="small")
+    axes.set(xlabel="times faster", ylabel="relative error of the results", ylim=(0, None))
+    axes.grid(alpha=0.3)
+    return saved(figure, path)

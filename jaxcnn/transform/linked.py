@@ -1,0 +1,60 @@
+"""An equation that is a convolution, with a chain for its kernel: its result and its cost."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.extend.core import JaxprEqn
+
+from jaxcnn._compat import example
+from jaxcnn.chain import KernelChain
+from jaxcnn.convolution import conv
+from jaxcnn.cost import Cost, conv_cost
+from jaxcnn.primitives import conv_p
+from jaxcnn.transform.convolutions import avals
+from jaxcnn.transform.views import Ints
+
+
+def conv_options(equation: JaxprEqn) -> dict[str, Any]:
+    """The equation's options as `conv` and `conv_cost` take them, groups aside: a chain has its own."""
+    params = equation.params
+    names = ("strides", "padding", "input_dilation", "kernel_dilation")
+    own = names if equation.primitive is conv_p else ("window_strides", "padding", "lhs_dilation", "rhs_dilation")
+    return {name: tuple(params[key]) for name, key in zip(names, own, strict=True)}
+
+
+def image_axes(equation: JaxprEqn) -> tuple[Ints, Ints]:
+    """The axes of the equation's image and result that are (N, *spatial, C)."""
+    lhs, _, out = avals(equation)
+    if equation.primitive is conv_p:
+        return tuple(range(lhs.ndim)), tuple(range(out.ndim))
+    numbers = equation.params["dimension_numbers"]
+    return tuple((n, *spatial, c) for n, c, *spatial in (numbers.lhs_spec, numbers.out_spec))  # type: ignore[return-value]
+
+
+def is_forward(equation: JaxprEqn) -> bool:
+    """Whether the equation computes outputs of its image, and not the other way round."""
+    return equation.primitive is not conv_p or equation.params["role"] == "output"
+
+
+def convolved(equation: JaxprEqn, x: jax.Array, chain: KernelChain) -> jax.Array:
+    """The equation's result for an image, with a chain for its kernel."""
+    out = avals(equation)[-1]
+    options = {**conv_options(equation), "precision": equation.params["precision"]}
+    if not is_forward(equation):
+        # The transpose of the convolution, which is linear in its image.
+        image = example(out.shape, out.dtype, None, x)
+        (result,) = jax.linear_transpose(lambda image: conv(image, chain, **options), image)(x)
+        return result
+    x_axes, out_axes = image_axes(equation)
+    result = conv(x.transpose(x_axes), chain, preferred_element_type=out.dtype, **options)
+    return result.transpose(np.argsort(out_axes))
+
+
+def linked_cost(equation: JaxprEqn, chain: KernelChain) -> Cost:
+    """What the equation costs with a chain for its kernel."""
+    lhs, _, out = avals(equation)
+    image, axes = (lhs, image_axes(equation)[0]) if is_forward(equation) else (out, range(out.ndim))
+    return conv_cost(tuple(image.shape[axis] for axis in axes), chain, **conv_options(equation))

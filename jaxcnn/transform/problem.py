@@ -1,0 +1,215 @@
+"""A function whose kernels are to be replaced: its layers, and what a choice of chains costs and does to results."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Container, Mapping, Sequence
+from functools import cached_property, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxcnn.chain import KernelChain
+from jaxcnn.transform.allocation import allocate
+from jaxcnn.transform.arguments import split
+from jaxcnn.transform.clock import medians
+from jaxcnn.transform.convolutions import described
+from jaxcnn.transform.description import macs_of
+from jaxcnn.transform.discovery import kernels_of
+from jaxcnn.transform.layers import Layer, Option
+
+_CLOCK_SECONDS = 0.15
+"""How long a layer is timed, dense and as a chain by turns."""
+
+_MEASURED: dict[tuple[str, ...], tuple[float, float]] = {}
+"""Milliseconds of a layer as it is and as a chain, by its convolution and the chain's shapes: two calls of `substitute`
+in one process must decide alike."""
+
+Chains = Mapping[int, KernelChain]
+"""By the index of the kernel among the arguments' arrays."""
+
+
+class Problem:
+    """A function, its arguments, and the layers for which there are chains.
+
+    Args:
+      f: the user's function of params and args.
+      params: its parameters, arrays.
+      args: its other arguments; what has only a shape and a dtype is drawn at random.
+      schemes: to choose from.
+      skip: tells by the name of a parameter that it is to stay dense.
+      seed: of the random arguments.
+    """
+
+    def __init__(
+        self,
+        f: Callable[..., Any],
+        params: Any,
+        args: Sequence[Any],
+        schemes: Sequence[str],
+        skip: Callable[[str], bool],
+        seed: int,
+    ) -> None:
+        self.f, self.params = f, params
+        self.signature, self.arrays = split("substitute", (params, *args), {})
+        generator = np.random.default_rng(seed)
+        self.arrays = [_drawn(array, generator) for array in self.arrays]
+        self.flat = self.signature.flat(f)
+        self.paths = self.signature.paths()
+        self.closed = jax.make_jaxpr(self.flat)(*self.arrays)
+        self.layers: dict[int, Layer] = {}
+        found, self.convolutions = kernels_of(self.closed)
+        for index, each in found.items():
+            path = self.paths[index]
+            if not re.match(r"argument 0(\W|$)", path):
+                continue
+            parameter = self.arrays[index]
+            refusal = each.refusal
+            if not jnp.issubdtype(parameter.dtype, jnp.floating):
+                refusal = refusal or f"it is of {parameter.dtype}"
+            elif not np.isfinite(np.asarray(parameter, np.float32)).all():
+                refusal = refusal or "it has values that are NaN or infinite"
+            name = named(path)
+            if skip(name):
+                refusal = "it is skipped"
+            self.layers[index] = Layer(index, path, name, each, parameter, schemes, refusal)
+        self.weights: dict[int, float] = {}
+
+    @property
+    def open(self) -> dict[int, Layer]:
+        """The layers that nothing keeps dense."""
+        return {index: layer for index, layer in self.layers.items() if not layer.refusal}
+
+    @cached_property
+    def total_macs(self) -> int:
+        """Multiply-accumulates of all convolutions as they are."""
+        own = {id(site.equation) for layer in self.layers.values() for site in layer.sites}
+        others = 0
+        for equation, count in self.convolutions:
+            spec = described(equation)
+            if id(equation) not in own and spec is not None:
+                others += count * macs_of(spec.spec)[0]
+        return others + sum(layer.dense.macs for layer in self.layers.values())
+
+    @cached_property
+    def plain(self) -> Callable[..., Any]:
+        """The function of its arrays as it is, jitted."""
+        return jax.jit(self.flat)
+
+    @cached_property
+    def outputs(self) -> list[np.ndarray]:
+        """The floating results as they are."""
+        return floats(self.plain(*self.arrays))
+
+    def params_with(self, chains: Chains) -> Any:
+        """The parameters with chains in place of kernels."""
+        arrays = [chains.get(index, array) for index, array in enumerate(self.arrays)]
+        (params, *_), _ = self.signature.unflatten(arrays)
+        return params
+
+    def error(self, chains: Chains) -> float:
+        """The relative error of all results together, with the chains' dense kernels."""
+        arrays = list(self.arrays)
+        for index, chain in chains.items():
+            arrays[index] = self.layers[index].array(chain)
+        return relative(floats(self.plain(*arrays)), self.outputs)
+
+    def weigh(self, advance: Callable[[float], None]) -> None:
+        """Finds how much a layer's relative error does to the results, by replacing one layer at a time."""
+        self.weights = {}
+        for index, layer in self.open.items():
+            chains = [option for option in layer.options[1:] if 0 < option.error < np.inf]
+            weight = 1.0
+            if chains:
+                option = min(chains, key=lambda option: abs(option.error - 0.2))
+                weight = (self.error({index: layer.chain(option)}) / option.error) ** 2
+            # A layer that does nothing to these results still may to others.
+            self.weights[index] = max(weight, 1e-6)
+            advance(1)
+
+    def choose(self, share: float, dense: Container[int]) -> dict[int, Option] | None:
+        """The option of each layer within a share of all multiply-accumulates, of the layers in `dense` none.
+
+        None if there is no choice so cheap.
+        """
+        layers = {index: layer for index, layer in self.open.items() if index not in dense}
+        fixed = self.total_macs - sum(layer.dense.macs for layer in layers.values())
+        options = [layer.options for layer in layers.values()]
+        found = allocate(options, [self.weights[index] for index in layers], share * self.total_macs - fixed)
+        if found is None:
+            return None
+        chosen = zip(layers, found, strict=True)
+        return {index: option for index, option in chosen if option.scheme != "dense"}
+
+    def least_share(self, dense: Container[int]) -> float:
+        """The share of multiply-accumulates below which there is no choice, with the layers in `dense` as they are."""
+        layers = [layer for index, layer in self.open.items() if index not in dense]
+        saved = sum(layer.dense.macs - min(option.macs for option in layer.options) for layer in layers)
+        return (self.total_macs - saved) / self.total_macs if saved else 1.0
+
+    def chains(self, chosen: Mapping[int, Option]) -> dict[int, KernelChain]:
+        """The chains of options, fitted to the weights."""
+        return {index: self.layers[index].chain(option) for index, option in chosen.items()}
+
+    def macs(self, chains: Chains) -> int:
+        """Multiply-accumulates of all convolutions with chains."""
+        return self.total_macs - sum(
+            self.layers[index].dense.macs - self._macs(index, chain) for index, chain in chains.items()
+        )
+
+    def _macs(self, index: int, chain: KernelChain) -> int:
+        layer = self.layers[index]
+        return layer.macs(layer.shapes(chain))
+
+    def milliseconds(self, index: int, chain: KernelChain) -> tuple[float, float]:
+        """Milliseconds of a layer alone as it is and with a chain, measured once for each kind of layer."""
+        layer = self.layers[index]
+        before = after = 0.0
+        calls = zip(layer.sites, layer.calls(None), layer.calls(chain), strict=True)
+        for site, (plain, plain_args), (chained, chained_args) in calls:
+            key = str(described(site.equation)), str(jax.tree.map(jnp.shape, chained_args[1]))
+            if key not in _MEASURED:
+                _MEASURED[key] = alternating(partial(plain, *plain_args), partial(chained, *chained_args))
+            each = _MEASURED[key]
+            before, after = before + site.count * each[0], after + site.count * each[1]
+        return before, after
+
+
+def named(path: str) -> str:
+    """A parameter's path for a reader: `conv/kernel` of `argument 0['conv']['kernel']`."""
+    return "/".join(re.findall(r"[^\[\].'\"]+", path.removeprefix("argument 0"))) or "params"
+
+
+def _drawn(array: Any, generator: np.random.Generator) -> Any:
+    if not isinstance(array, jax.ShapeDtypeStruct):
+        return jnp.asarray(array)
+    if jnp.issubdtype(array.dtype, jnp.inexact):
+        return jnp.asarray(generator.standard_normal(array.shape), array.dtype)
+    return jnp.zeros(array.shape, array.dtype)
+
+
+def floats(outputs: Any) -> list[np.ndarray]:
+    """The floating arrays among some results."""
+    arrays = (np.asarray(array) for array in jax.tree.leaves(outputs))
+    return [array.astype(np.float64) for array in arrays if jnp.issubdtype(array.dtype, jnp.floating)]
+
+
+def relative(actual: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> float:
+    """norm(actual - expected) / norm(expected) of all arrays together; 0 if there are none."""
+    difference = np.sqrt(sum(float(np.square(a - b).sum()) for a, b in zip(actual, expected, strict=True)))
+    norm = np.sqrt(sum(float(np.square(array).sum()) for array in expected))
+    return float(difference / norm) if norm else (0.0 if difference == 0 else np.inf)
+
+
+def alternating(
+    plain: Callable[[], Any], other: Callable[[], Any], seconds: float = _CLOCK_SECONDS
+) -> tuple[float, float]:
+    """Median milliseconds of two functions whose calls take turns."""
+    calls = {"plain": lambda: jax.block_until_ready(plain()), "other": lambda: jax.block_until_ready(other())}
+    for call in calls.values():
+        call()  # compiles
+    found = medians(calls, time.perf_counter() + seconds, lambda done: None)
+    return 1e3 * found["plain"], 1e3 * found["other"]

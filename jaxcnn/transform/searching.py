@@ -1,0 +1,212 @@
+"""The search of `substitute`: which chains meet the budget, fitted, timed and verified."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxcnn.chain import KernelChain
+from jaxcnn.transform.calibration import Calibration
+from jaxcnn.transform.chained import evaluated
+from jaxcnn.transform.layers import Option
+from jaxcnn.transform.problem import Problem, alternating, floats, relative
+from jaxcnn.transform.report import LayerReport, Report
+
+_STEPS = 7
+"""Halvings of the interval in which the logarithm of the share of multiply-accumulates is searched."""
+_FEW_STEPS = 4
+"""The same where each step compiles and times the function, or fits its chains to responses."""
+_SLOWER = 0.95
+"""A chain must take less than this share of the dense kernel's time: two runs differ by as much."""
+_SECONDS = 0.5
+"""How long the whole function is timed."""
+
+Choice = dict[int, Option]
+Chains = dict[int, KernelChain]
+Solution = tuple[Chains, Report]
+
+
+class Search:
+    """The chains for a problem's layers, for one budget.
+
+    Args:
+      problem: the function and its layers.
+      calibration: fits the chains to responses; None fits them to the weights.
+    """
+
+    def __init__(self, problem: Problem, calibration: Calibration | None) -> None:
+        self.problem, self.calibration = problem, calibration
+        # Layers whose chain is slower than their kernel: by how many times, and the reason in words.
+        self._slow: dict[int, tuple[float, str]] = {}
+
+    def at_share(self, share: float) -> Solution:
+        """The least error within a share of the multiply-accumulates."""
+        chosen, _ = self._settled(partial(self._choose, share))
+        return self._solved(chosen)
+
+    def within_tolerance(self, tolerance: float) -> Solution:
+        """The fewest multiply-accumulates within an error of the results."""
+
+        def cheapest() -> Choice:
+            def meets(share: float) -> Choice | None:
+                chosen = self._choose(share)
+                return chosen if self.problem.error(self.problem.chains(chosen)) <= tolerance else None
+
+            return _bisected(meets, self.problem.least_share(self._slow), 1.0, _STEPS) or {}
+
+        chosen, chains = self._settled(cheapest)
+        if self.calibration is None:
+            return self._solved(chosen)
+        # Fitted to responses, fewer multiply-accumulates make the same error.
+        share = self.problem.macs(chains) / self.problem.total_macs
+
+        def fitted(share: float) -> Solution | None:
+            solution = self._solved(self._settled(partial(self._choose, share))[0])
+            return solution if solution[1].error <= tolerance else None
+
+        lowest = max(self.problem.least_share(self._slow), share / 3)
+        found = _bisected(fitted, lowest, share, _FEW_STEPS)
+        return self._solved(chosen, fit=False) if found is None else found
+
+    def at_speedup(self, speedup: float) -> Solution:
+        """The least error at a measured speed-up."""
+        best = 0.0
+
+        def fast(share: float) -> Choice | None:
+            nonlocal best
+            chosen, chains = self._settled(partial(self._choose, share))
+            before, after = self._clock(chains)
+            best = max(best, before / after)
+            return chosen if before / after >= speedup else None
+
+        # What is wanted here is the largest share that is fast enough.
+        lowest = self.problem.least_share(self._slow)
+        chosen = fast(lowest)
+        if chosen is None:
+            raise ValueError(f"substitute: speedup={speedup:g} is not reached: the fastest chains make it {best:.2f}")
+        low, high = math.log(lowest), 0.0
+        for _ in range(_FEW_STEPS):
+            middle = (low + high) / 2
+            found = fast(math.exp(middle))
+            if found is None:
+                high = middle
+            else:
+                chosen, low = found, middle
+        return self._solved(chosen)
+
+    def _choose(self, share: float) -> Choice:
+        """The options within a share, without the layers whose chains are too slow as far as it can do without them."""
+        while True:
+            found = self.problem.choose(share, self._slow)
+            if found is not None:
+                return found
+            if not self._slow:
+                least = self.problem.least_share(())
+                raise ValueError(
+                    f"substitute: macs={share:.4g} is not met by any choice of chains, the least is {least:.4g}"
+                )
+            # The budget comes first: the layer goes back whose chain is the least slow.
+            del self._slow[min(self._slow, key=lambda index: self._slow[index][0])]
+
+    def _settled(self, choose: Callable[[], Choice]) -> tuple[Choice, Chains]:
+        """The options and their chains, after each layer that the clock is against was left alone once."""
+        asked: set[int] = set(self._slow)
+        while True:
+            chosen = choose()
+            chains = self.problem.chains(chosen)
+            slow = {}
+            for index in chains.keys() - asked:
+                before, after = self.problem.milliseconds(index, chains[index])
+                if after > _SLOWER * before:
+                    option = chosen[index]
+                    rank = "x".join(map(str, np.atleast_1d(option.rank)))
+                    text = f"{option.scheme} of rank {rank} takes {after:.3f} ms, the kernel {before:.3f}"
+                    slow[index] = after / before, text
+            if not slow:
+                return chosen, chains
+            asked |= slow.keys()
+            self._slow.update(slow)
+
+    # What comes of a choice
+
+    def _solved(self, chosen: Choice, fit: bool = True) -> Solution:
+        """The chains of a choice, fitted, and the report of the whole function run with them."""
+        problem = self.problem
+        chains, errors = problem.chains(chosen), {index: option.error for index, option in chosen.items()}
+        if self.calibration is not None and fit:
+            chains, fitted = self.calibration.fitted(chains)
+            errors |= fitted
+        outputs = floats(self._run(chains)(*self._values(chains)))
+        if not all(np.isfinite(output).all() for output in outputs) and all(
+            np.isfinite(output).all() for output in problem.outputs
+        ):
+            raise ValueError("substitute: the results with chains are not finite, though they were before")
+        before, after = self._clock(chains)
+        rows = [
+            self._row(index, chosen.get(index), chains.get(index), errors.get(index, 0.0)) for index in problem.layers
+        ]
+        report = Report(
+            tuple(rows), problem.total_macs, problem.macs(chains), before, after, relative(outputs, problem.outputs)
+        )
+        return chains, report
+
+    def _row(self, index: int, option: Option | None, chain: KernelChain | None, error: float) -> LayerReport:
+        layer = self.problem.layers[index]
+        reason = layer.refusal
+        if chain is None and not reason:
+            reason = self._slow[index][1] if index in self._slow else "the budget is met without it"
+        before, after = (None, None) if chain is None else self.problem.milliseconds(index, chain)
+        return LayerReport(
+            name=layer.name,
+            kernel=layer.placement.kernel_shape,
+            groups=layer.groups,
+            scheme="dense" if option is None else option.scheme,
+            rank=None if option is None else option.rank,
+            macs_before=layer.dense.macs,
+            macs_after=layer.dense.macs if option is None else option.macs,
+            ms_before=before,
+            ms_after=after,
+            error=error,
+            reason="" if chain is not None else reason,
+        )
+
+    def _values(self, chains: Chains) -> list[Any]:
+        return [chains.get(index, array) for index, array in enumerate(self.problem.arrays)]
+
+    def _run(self, chains: Chains) -> Callable[..., Any]:
+        """The function with the chains, jitted."""
+        problem = self.problem
+        known = {problem.paths[index]: problem.layers[index].placement for index in chains}
+        return jax.jit(lambda *values: evaluated(problem.flat, problem.paths, values, known, False))
+
+    def _clock(self, chains: Chains) -> tuple[float, float]:
+        """Milliseconds of a call of the function as it was and with the chains."""
+        plain, other = self.problem.plain, self._run(chains)
+        values = self._values(chains)
+        return alternating(lambda: plain(*self.problem.arrays), lambda: other(*values), _SECONDS)
+
+
+def _bisected(meets: Callable[[float], Any | None], low: float, high: float, steps: int) -> Any | None:
+    """What `meets` gives for the smallest of some shares between two that it gives anything for; None if for none."""
+    found = None
+    ends = math.log(low), math.log(high)
+    for share in (low, high):
+        found = meets(share)
+        if found is not None:
+            break
+    if found is None or share == low:
+        return found
+    bottom, top = ends
+    for _ in range(steps):
+        middle = (bottom + top) / 2
+        better = meets(math.exp(middle))
+        if better is None:
+            bottom = middle
+        else:
+            found, top = better, middle
+    return found

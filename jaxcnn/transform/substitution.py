@@ -1,0 +1,249 @@
+"""`substitute`: the trained kernels of any JAX function replaced by chains within one budget."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import jax
+
+from jaxcnn.chain import KernelChain
+from jaxcnn.factorization._schemes import SCHEMES
+from jaxcnn.transform import saving
+from jaxcnn.transform.chained import chained
+from jaxcnn.transform.clock import bar
+from jaxcnn.transform.report import Report
+
+if TYPE_CHECKING:
+    from jaxcnn.transform.placement import Placement
+    from jaxcnn.transform.searching import Solution
+
+
+@dataclasses.dataclass(frozen=True)
+class TradeOff:
+    """What substitutions of one function gain and cost; its picture is `jaxcnn.drawing.draw_tradeoff`.
+
+    Args:
+      points: (share of multiply-accumulates, times faster, relative error) of each.
+    """
+
+    points: tuple[tuple[float, float, float], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Substitution:
+    """A function with chains in place of kernels.
+
+    Args:
+      f: the function as it was.
+      params: its parameters, with `KernelChain`s in place of kernels; train them, or replace some.
+      report: what was done to each layer, and to the whole; `print` shows a table.
+      placements: where each kernel lies in its parameter, by the parameter's path.
+      solve: the same for another share of multiply-accumulates; None for a substitution that was loaded.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import jaxcnn
+      >>> def model(params, x):
+      ...     return jaxcnn.conv(x, params["kernel"])
+      >>> ramp = jnp.outer(jnp.arange(1.0, 6.0), jnp.arange(1.0, 6.0))
+      >>> params = {"kernel": jnp.broadcast_to(ramp[..., None, None], (5, 5, 8, 8))}
+      >>> found = jaxcnn.substitute(model, params, jnp.ones((1, 16, 16, 8)), macs=0.5)
+      >>> found.report.macs <= 0.5, found.report.error < 1e-5
+      (True, True)
+    """
+
+    f: Callable[..., Any]
+    params: Any
+    report: Report
+    placements: Mapping[str, Placement]
+    solve: Callable[[float], Substitution] | None = dataclasses.field(default=None, repr=False, compare=False)
+
+    @cached_property
+    def apply(self) -> Callable[..., Any]:
+        """f of parameters with chains: `apply(params, *args)`, a pure function."""
+        return chained(self.f, dict(self.placements))
+
+    def curve(self, shares: Sequence[float] = (0.7, 0.5, 0.35, 0.25, 0.18)) -> TradeOff:
+        """What each share of the multiply-accumulates gives on the clock and costs in error.
+
+        Every share is solved, verified and timed by itself, as this substitution was. Its picture is
+        `jaxcnn.drawing.draw_tradeoff`.
+
+        Args:
+          shares: of the multiply-accumulates that may stay; those below what the chains can do are left out.
+        """
+        if self.solve is None:
+            raise ValueError("curve: a substitution that was loaded knows its own point only; substitute again")
+        reports = []
+        for share in shares:
+            try:
+                reports.append(self.solve(share).report)
+            except ValueError:
+                break
+        points = [(report.macs, report.speedup, report.error) for report in (*reports, self.report)]
+        return TradeOff(tuple(sorted(points, reverse=True)))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes parameters, chains and report to one `.npz` file: arrays, and their structure as JSON; no pickle."""
+        saving.save(path, self.params, self.placements, self.report)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], f: Callable[..., Any], params: Any) -> Substitution:
+        """The substitution that `save` wrote.
+
+        Args:
+          path: of the file.
+          f: the function, as given to `substitute`.
+          params: parameters of the structure that was given to `substitute`; their arrays are replaced by the file's.
+
+        Raises:
+          ValueError: the file is of another format, or of parameters of another structure.
+        """
+        return cls(f, *saving.load(path, params))
+
+
+def substitute(
+    f: Callable[..., Any],
+    params: Any,
+    *args: Any,
+    tolerance: float | None = None,
+    macs: float | None = None,
+    speedup: float | None = None,
+    calibration: Any = None,
+    schemes: str | Sequence[str] | None = None,
+    skip: str | Sequence[str] | Callable[[str], bool] | None = None,
+    progress: bool = False,
+    seed: int = 0,
+) -> Substitution:
+    r"""The trained kernels of a function replaced by chains of smaller ones, within one budget for all of them.
+
+    f is traced for its arguments, and every parameter that is some convolution's kernel is found, also through casts,
+    transpositions, reshapes and loops. Each is a layer with many possible chains: the schemes' at their ranks. All
+    start dense, and the layer gives way that loses the least for each multiply-accumulate saved,
+    $\sum_l w_l e_l^2$ being what is lost: $e_l$ is a layer's relative error and $w_l$ how much of it reaches the
+    results, measured. A layer whose chain is not faster than its dense kernel on this device's clock stays dense as
+    long as the budget can be met without it. At last the whole function is run on `args`, as it was and with the
+    chains: `report.error` and the times are those of that run.
+
+    Args:
+      f: a function `f(params, *args)` of pytrees of arrays; other leaves are treated as by `accelerate`.
+      params: its trained parameters; kernels as in Flax, Haiku, Keras, Equinox or plain JAX.
+      *args: its other arguments, on which the result is verified. Of a `jax.ShapeDtypeStruct` random numbers are drawn.
+      tolerance: the relative error of the results allowed, norm(after - before) / norm(before). Give this, `macs` or
+        `speedup`.
+      macs: the share of the multiply-accumulates of all convolutions that may stay.
+      speedup: how many times faster than jitted f a call is to be, measured on this device.
+      calibration: inputs such as the function will meet: a list of batches, each a tuple of what follows params, or
+        the array if that is one. With them the error of each layer is that of its responses behind its nonlinearity,
+        and its chain is fitted to the dense network's responses, given the chains before it. A handful of photographs
+        does; a layer in a loop, used twice or transposed is fitted to its weights.
+      schemes: names of the schemes to choose from; by default `"separable"`, `"low_rank"`, `"tucker2"` and
+        `"depthwise_separable"`. `"cp"` and `"stack"` are searches, which take minutes for large kernels.
+      skip: which parameters stay dense: a part of their names (such as `conv1/kernel`), several, or a function of the
+        name.
+      progress: whether to show a progress bar on a terminal; needs rich.
+      seed: of the positions at which responses are taken, and of random arguments.
+
+    Returns:
+      A `Substitution`: `.apply(params, *args)`, `.params`, `.report`, `.curve()`, `.save(path)`.
+
+    Raises:
+      ValueError: no budget or more than one; one that no choice of chains meets; an unknown scheme; params that hold
+        chains already.
+      TypeError: f is no function.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import jaxcnn
+      >>> def model(params, x):
+      ...     return jax.nn.relu(jaxcnn.conv(x, params["conv"]["kernel"]) + params["conv"]["bias"])
+      >>> ramp = jnp.arange(1.0, 6.0)
+      >>> kernel = jnp.ones((5, 5, 8, 8)) * jnp.outer(ramp, ramp)[:, :, None, None]     # of rank one
+      >>> params = {"conv": {"kernel": kernel, "bias": jnp.zeros(8)}}
+      >>> found = jaxcnn.substitute(model, params, jnp.ones((1, 32, 32, 8)), macs=0.5)
+      >>> found.report.rows[0].name, found.report.macs <= 0.5, found.report.error < 1e-4
+      ('conv/kernel', True, True)
+
+    References:
+      Zhang, Zou, He and Sun, "Accelerating very deep convolutional networks for classification and detection", 2015:
+      responses instead of weights, one budget for all layers. Kim et al., "Compression of deep convolutional neural
+      networks for fast and low power mobile applications", 2016.
+    """
+    if not callable(f):
+        raise TypeError(f"substitute: f must be a function, got {f!r}")
+    given = {"tolerance": tolerance, "macs": macs, "speedup": speedup}
+    budget = {name: float(value) for name, value in given.items() if value is not None}
+    if len(budget) != 1:
+        raise ValueError(f"substitute: give one of tolerance, macs and speedup, got {given}")
+    if any(isinstance(leaf, KernelChain) for leaf in jax.tree.leaves(params, is_leaf=_is_chain)):
+        raise ValueError("substitute: params hold chains already; give the dense parameters")
+    _check_budget(*budget.popitem())
+    # Imported at the first call, as the rules of `accelerate` are.
+    from jaxcnn.transform.calibration import Calibration
+    from jaxcnn.transform.problem import Problem
+    from jaxcnn.transform.searching import Search
+
+    problem = Problem(f, params, args, _scheme_names(schemes), _skipped(skip), seed)
+    batches = _batches(calibration)
+    work = len(problem.open) * (3 if batches else 1) + 1
+    with bar("Substituting kernels", work, progress) as advance:
+        search = Search(problem, Calibration(problem, batches, seed, advance) if batches else None)
+        if search.calibration is not None:
+            search.calibration.judge()
+        problem.weigh(advance)
+        if tolerance is not None:
+            solution = search.within_tolerance(tolerance)
+        else:
+            solution = search.at_share(macs) if macs is not None else search.at_speedup(float(speedup or 0))
+        advance(1)
+
+    def solved(solution: Solution) -> Substitution:
+        chains, report = solution
+        placements = {problem.paths[index]: problem.layers[index].placement for index in chains}
+        return Substitution(
+            f, problem.params_with(chains), report, placements, lambda share: solved(search.at_share(share))
+        )
+
+    return solved(solution)
+
+
+def _is_chain(node: Any) -> bool:
+    return isinstance(node, KernelChain)
+
+
+def _check_budget(name: str, value: float) -> None:
+    fits = {"tolerance": 0 <= value < math.inf, "macs": 0 < value <= 1, "speedup": 0 < value < math.inf}
+    wanted = {"tolerance": "not be negative", "macs": "be a share in (0, 1]", "speedup": "be positive"}
+    if not fits[name]:
+        raise ValueError(f"substitute: {name} must {wanted[name]}, got {value:g}")
+
+
+def _scheme_names(schemes: str | Sequence[str] | None) -> tuple[str, ...]:
+    if schemes is None:
+        return tuple(name for name, scheme in SCHEMES.items() if not scheme.searches)
+    names = (schemes,) if isinstance(schemes, str) else tuple(schemes)
+    unknown = [name for name in names if name not in SCHEMES]
+    if unknown:
+        known = ", ".join(map(repr, SCHEMES))
+        raise ValueError(f"substitute: a scheme must be one of {known}, got {unknown[0]!r}")
+    return names
+
+
+def _skipped(skip: str | Sequence[str] | Callable[[str], bool] | None) -> Callable[[str], bool]:
+    if callable(skip):
+        return skip
+    parts = (skip,) if isinstance(skip, str) else tuple(skip or ())
+    return lambda name: any(part in name for part in parts)
+
+
+def _batches(calibration: Any) -> list[tuple[Any, ...]]:
+    """The batches of calibration inputs, each what follows the parameters."""
+    if calibration is None:
+        return []
+    batches = calibration if isinstance(calibration, list) else [calibration]
+    return [batch if isinstance(batch, tuple) else (batch,) for batch in batches]

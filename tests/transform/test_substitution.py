@@ -1,0 +1,324 @@
+"""`substitute`: budgets, what stays dense and why, that the result is what it says, saving."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from planted import conv, draw, network, planted, relative
+
+import jaxcnn
+from jaxcnn.transform import problem, searching
+
+F, PARAMS, X = network()
+
+
+@pytest.fixture
+def real_clock():
+    """Of tests that are to have the real clock."""
+
+
+@pytest.fixture(autouse=True)
+def every_chain_is_faster(monkeypatch, request):
+    """A clock for single layers that goes by multiply-accumulates: on the real one such small layers are a lottery."""
+    if "real_clock" not in request.fixturenames:
+
+        def milliseconds(self, index, chain):
+            layer = self.layers[index]
+            return layer.dense.macs / 1e6, layer.macs(layer.shapes(chain)) / 1e6
+
+        monkeypatch.setattr(problem.Problem, "milliseconds", milliseconds)
+    monkeypatch.setattr(searching, "_SECONDS", 0.01)
+
+
+def row_of(found, name):
+    return next(row for row in found.report.rows if row.name == name)
+
+
+def verified(found, f=F, params=PARAMS, args=(X,)):
+    """The substitution, of which the report's figures are checked."""
+    report = found.report
+    expected, actual = f(params, *args), found.apply(found.params, *args)
+    assert relative(actual, expected) == pytest.approx(report.error, rel=1e-3, abs=1e-6)
+    left = jaxcnn.summarize(found.apply, found.params, *args).total.macs - jaxcnn.summarize(f, params, *args).total.macs
+    assert left == report.macs_after - report.macs_before
+    chains = [leaf for leaf in jax.tree.leaves(found.params, is_leaf=is_chain) if is_chain(leaf)]
+    assert len(chains) == sum(row.scheme != "dense" for row in report.rows)
+    return found
+
+
+def is_chain(node):
+    return isinstance(node, jaxcnn.KernelChain)
+
+
+@pytest.mark.parametrize("share", [0.9, 0.5, 0.3, 0.2])
+def test_share_of_macs(share):
+    found = verified(jaxcnn.substitute(F, PARAMS, X, macs=share))
+    assert found.report.macs <= share
+    assert [row.name for row in found.report.rows] == ["high/kernel", "low/kernel", "stem/kernel"]
+
+
+def test_known_ranks_are_found():
+    # Ranks 2 and 4 leave the noise, 0.02 and 0.05, and take 0.1052 of the multiply-accumulates.
+    found = verified(jaxcnn.substitute(F, PARAMS, X, macs=0.106, schemes="separable"))
+    assert row_of(found, "low/kernel").rank == 2
+    assert row_of(found, "high/kernel").rank == 4
+    assert row_of(found, "low/kernel").error < 0.025
+
+
+def test_tolerance_is_met_with_few_macs():
+    loose = verified(jaxcnn.substitute(F, PARAMS, X, tolerance=0.1))
+    tight = verified(jaxcnn.substitute(F, PARAMS, X, tolerance=0.01))
+    assert loose.report.error <= 0.1
+    assert tight.report.error <= 0.01
+    assert loose.report.macs < tight.report.macs < 0.5
+
+
+def test_no_tolerance_stays_dense():
+    found = verified(jaxcnn.substitute(F, PARAMS, X, tolerance=0.0))
+    assert found.report.macs == 1
+    assert all(row.reason for row in found.report.rows)
+
+
+def test_speedup(monkeypatch):
+    # A clock that goes by the multiply-accumulates of the whole function.
+    def clock(self, chains):
+        return self.problem.total_macs / 1e6, self.problem.macs(chains) / 1e6
+
+    monkeypatch.setattr(searching.Search, "_clock", clock)
+    found = verified(jaxcnn.substitute(F, PARAMS, X, speedup=2.5))
+    assert 2.5 <= found.report.speedup < 3.2
+    with pytest.raises(ValueError, match="speedup=1000 is not reached: the fastest chains make it"):
+        jaxcnn.substitute(F, PARAMS, X, speedup=1000)
+
+
+def test_the_clock_of_this_device_is_asked(real_clock):
+    found = jaxcnn.substitute(F, PARAMS, X, macs=0.5)
+    for row in found.report.rows:
+        if row.scheme != "dense":
+            assert row.ms_before > 0
+            assert row.ms_after > 0
+    assert found.report.ms_before > 0
+    assert found.report.ms_after > 0
+
+
+def slow(monkeypatch, *names):
+    """Makes chains of these layers three times as slow as their kernels."""
+
+    def milliseconds(self, index, chain):
+        return 1.0, 3.0 if self.layers[index].name in names else 0.5
+
+    monkeypatch.setattr(problem.Problem, "milliseconds", milliseconds)
+
+
+def test_a_layer_that_is_slower_as_a_chain_stays_dense(monkeypatch):
+    slow(monkeypatch, "low/kernel")
+    found = verified(jaxcnn.substitute(F, PARAMS, X, macs=0.7))
+    assert row_of(found, "low/kernel").scheme == "dense"
+    assert "takes 3.000 ms, the kernel 1.000" in row_of(found, "low/kernel").reason
+    assert row_of(found, "high/kernel").scheme != "dense"
+    assert found.report.macs <= 0.7
+
+
+def test_the_budget_comes_before_the_clock(monkeypatch):
+    slow(monkeypatch, "low/kernel", "high/kernel")
+    found = verified(jaxcnn.substitute(F, PARAMS, X, macs=0.3))
+    assert found.report.macs <= 0.3
+
+
+def test_skip():
+    for skip in ("high", ["nothing", "high/k"], lambda name: name == "high/kernel"):
+        found = verified(jaxcnn.substitute(F, PARAMS, X, macs=0.65, skip=skip))
+        assert row_of(found, "high/kernel").reason == "it is skipped"
+        assert row_of(found, "low/kernel").scheme != "dense"
+
+
+def test_schemes():
+    for scheme in ("separable", "low_rank", "tucker2", "depthwise_separable"):
+        found = jaxcnn.substitute(F, PARAMS, X, macs=0.5, schemes=scheme)
+        assert {row.scheme for row in found.report.rows} - {"dense"} == {scheme}
+
+
+def test_the_same_twice():
+    first, second = (jaxcnn.substitute(F, PARAMS, X, macs=0.3, seed=3) for _ in range(2))
+    assert jax.tree.structure(first.params) == jax.tree.structure(second.params)
+    for a, b in zip(jax.tree.leaves(first.params), jax.tree.leaves(second.params), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_shapes_alone_for_the_other_arguments():
+    found = jaxcnn.substitute(F, PARAMS, jax.ShapeDtypeStruct(X.shape, X.dtype), macs=0.4)
+    assert found.report.macs <= 0.4
+    assert found.report.error > 0
+
+
+def test_other_arguments_reach_f():
+    def f(params, x, train, *, scale=2):
+        assert train is True
+        assert scale == 2
+        return F(params, x) * scale
+
+    verified(jaxcnn.substitute(f, PARAMS, X, True, macs=0.4), f, PARAMS, (X, True))
+
+
+def test_a_shared_kernel_is_replaced_in_both_places():
+    def f(params, x):
+        return conv(jax.nn.relu(conv(x, params["k"])), params["k"])
+
+    params, x = {"k": planted(5, 5, 8, 8, 1)}, jnp.asarray(draw(1, 12, 12, 8))
+    found = verified(jaxcnn.substitute(f, params, x, macs=0.5), f, params, (x,))
+    assert found.report.rows[0].macs_before == 2 * 12 * 12 * 25 * 64
+    assert found.report.error < 1e-5
+
+
+def test_stacked_kernels_of_a_loop():
+    def f(params, x):
+        return lax.scan(lambda y, k: (jax.nn.relu(conv(y, k)), y.mean()), x, params)
+
+    stack = jnp.stack([planted(5, 5, 8, 8, 2, seed=seed, noise=0.01) for seed in (0, 10, 20)])
+    x = jnp.asarray(draw(1, 12, 12, 8))
+    found = jaxcnn.substitute(f, stack, x, macs=0.5, schemes="separable")
+    assert found.report.macs_before == 3 * 12 * 12 * 25 * 64
+    assert found.report.rows[0].name == "params"
+    (y, means), (expected, expected_means) = found.apply(found.params, x), f(stack, x)
+    assert relative(y, expected) < 0.05
+    assert relative(means, expected_means) < 0.05
+    assert [link.shape for link in found.params.kernels] == [
+        (3, 5, 1, 8, 3),
+        (3, 1, 5, 3, 8),
+    ] or found.report.macs <= 0.5
+
+
+def test_channels_first_grouped_and_transposed():
+    def f(params, x):
+        y = lax.conv_general_dilated(x, params["first"], (1, 1), "SAME", feature_group_count=2)
+        return lax.conv_transpose(
+            y, params["up"], (2, 2), "SAME", dimension_numbers=("NCHW", "OIHW", "NCHW"), transpose_kernel=True
+        )
+
+    halves = [planted(5, 5, 8, 8, 1, seed=seed) for seed in (0, 5)]
+    first = jnp.concatenate([k.transpose(3, 2, 0, 1) for k in halves])
+    params = {"first": first, "up": planted(4, 4, 6, 16, 2, seed=9).transpose(3, 2, 0, 1)}
+    x = jnp.asarray(draw(1, 16, 10, 10))
+    found = jaxcnn.substitute(f, params, x, macs=0.6, schemes="separable")
+    assert relative(found.apply(found.params, x), f(params, x)) < 1e-4
+    assert {row.name: row.groups for row in found.report.rows} == {"first": 2, "up": 1}
+
+
+def test_what_cannot_be_replaced_says_why():
+    def f(params, x):
+        return conv(conv(x, params["a"]), params["b"]), (params["b"] ** 2).sum()
+
+    params = {"a": planted(5, 5, 8, 8, 1), "b": planted(5, 5, 8, 8, 1)}
+    x = jnp.asarray(draw(1, 12, 12, 8))
+    found = jaxcnn.substitute(f, params, x, macs=0.8)
+    assert row_of(found, "b").reason.startswith("it reaches integer_pow")
+    text = str(found.report)
+    assert "b stays dense: it reaches integer_pow" in text
+    assert max(map(len, text.splitlines())) <= 100
+
+
+def test_sixteen_bits_and_dead_filters():
+    kernel = planted(5, 5, 8, 8, 2).at[..., 3].set(0).astype(jnp.bfloat16)
+    x = jnp.asarray(draw(1, 12, 12, 8)).astype(jnp.bfloat16)
+    found = jaxcnn.substitute(lambda k, x: conv(x, k), kernel, x, macs=0.5)
+    assert found.params.dtype == jnp.bfloat16
+    assert found.report.error < 0.05
+    zero = jaxcnn.substitute(lambda k, x: conv(x, k) + 1, jnp.zeros((5, 5, 8, 8)), jnp.ones((1, 12, 12, 8)), macs=0.5)
+    assert zero.report.error == 0
+
+
+ERRORS = {
+    "no budget": ({}, "give one of tolerance, macs and speedup"),
+    "two budgets": ({"macs": 0.5, "tolerance": 0.1}, "give one of tolerance, macs and speedup"),
+    "share of more than all": ({"macs": 1.5}, r"macs must be a share in \(0, 1\], got 1.5"),
+    "negative tolerance": ({"tolerance": -1}, "tolerance must not be negative, got -1"),
+    "no speed": ({"speedup": 0}, "speedup must be positive, got 0"),
+    "unknown scheme": ({"macs": 0.5, "schemes": "svd"}, "a scheme must be one of .*'separable'.* got 'svd'"),
+    "too little": ({"macs": 0.001}, "macs=0.001 is not met by any choice of chains, the least is 0.[0-9]+"),
+}
+
+
+@pytest.mark.parametrize("case", ERRORS)
+def test_errors(case):
+    options, text = ERRORS[case]
+    with pytest.raises(ValueError, match=text):
+        jaxcnn.substitute(F, PARAMS, X, **options)
+
+
+def test_params_with_chains_and_no_function_are_refused():
+    chain = jaxcnn.separable(PARAMS["low"]["kernel"], rank=1)
+    with pytest.raises(ValueError, match="params hold chains already"):
+        jaxcnn.substitute(F, {**PARAMS, "low": {**PARAMS["low"], "kernel": chain}}, X, macs=0.5)
+    with pytest.raises(TypeError, match="f must be a function, got 3"):
+        jaxcnn.substitute(3, PARAMS, X, macs=0.5)
+
+
+def test_chains_train():
+    found = jaxcnn.substitute(F, PARAMS, X, macs=0.2)
+    target = F(PARAMS, X)
+
+    def loss(params):
+        return jnp.square(found.apply(params, X) - target).mean()
+
+    before, gradient = jax.jit(jax.value_and_grad(loss))(found.params)
+    norm = sum(float(jnp.square(g).sum()) for g in jax.tree.leaves(gradient))
+    step = jax.tree.map(lambda p, g: p - 0.1 * float(before) / norm * g, found.params, gradient)
+    assert float(loss(step)) < float(before)
+
+
+def test_saved_and_loaded(tmp_path):
+    found = jaxcnn.substitute(F, PARAMS, X, macs=0.3)
+    path = tmp_path / "network.npz"
+    found.save(path)
+    loaded = jaxcnn.Substitution.load(path, F, PARAMS)
+    assert loaded.report == found.report
+    np.testing.assert_array_equal(loaded.apply(loaded.params, X), found.apply(found.params, X))
+    with np.load(path, allow_pickle=False) as file:
+        assert all(file[name].dtype.kind != "O" for name in file.files)
+    with pytest.raises(ValueError, match="parameters of another structure"):
+        jaxcnn.Substitution.load(path, F, {**PARAMS, "more": X})
+    with pytest.raises(ValueError, match="knows its own point only"):
+        loaded.curve()
+    np.savez(tmp_path / "other.npz", x=np.ones(3))
+    with pytest.raises(ValueError, match="no substitution that was saved"):
+        jaxcnn.Substitution.load(tmp_path / "other.npz", F, PARAMS)
+
+
+def test_sixteen_bits_are_saved(tmp_path):
+    kernel = planted(5, 5, 8, 8, 2).astype(jnp.bfloat16)
+    x = jnp.asarray(draw(1, 12, 12, 8)).astype(jnp.bfloat16)
+    found = jaxcnn.substitute(lambda k, x: conv(x, k[0]) * k[1], (kernel, jnp.asarray(2, jnp.bfloat16)), x, macs=0.5)
+    found.save(tmp_path / "network.npz")
+    loaded = jaxcnn.Substitution.load(tmp_path / "network.npz", found.f, (kernel, jnp.asarray(0, jnp.bfloat16)))
+    assert loaded.params[0].dtype == jnp.bfloat16
+    np.testing.assert_array_equal(loaded.apply(loaded.params, x), found.apply(found.params, x))
+
+
+def test_report():
+    report = jaxcnn.substitute(F, PARAMS, X, macs=0.3).report
+    text = str(report)
+    assert max(map(len, text.splitlines())) <= 100
+    for row in report.rows:
+        assert row.name in text
+    assert f"{report.macs:.3f} of them" in text
+    assert "<table>" in report._repr_html_()
+    assert json.loads(report.to_json())["error"] == report.error
+    assert jaxcnn.Report.from_json(report.to_json()) == report
+    assert report.speedup == report.ms_before / report.ms_after
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        report.error = 0
+
+
+def test_curve():
+    curve = jaxcnn.substitute(F, PARAMS, X, macs=0.5).curve((0.8, 0.3, 0.0001))
+    macs, speedups, errors = zip(*curve.points, strict=True)
+    assert len(macs) == 3
+    assert list(macs) == sorted(macs, reverse=True)
+    assert errors[0] < errors[-1]
+    assert all(speedup > 0 for speedup in speedups)
