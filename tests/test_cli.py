@@ -193,6 +193,22 @@ def test_demo_command_writes_its_report(capsys, monkeypatch, tmp_path):
     assert "[report].html" in printed.replace("\n", "")
 
 
+def test_what_any_part_lacks_is_told_before_work_begins(capsys, monkeypatch):
+    from jaxcnn.demo import DemoError, hed, lite0, naming
+
+    def missing():
+        raise DemoError("the weights are not installed")
+
+    def too_early(*arguments, **options):
+        raise AssertionError("a part has begun")
+
+    monkeypatch.setattr(lite0, "find_weights", lambda: None)
+    monkeypatch.setattr(lite0, "load_network", lambda path: {})
+    monkeypatch.setattr(hed, "find_weights", missing)
+    monkeypatch.setattr(naming, "run_naming", too_early)
+    assert "the weights are not installed" in fails(capsys, "demo")
+
+
 def test_interruption_is_no_traceback(capsys, monkeypatch):
     def interrupted(options):
         raise KeyboardInterrupt

