@@ -131,9 +131,9 @@ def run_naming(
     return Section(
         title="EfficientNet-Lite0 naming a photograph",
         text=(
-            f"EfficientNet-Lite0, trained on ImageNet and written in plain jax.lax and jax.numpy, names what is in "
-            f"{name} ({height} x {width} pixels, of which it sees the central square): as jax.jit compiles it, and through "
-            "jaxcnn.accelerate, one line around the same function. Nothing of the network is changed."
+            "EfficientNet-Lite0, trained on ImageNet and written in plain jax.lax and jax.numpy, names what is in "
+            f"{name} ({height} x {width} pixels, of which it sees the central square): as jax.jit compiles it, and "
+            "through jaxcnn.accelerate, one line around the same function. Nothing of the network is changed."
         ),
         figures=(
             ("Naming a photograph, accelerated: times faster", f"{seconds[PLAIN] / seconds[ACCELERATED]:.1f}x"),
