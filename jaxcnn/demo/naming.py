@@ -43,7 +43,8 @@ DEFINITIONS = (
         "Training gradient",
         "The gradient of the cross-entropy for one photograph and the class that it is given, with respect to every "
         "kernel, scale and bias; the statistics of the batch normalizations are those of training. Its difference is "
-        "norm(accelerated - plain) / norm(plain) over all of it.",
+        "norm(accelerated - plain) / norm(plain) over all of it: both are float32, and each has rounding errors of its "
+        "own.",
     ),
     (
         "First call",
