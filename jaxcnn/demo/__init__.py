@@ -1,7 +1,7 @@
-"""The main job behind `jaxcnn demo` and `jaxcnn layer`: real trained networks, before and after substitution.
+"""The main job behind `jaxcnn demo` and `jaxcnn layer`: real networks, accelerated and substituted.
 
 Everything here calls only the public names of `jaxcnn`.  The packages of the `demo` extra (rich, matplotlib,
-optax, h5py, scikit-image, mlxtend) are imported by the files that need them, never by `import jaxcnn`.
+optax, h5py, scikit-image, mlxtend and others) are imported by the files that need them, never by `import jaxcnn`.
 """
 
 import importlib.util

@@ -20,6 +20,7 @@ BUNDLED = (
     "chelsea",
     "coffee",
     "rocket",
+    "motorcycle",
     "camera",
     "coins",
     "hubble_deep_field",
@@ -51,7 +52,7 @@ def load_image(name: str, *, long_side: int = 512) -> np.ndarray:
     if path.is_file():
         picture = _read_file(path)
     elif name in BUNDLED:
-        picture = PIL.Image.fromarray(to_rgb(getattr(skimage.data, name)()))
+        picture = PIL.Image.fromarray(to_rgb(_bundled(name)))
     else:
         raise DemoError(f"no image {name}: neither a file nor a picture of scikit-image ({', '.join(BUNDLED)})")
     if max(picture.size) > long_side:
@@ -60,6 +61,15 @@ def load_image(name: str, *, long_side: int = 512) -> np.ndarray:
         # reducing_gap first shrinks by whole factors, which keeps a picture of 100 megapixels quick.
         picture = picture.resize((width, height), PIL.Image.Resampling.LANCZOS, reducing_gap=3.0)
     return np.asarray(picture)
+
+
+def _bundled(name: str) -> np.ndarray:
+    """One of scikit-image's own pictures."""
+    if name == "motorcycle":
+        left, _right, _disparity = skimage.data.stereo_motorcycle()
+        return left
+    picture: np.ndarray = getattr(skimage.data, name)()
+    return picture
 
 
 def _read_file(path: Path) -> PIL.Image.Image:

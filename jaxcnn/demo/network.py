@@ -1,4 +1,4 @@
-"""What the demo's two networks have in common: a layer, and the convolution that speed-ups are measured against."""
+"""What the demo's networks have in common: a layer, and the convolution that speed-ups are measured against."""
 
 from typing import Any, NamedTuple
 
@@ -13,6 +13,15 @@ class Layer(NamedTuple):
     bias: Any
 
 
-def plain_convolution(x: jax.Array, kernel: jax.Array, *, padding: str = "SAME") -> jax.Array:
-    """The convolution that a user of JAX would otherwise write: channels last, stride 1."""
-    return lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+def plain_convolution(
+    x: jax.Array, kernel: jax.Array, *, strides: int = 1, padding: str = "SAME", feature_group_count: int = 1
+) -> jax.Array:
+    """The convolution that a user of JAX would otherwise write: channels last."""
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        (strides, strides),
+        padding,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=feature_group_count,
+    )

@@ -43,7 +43,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Section:
-    """One part of a report: a sentence or two, figures (the first two are its headline), pictures, tables."""
+    """One part of a report: a sentence or two, figures (the first three are its headline), pictures, tables."""
 
     title: str
     text: str

@@ -75,6 +75,7 @@ def test_only_large_pictures_are_scaled(tmp_path):
 def test_bundled_pictures_by_name():
     assert images.load_image("astronaut").shape == (512, 512, 3)
     assert images.load_image("camera", long_side=64).shape == (64, 64, 3)
+    assert images.load_image("motorcycle", long_side=800).shape == (500, 741, 3)
 
 
 def test_bad_images_are_refused_in_one_line(tmp_path):

@@ -1,0 +1,259 @@
+"""The demo's first part: EfficientNet-Lite0 names a photograph, as it is written in plain JAX and accelerated.
+
+`jaxcnn.accelerate` goes around a function that knows nothing of jaxcnn, and around its training gradient.  Beside
+that stands a substitution that is measured whichever way it falls: the depthwise 5x5 kernels as pairs of 5x1 and 1x5.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import rich.progress
+
+import jaxcnn
+from jaxcnn.demo import images, lite0, timing
+from jaxcnn.demo.report import Picture, Section, Table
+
+#: The photograph named, unless the user has another.
+DEFAULT = "coffee"
+
+#: Photographs that come with scikit-image, on which the dense network and its pairs are compared.
+PHOTOGRAPHS = ("coffee", "chelsea", "motorcycle", "rocket", "astronaut", "camera")
+
+#: The rank of each 5x5 kernel's pair: two products of a column and a row, 20 multiplications for 25.
+RANK = 2
+
+#: How many classes are listed.
+BEST = 5
+
+PLAIN, ACCELERATED, PAIRS = "plain", "accelerated", "pairs"
+
+DEFINITIONS = (
+    (
+        "Plain and accelerated",
+        "One function in jax.lax and jax.numpy alone: compiled by jax.jit, and by jaxcnn.accelerate. No kernel is "
+        "replaced: the convolutions are the same, computed by other methods.",
+    ),
+    (
+        "Training gradient",
+        "The gradient of the cross-entropy for one photograph and the class that it is given, with respect to every "
+        "kernel, scale and bias; the statistics of the batch normalizations are those of training. Its difference is "
+        "norm(accelerated - plain) / norm(plain) over all of it: both are float32, and each has rounding errors of its "
+        "own.",
+    ),
+    (
+        "First call",
+        "Seconds for the first call of a function, which traces and compiles it; later calls take the time above.",
+    ),
+)
+
+
+def load_photographs(name: str | None, *, long_side: int) -> dict[str, np.ndarray]:
+    """The photograph to name, or the default, and after it the others to compare on.
+
+    Raises:
+      DemoError: if there is no such picture, or it cannot be read as one.
+    """
+    chosen = name or DEFAULT
+    photographs = {Path(chosen).name: images.load_image(chosen, long_side=long_side)}
+    for other in PHOTOGRAPHS:
+        if other not in photographs:
+            photographs[other] = images.load_image(other, long_side=long_side)
+    return photographs
+
+
+def substitute_pairs(network: lite0.Network) -> dict[str, Any]:
+    """The network with the kernel of each depthwise 5x5 layer replaced by its separable pair."""
+    substituted = dict(network)
+    for name, layer in network.items():
+        if name.startswith("depthwise") and layer.kernel.shape[:2] == (5, 5):
+            groups = layer.kernel.shape[3]
+            pair = jaxcnn.separable(layer.kernel, rank=RANK, feature_group_count=groups)
+            substituted[name] = layer._replace(kernel=pair)
+    return substituted
+
+
+def relative_difference(after: Any, before: Any) -> float:
+    """norm(after - before) / norm(before), over all arrays of two pytrees."""
+    pairs = list(zip(jax.tree.leaves(after), jax.tree.leaves(before), strict=True))
+    difference = sum(float(jnp.sum((a - b) ** 2)) for a, b in pairs)
+    return float(np.sqrt(difference / sum(float(jnp.sum(b**2)) for _, b in pairs)))
+
+
+def run_naming(
+    photographs: Mapping[str, np.ndarray],
+    network: lite0.Network,
+    *,
+    bars: rich.progress.Progress,
+    rounds: int = 9,
+) -> Section:
+    """Name the first photograph plain and accelerated, and all of them dense and with pairs; report answers and times.
+
+    Args:
+      photographs: name to uint8 RGB of shape (height, width, 3).
+      network: the layers, from `lite0.load_network`.
+      bars: where progress is shown.
+      rounds: blocks of calls for each timing of the forward pass; a third of them for the gradient, which is slow.
+    """
+    name, photograph = next(iter(photographs.items()))
+    squares = {other: lite0.central_square(pixels) for other, pixels in photographs.items()}
+    inputs = {other: lite0.preprocess(square) for other, square in squares.items()}
+    x = inputs[name]
+    substituted = substitute_pairs(network)
+
+    through_conv = jax.jit(partial(lite0.class_scores, convolution=jaxcnn.conv))
+    plain, accelerated = jax.jit(lite0.class_scores), jaxcnn.accelerate(lite0.class_scores)
+    forward = {
+        PLAIN: lambda: plain(network, x),
+        ACCELERATED: lambda: accelerated(network, x),
+        PAIRS: lambda: through_conv(substituted, x),
+    }
+    first, seconds = _measure("network", forward, rounds, bars)
+    probabilities = {way: np.asarray(jax.nn.softmax(call())[0]) for way, call in forward.items()}
+
+    label = jnp.argmax(plain(network, x), axis=-1)
+    gradient = jax.grad(lite0.cross_entropy)
+    plain_gradient, accelerated_gradient = jax.jit(gradient), jaxcnn.accelerate(gradient)
+    backward = {
+        PLAIN: lambda: plain_gradient(network, x, label),
+        ACCELERATED: lambda: accelerated_gradient(network, x, label),
+    }
+    first_gradient, seconds_gradient = _measure("gradient", backward, -(-rounds // 3), bars)
+
+    dense = {other: np.asarray(jax.nn.softmax(accelerated(network, seen))[0]) for other, seen in inputs.items()}
+    paired = {other: np.asarray(jax.nn.softmax(through_conv(substituted, seen))[0]) for other, seen in inputs.items()}
+
+    height, width = photograph.shape[:2]
+    return Section(
+        title="EfficientNet-Lite0 naming a photograph",
+        text=(
+            "EfficientNet-Lite0, trained on ImageNet and written in plain jax.lax and jax.numpy, names what is in "
+            f"{name} ({height} x {width} pixels, of which it sees the central square): as jax.jit compiles it, and "
+            "through jaxcnn.accelerate, one line around the same function. Nothing of the network is changed."
+        ),
+        figures=(
+            ("Naming a photograph, accelerated: times faster", f"{seconds[PLAIN] / seconds[ACCELERATED]:.1f}x"),
+            (
+                "Its training gradient, accelerated: times faster",
+                f"{seconds_gradient[PLAIN] / seconds_gradient[ACCELERATED]:.1f}x",
+            ),
+            _found(name, probabilities),
+            (
+                "Largest difference of the probabilities",
+                f"{np.abs(probabilities[ACCELERATED] - probabilities[PLAIN]).max():.1e}",
+            ),
+            (
+                "Relative difference of the gradient",
+                f"{relative_difference(backward[ACCELERATED](), backward[PLAIN]()):.1e}",
+            ),
+        ),
+        pictures=tuple(
+            Picture(f"{other}: {_answer(dense[other])}", images.to_png(square)) for other, square in squares.items()
+        ),
+        tables=(
+            _answer_table(name, probabilities),
+            _time_table((first, seconds), (first_gradient, seconds_gradient)),
+            _pair_table(dense, paired, seconds, _macs(network, substituted, x)),
+        ),
+    )
+
+
+def _measure(
+    what: str, calls: Mapping[str, Callable[[], Any]], rounds: int, bars: rich.progress.Progress
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Seconds for the first call of each function, and for one call after that."""
+    first = {}
+    for way, call in bars.track(calls.items(), description=f"Compiling the {what}"):
+        start = time.perf_counter()
+        jax.block_until_ready(call())
+        first[way] = time.perf_counter() - start
+    task = bars.add_task(f"Timing the {what}", total=rounds)
+    return first, timing.compare(calls, rounds=rounds, after_round=lambda: bars.advance(task))
+
+
+def _macs(network: lite0.Network, substituted: lite0.Network, x: jax.Array) -> tuple[int, int]:
+    """MACs of the network, dense and with pairs."""
+    f = partial(lite0.class_scores, convolution=jaxcnn.conv)
+    return jaxcnn.summarize(f, network, x).total.macs, jaxcnn.summarize(f, substituted, x).total.macs
+
+
+def _answer(probabilities: np.ndarray) -> str:
+    """The most probable class, and how probable it is."""
+    best = int(probabilities.argmax())
+    return f"{lite0.class_name(best)} {probabilities[best]:.1%}"
+
+
+def _found(name: str, probabilities: Mapping[str, np.ndarray]) -> tuple[str, str]:
+    """The figure of what is in the photograph: one name if both ways agree, else both."""
+    best = {way: int(probabilities[way].argmax()) for way in (PLAIN, ACCELERATED)}
+    shares = ", ".join(f"{probabilities[way][number]:.1%} {way}" for way, number in best.items())
+    return f"What is in {name}: {shares}", " / ".join(dict.fromkeys(map(lite0.class_name, best.values())))
+
+
+def _answer_table(name: str, probabilities: Mapping[str, np.ndarray]) -> Table:
+    """The most probable classes of the plain network, with the probabilities of both."""
+    plain, accelerated = probabilities[PLAIN], probabilities[ACCELERATED]
+    rows = (
+        (lite0.class_name(int(number)), str(number), f"{plain[number]:.3%}", f"{accelerated[number]:.3%}")
+        for number in plain.argsort()[::-1][:BEST]
+    )
+    return Table(f"What is in {name}", ("class", "number", "plain", "accelerated"), tuple(rows))
+
+
+def _time_table(
+    forward: tuple[Mapping[str, float], Mapping[str, float]], backward: tuple[Mapping[str, float], Mapping[str, float]]
+) -> Table:
+    """Milliseconds of a call and seconds of the first, plain and accelerated."""
+    rows = []
+    for what, (first, seconds) in (("naming it", forward), ("training gradient", backward)):
+        rows.append(
+            (
+                what,
+                *(f"{1e3 * seconds[way]:.1f}" for way in (PLAIN, ACCELERATED)),
+                f"{seconds[PLAIN] / seconds[ACCELERATED]:.1f}x",
+                *(f"{first[way]:.1f}" for way in (PLAIN, ACCELERATED)),
+            )
+        )
+    return Table(
+        "One photograph, plain and accelerated",
+        ("", "plain, ms", "accelerated, ms", "times\nfaster", "first call\nplain, s", "first call\naccelerated, s"),
+        tuple(rows),
+        notes=(
+            "On CPU most of what is gained is in the depthwise convolutions, which XLA computes slowly there. The "
+            "first call traces and compiles.",
+        ),
+    )
+
+
+def _pair_table(
+    dense: Mapping[str, np.ndarray],
+    paired: Mapping[str, np.ndarray],
+    seconds: Mapping[str, float],
+    macs: tuple[int, int],
+) -> Table:
+    """Each photograph's name by the dense network and by the one of pairs, and what the pairs cost."""
+    same = sum(int(dense[name].argmax() == paired[name].argmax()) for name in dense)
+    rows = ((name, _answer(dense[name]), _answer(paired[name])) for name in dense)
+    faster = seconds[ACCELERATED] / seconds[PAIRS]
+    return Table(
+        f"Its depthwise 5x5 kernels as pairs of rank {RANK}",
+        ("photograph", "5x5", "5x1 and 1x5"),
+        tuple(rows),
+        text_columns=3,
+        notes=(
+            f"Each kernel is replaced by {RANK} products of a column and a row, from the weights alone: the same name "
+            f"for {same} of {len(dense)} photographs, with {macs[1] / macs[0]:.1%} of the network's MACs.",
+            f"{1e3 * seconds[ACCELERATED]:.1f} ms with 5x5, {1e3 * seconds[PAIRS]:.1f} ms with pairs, both by jaxcnn "
+            f"({faster:.2f}x). "
+            + (
+                "Here fewer multiplications are also faster."
+                if faster > 1
+                else "Fewer multiplications are not faster here: two passes over the image cost more than they save."
+            ),
+        ),
+    )
