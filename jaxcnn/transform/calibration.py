@@ -13,6 +13,7 @@ from jaxcnn.chain import KernelChain
 from jaxcnn.factorization.response import Responses, refit, response_error
 from jaxcnn.transform.arguments import split
 from jaxcnn.transform.discovery import kernels_of
+from jaxcnn.transform.layers import Option
 from jaxcnn.transform.problem import Problem
 from jaxcnn.transform.side_by_side import Stop, Walk, is_fitted, samples, side_by_side, together
 
@@ -70,14 +71,19 @@ class Calibration:
 
         together(self._walks({}, self.problem.open), visit)
 
-    def fitted(self, chains: Mapping[int, KernelChain]) -> tuple[dict[int, KernelChain], dict[int, float]]:
-        """The chains fitted layer by layer, given those before, and their errors of responses."""
+    def fitted(
+        self, chosen: Mapping[int, Option], chains: Mapping[int, KernelChain]
+    ) -> tuple[dict[int, KernelChain], dict[int, float]]:
+        """The chains of options fitted layer by layer, given those before, and their errors of responses.
+
+        Those that cannot be fitted stay the `chains` of the weights.
+        """
         found, errors = dict(chains), {}
 
         def visit(stops: list[Stop]) -> KernelChain:
             index = stops[0].index
-            responses = self._responses(stops)
-            chain = refit(chains[index], responses)
+            layer, responses = self.problem.layers[index], self._responses(stops)
+            chain = refit(layer.start(chosen[index], responses), responses, kernel=layer.kernels[0])
             found[index], errors[index] = chain, response_error(chain, responses)
             self.advance(1)
             return chain

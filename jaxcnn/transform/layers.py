@@ -14,7 +14,7 @@ from jax.extend.core import JaxprEqn
 
 from jaxcnn.chain import KernelChain
 from jaxcnn.factorization._family import Family, Subject, count_while
-from jaxcnn.factorization.response import Responses, response_error
+from jaxcnn.factorization.response import Responses, response_curve, response_start
 from jaxcnn.transform.convolutions import avals
 from jaxcnn.transform.discovery import Found, Site
 from jaxcnn.transform.linked import convolved, linked_cost
@@ -154,8 +154,17 @@ class Layer:
 
     def judge(self, responses: Responses) -> None:
         """Puts the errors of the layer's responses in place of the kernel's."""
-        judged = [dataclasses.replace(o, error=response_error(self.chain(o), responses)) for o in self.options[1:]]
-        self.options = [self.dense, *judged]
+        found = [self.dense]
+        for scheme in self.families:
+            options = [option for option in self.options if option.scheme == scheme]
+            ranks = [option.rank for option in options]
+            errors = response_curve(self.kernels[0], scheme, ranks, responses, feature_group_count=self.groups)
+            found += [dataclasses.replace(o, error=error) for o, error in zip(options, errors, strict=True)]
+        self.options = found
+
+    def start(self, option: Option, responses: Responses) -> KernelChain:
+        """The chain of an option at which a fit to responses starts."""
+        return response_start(self.kernels[0], option.scheme, option.rank, responses, feature_group_count=self.groups)
 
     def chain(self, option: Option) -> KernelChain:
         """The chain of an option, its links stacked as the parameter stacks kernels."""

@@ -139,7 +139,7 @@ class Search:
         problem = self.problem
         chains, errors = problem.chains(chosen), {index: option.error for index, option in chosen.items()}
         if self.calibration is not None and fit:
-            chains, fitted = self.calibration.fitted(chains)
+            chains, fitted = self.calibration.fitted(chosen, chains)
             errors |= fitted
         outputs = floats(self._run(chains)(*self._values(chains)))
         if not all(np.isfinite(output).all() for output in outputs) and all(

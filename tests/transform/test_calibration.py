@@ -1,0 +1,190 @@
+"""Chains fitted to responses: the walk side by side, the samples, and what the fit gains over the weights."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from planted import conv, draw, network, relative
+
+import jaxcnn
+from jaxcnn.transform import problem, searching
+from jaxcnn.transform.discovery import kernels_of
+from jaxcnn.transform.side_by_side import is_fitted, samples, side_by_side, together
+
+F, PARAMS, X = network()
+
+
+@pytest.fixture(autouse=True)
+def no_clock(monkeypatch):
+    monkeypatch.setattr(problem.Problem, "milliseconds", lambda self, index, chain: (1.0, 0.5))
+    monkeypatch.setattr(searching, "_SECONDS", 0.01)
+
+
+def walk(f, *args, changed=None):
+    """A walk through f that stops at each kernel that can be fitted; `changed` are the substituted arguments."""
+    closed = jax.make_jaxpr(f)(*args)
+    found, _ = kernels_of(closed)
+    sites = {id(each.sites[0].equation): index for index, each in found.items() if is_fitted(each.sites)}
+    return side_by_side(closed, args, args if changed is None else changed, sites)
+
+
+def last(generator):
+    """What a walk returns in the end, told nothing on the way."""
+    try:
+        next(generator)
+        while True:
+            generator.send(None)
+    except StopIteration as stop:
+        return stop.value
+
+
+KERNELS = [jnp.asarray(draw(3, 3, 4, 4, seed=seed)) for seed in range(2)]
+IMAGE = jnp.asarray(draw(2, 8, 8, 4, seed=9))
+
+
+def twice(a, b, x):
+    return jax.jit(lambda x, a: jax.nn.relu(conv(x, a, 2)))(x, a), jax.checkpoint(conv)(conv(x, a) * 0, b)
+
+
+def test_both_sides_are_what_they_compute():
+    def f(a, b, x):
+        y = jax.jit(lambda x, k: jax.nn.relu(conv(x, k)))(x, a)
+        return lax.scan(lambda c, _: (c * 0.5, c.sum()), y, None, length=3)[0] + conv(y, b)
+
+    args = (*KERNELS, IMAGE)
+    ((dense, same),) = last(walk(f, *args))
+    assert relative(dense, f(*args)) < 1e-6
+    assert relative(same, f(*args)) < 1e-6
+    # The second argument is substituted: what does not depend on it is computed once.
+    ((dense, other),) = last(
+        walk(lambda a, b, x: conv(x, a) + (b * b).sum(), *args, changed=(args[0], 2 * args[1], IMAGE))
+    )
+    assert relative(other - dense, jnp.full(dense.shape, 3 * (args[1] ** 2).sum())) < 1e-5
+
+
+def test_the_links_that_are_sent_are_computed_with():
+    def f(a, b, x):
+        return conv(jax.nn.relu(conv(x, a)), b)
+
+    args = (*KERNELS, IMAGE)
+    chain = jaxcnn.KernelChain((2 * KERNELS[0],))
+    generator = walk(f, *args)
+    first = next(generator)
+    assert first.index == 0
+    np.testing.assert_array_equal(first.image, IMAGE)
+    second = generator.send(chain)
+    # The second layer sees what the first one's chain makes, and is to respond as if there had been none.
+    assert relative(second.image, jax.nn.relu(conv(IMAGE, 2 * KERNELS[0]))) < 1e-6
+    assert relative(second.response, f(*args)) < 1e-6
+    with pytest.raises(StopIteration) as stop:
+        generator.send(None)
+    ((dense, substituted),) = stop.value.value
+    assert dense is substituted
+
+
+CONVOLUTIONS = {
+    "as it is": lambda x, k: conv(x, k),
+    "strided": lambda x, k: lax.conv_general_dilated(
+        x, k, (2, 1), [(2, 1), (0, 3)], dimension_numbers=("NHWC", "HWIO", "NHWC")
+    ),
+    "cropped": lambda x, k: lax.conv_general_dilated(
+        x, k, (1, 1), [(-1, 2), (1, -2)], dimension_numbers=("NHWC", "HWIO", "NHWC")
+    ),
+    "dilated": lambda x, k: lax.conv_general_dilated(
+        x, k, (1, 2), "SAME", rhs_dilation=(2, 1), dimension_numbers=("NHWC", "HWIO", "NHWC")
+    ),
+    "channels first": lambda x, k: lax.conv_general_dilated(
+        x.transpose(0, 3, 1, 2), k.transpose(3, 2, 0, 1), (1, 1), "SAME"
+    ),
+    "jaxcnn": lambda x, k: jaxcnn.conv(x, k, strides=2),
+}
+
+
+@pytest.mark.parametrize("way", CONVOLUTIONS)
+@pytest.mark.parametrize("count", [17, 10_000])
+def test_samples_are_patches_and_their_responses(way, count):
+    def f(k, x):
+        return CONVOLUTIONS[way](x, k)
+
+    kernel = KERNELS[0]
+    closed = jax.make_jaxpr(f)(kernel, IMAGE)
+    (found,) = kernels_of(closed)[0].values()
+    stop = next(side_by_side(closed, (kernel, IMAGE), (kernel, IMAGE), {id(found.sites[0].equation): 0}))
+    patches, responses = samples(stop, count, np.random.default_rng(0))
+    total = stop.response.size // 4
+    assert len(patches) == len(responses) == min(count, total)
+    assert patches.shape[1:] == (3, 3, 4)
+    expected = np.einsum("nhwi,hwio->no", patches, np.asarray(kernel))
+    np.testing.assert_allclose(responses, expected, atol=1e-4)
+
+
+def test_batches_in_step():
+    def f(k, x):
+        return conv(x, k)
+
+    args = [(KERNELS[0], IMAGE), (KERNELS[0], IMAGE[:1, :5])]
+    shapes = []
+    together([walk(f, *each) for each in args], lambda stops: shapes.append([s.image.shape for s in stops]))
+    assert shapes == [[(2, 8, 8, 4), (1, 5, 8, 4)]]
+    other = walk(lambda k, x: conv(conv(x, k), KERNELS[1] * k), *args[0])
+    with pytest.raises(ValueError, match="the same convolutions in the same order"):
+        together([walk(f, *args[0]), other], lambda stops: None)
+
+
+def blurred(count, seed):
+    """Images whose neighbours are alike, as photographs' are: the taps of a kernel are not equally important."""
+    noise = draw(count, 34, 34, 3, seed=seed)
+    mean = sum(noise[:, i : i + 24, j : j + 24] for i in range(8) for j in range(8)) / 8
+    return jnp.asarray(mean)
+
+
+@pytest.fixture(scope="module")
+def found():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(problem.Problem, "milliseconds", lambda self, index, chain: (1.0, 0.5))
+        patch.setattr(searching, "_SECONDS", 0.01)
+        options = {"macs": 0.1, "schemes": "separable", "skip": "stem"}
+        x = blurred(4, 1)
+        plain = jaxcnn.substitute(F, PARAMS, x, **options)
+        fitted = jaxcnn.substitute(F, PARAMS, x, calibration=[(blurred(4, 2),), blurred(3, 3)], **options)
+        again = jaxcnn.substitute(F, PARAMS, x, calibration=[(blurred(4, 2),), blurred(3, 3)], **options)
+    return plain, fitted, again
+
+
+def test_responses_are_closer_on_other_images(found):
+    plain, fitted, _ = found
+    assert fitted.report.macs <= 0.1
+    x = blurred(6, 4)
+    errors = [relative(each.apply(each.params, x), F(PARAMS, x)) for each in (plain, fitted)]
+    assert errors[1] < 0.7 * errors[0]
+
+
+def test_the_same_twice(found):
+    _, first, second = found
+    for a, b in zip(jax.tree.leaves(first.params), jax.tree.leaves(second.params), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_tolerance_is_met_with_fewer_macs():
+    options = {"tolerance": 0.05, "schemes": "separable"}
+    x = blurred(4, 1)
+    plain = jaxcnn.substitute(F, PARAMS, x, **options)
+    fitted = jaxcnn.substitute(F, PARAMS, x, calibration=blurred(6, 2), **options)
+    assert fitted.report.error <= 0.05
+    assert fitted.report.macs <= plain.report.macs
+
+
+def test_layers_that_cannot_be_fitted_keep_the_chains_of_their_weights():
+    def f(params, x):
+        y = conv(x, params["twice"])
+        return conv(jax.nn.relu(y), params["twice"]) + conv(y, params["once"])
+
+    params = {"twice": KERNELS[0], "once": KERNELS[1]}
+    kwargs = {"macs": 0.7, "schemes": "separable"}
+    fitted = jaxcnn.substitute(f, params, IMAGE, calibration=IMAGE, **kwargs)
+    assert fitted.report.macs <= 0.7
+    rows = {row.name: row for row in fitted.report.rows}
+    assert rows["twice"].scheme == "separable"
