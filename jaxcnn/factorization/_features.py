@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 _LARGEST_METRIC = 2048
+_MOST = 3000
 
 
 def features(kernels: Any, counts: Any, patches: Any) -> Any:
@@ -44,9 +45,10 @@ def _gram(x: Any) -> Any:
     return jnp.einsum("gni,gnj->gij", x, x)
 
 
-def link_metrics(kernels: Any, counts: Any, samples: Any, ridge: float) -> list[tuple[np.ndarray, np.ndarray]]:
+def link_metrics(kernels: Any, counts: Any, patches: Any, ridge: float) -> list[tuple[np.ndarray, np.ndarray]]:
     """For each link (left, right): (g, w i, w i) or (g, i, i), and (g, o, o), that whiten it."""
-    x = samples.patches[..., :: max(1, samples.patches.shape[-2] // 3000), :]
+    kernels = [np.asarray(kernel, np.float64) for kernel in kernels]
+    x = patches[..., :: max(1, patches.shape[-2] // _MOST), :]
     found = []
     for index, (kernel, groups) in enumerate(zip(kernels, counts, strict=True)):
         window = kernel.shape[:-2]
@@ -97,3 +99,19 @@ def _inverse_root(gram: np.ndarray, ridge: float) -> np.ndarray:
     overall = mean.mean() or 1.0
     factor = np.linalg.cholesky(gram + (ridge * mean + 1e-6 * overall) * np.eye(size))
     return np.swapaxes(np.linalg.inv(factor), 1, 2)
+
+
+def coloured(link: Any, left: Any, right: Any) -> Any:
+    """A link from its whitened coordinates: left @ link @ right, group by group."""
+    groups, rows, columns = left.shape[0], left.shape[1], right.shape[1]
+    blocks = link.reshape(-1, rows, groups, columns)
+    if groups == 1:
+        return (left[0] @ blocks[:, :, 0] @ right[0]).reshape(link.shape)
+    return jnp.einsum("gij,tjgo,gop->tigp", left, blocks, right).reshape(link.shape)
+
+
+def whitened(link: Any, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """A link's whitened coordinates, float64: the inverse of `coloured`."""
+    blocks = np.asarray(link, np.float64).reshape(-1, left.shape[1], left.shape[0], right.shape[1])
+    inner = np.linalg.solve(left[:, None], np.moveaxis(blocks, 2, 0)) @ np.linalg.inv(right)[:, None]
+    return np.moveaxis(inner, 0, 2).reshape(link.shape)
