@@ -92,10 +92,14 @@ class Samples:
 
     def error(self, chain: KernelChain) -> float:
         """`response_error` of a chain."""
-        square = float(_square_error(chain, *self.arrays))
+        square = float(_square_error(_in_float32(chain), *self.arrays))
         if self.scale == 0:
             return 0.0 if square == 0 else float("inf")
         return float(np.sqrt(square / self.scale))
+
+
+def _in_float32(chain: KernelChain) -> KernelChain:
+    return KernelChain(tuple(jnp.asarray(link, jnp.float32) for link in chain.kernels), chain.feature_group_counts)
 
 
 @jax.jit
@@ -176,7 +180,7 @@ def _refit(
     judge = Samples(responses.part(chosen)) if chosen.any() else train
     centre = jnp.asarray(chain.dense() if kernel is None else kernel, jnp.float32)
     dtypes = [link.dtype for link in chain.kernels]
-    wide = KernelChain(tuple(jnp.asarray(link, jnp.float32) for link in chain.kernels), chain.feature_group_counts)
+    wide = _in_float32(chain)
     candidates = [wide, with_last_link(wide, train, ridge=ridge, rounds=3)]
     start = min(candidates, key=train.error)
     candidates += _descend(start, train, centre, ridge, iterations)
