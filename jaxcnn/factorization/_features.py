@@ -1,7 +1,10 @@
-"""What flows through a chain on sampled patches, and the metrics in which its links are fitted."""
+"""What flows through a chain on sampled patches, and the coordinates in which its links are fitted."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -9,109 +12,111 @@ import jax.numpy as jnp
 import numpy as np
 
 _LARGEST_METRIC = 2048
-_MOST = 3000
+"""Inputs of a link, its taps counted, up to which one metric holds for all of them: its Cholesky factor takes 1 s at
+twice that. Beyond, the taps of a link share the metric of the channels."""
+
+_MOST = 3000  # samples from which metrics are taken: they only shape the steps
+
+Metric = tuple[np.ndarray, np.ndarray]
 
 
-def features(kernels: Any, counts: Any, patches: Any) -> Any:
-    """(*window, N, I) through convolutions without padding: (*rest, N, F)."""
+def features(kernels: Sequence[Any], counts: Sequence[int], patches: Any) -> Any:
+    """Patches (*window, N, I) through convolutions without padding: (*rest, N, F)."""
     x = patches
     for kernel, groups in zip(kernels, counts, strict=True):
-        x = _link(x, kernel, groups)
+        # One product for each tap: 5x5 as two 3x3 is 18 products of many rows, not 90 of few.
+        x = sum(_product(here, kernel[tap], groups) for tap, here in _taps(x, kernel.shape[:-2]))
     return x
 
 
-def _link(x: Any, kernel: Any, groups: int) -> Any:
-    window = kernel.shape[:-2]
-    rest = tuple(full - own + 1 for full, own in zip(x.shape[:-2], window, strict=True))
-    blocks = kernel.reshape(*kernel.shape[:-1], groups, -1)
-    results = []
-    for place in np.ndindex(*rest):
-        total: Any = 0.0
-        for tap in np.ndindex(*window):
-            here = x[tuple(p + t for p, t in zip(place, tap, strict=True))]  # (N, I)
-            if groups == 1:
-                total = total + here @ kernel[tap]
-            else:
-                split = here.reshape(len(here), groups, -1)
-                total = total + jnp.einsum("ngi,igo->ngo", split, blocks[tap]).reshape(len(here), -1)
-        results.append(total)
-    return jnp.stack(results).reshape(*rest, *results[0].shape)
+def _taps(x: Any, window: Sequence[int]) -> list[tuple[tuple[int, ...], Any]]:
+    """What each tap of a window meets in (*window, N, I)."""
+    rest = [full - own + 1 for full, own in zip(x.shape[:-2], window, strict=True)]
+    return [
+        (tap, x[tuple(slice(t, t + size) for t, size in zip(tap, rest, strict=True))]) for tap in np.ndindex(*window)
+    ]
 
 
-@jax.jit
-def _gram(x: Any) -> Any:
-    if len(x) == 1:
-        return (x[0].T @ x[0])[None]
-    return jnp.einsum("gni,gnj->gij", x, x)
+def _product(x: Any, matrix: Any, groups: int) -> Any:
+    """(..., I) times (I / groups, O), group by group."""
+    if groups == 1:
+        return x @ matrix
+    split, blocks = x.reshape(*x.shape[:-1], groups, -1), matrix.reshape(len(matrix), groups, -1)
+    return jnp.einsum("...gi,igo->...go", split, blocks).reshape(*x.shape[:-1], -1)
 
 
-def link_metrics(kernels: Any, counts: Any, patches: Any, ridge: float) -> list[tuple[np.ndarray, np.ndarray]]:
-    """For each link (left, right): (g, w i, w i) or (g, i, i), and (g, o, o), that whiten it."""
-    kernels = [np.asarray(kernel, np.float64) for kernel in kernels]
-    x = patches[..., :: max(1, patches.shape[-2] // _MOST), :]
-    found = []
-    for index, (kernel, groups) in enumerate(zip(kernels, counts, strict=True)):
-        window = kernel.shape[:-2]
-        rest = tuple(full - own + 1 for full, own in zip(x.shape[:-2], window, strict=True))
-        size = kernel.shape[-2]
-        taps = int(np.prod(window))
-        whole = taps * size <= _LARGEST_METRIC
-        total: Any = 0.0
-        places = 0
-        for place in np.ndindex(*rest):
-            here = x[tuple(slice(p, p + w) for p, w in zip(place, window, strict=True))]
-            here = here.reshape(taps, here.shape[-2], groups, size)
-            if whole:
-                stacked = jnp.transpose(here, (2, 1, 0, 3)).reshape(groups, here.shape[1], taps * size)
-                total = total + np.asarray(_gram(stacked), np.float64)
-                places += here.shape[1]
-            else:
-                for tap in range(taps):
-                    total = total + np.asarray(_gram(jnp.moveaxis(here[tap], 1, 0)), np.float64)
-                    places += here.shape[1]
-        left = total / places
-        right = _downstream(kernels, counts, index)
-        found.append((_inverse_root(left, ridge), np.swapaxes(_inverse_root(right, ridge), 1, 2)))
-        x = features([jnp.asarray(kernel, jnp.float32)], [groups], x)
+def stacked(x: Any, window: Sequence[int], groups: int) -> Any:
+    """What each place of a window meets in (*window, N, I), for each group a matrix of rows (n, taps * I / groups)."""
+    rows = jnp.stack([here.reshape(-1, groups, x.shape[-1] // groups) for _, here in _taps(x, window)], axis=2)
+    return jnp.moveaxis(rows, 1, 0).reshape(groups, rows.shape[0], -1)
+
+
+@partial(jax.jit, static_argnames=("counts",))
+def _grams(kernels: Any, counts: tuple[int, ...], patches: Any) -> list[Any]:
+    """Second moments of what enters each link: (g, taps i, taps i), or (g, i, i) for all taps of a large link."""
+    found, x = [], patches
+    for kernel, groups in zip(kernels, counts, strict=True):
+        window, size = kernel.shape[:-2], kernel.shape[-2]
+        large = math.prod(window) * size > _LARGEST_METRIC
+        if large:
+            window = (1,) * len(window)
+        rows = stacked(x, window, groups)
+        found.append(rows.swapaxes(1, 2) @ rows / rows.shape[1])
+        x = features([kernel], [groups], x)
     return found
 
 
-def _downstream(kernels: Any, counts: Any, index: int) -> np.ndarray:
-    """(g, o, o): the correlation of what follows each output channel of a link."""
-    groups = counts[index]
-    width = kernels[index].shape[-1]
-    matrix = np.eye(width)[None]  # (places, width, outputs)
-    for kernel, count in zip(kernels[index + 1 :], counts[index + 1 :], strict=True):
+def link_metrics(kernels: Sequence[Any], counts: tuple[int, ...], patches: Any, ridge: float) -> list[Metric]:
+    """For each link, matrices `left` and `right` between which it is written as `left @ inner @ right`.
+
+    The second derivative of the squared error by a link is nearly the Kronecker product of the second moments of what
+    enters it and of what its outputs do to the responses; by `inner` it is near the identity.
+    """
+    grams = _grams(kernels, counts, patches[..., :: max(1, patches.shape[-2] // _MOST), :])
+    wide = [np.asarray(kernel, np.float64) for kernel in kernels]
+    lefts = (_inverse_root(np.asarray(gram, np.float64), ridge) for gram in grams)
+    rights = (_inverse_root(_downstream(wide, counts, index), ridge).swapaxes(1, 2) for index in range(len(wide)))
+    return list(zip(lefts, rights, strict=True))
+
+
+def _downstream(kernels: Sequence[np.ndarray], counts: Sequence[int], index: int) -> np.ndarray:
+    """(g, o, o): second moments of what each output channel of a link becomes, summed over the taps that follow.
+
+    Paths to the same tap of the dense kernel are not added up, but kept as different taps.
+    """
+    groups, width = counts[index], kernels[index].shape[-1]
+    moments = np.eye(kernels[-1].shape[-1])
+    for kernel, count in zip(kernels[:index:-1], counts[:index:-1], strict=True):
         taps = kernel.reshape(-1, *kernel.shape[-2:])
-        per_in, per_out = taps.shape[1], taps.shape[2] // count
-        parts = matrix.reshape(len(matrix), width, count, per_in)
-        out = np.einsum("pwgi,tigo->ptwgo", parts, taps.reshape(len(taps), per_in, count, per_out), optimize=True)
-        # Tap by tap: offsets that fall together are kept apart, which is exact where they do not.
-        matrix = out.reshape(-1, width, taps.shape[2])
-    own = matrix.reshape(len(matrix), groups, width // groups, -1)
-    return np.einsum("pgac,pgbc->gab", own, own, optimize=True)
+        size, out = taps.shape[1], taps.shape[2] // count
+        back = np.zeros((len(taps), count * size, count * out))
+        for group in range(count):
+            back[:, group * size :][:, :size, group * out :][..., :out] = taps[..., group * out :][..., :out]
+        moments = (back @ moments @ back.swapaxes(1, 2)).sum(0)
+    each = width // groups
+    return np.stack([moments[start : start + each, start : start + each] for start in range(0, width, each)])
 
 
 def _inverse_root(gram: np.ndarray, ridge: float) -> np.ndarray:
-    """(g, n, n): L^-T of the Cholesky factor of each, with a ridge."""
+    """(g, n, n): the inverse transpose of the Cholesky factor of each, with a ridge."""
     size = gram.shape[-1]
     mean = np.trace(gram, axis1=1, axis2=2)[:, None, None] / size
-    overall = mean.mean() or 1.0
-    factor = np.linalg.cholesky(gram + (ridge * mean + 1e-6 * overall) * np.eye(size))
+    floor = 1e-6 * mean.mean() or 1.0  # a channel that is always 0 has a metric too
+    factor = np.linalg.cholesky(gram + (ridge * mean + floor) * np.eye(size))
     return np.swapaxes(np.linalg.inv(factor), 1, 2)
 
 
-def coloured(link: Any, left: Any, right: Any) -> Any:
-    """A link from its whitened coordinates: left @ link @ right, group by group."""
+def coloured(inner: Any, left: Any, right: Any) -> Any:
+    """A link from its inner coordinates: left @ inner @ right, group by group."""
     groups, rows, columns = left.shape[0], left.shape[1], right.shape[1]
-    blocks = link.reshape(-1, rows, groups, columns)
+    blocks = inner.reshape(-1, rows, groups, columns)
     if groups == 1:
-        return (left[0] @ blocks[:, :, 0] @ right[0]).reshape(link.shape)
-    return jnp.einsum("gij,tjgo,gop->tigp", left, blocks, right).reshape(link.shape)
+        return (left[0] @ blocks[:, :, 0] @ right[0]).reshape(inner.shape)
+    return jnp.einsum("gij,tjgo,gop->tigp", left, blocks, right).reshape(inner.shape)
 
 
 def whitened(link: Any, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """A link's whitened coordinates, float64: the inverse of `coloured`."""
+    """A link's inner coordinates, float64: the inverse of `coloured`."""
     blocks = np.asarray(link, np.float64).reshape(-1, left.shape[1], left.shape[0], right.shape[1])
     inner = np.linalg.solve(left[:, None], np.moveaxis(blocks, 2, 0)) @ np.linalg.inv(right)[:, None]
     return np.moveaxis(inner, 0, 2).reshape(link.shape)

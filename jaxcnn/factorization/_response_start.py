@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcnn.chain import KernelChain
-from jaxcnn.factorization._features import features
+from jaxcnn.factorization._features import features, stacked
 from jaxcnn.factorization._schemes import SCHEMES
 from jaxcnn.factorization._singular import left_singular
 from jaxcnn.factorization.kernels import grouped_kernel, merged_link
@@ -148,13 +149,22 @@ def _gram(x: np.ndarray) -> np.ndarray:
     return np.asarray(np.swapaxes(x, 1, 2) @ x, np.float64) / x.shape[1]
 
 
+@partial(jax.jit, static_argnames=("window", "counts"))
+def _design(head: Any, window: Any, counts: Any, patches: Any) -> Any:
+    """What the last link meets, (g, N, taps i), and its second moments."""
+    rows = stacked(features(head, counts[:-1], patches), window, counts[-1])
+    return rows, rows.swapaxes(1, 2) @ rows
+
+
 @jax.jit
-def _moments(z: Any, predicted: Any, targets: Any, low: Any, high: Any) -> Any:
-    """z' (wanted - predicted) by groups, where the nonlinearity hides from a target what the prediction may be."""
-    wanted = jnp.where(targets <= low, jnp.minimum(predicted, low), targets)
-    wanted = jnp.where(targets >= high, jnp.maximum(predicted, high), wanted)
-    missing = (wanted - predicted).reshape(len(targets), z.shape[0], -1)
-    return jnp.einsum("gnm,ngo->gmo", z, missing)
+def _moments(design: Any, link: Any, targets: Any, low: Any, high: Any) -> Any:
+    """design' (wanted - given) by groups, where the nonlinearity hides from a target what the link may give."""
+    groups, count, _ = design.shape
+    given = (design @ link).swapaxes(0, 1).reshape(count, -1)
+    wanted = jnp.where(targets <= low, jnp.minimum(given, low), targets)
+    wanted = jnp.where(targets >= high, jnp.maximum(given, high), wanted)
+    missing = (wanted - given).reshape(count, groups, -1).swapaxes(0, 1)
+    return design.swapaxes(1, 2) @ missing
 
 
 def with_last_link(chain: KernelChain, samples: Any, *, ridge: float, rounds: int) -> KernelChain:
@@ -163,18 +173,21 @@ def with_last_link(chain: KernelChain, samples: Any, *, ridge: float, rounds: in
     Each round is a least-squares problem, whose targets are the wanted responses where the nonlinearity shows them and
     elsewhere whatever the chain gives now, if the nonlinearity hides that as well: no round can raise the error.
     """
+    from scipy import linalg
+
     *head, last = chain.kernels
     groups = chain.feature_group_counts[-1]
-    x = features(head, chain.feature_group_counts[:-1], samples.patches)  # (*window, N, F)
-    count, width = x.shape[-2:]
-    z = x.reshape(-1, count, groups, width // groups)
-    z = jnp.transpose(z, (2, 1, 0, 3)).reshape(groups, count, -1)  # (g, N, taps i)
-    gram = np.asarray(z.swapaxes(1, 2) @ z, np.float64)
-    mean = np.trace(gram, axis1=1, axis2=2)[:, None, None] / gram.shape[-1]
-    inverse = np.linalg.inv(gram + (ridge * mean + (1e-6 * mean.mean() or 1.0)) * np.eye(gram.shape[-1]))
-    rows = np.asarray(last, np.float64).reshape(-1, groups, last.shape[-1] // groups).swapaxes(0, 1)  # (g, taps i, o)
+    design, gram = _design(head, last.shape[:-2], chain.feature_group_counts, samples.patches)
+    normal = np.asarray(gram, np.float64)
+    size = normal.shape[-1]
+    mean = np.trace(normal, axis1=1, axis2=2)[:, None, None] / size
+    factors = [
+        linalg.cho_factor(block) for block in normal + (ridge * mean + (1e-6 * mean.mean() or 1.0)) * np.eye(size)
+    ]
+    blocks = np.asarray(last, np.float64).reshape(size, groups, -1).swapaxes(0, 1)  # (g, taps i, o)
     for _ in range(rounds):
-        predicted = (z @ jnp.asarray(rows, jnp.float32)).swapaxes(0, 1).reshape(count, -1)
-        rows = rows + inverse @ np.asarray(_moments(z, predicted, *samples.arrays[1:]), np.float64)
-    solved = jnp.asarray(rows.swapaxes(0, 1).reshape(last.shape), last.dtype)
+        moments = np.asarray(_moments(design, jnp.asarray(blocks, jnp.float32), *samples.arrays[1:]), np.float64)
+        # A step from the link that is there: the ridge holds it there, not at zero.
+        blocks = blocks + np.stack([linalg.cho_solve(f, m) for f, m in zip(factors, moments, strict=True)])
+    solved = jnp.asarray(blocks.swapaxes(0, 1).reshape(last.shape), last.dtype)
     return KernelChain((*head, solved), chain.feature_group_counts)

@@ -28,7 +28,7 @@ class Responses:
 
     Args:
       patches: (N, \*window, I), what the kernel's taps meet at N output positions, kernel dilation taken out; all input
-        channels, of all groups. Samples of one image stand together: the last ones are held out as of another image.
+        channels, of all groups.
       targets: (N, O), the wanted responses there, before the bias.
       low, high: (O,), the response below and above which what follows is constant: -bias before a ReLU. None: nowhere.
 
@@ -64,9 +64,9 @@ class Responses:
     def __len__(self) -> int:
         return len(self.targets)
 
-    def part(self, start: int, stop: int) -> Responses:
-        """Some of the samples, from one to before another."""
-        return Responses(self.patches[start:stop], self.targets[start:stop], self.low, self.high)
+    def part(self, chosen: np.ndarray) -> Responses:
+        """The samples chosen by a mask (N,)."""
+        return Responses(self.patches[chosen], self.targets[chosen], self.low, self.high)
 
 
 class Samples:
@@ -92,10 +92,14 @@ class Samples:
 
     def error(self, chain: KernelChain) -> float:
         """`response_error` of a chain."""
-        square = float(_square_error(chain, *self.arrays))
+        square = float(_square_error(_in_float32(chain), *self.arrays))
         if self.scale == 0:
             return 0.0 if square == 0 else float("inf")
         return float(np.sqrt(square / self.scale))
+
+
+def _in_float32(chain: KernelChain) -> KernelChain:
+    return KernelChain(tuple(jnp.asarray(link, jnp.float32) for link in chain.kernels), chain.feature_group_counts)
 
 
 @jax.jit
@@ -146,7 +150,7 @@ def refit(
       kernel: K, HWIO, the dense kernel that the chain stands for. None: the chain's own.
       ridge: weight of the distance to K. More where samples are few.
       iterations: most steps of L-BFGS.
-      held_out: share of the samples, from the last one backwards, that only choose the step at which to stop.
+      held_out: share of the samples, evenly spread, that only choose the step at which to stop.
 
     Raises:
       ValueError: a chain or kernel that does not fit the samples; a share not in [0, 1).
@@ -169,12 +173,14 @@ def _refit(
     chain: KernelChain, responses: Responses, kernel: Any, ridge: float, iterations: int, held_out: float
 ) -> KernelChain:
     count = len(responses)
-    kept = count - int(held_out * count)
-    train = Samples(responses.part(0, kept))
-    judge = Samples(responses.part(kept, count)) if kept < count else train
+    # Spread evenly, for the last tenth may be all of one image that is unlike the others.
+    chosen = np.zeros(count, bool)
+    chosen[np.linspace(0, count, int(held_out * count), endpoint=False, dtype=int)] = True
+    train = Samples(responses.part(~chosen))
+    judge = Samples(responses.part(chosen)) if chosen.any() else train
     centre = jnp.asarray(chain.dense() if kernel is None else kernel, jnp.float32)
     dtypes = [link.dtype for link in chain.kernels]
-    wide = KernelChain(tuple(jnp.asarray(link, jnp.float32) for link in chain.kernels), chain.feature_group_counts)
+    wide = _in_float32(chain)
     candidates = [wide, with_last_link(wide, train, ridge=ridge, rounds=3)]
     start = min(candidates, key=train.error)
     candidates += _descend(start, train, centre, ridge, iterations)
