@@ -14,9 +14,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import jax
-import threadpoolctl
 
 from benchmarks import bench_literature as claims  # not its classes: asv would find them here once more
+from benchmarks.common import Claim
 
 LAYERS = (
     claims.Jaderberg2014,
@@ -33,6 +33,8 @@ SEEDS = range(5)
 
 def main() -> None:
     """Measures and prints."""
+    import threadpoolctl  # here, since asv imports this file too, where the packages of the demo are missing
+
     spreads: list[float] = []
     print(f"Measured with jax {jax.__version__} on {machine()}.\n")
     print_table(
@@ -85,7 +87,7 @@ def digit_rows(spreads: list[float]) -> Iterable[tuple[str, ...]]:
         yield name, *ratios(benchmark, (dense, name), spreads), with_error(replaced), with_error(tuned)
 
 
-def ratios(benchmark: claims.Claim, params: tuple, spreads: list[float]) -> tuple[str, ...]:
+def ratios(benchmark: Claim, params: tuple, spreads: list[float]) -> tuple[str, ...]:
     """Multiply-accumulates and times, as texts; the spread of the times is added to `spreads`."""
     benchmark.speedup_seconds = SECONDS
     texts = [f"{benchmark.track_macs_ratio(*params):.2f}"]
