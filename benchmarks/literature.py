@@ -15,8 +15,8 @@ from pathlib import Path
 
 import jax
 
-from benchmarks import bench_literature as claims  # not its classes: asv would find them here once more
-from benchmarks.common import Claim
+from . import bench_literature as claims  # not its classes: asv would find them here once more
+from .common import Claim
 
 LAYERS = (
     claims.Jaderberg2014,
