@@ -18,7 +18,7 @@ LOWER_BOUNDS := import tomllib; \
 	print(*(requirement.replace(">=", "==") for requirement in project["dependencies"]), sep="\n")
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-oldest test-newest lint format docs bench bench-quick peers dashboard wheel clean
+.PHONY: help demo test test-oldest test-newest lint format docs bench bench-quick literature peers dashboard wheel clean
 
 help:  ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*##/\1:/p' $(MAKEFILE_LIST) | awk -F': *' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -54,6 +54,9 @@ bench: $(VENV)/.bench  ## Measure the current commit and keep the results in ben
 bench-quick: $(VENV)/.bench  ## Run each benchmark once, in this environment, and keep no times
 	$(ASV_MACHINE)
 	$(BIN)/asv run --machine $(MACHINE) --python=same --quick --dry-run --show-stderr $(ARGS)
+
+literature: $(VENV)/.demo  ## Measure what papers claim of small kernels, and print it as Markdown
+	@$(BIN)/python -m benchmarks.literature
 
 peers: $(VENV)/.demo $(VENV)/.test  ## Time each layer beside plain lax and PyTorch
 	$(BIN)/python benchmarks/peers.py $(ARGS)

@@ -87,16 +87,6 @@ class SeparableFilter(ConvComparison):
         return substituted(array(*shape), dense, jaxcnn.separable(dense, rank=1))
 
 
-class Stack(ConvComparison):
-    """A kernel that is a row of 3x3, as that row: 5x5 is 18 for 25, 7x7 is 27 for 49, exactly the same values."""
-
-    params: ClassVar = [["5x5 1x56x56x64", "7x7 1x56x56x64"]]
-
-    def case(self, layer):
-        links = tuple(kernel(3, 3, 64, 64, seed=seed) for seed in range(2 if layer.startswith("5x5") else 3))
-        return substituted(array(1, 56, 56, 64), jaxcnn.compose(*links), jaxcnn.KernelChain(links))
-
-
 class LeNet(ConvComparison):
     """LeNet's two 5x5 layers at batch 256, as 3x3 after 3x3 and as 1x5 after 5x1, at widths with fewer MACs."""
 

@@ -141,3 +141,52 @@ class ConvComparison(Comparison):
         return self.cost.macs
 
     track_macs.unit = "MACs"
+
+
+@dataclasses.dataclass(frozen=True)
+class Substitution:
+    """One function computed in three ways.
+
+    Args:
+      chained, lax, exact: functions of the same arguments: with the small kernels; with the dense kernel in lax; with
+        the dense kernel by the method that `jaxcnn.conv` chooses.
+      args: the arguments.
+      macs, dense_macs: multiply-accumulates with the small kernels and with the dense one.
+    """
+
+    chained: Callable
+    lax: Callable
+    exact: Callable
+    args: tuple
+    macs: int
+    dense_macs: int
+
+
+class Claim(abc.ABC):
+    """How many multiply-accumulates fewer a substitution takes, and how much of that the clock sees."""
+
+    timeout = 300
+    speedup_seconds = 0.8
+
+    @abc.abstractmethod
+    def case(self, *params: Any) -> Substitution:
+        """The substitution of these parameters."""
+
+    def setup(self, *params: Any) -> None:
+        case = self.case(*params)
+        self.args, self.macs_ratio = case.args, case.dense_macs / case.macs
+        self.chained, self.lax, self.exact = jax.jit(case.chained), jax.jit(case.lax), jax.jit(case.exact)
+        jax.block_until_ready([function(*self.args) for function in (self.chained, self.lax, self.exact)])
+
+    def track_macs_ratio(self, *params: Any) -> float:
+        return self.macs_ratio
+
+    def track_speedup_over_lax(self, *params: Any) -> float:
+        return speedup(self.chained, self.lax, *self.args, seconds=self.speedup_seconds)
+
+    def track_speedup_over_exact(self, *params: Any) -> float:
+        return speedup(self.chained, self.exact, *self.args, seconds=self.speedup_seconds)
+
+    track_macs_ratio.unit = "times fewer MACs"
+    track_speedup_over_lax.unit = "times faster than lax"
+    track_speedup_over_exact.unit = "times faster than jaxcnn's exact methods"

@@ -14,7 +14,8 @@ import pytest
 
 import benchmarks
 import jaxcnn
-from benchmarks.common import Comparison, relative_error, speedup
+from benchmarks import bench_literature, literature
+from benchmarks.common import Claim, relative_error, speedup
 
 MODULES = [
     importlib.import_module(f"benchmarks.{module.name}")
@@ -71,8 +72,12 @@ def test_benchmark_runs(cls, standard_jax):
     assert all(isinstance(name, str) for values in getattr(cls, "params", []) for name in values)
     assert all(list(values) == sorted(values) for values in getattr(cls, "params", []))
     benchmark = cls()
-    if isinstance(benchmark, Comparison):
+    if hasattr(benchmark, "speedup_seconds"):
         benchmark.speedup_seconds = 0.0
+    if hasattr(benchmark, "epochs"):
+        benchmark.epochs = benchmark.fine_tuning_epochs = 1
+    if hasattr(benchmark, "setup_cache"):
+        params.insert(0, benchmark.setup_cache())
     if hasattr(benchmark, "setup"):
         benchmark.setup(*params)
     names = measured_names(cls)
@@ -83,6 +88,51 @@ def test_benchmark_runs(cls, standard_jax):
             assert np.isfinite(value)
             assert value >= 0
             assert isinstance(getattr(cls, name).unit, str)
+
+
+@pytest.mark.parametrize("cls", literature.LAYERS, ids=lambda cls: cls.__name__)
+def test_a_claim_is_of_the_layer_that_it_names(cls, standard_jax):
+    for layer in cls.layers:
+        case = cls().case(layer)
+        x, dense, chain = case.args
+        window, shape = (tuple(map(int, part.split("x"))) for part in layer.split(",")[0].split()[:2])
+        features = int(layer.split(",")[0].split()[-1]) if " to " in layer else shape[-1]
+        assert x.shape == shape
+        assert dense.shape == chain.shape == (*window, shape[-1], features)
+        assert case.macs < case.dense_macs
+    small = x[:, :9, :9, :]
+    results = [function(small, dense, chain) for function in (case.chained, case.lax, case.exact)]
+    assert relative_error(results[0], results[1]) < 1e-5
+    assert relative_error(results[2], results[1]) < 1e-5
+
+
+def test_claims_take_the_multiplications_that_the_papers_say():
+    def ratios(cls):
+        cases = [cls().case(layer) for layer in cls.layers]
+        return [case.dense_macs / case.macs for case in cases]
+
+    np.testing.assert_allclose(ratios(bench_literature.Jaderberg2014), [4.5, 2.5, 4.5, 2.5], rtol=0.02)
+    np.testing.assert_allclose(ratios(bench_literature.Szegedy2016Pair), [1.5, 3.5], rtol=1e-6)
+    shares = [1 / 512 + 1 / 9, 1 / 128 + 1 / 9]
+    np.testing.assert_allclose(ratios(bench_literature.Howard2017), np.reciprocal(shares), rtol=1e-6)
+
+
+def test_a_row_of_the_literature(capsys):
+    class Even(Claim):
+        case = None
+        macs_ratio = 2.0
+
+        def track_speedup_over_lax(self, layer):
+            return 3.0
+
+        def track_speedup_over_exact(self, layer):
+            return 1.0
+
+    spreads = []
+    literature.print_table(("a", "b", "c"), [literature.ratios(Even(), ("layer",), spreads)])
+    assert capsys.readouterr().out == "| a | b | c |\n| --- | --- | --- |\n| 2.00 | 3.00 | 1.00 |\n\n"
+    assert spreads == [0, 0]
+    assert literature.with_error([96.0, 98.0]) == "97.0 ± 1.0"
 
 
 def test_speedup_of_a_function_over_itself_is_one():

@@ -5,6 +5,7 @@ The network is LeCun et al.'s (1998): 5x5 convolutions of 6 and 16 features, a 2
 full layers of 120, 84 and 10 features.  Activations are ReLU, which trains faster than the tanh of the original.
 """
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -108,6 +109,24 @@ def steps_in(digits: Digits, epochs: int) -> int:
     return epochs * (len(digits.labels) // min(BATCH_SIZE, len(digits.labels)))
 
 
+@functools.cache
+def _training(learning_rate: float, steps: int) -> tuple[optax.GradientTransformation, Callable[..., Any]]:
+    """The optimizer and its jitted step: one for all networks, so that those of the same shapes compile once."""
+    optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, steps))
+
+    def loss(network: Network, images: jax.Array, labels: jax.Array) -> jax.Array:
+        return optax.softmax_cross_entropy_with_integer_labels(scores(network, images), labels).mean()
+
+    @jax.jit
+    def step(network: Network, state: Any, images: jax.Array, labels: jax.Array) -> tuple[Any, Any]:
+        gradients = jax.grad(loss)(network, images, labels)
+        with jax.numpy_dtype_promotion("standard"):  # optax mixes its integer step count with floats
+            updates, state = optimizer.update(gradients, state)
+        return optax.apply_updates(dict(network), updates), state
+
+    return optimizer, step
+
+
 def train(
     network: Network,
     digits: Digits,
@@ -127,18 +146,7 @@ def train(
       seed: of the order.
       after_step: called after each step, for a progress bar.
     """
-    optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, steps_in(digits, epochs)))
-
-    def loss(network: Network, images: jax.Array, labels: jax.Array) -> jax.Array:
-        return optax.softmax_cross_entropy_with_integer_labels(scores(network, images), labels).mean()
-
-    @jax.jit
-    def step(network: Network, state: Any, images: jax.Array, labels: jax.Array) -> tuple[Any, Any]:
-        gradients = jax.grad(loss)(network, images, labels)
-        with jax.numpy_dtype_promotion("standard"):  # optax mixes its integer step count with floats
-            updates, state = optimizer.update(gradients, state)
-        return optax.apply_updates(dict(network), updates), state
-
+    optimizer, step = _training(learning_rate, steps_in(digits, epochs))
     trained, state = dict(network), optimizer.init(dict(network))
     for rows in _batches(len(digits.labels), epochs, seed):
         trained, state = step(trained, state, digits.images[rows], digits.labels[rows])
