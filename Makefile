@@ -55,8 +55,8 @@ bench-quick: $(VENV)/.bench  ## Run each benchmark once, in this environment, an
 	$(ASV_MACHINE)
 	$(BIN)/asv run --machine $(MACHINE) --python=same --quick --dry-run --show-stderr $(ARGS)
 
-peers: $(VENV)/.demo $(VENV)/.test  ## Time each layer beside plain lax and PyTorch
-	$(BIN)/python benchmarks/peers.py $(ARGS)
+peers: $(VENV)/.demo $(VENV)/.test  ## Time layers and networks beside plain lax, Flax and PyTorch
+	$(BIN)/python -m benchmarks.peers $(ARGS)
 
 dashboard: $(VENV)/.bench  ## Publish the results and serve them on this machine
 	$(BIN)/asv publish
