@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 
 from .network_layers import LaxLayers, Layers, ask, draw
 
@@ -175,9 +175,9 @@ class Network:
     parameters: int
     size: int = 224
 
-    def weights(self) -> list[np.ndarray]:
-        """Random weights."""
-        return draw(ask(self.forward, self.size))
+    def weights(self) -> list[jax.Array]:
+        """Random weights, for images of this size."""
+        return list(map(jnp.asarray, draw(ask(self.forward, self.size))))
 
     def lax(self, role: str) -> Callable[[list[Any], Any], Any]:
         """In plain lax, of weights and images: the "forward" pass, or the "gradient" of a loss by all weights."""

@@ -290,7 +290,7 @@ def _flax_installed() -> bool:
     return importlib.util.find_spec("flax") is not None
 
 
-def _functions(layer: Layer, role: str) -> tuple[dict[str, Callable[[], Any]], dict[str, float]]:
+def functions(layer: Layer, role: str) -> tuple[dict[str, Callable[[], Any]], dict[str, float]]:
     """By library: what is timed, and the memory that it takes."""
     x = _draw(layer.x, 0)
     kernel = None if layer.pool else _draw(layer.kernel, 1)
@@ -309,12 +309,12 @@ def _functions(layer: Layer, role: str) -> tuple[dict[str, Callable[[], Any]], d
             return jax.vjp(forward, *args)[1](cotangent)
 
         programs[name] = program(forward, *operands) if role == "forward" else program(gradient, y, *operands)
-    functions = {name: each.call for name, each in programs.items()}
+    calls = {name: each.call for name, each in programs.items()}
     if torch_or_none() is not None:
-        functions["torch"] = _torch_functions(layer, x, kernel, y)[role]
+        calls["torch"] = _torch_functions(layer, x, kernel, y)[role]
     if role == "forward" and not layer.pool and layer.x[-1] == layer.features == 1:
-        functions |= _filter_functions(np.asarray(x), np.asarray(kernel))
-    return functions, {name: programs[name].megabytes for name in ("jaxcnn", "lax")}
+        calls |= _filter_functions(np.asarray(x), np.asarray(kernel))
+    return calls, {name: programs[name].megabytes for name in ("jaxcnn", "lax")}
 
 
 def ceilings() -> tuple[float, float]:
@@ -344,7 +344,7 @@ def _roofline_milliseconds(layer: Layer, role: str, peak: float, bandwidth: floa
 
 def measure(layer: Layer, role: str, seconds: float, peak: float, bandwidth: float) -> dict[str, Any]:
     """Milliseconds by library, memory, and the share of the machine's ceilings that jaxcnn reaches."""
-    functions, megabytes = _functions(layer, role)
-    times = median_milliseconds(functions, seconds)
+    calls, megabytes = functions(layer, role)
+    times = median_milliseconds(calls, seconds)
     roofline = _roofline_milliseconds(layer, role, peak, bandwidth) / times["jaxcnn"]
     return {"milliseconds": times, "megabytes": megabytes, "roofline": roofline}

@@ -11,9 +11,11 @@ matrix product's rate and bytes over its copying rate, divided by the time.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -109,19 +111,20 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--seconds", type=float, default=1.0, help="for each layer and direction; ten times for networks"
     )
-    parser.add_argument("--json", help="also write the records to this file")
+    parser.add_argument("--json", help="also write the records to this file, as they come")
     options = parser.parse_args(arguments)
     chosen, roles = options.group or groups, options.role or ROLES
-    records = [*measure_layers([group for group in chosen if group in GROUPS], roles, options.seconds)]
-    if NETWORKS_GROUP in chosen:
-        names, batches = options.network or NETWORKS, options.batch or (1, 8)
-        records += measure_networks(names, batches, roles, options.seconds * _LONGER)
+    records: list[dict[str, Any]] = []
+    layers = measure_layers([group for group in chosen if group in GROUPS], roles, options.seconds)
+    names = (options.network or NETWORKS) if NETWORKS_GROUP in chosen else ()
+    networks = measure_networks(names, options.batch or (1, 8), roles, options.seconds * _LONGER)
+    for record in itertools.chain(layers, networks):
+        records.append(record)
+        if options.json:  # after each: a whole run takes an hour, and may be interrupted
+            Path(options.json).write_text(json.dumps(records, indent=1))
     console = Console(width=max(Console().width, 160))
     console.print(f"jax {jax.__version__}, {'torch ' + torch_or_none().__version__ if torch_or_none() else 'no torch'}")
     report(records, console)
-    if options.json:
-        with open(options.json, "w") as file:
-            json.dump(records, file, indent=1)
 
 
 if __name__ == "__main__":
