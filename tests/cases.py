@@ -118,8 +118,8 @@ def conv_cases(draw: Any, transposed: bool = False) -> dict[str, Any]:
     """One convolution: the arrays in canonical and in the drawn layout, its options, and the same for the oracle."""
     rank = draw(st.integers(1, 3))
     sizes = _per_axis(draw, rank, 1, SIZES[rank])
-    # One in three has odd windows, one group and no steps but 1, as most convolutions of networks: of 90 that were drawn
-    # without this, `winograd` computed none.
+    # One in three has odd windows, one group and no steps but 1, as most convolutions of networks: of 90 drawn without
+    # this `winograd` computed none.
     plain = draw(st.integers(0, 2)) == 0
     window = tuple(draw(st.sampled_from([1, 3, 5])) if plain else draw(st.integers(1, WINDOWS[rank])) for _ in sizes)
     strides = (1,) * rank if plain else _per_axis(draw, rank, 1, 3)

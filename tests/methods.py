@@ -98,4 +98,4 @@ def share_report() -> list[str]:
 
 def fallen_shares() -> list[str]:
     """The methods that support fewer of the drawn cases than `FLOORS` says."""
-    return [method for method, share in _shares().items() if share < FLOORS[method]]
+    return [method for method, share in _shares().items() if share < FLOORS.get(method, 0)]
