@@ -58,8 +58,8 @@ bench-quick: $(VENV)/.bench  ## Run each benchmark once, in this environment, an
 literature: $(VENV)/.demo  ## Measure what papers claim of small kernels, and print it as Markdown
 	@$(BIN)/python -m benchmarks.literature
 
-peers: $(VENV)/.demo $(VENV)/.test  ## Time each layer beside plain lax and PyTorch
-	$(BIN)/python benchmarks/peers.py $(ARGS)
+peers: $(VENV)/.demo $(VENV)/.test  ## Time layers and networks beside plain lax, Flax and PyTorch
+	$(BIN)/python -m benchmarks.peers $(ARGS)
 
 dashboard: $(VENV)/.bench  ## Publish the results and serve them on this machine
 	$(BIN)/asv publish

@@ -13,7 +13,7 @@ import pytest
 from cases import arranged, assert_close, conv_cases, integers, normal, pool_cases
 from hypothesis import given, settings
 from jax import lax
-from methods import METHODS, SPREADS, by_each_method, tolerance
+from methods import FLOORS, METHODS, SPREADS, by_each_method, tolerance
 
 import jaxcnn
 
@@ -27,6 +27,10 @@ def test_conv_equals_loops(case):
     for method, result in by_each_method(jaxcnn.conv, x, kernel, counted=True, **case["given"]):
         assert result.dtype == np.float32
         assert_close(result, expected, tolerance(method), method)
+
+
+def test_every_method_has_a_floor():
+    assert set(FLOORS) == set(METHODS)
 
 
 def _as_lax(layout):

@@ -31,6 +31,8 @@ class Convolution:
       axes: of the equation's two operands and its result, each in the order that the role has them.
       flipped: whether the second operand is the kernel of the role `"output"` while the role is `"input"`: its window
         is to be reversed and its features exchanged.
+      swapped: whether the role takes the equation's operands in the other order, and its result, a kernel, is to be
+        reversed.
     """
 
     spec: ConvSpec
@@ -38,14 +40,19 @@ class Convolution:
     method: str
     axes: tuple[Ints, Ints, Ints]
     flipped: bool = False
+    swapped: bool = False
 
     def bind(self, lhs: jax.Array, rhs: jax.Array, method: str) -> jax.Array:
         """Computes the equation's result from its operands by `conv_p`."""
         lhs_axes, rhs_axes, out_axes = self.axes
+        if self.swapped:
+            lhs, rhs = rhs, lhs
         lhs, rhs = _transposed(lhs, lhs_axes), _transposed(rhs, rhs_axes)
         if self.flipped:
             rhs = _exchanged(rhs, self.spec)
         result = conv_p.bind(lhs, rhs, method=method, **self.params)
+        if self.swapped:
+            result = lax.rev(result, tuple(range(self.spec.rank)))
         return _transposed(result, tuple(map(int, np.argsort(out_axes))))
 
 
@@ -110,12 +117,14 @@ def _of_lax(equation: JaxprEqn) -> Convolution | None:
     single = params["feature_group_count"] == 1
     if params["batch_group_count"] > 1:
         return _kernel(equation) if single else None
-    found = None
-    if max(params["lhs_dilation"]) > 1:
-        found = _input(equation)
     # The window of a kernel's gradient is the image of the cotangent, and its results are the kernel's taps.
-    elif single and math.prod(window) > math.prod(outputs):
-        found = _kernel(equation)
+    of_kernel = single and math.prod(window) > math.prod(outputs)
+    dilated = max(params["lhs_dilation"]) > 1
+    found = None
+    if of_kernel:
+        found = _kernel_of_transposed(equation) if dilated else _kernel(equation)
+    if found is None and dilated:
+        found = _input(equation)
     return _output(equation) if found is None else found
 
 
@@ -124,10 +133,17 @@ def _sizes(aval: Any, axes: Sequence[int]) -> Ints:
 
 
 def _found(
-    equation: JaxprEqn, role: Role, axes: tuple[Ints, Ints, Ints], flipped: bool = False, **given: Any
+    equation: JaxprEqn,
+    role: Role,
+    axes: tuple[Ints, Ints, Ints],
+    flipped: bool = False,
+    swapped: bool = False,
+    **given: Any,
 ) -> Convolution:
+    first, second, result = avals(equation)
+    every = (second, first, result) if swapped else (first, second, result)
     lhs, rhs, out = (
-        jax.ShapeDtypeStruct(_sizes(aval, order), aval.dtype) for aval, order in zip(avals(equation), axes, strict=True)
+        jax.ShapeDtypeStruct(_sizes(aval, order), aval.dtype) for aval, order in zip(every, axes, strict=True)
     )
     params = {
         "role": role,
@@ -143,7 +159,7 @@ def _found(
         *window, kernel_in, features = rhs.shape
         groups = params["feature_group_count"]
         rhs = jax.ShapeDtypeStruct((*window, features // groups, kernel_in * groups), rhs.dtype)
-    return Convolution(conv_spec(lhs, rhs, **params), {**params, "sharding": None}, "auto", axes, flipped)
+    return Convolution(conv_spec(lhs, rhs, **params), {**params, "sharding": None}, "auto", axes, flipped, swapped)
 
 
 def _output(equation: JaxprEqn) -> Convolution:
@@ -215,6 +231,38 @@ def _kernel(equation: JaxprEqn) -> Convolution | None:
         padding=padding,
         kernel_dilation=dilation,
         feature_group_count=params["batch_group_count"],
+        window=window,
+    )
+
+
+def _kernel_of_transposed(equation: JaxprEqn) -> Convolution | None:
+    """The equation, whose first operand is dilated, as the kernel's gradient of a transposed convolution.
+
+    The pixels of its window lie under those of the dilated operand as the inputs of a convolution, strided by that
+    dilation, lie under its outputs. It is the gradient of this convolution's kernel, whose taps run the other way.
+    """
+    params = equation.params
+    if max(params["rhs_dilation"]) > 1:
+        return None
+    (o, n, *y_axes), (c, x_n, *x_axes), (out_o, i, *taps) = params["dimension_numbers"]
+    lhs, rhs, out = avals(equation)
+    strides, dilation = tuple(params["lhs_dilation"]), tuple(params["window_strides"])
+    window = _sizes(out, taps)
+    lows = [
+        (taps - 1) * step - int(low) for taps, step, (low, _) in zip(window, dilation, params["padding"], strict=True)
+    ]
+    padding = _forward_padding(_sizes(rhs, x_axes), _sizes(lhs, y_axes), window, strides, dilation, lows)
+    if padding is None:
+        return None
+    return _found(
+        equation,
+        "kernel",
+        ((x_n, *x_axes, c), (n, *y_axes, o), (*taps, i, out_o)),
+        swapped=True,
+        strides=strides,
+        padding=padding,
+        kernel_dilation=dilation,
+        feature_group_count=1,
         window=window,
     )
 

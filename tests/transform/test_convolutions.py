@@ -118,6 +118,22 @@ def test_derivatives_of_lax_become_roles(groups, strides, expected):
     assert roles(gradient, x, kernel) == expected
 
 
+@pytest.mark.parametrize(("window", "dilation"), [(2, 1), (4, 1), (3, 2)])
+def test_derivatives_of_a_transposed_convolution_become_roles(window, dilation):
+    x, kernel = normal((2, 7, 6, 5), 0), normal((window, window, 5, 3), 1)
+
+    def loss(x, kernel):
+        numbers = ("NHWC", "HWIO", "NHWC")
+        return jnp.sum(
+            lax.conv_transpose(x, kernel, (2, 2), "SAME", rhs_dilation=(dilation, dilation), dimension_numbers=numbers)
+            ** 2
+        )
+
+    gradient = jax.grad(loss, (0, 1))
+    assert roles(gradient, x, kernel) == {"input": 1, "output": 1, "kernel": 1}
+    assert_same(accelerate(gradient)(x, kernel), jax.jit(gradient)(x, kernel))
+
+
 @pytest.mark.parametrize(
     ("dtype", "options"),
     [

@@ -1,0 +1,58 @@
+"""Whole networks in plain lax, the same through `jaxcnn.accelerate`, and in PyTorch's own layers, of equal weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+import jaxcnn
+
+from .common import array
+from .network_layers import TorchLayers, ask, draw
+from .networks import Network
+from .timing import median_milliseconds, program, torch_or_none
+
+
+def torch_function(network: Network, role: str, weights: list[Any], x: Any) -> Callable[[], Any]:
+    """The forward pass, or the loss's gradient by all weights, by PyTorch; takes weights and images of lax's shapes."""
+    torch = torch_or_none()
+    kinds = [kind for kind, _ in ask(network.forward, x.shape[1])]
+    tensors = [TorchLayers.weight(kind, weight) for kind, weight in zip(kinds, weights, strict=True)]
+    images = TorchLayers.images(x)
+
+    def forward() -> Any:
+        with torch.no_grad():
+            return network.forward(TorchLayers(tensors), images)
+
+    def gradient() -> Any:
+        layers = TorchLayers(tensors)
+        return torch.autograd.grad(layers.cross_entropy(network.forward(layers, images)), tensors)
+
+    if role == "gradient":
+        for tensor in tensors:
+            tensor.requires_grad_()
+    return forward if role == "forward" else gradient
+
+
+def measure(network: Network, batch: int, role: str, seconds: float) -> dict[str, Any]:
+    """Milliseconds by library, memory, and seconds of the first call."""
+    weights = draw(ask(network.forward, network.size))
+    x = array(batch, network.size, network.size, 3)
+    arguments = ([jnp.asarray(weight) for weight in weights], x)
+    plain = network.lax(role)
+    programs = {}
+    for name, function in (("lax", plain), ("jaxcnn", jaxcnn.accelerate(plain))):
+        # The second would find the inner functions of the first already traced.
+        jax.clear_caches()
+        programs[name] = program(function, *arguments)
+    functions = {name: programs[name].call for name in ("jaxcnn", "lax")}
+    if torch_or_none() is not None:
+        functions["torch"] = torch_function(network, role, weights, x)
+    return {
+        "milliseconds": median_milliseconds(functions, seconds),
+        "megabytes": {name: programs[name].megabytes for name in functions if name in programs},
+        "first_seconds": {name: programs[name].first_seconds for name in functions if name in programs},
+    }

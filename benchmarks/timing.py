@@ -1,0 +1,84 @@
+"""What the comparison with other libraries measures with."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import numpy as np
+
+
+@functools.cache
+def torch_or_none() -> Any:
+    """PyTorch, or None where it is not installed; imported when first needed, since asv imports all files here."""
+    try:
+        import torch
+    except ImportError:
+        return None
+    return torch
+
+
+def median_milliseconds(functions: dict[str, Callable[[], Any]], seconds: float) -> dict[str, float]:
+    """Median over alternating blocks of the best of a few calls, for each function.
+
+    A block is a call that is not counted, in which the threads of the library before come to rest, and three that are.
+    Where one call of each takes longer than all of `seconds`, it is a single call: the threads are then nothing to it.
+    """
+    once = {}
+    for name, function in functions.items():
+        function()
+        start = time.perf_counter()
+        function()
+        once[name] = time.perf_counter() - start
+    long = sum(once.values()) > seconds
+    rounds = int(np.clip(seconds / (4 * sum(once.values()) + 1e-9), 3, 15))
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in range(rounds):
+        for name, function in functions.items():
+            if not long:
+                function()
+            best = math.inf
+            for _ in range(1 if long else 3):
+                start = time.perf_counter()
+                function()
+                best = min(best, time.perf_counter() - start)
+            times[name].append(best * 1e3)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def geometric_mean(values: Iterable[float]) -> float:
+    """The mean of ratios."""
+    return math.exp(statistics.fmean(map(math.log, values)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A function under `jax.jit` that has been called once.
+
+    Args:
+      call: computes it again and waits.
+      first_seconds: what the first call took: tracing, compiling, running.
+      megabytes: memory for what is neither argument nor result.
+    """
+
+    call: Callable[[], Any]
+    first_seconds: float
+    megabytes: float
+
+
+def program(function: Callable, *args: Any) -> Program:
+    """A function of these arguments as a program."""
+    jitted = jax.jit(function)
+    start = time.perf_counter()
+    jax.block_until_ready(jitted(*args))
+    seconds = time.perf_counter() - start
+    # The same program, not compiled again; it outlives `jax.clear_caches`.
+    compiled = jitted.lower(*args).compile()
+    megabytes = compiled.memory_analysis().temp_size_in_bytes / 1e6
+    return Program(lambda: jax.block_until_ready(compiled(*args)), seconds, megabytes)

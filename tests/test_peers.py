@@ -1,0 +1,127 @@
+"""What is timed beside other libraries is the same in each of them."""
+
+from __future__ import annotations
+
+import io
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from rich.console import Console
+
+from benchmarks import peer_layers, peer_networks, peers
+from benchmarks.common import relative_error
+from benchmarks.network_layers import ask, draw
+from benchmarks.networks import NETWORKS, Network
+from benchmarks.peer_layers import Layer
+
+LAYERS = [
+    Layer("dense", (2, 9, 8, 3), (3, 5), 4, 2),
+    Layer("grouped", (2, 9, 8, 4), (3, 3), 6, 1, 2),
+    Layer("depthwise", (2, 9, 8, 4), (5, 5), 4, 2, 4),
+    Layer("filter", (1, 12, 11, 1), (5, 3), 1),
+    Layer("transposed", (2, 5, 4, 6), (4, 4), 3, 2, transposed=True),
+    Layer("transposed", (2, 5, 4, 6), (2, 2), 3, 2, transposed=True),
+    Layer("max", (2, 9, 8, 4), (3, 3), 0, 2, pool="max"),
+    Layer("max", (2, 8, 8, 4), (2, 2), 0, 2, pool="max"),
+    Layer("avg", (2, 9, 8, 4), (3, 3), 0, 1, pool="avg"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _standard_jax():
+    """JAX's defaults, as where benchmarks run."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"), jax.check_tracer_leaks(False):
+        yield
+
+
+def _channels_last(tensor):
+    """A tensor of PyTorch in the form of lax: an image or a row of values."""
+    return np.moveaxis(tensor.numpy(), 1, -1)
+
+
+@pytest.mark.parametrize("role", peers.ROLES)
+@pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: layer.name_and_shape)
+def test_layers_of_all_libraries_are_the_same(layer, role):
+    calls, megabytes = peer_layers.functions(layer, role)
+    assert set(megabytes) == {"jaxcnn", "lax"}
+    expected = jax.tree.leaves(calls.pop("lax")())
+    for name, call in calls.items():
+        results = call()
+        if name == "torch":
+            results = [each for each in (results if isinstance(results, tuple) else (results,)) if each is not None]
+            kernels = [each.numpy().transpose(2, 3, 1, 0) for each in results[1:]]
+            results = [_channels_last(results[0]), *kernels]
+        elif name in ("scipy", "scipy fft", "opencv"):
+            results = [results[None, :, :, None]]
+        assert relative_error(results, expected) < 1e-5, name
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks_have_as_many_parameters_as_published(name):
+    network = NETWORKS[name]
+    assert sum(math.prod(shape) for _, shape in ask(network.forward, network.size)) == network.parameters
+
+
+def _arguments(network, size):
+    asked = ask(network.forward, size)
+    x = np.random.default_rng(0).standard_normal((2, size, size, 3), np.float32)
+    return asked, draw(asked), x
+
+
+SMALL = {"Inception-v3": 75, "Xception": 35}
+"""Images of few pixels after all strides, where 32 rows are not enough."""
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks_equal_torch(name):
+    pytest.importorskip("torch")
+    _, weights, x = _arguments(NETWORKS[name], SMALL.get(name, 32))
+    expected = jax.jit(NETWORKS[name].lax("forward"))(list(map(jnp.asarray, weights)), x)
+    result = peer_networks.torch_function(NETWORKS[name], "forward", weights, x)()
+    assert relative_error(_channels_last(result), expected) < 1e-4
+
+
+def _every_layer(k, x):
+    x = k.max_pool(k.relu(k.norm(k.conv(x, 6, 3, 2))), 3, 2, 1)
+    x = k.concatenate([x, k.avg_pool(k.silu(k.conv(x, 6, (1, 5), groups=3, bias=True)), 3, 1, 1)])
+    x = x * k.sigmoid(k.conv(k.mean(x, keepdims=True), 12, 1))
+    x = x + k.scale(k.dense(k.gelu(k.dense(k.layer_norm(x), 7)), 12))
+    return k.dense(k.flatten(k.relu6(k.conv_transpose(x, 3, 2))), 5)
+
+
+def test_gradients_of_every_layer_equal_torch():
+    pytest.importorskip("torch")
+    network = Network(_every_layer, 0)
+    asked, weights, x = _arguments(network, 12)
+    expected = jax.jit(network.lax("gradient"))(list(map(jnp.asarray, weights)), x)
+    results = peer_networks.torch_function(network, "gradient", weights, x)()
+    axes = {"kernel": (2, 3, 1, 0), "transposed": (2, 3, 0, 1), "dense": (1, 0)}
+    for (kind, shape), gradient, plain in zip(asked, results, expected, strict=True):
+        gradient = gradient.numpy().transpose(axes.get(kind, (0,)))
+        gradient = gradient[::-1, ::-1] if kind == "transposed" else gradient
+        assert gradient.shape == plain.shape == shape
+        assert relative_error(gradient, plain) < 1e-4, kind
+
+
+def _tiny(k, x):
+    return k.dense(k.mean(k.conv(x, 4, 3)), 5)
+
+
+@pytest.mark.parametrize("role", peers.ROLES)
+def test_a_network_is_measured_and_reported(role, monkeypatch):
+    monkeypatch.setitem(NETWORKS, "tiny", Network(_tiny, 0, 8))
+    layer = Layer("layer", (1, 8, 8, 4), (3, 3), 0, 2, pool="max")
+    monkeypatch.setattr(peers, "GROUPS", {"pool": [layer]})
+    monkeypatch.setattr(peer_layers, "ceilings", lambda: (1e11, 1e10))
+    records = [*peers.measure_layers(["pool"], [role], 0.0), *peers.measure_networks(["tiny"], [1, 2], [role], 0.0)]
+    console = Console(file=io.StringIO(), width=200)
+    peers.report(records, console)
+    text = console.file.getvalue()
+    assert [record["layer"] for record in records] == ["layer 1x8x8x4", "tiny 1x8x8x3", "tiny 2x8x8x3"]
+    assert f"networks, {role}" in text
+    assert text.count("geometric mean") == 2
+    for column in ("lax ms", "/ lax", "jaxcnn MB", "roofline", "lax first s", "first / lax"):
+        assert column in text
