@@ -17,7 +17,7 @@ from jaxcnn.transform.layers import Option
 from jaxcnn.transform.problem import Problem
 from jaxcnn.transform.side_by_side import Stop, Walk, is_fitted, samples, side_by_side, together
 
-_SAMPLES = 20_000
+_SAMPLES = 6000
 """Positions of all calibration inputs together at which a layer's responses are taken."""
 
 
