@@ -70,8 +70,10 @@ def chained(f: Callable[..., Any], known: dict[str, Placement] | None, materiali
 
     @lru_cache(maxsize=_FUNCTIONS)
     def programs(signature: Signature) -> tuple[Callable[..., Outputs], Callable[..., Outputs]]:
+        traced, paths = jax.make_jaxpr(signature.flat(f), return_shape=True), signature.paths()
+
         def inlined(*values: Any) -> Outputs:
-            return evaluated(signature.flat(f), signature.paths(), values, known, materialize)
+            return evaluated(traced, paths, values, known, materialize)
 
         return inlined, jax.jit(inlined)
 
@@ -86,24 +88,30 @@ def chained(f: Callable[..., Any], known: dict[str, Placement] | None, materiali
 
 
 def evaluated(
-    flat: Callable[..., Outputs],
+    traced: Callable[..., Any],
     paths: Sequence[str],
     values: Sequence[Any],
     known: dict[str, Placement] | None,
     materialize: bool,
 ) -> Outputs:
-    """A function's results for arrays and chains."""
+    """The results of a function, given as what traces it, for arrays and chains."""
     from jaxcnn.transform.carrying import ChainError
 
     chains = [index for index, value in enumerate(values) if isinstance(value, KernelChain)]
     errors: list[Exception] = []
     for placements in _placements([values[index] for index in chains], [paths[index] for index in chains], known):
         try:
-            return _evaluated(flat, paths, values, dict(zip(chains, placements, strict=True)), materialize)
-        except (TypeError, ValueError) as error:
+            return _evaluated(traced, paths, values, dict(zip(chains, placements, strict=True)), materialize)
+        except Exception as error:  # of the libraries' own classes too
             errors.append(error)
     # A chain that reached what it must not says more than shapes that do not fit in an order that f does not have.
-    raise next((error for error in errors if isinstance(error, ChainError)), errors[0])
+    chosen = next((error for error in errors if isinstance(error, ChainError)), errors[0])
+    if len(errors) > 1 and not isinstance(chosen, ChainError):
+        chosen.add_note(
+            "with_chains: this is f's error with kernels in the order HWIO in the place of the chains; with all of them "
+            "OIHW, or (*window, C, M) for those of depthwise convolutions, it has one too"
+        )
+    raise chosen
 
 
 def _placements(
@@ -117,7 +125,7 @@ def _placements(
 
 
 def _evaluated(
-    flat: Callable[..., Outputs],
+    traced: Callable[..., Any],
     paths: Sequence[str],
     values: Sequence[Any],
     placements: dict[int, Placement],
@@ -131,7 +139,7 @@ def _evaluated(
         chain = values[index]
         operands[index] = Carried(chain, View.whole(placement.shape), placement, paths[index])
         shapes[index] = jax.ShapeDtypeStruct(placement.shape, chain.dtype)
-    jaxpr, outputs = jax.make_jaxpr(flat, return_shape=True)(*shapes)
+    jaxpr, outputs = traced(*shapes)
     walker = Carrier(materialize=materialize)
     results = walker.evaluate(jaxpr, jaxpr.consts, *operands)
     return jax.tree.unflatten(jax.tree.structure(outputs), [_returned(walker, result) for result in results])
