@@ -108,8 +108,8 @@ def evaluated(
     chosen = next((error for error in errors if isinstance(error, ChainError)), errors[0])
     if len(errors) > 1 and not isinstance(chosen, ChainError):
         chosen.add_note(
-            "with_chains: this is f's error with kernels in the order HWIO in the place of the chains; with all of them "
-            "OIHW, or (*window, C, M) for those of depthwise convolutions, it has one too"
+            "with_chains: f has this error with the chains' kernels in the order HWIO, and others if all are OIHW, "
+            "or (*window, C, M) where they are depthwise"
         )
     raise chosen
 
