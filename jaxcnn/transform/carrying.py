@@ -163,6 +163,11 @@ class Carrier(Walker):
             return None if links is None else convolved(equation, operands[0], links)
         if primitive is lax_primitives.neg_p:
             return carried.of_last(lax.neg)
+        if (
+            primitive in (lax_primitives.mul_p, lax_primitives.div_p)
+            and avals(equation)[-1].shape != carried.view.sizes
+        ):
+            return None  # a product larger than the array
         if primitive is lax_primitives.mul_p:
             return _scaled(carried, self._factor(operands[1 - position], carried), lax.mul)
         # The quotient of integers is rounded, that of a link is then not the kernel's.

@@ -22,7 +22,8 @@ def conv(x, kernel, strides=1, padding="SAME", dimension_numbers=None, **options
     return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=numbers, **options)
 
 
-_QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+"""What XLA compiles with: these programs run once."""
 
 
 def chain(*shapes, groups=(), dtype=np.float32):
@@ -96,7 +97,7 @@ def assert_chained(f, chain, *args, parameter=None, tolerance=1e-5, gradients=Fa
     def expected(chain, *args):
         return f(parameter(chain), *args)
 
-    compiled = jax.jit(lambda *args: (loss(transformed)(*args), loss(expected)(*args)), compiler_options=_QUICK)
+    compiled = jax.jit(lambda *args: (loss(transformed)(*args), loss(expected)(*args)), compiler_options=QUICK)
     own, others = compiled(chain, args)
     (value, actual), *own = own if gradients else (own,)
     (dense_value, wanted), *others = others if gradients else (others,)
