@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial, reduce
+from functools import partial
 from typing import Any
 
 import jax
@@ -251,7 +251,7 @@ def convolved(equation: JaxprEqn, x: jax.Array, chain: KernelChain) -> jax.Array
             return conv(x, chain, **common, **options, preferred_element_type=out.dtype)
         # From outputs to inputs: the transpose of the convolution, which is linear in its image; all of it in the dtype
         # that `conv` keeps between links.
-        dtype = floating_at_least_float32(reduce(np.promote_types, (out.dtype, x.dtype, chain.dtype)))
+        dtype = floating_at_least_float32(out.dtype)
         wide = jax.tree.map(lambda link: link.astype(dtype), chain)
         (result,) = jax.linear_transpose(
             lambda image: conv(image, wide, **common, **options, preferred_element_type=dtype),

@@ -204,7 +204,9 @@ def test_mixed_dtypes_from_outputs_to_inputs():
 def stacked_scan(ws, x, biases, reverse=False):
     def step(x, layer):
         w, bias = layer
-        y = jax.nn.relu(conv(x, w) + bias.reshape(1, 1, 1, 4))  # what is broadcast must not outlive the body's trace
+        y = jax.nn.relu(
+            conv(x, w) + jnp.broadcast_to(bias, x.shape)
+        )  # what is broadcast must not outlive the body's trace
         return y, y.mean()
 
     return lax.scan(step, x, (ws, biases), reverse=reverse)
