@@ -110,6 +110,7 @@ class Carrier(Walker):
 
     Args:
       materialize: whether what takes no chain gets the dense kernel instead of an error.
+      _spread: by the id of a value that was broadcast: this value, what it was before, and where its axes went.
     """
 
     rules: Mapping[Primitive, Rule] = dataclasses.field(default_factory=dict)
@@ -126,7 +127,7 @@ class Carrier(Walker):
         if not carried:
             results = bind_as_it_was(equation, operands)
             if equation.primitive is lax_primitives.broadcast_in_dim_p:
-                # What it was, and the result too, so that its id stays its own.
+                # The result too, so that its id stays its own.
                 self._spread[id(results[0])] = results[0], operands[0], equation.params["broadcast_dimensions"]
             return results
         descend = _DESCENTS.get(equation.primitive)

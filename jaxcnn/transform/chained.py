@@ -40,6 +40,7 @@ def with_chains(f: Callable[..., Any], *, materialize: bool = False) -> Callable
       A function of the same arguments. A chain stands for a kernel in the order in which f has it: HWIO as in JAX's
       libraries, OIHW as in Equinox, or a depthwise (*window, C, M) as in Keras; the first that f takes for all of
       them. A chain whose links have one more axis in front, all of one size, stands for stacked kernels.
+      A parameter that f returns, scaled or cast but not moved, is a chain among the results.
 
     Raises:
       ValueError: when called, a chain that reaches an operation other than these; says which, and which chain.
@@ -146,7 +147,7 @@ def _evaluated(
 
 
 def _returned(walker: Any, result: Any) -> Any:
-    """A result; a chain that nothing was done to as the chain that it was."""
+    """A result; a chain whose kernel lies as the parameter's did, scaled or cast perhaps, as a chain."""
     from jaxcnn.transform.carrying import Carried
     from jaxcnn.transform.views import View
 
