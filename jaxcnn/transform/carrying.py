@@ -71,6 +71,12 @@ class Carried:
         chain = KernelChain.tree_unflatten(self.chain.feature_group_counts, kernels)
         return dataclasses.replace(self, chain=chain, **changes)
 
+    def of_last(self, function: Callable[[jax.Array], jax.Array]) -> Carried:
+        """The same with a function of the last link."""
+        *links, last = self.chain.kernels
+        chain = KernelChain.tree_unflatten(self.chain.feature_group_counts, (*links, function(last)))
+        return dataclasses.replace(self, chain=chain)
+
     def one(self, axis: int, take: Callable[[jax.Array], jax.Array] | None) -> Carried | None:
         """One index of an axis of the array, which stays with size 1; None if it numbers no kernels.
 
@@ -102,18 +108,24 @@ class Carrier(Walker):
 
     Args:
       materialize: whether what takes no chain gets the dense kernel instead of an error.
+      _spread: by the id of a value that was broadcast: this value, what it was before, and where its axes went.
     """
 
     rules: Mapping[Primitive, Rule] = dataclasses.field(default_factory=dict)
     materialize: bool = False
     _spread: dict[int, tuple[Any, Any, Any]] = dataclasses.field(default_factory=dict, repr=False)
 
+    def evaluate(self, jaxpr: Any, consts: Sequence[Any], *args: Any) -> list[Any]:
+        """As of any walker; what is noted of the values in a jaxpr, a loop's body say, goes with them."""
+        inner = dataclasses.replace(self, _spread={})
+        return super(Carrier, inner).evaluate(jaxpr, consts, *args)
+
     def _results(self, equation: JaxprEqn, operands: list[Any]) -> Sequence[Any]:
         carried = [position for position, operand in enumerate(operands) if isinstance(operand, Carried)]
         if not carried:
             results = bind_as_it_was(equation, operands)
             if equation.primitive is lax_primitives.broadcast_in_dim_p:
-                # What it was, and the result too, so that its id stays its own.
+                # The result too, so that its id stays its own.
                 self._spread[id(results[0])] = results[0], operands[0], equation.params["broadcast_dimensions"]
             return results
         descend = _DESCENTS.get(equation.primitive)
@@ -136,8 +148,8 @@ class Carrier(Walker):
             line = source_info_util.summarize(equation.source_info)
             what = f"reaches {equation.primitive}" + (f" at {line}" if line else "")
         raise ChainError(
-            f"with_chains: the chain in place of {value.path} (a kernel {value.placement.kernel_shape}) {what}, which "
-            "takes arrays only; with_chains(f, materialize=True) gives it the dense kernel"
+            f"with_chains: the chain in place of {value.path}, for a kernel {value.placement.kernel_shape}, {what}, "
+            "where only the dense kernel could go; with_chains(f, materialize=True) makes it"
         )
 
     def _one_result(self, equation: JaxprEqn, operands: list[Any], position: int) -> Any | None:
@@ -149,11 +161,17 @@ class Carrier(Walker):
             links = None if use is None else use.links(carried.chain, carried.placement)
             return None if links is None else convolved(equation, operands[0], links)
         if primitive is lax_primitives.neg_p:
-            return _scaled(carried, jnp.full((1,) * len(carried.view.axes), -1, carried.chain.dtype))
+            return carried.of_last(lax.neg)
+        if (
+            primitive in (lax_primitives.mul_p, lax_primitives.div_p)
+            and avals(equation)[-1].shape != carried.view.sizes
+        ):
+            return None  # a product larger than the array
         if primitive is lax_primitives.mul_p:
-            return _scaled(carried, self._factor(operands[1 - position], carried))
-        if primitive is lax_primitives.div_p and position == 0:
-            return _scaled(carried, 1 / self._factor(operands[1], carried))
+            return _scaled(carried, self._factor(operands[1 - position], carried), lax.mul)
+        # The quotient of integers is rounded, that of a link is then not the kernel's.
+        if primitive is lax_primitives.div_p and position == 0 and jnp.issubdtype(carried.chain.dtype, jnp.inexact):
+            return _scaled(carried, self._factor(operands[1], carried), lax.div)
         if primitive is lax_primitives.slice_p or primitive is lax_primitives.dynamic_slice_p:
             return _index(equation, operands)
         view = moved(equation, carried.view)
@@ -175,23 +193,29 @@ class Carrier(Walker):
         return jnp.reshape(spread, shape)
 
 
-def _scaled(carried: Carried, factor: jax.Array) -> Carried | None:
-    """The chain with a factor taken into its last link; None unless it is one number for each output feature."""
-    # Which output feature each value of the array belongs to, and which value of the factor it is multiplied with.
-    placement, view = carried.placement, dataclasses.replace(carried.view, flipped=frozenset())
-    stack = [placement.shape[axis] for axis in placement.stack if axis not in view.sliced]
-    kernel_shape = (*stack, *placement.kernel_shape)
-    numbered = np.broadcast_to(np.arange(kernel_shape[-1]), kernel_shape)
-    features = np.asarray(view.of(placement.parameter(numbered, view.sliced)))
-    numbers = np.broadcast_to(np.arange(factor.size).reshape(factor.shape), features.shape)
-    number = np.zeros(kernel_shape[-1], int)
-    number[features] = numbers
-    if (number[features] != numbers).any():
-        return None
-    *links, last = carried.chain.kernels
-    kernels = (*links, last * factor.reshape(-1)[number].astype(last.dtype))
-    chain = KernelChain.tree_unflatten(carried.chain.feature_group_counts, kernels)
-    return dataclasses.replace(carried, chain=chain)
+def _scaled(carried: Carried, factor: jax.Array, scale: Callable[[Any, Any], jax.Array]) -> Carried | None:
+    """The chain with its last link scaled by a factor; None unless it is one number for each output feature."""
+    if factor.size == 1:
+        by_feature = jnp.reshape(factor, 1)
+    else:
+        # Which output feature each value of the array belongs to, and which value of the factor it meets.
+        placement, view = carried.placement, carried.view
+        stack = [placement.shape[axis] for axis in placement.stack if axis not in view.sliced]
+        kernel_shape = (*stack, *placement.kernel_shape)
+        numbered = np.broadcast_to(np.arange(kernel_shape[-1]), kernel_shape)
+        features = view.of(placement.parameter(numbered, view.sliced))
+        numbers = np.broadcast_to(np.arange(factor.size).reshape(factor.shape), features.shape)
+        number = np.zeros(kernel_shape[-1], int)
+        number[features] = numbers
+        if (number[features] != numbers).any():
+            return None
+        by_feature = factor.reshape(-1)[number]
+
+    def scaled(link: jax.Array) -> jax.Array:
+        values = by_feature.astype(link.dtype).reshape((1,) * (link.ndim - 1) + by_feature.shape)
+        return scale(link, jnp.broadcast_to(values, link.shape))
+
+    return carried.of_last(scaled)
 
 
 def _index(equation: JaxprEqn, operands: Sequence[Any]) -> Carried | None:
@@ -202,10 +226,16 @@ def _index(equation: JaxprEqn, operands: Sequence[Any]) -> Carried | None:
     if not starts:
         starts = params["start_indices"]
     axes = [axis for axis, (size, own) in enumerate(zip(kept, sizes, strict=True)) if size != own]
-    if len(axes) != 1 or kept[axes[0]] != 1 or params.get("strides") is not None:
+    if not axes:
+        return carried
+    if len(axes) > 1 or kept[axes[0]] != 1 or params.get("strides") is not None:
         return None
-    start = starts[axes[0]]
-    return carried.one(axes[0], lambda link: lax.dynamic_index_in_dim(link, start, keepdims=False))
+
+    def take(link: jax.Array) -> jax.Array:
+        start = starts[axes[0]]
+        return lax.dynamic_index_in_dim(link, start, keepdims=False, allow_negative_indices=False)
+
+    return carried.one(axes[0], take)
 
 
 # Descents into what holds jaxprs. Each is made again by JAX's own functions, for which a chain is a pytree.
@@ -224,33 +254,51 @@ def _into_remat(walker: Carrier, equation: JaxprEqn, operands: list[Any]) -> lis
     return run(*operands)
 
 
-def _typed(variables: Sequence[Any], values: Sequence[Any]) -> list[Any]:
-    """Values that are no chains as arrays of their variables' dtypes."""
+def _kept(carry: list[Any], after: list[Any], walker: Carrier, equation: JaxprEqn) -> list[Any]:
+    """What a loop's body gives for its carry: chains only where chains went in."""
     return [
-        value if isinstance(value, Carried) else jnp.asarray(value, variable.aval.dtype)
-        for variable, value in zip(variables, values, strict=True)
+        new if isinstance(old, Carried) else walker.array(new, equation) for old, new in zip(carry, after, strict=True)
     ]
+
+
+def _initial(
+    carry: list[Any], body: Callable[[list[Any]], list[Any]], walker: Carrier, equation: JaxprEqn
+) -> list[Any]:
+    """A loop's carry, with an array for each chain of which the body does not give the same view."""
+    while any(isinstance(value, Carried) for value in carry):
+        after = jax.eval_shape(body, carry)
+        before: list[Any] = list(map(jax.tree.structure, carry))
+        same = [own == jax.tree.structure(new) for own, new in zip(before, after, strict=True)]
+        if all(same):
+            break
+        carry = [value if keeps else walker.array(value, equation) for value, keeps in zip(carry, same, strict=True)]
+    return carry
 
 
 def _into_scan(walker: Carrier, equation: JaxprEqn, operands: list[Any]) -> list[Any]:
     params, body = equation.params, equation.params["jaxpr"]
     constants, carry, slices = loop_parts(equation, operands)
-    carry = _typed(equation.invars[len(constants) :][: len(carry)], carry)
-    # The chain of a whole stack, whose links `scan` slices, is the chain of one of its kernels inside.
+    # The only slice along an axis of size 1 is the chain itself; None takes its place among what is sliced.
+    only = {
+        place: dataclasses.replace(s, view=s.view.leaving(0))
+        for place, s in enumerate(slices)
+        if isinstance(s, Carried) and s.view.sizes[0] == 1
+    }
+    slices = [None if place in only else s for place, s in enumerate(slices)]
     slices = [walker.array(s, equation) if isinstance(s, Carried) and s.slice() is None else s for s in slices]
 
     def step(carry: list[Any], slices: list[Any]) -> tuple[list[Any], list[Any]]:
-        inner = [s.slice() if isinstance(s, Carried) else s for s in slices]
+        # The chain of a whole stack, whose links `scan` slices, is the chain of one of its kernels inside.
+        inner = [only.get(place, s.slice() if isinstance(s, Carried) else s) for place, s in enumerate(slices)]
         results = walker.evaluate(body, body.consts, *constants, *carry, *inner)
-        after, stacked = results[: len(carry)], results[len(carry) :]
-        after = [
-            new if isinstance(old, Carried) else walker.array(new, equation)
-            for old, new in zip(carry, after, strict=True)
-        ]
-        return after, [walker.array(value, equation) for value in stacked]
+        after = _kept(carry, results[: len(carry)], walker, equation)
+        return after, [walker.array(value, equation) for value in results[len(carry) :]]
+
+    def first(carry: list[Any]) -> list[Any]:
+        return step(carry, jax.tree.map(lambda leaf: leaf[0], slices))[0]
 
     options = {name: params[name] for name in ("length", "reverse", "unroll")}
-    after, stacked = lax.scan(step, carry, slices, **options)
+    after, stacked = lax.scan(step, _initial(carry, first, walker, equation), slices, **options)
     return [*after, *stacked]
 
 
@@ -259,10 +307,14 @@ def _into_while(walker: Carrier, equation: JaxprEqn, operands: list[Any]) -> lis
     first, last = params["cond_nconsts"], params["cond_nconsts"] + params["body_nconsts"]
     tested, constants, carry = operands[:first], operands[first:last], operands[last:]
     test, body = params["cond_jaxpr"], params["body_jaxpr"]
+
+    def step(carry: list[Any]) -> list[Any]:
+        return _kept(carry, walker.evaluate(body, body.consts, *constants, *carry), walker, equation)
+
     return lax.while_loop(
         lambda carry: walker.evaluate(test, test.consts, *tested, *carry)[0],
-        lambda carry: walker.evaluate(body, body.consts, *constants, *carry),
-        _typed(equation.invars[last:], carry),
+        step,
+        _initial(carry, step, walker, equation),
     )
 
 

@@ -40,6 +40,7 @@ def with_chains(f: Callable[..., Any], *, materialize: bool = False) -> Callable
       A function of the same arguments. A chain stands for a kernel in the order in which f has it: HWIO as in JAX's
       libraries, OIHW as in Equinox, or a depthwise (*window, C, M) as in Keras; the first that f takes for all of
       them. A chain whose links have one more axis in front, all of one size, stands for stacked kernels.
+      A parameter that f returns, scaled or cast but not moved, is a chain among the results.
 
     Raises:
       ValueError: when called, a chain that reaches an operation other than these; says which, and which chain.
@@ -70,8 +71,10 @@ def chained(f: Callable[..., Any], known: dict[str, Placement] | None, materiali
 
     @lru_cache(maxsize=_FUNCTIONS)
     def programs(signature: Signature) -> tuple[Callable[..., Outputs], Callable[..., Outputs]]:
+        traced, paths = jax.make_jaxpr(signature.flat(f), return_shape=True), signature.paths()
+
         def inlined(*values: Any) -> Outputs:
-            return evaluated(signature.flat(f), signature.paths(), values, known, materialize)
+            return evaluated(traced, paths, values, known, materialize)
 
         return inlined, jax.jit(inlined)
 
@@ -86,24 +89,30 @@ def chained(f: Callable[..., Any], known: dict[str, Placement] | None, materiali
 
 
 def evaluated(
-    flat: Callable[..., Outputs],
+    traced: Callable[..., Any],
     paths: Sequence[str],
     values: Sequence[Any],
     known: dict[str, Placement] | None,
     materialize: bool,
 ) -> Outputs:
-    """A function's results for arrays and chains."""
+    """The results of a function, given as what traces it, for arrays and chains."""
     from jaxcnn.transform.carrying import ChainError
 
     chains = [index for index, value in enumerate(values) if isinstance(value, KernelChain)]
     errors: list[Exception] = []
     for placements in _placements([values[index] for index in chains], [paths[index] for index in chains], known):
         try:
-            return _evaluated(flat, paths, values, dict(zip(chains, placements, strict=True)), materialize)
-        except (TypeError, ValueError) as error:
+            return _evaluated(traced, paths, values, dict(zip(chains, placements, strict=True)), materialize)
+        except Exception as error:  # of the libraries' own classes too
             errors.append(error)
     # A chain that reached what it must not says more than shapes that do not fit in an order that f does not have.
-    raise next((error for error in errors if isinstance(error, ChainError)), errors[0])
+    chosen = next((error for error in errors if isinstance(error, ChainError)), errors[0])
+    if len(errors) > 1 and not isinstance(chosen, ChainError):
+        chosen.add_note(
+            "with_chains: f has this error with the chains' kernels in the order HWIO, and others if all are OIHW, "
+            "or (*window, C, M) where they are depthwise"
+        )
+    raise chosen
 
 
 def _placements(
@@ -113,11 +122,13 @@ def _placements(
 
     if not chains:
         return [[]]
-    return guesses(chains) if known is None else [[known[path] for path in paths]]
+    if known is not None and known.keys() >= set(paths):
+        return [[known[path] for path in paths]]
+    return guesses(chains)
 
 
 def _evaluated(
-    flat: Callable[..., Outputs],
+    traced: Callable[..., Any],
     paths: Sequence[str],
     values: Sequence[Any],
     placements: dict[int, Placement],
@@ -131,14 +142,14 @@ def _evaluated(
         chain = values[index]
         operands[index] = Carried(chain, View.whole(placement.shape), placement, paths[index])
         shapes[index] = jax.ShapeDtypeStruct(placement.shape, chain.dtype)
-    jaxpr, outputs = jax.make_jaxpr(flat, return_shape=True)(*shapes)
+    jaxpr, outputs = traced(*shapes)
     walker = Carrier(materialize=materialize)
     results = walker.evaluate(jaxpr, jaxpr.consts, *operands)
     return jax.tree.unflatten(jax.tree.structure(outputs), [_returned(walker, result) for result in results])
 
 
 def _returned(walker: Any, result: Any) -> Any:
-    """A result; a chain that nothing was done to as the chain that it was."""
+    """A result; a chain whose kernel lies as the parameter's did, scaled or cast perhaps, as a chain."""
     from jaxcnn.transform.carrying import Carried
     from jaxcnn.transform.views import View
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import JaxprEqn
 
@@ -12,6 +13,7 @@ from jaxcnn._compat import example
 from jaxcnn.chain import KernelChain
 from jaxcnn.convolution import conv
 from jaxcnn.cost import Cost, conv_cost
+from jaxcnn.dtypes import floating_at_least_float32
 from jaxcnn.primitives import conv_p
 from jaxcnn.transform.convolutions import avals
 from jaxcnn.transform.views import Ints
@@ -42,12 +44,18 @@ def is_forward(equation: JaxprEqn) -> bool:
 def convolved(equation: JaxprEqn, x: jax.Array, chain: KernelChain) -> jax.Array:
     """The equation's result for an image, with a chain for its kernel."""
     out = avals(equation)[-1]
+    if 0 in out.shape:
+        return jnp.zeros(out.shape, out.dtype)  # which jaxcnn refuses, and lax does not
     options = {**conv_options(equation), "precision": equation.params["precision"]}
     if not is_forward(equation):
-        # The transpose of the convolution, which is linear in its image.
-        image = example(out.shape, out.dtype, None, x)
-        (result,) = jax.linear_transpose(lambda image: conv(image, chain, **options), image)(x)
-        return result
+        # The transpose of the convolution, which is linear in its image; all of it in the dtype that `conv` keeps
+        # between links.
+        dtype = floating_at_least_float32(out.dtype)
+        wide = jax.tree.map(lambda link: link.astype(dtype), chain)
+        (result,) = jax.linear_transpose(
+            lambda image: conv(image, wide, **options, preferred_element_type=dtype), example(out.shape, dtype, None, x)
+        )(x.astype(dtype))
+        return result.astype(out.dtype)
     x_axes, out_axes = image_axes(equation)
     result = conv(x.transpose(x_axes), chain, preferred_element_type=out.dtype, **options)
     return result.transpose(np.argsort(out_axes))

@@ -15,7 +15,7 @@ from jax.extend.core.primitives import conv_general_dilated_p
 from jaxcnn.chain import KernelChain
 from jaxcnn.lowering.forms import transposed_kernel
 from jaxcnn.primitives import conv_p
-from jaxcnn.transform.views import Factor, Factors, Ints, View, factors_of, size_of
+from jaxcnn.transform.views import Factor, Factors, Ints, View, factors_of, merged, size_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +51,14 @@ class Placement:
         factors = self._factors
         return len(set(factors)) == len(factors) and math.prod(f[2] for f in factors) == math.prod(self.shape)
 
+    def exchanged(self, groups: int) -> Placement | None:
+        """Where the axes lie of the kernel that takes outputs to inputs, with as many groups; None if nowhere."""
+        split = View(self.shape, (self.outputs,)).reshaped((groups, size_of(self.outputs) // groups))
+        if split is None:
+            return None
+        group, features = split.axes
+        return dataclasses.replace(self, inputs=features, outputs=merged((*group, *self.inputs)))
+
     def parameter(self, kernel: Any, sliced: Ints = ()) -> Any:
         """The parameter that holds a kernel, `(*stack, *window, I / groups, O)`.
 
@@ -83,18 +91,23 @@ class Use:
     def links(self, chain: KernelChain, placement: Placement) -> KernelChain | None:
         """The chain that this use computes with, of a chain for the kernel at a placement; None if they do not fit."""
         own = self.placement
-        if own.taps != placement.taps or sorted(own.stack) != sorted(placement.stack):
+        left = tuple(axis for axis in placement.stack if axis not in own.stack)
+        if own.taps != placement.taps or math.prod(placement.shape[axis] for axis in left) > 1:
             return None
-        kernels, counts = list(chain.kernels), list(chain.feature_group_counts)
+        kernels, counts = (
+            [kernel.reshape(kernel.shape[len(left) :]) for kernel in chain.kernels],
+            chain.feature_group_counts,
+        )
         if (own.inputs, own.outputs) != (placement.inputs, placement.outputs):
-            if (own.inputs, own.outputs) != (placement.outputs, placement.inputs) or chain.feature_group_count > 1:
+            exchanged = placement.exchanged(chain.feature_group_count)
+            if exchanged is None or (own.inputs, own.outputs) != (exchanged.inputs, exchanged.outputs):
                 return None
             # From the outputs to the inputs: the links in reverse, each from its outputs to its inputs.
             kernels = [transposed_kernel(k, count) for k, count in zip(kernels, counts, strict=True)][::-1]
             counts = counts[::-1]
         if self.flipped:
             kernels = [jnp.flip(kernel, self.flipped) for kernel in kernels]
-        return KernelChain(tuple(kernels), tuple(counts))
+        return KernelChain(tuple(kernels), counts)
 
 
 def use_of(equation: JaxprEqn, view: View) -> Use | None:
@@ -110,14 +123,12 @@ def use_of(equation: JaxprEqn, view: View) -> Use | None:
     else:
         return None
     windows = tuple(view.axes[axis] for axis in taps)
-    flipped = []
-    for axis, factors in enumerate(windows):
-        if view.flipped & {own for own, _, _ in factors}:
-            flipped.append(axis)
-    if len(flipped) != len(view.flipped):
-        return None  # of features, which no convolution reverses
+    whole = [{own for own, _, _ in factors} for factors in windows]
+    flipped = tuple(axis for axis, own in enumerate(whole) if own and own <= view.flipped)
+    if set().union(*(whole[axis] for axis in flipped)) != view.flipped:
+        return None  # a part of a window axis is reversed, or the features are
     placement = Placement(view.shape, windows, view.axes[inputs], view.axes[features], view.sliced)
-    return Use(placement, tuple(flipped)) if placement.covers() else None
+    return Use(placement, flipped) if placement.covers() else None
 
 
 ORDERS = ("HWIO", "OIHW", "HWCM")

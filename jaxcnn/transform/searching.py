@@ -182,7 +182,8 @@ class Search:
         """The function with the chains, jitted."""
         problem = self.problem
         known = {problem.paths[index]: problem.layers[index].placement for index in chains}
-        return jax.jit(lambda *values: evaluated(problem.flat, problem.paths, values, known, False))
+        traced = jax.make_jaxpr(problem.flat, return_shape=True)
+        return jax.jit(lambda *values: evaluated(traced, problem.paths, values, known, False))
 
     def _clock(self, chains: Chains) -> tuple[float, float]:
         """Milliseconds of a call of the function as it was and with the chains."""

@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable, Sequence
+from typing import Any
 
-import jax
-from jax import lax
 from jax.extend.core import JaxprEqn
 from jax.extend.core import primitives as lax_primitives
 
@@ -113,11 +112,12 @@ class View:
             axes.append(merged(own))
         return None if left else dataclasses.replace(self, axes=tuple(axes))
 
-    def of(self, parameter: jax.Array) -> jax.Array:
+    def of(self, parameter: Any) -> Any:
         """The array, made of the parameter without its sliced axes (each left with size 1)."""
         used = sorted({factor for factors in self.axes for factor in factors}, key=lambda f: (f[0], -f[1]))
         order = {factor: position for position, factor in enumerate(used)}
-        value = lax.rev(parameter, sorted(self.flipped)) if self.flipped else parameter
+        whole = (slice(None, None, -1 if axis in self.flipped else None) for axis in range(len(self.shape)))
+        value = parameter[tuple(whole)] if self.flipped else parameter
         value = value.reshape([size for _, _, size in used])
         value = value.transpose([order[factor] for factors in self.axes for factor in factors])
         return value.reshape(self.sizes)
@@ -135,8 +135,9 @@ def moved(equation: JaxprEqn, view: View) -> View | None:
         return dataclasses.replace(view, axes=tuple(view.axes[axis] for axis in params["permutation"]))
     if primitive is lax_primitives.rev_p:
         return view.reversed(params["dimensions"])
-    if primitive is lax_primitives.reshape_p and params["dimensions"] is None:
-        return view.reshaped(params["new_sizes"])
+    if primitive is lax_primitives.reshape_p:
+        order = params["dimensions"] or range(len(view.axes))
+        return dataclasses.replace(view, axes=tuple(view.axes[axis] for axis in order)).reshaped(params["new_sizes"])
     if primitive is lax_primitives.squeeze_p:
         gone = {axis % len(view.axes) for axis in params["dimensions"]}
         return dataclasses.replace(
