@@ -57,6 +57,7 @@ def _run_demo(options: argparse.Namespace) -> None:
             image=getattr(options, "image", None),
             long_side=options.long_side,
             share=options.share,
+            calibrate=options.calibrate,
             epochs=options.epochs,
             seed=options.seed,
             output=options.output,
@@ -149,8 +150,11 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument(
         "--long-side", type=_integer(16, 4096), default=512, metavar="PIXELS", help="larger images shrink to this"
     )
+    demo.add_argument("--share", type=_share, default=0.25, help="share of its MACs that the edge detector keeps")
     demo.add_argument(
-        "--share", type=_share, default=0.25, help="share of each layer's MACs that the edge detector keeps"
+        "--calibrate",
+        action="store_true",
+        help="fit the edge detector's small kernels to its responses to other photographs: closer, and takes minutes",
     )
     demo.add_argument("--epochs", type=_integer(1, 1000), default=10, help="training epochs of the digit reader")
     demo.add_argument("--seed", type=_integer(0, 2**31 - 1), default=0, help="seed of everything random")

@@ -17,9 +17,11 @@ from jaxcnn.demo.images import to_png
 from jaxcnn.demo.network import Layer, plain_convolution
 from jaxcnn.demo.report import Picture, Section, Table
 
-#: Middle channels of 3x3 after 3x3, and ranks of the 5x1 and 1x5 pairs: narrow enough to cost less than dense.
-STACK_FEATURES = {"conv1": 2, "conv2": 6}
-PAIR_RANKS = {"conv1": 3, "conv2": 10}
+#: The scheme that makes each of the networks with small kernels.
+SCHEMES = {"3x3 after 3x3": "stack", "1x5 after 5x1": "separable"}
+
+#: The share of the convolutions' MACs that small kernels may take.
+SHARE = 0.65
 
 #: The dense network once more, through jaxcnn.
 EXACT = "dense, jaxcnn.conv"
@@ -52,12 +54,13 @@ def widest_saving(name: str, chain: Callable[..., jaxcnn.KernelChain]) -> int:
     return widest_within(lambda width: lenet.convolution_macs(name, chain(shape, width)), dense - 1)
 
 
-def substitute(network: lenet.Network, chains: Mapping[str, Callable[[Any], Any]]) -> dict[str, Layer]:
-    """The network with the kernel of each named layer replaced by what the function makes of it."""
-    return {
-        name: Layer(chains[name](layer.kernel), layer.bias) if name in chains else layer
-        for name, layer in network.items()
-    }
+def substitute(network: lenet.Network, images: Any, scheme: str, seed: int) -> dict[str, Layer]:
+    """The network with its 5x5 kernels replaced by chains of one scheme, within the share of the MACs."""
+    scores = partial(lenet.scores, convolution=plain_convolution)
+    params: dict[str, Layer] = jaxcnn.substitute(
+        scores, dict(network), images, macs=SHARE, schemes=scheme, seed=seed
+    ).params
+    return params
 
 
 def run_digits(
@@ -92,16 +95,12 @@ def run_digits(
         )
 
     dense = trained(lenet.initialize(seed), "Training LeNet-5", epochs, 2e-3)
-    task = bars.add_task("Fitting small kernels", total=2)
+    task = bars.add_task("Fitting small kernels", total=len(SCHEMES))
     networks = {"dense 5x5": dense}
-    networks["3x3 after 3x3"] = substitute(
-        dense, {name: partial(jaxcnn.stack, features=width) for name, width in STACK_FEATURES.items()}
-    )
-    bars.advance(task)
-    networks["1x5 after 5x1"] = substitute(
-        dense, {name: partial(jaxcnn.separable, rank=rank) for name, rank in PAIR_RANKS.items()}
-    )
-    bars.advance(task)
+    images = jnp.asarray(np.resize(train.images, (TIMED_BATCH, 28, 28, 1)))
+    for name, scheme in SCHEMES.items():
+        networks[name] = substitute(dense, images, scheme, seed)
+        bars.advance(task)
     substituted = {name: lenet.accuracy(network, test) for name, network in networks.items()}
     tuned = {
         name: trained(network, f"Fine-tuning {name}", FINE_TUNING_EPOCHS, 1e-3) for name, network in networks.items()
@@ -125,7 +124,8 @@ def run_digits(
         text=(
             f"LeNet-5 trained for {epochs} epochs on {len(train.labels):,} real handwritten digits and tested on "
             f"{len(test.labels):,} others; then its 5x5 kernels are replaced by smaller ones in a row, fitted to "
-            f"the trained weights, and each network is trained {FINE_TUNING_EPOCHS} epochs further."
+            f"the trained weights by jaxcnn.substitute within {SHARE:.0%} of the convolutions' MACs, and each network "
+            f"is trained {FINE_TUNING_EPOCHS} epochs further."
         ),
         figures=(
             ("LeNet-5, same kernels by jaxcnn: times faster", f"{base / seconds[EXACT]:.2f}x"),
@@ -136,21 +136,23 @@ def run_digits(
             ),
         ),
         pictures=_misread(tuned, test),
-        tables=(_width_table(), results),
+        tables=(_width_table(tuned), results),
     )
 
 
-def _width_table() -> Table:
-    """Where a chain is cheaper than a narrow layer, and the widths that the demo uses."""
+def _width_table(networks: Mapping[str, lenet.Network]) -> Table:
+    """Where a chain is cheaper than a narrow layer, and the widths that were chosen."""
     rows = []
     for name, (_, shape, _) in lenet.CONVOLUTIONS.items():
         *_, channels, outputs = shape
         dense = lenet.convolution_macs(name, shape)
-        for scheme, chain, widths, symbol, each in (
-            ("3x3 after 3x3", stack_shapes, STACK_FEATURES, "F", 9 * (channels + outputs)),
-            ("1x5 after 5x1", separable_shapes, PAIR_RANKS, "R", 5 * (channels + outputs)),
+        for scheme, chain, symbol, each in (
+            ("3x3 after 3x3", stack_shapes, "F", 9 * (channels + outputs)),
+            ("1x5 after 5x1", separable_shapes, "R", 5 * (channels + outputs)),
         ):
-            chosen = lenet.convolution_macs(name, chain(shape, widths[name]))
+            kernel = networks[scheme][name].kernel
+            replaced = isinstance(kernel, jaxcnn.KernelChain)
+            used = f"{symbol} = {kernel.kernels[0].shape[-1]}" if replaced else "dense"
             rows.append(
                 (
                     f"{name}, {channels}->{outputs}",
@@ -158,8 +160,8 @@ def _width_table() -> Table:
                     f"{25 * channels * outputs:,}",
                     f"{each}{symbol}",
                     f"{symbol} <= {widest_saving(name, chain)}",
-                    f"{symbol} = {widths[name]}",
-                    f"{chosen / dense:.0%}",
+                    used,
+                    f"{lenet.convolution_macs(name, kernel if replaced else shape) / dense:.0%}",
                 )
             )
     return Table(

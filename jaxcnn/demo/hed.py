@@ -110,15 +110,3 @@ def edge_map(network: Network, x: jax.Array, *, convolution: Callable[[Any, Any]
             x = jax.nn.relu(apply(f"conv{block}_{i}", x))
         sides.append(jax.image.resize(apply(f"side{block}", x), (1, *size, 1), "bilinear"))
     return jax.nn.sigmoid(apply("fuse", jnp.concatenate(sides, axis=-1)))[0, :, :, 0]
-
-
-def input_shapes(network: Network, height: int, width: int) -> dict[str, tuple[int, int, int, int]]:
-    """The shape of what enters each of the 13 convolutions, for a photograph of this size."""
-    shapes = {}
-    for block, count in enumerate(CONVOLUTIONS, 1):
-        if block > 1:
-            height, width = -(-height // 2), -(-width // 2)  # a 2x2 pool with stride 2 and padding SAME
-        for i in range(1, count + 1):
-            name = f"conv{block}_{i}"
-            shapes[name] = (1, height, width, network[name].kernel.shape[2])
-    return shapes

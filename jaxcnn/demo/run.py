@@ -39,6 +39,7 @@ class DemoOptions:
     image: str | None = None  # each part has its own
     long_side: int = 512
     share: float = 0.25
+    calibrate: bool = False
     epochs: int = 10
     seed: int = 0
     output: str = "jaxcnn-demo.html"
@@ -84,6 +85,7 @@ def _run_parts(options: DemoOptions) -> None:
                 network,
                 name=Path(name).name,
                 share=options.share,
+                calibrate=options.calibrate,
                 seed=options.seed,
             )
         )

@@ -22,6 +22,8 @@ from jaxcnn.transform.placement import Placement
 
 _POINTS = 40
 """Most ranks of a scheme that are considered, evenly spread in the logarithm of their cost."""
+_JUDGED = 7
+"""Ranks of a scheme whose chains are tried on a layer's responses."""
 _SLICED = ("separable", "low_rank")
 """Schemes of two links whose chain of a rank is the beginning of the one of full rank, so that one decomposition
 gives all: 0.6 s at 512 channels and 3x3."""
@@ -65,7 +67,7 @@ class Layer:
     parameter: Any
     schemes: Sequence[str]
     refusal: str = ""
-    _full: dict[tuple[str, int], KernelChain] = dataclasses.field(default_factory=dict)
+    _fits: dict[tuple[str, int, Any], KernelChain] = dataclasses.field(default_factory=dict)
 
     @property
     def placement(self) -> Placement:
@@ -147,7 +149,8 @@ class Layer:
         families = self.families[scheme]
         norms = [float(np.linalg.norm(kernel)) for kernel in self.kernels]
         if families[0].errors is None:
-            errors = [family.error(family.fit(index=index)) for family in families]
+            rank = families[0].ranks[index]
+            errors = [family.error(self._fit(family, number, rank)) for number, family in enumerate(families)]
         else:
             errors = [float(family.errors[index]) for family in families if family.errors is not None]
         return float(np.linalg.norm(np.multiply(errors, norms)) / (np.linalg.norm(norms) or 1.0))
@@ -157,9 +160,13 @@ class Layer:
         found = [self.dense]
         for scheme in self.families:
             options = [option for option in self.options if option.scheme == scheme]
-            ranks = [option.rank for option in options]
+            # Each rank is a program to compile, half a second: a few, and between them the errors' logarithms.
+            few = sorted({round(place) for place in np.linspace(0, len(options) - 1, min(_JUDGED, len(options)))})
+            ranks = [options[place].rank for place in few]
             errors = response_curve(self.kernels[0], scheme, ranks, responses, feature_group_count=self.groups)
-            found += [dataclasses.replace(o, error=error) for o, error in zip(options, errors, strict=True)]
+            logarithms = np.log(np.maximum(errors, 1e-12))
+            between = np.exp(np.interp(range(len(options)), few, logarithms))
+            found += [dataclasses.replace(o, error=float(e)) for o, e in zip(options, between, strict=True)]
         self.options = found
 
     def start(self, option: Option, responses: Responses) -> KernelChain:
@@ -176,15 +183,16 @@ class Layer:
         return jax.tree.map(lambda *links: jnp.stack(links).reshape(*stack, *links[0].shape), *chains)
 
     def _fit(self, family: Family, number: int, rank: Any) -> KernelChain:
-        if family.name not in _SLICED or len(self.placement.taps) != 2:
-            return family.fit(index=family.ranks.index(rank))
-        key = family.name, number
-        if key not in self._full:
-            self._full[key] = family.fit(index=len(family.ranks) - 1)
-        first, second = self._full[key].kernels
+        sliced = family.name in _SLICED and len(self.placement.taps) == 2
+        key = family.name, number, None if sliced else rank
+        if key not in self._fits:
+            self._fits[key] = family.fit(index=len(family.ranks) - 1 if sliced else family.ranks.index(rank))
+        if not sliced:
+            return self._fits[key]
+        first, second = self._fits[key].kernels
         split = first.reshape(*first.shape[:-1], self.groups, -1)[..., :rank]  # (*window, I, G, R)
         links = split.reshape(*first.shape[:-1], -1), second[..., :rank, :]
-        return KernelChain(links, self._full[key].feature_group_counts)
+        return KernelChain(links, self._fits[key].feature_group_counts)
 
     def shapes(self, chain: KernelChain) -> KernelChain:
         """The shapes of the chain of one kernel."""

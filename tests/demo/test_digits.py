@@ -5,7 +5,7 @@ import rich.console
 
 import jaxcnn
 from jaxcnn.demo import chains, digits, lenet, report
-from jaxcnn.demo.network import plain_convolution
+from jaxcnn.demo.network import Layer, plain_convolution
 
 
 def test_split_is_stratified_and_seeded():
@@ -47,24 +47,34 @@ def test_costs_by_hand():
     assert lenet.convolution_macs("conv2", chain) == 140 * 5 * 6 * 10 + 100 * 5 * 10 * 16
 
 
-def test_the_widths_used_save_and_the_next_beyond_the_widest_does_not():
-    for scheme, used in ((chains.stack_shapes, digits.STACK_FEATURES), (chains.separable_shapes, digits.PAIR_RANKS)):
-        for name, width in used.items():
-            shape = lenet.CONVOLUTIONS[name][1]
+def test_the_next_beyond_the_widest_saves_nothing():
+    for scheme in (chains.stack_shapes, chains.separable_shapes):
+        for name, (_, shape, _) in lenet.CONVOLUTIONS.items():
             dense, widest = lenet.convolution_macs(name, shape), digits.widest_saving(name, scheme)
-            assert width <= widest
             assert lenet.convolution_macs(name, scheme(shape, widest)) < dense
             assert lenet.convolution_macs(name, scheme(shape, widest + 1)) >= dense
     assert digits.widest_saving("conv1", chains.stack_shapes) == 2
     assert digits.widest_saving("conv1", chains.separable_shapes) == 4
 
 
-def test_chains_equal_their_dense_kernels_in_the_network():
-    network = digits.substitute(lenet.initialize(0), {"conv1": lambda kernel: jaxcnn.separable(kernel, rank=2)})
-    dense = digits.substitute(network, {"conv1": lambda chain: chain.dense()})
-    images = jax.random.uniform(jax.random.key(1), (3, 28, 28, 1))
+def test_substituted_within_the_share():
+    network, images = lenet.initialize(0), jax.random.uniform(jax.random.key(1), (3, 28, 28, 1))
+    small = digits.substitute(network, images, "separable", 0)
+    macs = [
+        sum(
+            lenet.convolution_macs(name, k if isinstance(k := each[name].kernel, jaxcnn.KernelChain) else k.shape)
+            for name in lenet.CONVOLUTIONS
+        )
+        for each in (small, network)
+    ]
+    assert macs[0] <= digits.SHARE * macs[1]
+    kernels = {name: layer.kernel for name, layer in small.items()}
+    dense = {
+        name: Layer(k.dense() if isinstance(k, jaxcnn.KernelChain) else k, small[name].bias)
+        for name, k in kernels.items()
+    }
     expected = lenet.scores(dense, images, convolution=plain_convolution)
-    np.testing.assert_allclose(lenet.scores(network, images), expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(lenet.scores(small, images), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_training_is_seeded_and_counts_its_steps():

