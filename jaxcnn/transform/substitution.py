@@ -161,9 +161,9 @@ def substitute(
       >>> import jax.numpy as jnp
       >>> import jaxcnn
       >>> def model(params, x):
-      ...     return jax.nn.relu(jaxcnn.conv(x, params["conv"]["kernel"]) + params["conv"]["bias"])
+      ...     return jax.nn.relu(jaxcnn.conv(x, params["conv"]["kernel"]) + params["conv"]["bias"][None, None, None])
       >>> ramp = jnp.arange(1.0, 6.0)
-      >>> kernel = jnp.ones((5, 5, 8, 8)) * jnp.outer(ramp, ramp)[:, :, None, None]     # of rank one
+      >>> kernel = jnp.ones((5, 5, 8, 8)) * jnp.outer(ramp, ramp)[:, :, None, None]  # of rank one
       >>> params = {"conv": {"kernel": kernel, "bias": jnp.zeros(8)}}
       >>> found = jaxcnn.substitute(model, params, jnp.ones((1, 32, 32, 8)), macs=0.5)
       >>> found.report.rows[0].name, found.report.macs <= 0.5, found.report.error < 1e-4
