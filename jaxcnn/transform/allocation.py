@@ -28,8 +28,8 @@ def allocate(options: Sequence[Sequence[Option]], weights: Sequence[float], macs
             _slope(hull[place], hull[place + 1], weight) if place + 1 < len(hull) else math.inf
             for hull, place, weight in zip(hulls, places, weights, strict=True)
         ]
-        layer = min(range(len(slopes)), key=slopes.__getitem__)
-        if math.isinf(slopes[layer]):
+        layer = min(range(len(slopes)), key=slopes.__getitem__, default=None)
+        if layer is None or math.isinf(slopes[layer]):
             return None
         total -= hulls[layer][places[layer]].macs - hulls[layer][places[layer] + 1].macs
         places[layer] += 1

@@ -50,6 +50,7 @@ def test_enough_for_all_is_dense_and_too_little_is_none():
     assert allocate(options, [1.0], options[0][0].macs) == [options[0][0]]
     assert allocate(options, [1.0], options[0][-1].macs - 1) is None
     assert allocate([], [], 0) == []
+    assert allocate([], [], -1) is None
 
 
 def test_the_layer_that_loses_the_least_gives_way():
