@@ -59,7 +59,8 @@ def conv(
       precision: as in `lax.conv_general_dilated`.
       preferred_element_type: dtype of the result. By default that of the operands, and int32 for narrower integers;
         16-bit floats are accumulated in float32 and rounded once.
-      method: `"auto"`, or the name of the method to compute it with: `"direct"`, `"shift"`, `"matmul"` or `"fft"`.
+      method: `"auto"`, or the name of the method to compute it with: `"direct"`, `"shift"`, `"matmul"`,
+        `"winograd"` or `"fft"`.
 
     Returns:
       `(*batch, *output, C_out)` in x's order of axes, where

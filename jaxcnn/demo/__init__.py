@@ -6,8 +6,9 @@ optax, h5py, scikit-image, mlxtend and others) are imported by the files that ne
 
 import importlib.util
 from collections.abc import Sequence
+from pathlib import Path
 
-__all__ = ["DemoError", "require_modules"]
+__all__ = ["DemoError", "packaged_file", "require_modules"]
 
 
 class DemoError(Exception):
@@ -19,3 +20,13 @@ def require_modules(modules: Sequence[str]) -> None:
     missing = [module for module in modules if importlib.util.find_spec(module) is None]
     if missing:
         raise DemoError(f'{", ".join(missing)} not installed; run: pip install "jaxcnn[demo]"')
+
+
+def packaged_file(package: str, name: str) -> Path | None:
+    """A file in the folder of an installed package, which is not imported; None if either is not there."""
+    spec = importlib.util.find_spec(package)
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        path = Path(folder) / name
+        if path.is_file():
+            return path
+    return None

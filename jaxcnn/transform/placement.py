@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -68,6 +68,13 @@ class Placement:
         order = sorted(range(len(factors)), key=lambda n: (factors[n][0], -factors[n][1]))
         shape = [1 if axis in sliced else size for axis, size in enumerate(self.shape)]
         return kernel.reshape([size for _, _, size in factors]).transpose(order).reshape(shape)
+
+    def holding(self, chain: KernelChain, sliced: Ints = ()) -> jax.Array:
+        """The parameter that holds a chain's dense kernels; its links have an axis in front for each of the stack's."""
+        dense: Callable[[KernelChain], jax.Array] = KernelChain.dense
+        for _ in range(len(self.stack) - len(sliced)):
+            dense = jax.vmap(dense)
+        return self.parameter(dense(chain), sliced)
 
     def kernel(self, parameter: Any) -> Any:
         """The kernel, `(*stack, *window, I / groups, O)`, in a parameter."""

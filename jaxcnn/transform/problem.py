@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Callable, Container, Mapping, Sequence
@@ -104,18 +105,19 @@ class Problem:
         """The floating results as they are."""
         return floats(self.plain(*self.arrays))
 
+    def values(self, instead: Mapping[int, Any]) -> list[Any]:
+        """The arrays of the arguments, with some others instead."""
+        return [instead.get(index, array) for index, array in enumerate(self.arrays)]
+
     def params_with(self, chains: Chains) -> Any:
         """The parameters with chains in place of kernels."""
-        arrays = [chains.get(index, array) for index, array in enumerate(self.arrays)]
-        (params, *_), _ = self.signature.unflatten(arrays)
+        (params, *_), _ = self.signature.unflatten(self.values(chains))
         return params
 
     def error(self, chains: Chains) -> float:
         """The relative error of all results together, with the chains' dense kernels."""
-        arrays = list(self.arrays)
-        for index, chain in chains.items():
-            arrays[index] = self.layers[index].array(chain)
-        return relative(floats(self.plain(*arrays)), self.outputs)
+        dense = {index: self.layers[index].array(chain) for index, chain in chains.items()}
+        return relative(floats(self.plain(*self.values(dense))), self.outputs)
 
     def weigh(self, advance: Callable[[float], None]) -> None:
         """Finds how much a layer's relative error does to the results, by replacing one layer at a time."""
@@ -138,7 +140,10 @@ class Problem:
         layers = {index: layer for index, layer in self.open.items() if index not in dense}
         fixed = self.total_macs - sum(layer.dense.macs for layer in layers.values())
         options = [layer.options for layer in layers.values()]
-        found = allocate(options, [self.weights[index] for index in layers], share * self.total_macs - fixed)
+        # A share that is itself a quotient of these numbers must allow them, although the product of floats falls short
+        # of them for one network in twenty.
+        allowed = math.floor(share * self.total_macs * (1 + 1e-12)) - fixed
+        found = allocate(options, [self.weights[index] for index in layers], allowed)
         if found is None:
             return None
         chosen = zip(layers, found, strict=True)

@@ -82,21 +82,13 @@ class Search:
             chosen, chains = self._settled(partial(self._choose, share))
             before, after = self._clock(chains)
             best = max(best, before / after)
-            return chosen if before / after >= speedup else None
+            # Dense against itself is as fast, whatever two measurements of it say.
+            return chosen if before / after >= speedup and (chosen or speedup <= 1) else None
 
-        # What is wanted here is the largest share that is fast enough.
-        lowest = self.problem.least_share(self._slow)
-        chosen = fast(lowest)
+        # Of the shares that are fast enough the largest is wanted; the smallest is the fastest.
+        chosen = _bisected(fast, 1.0, self.problem.least_share(self._slow), _FEW_STEPS)
         if chosen is None:
             raise ValueError(f"substitute: speedup={speedup:g} is not reached: the fastest chains make it {best:.2f}")
-        low, high = math.log(lowest), 0.0
-        for _ in range(_FEW_STEPS):
-            middle = (low + high) / 2
-            found = fast(math.exp(middle))
-            if found is None:
-                high = middle
-            else:
-                chosen, low = found, middle
         return self._solved(chosen)
 
     def _choose(self, share: float) -> Choice:
@@ -141,7 +133,7 @@ class Search:
         if self.calibration is not None and fit:
             chains, fitted = self.calibration.fitted(chosen, chains)
             errors |= fitted
-        outputs = floats(self._run(chains)(*self._values(chains)))
+        outputs = floats(self._run(chains)(*self.problem.values(chains)))
         if not all(np.isfinite(output).all() for output in outputs) and all(
             np.isfinite(output).all() for output in problem.outputs
         ):
@@ -175,9 +167,6 @@ class Search:
             reason="" if chain is not None else reason,
         )
 
-    def _values(self, chains: Chains) -> list[Any]:
-        return [chains.get(index, array) for index, array in enumerate(self.problem.arrays)]
-
     def _run(self, chains: Chains) -> Callable[..., Any]:
         """The function with the chains, jitted."""
         problem = self.problem
@@ -188,26 +177,27 @@ class Search:
     def _clock(self, chains: Chains) -> tuple[float, float]:
         """Milliseconds of a call of the function as it was and with the chains."""
         plain, other = self.problem.plain, self._run(chains)
-        values = self._values(chains)
+        values = self.problem.values(chains)
         return alternating(lambda: plain(*self.problem.arrays), lambda: other(*values), _SECONDS)
 
 
-def _bisected(meets: Callable[[float], Any | None], low: float, high: float, steps: int) -> Any | None:
-    """What `meets` gives for the smallest of some shares between two that it gives anything for; None if for none."""
-    found = None
-    ends = math.log(low), math.log(high)
-    for share in (low, high):
+def _bisected(meets: Callable[[float], Any | None], wanted: float, last: float, steps: int) -> Any | None:
+    """What `meets` gives for the share nearest to the wanted one that it gives anything for.
+
+    Tried are the wanted share, the last one to fall back on, and if only this does, some between; None if neither does.
+    """
+    for share in (wanted, last):
         found = meets(share)
         if found is not None:
             break
-    if found is None or share == low:
+    if found is None or share == wanted:
         return found
-    bottom, top = ends
+    refused, met = math.log(wanted), math.log(last)
     for _ in range(steps):
-        middle = (bottom + top) / 2
+        middle = (refused + met) / 2
         better = meets(math.exp(middle))
         if better is None:
-            bottom = middle
+            refused = middle
         else:
-            found, top = better, middle
+            found, met = better, middle
     return found

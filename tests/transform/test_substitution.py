@@ -131,6 +131,15 @@ def test_the_budget_comes_before_the_clock(monkeypatch):
     assert found.report.macs <= 0.3
 
 
+def test_the_least_share_can_be_met():
+    found = problem.Problem(F, PARAMS, (X,), ("low_rank",), lambda name: False, 0)
+    found.weights = dict.fromkeys(found.layers, 1.0)
+    # With some more convolutions that have no chains, until the product of the share falls short of what it came from.
+    own, saved = found.total_macs, round(found.total_macs * (1 - found.least_share(())))
+    found.total_macs = next(t for t in range(own, 2 * own) if (t - saved) / t * t < t - saved)
+    assert found.choose(found.least_share(()), ()) is not None
+
+
 def test_skip():
     for skip in ("high", ["nothing", "high/k"], lambda name: name == "high/kernel"):
         found = verified(jaxcnn.substitute(F, PARAMS, X, macs=0.65, skip=skip))
