@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 import jax
+from jax.custom_batching import custom_vmap
 from jax.extend import source_info_util
 from jax.extend.core import JaxprEqn, Literal, Primitive
 from jax.extend.core import primitives as lax_primitives
@@ -272,6 +273,21 @@ def _into_custom(walker: Walker, equation: JaxprEqn, operands: list[Any]) -> lis
     return function(*(operands[place] for place in call.places))
 
 
+def _into_custom_vmap(walker: Walker, equation: JaxprEqn, operands: list[Any]) -> list[Any]:
+    call = equation.params["call"]
+    mapped = custom_vmap(partial(walker.evaluate, call, call.consts))
+
+    @mapped.def_vmap
+    def rule(size: int, batched: list[bool], *args: Any) -> tuple[list[Any], list[bool]]:
+        # The user's rule is traced through the call as it was, and rewritten then.
+        axes = [0 if each else None for each in batched]
+        original = jax.vmap(lambda *args: bind_as_it_was(equation, args), axes, axis_size=size)
+        results = walker.rewritten(original)(*args)
+        return results, [True] * len(results)
+
+    return list(mapped(*operands))
+
+
 _DESCENTS: dict[Primitive, Callable[[Walker, JaxprEqn, list[Any]], list[Any]]] = {
     lax_primitives.jit_p: _bind_rebuilt("jaxpr"),
     lax_primitives.scan_p: _bind_rebuilt("jaxpr"),
@@ -289,7 +305,7 @@ def _descent(primitive: Primitive) -> Callable[[Walker, JaxprEqn, list[Any]], li
         return _DESCENTS[primitive]
     if primitive is shard_map_primitive():
         return _into_shard_map
-    return _bind_rebuilt("call") if primitive is custom_vmap_primitive() else None
+    return _into_custom_vmap if primitive is custom_vmap_primitive() else None
 
 
 def is_entered(primitive: Primitive) -> bool:

@@ -216,9 +216,29 @@ def test_forward_mode_of_a_custom_vjp_is_refused_as_without():
         jax.jvp(accelerate(with_vjp), (X,), (X,))
 
 
-def test_rules_of_custom_vmap_are_kept():
+def test_rules_of_custom_vmap_are_kept_and_entered():
     stacked = jnp.stack([X, 2 * X])
-    assert_same(jax.vmap(accelerate(with_vmap))(stacked), jax.vmap(with_vmap)(stacked))
+    f = jax.vmap(accelerate(with_vmap))
+    assert_same(f(stacked), jax.vmap(with_vmap)(stacked))
+    assert left(jax.make_jaxpr(f)(stacked)) == 0
+    twice = jnp.stack([stacked, stacked + 1])
+    assert_same(jax.vmap(f)(twice), jax.vmap(jax.vmap(with_vmap))(twice))
+
+
+def test_a_rule_of_custom_vmap_for_some_of_its_arguments():
+    @custom_vmap
+    def f(x, y):
+        return conv(x) + y, 2 * y
+
+    @f.def_vmap
+    def _(size, batched, x, y):
+        assert (size, batched) == (2, [True, False])
+        return (jax.vmap(conv)(x) - y[None], 2 * y), (True, False)
+
+    stacked = jnp.stack([X, 2 * X])
+    y = conv(X)
+    assert_same(jax.vmap(accelerate(f), (0, None))(stacked, y), jax.vmap(f, (0, None))(stacked, y))
+    assert left(jax.make_jaxpr(jax.vmap(accelerate(f), (0, None)))(stacked, y)) == 0
 
 
 def test_remat_stays_differentiated():
