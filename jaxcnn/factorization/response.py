@@ -287,6 +287,26 @@ def response_start(
     return Starts(kernel, scheme, responses, feature_group_count, ridge).chain(rank)
 
 
+def response_chain(
+    kernel: Any,
+    scheme: str,
+    rank: Any,
+    responses: Responses,
+    *,
+    feature_group_count: int = 1,
+    ridge: float = _RIDGE,
+) -> KernelChain:
+    """The chain whose error `response_curve` gives at a rank.
+
+    Args:
+      kernel, scheme, responses, feature_group_count, ridge: as in `response_curve`.
+      rank: as the scheme's function takes it.
+    """
+    with jax.default_matmul_precision("highest"):
+        starts = Starts(kernel, scheme, responses, feature_group_count, ridge)
+        return with_last_link(starts.chain(rank), Samples(responses), ridge=ridge, rounds=3)
+
+
 def _checked(operation: str, kernel: Any, responses: Responses) -> KernelChain:
     """The kernel as a chain, which fits the samples."""
     *window, channels = responses.patches.shape[1:]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -105,7 +105,10 @@ def _own(equation: JaxprEqn) -> Convolution:
     lhs, rhs, out = avals(equation)
     spec = conv_spec(lhs, rhs, **{name: value for name, value in params.items() if name != "sharding"})
     axes = tuple(range(lhs.ndim)), tuple(range(rhs.ndim)), tuple(range(out.ndim))
-    return Convolution(spec, params, method, axes)
+    found = None
+    if spec.role == "output" and not spec.stacked and max(spec.input_dilation) > 1:
+        found = _input(equation, axes, params)
+    return Convolution(spec, params, method, axes) if found is None else dataclasses.replace(found, method=method)
 
 
 def _of_lax(equation: JaxprEqn) -> Convolution | None:
@@ -124,7 +127,7 @@ def _of_lax(equation: JaxprEqn) -> Convolution | None:
     if of_kernel:
         found = _kernel_of_transposed(equation) if dilated else _kernel(equation)
     if found is None and dilated:
-        found = _input(equation)
+        found = _input(equation, *_forward(equation))
     return _output(equation) if found is None else found
 
 
@@ -164,48 +167,49 @@ def _found(
 
 def _output(equation: JaxprEqn) -> Convolution:
     """The equation as (x, kernel) -> y."""
+    axes, options = _forward(equation)
+    return _found(equation, "output", axes, **options)
+
+
+def _forward(equation: JaxprEqn) -> tuple[tuple[Ints, Ints, Ints], dict[str, Any]]:
+    """The axes of lax's operands and result as the role `"output"` has them, and its options."""
     params = equation.params
     (n, c, *x_axes), (o, i, *taps), (out_n, out_c, *y_axes) = params["dimension_numbers"]
-    return _found(
-        equation,
-        "output",
-        ((n, *x_axes, c), (*taps, i, o), (out_n, *y_axes, out_c)),
-        strides=tuple(params["window_strides"]),
-        padding=_pairs(params["padding"]),
-        input_dilation=tuple(params["lhs_dilation"]),
-        kernel_dilation=tuple(params["rhs_dilation"]),
-        feature_group_count=params["feature_group_count"],
-    )
+    options = {
+        "strides": tuple(params["window_strides"]),
+        "padding": _pairs(params["padding"]),
+        "input_dilation": tuple(params["lhs_dilation"]),
+        "kernel_dilation": tuple(params["rhs_dilation"]),
+        "feature_group_count": params["feature_group_count"],
+    }
+    return ((n, *x_axes, c), (*taps, i, o), (out_n, *y_axes, out_c)), options
 
 
 def _pairs(padding: Any) -> tuple[Pair, ...]:
     return tuple((int(low), int(high)) for low, high in padding)
 
 
-def _input(equation: JaxprEqn) -> Convolution | None:
+def _input(equation: JaxprEqn, axes: tuple[Ints, Ints, Ints], options: Mapping[str, Any]) -> Convolution | None:
     """The equation, whose first operand is dilated, as (y, kernel) -> x with that dilation for strides."""
-    params = equation.params
-    if max(params["window_strides"]) > 1:
+    if max(options["strides"]) > 1:
         return None
-    (n, c, *y_axes), (o, i, *taps), (out_n, out_c, *x_axes) = params["dimension_numbers"]
+    (_, *y_axes, _), (*taps, _, _), (_, *x_axes, _) = axes
     lhs, rhs, out = avals(equation)
     inputs, window = _sizes(out, x_axes), _sizes(rhs, taps)
-    strides, dilation = tuple(params["lhs_dilation"]), tuple(params["rhs_dilation"])
-    lows = [
-        (taps - 1) * step - int(low) for taps, step, (low, _) in zip(window, dilation, params["padding"], strict=True)
-    ]
+    strides, dilation = options["input_dilation"], options["kernel_dilation"]
+    lows = [(taps - 1) * step - low for taps, step, (low, _) in zip(window, dilation, options["padding"], strict=True)]
     padding = _forward_padding(inputs, _sizes(lhs, y_axes), window, strides, dilation, lows)
     if padding is None:
         return None
     return _found(
         equation,
         "input",
-        ((n, *y_axes, c), (*taps, i, o), (out_n, *x_axes, out_c)),
+        axes,
         flipped=True,
         strides=strides,
         padding=padding,
         kernel_dilation=dilation,
-        feature_group_count=params["feature_group_count"],
+        feature_group_count=options["feature_group_count"],
         input_size=inputs,
     )
 

@@ -14,16 +14,24 @@ from jax.extend.core import JaxprEqn
 
 from jaxcnn.chain import KernelChain
 from jaxcnn.factorization._family import Family, Subject, count_while
-from jaxcnn.factorization.response import Responses, response_curve, response_start
+from jaxcnn.factorization.response import (
+    Responses,
+    response_chain,
+    response_curve,
+    response_error,
+    response_start,
+)
 from jaxcnn.transform.convolutions import avals
 from jaxcnn.transform.discovery import Found, Site
-from jaxcnn.transform.linked import convolved, linked_cost
+from jaxcnn.transform.linked import convolved, linked_macs
 from jaxcnn.transform.placement import Placement
 
 _POINTS = 40
 """Most ranks of a scheme that are considered, evenly spread in the logarithm of their cost."""
 _JUDGED = 7
 """Ranks of a scheme whose chains are tried on a layer's responses."""
+_TYPICAL_ERROR = 0.2
+"""Relative error of the layers of a network at a quarter to a half of its multiply-accumulates."""
 _SLICED = ("separable", "low_rank")
 """Schemes of two links whose chain of a rank is the beginning of the one of full rank, so that one decomposition
 gives all: 0.6 s at 512 channels and 3x3."""
@@ -110,7 +118,7 @@ class Layer:
 
     def macs(self, chain: KernelChain) -> int:
         """Multiply-accumulates of all convolutions with a chain."""
-        return sum(site.count * linked_cost(site.equation, self.links(site, chain)).macs for site in self.sites)
+        return sum(site.count * linked_macs(site.equation, self.links(site, chain)) for site in self.sites)
 
     @cached_property
     def dense(self) -> Option:
@@ -160,6 +168,8 @@ class Layer:
         found = [self.dense]
         for scheme in self.families:
             options = [option for option in self.options if option.scheme == scheme]
+            if not options:  # no rank of the scheme has fewer multiply-accumulates
+                continue
             # Each rank is a program to compile, half a second: a few, and between them the errors' logarithms.
             few = sorted({round(place) for place in np.linspace(0, len(options) - 1, min(_JUDGED, len(options)))})
             ranks = [options[place].rank for place in few]
@@ -168,6 +178,25 @@ class Layer:
             between = np.exp(np.interp(range(len(options)), few, logarithms))
             found += [dataclasses.replace(o, error=float(e)) for o, e in zip(options, between, strict=True)]
         self.options = found
+        option = self._weighing
+        if option is not None:
+            chain = response_chain(
+                self.kernels[0], option.scheme, option.rank, responses, feature_group_count=self.groups
+            )
+            # Its own error, for that of the option may lie between two that were tried.
+            self.probe = chain, response_error(chain, responses)
+
+    @property
+    def _weighing(self) -> Option | None:
+        """The option with an error like those that will be chosen."""
+        chains = [option for option in self.options[1:] if 0 < option.error < np.inf]
+        return min(chains, key=lambda option: abs(option.error - _TYPICAL_ERROR), default=None)
+
+    @cached_property
+    def probe(self) -> tuple[KernelChain, float] | None:
+        """A chain by which to weigh the layer, and its error; None if no chain makes one."""
+        option = self._weighing
+        return None if option is None else (self.chain(option), option.error)
 
     def start(self, option: Option, responses: Responses) -> KernelChain:
         """The chain of an option at which a fit to responses starts."""

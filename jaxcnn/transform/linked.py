@@ -1,7 +1,8 @@
-"""An equation that is a convolution, with a chain for its kernel: its result and its cost."""
+"""An equation that is a convolution, with a chain for its kernel: its result and its multiply-accumulates."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -12,10 +13,12 @@ from jax.extend.core import JaxprEqn
 from jaxcnn._compat import example
 from jaxcnn.chain import KernelChain
 from jaxcnn.convolution import conv
-from jaxcnn.cost import Cost, conv_cost
+from jaxcnn.cost import conv_cost
 from jaxcnn.dtypes import floating_at_least_float32
 from jaxcnn.primitives import conv_p
-from jaxcnn.transform.convolutions import avals
+from jaxcnn.transform.convolutions import Convolution, avals, described
+from jaxcnn.transform.description import macs_of
+from jaxcnn.transform.interpreter import held_jaxprs, opened
 from jaxcnn.transform.views import Ints
 
 
@@ -62,8 +65,24 @@ def convolved(equation: JaxprEqn, x: jax.Array, chain: KernelChain) -> jax.Array
     return result.transpose(np.argsort(out_axes))
 
 
-def linked_cost(equation: JaxprEqn, chain: KernelChain) -> Cost:
-    """What the equation costs with a chain for its kernel."""
+def linked_macs(equation: JaxprEqn, chain: KernelChain) -> int:
+    """Multiply-accumulates of the equation with a chain for its kernel, as a summary counts them."""
     lhs, _, out = avals(equation)
+    options = conv_options(equation)
+    if max(options["input_dilation"]) > 1:
+        # Not those with the zeros between pixels, which are left out where a convolution is the transpose of another.
+        closed = jax.make_jaxpr(lambda x, chain: convolved(equation, x, chain))(
+            jax.ShapeDtypeStruct(lhs.shape, lhs.dtype), chain
+        )
+        return sum(macs_of(found.spec)[0] for found in _convolutions(closed))
     image, axes = (lhs, image_axes(equation)[0]) if is_forward(equation) else (out, range(out.ndim))
-    return conv_cost(tuple(image.shape[axis] for axis in axes), chain, **conv_options(equation))
+    return conv_cost(tuple(image.shape[axis] for axis in axes), chain, **options).macs
+
+
+def _convolutions(jaxpr: Any) -> Iterator[Convolution]:
+    for equation in opened(jaxpr).eqns:
+        found = described(equation)
+        if found is not None:
+            yield found
+        for inner in held_jaxprs(equation):
+            yield from _convolutions(inner)

@@ -119,15 +119,17 @@ class Problem:
         dense = {index: self.layers[index].array(chain) for index, chain in chains.items()}
         return relative(floats(self.plain(*self.values(dense))), self.outputs)
 
-    def weigh(self, advance: Callable[[float], None]) -> None:
-        """Finds how much a layer's relative error does to the results, by replacing one layer at a time."""
+    def weigh(self, error: Callable[[Chains], float], advance: Callable[[float], None]) -> None:
+        """Finds how much a layer's relative error does to the results, by replacing one layer at a time.
+
+        Args:
+          error: the relative error of the results with some chains.
+          advance: told of each layer that is done.
+        """
         self.weights = {}
         for index, layer in self.open.items():
-            chains = [option for option in layer.options[1:] if 0 < option.error < np.inf]
-            weight = 1.0
-            if chains:
-                option = min(chains, key=lambda option: abs(option.error - 0.2))
-                weight = (self.error({index: layer.chain(option)}) / option.error) ** 2
+            probe = layer.probe
+            weight = 1.0 if probe is None else (error({index: probe[0]}) / probe[1]) ** 2
             # A layer that does nothing to these results still may to others.
             self.weights[index] = max(weight, 1e-6)
             advance(1)

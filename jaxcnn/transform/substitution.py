@@ -192,10 +192,11 @@ def substitute(
     batches = _batches(calibration)
     work = len(problem.open) * (3 if batches else 1) + 1
     with bar("Substituting kernels", work, progress) as advance:
-        search = Search(problem, Calibration(problem, batches, seed, advance) if batches else None)
-        if search.calibration is not None:
-            search.calibration.judge()
-        problem.weigh(advance)
+        calibration = Calibration(problem, batches, seed, advance) if batches else None
+        search = Search(problem, calibration)
+        if calibration is not None:
+            calibration.judge()
+        problem.weigh(problem.error if calibration is None else calibration.error, advance)
         if tolerance is not None:
             solution = search.within_tolerance(tolerance)
         else:

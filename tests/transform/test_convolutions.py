@@ -13,9 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jax import lax
 
+import jaxcnn
 from jaxcnn.primitives import conv_p
 from jaxcnn.transform.acceleration import accelerate
 from jaxcnn.transform.convolutions import convolution
+from jaxcnn.transform.interpreter import held_jaxprs, opened
 
 
 def equations(f, *args):
@@ -209,3 +211,40 @@ def test_preferred_element_type_and_precision_are_kept():
     assert convolution(equation).spec.out_dtype == np.float32
     assert equation.params["precision"] == (lax.Precision.HIGHEST, lax.Precision.HIGHEST)
     assert accelerate(f)(x, kernel).dtype == np.float32
+
+
+@pytest.mark.parametrize("dilation", [2, (1, 3), (2, 1)])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_own_convolution_of_a_dilated_input_is_one_transposed(dilation, groups):
+    x, kernel = normal((2, 5, 6, 4), 0), normal((3, 3, 4 // groups, 6), 1)
+
+    def f(x, kernel):
+        options = {"padding": ((1, 2), (2, 1)), "input_dilation": dilation, "feature_group_count": groups}
+        return jaxcnn.conv(x, kernel, **options)
+
+    found = [equation.params["role"] for equation in bound(accelerate(f), x, kernel)]
+    assert found == ["input"]
+    assert_same(accelerate(f)(x, kernel), f(x, kernel))
+
+
+def bound(f, *args):
+    """The equations of `conv_p` in a function, at any depth."""
+
+    def walk(jaxpr):
+        for equation in opened(jaxpr).eqns:
+            if equation.primitive is conv_p:
+                yield equation
+            for inner in held_jaxprs(equation):
+                yield from walk(inner)
+
+    return walk(jax.make_jaxpr(f)(*args))
+
+
+def test_own_convolution_of_a_dilated_input_with_strides_stays():
+    x, kernel = normal((2, 5, 6, 4), 0), normal((3, 3, 4, 6), 1)
+
+    def f(x, kernel):
+        return jaxcnn.conv(x, kernel, strides=2, input_dilation=3)
+
+    assert [equation.params["role"] for equation in bound(accelerate(f), x, kernel)] == ["output"]
+    assert_same(accelerate(f)(x, kernel), f(x, kernel))
