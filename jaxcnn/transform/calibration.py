@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Mapping, Sequence
-from functools import cached_property
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import jaxpr_as_fun
 
 from jaxcnn.chain import KernelChain
 from jaxcnn.factorization.response import Responses, refit, response_error
 from jaxcnn.transform.arguments import split
 from jaxcnn.transform.discovery import kernels_of
 from jaxcnn.transform.layers import Option
-from jaxcnn.transform.problem import Problem, floats, relative
+from jaxcnn.transform.problem import Problem
 from jaxcnn.transform.side_by_side import Stop, Walk, is_fitted, samples, side_by_side, together
 
 _SAMPLES = 6000
 """Positions of all calibration inputs together at which a layer's responses are taken."""
-_WEIGHED = 3
-"""Batches on which layers are weighed: each layer is a call of the function on each."""
 
 
 class Calibration:
@@ -74,22 +70,6 @@ class Calibration:
             self.advance(1)
 
         together(self._walks({}, self.problem.open), visit)
-
-    def error(self, chains: Mapping[int, KernelChain]) -> float:
-        """The relative error of all results of the first batches together, with the chains' dense kernels."""
-        dense = {index: self.problem.layers[index].array(chain) for index, chain in chains.items()}
-        actual: list[np.ndarray] = []
-        expected: list[np.ndarray] = []
-        for (run, results), (_, _, arrays) in zip(self._plain, self.traces, strict=False):
-            actual += floats(run(*(dense.get(index, array) for index, array in enumerate(arrays))))
-            expected += results
-        return relative(actual, expected)
-
-    @cached_property
-    def _plain(self) -> list[tuple[Callable[..., Any], list[np.ndarray]]]:
-        """Of the first batches, the function of their arrays, and its results as it is."""
-        runs = [(jax.jit(jaxpr_as_fun(closed)), arrays) for closed, _, arrays in self.traces[:_WEIGHED]]
-        return [(run, floats(run(*arrays))) for run, arrays in runs]
 
     def fitted(
         self, chosen: Mapping[int, Option], chains: Mapping[int, KernelChain]

@@ -133,7 +133,8 @@ def substitute(
     Args:
       f: a function `f(params, *args)` of pytrees of arrays; other leaves are treated as by `accelerate`.
       params: its trained parameters; kernels as in Flax, Haiku, Keras, Equinox or plain JAX.
-      *args: its other arguments, on which the result is verified. Of a `jax.ShapeDtypeStruct` random numbers are drawn.
+      *args: its other arguments, by which layers are weighed and on which the result is verified; best none of the
+        calibration inputs. Of a `jax.ShapeDtypeStruct` random numbers are drawn.
       tolerance: the relative error of the results allowed, norm(after - before) / norm(before). Give this, `macs` or
         `speedup`.
       macs: the share of the multiply-accumulates of all convolutions that may stay.
@@ -196,7 +197,7 @@ def substitute(
         search = Search(problem, calibration)
         if calibration is not None:
             calibration.judge()
-        problem.weigh(problem.error if calibration is None else calibration.error, advance)
+        problem.weigh(advance)
         if tolerance is not None:
             solution = search.within_tolerance(tolerance)
         else:
