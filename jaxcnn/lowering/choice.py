@@ -8,7 +8,7 @@ from types import ModuleType
 
 import numpy as np
 
-from jaxcnn.lowering import direct, fft, matmul, shift, windows, winograd
+from jaxcnn.lowering import direct, fft, matmul, shift, spread, windows, winograd
 from jaxcnn.lowering.forms import shape_unsupported
 from jaxcnn.lowering.lanes import LANES
 from jaxcnn.lowering.spec import ConvSpec, PoolSpec
@@ -111,6 +111,8 @@ def _choose_cpu(spec: ConvSpec) -> Choice:
         return Choice(shift.NAME, f"{products} shifted products for each output")
     if not spec.exported and winograd.supports(spec) is None and _is_float32(spec) and winograd.pays(spec):
         return Choice(winograd.NAME, "tiles take fewer products, their transforms counted")
+    if not spec.exported and matmul.supports(spec) is None and _is_float32(spec) and spread.pays(spec):
+        return Choice(matmul.NAME, f"products of matrices with the window's {taps} taps on both sides")
     return Choice(direct.NAME, "XLA's own dense convolution is as fast")
 
 

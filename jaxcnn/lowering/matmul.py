@@ -1,7 +1,8 @@
 """The method `matmul`: convolutions as products of matrices, batched over groups.
 
-1x1 windows are one product; the kernel gradient is one product for each tap; everything else is a product of the
-patches of the image, gathered in one matrix, with the kernel. Sums are in float32 at least and exact for integers: the
+1x1 windows are one product; the kernel gradient is one product for each tap; dense windows of stride 1 have their taps
+on both sides of products (`spread`); everything else is a product of the patches of the image, gathered in one matrix,
+with the kernel. Sums are in float32 at least and exact for integers: the
 error is `direct`'s, within 4 epsilons of float32 of the sum of the magnitudes of an output's products.
 """
 
@@ -14,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxcnn.lowering import spread
 from jaxcnn.lowering.forms import (
     Window,
     forward_window,
@@ -85,6 +87,8 @@ def _forward(x: jax.Array, kernel: jax.Array, window: Window, dtype: Any, precis
     """(N, *spatial, G * I), (*taps, I, G * O) -> (N, *outputs, G * O)."""
     *sizes, kernel_in, features = kernel.shape
     groups = window.groups
+    if groups == 1 and math.prod(sizes) > 1 and max(window.strides) == 1:
+        return spread.convolved(x, kernel, window, dtype, precision)
     x = pad_spatial(x, window.padding)
     # (P, G, taps * I) patches, in the kernel's own order of taps and input features.
     patches = [tap_slice(x, tap, window).reshape(-1, groups, kernel_in) for tap in taps(sizes)]
