@@ -111,8 +111,11 @@ def _choose_cpu(spec: ConvSpec) -> Choice:
         return Choice(shift.NAME, f"{products} shifted products for each output")
     if not spec.exported and winograd.supports(spec) is None and _is_float32(spec) and winograd.pays(spec):
         return Choice(winograd.NAME, "tiles take fewer products, their transforms counted")
-    if not spec.exported and matmul.supports(spec) is None and _is_float32(spec) and spread.pays(spec):
-        return Choice(matmul.NAME, f"products of matrices with the window's {taps} taps on both sides")
+    if not spec.exported and matmul.supports(spec) is None and _is_float32(spec):
+        if spread.pays(spec):
+            return Choice(matmul.NAME, f"products of matrices with the window's {taps} taps on both sides")
+        if matmul.kernel_pays(spec):
+            return Choice(matmul.NAME, f"one product of matrices with the pixels under all {taps} taps")
     return Choice(direct.NAME, "XLA's own dense convolution is as fast")
 
 
