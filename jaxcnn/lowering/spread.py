@@ -30,9 +30,10 @@ channels takes 1.0 ms spread and 1.3 gathered, from 16 to 64 0.94 and 0.72."""
 
 # When it pays: of 466 shapes drawn at random that `winograd` does not take (1 to 8 images of 7x7 to 112x112, 8 to 384
 # channels, windows of 3 to 11 taps along one axis or two) nearly these bounds choose 227, which take 0.66 of XLA's time
-# in the geometric mean; 13 take more than 1.1 times as long, at worst 1.6 times. jax 0.10.2, two cores.
-_FEWEST_CHANNELS, _MOST_PIXELS = 16, 3600
-_FEWEST_PIXELS, _FEWEST_PIXELS_GATHERED = 128, 512
+# in the geometric mean; 13 take more than 1.1 times as long, at worst 1.6 times. jax 0.10.2, two cores. Fewer pixels
+# pay alone and not in a network: with 17x17 pixels allowed Inception-v3 takes 87 ms instead of 72, and the gradient of
+# VGG-16, whose kernels of 9 MB change their layout, 2.5 s instead of 1.1.
+_FEWEST_CHANNELS, _FEWEST_PIXELS, _MOST_PIXELS = 16, 512, 3600
 _FEWEST_MACS, _FEWEST_UNEVEN = 20e6, 3e6
 """Fewest multiply-accumulates; fewer do where the output channels are no multiple of 8 or 16, which XLA's convolution
 computes at half its speed: 1x11 from 64 to 31 channels over 56x56 takes 2.0 ms, to 32 channels 1.5."""
@@ -69,8 +70,7 @@ def pays(spec: ConvSpec) -> bool:
     rows = math.prod(window[axis] for axis in gathered)
     columns = math.prod(window) // rows
     uneven = out_features % 16 not in (0, 8)
-    fewest = _FEWEST_PIXELS if rows == 1 else _FEWEST_PIXELS_GATHERED
-    if in_features < _FEWEST_CHANNELS or images * pixels < fewest:
+    if in_features < _FEWEST_CHANNELS or images * pixels < _FEWEST_PIXELS:
         return False
     if rows > 1 and 4 * pixels * rows * in_features > _MOST_GATHERED:
         return False

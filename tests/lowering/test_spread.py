@@ -104,6 +104,7 @@ def test_the_fewest_numbers_are_moved():
         ((1, 112, 112, 64), (11, 1, 64, 96), False),  # 24, 12
         ((1, 8, 8, 192), (3, 1, 192, 192), False),  # 0.24, 0.15
         ((8, 56, 56, 64), (1, 7, 64, 64), False),  # 16, 15
+        ((1, 17, 17, 192), (1, 7, 192, 192), False),  # 0.9, 1.2, but not within Inception-v3
     ],
 )
 def test_where_it_pays(shape, kernel, wanted):
