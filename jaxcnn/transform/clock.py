@@ -58,6 +58,8 @@ def bar(title: str, total: int, wanted: bool) -> Iterator[Callable[[float], None
 
     def advance(done: float) -> None:
         bars.advance(task, done)
+        # A search may take more steps than it could announce.
+        bars.update(task, total=max(total, bars.tasks[0].completed))
         if not bars.live.is_started and time.perf_counter() - start > _BAR_AFTER_SECONDS:
             bars.start()
 
