@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
-from planted import conv, draw, network, planted, relative
+from planted import clock_by_arithmetic, conv, draw, network, planted, relative
 
 import jaxcnn
 from jaxcnn.transform import problem, searching
@@ -25,14 +25,8 @@ def real_clock():
 
 @pytest.fixture(autouse=True)
 def every_chain_is_faster(monkeypatch, request):
-    """A clock for single layers that goes by multiply-accumulates: on the real one such small layers are a lottery."""
     if "real_clock" not in request.fixturenames:
-
-        def milliseconds(self, index, chain):
-            layer = self.layers[index]
-            return layer.dense.macs / 1e6, layer.macs(layer.shapes(chain)) / 1e6
-
-        monkeypatch.setattr(problem.Problem, "milliseconds", milliseconds)
+        clock_by_arithmetic(monkeypatch)
     monkeypatch.setattr(searching, "_SECONDS", 0.01)
 
 

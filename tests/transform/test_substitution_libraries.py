@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import networks
 import numpy as np
 import pytest
-from planted import draw
+from planted import clock_by_arithmetic, draw
 from test_interoperation import network, the_libraries_settings  # noqa: F401  (a fixture)
 
 import jaxcnn
-from jaxcnn.transform import problem, searching
+from jaxcnn.transform import searching
 
 X, CALIBRATION, UNSEEN = (jnp.asarray(draw(*networks.SHAPE, seed=seed)) for seed in range(3))
 KERNELS = {"flax": 6, "flax.nnx": 4, "haiku": 6, "equinox": 4, "keras": 7}
@@ -21,11 +21,7 @@ SCHEMES = ("separable", "low_rank")
 
 @pytest.fixture(autouse=True)
 def a_clock_by_arithmetic(monkeypatch):
-    def milliseconds(self, index, chain):
-        layer = self.layers[index]
-        return layer.dense.macs / 1e6, layer.macs(layer.shapes(chain)) / 1e6
-
-    monkeypatch.setattr(problem.Problem, "milliseconds", milliseconds)
+    clock_by_arithmetic(monkeypatch)
     monkeypatch.setattr(searching, "_SECONDS", 0.01)
 
 
