@@ -128,6 +128,17 @@ def test_winograd(name: str) -> None:
     assert_equals_direct(winograd, cases[:2])
 
 
+def test_winograd_in_blocks_of_features(monkeypatch: pytest.MonkeyPatch) -> None:
+    cases = roles((2, 9, 7, 64), (3, 3, 64, 96), padding=((1, 1), (2, 0)))[:2]
+    # 36 points of 12 tiles: room for 32 of the input gradient's 64 features, and for 48 of the 96 forward.
+    monkeypatch.setattr(winograd, "_LARGEST", 4 * 36 * (12 * (96 + 32) + 96 * 32))
+    for spec, *arrays in cases:
+        with jax.enable_x64(True):
+            text = str(jax.make_jaxpr(lambda a, b, spec=spec: winograd.lower(a, b, spec))(*arrays))
+        assert re.search(r"\blength=2\b", text)
+    assert_equals_direct(winograd, cases)
+
+
 @pytest.mark.parametrize(("outputs", "taps"), [(4, 3), (2, 3), (4, 5), (2, 5), (2, 7)])
 def test_winograd_transforms_are_a_correlation(outputs: int, taps: int) -> None:
     at, g, bt = winograd.transforms(outputs, taps)
@@ -229,5 +240,6 @@ def test_the_choice_on_cpu() -> None:
     assert chosen((1, 14, 14, 64), (1, 1, 64, 32), "output") == "matmul"
     assert chosen((1, 56, 56, 64), (3, 3, 64, 64), "output", **same) == "winograd"
     assert chosen((1, 56, 56, 64), (3, 3, 64, 64), "output", precision="highest", **same) == "matmul"
+    assert chosen((1, 28, 28, 512), (3, 3, 512, 512), "output", **same) == "winograd"
     assert chosen((1, 7, 7, 512), (3, 3, 512, 512), "output", **same) == "direct"
     assert chosen((1, 56, 56, 64), (3, 3, 64, 64), "output", exported=True, **same) == "direct"
