@@ -24,36 +24,52 @@ from jaxcnn.lowering.spec import ConvSpec, Ints
 
 _PRODUCT_BYTES = 6 * 2**20
 """Most bytes of one product: 7x7 from 64 to 31 channels over 56x56 takes 7 ms in blocks of 6 MB, 20 in one of 19."""
-_GATHER_COST = 3
-"""What a gathered number costs beside a spread one, which is read where it is added: 1x11 over 56x56 from 31 to 64
-channels takes 1.0 ms spread and 1.3 gathered, from 16 to 64 0.94 and 0.72."""
+_GATHER_COST = 2
+"""What a gathered number costs beside a spread one, which is read where it is added: 7x7 from 64 to 31 channels over
+56x56 takes 5.3 ms spread and 3.9 with an axis gathered, from 256 to 41 over 28x28 5.6 and 6.6."""
 
-# When it pays: of 466 shapes drawn at random that `winograd` does not take (1 to 8 images of 7x7 to 112x112, 8 to 384
-# channels, windows of 3 to 11 taps along one axis or two) nearly these bounds choose 227, which take 0.66 of XLA's time
-# in the geometric mean; 13 take more than 1.1 times as long, at worst 1.6 times. jax 0.10.2, two cores. Fewer pixels
-# pay alone and not in a network: with 17x17 pixels allowed Inception-v3 takes 87 ms instead of 72, and the gradient of
-# VGG-16, whose kernels of 9 MB change their layout, 2.5 s instead of 1.1.
+# When it pays. The bounds were set on 312 shapes drawn at random that neither `winograd` nor `shift` takes (1 to 4
+# images of 24x24 to 112x112, 16 to 256 channels, windows of 2 to 11 taps along one axis or two); jax 0.10.2, two cores.
+# Of 143 others they choose 99, which take 0.74 of XLA's time in the geometric mean; five take more than 1.1 times as
+# long, at worst 1.18. Fewer pixels pay alone and not in a network: with 17x17 pixels allowed Inception-v3 takes 87 ms instead of 72, and the
+# gradient of VGG-16, whose kernels of 9 MB change their layout, 2.5 s instead of 1.1.
 _FEWEST_CHANNELS, _FEWEST_PIXELS, _MOST_PIXELS = 16, 512, 3600
-_FEWEST_MACS, _FEWEST_UNEVEN = 20e6, 3e6
+_FEWEST_MACS, _FEWEST_UNEVEN = 10e6, 3e6
 """Fewest multiply-accumulates; fewer do where the output channels are no multiple of 8 or 16, which XLA's convolution
 computes at half its speed: 1x11 from 64 to 31 channels over 56x56 takes 2.0 ms, to 32 channels 1.5."""
 _MOST_GATHERED = 9 * 2**20
-_MOST_SPREAD, _MOST_SPREAD_OF_MANY = 9 * 2**20, 3 * 2**19
+_MOST_SPREAD, _MOST_SPREAD_OF_MANY = 16 * 2**20, 3 * 2**20
 """Most bytes of an image's taps, gathered or spread. Of several images each waits in a loop for the one before."""
 
 
-def gathered_axes(window: Sequence[int], in_features: int, out_features: int) -> Ints:
-    """The axes of the window to gather, so that the fewest numbers are moved for each pixel."""
+def gathered_axes(window: Sequence[int], pixels: int, in_features: int, out_features: int) -> Ints:
+    """The axes of the window to gather: the fewest numbers moved for each pixel, of what the bounds allow if any is."""
     rank = len(window)
     subsets = itertools.chain.from_iterable(itertools.combinations(range(rank), size) for size in range(rank + 1))
-    return min(subsets, key=lambda axes: moved(window, in_features, out_features, axes))
+
+    def cost(axes: Ints) -> tuple[bool, int]:
+        fits = _fits(window, pixels, in_features, out_features, axes)
+        return not fits, moved(window, in_features, out_features, axes)
+
+    return min(subsets, key=cost)
 
 
 def moved(window: Sequence[int], in_features: int, out_features: int, gathered: Ints) -> int:
     """Numbers moved for each pixel if these axes are gathered, in units of a spread one."""
-    rows = math.prod(window[axis] for axis in gathered)
-    columns = math.prod(window) // rows
+    rows, columns = _sides(window, gathered)
     return (_GATHER_COST * rows * in_features if rows > 1 else 0) + columns * out_features
+
+
+def _sides(window: Sequence[int], gathered: Ints) -> tuple[int, int]:
+    """How many taps lie in a row of the matrix, and how many in its columns."""
+    rows = math.prod(window[axis] for axis in gathered)
+    return rows, math.prod(window) // rows
+
+
+def _fits(window: Sequence[int], pixels: int, in_features: int, out_features: int, gathered: Ints) -> bool:
+    rows, columns = _sides(window, gathered)
+    few = rows == 1 or 4 * pixels * rows * in_features <= _MOST_GATHERED
+    return few and 4 * pixels * columns * out_features <= _MOST_SPREAD
 
 
 def pays(spec: ConvSpec) -> bool:
@@ -65,27 +81,27 @@ def pays(spec: ConvSpec) -> bool:
     if spec.role == "input":
         in_features, out_features, shape = out_features, in_features, spec.input_shape
     images, pixels = shape[0], math.prod(shape[1:-1])
-    macs = images * pixels * math.prod(window) * in_features * out_features
-    gathered = gathered_axes(window, in_features, out_features)
-    rows = math.prod(window[axis] for axis in gathered)
-    columns = math.prod(window) // rows
-    uneven = out_features % 16 not in (0, 8)
     if in_features < _FEWEST_CHANNELS or images * pixels < _FEWEST_PIXELS:
         return False
-    if rows > 1 and 4 * pixels * rows * in_features > _MOST_GATHERED:
+    gathered = gathered_axes(window, pixels, in_features, out_features)
+    if not _fits(window, pixels, in_features, out_features, gathered):
         return False
-    if 4 * pixels * columns * out_features > (_MOST_SPREAD if images == 1 or uneven else _MOST_SPREAD_OF_MANY):
+    macs = images * pixels * math.prod(window) * in_features * out_features
+    if out_features % 16 not in (0, 8):
+        return macs >= _FEWEST_UNEVEN
+    _, columns = _sides(window, gathered)
+    if images > 1 and 4 * pixels * columns * out_features > _MOST_SPREAD_OF_MANY:
         return False
-    return macs >= _FEWEST_UNEVEN if uneven else macs >= _FEWEST_MACS and pixels <= _MOST_PIXELS
+    return macs >= _FEWEST_MACS and pixels <= _MOST_PIXELS
 
 
 def convolved(x: jax.Array, kernel: jax.Array, window: Window, dtype: Any, precision: Any) -> jax.Array:
     """(N, *spatial, I), (*taps, I, O) -> (N, *outputs, O), of one group at stride 1."""
     *sizes, in_features, features = kernel.shape
     rank = len(sizes)
-    gathered = gathered_axes(sizes, in_features, features)
+    gathered = gathered_axes(sizes, math.prod(window.outputs), in_features, features)
     spread = tuple(axis for axis in range(rank) if axis not in gathered)
-    rows, columns = (math.prod(sizes[axis] for axis in axes) for axes in (gathered, spread))
+    rows, columns = _sides(sizes, gathered)
     # (gathered taps * I, spread taps, O)
     weights = kernel.transpose(*gathered, rank, *spread, rank + 1).reshape(rows * in_features, columns, features)
     taps = list(itertools.product(*(range(sizes[axis]) for axis in spread)))

@@ -84,14 +84,20 @@ def test_integers_are_exact():
 
 
 def test_the_fewest_numbers_are_moved():
-    assert spread.gathered_axes((11, 1), 64, 64) == ()
-    assert spread.gathered_axes((1, 3), 64, 512) == (1,)
-    assert spread.gathered_axes((11, 11), 64, 64) == (0,)
-    assert spread.gathered_axes((7, 7), 64, 10) == ()
+    assert spread.gathered_axes((11, 1), 3136, 64, 64) == ()
+    assert spread.gathered_axes((1, 3), 3136, 64, 512) == (1,)
+    assert spread.gathered_axes((11, 11), 3136, 64, 64) == (0,)
+    assert spread.gathered_axes((7, 7), 3136, 64, 10) == ()
     for window, features in itertools.product([(3, 3), (5, 1), (2, 3, 4)], [(1, 100), (100, 1), (8, 8)]):
-        own = spread.moved(window, *features, spread.gathered_axes(window, *features))
+        own = spread.moved(window, *features, spread.gathered_axes(window, 1000, *features))
         for axes in ((), (0,), tuple(range(len(window)))):
             assert own <= spread.moved(window, *features, axes)
+
+
+def test_what_fits_is_taken_before_what_moves_less():
+    assert spread.moved((7, 7), 96, 30, ()) < spread.moved((7, 7), 96, 30, (0,))
+    assert spread.gathered_axes((7, 7), 2500, 96, 30) == ()
+    assert spread.gathered_axes((7, 7), 3136, 96, 30) == (0,)  # 18 MB spread, 8 MB gathered
 
 
 @pytest.mark.parametrize(
