@@ -31,8 +31,8 @@ _GATHER_COST = 2
 # When it pays. The bounds were set on 312 shapes drawn at random that neither `winograd` nor `shift` takes (1 to 4
 # images of 24x24 to 112x112, 16 to 256 channels, windows of 2 to 11 taps along one axis or two); jax 0.10.2, two cores.
 # Of 143 others they choose 99, which take 0.74 of XLA's time in the geometric mean; five take more than 1.1 times as
-# long, at worst 1.18. Fewer pixels pay alone and not in a network: with 17x17 pixels allowed Inception-v3 takes 87 ms instead of 72, and the
-# gradient of VGG-16, whose kernels of 9 MB change their layout, 2.5 s instead of 1.1.
+# long, at worst 1.18. Fewer pixels pay alone and not in a network: with 17x17 pixels allowed Inception-v3 takes 87 ms
+# instead of 72, and the gradient of VGG-16, whose kernels of 9 MB change their layout, 2.5 s instead of 1.1.
 _FEWEST_CHANNELS, _FEWEST_PIXELS, _MOST_PIXELS = 16, 512, 3600
 _FEWEST_MACS, _FEWEST_UNEVEN = 10e6, 3e6
 """Fewest multiply-accumulates; fewer do where the output channels are no multiple of 8 or 16, which XLA's convolution
