@@ -139,6 +139,15 @@ def test_few_samples_do_not_lead_away_from_the_weights(rng):
     assert response_error(free, new) > 1.3 * response_error(weights, new)
 
 
+def test_a_large_ridge_keeps_the_weights(rng):
+    kernel = normal(rng, (3, 3, 4, 6))
+    weights = jaxcnn.separable(kernel, rank=5)
+    few = responses_of(kernel, normal(rng, (60, 3, 3, 4)))
+    near, free = (refit(weights, few, kernel=kernel, ridge=ridge, held_out=0.0) for ridge in (1e3, 1e-6))
+    assert float(near.relative_error(kernel)) < 1.001 * float(weights.relative_error(kernel))
+    assert float(free.relative_error(kernel)) > 1.1 * float(weights.relative_error(kernel))
+
+
 def test_held_out_samples_stop_the_fit(rng):
     kernel = normal(rng, (3, 3, 4, 6))
     weights = jaxcnn.separable(kernel, rank=5)
@@ -189,6 +198,25 @@ def test_a_chain_keeps_its_dtypes(rng):
     assert response_error(found, responses) < response_error(weights, responses)
 
 
+def test_rounding_to_16_bits_makes_nothing_worse(rng):
+    kernel = jax.numpy.asarray(normal(rng, (3, 3, 4, 6)), jax.numpy.bfloat16)
+    responses = responses_of(kernel.astype(np.float32), correlated(rng, 100, (3, 3), 4))
+    chains = [jaxcnn.separable(kernel, rank=rank) for rank in (2, 4, 6, 9, 12)]
+    for chain in chains:
+        for _ in range(3):
+            found = refit(chain, responses)
+            assert response_error(found, responses) <= response_error(chain, responses)
+            chain = found
+
+
+def test_the_last_link_is_solved_for_without_a_step(rng):
+    chain = chain_of(rng, *CHAINS["separable"])
+    responses = responses_of(chain.dense(), normal(rng, (600, 3, 3, 4)))
+    wrong = KernelChain((chain.kernels[0], normal(rng, chain.kernels[1].shape)))
+    assert response_error(wrong, responses) > 0.5
+    assert response_error(refit(wrong, responses, kernel=chain.dense(), ridge=0.0, iterations=0), responses) < 1e-4
+
+
 SCHEMES = {
     "separable": ((3, 3, 4, 6), [1, 3, 6, 12]),
     "low_rank": ((3, 3, 4, 6), [1, 2, 4, 6]),
@@ -221,6 +249,14 @@ def test_a_start_in_the_metric_of_the_inputs_beats_the_weights(scheme, rng):
     )
     assert [link.shape for link in start.kernels] == [link.shape for link in weights.kernels]
     assert response_error(start, responses) < response_error(weights, responses)
+
+
+def test_the_first_link_of_a_start_is_in_the_metric_of_the_inputs(rng):
+    kernel = normal(rng, (3, 3, 4, 6))
+    responses = responses_of(kernel, correlated(rng, 400, (1, 1), 4, few=2).repeat(3, 1).repeat(3, 2))
+    # Every output is kept: only the choice of two of the four input channels is left.
+    start = response_start(kernel, "tucker2", (2, 6), responses)
+    assert response_error(start, responses) < 0.3 * response_error(jaxcnn.tucker2(kernel, ranks=(2, 6)), responses)
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 2, 3, 4), (3, 3, 2, 4)])
