@@ -68,8 +68,8 @@ def _sides(window: Sequence[int], gathered: Ints) -> tuple[int, int]:
 
 def _fits(window: Sequence[int], pixels: int, in_features: int, out_features: int, gathered: Ints) -> bool:
     rows, columns = _sides(window, gathered)
-    few = rows == 1 or 4 * pixels * rows * in_features <= _MOST_GATHERED
-    return few and 4 * pixels * columns * out_features <= _MOST_SPREAD
+    gathered_fit = rows == 1 or 4 * pixels * rows * in_features <= _MOST_GATHERED
+    return gathered_fit and 4 * pixels * columns * out_features <= _MOST_SPREAD
 
 
 def pays(spec: ConvSpec) -> bool:

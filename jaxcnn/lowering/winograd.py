@@ -105,8 +105,8 @@ def pays(spec: ConvSpec) -> bool:
         return False
     axes = sum(taps > 1 for taps in window)
     of_kernel = _KERNEL_TRANSFORM if spec.role == "output" else _TRANSPOSED_KERNEL
-    around = points * (_TRANSFORM * axes * tiles * (summed + features) + of_kernel * summed * features)
-    cost = points * tiles * summed * features + (around if block == features else _IN_BLOCKS * around)
+    transforming = points * (_TRANSFORM * axes * tiles * (summed + features) + of_kernel * summed * features)
+    cost = points * tiles * summed * features + transforming * (1 if block == features else _IN_BLOCKS)
     return 1.25 * cost < stack * math.prod(result[:-1]) * math.prod(window) * summed * features
 
 

@@ -201,8 +201,8 @@ def test_a_chain_keeps_its_dtypes(rng):
 def test_rounding_to_16_bits_makes_nothing_worse(rng):
     kernel = jax.numpy.asarray(normal(rng, (3, 3, 4, 6)), jax.numpy.bfloat16)
     responses = responses_of(kernel.astype(np.float32), correlated(rng, 100, (3, 3), 4))
-    chains = [jaxcnn.separable(kernel, rank=rank) for rank in (2, 4, 6, 9, 12)]
-    for chain in chains:
+    for rank in (2, 4, 6, 9, 12):
+        chain = jaxcnn.separable(kernel, rank=rank)
         for _ in range(3):
             found = refit(chain, responses)
             assert response_error(found, responses) <= response_error(chain, responses)
