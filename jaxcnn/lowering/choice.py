@@ -6,15 +6,13 @@ import dataclasses
 import math
 from types import ModuleType
 
-import numpy as np
-
-from jaxcnn.lowering import direct, fft, matmul, shift, spread, windows, winograd
+from jaxcnn.lowering import dense, direct, fft, groups, matmul, shift, windows, winograd
 from jaxcnn.lowering.forms import shape_unsupported
 from jaxcnn.lowering.lanes import LANES
 from jaxcnn.lowering.spec import ConvSpec, PoolSpec
 from jaxcnn.lowering.table import active, times_text
 
-METHODS: dict[str, ModuleType] = {module.NAME: module for module in (direct, shift, matmul, winograd, fft)}
+METHODS: dict[str, ModuleType] = {module.NAME: module for module in (direct, shift, matmul, winograd, fft, groups)}
 """The methods by name: each a module with `supports(spec)` and `lower(lhs, rhs, spec, sharding)`."""
 
 
@@ -80,47 +78,28 @@ program). 21x21 over 28x28x128 takes 1.2 (`fft` 2.4, compiled in 0.1 s instead o
 29x29 over 28x28x256 3.5 (5.7; 7.5 and 7.0 on jax 0.12), its kernel gradient 30 (7.5)."""
 _SHIFT_IMAGE_TAPS, _SHIFT_IMAGE_GRADIENT_TAPS = 128, 36
 """The same for one image: 11x11 over 512x512 takes 2 (`direct` 60, `fft` 3); from 13x13 on XLA no longer vectorises."""
-_SHIFT_GROUP_PRODUCTS, _SHIFT_LOOP_CHANNELS = 300, 8
-"""Most products of one output over a group's channels: 28x28x128 in 4 groups by 3x3 takes 0.9 (`direct` 1.6),
-8x14x14x512 in 32 groups 3.0 (12). In one loop, 8 channels: 0.7 against 2.7, and at 16 29 against 3.5."""
-_SHIFT_GROUP_TAPS, _SHIFT_GROUP_PAIRS = 49, 2304
+_SHIFT_GROUP_PRODUCTS, _SHIFT_LOOP_CHANNELS = 256, 8
+"""Most products of one output over a group's channels: 3x3 over 56x56x48 in 3 groups takes 0.43 (`groups` 0.77),
+8x14x14x256 in 16 groups 0.9 (1.5); with 32 channels in each of 3 groups, 4x56x56, 9.1 (5.4). In one loop, 8 channels:
+0.7 against `direct`'s 2.7, and at 16 29 against 3.5."""
+_SHIFT_GROUP_TAPS, _SHIFT_GROUP_PAIRS = 49, 1024
 """Most taps, and most pairs of an input and an output channel, for `shift` to compute a group's kernel gradient:
-28x28x96 in 2 groups by 3x3 takes 0.6 (`matmul` 1.0), 56x56x128 in 32 groups 0.9 (7.5)."""
-_SHIFT_IMAGE_CHANNELS, _SHIFT_IMAGE_PRODUCTS = 8, 80
-"""For one group: 256x28x28x1 to 6 by 5x5 takes 1.0 against 21, 224x224x3 to 32 by 3x3/2 0.4 against 1.0, 8x56x56x8 to
-16 by 3x3 0.7 against 1.4; 16 channels 0.41 against 0.31, and 8x224x224x3 to 64 by 7x7/2 40 against 23."""
+56x56x128 in 32 groups takes 0.9 (`matmul` 7.5), 56x56x48 in 4 groups 1.7 (`groups` 5.4), 2x28x28x96 in 4 groups to 384
+by 5x5 24 (7.8)."""
 
 
 def _choose_cpu(spec: ConvSpec) -> Choice:
     if (reason := shape_unsupported(spec)) is not None:
         return Choice(direct.NAME, f"left to XLA: {reason}")
     *window, kernel_in, features = spec.kernel_shape
-    taps, groups = math.prod(window), spec.feature_group_count
-    kernel_out = features // groups
-    if taps == 1 and matmul.supports(spec) is None:
-        return Choice(matmul.NAME, "a 1x1 window is one product of matrices")
-    if kernel_in == kernel_out == 1:
+    taps = math.prod(window)
+    kernel_out = features // spec.feature_group_count
+    if kernel_in == kernel_out == 1 and (taps > 1 or spec.feature_group_count > 1):
         return _choose_by_channel(spec, taps)
-    if groups > 1:
+    if spec.feature_group_count > 1:
         return _choose_grouped(spec, taps, kernel_in, kernel_out)
-    # The input role adds over the kernel's output channels.
-    summed = kernel_in if spec.role == "output" else kernel_out
-    products = taps * summed
-    few = summed <= _SHIFT_IMAGE_CHANNELS and products <= _SHIFT_IMAGE_PRODUCTS
-    if spec.role != "kernel" and few and shift.supports(spec) is None:
-        return Choice(shift.NAME, f"{products} shifted products for each output")
-    if not spec.exported and winograd.supports(spec) is None and _is_float32(spec) and winograd.pays(spec):
-        return Choice(winograd.NAME, "tiles take fewer products, their transforms counted")
-    if not spec.exported and matmul.supports(spec) is None and _is_float32(spec):
-        if spread.pays(spec):
-            return Choice(matmul.NAME, f"products of matrices with the window's {taps} taps on both sides")
-        if matmul.kernel_pays(spec):
-            return Choice(matmul.NAME, f"one product of matrices with the pixels under all {taps} taps")
-    return Choice(direct.NAME, "XLA's own dense convolution is as fast")
-
-
-def _is_float32(spec: ConvSpec) -> bool:
-    return spec.lhs_dtype == spec.rhs_dtype == np.float32
+    module, reason = dense.choose(spec)
+    return Choice(module.NAME, reason)
 
 
 def _choose_by_channel(spec: ConvSpec, taps: int) -> Choice:
@@ -140,22 +119,26 @@ def _choose_by_channel(spec: ConvSpec, taps: int) -> Choice:
 
 def _choose_grouped(spec: ConvSpec, taps: int, kernel_in: int, kernel_out: int) -> Choice:
     """Of a convolution of several groups of several channels."""
-    groups = spec.feature_group_count
-    if spec.role == "kernel":
-        narrow = taps <= _SHIFT_GROUP_TAPS and kernel_in * kernel_out <= _SHIFT_GROUP_PAIRS
-        if narrow and not spec.exported and shift.supports(spec) is None:
-            return Choice(shift.NAME, f"shifted products of {kernel_in} by {kernel_out} channels in {groups} groups")
-        if matmul.supports(spec) is None:
-            return Choice(matmul.NAME, f"one product of matrices for each of {taps} taps and {groups} groups")
-        return Choice(direct.NAME, "left to XLA")
     # The input role adds over the kernel's output channels.
-    summed, others = (kernel_in, kernel_out) if spec.role == "output" else (kernel_out, kernel_in)
-    products = taps * summed
-    in_blocks = not spec.exported and others >= LANES and products <= _SHIFT_GROUP_PRODUCTS
-    in_one_loop = summed <= _SHIFT_LOOP_CHANNELS and products <= _SHIFT_IMAGE_TAPS
-    if (in_blocks or in_one_loop) and shift.supports(spec) is None:
-        return Choice(shift.NAME, f"{products} shifted products for each output, in {groups} groups")
-    return Choice(direct.NAME, f"groups of {summed} channels are wide enough for XLA's own convolution")
+    summed, others = (kernel_in, kernel_out) if spec.role != "input" else (kernel_out, kernel_in)
+    count = spec.feature_group_count
+    if spec.role == "kernel":
+        narrow = taps <= _SHIFT_GROUP_TAPS and summed * others <= _SHIFT_GROUP_PAIRS
+        if taps > 1 and narrow and not spec.exported and shift.supports(spec) is None:
+            return Choice(shift.NAME, f"shifted products of {summed} by {others} channels in {count} groups")
+    elif taps == 1 and matmul.supports(spec) is None:
+        return Choice(matmul.NAME, f"a 1x1 window is one product of matrices, batched over {count} groups")
+    else:
+        products = taps * summed
+        in_blocks = not spec.exported and others >= LANES and products <= _SHIFT_GROUP_PRODUCTS
+        in_one_loop = summed <= _SHIFT_LOOP_CHANNELS and products <= _SHIFT_IMAGE_TAPS
+        if (in_blocks or in_one_loop) and shift.supports(spec) is None:
+            return Choice(shift.NAME, f"{products} shifted products for each output, in {count} groups")
+    if not spec.exported and groups.supports(spec) is None:
+        return Choice(groups.NAME, f"each of {count} groups as the dense convolution that it is")
+    if spec.role == "kernel" and matmul.supports(spec) is None:
+        return Choice(matmul.NAME, f"one product of matrices for each of {taps} taps and {count} groups")
+    return Choice(direct.NAME, f"groups of {summed} channels are left to XLA")
 
 
 def pool_method(spec: PoolSpec, platform: str | None, *, selects: bool = False) -> ModuleType:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import jaxcnn
-from jaxcnn.lowering import choice, direct, shift, windows, winograd
+from jaxcnn.lowering import choice, direct, groups, shift, windows, winograd
 from jaxcnn.lowering.spec import ConvSpec, PoolSpec, conv_spec
 
 Case = tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]
@@ -139,6 +139,38 @@ def test_winograd_in_blocks_of_features(monkeypatch: pytest.MonkeyPatch) -> None
     assert_equals_direct(winograd, cases)
 
 
+GROUPS_CASES: dict[str, Case] = {
+    "tiles": ((1, 24, 24, 96), (3, 3, 48, 64), {"feature_group_count": 2, "padding": ((1, 1), (1, 1))}),
+    "more features": ((2, 5, 6, 6), (3, 2, 2, 12), {"feature_group_count": 3, "strides": (2, 1)}),
+    "dilated sequence": ((2, 9, 8), (3, 2, 4), {"feature_group_count": 4, "kernel_dilation": (2,)}),
+    "one input channel": ((1, 6, 6, 4), (3, 3, 1, 8), {"feature_group_count": 4}),
+}
+
+
+@pytest.mark.parametrize("name", GROUPS_CASES)
+def test_groups_one_by_one(name: str) -> None:
+    x_shape, kernel_shape, options = GROUPS_CASES[name]
+    assert_equals_direct(groups, roles(x_shape, kernel_shape, **options))
+
+
+def test_groups_are_computed_each_by_the_method_that_suits_it() -> None:
+    operands = jnp.zeros((1, 56, 56, 128)), jnp.zeros((3, 3, 64, 128))
+    by_group = jax.jit(lambda x, kernel: jaxcnn.conv(x, kernel, method="groups", feature_group_count=2))
+    text = by_group.lower(*operands).as_text()
+    assert "convolution" not in text
+    assert text.count("tensor<36x64x64xf32>") >= 2  # each group's transformed kernel: 36 points of a tile
+
+
+@pytest.mark.parametrize(
+    ("groups", "channels", "reason"),
+    [(1, 4, "one group"), (4, 4, "single channels"), (65, 130, "65 groups, more than")],
+)
+def test_groups_refuses(groups: int, channels: int, reason: str) -> None:
+    x, kernel = jnp.ones((1, 4, 4, channels)), jnp.ones((3, 3, channels // groups, channels))
+    with pytest.raises(ValueError, match=reason):
+        jaxcnn.conv(x, kernel, method="groups", feature_group_count=groups)
+
+
 @pytest.mark.parametrize(("outputs", "taps"), [(4, 3), (2, 3), (4, 5), (2, 5), (2, 7)])
 def test_winograd_transforms_are_a_correlation(outputs: int, taps: int) -> None:
     at, g, bt = winograd.transforms(outputs, taps)
@@ -236,7 +268,12 @@ def test_the_choice_on_cpu() -> None:
         "fft"
     ] * 3
     assert chosen((1, 14, 14, 64), (3, 3, 16, 64), "kernel", feature_group_count=4, **same) == "shift"
-    assert chosen((1, 14, 14, 256), (3, 3, 128, 256), "kernel", feature_group_count=2, **same) == "matmul"
+    grouped = {"feature_group_count": 2, "padding": ((2, 2), (2, 2))}
+    for role in ("output", "input", "kernel"):
+        assert chosen((1, 27, 27, 96), (5, 5, 48, 256), role, **grouped) == "groups"
+    assert chosen((1, 14, 14, 256), (3, 3, 128, 256), "kernel", exported=True, **grouped) == "matmul"
+    assert chosen((1, 14, 14, 64), (1, 1, 1, 64), "output", feature_group_count=64) == "shift"
+    assert chosen((1, 14, 14, 64), (1, 1, 16, 64), "output", feature_group_count=4) == "matmul"
     assert chosen((1, 14, 14, 64), (1, 1, 64, 32), "output") == "matmul"
     assert chosen((1, 56, 56, 64), (3, 3, 64, 64), "output", **same) == "winograd"
     assert chosen((1, 56, 56, 64), (3, 3, 64, 64), "output", precision="highest", **same) == "matmul"

@@ -1,0 +1,40 @@
+"""Which method computes a convolution of one group on CPU, whose window has more than one tap."""
+
+from __future__ import annotations
+
+import math
+from types import ModuleType
+
+import numpy as np
+
+from jaxcnn.lowering import direct, matmul, shift, spread, winograd
+from jaxcnn.lowering.spec import ConvSpec
+
+# Thresholds: milliseconds on two cores of an AMD EPYC with AVX-512, jax 0.10.2.
+_SHIFT_CHANNELS, _SHIFT_PRODUCTS = 8, 80
+"""Most channels, and most products of an output, for `shift`: 256x28x28x1 to 6 by 5x5 takes 1.0 against 21, 224x224x3
+to 32 by 3x3/2 0.4 against 1.0, 8x56x56x8 to 16 by 3x3 0.7 against 1.4; 16 channels 0.41 against 0.31, and 8x224x224x3
+to 64 by 7x7/2 40 against 23."""
+
+
+def choose(spec: ConvSpec) -> tuple[ModuleType, str]:
+    """The method, and a sentence that says why."""
+    *window, kernel_in, features = spec.kernel_shape
+    taps = math.prod(window)
+    if taps == 1 and matmul.supports(spec) is None:
+        return matmul, "a 1x1 window is one product of matrices"
+    # The input role adds over the kernel's output channels.
+    summed = kernel_in if spec.role == "output" else features
+    products = taps * summed
+    few = summed <= _SHIFT_CHANNELS and products <= _SHIFT_PRODUCTS
+    if spec.role != "kernel" and few and shift.supports(spec) is None:
+        return shift, f"{products} shifted products for each output"
+    if not spec.exported and spec.lhs_dtype == spec.rhs_dtype == np.float32:
+        if winograd.supports(spec) is None and winograd.pays(spec):
+            return winograd, "tiles take fewer products, their transforms counted"
+        if matmul.supports(spec) is None:
+            if spread.pays(spec):
+                return matmul, f"products of matrices with the window's {taps} taps on both sides"
+            if matmul.kernel_pays(spec):
+                return matmul, f"one product of matrices with the pixels under all {taps} taps"
+    return direct, "XLA's own dense convolution is as fast"
