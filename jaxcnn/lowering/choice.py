@@ -72,10 +72,11 @@ def choose(spec: ConvSpec, method: str, platform: str | None) -> Choice:
 
 # Thresholds of the choice on CPU: milliseconds on two cores of an AMD EPYC with AVX-512, jax 0.10.2. On 0.12.0 only
 # depthwise windows forward, 3x3 to 29x29, and `winograd` were measured beside.
-_SHIFT_TAPS, _SHIFT_LOOP_TAPS = 450, 100
-"""Most taps for `shift`, one channel at a time, and where it may use one loop only (few channels, or an exported
-program). 21x21 over 28x28x128 takes 1.2 (`fft` 2.4, compiled in 0.1 s instead of 1.3), its kernel gradient 1.7 (2.4);
-29x29 over 28x28x256 3.5 (5.7; 7.5 and 7.0 on jax 0.12), its kernel gradient 30 (7.5)."""
+_SHIFT_TAPS, _SHIFT_GRADIENT_TAPS, _SHIFT_LOOP_TAPS = 1100, 450, 100
+"""Most taps for `shift`, one channel at a time: of an output, of the kernel's gradient, and where it may use one loop
+only (few channels, or an exported program). 29x29 over 28x28x256 takes 3.9 (`fft` 8.6), 31x31 over 14x14x512 2.9 (7.5)
+and over 56x56x128 6.7 (9.0). The kernel's gradient of 21x21 over 28x28x128 takes 1.7 (2.4), of 29x29 over 28x28x256 30
+(7.5)."""
 _SHIFT_IMAGE_TAPS, _SHIFT_IMAGE_GRADIENT_TAPS = 128, 36
 """The same for one image: 11x11 over 512x512 takes 2 (`direct` 60, `fft` 3); from 13x13 on XLA no longer vectorises."""
 _SHIFT_GROUP_PRODUCTS, _SHIFT_LOOP_CHANNELS = 256, 8
@@ -109,7 +110,7 @@ def _choose_by_channel(spec: ConvSpec, taps: int) -> Choice:
     elif spec.exported:
         most = _SHIFT_IMAGE_GRADIENT_TAPS if spec.role == "kernel" else _SHIFT_LOOP_TAPS
     else:
-        most = _SHIFT_TAPS
+        most = _SHIFT_GRADIENT_TAPS if spec.role == "kernel" else _SHIFT_TAPS
     if taps > most and fft.supports(spec) is None:
         return Choice(fft.NAME, f"spectra of a window of {taps} taps, one channel at a time")
     if shift.supports(spec) is None:

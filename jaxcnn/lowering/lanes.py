@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +29,11 @@ _FEW_TAPS, _WIDE_LANES = 16, 16
 
 _CHUNK = 32
 """Products that are added in one loop: 32 vectors are what a core with AVX-512 names; 100 are 1.1 times slower."""
+
+
+_LOOPED_TAPS, _FEWEST_LOOPED = 200, 20
+"""Fewest taps of a window whose rows are added in a loop, and fewest products of a step: 13 are not vectorised. At 15x15
+the loop is as fast as its steps unrolled, at 21x21 1.2 times slower; it compiles in 0.2 to 0.3 s instead of 0.6 to 2.7."""
 
 
 def blocked(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
@@ -56,13 +62,40 @@ def _by_channel(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
     weights = jnp.pad(kernel.reshape(*sizes, features), (*((0, 0),) * rank, (0, extra)))
     weights = row_major(jnp.moveaxis(weights.reshape(*sizes, blocks, lanes), -2, 0))
 
-    def product(tap: tuple[int, ...]) -> jax.Array:
+    def product(pixels: jax.Array, weights: jax.Array, tap: tuple[int, ...]) -> jax.Array:
         seen = tap_slice(pixels, tap, window).reshape(blocks, batch, *window.outputs, lanes)
         return seen * weights[:, *tap].reshape(blocks, *(1,) * (rank + 1), lanes)
 
-    total = _summed([partial(product, tap) for tap in taps(sizes)])
+    def summed(row: Any, count: int) -> jax.Array:
+        """Over `count` rows of the window from `row` on."""
+        extent = (count - 1) * window.dilation[0] + (window.outputs[0] - 1) * window.strides[0] + 1
+        some = lax.dynamic_slice_in_dim(pixels, row * window.dilation[0], extent, axis=1)
+        of_rows = lax.dynamic_slice_in_dim(weights, row, count, axis=1)
+        return _summed([partial(product, some, of_rows, tap) for tap in taps((count, *sizes[1:]))])
+
+    if rank > 1 and math.prod(sizes) >= _LOOPED_TAPS:
+        total = _summed_by_rows(sizes, summed)
+    else:
+        total = _summed([partial(product, pixels, weights, tap) for tap in taps(sizes)])
     total = jnp.moveaxis(total, 0, -2).reshape(batch, *window.outputs, blocks * lanes)
     return total[..., :features]
+
+
+def _summed_by_rows(sizes: Sequence[int], summed: Callable[..., jax.Array]) -> jax.Array:
+    """The sum over a large window, a few of its rows at each step of a loop, which is compiled once.
+
+    29x29 over 28x28x256 takes 3.0 ms and 0.2 s to compile, unrolled 2.8 ms and 2.3 s, by `fft` 8.6 ms (PyTorch 1.6).
+
+    Args:
+      sizes: of the window.
+      summed: `summed(row, count)`, the sum over the rows from `row` on, which may be traced.
+    """
+    height = -(-_FEWEST_LOOPED // math.prod(sizes[1:]))
+    first = sizes[0] % height + height  # what is left over goes with the first: a row alone may be too few products
+    steps = (sizes[0] - first) // height
+    return lax.fori_loop(
+        0, steps, lambda step, total: row_major(total + summed(first + step * height, height)), summed(0, first)
+    )
 
 
 def _by_group(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:

@@ -87,6 +87,16 @@ SHIFT_CASES: dict[str, Case] = {
         (3, 3, 1, 8),
         {"feature_group_count": 8, "padding": ((1, 1), (1, 1))},
     ),
+    "rows in a loop": (
+        (2, 19, 33, 9),
+        (17, 13, 1, 9),
+        {"feature_group_count": 9, "padding": ((9, 8), (3, 9)), "strides": (1, 2)},
+    ),
+    "dilated rows in a loop, three to a step": (
+        (1, 9, 70, 8),
+        (29, 7, 1, 8),
+        {"feature_group_count": 8, "padding": ((30, 28), (0, 2)), "kernel_dilation": (2, 3)},
+    ),
     "one axis": ((2, 40, 16), (12, 1, 16), {"feature_group_count": 16, "strides": (3,), "padding": ((4, 7),)}),
     "three axes": (
         (1, 5, 6, 7, 8),
@@ -264,9 +274,10 @@ def test_the_choice_on_cpu() -> None:
         "shift"
     ] * 3
     large = {"feature_group_count": 8, "padding": ((15, 15), (15, 15))}
-    assert [chosen((1, 32, 32, 8), (31, 31, 1, 8), role, **large) for role in ("output", "input", "kernel")] == [
-        "fft"
-    ] * 3
+    by_role = [chosen((1, 32, 32, 8), (31, 31, 1, 8), role, **large) for role in ("output", "input", "kernel")]
+    assert by_role == ["shift", "shift", "fft"]
+    larger = {"feature_group_count": 8, "padding": ((20, 20), (20, 20))}
+    assert chosen((1, 41, 41, 8), (41, 41, 1, 8), "output", **larger) == "fft"
     assert chosen((1, 14, 14, 64), (3, 3, 16, 64), "kernel", feature_group_count=4, **same) == "shift"
     grouped = {"feature_group_count": 2, "padding": ((2, 2), (2, 2))}
     for role in ("output", "input", "kernel"):
