@@ -32,8 +32,9 @@ _CHUNK = 32
 
 
 _LOOPED_TAPS, _FEWEST_LOOPED = 200, 20
-"""Fewest taps of a window whose rows are added in a loop, and fewest products of a step: 13 are not vectorised. At 15x15
-the loop is as fast as its steps unrolled, at 21x21 1.2 times slower; it compiles in 0.2 to 0.3 s instead of 0.6 to 2.7."""
+"""Fewest taps of a window whose rows are added in a loop, and fewest products of a step: 13 are not vectorised. At
+15x15 the loop is as fast as its steps unrolled, at 21x21 1.2 times slower; it compiles in 0.2 to 0.3 s instead of 0.6
+to 2.7."""
 
 
 def blocked(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:

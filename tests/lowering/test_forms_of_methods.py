@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import jaxcnn
-from jaxcnn.lowering import choice, direct, groups, shift, windows, winograd
+from jaxcnn.lowering import choice, direct, groups, shift, tiles, windows, winograd
 from jaxcnn.lowering.spec import ConvSpec, PoolSpec, conv_spec
 
 Case = tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]
@@ -111,6 +111,23 @@ SHIFT_CASES: dict[str, Case] = {
 def test_shift_by_blocks_and_tiles(name: str) -> None:
     x_shape, kernel_shape, options = SHIFT_CASES[name]
     assert_equals_direct(shift, roles(x_shape, kernel_shape, **options))
+
+
+@pytest.mark.parametrize("channels_too", [False, True])
+@pytest.mark.parametrize("name", ["rows that do not fill a tile", "strides and dilation", "groups of several channels"])
+def test_large_kernel_gradients_go_image_by_image(
+    monkeypatch: pytest.MonkeyPatch, name: str, channels_too: bool
+) -> None:
+    x_shape, kernel_shape, options = SHIFT_CASES[name]
+    cases = [case for case in roles((4, *x_shape[1:]), kernel_shape, **options) if case[0].role == "kernel"]
+    image = sum(array.nbytes for _, *arrays in cases for array in arrays) // 4
+    monkeypatch.setattr(tiles, "_MOST_BYTES", 0 if channels_too else 2 * image)
+    monkeypatch.setattr(tiles, "_BYTES", image // 3 if channels_too else 2 * image)
+    assert_equals_direct(shift, cases)
+    with jax.enable_x64(True):
+        ((spec, *arrays),) = cases
+        text = str(jax.make_jaxpr(lambda a, b: shift.lower(a, b, spec))(*arrays))
+    assert "while" in text or "scan" in text
 
 
 @pytest.mark.parametrize("name", ["several chunks", "groups of several channels"])
