@@ -43,8 +43,8 @@ def kernel_gradient(x: jax.Array, y: jax.Array, window: Window, kernel_shape: tu
         some = _divisor(images, whole // images)
 
         def of_images(step: jax.Array, total: jax.Array) -> jax.Array:
-            pieces = (lax.dynamic_slice_in_dim(array, step * some, some) for array in (x, y))
-            return total + kernel_gradient(*pieces, window, kernel_shape)
+            x_some, y_some = (lax.dynamic_slice_in_dim(array, step * some, some) for array in (x, y))
+            return total + kernel_gradient(x_some, y_some, window, kernel_shape)
 
         return lax.fori_loop(0, images // some, of_images, jnp.zeros(kernel_shape, x.dtype))
     if window.groups == features:
@@ -52,8 +52,8 @@ def kernel_gradient(x: jax.Array, y: jax.Array, window: Window, kernel_shape: tu
         part = (*kernel_shape[:-1], some)
 
         def of_channels(start: jax.Array) -> jax.Array:
-            pieces = (lax.dynamic_slice_in_dim(array, start, some, axis=-1) for array in (x, y))
-            return _at_once(*pieces, dataclasses.replace(window, groups=some), part)
+            x_some, y_some = (lax.dynamic_slice_in_dim(array, start, some, axis=-1) for array in (x, y))
+            return _at_once(x_some, y_some, dataclasses.replace(window, groups=some), part)
 
         parts = lax.map(of_channels, jnp.arange(0, features, some))  # (parts, *taps, 1, channels of a part)
         return jnp.moveaxis(parts, 0, -2).reshape(kernel_shape)
