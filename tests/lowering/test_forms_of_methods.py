@@ -303,6 +303,10 @@ def test_the_choice_on_cpu() -> None:
     assert chosen((1, 14, 14, 64), (1, 1, 1, 64), "output", feature_group_count=64) == "shift"
     assert chosen((1, 14, 14, 64), (1, 1, 16, 64), "output", feature_group_count=4) == "matmul"
     assert chosen((1, 14, 14, 64), (1, 1, 64, 32), "output") == "matmul"
+    column = {"padding": ((1, 1), (0, 0))}
+    assert chosen((8, 56, 56, 64), (3, 1, 64, 192), "kernel", **column) == "matmul"
+    assert chosen((8, 56, 56, 64), (3, 1, 64, 16), "kernel", **column) == "direct"
+    assert chosen((8, 28, 28, 128), (3, 3, 128, 128), "kernel", **same) == "direct"
     assert chosen((1, 56, 56, 64), (3, 3, 64, 64), "output", **same) == "winograd"
     assert chosen((1, 56, 56, 64), (3, 3, 64, 64), "output", precision="highest", **same) == "matmul"
     assert chosen((1, 28, 28, 512), (3, 3, 512, 512), "output", **same) == "winograd"
