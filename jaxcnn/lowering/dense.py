@@ -35,6 +35,8 @@ def choose(spec: ConvSpec) -> tuple[ModuleType, str]:
         if matmul.supports(spec) is None:
             if spread.pays(spec):
                 return matmul, f"products of matrices with the window's {taps} taps on both sides"
+            if matmul.input_pays(spec):
+                return matmul, f"products of matrices for each residue of the inputs by strides {spec.strides}"
             if matmul.kernel_pays(spec):
                 return matmul, f"one product of matrices with the pixels under all {taps} taps"
     return direct, "XLA's own dense convolution is as fast"
