@@ -55,9 +55,9 @@ over 8x56x56x64 to 192 takes 19 ms instead of 65."""
 _INPUT_MACS, _INPUT_WIDENING, _INPUT_TAPS, _INPUT_CHANNELS = 10e6, 2, 25, 16
 """When the inputs of a strided convolution take less time by products: XLA's convolution multiplies the zeros between
 outputs. The fewest multiply-accumulates, and either so many more inputs' channels than outputs', or a large window of
-as many or of few: 4x4/2 from 128 channels to 32, 8x56x56, takes 9.7 ms instead of 57, 7x7/2 from 3 to 64, 4x112x112, 2.8
-instead of 8.2. Set on 21 shapes drawn at random that meet them, they took 0.60 of its time in the geometric mean of 33
-others, at worst 1.06. 3x3/2 of as many channels gains a fifth, and takes 0.2 s longer to compile."""
+as many or of few: 4x4/2 from 128 channels to 32, 8x56x56, takes 9.7 ms instead of 57, 7x7/2 from 3 to 64, 4x112x112,
+2.8 instead of 8.2. Set on 21 shapes drawn at random that meet them, they took 0.60 of its time in the geometric mean of
+33 others, at worst 1.06. 3x3/2 of as many channels gains a fifth, and takes 0.2 s longer to compile."""
 
 
 def supports(spec: ConvSpec) -> str | None:
