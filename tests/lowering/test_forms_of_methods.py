@@ -306,6 +306,8 @@ def test_the_choice_on_cpu() -> None:
     strided = {"strides": (2, 2), "padding": ((1, 1), (1, 1))}
     assert chosen((8, 56, 56, 128), (4, 4, 128, 32), "input", **strided) == "matmul"
     assert chosen((8, 56, 56, 64), (3, 3, 64, 128), "input", **strided) == "direct"
+    assert chosen((1, 224, 224, 3), (3, 3, 3, 64), "output", **same) == "shift"
+    assert chosen((1, 35, 35, 3), (3, 3, 3, 64), "output", **same) == "direct"
     column = {"padding": ((1, 1), (0, 0))}
     assert chosen((8, 56, 56, 64), (3, 1, 64, 192), "kernel", **column) == "matmul"
     assert chosen((8, 56, 56, 64), (3, 1, 64, 16), "kernel", **column) == "direct"
