@@ -79,14 +79,15 @@ and over 56x56x128 6.7 (9.0). The kernel's gradient of 21x21 over 28x28x128 take
 (7.5)."""
 _SHIFT_IMAGE_TAPS, _SHIFT_IMAGE_GRADIENT_TAPS = 128, 36
 """The same for one image: 11x11 over 512x512 takes 2 (`direct` 60, `fft` 3); from 13x13 on XLA no longer vectorises."""
-_SHIFT_GROUP_PRODUCTS, _SHIFT_LOOP_CHANNELS = 256, 8
-"""Most products of one output over a group's channels: 3x3 over 56x56x48 in 3 groups takes 0.43 (`groups` 0.77),
-8x14x14x256 in 16 groups 0.9 (1.5); with 32 channels in each of 3 groups, 4x56x56, 9.1 (5.4). In one loop, 8 channels:
-0.7 against `direct`'s 2.7, and at 16 29 against 3.5."""
-_SHIFT_GROUP_TAPS, _SHIFT_GROUP_PAIRS = 49, 1024
-"""Most taps, and most pairs of an input and an output channel, for `shift` to compute a group's kernel gradient:
-56x56x128 in 32 groups takes 0.9 (`matmul` 7.5), 56x56x48 in 4 groups 1.7 (`groups` 5.4), 2x28x28x96 in 4 groups to 384
-by 5x5 24 (7.8)."""
+_SHIFT_GROUP_PRODUCTS, _SHIFT_FEW_GROUPS, _SHIFT_PRODUCTS_OF_MANY, _SHIFT_LOOP_CHANNELS = 256, 8, 300, 8
+"""Most products of one output over a group's channels, where groups are as few as that and where they are more: 3x3
+over 56x56x48 in 3 groups takes 0.43 (`groups` 0.77), 8x14x14x256 in 16 groups 0.9 (1.5); with 32 channels in each of 3
+groups, 4x56x56, 9.1 (5.4), of 32, 8x14x14, 9.4 (18). In one loop, 8 channels: 0.7 against `direct`'s 2.7, and at 16 29
+against 3.5."""
+_SHIFT_GROUP_TAPS, _SHIFT_GROUP_PAIRS, _SHIFT_GROUP_WIDTH = 49, 1024, 32
+"""Most taps, and most pairs of an input and an output channel, for `shift` to compute a group's kernel gradient, and
+the width from which on both are too many: 56x56x128 in 32 groups takes 0.9 (`matmul` 7.5), 56x56x48 in 4 groups 1.7
+(`groups` 5.4), 2x28x28x96 in 4 groups to 384 by 5x5 24 (7.8), 8x14x14x1024 in 32 groups 77 (19)."""
 
 
 def _choose_cpu(spec: ConvSpec) -> Choice:
@@ -124,14 +125,16 @@ def _choose_grouped(spec: ConvSpec, taps: int, kernel_in: int, kernel_out: int) 
     summed, others = (kernel_in, kernel_out) if spec.role != "input" else (kernel_out, kernel_in)
     count = spec.feature_group_count
     if spec.role == "kernel":
-        narrow = taps <= _SHIFT_GROUP_TAPS and summed * others <= _SHIFT_GROUP_PAIRS
+        narrow = summed * others <= _SHIFT_GROUP_PAIRS and min(summed, others) < _SHIFT_GROUP_WIDTH
+        narrow = narrow and taps <= _SHIFT_GROUP_TAPS
         if taps > 1 and narrow and not spec.exported and shift.supports(spec) is None:
             return Choice(shift.NAME, f"shifted products of {summed} by {others} channels in {count} groups")
     elif taps == 1 and matmul.supports(spec) is None:
         return Choice(matmul.NAME, f"a 1x1 window is one product of matrices, batched over {count} groups")
     else:
         products = taps * summed
-        in_blocks = not spec.exported and others >= LANES and products <= _SHIFT_GROUP_PRODUCTS
+        most = _SHIFT_GROUP_PRODUCTS if count <= _SHIFT_FEW_GROUPS else _SHIFT_PRODUCTS_OF_MANY
+        in_blocks = not spec.exported and others >= LANES and products <= most
         in_one_loop = summed <= _SHIFT_LOOP_CHANNELS and products <= _SHIFT_IMAGE_TAPS
         if (in_blocks or in_one_loop) and shift.supports(spec) is None:
             return Choice(shift.NAME, f"{products} shifted products for each output, in {count} groups")
