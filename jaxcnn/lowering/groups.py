@@ -15,9 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxcnn._compat import row_major
 from jaxcnn.lowering import dense, direct
-from jaxcnn.lowering.forms import shape_unsupported
+from jaxcnn.lowering.forms import settled, shape_unsupported
 from jaxcnn.lowering.spec import ConvSpec
 
 NAME = "groups"
@@ -57,10 +56,11 @@ def lower(lhs: jax.Array, rhs: jax.Array, spec: ConvSpec, sharding: object = Non
     if groups <= _UNROLLED and lhs.nbytes + rhs.nbytes <= _UNROLLED_BYTES:
         pairs = zip(jnp.split(lhs, groups, -1), jnp.split(rhs, groups, -1), strict=True)
         return jnp.concatenate([compute(a, b, one) for a, b in pairs], -1)
-    results = lax.map(lambda pair: compute(pair[0], pair[1], one), (_grouped(lhs, groups), _grouped(rhs, groups)))
+
+    def by_group(array: jax.Array) -> jax.Array:
+        """(..., G * C) -> (G, ..., C), in this order: a slice of a wide image touches each of its rows."""
+        split = array.reshape(*array.shape[:-1], groups, -1)
+        return settled(jnp.moveaxis(split, -2, 0), spec.exported)  # type: ignore[no-any-return]
+
+    results = lax.map(lambda pair: compute(pair[0], pair[1], one), (by_group(lhs), by_group(rhs)))
     return jnp.moveaxis(results, 0, -2).reshape(spec.result_shape)
-
-
-def _grouped(array: jax.Array, groups: int) -> jax.Array:
-    """(..., G * C) -> (G, ..., C), in this order: a slice of a wide image touches each of its rows."""
-    return row_major(jnp.moveaxis(array.reshape(*array.shape[:-1], groups, -1), -2, 0))
