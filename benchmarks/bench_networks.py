@@ -13,6 +13,7 @@ import jaxcnn
 
 from .common import Case, Comparison, array, require
 from .networks import NETWORKS
+from .timing import program
 
 
 class AccelerateNetwork(Comparison):
@@ -28,6 +29,32 @@ class AccelerateNetwork(Comparison):
         network = NETWORKS[name]
         f = network.lax(direction)
         return Case(jaxcnn.accelerate(f), f, (network.weights(), array(1, network.size, network.size, 3)))
+
+
+class FirstCallNetwork:
+    """How long a network's first call takes: tracing, compiling and running."""
+
+    params: ClassVar = [sorted(NETWORKS), ["forward", "gradient"]]
+    param_names: ClassVar = ["network", "direction"]
+    timeout = 600
+
+    def setup(self, name, direction):
+        require("accelerate")
+        network = NETWORKS[name]
+        self.plain = network.lax(direction)
+        self.args = network.weights(), array(1, network.size, network.size, 3)
+
+    def first_call_seconds(self, f):
+        jax.clear_caches()  # or what one has traced is known to the other
+        return program(f, *self.args).first_seconds
+
+    def track_compile_jaxcnn(self, name, direction):
+        return self.first_call_seconds(jaxcnn.accelerate(self.plain))
+
+    def track_compile_lax(self, name, direction):
+        return self.first_call_seconds(self.plain)
+
+    track_compile_jaxcnn.unit = track_compile_lax.unit = "seconds"
 
 
 class SummarizeNetwork:

@@ -290,8 +290,8 @@ def _flax_installed() -> bool:
     return importlib.util.find_spec("flax") is not None
 
 
-def functions(layer: Layer, role: str) -> tuple[dict[str, Callable[[], Any]], dict[str, float]]:
-    """By library: what is timed, and the memory that it takes."""
+def functions(layer: Layer, role: str) -> tuple[dict[str, Callable[[], Any]], dict[str, Program]]:
+    """By library: what is timed; and the programs of jaxcnn and lax."""
     x = _draw(layer.x, 0)
     kernel = None if layer.pool else _draw(layer.kernel, 1)
     forms = {"jaxcnn": _our_pool, "lax": _plain_pool} if layer.pool else {"jaxcnn": _our_conv, "lax": _plain_conv}
@@ -301,6 +301,7 @@ def functions(layer: Layer, role: str) -> tuple[dict[str, Callable[[], Any]], di
     y = _draw(jax.eval_shape(lambda *a: forms["lax"](*a, layer), *operands).shape, 2)
     programs: dict[str, Program] = {}
     for name, function in forms.items():
+        jax.clear_caches()  # equal layers of another library, or of the row before, would be found traced
 
         def forward(*args: Any, function: Callable = function) -> Any:
             return function(*args, layer)
@@ -314,7 +315,7 @@ def functions(layer: Layer, role: str) -> tuple[dict[str, Callable[[], Any]], di
         calls["torch"] = _torch_functions(layer, x, kernel, y)[role]
     if role == "forward" and not layer.pool and layer.x[-1] == layer.features == 1:
         calls |= _filter_functions(np.asarray(x), np.asarray(kernel))
-    return calls, {name: programs[name].megabytes for name in ("jaxcnn", "lax")}
+    return calls, {name: programs[name] for name in ("jaxcnn", "lax")}
 
 
 def ceilings() -> tuple[float, float]:
@@ -343,8 +344,13 @@ def _roofline_milliseconds(layer: Layer, role: str, peak: float, bandwidth: floa
 
 
 def measure(layer: Layer, role: str, seconds: float, peak: float, bandwidth: float) -> dict[str, Any]:
-    """Milliseconds by library, memory, and the share of the machine's ceilings that jaxcnn reaches."""
-    calls, megabytes = functions(layer, role)
+    """Milliseconds by library, memory, seconds of the first call, and the share of the machine's ceilings."""
+    calls, programs = functions(layer, role)
     times = median_milliseconds(calls, seconds)
     roofline = _roofline_milliseconds(layer, role, peak, bandwidth) / times["jaxcnn"]
-    return {"milliseconds": times, "megabytes": megabytes, "roofline": roofline}
+    return {
+        "milliseconds": times,
+        "megabytes": {name: each.megabytes for name, each in programs.items()},
+        "first_seconds": {name: each.first_seconds for name, each in programs.items()},
+        "roofline": roofline,
+    }

@@ -70,13 +70,12 @@ def report(records: list[dict[str, Any]], console: Any) -> None:
         columns = {f"{name} ms": [f"{row['milliseconds'][name]:.3f}" for row in rows] for name in ("jaxcnn", *peers)}
         columns |= _formatted(ratios)
         columns |= {f"{name} MB": [f"{row['megabytes'][name]:.1f}" for row in rows] for name in ("jaxcnn", "lax")}
-        if group == NETWORKS_GROUP:
-            first = {"first / lax": [_ratio(row["first_seconds"], "lax") for row in rows]}
-            for name in ("jaxcnn", "lax"):
-                columns[f"{name} first s"] = [f"{row['first_seconds'][name]:.1f}" for row in rows]
-            columns |= _formatted(first)
-            ratios |= first
-        else:
+        first = {"first / lax": [_ratio(row["first_seconds"], "lax") for row in rows]}
+        for name in ("jaxcnn", "lax"):
+            columns[f"{name} first s"] = [f"{row['first_seconds'][name]:.2f}" for row in rows]
+        columns |= _formatted(first)
+        ratios |= first
+        if group != NETWORKS_GROUP:
             columns["roofline"] = [f"{row['roofline']:.0%}" for row in rows]
         means = {name: f"{geometric_mean(values):.2f}" for name, values in ratios.items()}
         table = Table(title=f"{group}, {role}", title_justify="left")

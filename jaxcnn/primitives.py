@@ -80,6 +80,7 @@ _CONV_STATIC = (
     "method",
     "input_size",
     "window",
+    "computed",
     "sharding",
 )
 
@@ -104,7 +105,7 @@ def bind_conv(lhs: jax.Array, rhs: jax.Array, *, method: str, **params: Any) -> 
       ValueError: the method that was asked for does not support this convolution.
     """
     lhs, rhs = _match_varying(lhs, rhs)
-    full = {"role": "output", "stacked": False, "input_size": None, "window": None, **params}
+    full = {"role": "output", "stacked": False, "input_size": None, "window": None, "computed": False, **params}
     sharding = full.pop("sharding", None)
     choice.check_supported(method, conv_spec(lhs, rhs, **full))
     return conv_p.bind(lhs, rhs, method=method, sharding=sharding, **full)

@@ -31,6 +31,7 @@ class Window:
       outputs: number of outputs on each spatial axis.
       groups: number of groups.
       exported: as in `ConvSpec`.
+      computed: as in `ConvSpec`.
     """
 
     strides: Ints
@@ -39,6 +40,7 @@ class Window:
     outputs: Ints
     groups: int
     exported: bool = False
+    computed: bool = False
 
 
 def forward_window(spec: ConvSpec) -> Window:
@@ -50,6 +52,7 @@ def forward_window(spec: ConvSpec) -> Window:
         spec.output_shape[1:-1],
         spec.feature_group_count,
         spec.exported,
+        spec.computed,
     )
 
 
@@ -150,7 +153,9 @@ def input_by_phases(y: jax.Array, kernel: jax.Array, spec: ConvSpec, forward: Fo
         sub = kernel[tuple(slice(axis.first, None, axis.step) for axis in found)]
         sub = jnp.flip(sub, tuple(range(rank)))
         paddings, dilations = tuple(axis.padding for axis in found), tuple(axis.dilation for axis in found)
-        window = Window((1,) * rank, paddings, dilations, counts, spec.feature_group_count, spec.exported)
+        window = Window(
+            (1,) * rank, paddings, dilations, counts, spec.feature_group_count, spec.exported, spec.computed
+        )
         parts.append(forward(y, sub, window))
     if len(parts) == 1:
         return parts[0]

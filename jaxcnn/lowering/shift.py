@@ -96,11 +96,13 @@ def _frame_pays(kernel: jax.Array, window: Window) -> bool:
     """Whether to compute the interior without padding, and the frame around it apart.
 
     The padded copy costs as much as the arithmetic of a 3x3: 1.0 ms without it against 1.4 at 8x56x56x64. Of more taps
-    it costs less, and the five loops take longer to compile than the one.
+    it costs less, and the five loops take longer to compile than the one. An image that the program computes is padded
+    in the loop that computes it: MobileNetV2 takes 7.9 ms without frames, compiled in 1.2 s, and 10.0 with, in 1.9.
     """
     inner = [output - low - high for output, (low, high) in zip(window.outputs, window.padding, strict=True)]
     return (
-        len(window.outputs) == 2
+        not window.computed
+        and len(window.outputs) == 2
         and max(window.strides) == 1
         and math.prod(kernel.shape[:-2]) <= 9
         and sum(map(sum, window.padding)) > 0

@@ -41,6 +41,8 @@ class ConvSpec:
       precision: as in `lax.conv_general_dilated`.
       stacked: size of the leading axis that operands and result carry, or None.
       exported: whether the program is lowered for `jax.export`, which refuses XLA's layout constraints.
+      computed: whether the first operand is taken for a value that the same program computes, so that XLA pads it in
+        the loop that computes it; says nothing of the convolution itself, and is no part of its identity.
     """
 
     role: Role
@@ -58,6 +60,7 @@ class ConvSpec:
     precision: Any
     stacked: int | None
     exported: bool = False
+    computed: bool = dataclasses.field(default=False, compare=False)
 
     @property
     def rank(self) -> int:
@@ -148,6 +151,7 @@ def conv_spec(
     preferred_element_type: np.dtype,
     input_size: Ints | None,
     window: Ints | None,
+    computed: bool = False,
     exported: bool = False,
 ) -> ConvSpec:
     """The spec of operands (anything with `shape` and `dtype`) and the static parameters of the primitive."""
@@ -181,6 +185,7 @@ def conv_spec(
         precision=precision,
         stacked=lhs.shape[0] if stacked else None,
         exported=exported,
+        computed=computed,
     )
 
 
@@ -190,7 +195,7 @@ def spec_to_plain(spec: ConvSpec) -> dict[str, Any]:
     Raises:
       ValueError: a shape is symbolic, or the precision has no name.
     """
-    plain = {field.name: getattr(spec, field.name) for field in dataclasses.fields(spec)}
+    plain = {name: getattr(spec, name) for name in _IDENTITY}
     if not all(isinstance(n, int) for n in (*spec.input_shape, *spec.kernel_shape, *spec.output_shape)):
         raise ValueError(f"a convolution of symbolic shape has no plain form: {spec}")
     names = {name: str(plain[name]) for name in _DTYPES}
@@ -203,9 +208,8 @@ def spec_from_plain(plain: Any) -> ConvSpec:
     Raises:
       ValueError: it did not write that; says which field is wrong.
     """
-    names = {field.name for field in dataclasses.fields(ConvSpec)}
-    if not isinstance(plain, dict) or plain.keys() != names:
-        raise ValueError(f"a convolution must have the fields {sorted(names)}, got {plain!r}")
+    if not isinstance(plain, dict) or plain.keys() != set(_IDENTITY):
+        raise ValueError(f"a convolution must have the fields {sorted(_IDENTITY)}, got {plain!r}")
     values = {**plain, "precision": _precision_from_plain(plain["precision"])}
     for name in _SHAPES + _PER_AXIS:
         values[name] = _ints(name, plain[name])
@@ -226,6 +230,7 @@ def spec_from_plain(plain: Any) -> ConvSpec:
     return spec
 
 
+_IDENTITY = tuple(field.name for field in dataclasses.fields(ConvSpec) if field.compare)
 _SHAPES = ("input_shape", "kernel_shape", "output_shape")
 _PER_AXIS = ("strides", "input_dilation", "kernel_dilation")
 _DTYPES = ("lhs_dtype", "rhs_dtype", "out_dtype")

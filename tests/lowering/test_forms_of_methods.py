@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from typing import Any
 
@@ -134,6 +135,18 @@ def test_large_kernel_gradients_go_image_by_image(
 def test_an_exported_program_takes_the_same_values_by_other_forms(name: str) -> None:
     x_shape, kernel_shape, options = SHIFT_CASES[name]
     assert_equals_direct(shift, roles(x_shape, kernel_shape, exported=True, **options))
+
+
+@pytest.mark.parametrize("computed", [False, True])
+def test_a_computed_image_is_padded_as_a_whole(computed: bool) -> None:
+    options = {"feature_group_count": 8, "padding": ((1, 1), (1, 1)), "computed": computed}
+    cases = roles((1, 9, 9, 8), (3, 3, 1, 8), **options)
+    assert_equals_direct(shift, cases)
+    spec, x, kernel = cases[0]
+    assert spec == dataclasses.replace(spec, computed=not computed), "it is the same convolution"
+    with jax.enable_x64(True):
+        text = jax.jit(lambda x, kernel: shift.lower(x, kernel, spec)).lower(x, kernel).as_text()
+    assert ("concatenate" in text) == (not computed)
 
 
 WINOGRAD_CASES: dict[str, Case] = {
