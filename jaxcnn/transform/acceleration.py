@@ -75,10 +75,10 @@ def accelerate(f: Callable[P, T], *, method: str = "auto") -> Callable[P, T]:
 
     @lru_cache(maxsize=_FUNCTIONS)
     def programs(signature: Signature) -> tuple[Callable[..., Outputs], Callable[..., Outputs]]:
-        traced = jax.make_jaxpr(signature.flat(f), return_shape=True)
-
         def inlined(*arrays: Any) -> Outputs:
-            jaxpr, shapes = traced(*arrays)
+            # A new function at each call: JAX would remember the trace, and with it values of another trace that f
+            # found in its closure or in an object's attributes.
+            jaxpr, shapes = jax.make_jaxpr(signature.flat(f), return_shape=True)(*arrays)
             results = walker(method).evaluate(jaxpr, jaxpr.consts, *arrays)
             return jax.tree.unflatten(jax.tree.structure(shapes), results)
 
