@@ -32,8 +32,9 @@ def accelerate(f: Callable[P, T], *, method: str = "auto") -> Callable[P, T]:
     negative padding, arrays on Explicit meshes, and other primitives that hold functions.
 
     Called outside of a trace the function runs through one cached `jax.jit`: as there, arrays that f closes over and
-    the attributes of objects are constants of the compiled program. An argument that f itself donates is donated only
-    if the outer function does: `jax.jit(accelerate(f), donate_argnums=...)`.
+    the attributes of objects are constants of the compiled program. Inside of a trace f is traced at each call. An
+    argument that f itself donates is donated only if the outer function does:
+    `jax.jit(accelerate(f), donate_argnums=...)`.
 
     Args:
       f: a function of arrays, or of pytrees of arrays. Other leaves of its arguments (bool, int, float, str, None,
