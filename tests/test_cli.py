@@ -159,7 +159,8 @@ def test_summarize_command(capsys, monkeypatch, tmp_path):
 
 LINEN_IN_TRAINING = """
 from flax import linen as nn
-model = nn.Sequential([nn.Conv(8, (3, 3)), nn.BatchNorm(use_running_average=False), nn.Dropout(0.5, deterministic=False)])
+norm, drop = nn.BatchNorm(use_running_average=False), nn.Dropout(0.5, deterministic=False)
+model = nn.Sequential([nn.Conv(8, (3, 3)), norm, drop])
 """
 NNX_IN_TRAINING = """
 from flax import nnx
