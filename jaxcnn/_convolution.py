@@ -163,6 +163,7 @@ def extract_patches(
     layout: Layout,
 ) -> jax.Array:
     """The body of `jaxcnn.extract_patches`."""
+    check_arrays("extract_patches", x=x)
     arguments = pool_arguments(
         "extract_patches",
         x.shape,

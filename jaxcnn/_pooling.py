@@ -13,7 +13,7 @@ import numpy as np
 from jax import lax
 
 from jaxcnn.arguments import PoolArguments, pool_arguments, window_order
-from jaxcnn.dtypes import accumulation_dtype, floating_at_least_float32
+from jaxcnn.dtypes import accumulation_dtype, floating_at_least_float32, integer_at_least_int32
 from jaxcnn.geometry import Pair, axis_values
 from jaxcnn.layout import Layout, parse_layout
 from jaxcnn.lowering.direct import pool_identity
@@ -211,8 +211,9 @@ def unpool(values: jax.Array, indices: jax.Array, *, output_shape: Any, layout: 
     batch, plane = values.shape[0], math.prod(sizes)
     places = math.prod(values.shape[1:-1])
     flat = values.reshape(batch, places, features)
-    # An index below 0 would count from the end: it goes past the end instead, where it is dropped.
-    at = indices.reshape(batch, places, features)
+    # An index below 0 would count from the end: it goes past the end instead, where it is dropped. A narrow integer
+    # does not reach that far.
+    at = indices.astype(integer_at_least_int32(indices.dtype)).reshape(batch, places, features)
     at = jnp.where(at < 0, jnp.asarray(plane, at.dtype), at)
     rows, columns = np.arange(batch)[:, None, None], np.arange(features)[None, None, :]
     sharding = batch_sharding(flat)

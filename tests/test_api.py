@@ -263,21 +263,21 @@ def test_import_starts_no_backend():
     ],
 )
 def test_what_is_no_array_is_refused(name, given):
-    with pytest.raises(TypeError, match=rf"^{name}: x must be an array, got {type(given).__name__}$"):
+    with pytest.raises(TypeError, match=rf"^{name}: x must be an array, got {type(given).__name__}"):
         getattr(jaxcnn, name)(given, (2,))
 
 
 @pytest.mark.parametrize("name", ["conv", "conv_transpose", "depthwise_conv"])
 def test_operands_of_convolutions_are_arrays(name):
     function, array = getattr(jaxcnn, name), jnp.ones((2, 1, 1))
-    with pytest.raises(TypeError, match=rf"^{name}: x must be an array, got list$"):
+    with pytest.raises(TypeError, match=rf"^{name}: x must be an array, got list"):
         function([[1.0], [2.0]], array)
-    with pytest.raises(TypeError, match=rf"^{name}: kernel must be an array, got list$"):
+    with pytest.raises(TypeError, match=rf"^{name}: kernel must be an array, got list"):
         function(array, [[[1.0]]])
 
 
 def test_other_operands_are_arrays():
-    with pytest.raises(TypeError, match=r"^global_avg_pool: x must be an array, got list$"):
+    with pytest.raises(TypeError, match=r"^global_avg_pool: x must be an array, got list"):
         jaxcnn.global_avg_pool([1.0])
-    with pytest.raises(TypeError, match=r"^max_unpool: indices must be an array, got list$"):
+    with pytest.raises(TypeError, match=r"^max_unpool: indices must be an array, got list"):
         jaxcnn.max_unpool(jnp.ones((2, 1)), [[0], [1]], (4,))
