@@ -25,6 +25,7 @@ from jaxcnn.lowering.choice import check_method
 from jaxcnn.operands import (
     bind_links,
     bind_links_transposed,
+    check_arrays,
     common_dtype,
     pad_edges,
     result_dtype,
@@ -61,6 +62,7 @@ def _convolve(
     **options: Any,
 ) -> jax.Array:
     check_method(operation, method)
+    check_arrays(operation, x=x, kernel=kernel)
     arguments = conv_arguments(operation, x.shape, kernel, **options)
     dtype = common_dtype(operation, x, kernel)
     kernels, counts = _kernel_links(kernel, arguments, dtype)
@@ -102,6 +104,7 @@ def depthwise_conv(x: jax.Array, kernel: jax.Array | KernelChain, *, layout: Lay
     """The body of `jaxcnn.depthwise_conv`."""
     if isinstance(kernel, KernelChain):
         return _convolve("depthwise_conv", x, kernel, feature_group_count=1, layout=layout, **options)
+    check_arrays("depthwise_conv", x=x, kernel=kernel)
     grouped, channels = _grouped_kernel(kernel, layout)
     return _convolve(
         "depthwise_conv",
@@ -126,6 +129,7 @@ def conv_transpose(
 ) -> jax.Array:
     """The body of `jaxcnn.conv_transpose`."""
     check_method("conv_transpose", method)
+    check_arrays("conv_transpose", x=x, kernel=kernel)
     arguments = conv_transpose_arguments("conv_transpose", x.shape, kernel, **options)
     dtype = common_dtype("conv_transpose", x, kernel)
     out_dtype = result_dtype("conv_transpose", dtype, preferred_element_type)
@@ -159,6 +163,7 @@ def extract_patches(
     layout: Layout,
 ) -> jax.Array:
     """The body of `jaxcnn.extract_patches`."""
+    check_arrays("extract_patches", x=x)
     arguments = pool_arguments(
         "extract_patches",
         x.shape,

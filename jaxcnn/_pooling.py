@@ -13,11 +13,11 @@ import numpy as np
 from jax import lax
 
 from jaxcnn.arguments import PoolArguments, pool_arguments, window_order
-from jaxcnn.dtypes import accumulation_dtype, floating_at_least_float32
+from jaxcnn.dtypes import accumulation_dtype, floating_at_least_float32, integer_at_least_int32
 from jaxcnn.geometry import Pair, axis_values
 from jaxcnn.layout import Layout, parse_layout
 from jaxcnn.lowering.direct import pool_identity
-from jaxcnn.operands import batch_sharding
+from jaxcnn.operands import batch_sharding, check_arrays
 from jaxcnn.primitives import extremum_p, select_p, window_sum_p, winner_p
 
 _STATIC = ("window_shape", "strides", "padding", "window_dilation", "ceil_mode", "layout")
@@ -75,6 +75,7 @@ def _prepared(
 def extremum(x: jax.Array, *, mode: str, **options: Any) -> jax.Array:
     """The body of `max_pool` and `min_pool`."""
     operation = f"{mode}_pool"
+    check_arrays(operation, x=x)
     _check_ordered(operation, x)
     arguments = pool_arguments(operation, x.shape, **options)
     x, params, _ = _prepared(operation, x, arguments)
@@ -85,6 +86,7 @@ def extremum(x: jax.Array, *, mode: str, **options: Any) -> jax.Array:
 def extremum_with_indices(x: jax.Array, **options: Any) -> tuple[jax.Array, jax.Array]:
     """The body of `max_pool_with_indices`."""
     operation = "max_pool_with_indices"
+    check_arrays(operation, x=x)
     _check_ordered(operation, x)
     arguments = pool_arguments(operation, x.shape, **options)
     cropped, params, starts = _prepared(operation, x, arguments)
@@ -116,6 +118,7 @@ def _window_total(operation: str, x: jax.Array, arguments: PoolArguments) -> jax
 @partial(jax.jit, static_argnames=_STATIC, inline=True)
 def total(x: jax.Array, **options: Any) -> jax.Array:
     """The body of `sum_pool`."""
+    check_arrays("sum_pool", x=x)
     arguments = pool_arguments("sum_pool", x.shape, **options)
     result = _window_total("sum_pool", x, arguments)
     if jnp.issubdtype(x.dtype, jnp.inexact):
@@ -158,6 +161,7 @@ def _value(size: Any) -> Any:
 @partial(jax.jit, static_argnames=(*_STATIC, "count_include_pad"), inline=True)
 def average(x: jax.Array, *, count_include_pad: bool, **options: Any) -> jax.Array:
     """The body of `avg_pool`."""
+    check_arrays("avg_pool", x=x)
     arguments = pool_arguments("avg_pool", x.shape, **options)
     dtype = _average_dtype(x.dtype)
     result = _window_total("avg_pool", x, arguments).astype(floating_at_least_float32(dtype))
@@ -171,6 +175,7 @@ def average(x: jax.Array, *, count_include_pad: bool, **options: Any) -> jax.Arr
 @partial(jax.jit, static_argnames=(*_STATIC, "p"), inline=True)
 def norm(x: jax.Array, *, p: float, **options: Any) -> jax.Array:
     """The body of `lp_pool`."""
+    check_arrays("lp_pool", x=x)
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(f"lp_pool: x must be of real floats, got dtype {x.dtype}")
     arguments = pool_arguments("lp_pool", x.shape, **options)
@@ -194,6 +199,7 @@ def norm(x: jax.Array, *, p: float, **options: Any) -> jax.Array:
 def unpool(values: jax.Array, indices: jax.Array, *, output_shape: Any, layout: Layout) -> jax.Array:
     """The body of `max_unpool`."""
     operation = "max_unpool"
+    check_arrays(operation, values=values, indices=indices)
     if values.shape != indices.shape:
         raise ValueError(f"{operation}: values {values.shape} and indices {indices.shape} must have the same shape")
     if not jnp.issubdtype(indices.dtype, jnp.integer):
@@ -205,8 +211,9 @@ def unpool(values: jax.Array, indices: jax.Array, *, output_shape: Any, layout: 
     batch, plane = values.shape[0], math.prod(sizes)
     places = math.prod(values.shape[1:-1])
     flat = values.reshape(batch, places, features)
-    # An index below 0 would count from the end: it goes past the end instead, where it is dropped.
-    at = indices.reshape(batch, places, features)
+    # An index below 0 would count from the end: it goes past the end instead, where it is dropped. A narrow integer
+    # does not reach that far.
+    at = indices.astype(integer_at_least_int32(indices.dtype)).reshape(batch, places, features)
     at = jnp.where(at < 0, jnp.asarray(plane, at.dtype), at)
     rows, columns = np.arange(batch)[:, None, None], np.arange(features)[None, None, :]
     sharding = batch_sharding(flat)
@@ -232,6 +239,7 @@ def _adaptive_windows(size: int, output: int) -> tuple[np.ndarray, np.ndarray]:
 def adaptive(x: jax.Array, *, kind: str, output_shape: Any, layout: Layout) -> jax.Array:
     """The body of `adaptive_avg_pool` and `adaptive_max_pool`."""
     operation = f"adaptive_{kind}_pool"
+    check_arrays(operation, x=x)
     order = window_order(operation, x.shape, output_shape, layout)
     batch_shape, sizes, _ = order.split_input(operation, x.shape)
     if isinstance(output_shape, tuple) and len(output_shape) == order.rank:
@@ -270,6 +278,7 @@ def adaptive(x: jax.Array, *, kind: str, output_shape: Any, layout: Layout) -> j
 def whole_plane(x: jax.Array, *, kind: str, layout: Layout, keepdims: bool) -> jax.Array:
     """The body of `global_avg_pool` and `global_max_pool`."""
     operation = f"global_{kind}_pool"
+    check_arrays(operation, x=x)
     if layout is None and x.ndim < 3:
         raise ValueError(
             f"{operation}: x must have a batch axis, at least one spatial axis and a feature axis, got shape {x.shape}"

@@ -103,10 +103,14 @@ def _loaded(target: str) -> Any:
         found: Any = importlib.import_module(module)
         for part in name.split("."):
             found = getattr(found, part)
-    except (ImportError, AttributeError) as error:
-        raise DemoError(f"{target}: {error}") from error
+    except Exception as error:  # whatever the user's module raises
+        first = next(iter(str(error).splitlines()), "")
+        kind = "" if isinstance(error, ImportError | AttributeError) else f"{type(error).__name__}: "
+        raise DemoError(f"{target}: {kind}{first}") from error
     finally:
         sys.path.remove("")
+    if isinstance(found, type):
+        raise DemoError(f"{target} is a class: name an object of it, or a function that makes one and calls it")
     if not callable(found):
         raise DemoError(f"{target} is {found!r}, neither a function nor a model")
     return found
@@ -115,15 +119,28 @@ def _loaded(target: str) -> Any:
 def _as_function(model: Any, x: Any) -> Callable[..., Any]:
     """A model as a function of its input alone: a Flax module is given parameters, an Equinox one its batch axis."""
     family = {cls.__module__.partition(".")[0] for cls in type(model).__mro__}
-    if "flax" in family and hasattr(model, "init") and hasattr(model, "apply"):
-        variables = jax.eval_shape(model.init, jax.random.key(0), x)
-
-        def apply(x: Any) -> Any:
-            # Zeros of the parameters' shapes: only these are traced.
-            return model.apply(jax.tree.map(lambda leaf: jax.numpy.zeros(leaf.shape, leaf.dtype), variables), x)
-
-        return apply
+    if "flax" in family:
+        return _of_flax(model, x)
     return jax.vmap(model) if "equinox" in family else model
+
+
+def _of_flax(model: Any, x: Any) -> Callable[..., Any]:
+    """A module of Flax, of either kind, as a function; in training too, where it draws keys and updates statistics."""
+    from flax import linen, nnx
+
+    if isinstance(model, nnx.Module):
+        return lambda x: nnx.clone(model)(x)  # made inside the trace: one from outside may not be updated there
+    if not isinstance(model, linen.Module):
+        return model  # type: ignore[no-any-return]
+    keys = {"params": jax.random.key(0)}  # what has no key of its own takes this one's
+    variables = jax.eval_shape(model.init, keys, x)
+
+    def apply(x: Any) -> Any:
+        # Zeros of the parameters' shapes: only these are traced.
+        zeros = jax.tree.map(lambda leaf: jax.numpy.zeros(leaf.shape, leaf.dtype), variables)
+        return model.apply(zeros, x, rngs=keys, mutable=True)
+
+    return apply
 
 
 def _parser() -> argparse.ArgumentParser:

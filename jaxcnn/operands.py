@@ -23,6 +23,13 @@ def _setting(name: str) -> Any:
     return getattr(jax.config, name)
 
 
+def check_arrays(operation: str, **operands: Any) -> None:
+    """Refuses a list, a tuple or None in the place of an array, as JAX's functions do."""
+    for name, operand in operands.items():
+        if not (hasattr(operand, "shape") and hasattr(operand, "dtype")):
+            raise TypeError(f"{operation}: {name} must be an array, got {type(operand).__name__}")
+
+
 def common_dtype(operation: str, x: jax.Array, kernel: Any) -> np.dtype:
     """The dtype to which x and the kernel promote under the user's promotion setting."""
     try:

@@ -238,7 +238,8 @@ def lp_pool(
       Array([5., 4.], dtype=float32)
 
     References:
-      Equals `torch.nn.functional.lp_pool2d` for even p, and ONNX's LpPool; for odd p PyTorch adds signed powers.
+      Equals `torch.nn.functional.lp_pool2d` for even p, and ONNX's LpPool; for odd p PyTorch adds signed powers, and
+      in `ceil_mode` it scales a window that hangs over the end as if it were full.
     """
     order = float(p)
     if not order >= 1:

@@ -195,6 +195,12 @@ def _conv_batching_rule(args: Sequence[Any], dims: Sequence[Any], **params: Any)
     role, stacked, groups = params["role"], params["stacked"], params["feature_group_count"]
     params["sharding"] = None
     operands = [arg if dim is None else jnp.moveaxis(arg, dim, 0) for arg, dim in zip(args, dims, strict=True)]
+    if any(arg.shape[dim] == 0 for arg, dim in zip(args, dims, strict=True) if dim is not None):
+        # What is folded into an axis of size 0 cannot be told apart again.
+        shapes = [op.shape if dim is None else op.shape[1:] for op, dim in zip(operands, dims, strict=True)]
+        ones = [jax.ShapeDtypeStruct(shape, op.dtype) for shape, op in zip(shapes, operands, strict=True)]
+        result = jax.eval_shape(partial(conv_p.bind, **params), *ones)
+        return jnp.zeros((0, *result.shape), result.dtype), 0
     if None in dims:
         position = dims.index(None) ^ 1
         size = operands[position].shape[0]

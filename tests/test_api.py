@@ -11,6 +11,7 @@ import textwrap
 from pathlib import Path
 
 import cases
+import jax.numpy as jnp
 import pytest
 
 import jaxcnn
@@ -251,3 +252,32 @@ def test_import_starts_no_backend():
     print(len(events))
     """
     assert _python(code).stdout.split() == ["0"]
+
+
+@pytest.mark.parametrize("given", [[[1.0], [2.0], [3.0]], None])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("max_pool", "min_pool", "sum_pool", "avg_pool", "lp_pool", "max_pool_with_indices"),
+        *("extract_patches", "adaptive_avg_pool", "adaptive_max_pool"),
+    ],
+)
+def test_what_is_no_array_is_refused(name, given):
+    with pytest.raises(TypeError, match=rf"^{name}: x must be an array, got {type(given).__name__}"):
+        getattr(jaxcnn, name)(given, (2,))
+
+
+@pytest.mark.parametrize("name", ["conv", "conv_transpose", "depthwise_conv"])
+def test_operands_of_convolutions_are_arrays(name):
+    function, array = getattr(jaxcnn, name), jnp.ones((2, 1, 1))
+    with pytest.raises(TypeError, match=rf"^{name}: x must be an array, got list"):
+        function([[1.0], [2.0]], array)
+    with pytest.raises(TypeError, match=rf"^{name}: kernel must be an array, got list"):
+        function(array, [[[1.0]]])
+
+
+def test_other_operands_are_arrays():
+    with pytest.raises(TypeError, match=r"^global_avg_pool: x must be an array, got list"):
+        jaxcnn.global_avg_pool([1.0])
+    with pytest.raises(TypeError, match=r"^max_unpool: indices must be an array, got list"):
+        jaxcnn.max_unpool(jnp.ones((2, 1)), [[0], [1]], (4,))

@@ -157,10 +157,25 @@ def test_summarize_command(capsys, monkeypatch, tmp_path):
     assert json.loads(capsys.readouterr().out)["rows"][0]["method"] == "direct"
 
 
+LINEN_IN_TRAINING = """
+from flax import linen as nn
+norm, drop = nn.BatchNorm(use_running_average=False), nn.Dropout(0.5, deterministic=False)
+model = nn.Sequential([nn.Conv(8, (3, 3)), norm, drop])
+"""
+NNX_IN_TRAINING = """
+from flax import nnx
+rngs = nnx.Rngs(0)
+model = nnx.Sequential(nnx.Conv(4, 8, (3, 3), rngs=rngs), nnx.BatchNorm(8, rngs=rngs), nnx.Dropout(0.5, rngs=rngs))
+"""
+
+
 @pytest.mark.parametrize(
     ("library", "code", "sizes"),
     [
         ("flax", "from flax import linen as nn\nmodel = nn.Conv(8, (3, 3))", "1x16x16x4"),
+        ("flax", "from flax import nnx\nmodel = nnx.Conv(4, 8, (3, 3), rngs=nnx.Rngs(0))", "1x16x16x4"),
+        ("flax", LINEN_IN_TRAINING, "1x16x16x4"),
+        ("flax", NNX_IN_TRAINING, "1x16x16x4"),
         ("equinox", "import equinox as eqx, jax\nmodel = eqx.nn.Conv2d(4, 8, 3, key=jax.random.key(0))", "1x4x16x16"),
     ],
 )
@@ -170,9 +185,30 @@ def test_summarize_command_on_models(capsys, monkeypatch, tmp_path, library, cod
         pytest.importorskip(library)
         (tmp_path / f"model_of_{library}.py").write_text(code)
         monkeypatch.chdir(tmp_path)
+        monkeypatch.delitem(sys.modules, f"model_of_{library}", raising=False)
         with jax.numpy_rank_promotion("allow"):
             assert cli.main(["summarize", f"model_of_{library}:model", "--input", sizes]) == 0
     assert "conv" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("open('no/such/weights')", "broken_model:f: FileNotFoundError: [Errno 2] No such file or directory"),
+        ("def f(:", "broken_model:f: SyntaxError: invalid syntax"),
+        ("raise RuntimeError('first\\nsecond')", "broken_model:f: RuntimeError: first\n"),
+        ("import no_such_module", "broken_model:f: No module named 'no_such_module'"),
+        ("class f: pass", "broken_model:f is a class: name an object of it"),
+    ],
+)
+def test_a_module_that_cannot_be_used_is_one_line(capsys, monkeypatch, tmp_path, code, message):
+    (tmp_path / "broken_model.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "broken_model", raising=False)
+    assert cli.main(["summarize", "broken_model:f", "--input", "1x4"]) == 2
+    printed = capsys.readouterr().err
+    assert message in printed
+    assert printed.count("\n") == 1
 
 
 def test_demo_command_writes_its_report(capsys, monkeypatch, tmp_path):

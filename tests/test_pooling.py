@@ -590,3 +590,12 @@ def test_average_needs_no_second_window_sum(rng):
     text = str(jax.make_jaxpr(partial(jaxcnn.avg_pool, window_shape=3, padding=1, count_include_pad=False))(IMAGE))
     assert text.count("jaxcnn_window_sum") == 1
     assert "iota" not in text
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint32"])
+def test_max_unpool_takes_indices_narrower_than_the_plane(dtype):
+    indices = jnp.array([[100], [3]], dtype)
+    result = jaxcnn.max_unpool(jnp.array([[2.0], [5.0]]), indices, (70_000,))
+    assert (result[100, 0], result[3, 0], result.sum()) == (2, 5, 7)
+    if np.issubdtype(dtype, np.signedinteger):
+        assert not jaxcnn.max_unpool(jnp.ones((2, 1)), jnp.full((2, 1), -1, dtype), (70_000,)).any()

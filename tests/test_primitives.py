@@ -592,3 +592,17 @@ def test_a_batch_sharded_convolution_gathers_nothing():
         text = jax.jit(function).lower(*placed).compile().as_text()
         assert "all-gather" not in text, name
         assert "all-to-all" not in text, name
+
+
+@pytest.mark.parametrize("axes", [(0, None), (None, 0), (0, 0)])
+def test_a_vmap_of_size_0_is_empty(axes):
+    x, kernel = jnp.ones((2, 5, 5, 4)), jnp.ones((3, 3, 2, 6))
+    x = x if axes[0] is None else jnp.ones((0, *x.shape))
+    kernel = kernel if axes[1] is None else jnp.ones((0, *kernel.shape))
+
+    def f(x, kernel):
+        return jaxcnn.conv(x, kernel, strides=2, feature_group_count=2)
+
+    assert jax.vmap(f, axes)(x, kernel).shape == (0, 2, 3, 3, 6)
+    gradients = jax.vmap(jax.grad(lambda x, kernel: jnp.sum(f(x, kernel) ** 2), (0, 1)), axes)(x, kernel)
+    assert [gradient.shape for gradient in gradients] == [(0, 2, 5, 5, 4), (0, 3, 3, 2, 6)]

@@ -136,9 +136,9 @@ class TuningTable:
         Raises:
           ValueError: the file does not hold a table, or one of another format version.
         """
-        text = Path(path).read_text(encoding="utf-8")
+        content = Path(path).read_bytes()
         try:
-            plain = json.loads(text)
+            plain = json.loads(content)
             version = plain["format_version"]
             if version != FORMAT_VERSION:
                 raise ValueError(f"its format_version is {version!r}, and this jaxcnn reads {FORMAT_VERSION}")

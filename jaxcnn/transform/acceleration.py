@@ -32,8 +32,9 @@ def accelerate(f: Callable[P, T], *, method: str = "auto") -> Callable[P, T]:
     negative padding, arrays on Explicit meshes, and other primitives that hold functions.
 
     Called outside of a trace the function runs through one cached `jax.jit`: as there, arrays that f closes over and
-    the attributes of objects are constants of the compiled program. An argument that f itself donates is donated only
-    if the outer function does: `jax.jit(accelerate(f), donate_argnums=...)`.
+    the attributes of objects are constants of the compiled program. Inside of a trace f is traced at each call. An
+    argument that f itself donates is donated only if the outer function does:
+    `jax.jit(accelerate(f), donate_argnums=...)`.
 
     Args:
       f: a function of arrays, or of pytrees of arrays. Other leaves of its arguments (bool, int, float, str, None,
@@ -75,10 +76,10 @@ def accelerate(f: Callable[P, T], *, method: str = "auto") -> Callable[P, T]:
 
     @lru_cache(maxsize=_FUNCTIONS)
     def programs(signature: Signature) -> tuple[Callable[..., Outputs], Callable[..., Outputs]]:
-        traced = jax.make_jaxpr(signature.flat(f), return_shape=True)
-
         def inlined(*arrays: Any) -> Outputs:
-            jaxpr, shapes = traced(*arrays)
+            # A new function at each call: JAX would remember the trace, and with it values of another trace that f
+            # found in its closure or in an object's attributes.
+            jaxpr, shapes = jax.make_jaxpr(signature.flat(f), return_shape=True)(*arrays)
             results = walker(method).evaluate(jaxpr, jaxpr.consts, *arrays)
             return jax.tree.unflatten(jax.tree.structure(shapes), results)
 

@@ -80,11 +80,31 @@ def convolution(equation: JaxprEqn) -> Convolution | None:
 
 def described(equation: JaxprEqn) -> Convolution | None:
     """The convolution that an equation computes; None if it is none, or its sizes are not known or zero."""
-    if equation.primitive is not conv_p and equation.primitive is not conv_general_dilated_p:
+    if not is_convolution(equation):
         return None
     if not all(isinstance(size, int) and size > 0 for aval in avals(equation) for size in aval.shape):
         return None
     return _own(equation) if equation.primitive is conv_p else _of_lax(equation)
+
+
+def is_convolution(equation: JaxprEqn) -> bool:
+    """Whether an equation is a convolution, lax's or jaxcnn's."""
+    return equation.primitive is conv_p or equation.primitive is conv_general_dilated_p
+
+
+def counted(equation: JaxprEqn) -> Convolution | None:
+    """As `described`, and to be counted alone the kernel's gradients that no role computes.
+
+    In groups, with a dilated input or a cropped one, they are convolutions in groups of the batch.
+    """
+    found = described(equation)
+    groups = equation.params.get("batch_group_count", 1)
+    if found is not None or groups == 1:
+        return found
+    if not all(isinstance(size, int) and size > 0 for aval in avals(equation) for size in aval.shape):
+        return None
+    found = _kernel_of_transposed(equation) if max(equation.params["lhs_dilation"]) > 1 else None
+    return _batch_grouped(equation, groups) if found is None else found
 
 
 def avals(equation: JaxprEqn) -> list[Any]:
@@ -130,6 +150,25 @@ def _of_lax(equation: JaxprEqn) -> Convolution | None:
     if found is None and dilated:
         found = _input(equation, *_forward(equation))
     return _output(equation) if found is None else found
+
+
+def _batch_grouped(equation: JaxprEqn, groups: int) -> Convolution:
+    """A convolution in groups of the batch as one in as many groups of features: each group's images side by side."""
+    axes, options = _forward(equation)
+    lhs, rhs, out = avals(equation)
+    batch, *sizes, features = _sizes(lhs, axes[0])
+    spec = conv_spec(
+        jax.ShapeDtypeStruct((batch // groups, *sizes, features * groups), lhs.dtype),
+        jax.ShapeDtypeStruct(_sizes(rhs, axes[1]), rhs.dtype),
+        role="output",
+        stacked=False,
+        precision=equation.params["precision"],
+        preferred_element_type=np.dtype(out.dtype),
+        input_size=None,
+        window=None,
+        **{**options, "feature_group_count": groups},
+    )
+    return Convolution(spec, {}, "auto", axes)
 
 
 def _sizes(aval: Any, axes: Sequence[int]) -> Ints:
@@ -267,7 +306,7 @@ def _kernel_of_transposed(equation: JaxprEqn) -> Convolution | None:
         strides=strides,
         padding=padding,
         kernel_dilation=dilation,
-        feature_group_count=1,
+        feature_group_count=params["batch_group_count"],
         window=window,
     )
 

@@ -16,7 +16,7 @@ from jaxcnn.cost import Cost
 from jaxcnn.geometry import dilated_size, window_hits
 from jaxcnn.lowering import choice
 from jaxcnn.lowering.spec import ConvSpec, PoolSpec
-from jaxcnn.transform.convolutions import Convolution, avals, convolution, described
+from jaxcnn.transform.convolutions import Convolution, avals, convolution, counted
 from jaxcnn.transform.fields import Value, field_of, through_convolution, through_window
 from jaxcnn.transform.rows import Row
 from jaxcnn.transform.windows import pool
@@ -47,7 +47,7 @@ class Place:
 
 def row_of(equation: JaxprEqn, operands: Sequence[Value], place: Place) -> tuple[Row, Value] | None:
     """The row of an equation and what is known of its result; None for equations that a summary leaves out."""
-    found = described(equation)
+    found = counted(equation)
     if found is not None:
         return _convolution_row(equation, found, operands, place)
     if equation.primitive is lax_primitives.dot_general_p:
@@ -78,7 +78,10 @@ def _convolution_row(
 ) -> tuple[Row, Value]:
     spec = found.spec
     kernel = operands[1]
-    params = 0 if spec.role == "kernel" or kernel.image else math.prod(spec.kernel_shape) * kernel.copies
+    # Groups of the batch are what JAX makes of the kernel's gradient of groups of features.
+    of_kernel = spec.role == "kernel" or equation.params.get("batch_group_count", 1) > 1
+    weights = math.prod(spec.kernel_shape) * (spec.stacked or 1) * kernel.copies
+    params = 0 if of_kernel or kernel.image else weights
     macs, valid = macs_of(spec)
     if convolution(equation) is None:
         method, reason = "direct", "left to XLA: only it takes these operands"
@@ -86,12 +89,12 @@ def _convolution_row(
         chosen = choice.choose(spec, found.method, place.platform)
         method, reason = chosen.method, chosen.reason
     result = through_convolution(found, operands, avals(equation)[-1].ndim)
-    spatial = [] if spec.role == "kernel" else [result.axes[axis] for axis in found.axes[2][-1 - spec.rank : -1]]
+    spatial = [] if of_kernel else [result.axes[axis] for axis in found.axes[2][-1 - spec.rank : -1]]
     row = _row(
         equation,
         place,
         Cost(macs, valid, 2 * macs, params, _bytes(equation)),
-        kind={"output": "conv", "input": "transposed conv", "kernel": "kernel gradient"}[spec.role],
+        kind="kernel gradient" if of_kernel else {"output": "conv", "input": "transposed conv"}[spec.role],
         kernel=spec.window,
         strides=spec.strides,
         padding=spec.padding,

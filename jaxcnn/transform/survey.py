@@ -9,6 +9,7 @@ from typing import Any
 from jax.extend.core import JaxprEqn, Literal
 from jax.extend.core import primitives as lax_primitives
 
+from jaxcnn.transform.convolutions import avals, is_convolution
 from jaxcnn.transform.description import Place, row_of
 from jaxcnn.transform.fields import Value, argument, through
 from jaxcnn.transform.interpreter import held_jaxprs, is_entered, loop_parts, opened
@@ -53,10 +54,16 @@ class _Walk:
                 rows.append(found[0])
                 results = [found[1]]
             else:
+                self._note_left_out(equation, place)
                 inner, results = self._held(equation, operands, place)
                 rows += inner
             known.update(zip(equation.outvars, results, strict=True))
         return rows, [read(atom) for atom in jaxpr.outvars]
+
+    def _note_left_out(self, equation: JaxprEqn, place: Place) -> None:
+        symbolic = any(not isinstance(size, int) for aval in avals(equation) for size in getattr(aval, "shape", ()))
+        if symbolic and is_convolution(equation):
+            self.notes.append(f"a convolution of symbolic shape at {place.source_of(equation)} is not counted")
 
     def _inner(self, jaxpr: Any, operands: Sequence[Value], place: Place) -> tuple[list[Row], list[Value]]:
         constants = [Value((None,) * _ndim(variable)) for variable in opened(jaxpr).constvars]

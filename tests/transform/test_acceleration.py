@@ -251,6 +251,32 @@ def test_inside_a_trace_with_known_arguments():
     assert_same(f(2.0), small(PARAMS, X) * 2)
 
 
+def test_inside_a_trace_what_f_closes_over_may_be_of_that_trace():
+    class Layer:
+        kernel = None
+
+        @accelerate
+        def __call__(self, x):
+            return lax.conv_general_dilated(x, self.kernel, (1, 1), "SAME")
+
+    layer = Layer()
+
+    def loss(kernel, x):
+        layer.kernel = kernel
+        result = jnp.sum(layer(x) ** 2)
+        layer.kernel = None
+        return result
+
+    def expected(kernel, x):
+        return jnp.sum(lax.conv_general_dilated(x, kernel, (1, 1), "SAME") ** 2)
+
+    kernel = normal((3, 3, 3, 3))
+    grad = partial(jax.grad, argnums=(0, 1))
+    for run in (jax.jit, grad, lambda f: jax.jit(grad(f)), grad):
+        # Of the same shapes each time, but each time with values of another trace.
+        assert_same(run(loss)(kernel, X), run(expected)(kernel, X), 1e-4)
+
+
 # Methods.
 
 

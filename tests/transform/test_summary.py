@@ -196,6 +196,48 @@ def test_gradients_and_accelerated_functions():
     assert len({row.cost.macs for row in plain.rows if "pool" not in row.kind}) == 1  # each costs what forward costs
 
 
+@pytest.mark.parametrize("groups", [2, 4])
+@pytest.mark.parametrize(
+    ("dilation", "padding"), [((2, 2), ((1, 1), (1, 1))), ((1, 1), ((-1, 0), (0, 2))), ((2, 1), ((-1, 3), (0, 2)))]
+)
+def test_kernel_gradients_that_only_lax_computes_are_counted(groups, dilation, padding):
+    def f(x, kernel):
+        return lax.conv_general_dilated(
+            x,
+            kernel,
+            (1, 1),
+            padding,
+            lhs_dilation=dilation,
+            feature_group_count=groups,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+
+    x, kernel = jnp.ones((2, 9, 8, 4)), jnp.ones((3, 3, 4 // groups, 2 * groups))
+    (forward,) = summarize(f, x, kernel).rows
+    rows = summarize(jax.grad(lambda x, kernel: jnp.sum(f(x, kernel) ** 2), (0, 1)), x, kernel).rows
+    (gradient,) = (row for row in rows if row.kind == "kernel gradient")
+    assert (gradient.cost.macs, gradient.cost.macs_valid) == (forward.cost.macs, forward.cost.macs_valid)
+    assert (gradient.cost.params, gradient.method, gradient.output_shape) == (0, "direct", kernel.shape)
+    assert len(rows) == 3
+
+
+def test_weights_of_a_stack_of_kernels():
+    x, kernels = jnp.ones((5, 6, 6, 2)), jnp.ones((5, 3, 3, 2, 3))
+    (row,) = summarize(jax.vmap(lambda x, kernel: jaxcnn.conv(x[None], kernel)), x, kernels).rows
+    assert row.cost.params == kernels.size
+
+
+def test_a_convolution_of_symbolic_shape_is_noted():
+    (batch,) = jax.export.symbolic_shape("b")
+    summary = summarize(
+        lambda x: jaxcnn.conv(x, jnp.ones((3, 3, 2, 3))), jax.ShapeDtypeStruct((batch, 6, 6, 2), np.float32)
+    )
+    assert summary.rows == ()
+    (note,) = summary.notes
+    assert note.startswith("a convolution of symbolic shape at ")
+    assert note.endswith("is not counted")
+
+
 def test_scan_multiplies_and_its_weights_are_counted_once_or_for_each_step():
     def shared(x, kernel):
         return lax.scan(lambda x, _: (jaxcnn.conv(x, kernel), None), x, length=5)[0]
