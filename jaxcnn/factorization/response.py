@@ -30,7 +30,8 @@ class Responses:
       patches: (N, \*window, I), what the kernel's taps meet at N output positions, kernel dilation taken out; all input
         channels, of all groups.
       targets: (N, O), the wanted responses there, before the bias.
-      low, high: (O,), the response below and above which what follows is constant: -bias before a ReLU. None: nowhere.
+      low, high: (O,), the response below and above which what follows is constant: -bias before a ReLU. (N, O) where
+        it differs from sample to sample. None: nowhere.
 
     Raises:
       ValueError: shapes that do not fit; no sample; NaN or infinite patches or targets.
@@ -57,8 +58,10 @@ class Responses:
         for name, nowhere in (("low", -np.inf), ("high", np.inf)):
             given = getattr(self, name)
             limit = np.full(targets.shape[1], nowhere, np.float32) if given is None else np.asarray(given, np.float32)
-            if limit.shape != targets.shape[1:]:
-                raise ValueError(f"Responses: targets are {targets.shape}, so {name} must be (O,), got {limit.shape}")
+            if limit.shape not in (targets.shape[1:], targets.shape):
+                raise ValueError(
+                    f"Responses: targets are {targets.shape}, so {name} must be (O,) or (N, O), got {limit.shape}"
+                )
             object.__setattr__(self, name, limit)
 
     def __len__(self) -> int:
@@ -66,7 +69,8 @@ class Responses:
 
     def part(self, chosen: np.ndarray) -> Responses:
         """The samples chosen by a mask (N,)."""
-        return Responses(self.patches[chosen], self.targets[chosen], self.low, self.high)
+        low, high = (limit if limit.ndim == 1 else limit[chosen] for limit in (self.low, self.high))
+        return Responses(self.patches[chosen], self.targets[chosen], low, high)
 
 
 class Samples:
@@ -80,7 +84,7 @@ class Samples:
         # A link then is one matrix product for each of its taps, with rows in a row in memory.
         self.patches = jnp.asarray(np.ascontiguousarray(np.moveaxis(responses.patches, 0, -2)))
         self.targets = jnp.asarray(responses.targets)
-        self.low, self.high = jnp.asarray(responses.low)[None], jnp.asarray(responses.high)[None]
+        self.low, self.high = (jnp.asarray(np.atleast_2d(limit)) for limit in (responses.low, responses.high))
         seen = np.clip(responses.targets, responses.low, responses.high)
         self.scale = float(np.square(seen - seen.mean(0), dtype=np.float64).sum())
         self.power = float(np.square(responses.patches).mean(dtype=np.float64))
@@ -305,6 +309,16 @@ def response_chain(
     with jax.default_matmul_precision("highest"):
         starts = Starts(kernel, scheme, responses, feature_group_count, ridge)
         return with_last_link(starts.chain(rank), Samples(responses), ridge=ridge, rounds=3)
+
+
+def last_link_solved(chain: KernelChain, responses: Responses, ridge: float = _RIDGE) -> KernelChain:
+    """The chain with its last link the best one for the responses: most of what a fit gains, cheap.
+
+    Args:
+      chain, responses, ridge: as in `refit`.
+    """
+    with jax.default_matmul_precision("highest"):
+        return with_last_link(chain, Samples(responses), ridge=ridge, rounds=3)
 
 
 def _checked(operation: str, kernel: Any, responses: Responses) -> KernelChain:

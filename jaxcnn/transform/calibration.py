@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
@@ -10,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcnn.chain import KernelChain
-from jaxcnn.factorization.response import Responses, refit, response_error
+from jaxcnn.factorization.response import Responses
 from jaxcnn.transform.arguments import split
 from jaxcnn.transform.discovery import kernels_of
 from jaxcnn.transform.layers import Option
 from jaxcnn.transform.problem import Problem
-from jaxcnn.transform.side_by_side import Stop, Walk, is_fitted, samples, side_by_side, together
+from jaxcnn.transform.side_by_side import Stop, Walk, is_fitted, numbered, samples, side_by_side, together
 
 _SAMPLES = 6000
 """Positions of all calibration inputs together at which a layer's responses are taken."""
@@ -35,39 +36,54 @@ class Calibration:
         self, problem: Problem, batches: Sequence[tuple[Any, ...]], seed: int, advance: Callable[[float], None]
     ) -> None:
         self.problem, self.seed, self.advance = problem, seed, advance
+        self.uses: Counter[tuple[int, int]] = Counter()
         self.traces = []
         for batch in batches:
             signature, arrays = split("substitute", (problem.params, *batch), {})
-            closed = jax.make_jaxpr(signature.flat(problem.f))(*arrays)
+            try:
+                closed = jax.make_jaxpr(signature.flat(problem.f))(*arrays)
+            except Exception as error:
+                shapes = ", ".join(str(getattr(leaf, "shape", repr(leaf))) for leaf in jax.tree.leaves(batch))
+                error.add_note(
+                    f"substitute called f with params and an item of calibration, of shapes {shapes}; an item must be "
+                    "all that follows params, as a tuple where that is more than one array"
+                )
+                raise
             self.traces.append((closed, kernels_of(closed)[0], arrays))
 
     def _walks(self, chains: Mapping[int, KernelChain], indices: Container[int]) -> list[Walk]:
         """Walks of all batches that stop at those of the layers that can be fitted."""
         walks = []
         for closed, found, arrays in self.traces:
-            fits = {i: each for i, each in found.items() if i in indices and not each.refusal and is_fitted(each.sites)}
-            sites = {id(each.sites[0].equation): index for index, each in fits.items()}
+            fits = {index: each for index, each in found.items() if index in indices and is_fitted(each)}
+            sites = {site.path: (index, site) for index, each in fits.items() for site in each.sites}
             dense = [jnp.asarray(array) for array in arrays]
             other = list(dense)
             for index, chain in chains.items():
                 if index not in fits:
                     other[index] = self.problem.layers[index].array(chain)
+            for index, each in fits.items():
+                if each.placement.stack:
+                    other[index] = numbered(each.placement, dense[index])
             walks.append(side_by_side(closed, dense, other, sites))
         return walks
-
-    def _responses(self, stops: Sequence[Stop]) -> Responses:
-        generator = np.random.default_rng((self.seed, stops[0].index))
-        pieces = [samples(stop, _SAMPLES // len(stops), generator) for stop in stops]
-        patches, targets = (np.concatenate(arrays) for arrays in zip(*pieces, strict=True))
-        return Responses(patches, targets, stops[0].low, stops[0].high)
 
     def judge(self) -> None:
         """Puts the errors of responses in place of the kernels' in the layers' options."""
 
+        def count(stops: list[Stop]) -> None:
+            self.uses[_kernel(stops)] += 1
+
+        together(self._walks({}, self.problem.open), count)
+        pool = _Pool(self.seed, self.uses)
+
         def visit(stops: list[Stop]) -> None:
-            layer = self.problem.layers[stops[0].index]
-            layer.judge(self._responses(stops))
-            self.advance(1)
+            responses = pool.responses(stops)
+            if responses is not None:
+                index, number = _kernel(stops)
+                layer = self.problem.layers[index]
+                layer.judge(number, stops[0].site, responses)
+                self.advance(1 / len(layer.kernels))
 
         together(self._walks({}, self.problem.open), visit)
 
@@ -78,15 +94,63 @@ class Calibration:
 
         Those that cannot be fitted stay the `chains` of the weights.
         """
-        found, errors = dict(chains), {}
+        found, errors = self._fitted(chosen, chains, chains.keys())
+        shared = {index for (index, _), count in self.uses.items() if count > 1 and index in chains}
+        if not shared:
+            return found, errors
+        # The layers after the first use of a kernel saw its chain before it was fitted: again, with the fitted one.
+        again, others = self._fitted(chosen, {**chains, **{i: found[i] for i in shared}}, chains.keys() - shared)
+        return again, errors | others
+
+    def _fitted(
+        self, chosen: Mapping[int, Option], chains: Mapping[int, KernelChain], indices: Container[int]
+    ) -> tuple[dict[int, KernelChain], dict[int, float]]:
+        layers, pool = self.problem.layers, _Pool(self.seed, self.uses)
+        parts = {index: layers[index].apart(chain) for index, chain in chains.items()}
+        errors: dict[int, list[float]] = {}
 
         def visit(stops: list[Stop]) -> KernelChain:
-            index = stops[0].index
-            layer, responses = self.problem.layers[index], self._responses(stops)
-            chain = refit(layer.start(chosen[index], responses), responses, kernel=layer.kernels[0])
-            found[index], errors[index] = chain, response_error(chain, responses)
-            self.advance(1)
-            return chain
+            index, number = _kernel(stops)
+            layer, site, responses = layers[index], stops[0].site, pool.responses(stops)
+            if responses is not None:
+                parts[index][number], error = layer.fitted(number, site, chosen[index], responses)
+                errors.setdefault(index, []).append(error)
+                self.advance(1 / len(layer.kernels))
+            return layer.links(site, parts[index][number])
 
-        together(self._walks(chains, chains.keys()), visit)
-        return found, errors
+        together(self._walks(chains, indices), visit)
+        found = {index: layers[index].stacked(parts[index]) if index in errors else chains[index] for index in chains}
+        return found, {index: float(np.sqrt(np.square(each).mean())) for index, each in errors.items()}
+
+
+def _kernel(stops: Sequence[Stop]) -> tuple[int, int]:
+    return stops[0].index, stops[0].number
+
+
+class _Pool:
+    """The samples of kernels, each gathered from all of its uses.
+
+    Args:
+      seed: of the positions.
+      uses: how often each kernel is met.
+    """
+
+    def __init__(self, seed: int, uses: Mapping[tuple[int, int], int]) -> None:
+        self.seed, self.uses = seed, uses
+        self.pieces: dict[tuple[int, int], list[tuple[np.ndarray, ...]]] = {}
+
+    def responses(self, stops: Sequence[Stop]) -> Responses | None:
+        """The samples of a kernel with those of these stops, once they are all."""
+        kernel = _kernel(stops)
+        pieces = self.pieces.setdefault(kernel, [])
+        generator = np.random.default_rng((self.seed, *kernel, len(pieces)))
+        count = max(1, _SAMPLES // (len(stops) * self.uses[kernel]))
+        for stop in stops:
+            patches, targets = samples(stop, count, generator)
+            pieces.append((patches, targets, *(np.tile(limit, (len(targets), 1)) for limit in (stop.low, stop.high))))
+        if len(pieces) < len(stops) * self.uses[kernel]:
+            return None
+        patches, targets, low, high = (np.concatenate(arrays) for arrays in zip(*self.pieces.pop(kernel), strict=True))
+        # One limit for all samples is broadcast, which is faster.
+        low, high = (limit[0] if (limit == limit[0]).all() else limit for limit in (low, high))
+        return Responses(patches, targets, low, high)

@@ -13,7 +13,7 @@ from jax.extend.core import primitives as lax_primitives
 from jaxcnn.transform.convolutions import avals, described
 from jaxcnn.transform.interpreter import held_jaxprs, is_entered, loop_parts, opened
 from jaxcnn.transform.placement import Placement, Use, use_of
-from jaxcnn.transform.views import View, moved
+from jaxcnn.transform.views import Ints, View, moved
 
 INLINED = {
     lax_primitives.jit_p,
@@ -33,14 +33,17 @@ class Site:
       equation: the convolution.
       use: how it has the kernel.
       count: how often it is executed.
-      looped: whether it is in the body of a loop or in a branch.
+      path: the equations that hold it and its own, outermost first, by id: two calls of one jitted function share the
+        equations inside.
+      hidden: whether it is in the body of a `while`, in a branch, or in a primitive that is not looked into.
       scaled: whether the kernel is multiplied by numbers on the way.
     """
 
     equation: JaxprEqn
     use: Use
     count: int
-    looped: bool
+    path: Ints
+    hidden: bool
     scaled: bool
 
 
@@ -63,6 +66,18 @@ class Found:
 
 
 @dataclasses.dataclass(frozen=True)
+class _Place:
+    """Where in a jaxpr a search is: how often what stands there is executed, and the rest as of a `Site`."""
+
+    count: int = 1
+    path: Ints = ()
+    hidden: bool = False
+
+    def inside(self, equation: JaxprEqn, times: int = 1, hidden: bool = False) -> _Place:
+        return _Place(self.count * times, (*self.path, id(equation)), self.hidden or hidden)
+
+
+@dataclasses.dataclass(frozen=True)
 class _Followed:
     """A view of a parameter, multiplied by numbers that vary along some of the parameter's axes."""
 
@@ -80,7 +95,7 @@ def kernels_of(closed: Any) -> tuple[dict[int, Found], list[tuple[JaxprEqn, int]
         _Followed(index, View.whole(variable.aval.shape)) if len(variable.aval.shape) > 2 else None
         for index, variable in enumerate(variables)
     ]
-    for value in search.walk(closed, followed, 1, False):
+    for value in search.walk(closed, followed, _Place()):
         search.escape(value, "is returned")
     found = {index: found for index, found in sorted(search.found.items()) if found.sites}
     for each in found.values():
@@ -108,7 +123,7 @@ class _Search:
             found = self.found.setdefault(value.index, Found())
             found.refusal = found.refusal or reason
 
-    def walk(self, jaxpr: Any, values: Sequence[Any], count: int, looped: bool) -> list[_Followed | None]:
+    def walk(self, jaxpr: Any, values: Sequence[Any], place: _Place) -> list[_Followed | None]:
         jaxpr = opened(jaxpr)
         known: dict[Any, _Followed | None] = dict.fromkeys(jaxpr.constvars)
         known.update(zip(jaxpr.invars, values, strict=True))
@@ -118,18 +133,16 @@ class _Search:
 
         for equation in jaxpr.eqns:
             operands = [read(atom) for atom in equation.invars]
-            results = self._results(equation, operands, count, looped)
+            results = self._results(equation, operands, place)
             known.update(zip(equation.outvars, results, strict=True))
         return [read(atom) for atom in jaxpr.outvars]
 
-    def _results(
-        self, equation: JaxprEqn, operands: list[_Followed | None], count: int, looped: bool
-    ) -> list[_Followed | None]:
+    def _results(self, equation: JaxprEqn, operands: list[_Followed | None], place: _Place) -> list[_Followed | None]:
         if described(equation) is not None:
-            self.convolutions.append((equation, count))
-            operands = self._convolution(equation, operands, count, looped)
+            self.convolutions.append((equation, place.count))
+            operands = self._convolution(equation, operands, place)
         elif held_jaxprs(equation) and is_entered(equation.primitive):
-            return self._held(equation, operands, count, looped)
+            return self._held(equation, operands, place)
         followed = [value for value in operands if value is not None]
         if len(followed) == 1 and len(equation.outvars) == 1:
             result = _moved(equation, operands)
@@ -141,7 +154,7 @@ class _Search:
         return [None] * len(equation.outvars)
 
     def _convolution(
-        self, equation: JaxprEqn, operands: list[_Followed | None], count: int, looped: bool
+        self, equation: JaxprEqn, operands: list[_Followed | None], place: _Place
     ) -> list[_Followed | None]:
         """Notes the use of a kernel; the operands that are no kernel of the convolution."""
         image, kernel = operands
@@ -153,35 +166,35 @@ class _Search:
         scaled = kernel.scaled or frozenset()
         if not scaled <= {factor[0] for factor in use.placement.outputs}:
             self.escape(kernel, "it is multiplied by numbers that vary along other axes than its output features")
-        site = Site(equation, use, count, looped, kernel.scaled is not None)
+        own = place.inside(equation)
+        site = Site(equation, use, own.count, own.path, own.hidden, kernel.scaled is not None)
         self.found.setdefault(kernel.index, Found()).sites.append(site)
         return [image, None]
 
-    def _held(
-        self, equation: JaxprEqn, operands: list[_Followed | None], count: int, looped: bool
-    ) -> list[_Followed | None]:
+    def _held(self, equation: JaxprEqn, operands: list[_Followed | None], place: _Place) -> list[_Followed | None]:
         params, held = equation.params, held_jaxprs(equation)
         if equation.primitive is lax_primitives.scan_p:
             constants, carry, slices = loop_parts(equation, operands)
             inner = [self._slice(value) for value in slices]
-            results = self.walk(held[0], [*constants, *carry, *inner], count * params["length"], True)
+            results = self.walk(held[0], [*constants, *carry, *inner], place.inside(equation, params["length"]))
             return self._carried(carry, results[: len(carry)]) + self._dropped(results[len(carry) :])
         if equation.primitive is lax_primitives.while_p:
             first, last = params["cond_nconsts"], params["cond_nconsts"] + params["body_nconsts"]
             carry = operands[last:]
-            self.walk(params["cond_jaxpr"], [*operands[:first], *carry], count, True)
-            return self._carried(carry, self.walk(params["body_jaxpr"], operands[first:], count, True))
+            within = place.inside(equation, hidden=True)
+            self.walk(params["cond_jaxpr"], [*operands[:first], *carry], within)
+            return self._carried(carry, self.walk(params["body_jaxpr"], operands[first:], within))
         if equation.primitive is lax_primitives.cond_p:
-            branches = [self.walk(branch, operands[1:], count, True) for branch in held]
+            branches = [self.walk(branch, operands[1:], place.inside(equation, hidden=True)) for branch in held]
             for results in branches:
                 self._dropped(results)
             return [None] * len(equation.outvars)
         if equation.primitive in INLINED:
-            return self.walk(held[0], operands, count, looped)
+            return self.walk(held[0], operands, place.inside(equation))
         for value in operands:
             self.escape(value, f"it reaches {equation.primitive}")
         inside = [None] * len(opened(held[0]).invars)
-        self.walk(held[0], inside, count, True)
+        self.walk(held[0], inside, place.inside(equation, hidden=True))
         return [None] * len(equation.outvars)
 
     def _slice(self, value: _Followed | None) -> _Followed | None:

@@ -15,10 +15,13 @@ from jaxcnn.chain import KernelChain
 from jaxcnn.convolution import conv
 from jaxcnn.cost import conv_cost
 from jaxcnn.dtypes import floating_at_least_float32
+from jaxcnn.lowering.forms import transposed_kernel
 from jaxcnn.primitives import conv_p
 from jaxcnn.transform.convolutions import Convolution, avals, described
 from jaxcnn.transform.description import macs_of
+from jaxcnn.transform.discovery import Site
 from jaxcnn.transform.interpreter import held_jaxprs, opened
+from jaxcnn.transform.placement import Placement
 from jaxcnn.transform.views import Ints
 
 
@@ -43,6 +46,25 @@ def image_axes(equation: JaxprEqn) -> tuple[Ints, Ints]:
 def is_forward(equation: JaxprEqn) -> bool:
     """Whether the equation computes outputs of its image, and not the other way round."""
     return equation.primitive is not conv_p or equation.params["role"] == "output"
+
+
+def direction(site: Site, placement: Placement) -> tuple[bool, Ints]:
+    """Whether a convolution takes the outputs of the kernel at a placement to its inputs; the axes it reverses."""
+    own = site.use.placement
+    exchanged = (own.inputs, own.outputs) != (placement.inputs, placement.outputs)
+    return exchanged == is_forward(site.equation), site.use.flipped
+
+
+def seen(site: Site, chain: KernelChain, placement: Placement) -> KernelChain:
+    """The links that a convolution's patches meet, of a chain for the kernel at a placement; its own inverse."""
+    backward, flipped = direction(site, placement)
+    kernels, counts = chain.kernels, chain.feature_group_counts
+    if backward:
+        kernels = tuple(transposed_kernel(k, n) for k, n in zip(kernels, counts, strict=True))[::-1]
+        counts = counts[::-1]
+    if flipped:
+        kernels = tuple(jnp.flip(kernel, flipped) for kernel in kernels)
+    return KernelChain(kernels, counts)
 
 
 def convolved(equation: JaxprEqn, x: jax.Array, chain: KernelChain) -> jax.Array:

@@ -99,8 +99,10 @@ class Search:
                 return found
             if not self._slow:
                 least = self.problem.least_share(())
+                refused = [layer for layer in self.problem.layers.values() if layer.refusal]
                 raise ValueError(
                     f"substitute: macs={share:.4g} is not met by any choice of chains, the least is {least:.4g}"
+                    + "".join(f"; {layer.name} stays dense: {layer.refusal}" for layer in refused[:3])
                 )
             # The budget comes first: the layer goes back whose chain is the least slow.
             del self._slow[min(self._slow, key=lambda index: self._slow[index][0])]

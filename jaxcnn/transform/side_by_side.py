@@ -8,18 +8,25 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import JaxprEqn, Literal
+from jax.extend.core import primitives as lax_primitives
 
 from jaxcnn.chain import KernelChain
 from jaxcnn.transform.convolutions import avals
-from jaxcnn.transform.discovery import INLINED, Site
+from jaxcnn.transform.discovery import INLINED, Found, Site
 from jaxcnn.transform.following import constant_beyond
-from jaxcnn.transform.interpreter import bind_as_it_was, held_jaxprs, in_place_of, opened
-from jaxcnn.transform.linked import conv_options, convolved, image_axes, is_forward
+from jaxcnn.transform.interpreter import bind_as_it_was, held_jaxprs, in_place_of, loop_parts, opened
+from jaxcnn.transform.linked import conv_options, convolved, direction, image_axes, is_forward
+from jaxcnn.transform.placement import Placement
+from jaxcnn.transform.views import Ints
 
 Pair = tuple[Any, Any]
 """A value of the dense function, and of the substituted one."""
+
+Sites = Mapping[Ints, tuple[int, Site]]
+"""The convolutions to stop at, by their path: the argument that is the kernel, and the convolution."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,14 +35,16 @@ class Stop:
 
     Args:
       index: the argument that is its kernel.
-      equation: the convolution.
+      number: which of the kernels that the argument stacks.
+      site: the convolution.
       image: its input in the substituted function.
       response: its result in the dense function.
       low, high: by output feature, the response below and above which what follows is constant.
     """
 
     index: int
-    equation: JaxprEqn
+    number: int
+    site: Site
     image: jax.Array
     response: jax.Array
     low: np.ndarray
@@ -45,32 +54,32 @@ class Stop:
 Walk = Generator[Stop, KernelChain | None, list[Pair]]
 
 
-def is_fitted(sites: Sequence[Site]) -> bool:
-    """Whether a kernel's chain can be fitted to responses: of one convolution forward, executed once."""
-    if len(sites) != 1:
+def is_fitted(found: Found) -> bool:
+    """Whether a kernel's chain can be fitted to responses: all of its convolutions are met, and see the same kernel."""
+    if found.refusal or any(site.hidden or site.scaled for site in found.sites):
         return False
-    (site,) = sites
-    plain = not (site.looped or site.scaled or site.use.flipped or site.use.placement.stack)
-    return plain and is_forward(site.equation) and max(conv_options(site.equation)["input_dilation"]) == 1
+    # One that takes inputs to outputs and one that takes outputs to inputs have no samples in common.
+    return len({direction(site, found.placement) for site in found.sites}) == 1
 
 
-def side_by_side(closed: Any, dense: Sequence[Any], substituted: Sequence[Any], sites: Mapping[int, int]) -> Walk:
-    """A walk through a closed jaxpr for the dense and the substituted arguments.
+def side_by_side(closed: Any, dense: Sequence[Any], substituted: Sequence[Any], sites: Sites) -> Walk:
+    """A walk through a closed jaxpr for the dense and the substituted arguments, loops turn by turn.
 
-    It stops at each equation of `sites`, by id, which gives the argument that is its kernel; it is to be sent the links
-    to go on with, or None to go on as it was.
+    It stops at each of `sites`; it is to be sent the links to go on with, or None to go on as it was. Of an argument
+    that stacks their kernels, the substituted one is to be `numbered`.
     """
     inputs = list(zip(dense, substituted, strict=True))
-    return _walk(opened(closed), [(const, const) for const in closed.consts], inputs, sites)
+    return _walk(opened(closed), [(const, const) for const in closed.consts], inputs, sites, ())
 
 
-def _holds(equation: JaxprEqn, sites: Mapping[int, int]) -> bool:
-    return any(
-        id(inner) in sites or _holds(inner, sites) for jaxpr in held_jaxprs(equation) for inner in opened(jaxpr).eqns
-    )
+def numbered(placement: Placement, parameter: Any) -> jax.Array:
+    """In the place of a parameter that stacks kernels, each one's number: so a walk knows which one it meets."""
+    stack = [placement.shape[axis] for axis in placement.stack]
+    numbers = jnp.arange(math.prod(stack)).reshape(*stack, *(1,) * len(placement.kernel_shape))
+    return placement.parameter(jnp.broadcast_to(numbers, (*stack, *placement.kernel_shape))).astype(parameter.dtype)
 
 
-def _walk(jaxpr: Any, consts: Sequence[Pair], inputs: Sequence[Pair], sites: Mapping[int, int]) -> Walk:
+def _walk(jaxpr: Any, consts: Sequence[Pair], inputs: Sequence[Pair], sites: Sites, path: Ints) -> Walk:
     values: dict[Any, Pair] = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *inputs), strict=True))
     last_read = {
         atom: position
@@ -85,12 +94,15 @@ def _walk(jaxpr: Any, consts: Sequence[Pair], inputs: Sequence[Pair], sites: Map
 
     for position, equation in enumerate(jaxpr.eqns):
         operands = [read(atom) for atom in equation.invars]
-        if id(equation) in sites:
-            results = yield from _stop(jaxpr, position, operands, values, sites)
-        elif equation.primitive in INLINED and _holds(equation, sites):
+        own = (*path, id(equation))
+        holds = any(site[: len(own)] == own for site in sites)
+        if holds and own in sites:
+            results = yield from _stop(jaxpr, position, operands, values, sites[own])
+        elif holds and equation.primitive in INLINED:
             (inner,) = held_jaxprs(equation)
-            inner_consts = [(const, const) for const in getattr(inner, "consts", ())]
-            results = yield from _walk(opened(inner), inner_consts, operands, sites)
+            results = yield from _walk(opened(inner), _consts(inner), operands, sites, own)
+        elif holds and equation.primitive is lax_primitives.scan_p and equation.params["length"]:
+            results = yield from _loop(equation, operands, sites, own)
         else:
             with in_place_of(equation), equation.ctx.manager:
                 plain = bind_as_it_was(equation, [dense for dense, _ in operands])
@@ -106,48 +118,92 @@ def _walk(jaxpr: Any, consts: Sequence[Pair], inputs: Sequence[Pair], sites: Map
     return [read(atom) for atom in jaxpr.outvars]
 
 
+def _consts(jaxpr: Any) -> list[Pair]:
+    return [(const, const) for const in getattr(jaxpr, "consts", ())]
+
+
+def _loop(equation: JaxprEqn, operands: Sequence[Pair], sites: Sites, path: Ints) -> Walk:
+    """A scan, turn by turn."""
+    (inner,) = held_jaxprs(equation)
+    constants, carry, slices = loop_parts(equation, operands)
+    turns = range(equation.params["length"])
+    rows = []
+    for turn in reversed(turns) if equation.params["reverse"] else turns:
+        here = [_turn(pair, turn) for pair in slices]
+        results = yield from _walk(opened(inner), _consts(inner), [*constants, *carry, *here], sites, path)
+        carry = results[: len(carry)]
+        rows.append(results[len(carry) :])
+    columns = zip(*(rows[::-1] if equation.params["reverse"] else rows), strict=True)
+    return [*carry, *(_stacked(list(column)) for column in columns)]
+
+
+def _turn(pair: Pair, turn: int) -> Pair:
+    dense, substituted = pair
+    own = dense[turn]
+    return own, own if substituted is dense else substituted[turn]
+
+
+def _stacked(pairs: Sequence[Pair]) -> Pair:
+    dense, substituted = (list(side) for side in zip(*pairs, strict=True))
+    result = jnp.stack(dense)
+    same = all(a is b for a, b in pairs)
+    return result, result if same else jnp.stack(substituted)
+
+
 def _stop(
-    jaxpr: Any, position: int, operands: Sequence[Pair], values: Mapping[Any, Pair], sites: Mapping[int, int]
+    jaxpr: Any, position: int, operands: Sequence[Pair], values: Mapping[Any, Pair], site: tuple[int, Site]
 ) -> Walk:
     equation = jaxpr.eqns[position]
-    (plain, image), (kernel, _) = operands
+    (plain, image), (kernel, number) = operands
     (response,) = bind_as_it_was(equation, [plain, kernel])
     axis = image_axes(equation)[1][-1]
     known = {atom: dense for atom, (dense, _) in values.items()}
     low, high = constant_beyond(jaxpr, position, known, axis)
-    links = yield Stop(sites[id(equation)], equation, image, response, low, high)
+    which = 0 if number is kernel else int(number.reshape(-1)[0])
+    links = yield Stop(site[0], which, site[1], image, response, low, high)
     return [(response, response if links is None else convolved(equation, image, links))]
 
 
 def samples(stop: Stop, count: int, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Patches of the image, (count, *window, C_in), and the responses to them, (count, C_out), at random places."""
-    equation = stop.equation
+    """Patches of the image, (count, *window, C_in), and the responses to them, (count, C_out), at random places.
+
+    A convolution that is the transpose of another one sees its image with zeros between the pixels.
+    """
+    equation = stop.site.equation
     image_order, result_order = image_axes(equation)
     image = np.asarray(stop.image.astype(np.float32)).transpose(image_order)
     response = np.asarray(stop.response.astype(np.float32)).transpose(result_order)
-    options = conv_options(equation)
-    rank = image.ndim - 2
-    padding = [(0, 0), *options["padding"], (0, 0)]
-    image = np.pad(image, [(max(low, 0), max(high, 0)) for low, high in padding])
-    image = image[
-        tuple(slice(max(-low, 0), size - max(-high, 0)) for (low, high), size in zip(padding, image.shape, strict=True))
-    ]
     places = response.shape[:-1]
     total = math.prod(places)
     chosen = np.arange(total) if total <= count else np.sort(generator.choice(total, count, replace=False))
     batch, *outputs = np.unravel_index(chosen, places)
-    window = [avals(equation)[1].shape[axis] for axis in _taps(equation)]
+    rank = len(outputs)
     index: list[np.ndarray] = [batch.reshape(-1, *(1,) * rank)]
+    inside = np.ones((len(chosen), *(1,) * rank), bool)
     for axis in range(rank):
-        taps = np.arange(window[axis]) * options["kernel_dilation"][axis]
-        at = outputs[axis][:, None] * options["strides"][axis] + taps  # (count, taps)
-        index.append(at.reshape(len(at), *(1,) * axis, -1, *(1,) * (rank - axis - 1)))
-    return image[tuple(index)], response.reshape(total, -1)[chosen]
+        at, real = _pixels(equation, axis, outputs[axis], image.shape[axis + 1])
+        shape = (len(chosen), *(1,) * axis, -1, *(1,) * (rank - axis - 1))
+        index.append(at.reshape(shape))
+        inside = inside & real.reshape(shape)
+    return image[tuple(index)] * inside[..., None], response.reshape(total, -1)[chosen]
 
 
-def _taps(equation: JaxprEqn) -> Sequence[int]:
+def _pixels(equation: JaxprEqn, axis: int, outputs: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """The pixels of an axis under each tap for some outputs, (count, taps), and whether there is one."""
+    options = conv_options(equation)
+    steps, gaps = (options[name][axis] for name in ("strides", "input_dilation"))
+    low, _ = options["padding"][axis]
+    kernel = avals(equation)[1].shape
     numbers = equation.params.get("dimension_numbers")
-    return range(avals(equation)[1].ndim - 2) if numbers is None else numbers.rhs_spec[2:]
+    taps = np.arange(kernel[axis if numbers is None else numbers.rhs_spec[2 + axis]]) * options["kernel_dilation"][axis]
+    if is_forward(equation):
+        place = outputs[:, None] * steps - low + taps
+    else:
+        # Input pixel p gets y[o] k[t] from o s + t d = p e + low.
+        place, gaps = outputs[:, None] * gaps + low - taps, steps
+    at, between = np.divmod(place, gaps)
+    real = (between == 0) & (at >= 0) & (at < size)
+    return np.where(real, at, 0), real
 
 
 def together(walks: Sequence[Walk], visit: Callable[[list[Stop]], KernelChain | None]) -> None:
@@ -155,7 +211,7 @@ def together(walks: Sequence[Walk], visit: Callable[[list[Stop]], KernelChain | 
     stops = [next(walk, None) for walk in walks]
     while any(stop is not None for stop in stops):
         here = [stop for stop in stops if stop is not None]
-        if len(here) < len(stops) or len({stop.index for stop in here}) > 1:
+        if len(here) < len(stops) or len({(stop.index, stop.number) for stop in here}) > 1:
             raise ValueError("substitute: calibration inputs must run through the same convolutions in the same order")
         links = visit(here)
         stops = [_sent(walk, links) for walk in walks]

@@ -142,7 +142,8 @@ def substitute(
       calibration: inputs such as the function will meet: a list of batches, each a tuple of what follows params, or
         the array if that is one. With them the error of each layer is that of its responses behind its nonlinearity,
         and its chain is fitted to the dense network's responses, given the chains before it. A handful of photographs
-        does; a layer in a loop, used twice or transposed is fitted to its weights.
+        does. A kernel that is used several times is fitted to all its uses together; one in a `while` or a branch, one
+        multiplied by numbers on the way, and one used in both directions keep the chain of their weights.
       schemes: names of the schemes to choose from; by default `"separable"`, `"low_rank"`, `"tucker2"` and
         `"depthwise_separable"`. `"cp"` and `"stack"` are searches, which take minutes for large kernels.
       skip: which parameters stay dense: a part of their names (such as `conv1/kernel`), several, or a function of the
@@ -155,7 +156,7 @@ def substitute(
 
     Raises:
       ValueError: no budget or more than one; one that no choice of chains meets; an unknown scheme; params that hold
-        chains already.
+        chains already, or no convolution's kernel: those that f closes over are not found; no calibration inputs.
       TypeError: f is no function.
 
     Example:
@@ -189,8 +190,13 @@ def substitute(
     from jaxcnn.transform.problem import Problem
     from jaxcnn.transform.searching import Search
 
-    problem = Problem(f, params, args, _scheme_names(schemes), _skipped(skip), seed)
     batches = _batches(calibration)
+    problem = Problem(f, params, args, _scheme_names(schemes), _skipped(skip), seed)
+    if not problem.layers:
+        raise ValueError(
+            f"substitute: of the {len(problem.convolutions)} convolutions of f none has its kernel from params; "
+            "kernels that f closes over, or takes as another argument, must be part of params"
+        )
     work = len(problem.open) * (3 if batches else 1) + 1
     with bar("Substituting kernels", work, progress) as advance:
         calibration = Calibration(problem, batches, seed, advance) if batches else None
@@ -248,4 +254,6 @@ def _batches(calibration: Any) -> list[tuple[Any, ...]]:
     if calibration is None:
         return []
     batches = calibration if isinstance(calibration, list) else [calibration]
+    if not batches:
+        raise ValueError("substitute: calibration must hold at least one batch of inputs, got []")
     return [batch if isinstance(batch, tuple) else (batch,) for batch in batches]

@@ -243,6 +243,7 @@ ERRORS = {
     "negative tolerance": ({"tolerance": -1}, "tolerance must not be negative, got -1"),
     "no speed": ({"speedup": 0}, "speedup must be positive, got 0"),
     "unknown scheme": ({"macs": 0.5, "schemes": "svd"}, "a scheme must be one of .*'separable'.* got 'svd'"),
+    "no calibration": ({"macs": 0.5, "calibration": []}, "calibration must hold at least one batch"),
     "too little": ({"macs": 0.001}, "macs=0.001 is not met by any choice of chains, the least is 0.[0-9]+"),
 }
 
@@ -260,6 +261,39 @@ def test_params_with_chains_and_no_function_are_refused():
         jaxcnn.substitute(F, {**PARAMS, "low": {**PARAMS["low"], "kernel": chain}}, X, macs=0.5)
     with pytest.raises(TypeError, match="f must be a function, got 3"):
         jaxcnn.substitute(3, PARAMS, X, macs=0.5)
+
+
+def test_ranks_are_multiples_of_eight_where_they_are_near_one():
+    params, x = {"kernel": jnp.asarray(draw(5, 5, 64, 64))}, jnp.ones((1, 12, 12, 64))
+    found = problem.Problem(lambda p, x: conv(x, p["kernel"]), params, (x,), ("low_rank",), lambda name: False, 0)
+    (layer,) = found.layers.values()
+    ranks = [option.rank for option in layer.options[1:]]
+    assert {rank for rank in ranks if rank >= 32} == {32, 40, 48, 56}
+    assert {1, 2, 3, 4, 5, 6} <= set(ranks)
+
+
+def test_kernels_that_are_closed_over_are_not_found():
+    kernel = PARAMS["low"]["kernel"]
+    image = jnp.asarray(draw(1, 12, 12, 16))
+    for options in ({"macs": 0.5}, {"tolerance": 0.1}, {"speedup": 2}):
+        with pytest.raises(ValueError, match="of the 1 convolutions of f none has its kernel from params"):
+            jaxcnn.substitute(lambda scale, x: scale * conv(x, kernel), jnp.ones(()), image, **options)
+
+
+def test_a_budget_that_is_missed_says_what_stays_dense():
+    kernel = PARAMS["low"]["kernel"]
+    image = jnp.asarray(draw(1, 12, 12, 16))
+    with pytest.raises(ValueError, match=r"the least is 1; low stays dense: it reaches integer_pow"):
+        jaxcnn.substitute(lambda p, x: conv(x, p["low"]) + (p["low"] ** 2).sum(), {"low": kernel}, image, macs=0.5)
+
+
+def test_calibration_that_f_does_not_take_says_what_it_was_called_with():
+    def f(params, x, train):
+        return F(params, x) if train else x
+
+    with pytest.raises(TypeError, match="train") as error:
+        jaxcnn.substitute(f, PARAMS, X, True, macs=0.5, calibration=X)
+    assert "an item of calibration, of shapes (2, 24, 24, 3)" in " ".join(error.value.__notes__)
 
 
 def test_chains_train():
