@@ -12,6 +12,7 @@ from jax import lax
 import jaxcnn
 
 from .common import Case, ConvComparison, array, kernel
+from .timing import program
 
 NHWC = ("NHWC", "HWIO", "NHWC")
 NCHW = ("NCHW", "OIHW", "NCHW")
@@ -282,6 +283,40 @@ class KernelsUnderVmap(ConvComparison):
         x, w = array(*shape), kernel(shape[0], size, size, shape[-1], shape[-1])
         cost = jaxcnn.conv_cost(x.shape[1:], w.shape[1:])
         return Case(jax.vmap(jaxcnn.conv), jax.vmap(lax_conv), (x, w), sum([cost] * shape[0], jaxcnn.Cost()))
+
+
+class Jax1606PerExampleGradients(ConvComparison):
+    """Gradients of each example's loss by the kernels of two layers: their time, and that of the first call."""
+
+    layers: ClassVar = {"3x3 16 of 28x28x1 to 16 to 32": ((16, 1, 28, 28, 1), 16, 32)}
+    params: ClassVar = [sorted(layers)]
+
+    def case(self, layer):
+        shape, hidden, features = self.layers[layer]
+        kernels = kernel(3, 3, shape[-1], hidden), kernel(3, 3, hidden, features)
+
+        def gradients(conv):
+            def loss(kernels, x):
+                first, second = kernels
+                return jnp.mean(conv(jax.nn.relu(conv(x, first)), second) ** 2)
+
+            return jax.vmap(jax.grad(loss), (None, 0))
+
+        cost = jaxcnn.conv_cost(shape[1:], kernels[0].shape) + jaxcnn.conv_cost(
+            (*shape[1:-1], hidden), kernels[1].shape
+        )
+        costs = sum([cost] * shape[0], jaxcnn.Cost())
+        return Case(gradients(jaxcnn.conv), gradients(lax_conv), (kernels, array(*shape)), costs)
+
+    def track_compile_jaxcnn(self, layer):
+        case = self.case(layer)
+        return program(case.ours, *case.args).first_seconds
+
+    def track_compile_lax(self, layer):
+        case = self.case(layer)
+        return program(case.plain, *case.args).first_seconds
+
+    track_compile_jaxcnn.unit = track_compile_lax.unit = "seconds"
 
 
 class Patches(ConvComparison):

@@ -222,10 +222,23 @@ def unpool(values: jax.Array, indices: jax.Array, *, output_shape: Any, layout: 
     return order.from_canonical(result.reshape(batch, *sizes, features), batch_shape)
 
 
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
 def _first_extremum(x: jax.Array, axis: int) -> jax.Array:
     """Maximum along an axis; NaN wins, and the derivative is the first maximum's alone."""
-    index = jnp.expand_dims(jnp.argmax(lax.stop_gradient(x), axis), axis)
-    return jnp.squeeze(jnp.take_along_axis(x, index, axis), axis)
+    return jnp.max(x, axis)
+
+
+@_first_extremum.defjvp
+def _first_extremum_jvp(axis: int, primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    (x,), (tangent,) = primals, tangents
+    result = _first_extremum(x, axis)
+    # The least position of what equals the maximum, or is NaN: argmax is a scalar loop, and what it takes is scattered
+    # back, 8.7 ms for the gradient over 8x56x56x64 instead of 1.
+    value = lax.stop_gradient(x)
+    position = lax.broadcasted_iota(jnp.int32, x.shape, axis)
+    best = jnp.expand_dims(lax.stop_gradient(result), axis)
+    first = jnp.where((value == best) | (value != value), position, x.shape[axis]).min(axis, keepdims=True)
+    return result, jnp.where(position == first, tangent, jnp.zeros((), tangent.dtype)).sum(axis)
 
 
 def _adaptive_windows(size: int, output: int) -> tuple[np.ndarray, np.ndarray]:
@@ -249,9 +262,16 @@ def adaptive(x: jax.Array, *, kind: str, output_shape: Any, layout: Layout) -> j
     outputs = axis_values(operation, "output_shape", output_shape, order.rank)
     if 0 in sizes:
         raise ValueError(f"{operation}: x has an empty spatial axis, sizes {sizes}")
-    y = order.to_canonical(operation, x)
     if kind == "max":
         _check_ordered(operation, x)
+    if not any(size % output for size, output in zip(sizes, outputs, strict=True)):
+        # All windows are alike: an ordinary pool, 3 to 6 times faster than windows that are gathered.
+        window = tuple(size // output for size, output in zip(sizes, outputs, strict=True))
+        tiling = {"window_shape": window, "strides": window, "padding": "VALID", "window_dilation": 1}
+        tiling |= {"ceil_mode": False, "layout": layout}
+        return extremum(x, mode="max", **tiling) if kind == "max" else average(x, count_include_pad=True, **tiling)
+    y = order.to_canonical(operation, x)
+    if kind == "max":
         # The last axis first: the first maximum of a window's rows, and in that row, is the first in row-major order.
         for axis in range(order.rank, 0, -1):
             starts, lengths = _adaptive_windows(sizes[axis - 1], outputs[axis - 1])
