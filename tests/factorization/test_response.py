@@ -272,7 +272,7 @@ def test_errors_name_what_does_not_fit(rng):
     patches = normal(rng, (5, 3, 3, 4))
     with pytest.raises(ValueError, match=r"with the same N, at least 1, got \(5, 3, 3, 4\) and \(4, 6\)"):
         Responses(patches, np.zeros((4, 6)))
-    with pytest.raises(ValueError, match=r"targets are \(5, 6\), so low must be \(O,\), got \(5,\)"):
+    with pytest.raises(ValueError, match=r"targets are \(5, 6\), so low must be \(O,\) or \(N, O\), got \(5,\)"):
         Responses(patches, np.zeros((5, 6)), low=np.zeros(5))
     with pytest.raises(ValueError, match="targets have 1 values that are NaN or infinite"):
         Responses(patches, np.where(np.arange(30) == 3, np.nan, 0.0).reshape(5, 6))
