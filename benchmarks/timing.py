@@ -24,11 +24,17 @@ def torch_or_none() -> Any:
     return torch
 
 
+_REST = 0.01
+"""Seconds of calls that are not counted before those that are."""
+
+
 def median_milliseconds(functions: dict[str, Callable[[], Any]], seconds: float) -> dict[str, float]:
     """Median over alternating blocks of the best of a few calls, for each function.
 
-    A block is a call that is not counted, in which the threads of the library before come to rest, and three that are.
-    Where one call of each takes longer than all of `seconds`, it is a single call: the threads are then nothing to it.
+    A block is calls that are not counted, at least one and 10 ms of them, in which the threads of the library before
+    come to rest, and three that are: after one call alone XLA's own convolution took 1.1 to 1.3 times as long behind
+    PyTorch as behind itself. Where one call of each takes longer than all of `seconds`, it is a single call: the
+    threads are then nothing to it.
     """
     once = {}
     for name, function in functions.items():
@@ -37,12 +43,15 @@ def median_milliseconds(functions: dict[str, Callable[[], Any]], seconds: float)
         function()
         once[name] = time.perf_counter() - start
     long = sum(once.values()) > seconds
-    rounds = int(np.clip(seconds / (4 * sum(once.values()) + 1e-9), 3, 15))
+    rounds = int(np.clip(seconds / (sum(max(each, _REST) + 3 * each for each in once.values()) + 1e-9), 3, 15))
     times: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(rounds):
         for name, function in functions.items():
-            if not long:
+            start = time.perf_counter()
+            while not long:
                 function()
+                if time.perf_counter() - start > _REST:
+                    break
             best = math.inf
             for _ in range(1 if long else 3):
                 start = time.perf_counter()
