@@ -131,7 +131,7 @@ def _of_flax(model: Any, x: Any) -> Callable[..., Any]:
     if isinstance(model, nnx.Module):
         return lambda x: nnx.clone(model)(x)  # made inside the trace: one from outside may not be updated there
     if not isinstance(model, linen.Module):
-        return model  # type: ignore[no-any-return]
+        return model
     keys = {"params": jax.random.key(0)}  # what has no key of its own takes this one's
     variables = jax.eval_shape(model.init, keys, x)
 

@@ -60,7 +60,7 @@ def lower(lhs: jax.Array, rhs: jax.Array, spec: ConvSpec, sharding: object = Non
     def by_group(array: jax.Array) -> jax.Array:
         """(..., G * C) -> (G, ..., C), in this order: a slice of a wide image touches each of its rows."""
         split = array.reshape(*array.shape[:-1], groups, -1)
-        return settled(jnp.moveaxis(split, -2, 0), spec.exported)  # type: ignore[no-any-return]
+        return settled(jnp.moveaxis(split, -2, 0), spec.exported)
 
     results = lax.map(lambda pair: compute(pair[0], pair[1], one), (by_group(lhs), by_group(rhs)))
     return jnp.moveaxis(results, 0, -2).reshape(spec.result_shape)
