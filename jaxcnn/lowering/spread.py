@@ -19,9 +19,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxcnn.geometry import dilated_size
+from jaxcnn.lowering.bands import Band, band_within, in_bands
 from jaxcnn.lowering.forms import Window, pad_spatial, settled
 from jaxcnn.lowering.spec import ConvSpec, Ints
 
+_WHOLE = 24 * 2**20
+"""Most bytes of an image's taps, gathered and spread, that are not computed in bands."""
 _PRODUCT_BYTES = 6 * 2**20
 """Most bytes of one product: 7x7 from 64 to 31 channels over 56x56 takes 7 ms in blocks of 6 MB, 20 in one of 19."""
 _GATHER_COST = 2
@@ -37,6 +41,8 @@ _FEWEST_CHANNELS, _FEWEST_PIXELS, _MOST_PIXELS = 16, 512, 3600
 _FEWEST_MACS, _FEWEST_UNEVEN = 10e6, 3e6
 """Fewest multiply-accumulates; fewer do where the output channels are no multiple of 8 or 16, which XLA's convolution
 computes at half its speed: 1x11 from 64 to 31 channels over 56x56 takes 2.0 ms, to 32 channels 1.5."""
+_LARGE_CHANNELS, _LARGE_TAPS = 40, 5
+"""Fewest channels and most taps along one axis where images have more pixels, and are computed in bands."""
 _MOST_GATHERED = 9 * 2**20
 _MOST_SPREAD, _MOST_SPREAD_OF_MANY = 16 * 2**20, 3 * 2**20
 """Most bytes of an image's taps, gathered or spread. Of several images each waits in a loop for the one before."""
@@ -81,12 +87,14 @@ def pays(spec: ConvSpec) -> bool:
     if spec.role == "input":
         in_features, out_features, shape = out_features, in_features, spec.input_shape
     images, pixels = shape[0], math.prod(shape[1:-1])
+    macs = images * pixels * math.prod(window) * in_features * out_features
     if in_features < _FEWEST_CHANNELS or images * pixels < _FEWEST_PIXELS:
         return False
+    if pixels > _MOST_PIXELS and in_features >= _LARGE_CHANNELS and macs >= _FEWEST_MACS and _few_taps(window, images):
+        return True
     gathered = gathered_axes(window, pixels, in_features, out_features)
     if not _fits(window, pixels, in_features, out_features, gathered):
         return False
-    macs = images * pixels * math.prod(window) * in_features * out_features
     if out_features % 16 not in (0, 8):
         return macs >= _FEWEST_UNEVEN
     _, columns = _sides(window, gathered)
@@ -95,8 +103,35 @@ def pays(spec: ConvSpec) -> bool:
     return macs >= _FEWEST_MACS and pixels <= _MOST_PIXELS
 
 
+def _few_taps(window: Sequence[int], images: int) -> bool:
+    """Whether a window has few taps along one axis, or two along two axes of one image."""
+    if sum(taps > 1 for taps in window) == 1:
+        return max(window) <= _LARGE_TAPS
+    return images == 1 and math.prod(window) <= 4
+
+
 def convolved(x: jax.Array, kernel: jax.Array, window: Window, dtype: Any, precision: Any) -> jax.Array:
     """(N, *spatial, I), (*taps, I, O) -> (N, *outputs, O), of one group at stride 1."""
+    *sizes, in_features, features = kernel.shape
+    band = _band(x.shape[0], sizes, window.outputs, in_features, features)
+    if band is None:
+        return _whole(x, kernel, window, dtype, precision)
+
+    def of_band(some: jax.Array, window: Window) -> jax.Array:
+        return _whole(some, kernel, window, dtype, precision)
+
+    return in_bands(x, window, dilated_size(sizes[0], window.dilation[0]), band, features, dtype, of_band)
+
+
+def _band(images: int, sizes: Sequence[int], outputs: Sequence[int], in_features: int, features: int) -> Band | None:
+    """What to compute at a time; None where the images are not computed in bands."""
+    rows, columns = _sides(sizes, gathered_axes(sizes, math.prod(outputs), in_features, features))
+    of_row = 4 * math.prod(outputs[1:]) * ((rows * in_features if rows > 1 else 0) + columns * features)
+    return None if outputs[0] * of_row <= _WHOLE else band_within(images, outputs[0], of_row)
+
+
+def _whole(x: jax.Array, kernel: jax.Array, window: Window, dtype: Any, precision: Any) -> jax.Array:
+    """The same, of whole images."""
     *sizes, in_features, features = kernel.shape
     rank = len(sizes)
     gathered = gathered_axes(sizes, math.prod(window.outputs), in_features, features)

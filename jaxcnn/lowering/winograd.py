@@ -12,6 +12,7 @@ References:
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxcnn.lowering.bands import BYTES, Band, band_within, in_bands
 from jaxcnn.lowering.forms import (
     Window,
     by_role,
@@ -54,6 +56,14 @@ _NARROWEST = 32
 _IN_BLOCKS = 2.5
 """How much more the transforms cost in blocks. Of 260 shapes drawn at random the 158 that `pays` chose took 0.60 of
 `direct`'s time in the geometric mean, and four of them more than 1.1 times as long, the worst 1.55."""
+
+_WHOLE, _BAND_KERNEL = 12 << 20, 10 << 20
+"""Most bytes of transformed images that are not computed in bands, and of the transformed kernel where they are, which
+every band reads: 8x56x56x64 by 5x5 takes 28 ms at once and 16 in bands (`direct` 51), 4x112x112x64 by 3x3 34 and 21
+(22), 8x28x28x128 9.1 and 7.7 (11)."""
+_SHARE, _BANDS_OF_ONE_AXIS = 0.8, 1.05
+"""Most that the products and transforms may cost, of the direct products; and of a window of at most 5
+taps along one axis in bands."""
 
 _MULTIPLE = 8
 """Of which the features are filled up to a multiple: XLA's product of others runs at half its rate. 5x5 from 64 to 31
@@ -103,17 +113,23 @@ def pays(spec: ConvSpec) -> bool:
     result = spec.result_shape
     direct_macs = stack * math.prod(result[:-1]) * math.prod(window) * summed * features
     features = _filled(features)
-    outputs = [_TILES[taps] if taps > 1 else 1 for taps in window]
-    points = stack * math.prod(o + taps - 1 for o, taps in zip(outputs, window, strict=True))
-    tiles = result[0] * math.prod(-(-size // o) for size, o in zip(result[1:-1], outputs, strict=True))
-    block = _block(points, tiles, summed, features)
-    if block is None or (stack > 1 and block < features):
+    tile = [_TILES[taps] if taps > 1 else 1 for taps in window]
+    grid = _Grid.of(result[1:-1], window, tile, result[0])
+    grid = dataclasses.replace(grid, points=stack * grid.points)
+    block = grid.block(summed, features)
+    if stack > 1 and block != features:
+        return False
+    in_bands = stack == 1 and grid.band(summed, features) is not None
+    if block is None and not in_bands:
         return False
     axes = sum(taps > 1 for taps in window)
     of_kernel = _KERNEL_TRANSFORM if spec.role == "output" else _TRANSPOSED_KERNEL
-    transforming = points * (_TRANSFORM * axes * tiles * (summed + features) + of_kernel * summed * features)
-    cost = points * tiles * summed * features + transforming * (1 if block == features else _IN_BLOCKS)
-    return 1.25 * cost < direct_macs
+    tiles = grid.images * grid.tiles
+    transforming = _TRANSFORM * axes * tiles * (summed + features) + of_kernel * summed * features
+    in_parts = 1 if in_bands or block == features else _IN_BLOCKS
+    cost = grid.points * (tiles * summed * features + transforming * in_parts)
+    # XLA's convolution of large images by a window along one axis runs at half of its usual rate.
+    return cost < (_BANDS_OF_ONE_AXIS if in_bands and axes == 1 and max(window) <= 5 else _SHARE) * direct_macs
 
 
 def _filled(features: int) -> int:
@@ -181,15 +197,41 @@ def _forward(x: jax.Array, kernel: jax.Array, window: Window, *, precision: Any,
     *sizes, kernel_in, wanted = kernel.shape
     features = _filled(wanted)
     kernel = jnp.pad(kernel, ((0, 0),) * (kernel.ndim - 1) + ((0, features - wanted),))
+    tile = [1 if taps == 1 else 2 if narrow else _TILES[taps] for taps in sizes]
+    grid = _Grid.of(window.outputs, sizes, tile, x.shape[0])
+
+    def at_once(x: jax.Array, transformed: jax.Array, window: Window) -> jax.Array:
+        return _outputs(_transformed(x, sizes, tile, window), transformed, sizes, tile, window, precision)
+
+    band = grid.band(kernel_in, features)
+    if band is not None:
+        of_kernel = settled(_transformed_kernel(kernel, tile), window.exported)
+
+        def of_band(some: jax.Array, window: Window) -> jax.Array:
+            return at_once(some, of_kernel, window)[..., :wanted]
+
+        return in_bands(x, window, sizes[0], band, wanted, x.dtype, of_band)
+    block = grid.block(kernel_in, features)
+    if block is None or block == features:
+        return at_once(x, _transformed_kernel(kernel, tile), window)[..., :wanted]
+    tiles = _transformed(x, sizes, tile, window)
+
+    def of_block(start: jax.Array) -> jax.Array:
+        some = _transformed_kernel(lax.dynamic_slice_in_dim(kernel, start, block, axis=-1), tile)
+        return _outputs(tiles, some, sizes, tile, window, precision)
+
+    blocks = lax.map(of_block, jnp.arange(0, features, block))
+    return jnp.moveaxis(blocks, 0, -2).reshape(*blocks.shape[1:-1], features)[..., :wanted]
+
+
+def _transformed(x: jax.Array, sizes: Sequence[int], tile: Sequence[int], window: Window) -> jax.Array:
+    """(N, *spatial, I) -> (points..., N, *tiles, I), of whole tiles; points come to the front, the last axis' first."""
     axes = [axis for axis, taps in enumerate(sizes) if taps > 1]
-    tile = {axis: 2 if narrow else _TILES[sizes[axis]] for axis in axes}
-    counts = [-(-window.outputs[a] // tile[a]) if a in tile else window.outputs[a] for a in range(len(sizes))]
+    counts = [-(-outputs // m) for outputs, m in zip(window.outputs, tile, strict=True)]
     padding = list(window.padding)
     for axis in axes:
         low, _ = padding[axis]
         padding[axis] = (low, counts[axis] * tile[axis] + sizes[axis] - 1 - low - x.shape[axis + 1])
-
-    # Points come to the front, the last axis' first; spatial axes become tiles.
     values = pad_spatial(x, padding)
     for done, axis in enumerate(axes):
         _, _, bt = transforms(tile[axis], sizes[axis])
@@ -197,46 +239,84 @@ def _forward(x: jax.Array, kernel: jax.Array, window: Window, *, precision: Any,
         length = (counts[axis] - 1) * tile[axis] + 1
         seen = [lax.slice_in_dim(values, i, i + length, tile[axis], axis=at) for i in range(len(bt))]
         values = settled(_combined(seen, bt, 0), window.exported)
-    tiles = values.reshape(math.prod(values.shape[: len(axes)]), -1, kernel_in)
-
-    def outputs_of(kernel: jax.Array) -> jax.Array:
-        """(*taps, I, O') -> (N, *spatial, O'), of whole tiles."""
-        products = lax.dot_general(
-            tiles,
-            _transformed_kernel(kernel, [tile.get(axis, 1) for axis in range(len(sizes))]),
-            (((2,), (1,)), ((0,), (0,))),
-            precision=precision,
-            preferred_element_type=x.dtype,
-        )  # (points, N * tiles, I) @ (points, I, O')
-        result = products.reshape(*values.shape[:-1], kernel.shape[-1])
-        for axis in reversed(axes):
-            matrix, _, _ = transforms(tile[axis], sizes[axis])
-            at = axes.index(axis) + 1 + axis  # of the tiles, once the points of this axis are gone
-            parts = [lax.index_in_dim(result, i, axis=0, keepdims=False) for i in range(matrix.shape[1])]
-            combined = settled(_combined(parts, matrix, at + 1), window.exported)
-            shape = list(parts[0].shape)
-            shape[at] *= tile[axis]
-            result = combined.reshape(shape)
-        return result
-
-    block = _block(len(tiles), tiles.shape[1], kernel_in, features)
-    if block is None or block == features:
-        result = outputs_of(kernel)
-    else:
-        starts = jnp.arange(0, features, block)
-        blocks = lax.map(lambda start: outputs_of(lax.dynamic_slice_in_dim(kernel, start, block, axis=-1)), starts)
-        result = jnp.moveaxis(blocks, 0, -2).reshape(*blocks.shape[1:-1], features)
-    return lax.slice(result, (0,) * result.ndim, (result.shape[0], *window.outputs, wanted))
+    return values
 
 
-def _block(points: int, tiles: int, kernel_in: int, features: int) -> int | None:
-    """How many features to compute at once, so that what is transformed is at most `_LARGEST`; None if too few.
+def _outputs(
+    values: jax.Array,
+    kernel: jax.Array,
+    sizes: Sequence[int],
+    tile: Sequence[int],
+    window: Window,
+    precision: Any,
+) -> jax.Array:
+    """(points..., N, *tiles, I), (points, I, O) -> (N, *outputs, O)."""
+    axes = [axis for axis, taps in enumerate(sizes) if taps > 1]
+    kernel_in, features = kernel.shape[1:]
+    products = lax.dot_general(
+        values.reshape(len(kernel), -1, kernel_in),
+        kernel,
+        (((2,), (1,)), ((0,), (0,))),
+        precision=precision,
+        preferred_element_type=values.dtype,
+    )  # (points, N * tiles, I) @ (points, I, O)
+    result = products.reshape(*values.shape[:-1], features)
+    for axis in reversed(axes):
+        matrix, _, _ = transforms(tile[axis], sizes[axis])
+        at = axes.index(axis) + 1 + axis  # of the tiles, once the points of this axis are gone
+        parts = [lax.index_in_dim(result, i, axis=0, keepdims=False) for i in range(matrix.shape[1])]
+        combined = settled(_combined(parts, matrix, at + 1), window.exported)
+        shape = list(parts[0].shape)
+        shape[at] *= tile[axis]
+        result = combined.reshape(shape)
+    return lax.slice(result, (0,) * result.ndim, (result.shape[0], *window.outputs, features))
 
-    28x28x512 by 3x3 takes 11.5 ms in two blocks and 22.7 at once (`direct` 21.9): a transformed kernel is 4 times its
-    kernel.
+
+@dataclasses.dataclass(frozen=True)
+class _Grid:
+    """The tiles of a convolution, and how many of them are computed at once.
+
+    Args:
+      points: products of each tile, for each pair of channels.
+      images: number of images.
+      tiles: number of tiles of an image.
+      outputs: rows of outputs of an image.
+      height: rows of outputs of a tile.
     """
-    for parts in range(1, max(1, features // _NARROWEST) + 1):
-        block = features // parts
-        if features % parts == 0 and 4 * points * (tiles * (kernel_in + block) + kernel_in * block) <= _LARGEST:
-            return block
-    return None
+
+    points: int
+    images: int
+    tiles: int
+    outputs: int
+    height: int
+
+    @classmethod
+    def of(cls, outputs: Sequence[int], sizes: Sequence[int], tile: Sequence[int], images: int) -> _Grid:
+        """The tiles of these outputs."""
+        counts = [-(-size // m) for size, m in zip(outputs, tile, strict=True)]
+        points = math.prod(m + taps - 1 if taps > 1 else 1 for m, taps in zip(tile, sizes, strict=True))
+        return cls(points, images, math.prod(counts), outputs[0], tile[0])
+
+    def band(self, kernel_in: int, features: int) -> Band | None:
+        """What to compute at a time, of all features; None where the images are not computed in bands."""
+        values, of_kernel = 4 * self.points * (kernel_in + features), 4 * self.points * kernel_in * features
+        if of_kernel > _BAND_KERNEL or values * self.images * self.tiles <= max(_WHOLE, 2 * of_kernel):
+            return None
+        of_row = -(-values * self.tiles // self.outputs)
+        # Each band reads the whole kernel: 3x3 over 128x128x256, whose transformed kernel is of 9 MB, takes 131 ms in
+        # bands of 5 MB and 57 of 20 (`direct` 114).
+        within = max(BYTES, 2 * of_kernel)
+        return band_within(self.images, self.outputs, of_row, multiple=self.height, within=within)
+
+    def block(self, kernel_in: int, features: int) -> int | None:
+        """How many features to compute at once, so that what is transformed is at most `_LARGEST`; None if too few.
+
+        28x28x512 by 3x3 takes 11.5 ms in two blocks and 22.7 at once (`direct` 21.9): a transformed kernel is 4 times
+        its kernel.
+        """
+        for parts in range(1, max(1, features // _NARROWEST) + 1):
+            some = features // parts
+            values = self.images * self.tiles * (kernel_in + some) + kernel_in * some
+            if features % parts == 0 and 4 * self.points * values <= _LARGEST:
+                return some
+        return None
