@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxcnn._compat import FAST_CONVOLUTION
 from jaxcnn.lowering.bands import BYTES, Band, band_within, in_bands
 from jaxcnn.lowering.forms import (
     Window,
@@ -128,8 +129,9 @@ def pays(spec: ConvSpec) -> bool:
     transforming = _TRANSFORM * axes * tiles * (summed + features) + of_kernel * summed * features
     in_parts = 1 if in_bands or block == features else _IN_BLOCKS
     cost = grid.points * (tiles * summed * features + transforming * in_parts)
-    # XLA's convolution of large images by a window along one axis runs at half of its usual rate.
-    return cost < (_BANDS_OF_ONE_AXIS if in_bands and axes == 1 and max(window) <= 5 else _SHARE) * direct_macs
+    # On jax 0.10 XLA's convolution of large images by a window along one axis runs at half of its usual rate.
+    slow = not FAST_CONVOLUTION and in_bands and axes == 1 and max(window) <= 5
+    return cost < (_BANDS_OF_ONE_AXIS if slow else _SHARE) * direct_macs
 
 
 def _filled(features: int) -> int:

@@ -122,6 +122,8 @@ def test_what_a_band_holds():
         ((1, 224, 224, 128), (11, 1, 128, 56), "direct"),  # 57, matmul 124 at once
     ],
 )
-def test_where_bands_pay(shape, kernel, method):
+def test_where_bands_pay(monkeypatch, shape, kernel, method):
+    for module in (spread, winograd):
+        monkeypatch.setattr(module, "FAST_CONVOLUTION", False)
     (row,) = jaxcnn.summarize(jaxcnn.conv, jnp.zeros(shape), jnp.zeros(kernel)).rows
     assert row.method == method

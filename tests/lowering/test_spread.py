@@ -113,12 +113,20 @@ def test_what_fits_is_taken_before_what_moves_less():
         ((1, 17, 17, 192), (1, 7, 192, 192), False),  # 0.9, 1.2, but not within Inception-v3
     ],
 )
-def test_where_it_pays(shape, kernel, wanted):
+def test_where_it_pays(monkeypatch, shape, kernel, wanted):
+    monkeypatch.setattr(spread, "FAST_CONVOLUTION", False)
     (row,) = jaxcnn.summarize(jaxcnn.conv, jnp.zeros(shape), jnp.zeros(kernel)).rows
     assert (row.method == "matmul") == wanted
 
 
-def test_the_input_gradient_takes_it_too():
+def test_where_xla_convolves_fast_it_never_pays(monkeypatch):
+    monkeypatch.setattr(spread, "FAST_CONVOLUTION", True)
+    (row,) = jaxcnn.summarize(jaxcnn.conv, jnp.zeros((1, 56, 56, 64)), jnp.zeros((11, 1, 64, 31))).rows
+    assert row.method == "direct"
+
+
+def test_the_input_gradient_takes_it_too(monkeypatch):
+    monkeypatch.setattr(spread, "FAST_CONVOLUTION", False)
     x, kernel = jnp.zeros((1, 56, 56, 64)), jnp.zeros((11, 1, 64, 31))
     rows = jaxcnn.summarize(
         lambda y: jax.vjp(lambda x: jaxcnn.conv(x, kernel), x)[1](y), jnp.zeros((1, 56, 56, 31))
