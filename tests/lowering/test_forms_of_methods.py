@@ -317,6 +317,7 @@ def test_the_choice_on_cpu() -> None:
     assert chosen((1, 14, 14, 64), (1, 1, 1, 64), "output", feature_group_count=64) == "shift"
     assert chosen((1, 14, 14, 64), (1, 1, 16, 64), "output", feature_group_count=4) == "matmul"
     assert chosen((1, 14, 14, 64), (1, 1, 64, 32), "output") == "matmul"
+    assert [chosen((4, 56, 56, 3), (1, 1, 3, 8), role) for role in ("output", "input")] == ["shift", "matmul"]
     strided = {"strides": (2, 2), "padding": ((1, 1), (1, 1))}
     assert chosen((8, 56, 56, 128), (4, 4, 128, 32), "input", **strided) == "matmul"
     assert chosen((8, 56, 56, 64), (3, 3, 64, 128), "input", **strided) == "direct"
