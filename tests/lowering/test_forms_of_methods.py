@@ -323,6 +323,9 @@ def test_the_choice_on_cpu() -> None:
     assert chosen((8, 56, 56, 64), (3, 3, 64, 128), "input", **strided) == "direct"
     assert chosen((1, 224, 224, 3), (3, 3, 3, 64), "output", **same) == "shift"
     assert chosen((1, 35, 35, 3), (3, 3, 3, 64), "output", **same) == "direct"
+    volume = {"padding": ((1, 1),) * 3}
+    for role in ("output", "input"):
+        assert chosen((2, 16, 16, 16, 32), (3, 3, 3, 32, 32), role, **volume) == "matmul"
     column = {"padding": ((1, 1), (0, 0))}
     assert chosen((8, 56, 56, 64), (3, 1, 64, 192), "kernel", **column) == "matmul"
     assert chosen((8, 56, 56, 64), (3, 1, 64, 16), "kernel", **column) == "direct"
