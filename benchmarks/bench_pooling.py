@@ -150,6 +150,28 @@ class WholePlane(Comparison):
         return Case(ours, plain, (array(8, 56, 56, 64),))
 
 
+def lax_adaptive_average(x, output):
+    """Each window of an adaptive average cut out by itself, axis by axis."""
+    for axis in (1, 2):
+        size = x.shape[axis]
+        bounds = [(place * size // output, -(-(place + 1) * size // output)) for place in range(output)]
+        x = jnp.stack([lax.slice_in_dim(x, *pair, axis=axis).mean(axis) for pair in bounds], axis)
+    return x
+
+
+class AdaptivePoolGradient(Comparison):
+    """The gradient of an adaptive average whose windows overlap."""
+
+    params: ClassVar = [["5x5 8x28x28x64"]]
+
+    def case(self, layer):
+        return Case(
+            gradient(lambda x: jaxcnn.adaptive_avg_pool(x, (5, 5))),
+            gradient(lambda x: lax_adaptive_average(x, 5)),
+            (array(8, 28, 28, 64),),
+        )
+
+
 class Unpool(Comparison):
     """A max pool with indices, and its values put back: what the gradient of a max pool gives, from lax."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial, reduce
 from typing import Any
 
@@ -248,6 +248,69 @@ def _adaptive_windows(size: int, output: int) -> tuple[np.ndarray, np.ndarray]:
     return starts, -(-(places + 1) * size // output) - starts
 
 
+_MOST_WINDOWS = 32
+"""Most windows of a period that are cut out one by one: more take long to compile. From 55x56 to 2x2 pixels, 2 images
+of 64 channels, the gradient of the average takes 0.09 ms so and 0.32 where the windows are gathered, whose transpose
+is a scatter."""
+
+
+def _by_window(
+    x: jax.Array,
+    axis: int,
+    output: int,
+    reduce_axis: Callable[[jax.Array, int], jax.Array],
+    gathered: Callable[[jax.Array, int, int], jax.Array],
+) -> jax.Array:
+    """One axis cut into `output` windows, each reduced by `reduce_axis`; by `gathered` where they are many."""
+    size = x.shape[axis]
+    periods = math.gcd(size, output)
+    windows, pixels = output // periods, size // periods  # of a period, which no window crosses
+    if windows > _MOST_WINDOWS:
+        return gathered(x, axis, output)
+    split = x.reshape(*x.shape[:axis], periods, pixels, *x.shape[axis + 1 :])
+    parts = [
+        reduce_axis(lax.slice_in_dim(split, start, start + length, axis=axis + 1), axis + 1)
+        for start, length in zip(*_adaptive_windows(pixels, windows), strict=True)
+    ]
+    return jnp.stack(parts, axis + 1).reshape(*x.shape[:axis], output, *x.shape[axis + 1 :])
+
+
+def _gathered_maxima(x: jax.Array, axis: int, output: int) -> jax.Array:
+    starts, lengths = _adaptive_windows(x.shape[axis], output)
+    # A window shorter than the longest one repeats its last pixel, which changes no maximum.
+    taps = starts[:, None] + np.minimum(np.arange(lengths.max()), lengths[:, None] - 1)
+    return _first_extremum(jnp.take(x, taps, axis=axis), axis + 1)
+
+
+def _gathered_sums(x: jax.Array, axis: int, output: int) -> jax.Array:
+    starts, lengths = _adaptive_windows(x.shape[axis], output)
+    offsets = np.arange(lengths.max())
+    inside = np.expand_dims(offsets < lengths[:, None], tuple(range(2, x.ndim + 1 - axis)))
+    taps = jnp.take(x, np.minimum(starts[:, None] + offsets, x.shape[axis] - 1), axis=axis)
+    return jnp.where(inside, taps, jnp.zeros((), x.dtype)).sum(axis + 1)
+
+
+def _first_maxima(x: jax.Array, outputs: tuple[int, ...]) -> jax.Array:
+    """Maximum of each window, whose derivative is the first maximum's alone."""
+    # The last axis first: the first maximum of a window's rows, and in that row, is the first in row-major order.
+    for axis in range(len(outputs), 0, -1):
+        x = _by_window(x, axis, outputs[axis - 1], _first_extremum, _gathered_maxima)
+    return x
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _adaptive_maxima(x: jax.Array, outputs: tuple[int, ...]) -> jax.Array:
+    """The same; the values alone are computed the first axis first, 4x112x112x64 to 5x5 in 1.5 ms instead of 2.3."""
+    for axis in range(1, len(outputs) + 1):
+        x = _by_window(x, axis, outputs[axis - 1], jnp.max, _gathered_maxima)
+    return x
+
+
+@_adaptive_maxima.defjvp
+def _adaptive_maxima_jvp(outputs: tuple[int, ...], primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    return jax.jvp(lambda x: _first_maxima(x, outputs), primals, tangents)
+
+
 @partial(jax.jit, static_argnames=("kind", "output_shape", "layout"), inline=True)
 def adaptive(x: jax.Array, *, kind: str, output_shape: Any, layout: Layout) -> jax.Array:
     """The body of `adaptive_avg_pool` and `adaptive_max_pool`."""
@@ -272,21 +335,13 @@ def adaptive(x: jax.Array, *, kind: str, output_shape: Any, layout: Layout) -> j
         return extremum(x, mode="max", **tiling) if kind == "max" else average(x, count_include_pad=True, **tiling)
     y = order.to_canonical(operation, x)
     if kind == "max":
-        # The last axis first: the first maximum of a window's rows, and in that row, is the first in row-major order.
-        for axis in range(order.rank, 0, -1):
-            starts, lengths = _adaptive_windows(sizes[axis - 1], outputs[axis - 1])
-            # A window shorter than the longest one repeats its last pixel, which changes no maximum.
-            taps = starts[:, None] + np.minimum(np.arange(lengths.max()), lengths[:, None] - 1)
-            y = _first_extremum(jnp.take(y, taps, axis=axis), axis + 1)
+        y = _adaptive_maxima(y, outputs)
         return order.from_canonical(y, batch_shape)
     y = y.astype(accumulation_dtype(y.dtype))
     count = np.ones((1,) * y.ndim)
     for axis in range(1, order.rank + 1):
-        starts, lengths = _adaptive_windows(sizes[axis - 1], outputs[axis - 1])
-        offsets = np.arange(lengths.max())
-        inside = np.expand_dims(offsets < lengths[:, None], tuple(range(2, y.ndim + 1 - axis)))
-        taps = jnp.take(y, np.minimum(starts[:, None] + offsets, sizes[axis - 1] - 1), axis=axis)
-        y = jnp.where(inside, taps, jnp.zeros((), y.dtype)).sum(axis + 1)
+        y = _by_window(y, axis, outputs[axis - 1], jnp.sum, _gathered_sums)
+        _, lengths = _adaptive_windows(sizes[axis - 1], outputs[axis - 1])
         count = count * np.expand_dims(lengths, tuple(range(1, y.ndim - axis)))
     dtype = _average_dtype(x.dtype)
     y = y.astype(floating_at_least_float32(dtype))

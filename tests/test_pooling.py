@@ -360,6 +360,45 @@ def test_adaptive_pools_equal_loops(shapes, seed):
     np.testing.assert_array_equal(results[1], oracles.adaptive(x, "max", outputs).astype(np.float32))
 
 
+@pytest.mark.parametrize(("size", "output"), [(71, 37), (6, 4), (6, 9), (5, 12)])
+@pytest.mark.parametrize("kind", ["avg", "max"])
+def test_adaptive_gradients_equal_loops(rng, kind, size, output):
+    x, y = normal(rng, 2, size, 3), normal(rng, 2, output, 3)
+    function = getattr(jaxcnn, f"adaptive_{kind}_pool")
+    result, vjp = jax.vjp(lambda x: function(x, (output,)), x)
+    assert_close(result, oracles.adaptive(x, kind, (output,)))
+    expected = np.zeros(x.shape)
+    for place in range(output):
+        start, stop = place * size // output, -(-(place + 1) * size // output)
+        for image, channel in itertools.product(range(2), range(3)):
+            seen = x[image, start:stop, channel]
+            weights = np.full(stop - start, 1 / (stop - start))
+            if kind == "max":
+                weights = np.eye(stop - start)[seen.argmax()]
+            expected[image, start:stop, channel] += weights * y[image, place, channel]
+    assert_close(vjp(jnp.asarray(y))[0], expected)
+
+
+@pytest.mark.parametrize(
+    ("size", "window", "padding"), [(9, 2, (0, 0)), (9, 3, (1, 2)), (9, 4, (3, 0)), (8, 3, (-1, 2)), (9, 1, (1, 1))]
+)
+def test_sums_over_windows_that_tile_the_image_spread_back(rng, size, window, padding):
+    x = normal(rng, 2, size, size + 2, 3)
+    function = partial(jaxcnn.sum_pool, window_shape=window, strides=window, padding=(padding, padding))
+    result, vjp = jax.vjp(function, x)
+    y = normal(rng, *result.shape)
+    expected = np.zeros(x.shape)
+    for row, column in np.ndindex(*result.shape[1:3]):
+        starts = (place * window - padding[0] for place in (row, column))
+        # What the padding crops gets nothing.
+        kept = [max(-pair[0], 0) for pair in (padding, padding)]
+        rows, columns = (
+            slice(max(start, low), max(start + window, low)) for start, low in zip(starts, kept, strict=True)
+        )
+        expected[:, rows, columns] += y[:, row : row + 1, column : column + 1]
+    assert_close(vjp(jnp.asarray(y))[0], expected)
+
+
 @pytest.mark.parametrize(
     ("size", "outputs"), [((5, 7), (2, 3)), ((5, 7), (8, 10)), ((6, 4), (3, 4)), ((10, 9), (1, 1))]
 )

@@ -15,6 +15,10 @@ _SHIFT_CHANNELS, _SHIFT_PRODUCTS = 8, 80
 """Most channels, and most products of an output, for `shift`: 256x28x28x1 to 6 by 5x5 takes 1.0 against 21, 224x224x3
 to 32 by 3x3/2 0.4 against 1.0, 8x56x56x8 to 16 by 3x3 0.7 against 1.4; 16 channels 0.41 against 0.31, and 8x224x224x3
 to 64 by 7x7/2 40 against 23."""
+_SHIFT_SHALLOW = 3
+"""Most channels that a 1x1 window adds up by `shift`: from 3 to 8 over 224x224 takes 0.10 against 0.72 of the product
+and 0.12 of XLA's convolution, from 3 to 3 over 4x56x56 0.02 against 0.31 and 0.03, from 4 to 64 over 28x28 0.08 against
+0.06."""
 _SMALL, _WIDE = 10_000, 64
 """Pixels up to which images are left to XLA if they get so many channels: 8x28x28x3 to 128 by 2x2 takes 0.75 against
 0.27, 35x35x3 to 96 by 5x5 0.37 against 0.23; 4x56x56x4 to 128 by 3x3 1.5 against 2.1."""
@@ -24,14 +28,17 @@ def choose(spec: ConvSpec) -> tuple[ModuleType, str]:
     """The method, and a sentence that says why."""
     *window, kernel_in, features = spec.kernel_shape
     taps = math.prod(window)
-    if taps == 1 and matmul.supports(spec) is None:
-        return matmul, "a 1x1 window is one product of matrices"
     # The input role adds over the kernel's output channels.
     summed = kernel_in if spec.role == "output" else features
+    shifts = spec.role != "kernel" and shift.supports(spec) is None
+    if taps == 1 and shifts and summed <= _SHIFT_SHALLOW:
+        return shift, f"a 1x1 window over {summed} channels is a sum of as many products"
+    if taps == 1 and matmul.supports(spec) is None:
+        return matmul, "a 1x1 window is one product of matrices"
     products = taps * summed
     few = summed <= _SHIFT_CHANNELS and products <= _SHIFT_PRODUCTS
     small = math.prod(spec.result_shape[:-1]) <= _SMALL and spec.result_shape[-1] >= _WIDE
-    if spec.role != "kernel" and few and not small and shift.supports(spec) is None:
+    if shifts and few and not small:
         return shift, f"{products} shifted products for each output"
     if not spec.exported and spec.lhs_dtype == spec.rhs_dtype == np.float32:
         if winograd.supports(spec) is None and winograd.pays(spec):

@@ -317,11 +317,15 @@ def test_the_choice_on_cpu() -> None:
     assert chosen((1, 14, 14, 64), (1, 1, 1, 64), "output", feature_group_count=64) == "shift"
     assert chosen((1, 14, 14, 64), (1, 1, 16, 64), "output", feature_group_count=4) == "matmul"
     assert chosen((1, 14, 14, 64), (1, 1, 64, 32), "output") == "matmul"
+    assert [chosen((4, 56, 56, 3), (1, 1, 3, 8), role) for role in ("output", "input")] == ["shift", "matmul"]
     strided = {"strides": (2, 2), "padding": ((1, 1), (1, 1))}
     assert chosen((8, 56, 56, 128), (4, 4, 128, 32), "input", **strided) == "matmul"
     assert chosen((8, 56, 56, 64), (3, 3, 64, 128), "input", **strided) == "direct"
     assert chosen((1, 224, 224, 3), (3, 3, 3, 64), "output", **same) == "shift"
     assert chosen((1, 35, 35, 3), (3, 3, 3, 64), "output", **same) == "direct"
+    volume = {"padding": ((1, 1),) * 3}
+    for role in ("output", "input"):
+        assert chosen((2, 16, 16, 16, 32), (3, 3, 3, 32, 32), role, **volume) == "matmul"
     column = {"padding": ((1, 1), (0, 0))}
     assert chosen((8, 56, 56, 64), (3, 1, 64, 192), "kernel", **column) == "matmul"
     assert chosen((8, 56, 56, 64), (3, 1, 64, 16), "kernel", **column) == "direct"
