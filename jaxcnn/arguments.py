@@ -178,7 +178,7 @@ def conv_arguments(
     strides = axis_values(operation, "strides", strides, rank)
     input_dilation = axis_values(operation, "input_dilation", input_dilation, rank)
     kernel_dilation = axis_values(operation, "kernel_dilation", kernel_dilation, rank)
-    if padding_mode not in PADDING_MODES:
+    if not isinstance(padding_mode, str) or padding_mode not in PADDING_MODES:
         known = ", ".join(repr(mode) for mode in PADDING_MODES)
         raise ValueError(f"{operation}: padding_mode must be one of {known}, got {padding_mode!r}")
     if padding_mode != "zeros" and max(input_dilation) > 1:
