@@ -38,6 +38,11 @@ def frozen(value: Any) -> Any:
     return value
 
 
+def sizes_of(shape: Any) -> Any:
+    """A shape that may be a list or an array of sizes as a tuple; what has a shape of its own stays as it is."""
+    return frozen(shape) if isinstance(shape, list | tuple) or getattr(shape, "ndim", None) == 1 else shape
+
+
 @dataclasses.dataclass(frozen=True)
 class ConvArguments:
     """A convolution's geometry. The transposed convolution's too: `sizes` are always those of the convolution's input.

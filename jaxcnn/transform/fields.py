@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Hashable, Sequence
 from fractions import Fraction
+from typing import Any
 
 import jax.numpy as jnp
 from jax.extend.core import JaxprEqn, Primitive
@@ -138,7 +139,7 @@ def through(equation: JaxprEqn, operands: Sequence[Value]) -> list[Value]:
 
 def _roots(equation: JaxprEqn, operands: Sequence[Value], result: Any) -> frozenset[Hashable]:
     """What a weight was made from: moved, cast and scaled it is the same weight, two slices of it are two."""
-    roots = frozenset[Hashable]().union(*(value.roots for value in operands))
+    roots: frozenset[Hashable] = frozenset().union(*(value.roots for value in operands))
     primitive = equation.primitive
     if primitive is lax_primitives.slice_p:
         part = equation.params["start_indices"], equation.params["limit_indices"], equation.params["strides"]
