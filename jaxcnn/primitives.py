@@ -47,9 +47,12 @@ def _register(primitive: Primitive, run: Callable[..., jax.Array], static: Seque
         # itself for ever.
         with jax.disable_jit(False), jax.debug_nans(False), jax.debug_infs(False):
             result = apply(*operands, **params)
-        checks = (("nan", jax.config.jax_debug_nans, jnp.isnan), ("inf", jax.config.jax_debug_infs, jnp.isinf))
-        for name, wanted, found in checks:
-            if wanted and jnp.issubdtype(result.dtype, jnp.inexact) and bool(found(result).any()):
+        for name, found in (("nan", jnp.isnan), ("inf", jnp.isinf)):
+            if (
+                getattr(jax.config, f"jax_debug_{name}s")
+                and jnp.issubdtype(result.dtype, jnp.inexact)
+                and bool(found(result).any())
+            ):
                 raise FloatingPointError(f"invalid value ({name}) encountered in {primitive}")
         return result
 
