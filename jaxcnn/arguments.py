@@ -38,6 +38,11 @@ def frozen(value: Any) -> Any:
     return value
 
 
+def sizes_of(shape: Any) -> Any:
+    """A shape that may be a list or an array of sizes as a tuple; what has a shape of its own stays as it is."""
+    return frozen(shape) if isinstance(shape, list | tuple) or getattr(shape, "ndim", None) == 1 else shape
+
+
 @dataclasses.dataclass(frozen=True)
 class ConvArguments:
     """A convolution's geometry. The transposed convolution's too: `sizes` are always those of the convolution's input.
@@ -178,7 +183,7 @@ def conv_arguments(
     strides = axis_values(operation, "strides", strides, rank)
     input_dilation = axis_values(operation, "input_dilation", input_dilation, rank)
     kernel_dilation = axis_values(operation, "kernel_dilation", kernel_dilation, rank)
-    if padding_mode not in PADDING_MODES:
+    if not isinstance(padding_mode, str) or padding_mode not in PADDING_MODES:
         known = ", ".join(repr(mode) for mode in PADDING_MODES)
         raise ValueError(f"{operation}: padding_mode must be one of {known}, got {padding_mode!r}")
     if padding_mode != "zeros" and max(input_dilation) > 1:

@@ -90,14 +90,14 @@ def conv(
         kernel,
         strides=frozen(strides),
         padding=frozen(padding),
-        padding_mode=padding_mode,
+        padding_mode=frozen(padding_mode),
         input_dilation=frozen(input_dilation),
         kernel_dilation=frozen(kernel_dilation),
-        feature_group_count=feature_group_count,
+        feature_group_count=frozen(feature_group_count),
         layout=frozen(layout),
         precision=frozen(precision),
         preferred_element_type=preferred_element_type,
-        method=method,
+        method=frozen(method),
     )
 
 
@@ -147,13 +147,13 @@ def depthwise_conv(
         kernel,
         strides=frozen(strides),
         padding=frozen(padding),
-        padding_mode=padding_mode,
+        padding_mode=frozen(padding_mode),
         input_dilation=frozen(input_dilation),
         kernel_dilation=frozen(kernel_dilation),
         layout=frozen(layout),
         precision=frozen(precision),
         preferred_element_type=preferred_element_type,
-        method=method,
+        method=frozen(method),
     )
 
 
@@ -212,11 +212,11 @@ def conv_transpose(
         padding=frozen(padding),
         output_padding=frozen(output_padding),
         kernel_dilation=frozen(kernel_dilation),
-        feature_group_count=feature_group_count,
+        feature_group_count=frozen(feature_group_count),
         layout=frozen(layout),
         precision=frozen(precision),
         preferred_element_type=preferred_element_type,
-        method=method,
+        method=frozen(method),
     )
 
 

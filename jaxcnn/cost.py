@@ -9,7 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from jaxcnn.arguments import ConvArguments, IntOrInts, conv_arguments, conv_transpose_arguments, pool_arguments
+from jaxcnn.arguments import (
+    ConvArguments,
+    IntOrInts,
+    conv_arguments,
+    conv_transpose_arguments,
+    pool_arguments,
+    sizes_of,
+)
 from jaxcnn.chain import KernelChain, plan_links
 from jaxcnn.geometry import Padding, dilated_size, output_sizes, window_hits
 from jaxcnn.layout import Layout
@@ -152,6 +159,7 @@ def conv_cost(
       PyTorch print as FLOPs, and some print `macs` under that name.
     """
     del precision, method
+    x_shape, kernel_shape = sizes_of(x_shape), sizes_of(kernel_shape)
     itemsize = 4 if preferred_element_type is None else np.dtype(preferred_element_type).itemsize
     common: dict[str, Any] = {
         "strides": strides,
@@ -217,6 +225,7 @@ def pool_cost(
     References:
       XLA's cost analysis counts a window reduction the same way.
     """
+    x_shape = sizes_of(x_shape)
     arguments = pool_arguments(
         "pool_cost",
         x_shape,

@@ -43,8 +43,18 @@ def _register(primitive: Primitive, run: Callable[..., jax.Array], static: Seque
 
     @primitive.def_impl
     def _impl(*operands: jax.Array, **params: Any) -> jax.Array:
-        with jax.disable_jit(False):  # or jax.disable_jit() would recurse for ever
-            return apply(*operands, **params)
+        # Evaluated operation by operation, as by jax.disable_jit() and where a NaN is looked for, `apply` would call
+        # itself for ever.
+        with jax.disable_jit(False), jax.debug_nans(False), jax.debug_infs(False):
+            result = apply(*operands, **params)
+        for name, found in (("nan", jnp.isnan), ("inf", jnp.isinf)):
+            if (
+                getattr(jax.config, f"jax_debug_{name}s")
+                and jnp.issubdtype(result.dtype, jnp.inexact)
+                and bool(found(result).any())
+            ):
+                raise FloatingPointError(f"invalid value ({name}) encountered in {primitive}")
+        return result
 
     def run_on(platform: str, *operands: jax.Array, **params: Any) -> jax.Array:
         # On an Explicit mesh JAX asks of each reshape how its result lies; there only `direct` knows.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from jaxcnn.arguments import IntOrInts, conv_arguments, pool_arguments
+from jaxcnn.arguments import IntOrInts, conv_arguments, pool_arguments, sizes_of
 from jaxcnn.chain import KernelChain
 from jaxcnn.geometry import Padding
 from jaxcnn.layout import Layout
@@ -52,8 +52,8 @@ def conv_output_shape(
     del precision, preferred_element_type, method
     return conv_arguments(
         "conv_output_shape",
-        x_shape,
-        kernel_shape,
+        sizes_of(x_shape),
+        sizes_of(kernel_shape),
         strides=strides,
         padding=padding,
         padding_mode=padding_mode,
@@ -100,7 +100,7 @@ def pool_output_shape(
     """
     return pool_arguments(
         "pool_output_shape",
-        x_shape,
+        sizes_of(x_shape),
         window_shape,
         strides=strides,
         padding=padding,

@@ -529,6 +529,7 @@ ERRORS = [
     ({"padding": (1, (1, 2))}, ValueError, r"conv: padding must be "),
     ({"padding": ((1, 2, 3), (1, 2, 3))}, ValueError, r"conv: padding must be "),
     ({"padding": 1.5}, TypeError, r"conv: padding must be .* got 1.5"),
+    ({"padding_mode": ["wrap"]}, ValueError, r"conv: padding_mode must be one of 'zeros', .* got .'wrap'"),
     ({"padding_mode": "wrap"}, ValueError, r"conv: padding_mode must be one of 'zeros', 'reflect', .* got 'wrap'"),
     ({"padding_mode": "reflect", "input_dilation": 2}, ValueError, r"padding_mode 'reflect' does not go with input_d"),
     ({"strides": 0}, ValueError, r"conv: strides must be at least 1 on every axis, got 0"),

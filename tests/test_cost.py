@@ -1,5 +1,6 @@
 """Formulas of cost against counters that walk every loop, what is really executed, and XLA's own analysis."""
 
+import dataclasses
 import itertools
 import math
 
@@ -18,8 +19,10 @@ from jaxcnn import (
     avg_pool,
     conv,
     conv_cost,
+    conv_output_shape,
     conv_transpose,
     pool_cost,
+    pool_output_shape,
     separable,
 )
 
@@ -387,6 +390,18 @@ def test_pool_cost_has_avg_pools_shape():
 
 
 # Cost
+
+
+def test_shapes_may_be_lists_and_arrays():
+    x, kernel = (1, 9, 8, 4), (3, 2, 2, 6)
+    for kind in (list, np.array, jnp.array):
+        cost = conv_cost(kind(x), kind(kernel), feature_group_count=2)
+        assert cost == conv_cost(x, kernel, feature_group_count=2)
+        assert all(type(value) is int for value in dataclasses.astuple(cost))
+        assert pool_cost(kind(x), 2) == pool_cost(x, 2)
+        assert conv_output_shape(kind(x), kind(kernel), feature_group_count=2) == (1, 9, 8, 6)
+        assert pool_output_shape(kind(x), kind((2, 2))) == (1, 8, 7, 4)
+    assert conv_cost(jnp.zeros(x).shape, jnp.zeros(kernel), feature_group_count=2) == cost
 
 
 def test_costs_add_up():

@@ -606,3 +606,23 @@ def test_a_vmap_of_size_0_is_empty(axes):
     assert jax.vmap(f, axes)(x, kernel).shape == (0, 2, 3, 3, 6)
     gradients = jax.vmap(jax.grad(lambda x, kernel: jnp.sum(f(x, kernel) ** 2), (0, 1)), axes)(x, kernel)
     assert [gradient.shape for gradient in gradients] == [(0, 2, 5, 5, 4), (0, 3, 3, 2, 6)]
+
+
+@pytest.mark.parametrize(
+    "f",
+    [
+        lambda x: jaxcnn.conv(x, jnp.ones((3, 3, 2, 1))),
+        lambda x: jaxcnn.max_pool(x, 2),
+        lambda x: jaxcnn.avg_pool(x, 2),
+        jaxcnn.accelerate(lambda x: jnp.sum(jaxcnn.sum_pool(x, 2))),
+    ],
+    ids=["conv", "max_pool", "avg_pool", "accelerated"],
+)
+@pytest.mark.parametrize(("number", "check"), [(np.nan, jax.debug_nans), (np.inf, jax.debug_infs)])
+def test_what_jax_looks_for_in_each_operation_is_found(f, number, check):
+    x = np.ones((1, 4, 4, 2), np.float32)
+    with check(True):
+        jax.block_until_ready(f(x))
+        x[0, 1, 1] = number
+        with pytest.raises(FloatingPointError, match=r"invalid value \((nan|inf)\) encountered in"):
+            f(x)

@@ -8,7 +8,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import jax
 
-from jaxcnn.transform.arguments import Outputs, Signature, split
+from jaxcnn.transform.arguments import Outputs, Signature, are_traced, split
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -89,7 +89,6 @@ def accelerate(f: Callable[P, T], *, method: str = "auto") -> Callable[P, T]:
     def accelerated(*args: P.args, **kwargs: P.kwargs) -> T:
         signature, arrays = split("accelerate", args, kwargs)
         inlined, compiled = programs(signature)
-        inside = any(isinstance(array, jax.core.Tracer) for array in arrays)
-        return (inlined if inside else compiled)(*arrays).results()
+        return (inlined if are_traced(arrays) else compiled)(*arrays).results()
 
     return accelerated

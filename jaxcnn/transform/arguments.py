@@ -21,6 +21,16 @@ def _static_positions(types: tuple[type, ...]) -> tuple[int, ...]:
     )
 
 
+@lru_cache(maxsize=1024)
+def _is_any_traced(types: tuple[type, ...]) -> bool:
+    return any(issubclass(kind, jax.core.Tracer) for kind in types)
+
+
+def are_traced(arrays: Sequence[Any]) -> bool:
+    """Whether any of some arrays is a tracer. Asked by type, which of 400 arrays takes 9 us in place of 42."""
+    return _is_any_traced(tuple(map(type, arrays)))
+
+
 class _Static:
     """A leaf that is not an array, as part of a key: 1, 1.0 and True differ, as do 0.0 and -0.0; NaN equals itself."""
 
@@ -96,8 +106,12 @@ def split(
     operation: str, args: Sequence[Any], kwargs: dict[str, Any], kinds: tuple[type, ...] = ()
 ) -> tuple[Signature, list[Any]]:
     """The signature of a call and its arrays; objects of the further `kinds` count as arrays."""
-    leaves, structure = jax.tree.flatten((args, kwargs), is_leaf=lambda node: isinstance(node, kinds))
-    positions = _static_positions(tuple(jax.Array if isinstance(leaf, kinds) else type(leaf) for leaf in leaves))
+    if kinds:
+        leaves, structure = jax.tree.flatten((args, kwargs), is_leaf=lambda node: isinstance(node, kinds))
+        positions = _static_positions(tuple(jax.Array if isinstance(leaf, kinds) else type(leaf) for leaf in leaves))
+    else:  # what `accelerate` does at each call: a third faster without asking each node
+        leaves, structure = jax.tree.flatten((args, kwargs))
+        positions = _static_positions(tuple(map(type, leaves)))
     if not positions:
         return Signature(structure, ()), leaves
     statics = tuple((index, _Static(operation, leaves[index])) for index in positions)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 
 from jaxcnn.chain import KernelChain
-from jaxcnn.transform.arguments import Outputs, Signature, split
+from jaxcnn.transform.arguments import Outputs, Signature, are_traced, split
 
 if TYPE_CHECKING:
     from jaxcnn.transform.placement import Placement
@@ -82,7 +82,7 @@ def chained(f: Callable[..., Any], known: dict[str, Placement] | None, materiali
     def run(*args: Any, **kwargs: Any) -> Any:
         signature, values = split("with_chains", args, kwargs, (KernelChain,))
         inlined, compiled = programs(signature)
-        inside = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values))
+        inside = are_traced(jax.tree.leaves(values))
         return (inlined if inside else compiled)(*values).results()
 
     return run

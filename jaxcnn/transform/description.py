@@ -131,8 +131,7 @@ def _dense_row(equation: JaxprEqn, operands: Sequence[Value], place: Place) -> t
     lhs, rhs, out = avals(equation)
     macs = math.prod(out.shape) * math.prod(lhs.shape[axis] for axis in contracted)
     images = [value.image for value in operands]
-    # The weight is the operand that does not depend on an image; of two that do not, the second.
-    weight = 1 if images[0] == images[1] else images.index(False)
+    weight = _weight(equation, operands)
     counted = not (all(images) or batch)
     params = math.prod((lhs, rhs)[weight].shape) * operands[weight].copies if counted else 0
     row = _row(
@@ -150,6 +149,21 @@ def _dense_row(equation: JaxprEqn, operands: Sequence[Value], place: Place) -> t
         reason="a product of matrices is left to XLA",
     )
     return row, Value((None,) * len(out.shape), image=any(images))
+
+
+def _weight(equation: JaxprEqn, operands: Sequence[Value]) -> int:
+    """Which operand the weight is: the second of a convolution; of a product the one that depends on no image.
+
+    Of two such, the second.
+    """
+    images = [value.image for value in operands]
+    dense = equation.primitive is lax_primitives.dot_general_p
+    return images.index(False) if dense and images[0] != images[1] else 1
+
+
+def weight_of(equation: JaxprEqn, operands: Sequence[Value]) -> Value:
+    """What is known of the weight of an equation that has a row; a pool has none."""
+    return operands[_weight(equation, operands)] if len(operands) > 1 else Value(())
 
 
 _OWN_POOLS = {

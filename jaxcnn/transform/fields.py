@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from fractions import Fraction
+from typing import Any
 
+import jax.numpy as jnp
 from jax.extend.core import JaxprEqn, Primitive
 from jax.extend.core import primitives as lax_primitives
 
@@ -20,7 +22,8 @@ class AxisField:
 
     Args:
       source: whose axis the pixels are counted on: a number for the argument, and the axis.
-      size, stride, offset: as in `ReceptiveField`; fractions after a transposed convolution.
+      size, stride, offset: as in `ReceptiveField`; fractions after a transposed convolution. A stride of 0: every entry
+        sees the same pixels, those of the whole axis.
     """
 
     source: tuple[int, int]
@@ -48,11 +51,16 @@ class AxisField:
             self.offset + before * self.stride,
         )
 
+    def everywhere(self, entries: int) -> AxisField:
+        """What all entries along this axis see together."""
+        return AxisField(self.source, self.size + (entries - 1) * self.stride, Fraction(0), self.offset)
+
     def united(self, other: AxisField) -> AxisField:
-        """The smallest field that holds both, at the wider stride."""
+        """The smallest field that holds both, at the wider stride; with the whole axis, the whole axis."""
         offset = max(self.offset, other.offset)
         end = max(self.size - self.offset, other.size - other.offset)
-        return AxisField(self.source, offset + end, max(self.stride, other.stride), offset)
+        whole = 0 in (self.stride, other.stride)
+        return AxisField(self.source, offset + end, Fraction(0) if whole else max(self.stride, other.stride), offset)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,16 +71,19 @@ class Value:
       axes: the field along each axis; None where an entry sees everything, or nothing that is counted.
       image: whether the value depends on what was convolved; a kernel or a weight does not.
       copies: how many values of it there are over the steps of a scan.
+      roots: the arguments and constants of the function that a weight was made from, or the slices of them; none where
+        that is not known. Values with the same roots are one weight.
     """
 
     axes: tuple[AxisField | None, ...]
     image: bool = False
     copies: int = 1
+    roots: frozenset[Hashable] = dataclasses.field(default=frozenset(), compare=False)
 
 
 def argument(number: int, ndim: int) -> Value:
     """An argument of the function: each entry sees itself."""
-    return Value(tuple(AxisField((number, axis)) for axis in range(ndim)))
+    return Value(tuple(AxisField((number, axis)) for axis in range(ndim)), roots=frozenset((number,)))
 
 
 def field_of(axes: Sequence[AxisField | None]) -> ReceptiveField | None:
@@ -121,8 +132,24 @@ def through(equation: JaxprEqn, operands: Sequence[Value]) -> list[Value]:
     results = []
     for variable in equation.outvars:
         shape = getattr(variable.aval, "shape", ())
-        results.append(Value(tuple(rule(equation, operands, shape)), image, copies))
+        roots = frozenset() if image else _roots(equation, operands, variable.aval)
+        results.append(Value(tuple(rule(equation, operands, shape)), image, copies, roots))
     return results
+
+
+def _roots(equation: JaxprEqn, operands: Sequence[Value], result: Any) -> frozenset[Hashable]:
+    """What a weight was made from: moved, cast and scaled it is the same weight, two slices of it are two."""
+    roots: frozenset[Hashable] = frozenset().union(*(value.roots for value in operands))
+    primitive = equation.primitive
+    if primitive is lax_primitives.slice_p:
+        part = equation.params["start_indices"], equation.params["limit_indices"], equation.params["strides"]
+        whole = _shape(equation) == result.shape
+        return roots if whole else frozenset((root, part) for root in roots)
+    if primitive in _MOVES:
+        return roots
+    # Integers are cast and moved, but what is computed from them (random bits from a key) is something else each time.
+    floating = all(jnp.issubdtype(aval.dtype, jnp.inexact) for aval in avals(equation))
+    return frozenset() if primitive in _PARTS or not floating else roots
 
 
 Axes = Sequence[AxisField | None]
@@ -221,6 +248,40 @@ def _pad(equation: JaxprEqn, operands: Sequence[Value], shape: Sequence[int]) ->
     ]
 
 
+def _along(equation: JaxprEqn, operands: Sequence[Value], shape: Sequence[int]) -> Axes:
+    """Each result sees the whole of the axes along which the equation runs."""
+    params, axes = equation.params, list(_elementwise(equation, operands, shape))
+    if equation.primitive is lax_primitives.fft_p:
+        whole = range(len(shape) - len(params["fft_lengths"]), len(shape))
+    else:
+        # Of the largest k entries, older releases of JAX know only those along the last axis.
+        axis = (
+            params["dimension"] if equation.primitive is lax_primitives.sort_p else params.get("axis", len(shape) - 1)
+        )
+        whole = range(axis, axis + 1)
+    for axis in whole:
+        # The result need not be as long as the operand.
+        fields = [value.axes[axis] for value in operands if len(value.axes) == len(shape)]
+        known = next((field for field in fields if field is not None), None)
+        axes[axis] = known and known.everywhere(_shape(equation)[axis])
+    return axes
+
+
+def _reduce_window(equation: JaxprEqn, operands: Sequence[Value], shape: Sequence[int]) -> Axes:
+    """A window reduction that is no pool."""
+    del shape
+    params = equation.params
+    dilation, holes = (
+        (params.get(name) or (1,) * len(_shape(equation))) for name in ("window_dilation", "base_dilation")
+    )
+    windows = zip(params["window_dimensions"], params["window_strides"], params["padding"], dilation, strict=True)
+    return [
+        field
+        and dataclasses.replace(field, stride=field.stride / hole).seen_through(dilated_size(window, step), stride, low)
+        for field, hole, (window, stride, (low, _), step) in zip(operands[0].axes, holes, windows, strict=True)
+    ]
+
+
 _REDUCTIONS = ("sum", "max", "min", "prod", "and", "or")
 _RULES: dict[Primitive, Callable[[JaxprEqn, Sequence[Value], Sequence[int]], Axes]] = {
     lax_primitives.concatenate_p: _concatenate,
@@ -233,4 +294,25 @@ _RULES: dict[Primitive, Callable[[JaxprEqn, Sequence[Value], Sequence[int]], Axe
     **{getattr(lax_primitives, f"reduce_{name}_p"): _reduce for name in _REDUCTIONS},
     lax_primitives.argmax_p: _reduce,
     lax_primitives.argmin_p: _reduce,
+    lax_primitives.sort_p: _along,
+    lax_primitives.top_k_p: _along,
+    lax_primitives.fft_p: _along,
+    **{getattr(lax_primitives, f"cum{name}_p"): _along for name in ("sum", "prod", "max", "min", "logsumexp")},
+    lax_primitives.reduce_window_p: _reduce_window,
+    **{getattr(lax_primitives, f"reduce_window_{name}_p"): _reduce_window for name in ("sum", "max", "min")},
 }
+
+_MOVES = (
+    lax_primitives.transpose_p,
+    lax_primitives.reshape_p,
+    lax_primitives.squeeze_p,
+    lax_primitives.broadcast_in_dim_p,
+    lax_primitives.rev_p,
+    lax_primitives.convert_element_type_p,
+    lax_primitives.copy_p,
+    lax_primitives.device_put_p,
+    lax_primitives.sharding_constraint_p,
+)
+"""What keeps all entries of a weight, integers too."""
+_PARTS = (lax_primitives.dynamic_slice_p, lax_primitives.gather_p)
+"""What takes some entries of a weight, of which it is not known which."""

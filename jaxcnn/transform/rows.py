@@ -25,7 +25,7 @@ class Row:
       dilation: distance between neighbouring taps.
       groups: feature groups.
       count: how often it is executed: the product of the lengths of the scans around it.
-      cost: of all executions.
+      cost: of all executions; the parameters of a weight that several rows share are those of the first.
       receptive_field: of an output pixel, in pixels of the function's argument; None where it is not known.
       method: how it is computed.
       reason: why.

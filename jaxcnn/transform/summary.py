@@ -42,7 +42,7 @@ class Summary:
 
     @property
     def total(self) -> Cost:
-        """The cost of all rows."""
+        """The cost of all rows; a weight that several share counts once."""
         return sum((row.cost for row in self.rows), Cost())
 
     @property
@@ -77,8 +77,9 @@ def summarize(f: Callable[..., Any], *args: Any, platform: str | None = None) ->
 
     f is traced, not run: nothing is compiled and no device is needed. Bodies of `scan` are multiplied by their length,
     of a `cond` the branch with the most MACs is counted, and the body of a `while` once. A weight is the operand that
-    does not depend on what was convolved before. The receptive field is that of the whole graph: parallel branches
-    give their union; it is not known any more behind a reshape or a sum over the image.
+    does not depend on what was convolved before; one that several rows share is counted in the first. The receptive
+    field is that of the whole graph: parallel branches give their union, a sort, a cumulative sum or a Fourier
+    transform sees its whole axis (stride 0); it is not known any more behind a reshape or a sum over the image.
 
     Args:
       f: a function of arrays: a model, a loss, a gradient, a training step, accelerated or not.

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 from jax.extend.core import JaxprEqn, Literal
 from jax.extend.core import primitives as lax_primitives
 
 from jaxcnn.transform.convolutions import avals, is_convolution
-from jaxcnn.transform.description import Place, row_of
+from jaxcnn.transform.description import Place, row_of, weight_of
 from jaxcnn.transform.fields import Value, argument, through
 from jaxcnn.transform.interpreter import held_jaxprs, is_entered, loop_parts, opened
 from jaxcnn.transform.rows import Row
+
+Counted = tuple[Row, frozenset[Hashable]]
+"""A row, and the roots of its weight."""
 
 _LONGEST_LOOP = 1000
 """Steps of a scan after which a receptive field that still grows is given up."""
@@ -24,8 +27,29 @@ def survey(closed: Any, platform: str) -> tuple[tuple[Row, ...], tuple[str, ...]
     walk = _Walk()
     variables = (*opened(closed).constvars, *opened(closed).invars)
     values = [argument(number, _ndim(variable)) for number, variable in enumerate(variables)]
-    rows, _ = walk.rows(closed, values, Place("", 1, platform))
-    return tuple(rows), tuple(dict.fromkeys(walk.notes))
+    for number, constant in enumerate(_constants(closed)):
+        values[number] = dataclasses.replace(values[number], roots=constant.roots)
+    found, _ = walk.rows(closed, values, Place("", 1, platform))
+    return _each_weight_once(found), tuple(dict.fromkeys(walk.notes))
+
+
+def _each_weight_once(found: Sequence[Counted]) -> tuple[Row, ...]:
+    """The rows, with a weight that several share counted in the first of them."""
+    rows, seen = [], set()
+    for row, roots in found:
+        shared = roots in seen
+        rows.append(dataclasses.replace(row, cost=dataclasses.replace(row.cost, params=0)) if shared else row)
+        if roots and row.cost.params:
+            seen.add(roots)
+    return tuple(rows)
+
+
+def _constants(jaxpr: Any) -> list[Value]:
+    """What is known of a jaxpr's constants: an array that several jaxprs hold is one weight."""
+    variables = opened(jaxpr).constvars
+    held = getattr(jaxpr, "consts", ()) or (None,) * len(variables)
+    roots = [frozenset() if value is None else frozenset((("constant", id(value)),)) for value in held]
+    return [Value((None,) * _ndim(v), roots=root) for v, root in zip(variables, roots, strict=True)]
 
 
 def _ndim(variable: Any) -> int:
@@ -38,7 +62,7 @@ class _Walk:
 
     notes: list[str] = dataclasses.field(default_factory=list)
 
-    def rows(self, jaxpr: Any, values: Sequence[Value], place: Place) -> tuple[list[Row], list[Value]]:
+    def rows(self, jaxpr: Any, values: Sequence[Value], place: Place) -> tuple[list[Counted], list[Value]]:
         """The rows of a jaxpr and what is known of its results; `values`: of its constants, then its arguments."""
         jaxpr = opened(jaxpr)
         known = dict(zip((*jaxpr.constvars, *jaxpr.invars), values, strict=True))
@@ -46,13 +70,14 @@ class _Walk:
         def read(atom: Any) -> Value:
             return Value((None,) * _ndim(atom)) if isinstance(atom, Literal) else known[atom]
 
-        rows: list[Row] = []
+        rows: list[Counted] = []
         for equation in jaxpr.eqns:
             operands = [read(atom) for atom in equation.invars]
             found = row_of(equation, operands, place)
             if found is not None:
-                rows.append(found[0])
-                results = [found[1]]
+                row, result = found
+                rows.append((row, weight_of(equation, operands).roots))
+                results = [result]
             else:
                 self._note_left_out(equation, place)
                 inner, results = self._held(equation, operands, place)
@@ -65,11 +90,10 @@ class _Walk:
         if symbolic and is_convolution(equation):
             self.notes.append(f"a convolution of symbolic shape at {place.source_of(equation)} is not counted")
 
-    def _inner(self, jaxpr: Any, operands: Sequence[Value], place: Place) -> tuple[list[Row], list[Value]]:
-        constants = [Value((None,) * _ndim(variable)) for variable in opened(jaxpr).constvars]
-        return self.rows(jaxpr, [*constants, *operands], place)
+    def _inner(self, jaxpr: Any, operands: Sequence[Value], place: Place) -> tuple[list[Counted], list[Value]]:
+        return self.rows(jaxpr, [*_constants(jaxpr), *operands], place)
 
-    def _held(self, equation: JaxprEqn, operands: list[Value], place: Place) -> tuple[list[Row], list[Value]]:
+    def _held(self, equation: JaxprEqn, operands: list[Value], place: Place) -> tuple[list[Counted], list[Value]]:
         held = held_jaxprs(equation)
         if not held:
             return [], through(equation, operands)
@@ -82,7 +106,7 @@ class _Walk:
             branches = [self._inner(branch, operands[1:], inside) for branch in held]
             if any(rows for rows, _ in branches):
                 self.notes.append(f"cond at {inside.name or 'the top'}: the branch with the most MACs is counted")
-            return max(branches, key=lambda branch: sum(row.cost.macs for row in branch[0]))
+            return max(branches, key=lambda branch: sum(row.cost.macs for row, _ in branch[0]))
         if is_entered(equation.primitive):
             # Of the jaxprs of an equation of any other primitive there is one.
             return self._inner(held[0], operands, inside)
@@ -91,16 +115,19 @@ class _Walk:
             self.notes.append(f"{equation.primitive} at {inside.name or 'the top'} is not looked into")
         return [], through(equation, operands)
 
-    def _scan(self, equation: JaxprEqn, operands: list[Value], place: Place) -> tuple[list[Row], list[Value]]:
+    def _scan(self, equation: JaxprEqn, operands: list[Value], place: Place) -> tuple[list[Counted], list[Value]]:
         params = equation.params
         length, body = params["length"], params["jaxpr"]
         constants, carry, scanned = loop_parts(equation, operands)
-        slices = [Value(value.axes[1:], value.image, value.copies * length) for value in scanned]
-        rows: list[Row] = []
+        slices = [Value(value.axes[1:], value.image, value.copies * length, value.roots) for value in scanned]
+        rows: list[Counted] = []
         results = [*carry]
         for step in range(min(length, _LONGEST_LOOP)):
             rows, results = self._inner(body, [*constants, *carry, *slices], place.inside(equation, length))
-            before, carry = carry, results[: len(carry)]
+            # What becomes of a weight from step to step stays the weight that it was.
+            kept = [value.roots for value in carry]
+            after = [dataclasses.replace(value, roots=roots) for value, roots in zip(results, kept, strict=False)]
+            before, carry = carry, after
             if before == carry:
                 break
             if step == _LONGEST_LOOP - 1:
@@ -110,7 +137,7 @@ class _Walk:
             stacked = [Value((None,) * _ndim(variable)) for variable in equation.outvars[len(carry) :]]
         return rows, [*carry, *stacked]
 
-    def _while(self, equation: JaxprEqn, operands: list[Value], inside: Place) -> tuple[list[Row], list[Value]]:
+    def _while(self, equation: JaxprEqn, operands: list[Value], inside: Place) -> tuple[list[Counted], list[Value]]:
         params = equation.params
         of_condition, of_body = params["cond_nconsts"], params["body_nconsts"]
         carry = operands[of_condition + of_body :]

@@ -50,6 +50,7 @@ def tune(f: Callable[..., Any], *args: Any, seconds: float = 30.0, progress: boo
 
     Raises:
       ValueError: `seconds` is not positive.
+      TypeError: f is no function, or an argument that is not an array is not hashable.
 
     Example:
       >>> import jax.numpy as jnp
@@ -62,6 +63,8 @@ def tune(f: Callable[..., Any], *args: Any, seconds: float = 30.0, progress: boo
     References:
       M. Frigo, S. G. Johnson, "FFTW: an adaptive software architecture for the FFT", ICASSP 1998: plans by measurement.
     """
+    if not callable(f):
+        raise TypeError(f"tune: f must be a function, got {f!r}")
     if not seconds > 0:
         raise ValueError(f"tune: seconds must be positive, got {seconds}")
     specs = _recorded(accelerate(f), args)  # so that lax's own convolutions are among them

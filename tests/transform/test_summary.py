@@ -139,6 +139,39 @@ def test_receptive_field_of_a_transposed_convolution():
     assert rows[1].cost.macs == 16 * 16 * 9  # on input pixels
 
 
+WHOLE = {
+    "cumsum": jnp.cumsum,
+    "sort": jnp.sort,
+    "logcumsumexp": lax.cumlogsumexp,
+    "fft": lambda x, axis: jnp.fft.fft(x, axis=axis).real,
+    "rfft": lambda x, axis: abs(jnp.fft.rfft(x, axis=axis)),
+    "top_k": lambda x, axis: jnp.moveaxis(lax.top_k(jnp.moveaxis(x, axis, -1), 20)[0], -1, axis),
+    "residual": lambda x, axis: x + jnp.cumsum(x, axis),
+}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+@pytest.mark.parametrize("axis", [1, 2])
+def test_what_runs_along_an_axis_sees_all_of_it(name, axis):
+    def f(x, kernel):
+        x = jaxcnn.conv(x, kernel, strides=2, padding=1)
+        return jaxcnn.conv(WHOLE[name](x, axis), kernel)
+
+    field = summarize(f, shape(1, 40, 40, 1), shape(3, 3, 1, 1)).rows[-1].receptive_field
+    assert field.size[axis - 1] == 41  # the image, and the padding before it
+    assert (field.stride[axis - 1], field.offset[axis - 1]) == (0, 1)
+    assert (field.size[2 - axis], field.stride[2 - axis]) == (7, 2)
+
+
+def test_receptive_field_of_a_window_reduction_that_is_no_pool():
+    def f(x, kernel):
+        x = lax.reduce_window(x, 0.0, jnp.logaddexp, (1, 3, 2, 1), (1, 2, 1, 1), "VALID", window_dilation=(1, 1, 3, 1))
+        return jaxcnn.conv(x, kernel)
+
+    field = summarize(f, shape(1, 40, 40, 1), shape(3, 3, 1, 1)).rows[-1].receptive_field
+    assert (field.size, field.stride, field.offset) == ((7, 6), (2, 1), (2, 1))
+
+
 def test_receptive_field_is_lost_where_everything_is_seen():
     rows = summarize(
         lambda x, w: jnp.reshape(x.mean((1, 2), keepdims=True) + 0 * x, (1, -1)) @ w, shape(1, 4, 4, 2), shape(32, 3)
@@ -251,6 +284,61 @@ def test_scan_multiplies_and_its_weights_are_counted_once_or_for_each_step():
     assert row.receptive_field.size == (11, 11)
     (row,) = summarize(stacked, shape(1, 8, 8, 2), shape(5, 3, 3, 2, 2)).rows
     assert (row.cost.macs, row.cost.params) == (5 * one.macs, 5 * one.params)
+
+
+SHARED = {
+    "twice": lambda x, w: jaxcnn.conv(jaxcnn.conv(x, w), w),
+    "in loops": lambda x, w: lax.fori_loop(0, 3, lambda _, x: jaxcnn.conv(x, w), jaxcnn.conv(x, w)),
+    "in jitted functions": lambda x, w: jax.jit(jaxcnn.conv)(jax.jit(lambda x: jaxcnn.conv(x, w))(x), w),
+    "transposed": lambda x, w: jaxcnn.conv_transpose(jaxcnn.conv(x, w), w),
+    "scaled, cast and moved": lambda x, w: lax.conv(
+        jnp.moveaxis(jaxcnn.conv(x, w / jnp.linalg.norm(w)), 3, 1),
+        jnp.transpose(w, (3, 2, 0, 1)).astype(np.float16).astype(np.float32),
+        (1, 1),
+        "SAME",
+    ),
+    "gradient": jax.grad(lambda x, w: jnp.sum(jaxcnn.conv(x, w) ** 2), (0, 1)),
+    "accelerated": accelerate(jax.grad(lambda x, w: jnp.sum(jaxcnn.conv(jaxcnn.conv(x, w), w) ** 2), (0, 1))),
+    "carried": lambda x, w: lax.scan(lambda c, _: ((jaxcnn.conv(*c), c[1]), None), (jaxcnn.conv(x, w), w), length=2)[0],
+}
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_a_weight_that_is_used_often_is_counted_once(name):
+    x, kernel = jnp.ones((1, 8, 8, 2)), jnp.ones((3, 3, 2, 2))
+    for f, arguments in ((SHARED[name], (x, kernel)), (lambda x: SHARED[name](x, kernel), (x,))):
+        summary = summarize(f, *arguments)
+        assert [row.cost.params for row in summary.rows] == [36] + [0] * (len(summary.rows) - 1)
+        assert summary.total.params == 36
+
+
+def test_a_product_that_is_used_twice_is_counted_once():
+    tied = summarize(lambda x, w: jnp.tanh(x @ w) @ w.T, shape(4, 3), shape(3, 5))
+    assert [row.cost.params for row in tied.rows] == [15, 0]
+
+
+def test_weights_that_are_not_the_same_are_each_counted():
+    x, kernels = jnp.ones((1, 8, 8, 2)), jnp.ones((3, 3, 3, 2, 2))
+
+    def drawn(x, key):
+        for index in range(3):
+            x = jaxcnn.conv(x, jax.random.normal(jax.random.fold_in(key, index), (3, 3, 2, 2)))
+        return x
+
+    def sliced(x, kernels):
+        for kernel in (kernels[0], kernels[1], kernels[2], kernels[1]):
+            x = jaxcnn.conv(x, kernel)
+        return x
+
+    def picked(x, kernels):
+        return lax.fori_loop(0, 1, lambda i, x: jaxcnn.conv(jaxcnn.conv(x, kernels[i]), kernels[i + 1]), x)
+
+    assert summarize(sliced, x, kernels).total.params == 3 * 36
+    assert summarize(picked, x, kernels).total.params == 2 * 36
+    for key in (jax.random.key(0), jax.random.PRNGKey(0)):
+        assert summarize(drawn, x, key).total.params == 3 * 36
+    ones = summarize(lambda x: jaxcnn.conv(jaxcnn.conv(x, jnp.ones((3, 3, 2, 2))), jnp.ones((3, 3, 2, 2))), x)
+    assert ones.total.params == 2 * 36
 
 
 def test_cond_counts_the_most_expensive_branch_and_while_its_body_once():

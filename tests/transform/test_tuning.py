@@ -105,6 +105,8 @@ def test_an_error_of_the_function_is_passed_on():
     with pytest.raises(ValueError, match="conv: x has 7 channels"):
         jaxcnn.tune(jaxcnn.conv, X[..., :7], KERNEL, seconds=SHORT)
     assert table.active() is None
+    with pytest.raises(TypeError, match="tune: f must be a function, got 3"):
+        jaxcnn.tune(3, X)
     with pytest.raises(ValueError, match="seconds must be positive, got 0"):
         jaxcnn.tune(jaxcnn.conv, X, KERNEL, seconds=0)
 
