@@ -300,7 +300,7 @@ def _first_maxima(x: jax.Array, outputs: tuple[int, ...]) -> jax.Array:
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
 def _adaptive_maxima(x: jax.Array, outputs: tuple[int, ...]) -> jax.Array:
-    """The same; the values alone are computed the first axis first, 4x112x112x64 to 5x5 in 1.5 ms instead of 2.3."""
+    """The same; the values alone are computed the first axis first, 4x112x112x64 to 5x5 in about lax's time."""
     for axis in range(1, len(outputs) + 1):
         x = _by_window(x, axis, outputs[axis - 1], jnp.max, _gathered_maxima)
     return x

@@ -80,9 +80,7 @@ def _fits(window: Sequence[int], pixels: int, in_features: int, out_features: in
 
 
 def pays(spec: ConvSpec) -> bool:
-    """Whether the products take less time than XLA's own convolution, which is so on jax 0.10."""
-    if FAST_CONVOLUTION:
-        return False
+    """Whether the products take less time than XLA's own convolution: of volumes, and on jax 0.10 of images."""
     if spec.role == "kernel" or spec.feature_group_count > 1 or max(spec.strides) > 1 or spec.stacked is not None:
         return False
     *window, in_features, out_features = spec.kernel_shape
@@ -93,6 +91,13 @@ def pays(spec: ConvSpec) -> bool:
     macs = images * pixels * math.prod(window) * in_features * out_features
     if in_features < _FEWEST_CHANNELS or images * pixels < _FEWEST_PIXELS:
         return False
+    if sum(taps > 1 for taps in window) > 2:
+        # XLA's own convolution of volumes reaches 20 to 40 GFLOP/s on jax 0.10 and 0.12: 3x3x3 over 48x48x48x32 takes
+        # 208 ms, products in bands 68; of 26 volumes drawn at random 25 were chosen and took 0.22 of its time in the
+        # geometric mean, at worst 0.61.
+        return macs >= _FEWEST_MACS
+    if FAST_CONVOLUTION:
+        return False
     if pixels > _MOST_PIXELS and in_features >= _LARGE_CHANNELS and macs >= _FEWEST_MACS and _few_taps(window, images):
         return True
     gathered = gathered_axes(window, pixels, in_features, out_features)
@@ -100,10 +105,6 @@ def pays(spec: ConvSpec) -> bool:
         return False
     if out_features % 16 not in (0, 8):
         return macs >= _FEWEST_UNEVEN
-    if spec.rank > 2:
-        # XLA's own convolution of volumes reaches 20 to 30 GFLOP/s: 3x3x3 over 2x16x16x16x32 takes 26 ms, products 8.
-        # Of 26 volumes drawn at random 25 are chosen and take 0.22 of its time in the geometric mean, at worst 0.61.
-        return macs >= _FEWEST_MACS
     _, columns = _sides(window, gathered)
     if images > 1 and 4 * pixels * columns * out_features > _MOST_SPREAD_OF_MANY:
         return False
