@@ -125,6 +125,45 @@ def test_the_budget_comes_before_the_clock(monkeypatch):
     assert found.report.macs <= 0.3
 
 
+def test_the_clock_does_not_ruin_a_budget_of_arithmetic(monkeypatch):
+    # By "high" alone it could be met, at several times the error.
+    free = jaxcnn.substitute(F, PARAMS, X, macs=0.52)
+    slow(monkeypatch, "low/kernel")
+    found = verified(jaxcnn.substitute(F, PARAMS, X, macs=0.52))
+    row = row_of(found, "low/kernel")
+    assert row.scheme != "dense"
+    assert row.reason == "its chain is slower than the kernel, and there because the budget asks for it"
+    assert "low/kernel: its chain is slower" in str(found.report)
+    assert "low/kernel stays dense" not in str(found.report)
+    assert found.report.error == free.report.error
+    # Below that, "high" alone cannot meet it.
+    assert row_of(jaxcnn.substitute(F, PARAMS, X, macs=0.2), "low/kernel").reason == row.reason
+
+
+def test_of_slow_layers_the_least_slow_goes_back_first(monkeypatch):
+    slowness = {"stem/kernel": 0.5, "low/kernel": 3.0, "high/kernel": 2.0}
+    monkeypatch.setattr(
+        problem.Problem, "milliseconds", lambda self, index, chain: (1.0, slowness[self.layers[index].name])
+    )
+    found = verified(jaxcnn.substitute(F, PARAMS, X, macs=0.7))
+    assert row_of(found, "low/kernel").scheme == "dense"
+    assert "budget asks for it" in row_of(found, "high/kernel").reason
+
+
+def test_an_error_is_met_by_the_layers_that_are_faster(monkeypatch):
+    slow(monkeypatch, "low/kernel")
+    found = verified(jaxcnn.substitute(F, PARAMS, X, tolerance=0.05))
+    assert row_of(found, "low/kernel").scheme == "dense"
+    assert row_of(found, "high/kernel").scheme != "dense"
+
+
+def test_a_curve_forgets_what_was_slow_at_another_share(monkeypatch):
+    slow(monkeypatch, "low/kernel")
+    first = jaxcnn.substitute(F, PARAMS, X, macs=0.7)
+    again = first.solve(0.2).solve(0.7)
+    assert [row.rank for row in again.report.rows] == [row.rank for row in first.report.rows]
+
+
 def test_the_least_share_can_be_met():
     found = problem.Problem(F, PARAMS, (X,), ("low_rank",), lambda name: False, 0)
     found.weights = dict.fromkeys(found.layers, 1.0)
