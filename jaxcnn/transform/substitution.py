@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -140,11 +140,11 @@ def substitute(
         `speedup`.
       macs: the share of the multiply-accumulates of all convolutions that may stay.
       speedup: how many times faster than jitted f a call is to be, measured on this device.
-      calibration: inputs such as the function will meet: a list of batches, each a tuple of what follows params, or
-        the array if that is one. With them the error of each layer is that of its responses behind its nonlinearity,
-        and its chain is fitted to the dense network's responses, given the chains before it. A handful of photographs
-        does. A kernel that is used several times is fitted to all its uses together; one in a `while` or a branch, one
-        multiplied by numbers on the way, and one used in both directions keep the chain of their weights.
+      calibration: inputs such as the function will meet: a list or generator of batches, each a tuple of what follows
+        params, or the array if that is one. With them the error of each layer is that of its responses behind its
+        nonlinearity, and its chain is fitted to the dense network's responses, given the chains before it. A handful of
+        photographs does. A kernel that is used several times is fitted to all its uses together; one in a `while` or a
+        branch, one multiplied by numbers on the way, and one used in both directions keep the chain of their weights.
       schemes: names of the schemes to choose from; by default `"separable"`, `"low_rank"`, `"tucker2"` and
         `"depthwise_separable"`. `"cp"` and `"stack"` are searches, which take minutes for large kernels.
       skip: which parameters stay dense: a part of their names (such as `conv1/kernel`), several, or a function of the
@@ -254,7 +254,7 @@ def _batches(calibration: Any) -> list[tuple[Any, ...]]:
     """The batches of calibration inputs, each what follows the parameters."""
     if calibration is None:
         return []
-    batches = calibration if isinstance(calibration, list) else [calibration]
+    batches = list(calibration) if isinstance(calibration, (list, Iterator)) else [calibration]
     if not batches:
-        raise ValueError("substitute: calibration must hold at least one batch of inputs, got []")
+        raise ValueError("substitute: calibration must hold at least one batch of inputs, got none")
     return [batch if isinstance(batch, tuple) else (batch,) for batch in batches]

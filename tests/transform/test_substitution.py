@@ -335,6 +335,15 @@ def test_calibration_that_f_does_not_take_says_what_it_was_called_with():
     assert "an item of calibration, of shapes (2, 24, 24, 3)" in " ".join(error.value.__notes__)
 
 
+def test_calibration_from_a_generator():
+    options = {"macs": 0.3, "schemes": "separable"}
+    inputs = [X, X[:, ::-1]]
+    expected = jaxcnn.substitute(F, PARAMS, X, calibration=inputs, **options).report.error
+    assert jaxcnn.substitute(F, PARAMS, X, calibration=(x for x in inputs), **options).report.error == expected
+    with pytest.raises(ValueError, match="at least one batch of inputs"):
+        jaxcnn.substitute(F, PARAMS, X, calibration=iter(()), **options)
+
+
 def test_chains_train():
     found = jaxcnn.substitute(F, PARAMS, X, macs=0.2)
     target = F(PARAMS, X)
