@@ -184,7 +184,9 @@ def _layer_table(report: jaxcnn.Report, whole: Mapping[str, float]) -> Table:
     macs = f"{report.macs_before / 1e6:,.0f}", f"{report.macs_after / 1e6:,.0f}"
     before, after = whole["before"], whole["after"]
     rows.append(("network", "", "", *macs, f"{1e3 * before:.2f}", f"{1e3 * after:.2f}", f"{before / after:.2f}x"))
-    kept = {row.reason for row in report.rows if row.reason and not row.name.startswith(("side", "fuse"))}
+    told = [row for row in report.rows if row.reason and not row.name.startswith(("side", "fuse"))]
+    kept = {row.reason for row in told if row.scheme == "dense"}
+    slower = ", ".join(row.name.removesuffix("/kernel") for row in told if row.scheme != "dense")
     return Table(
         "Layer by layer",
         ("layer", "kernel", "rank", "M MACs\nbefore", "M MACs\nafter", "ms\nbefore", "ms\nafter", "times\nfaster"),
@@ -194,5 +196,6 @@ def _layer_table(report: jaxcnn.Report, whole: Mapping[str, float]) -> Table:
             "Million MACs (multiplications each with an addition) and milliseconds, before and after. The 1x1 kernels "
             "of the side outputs stay as they are.",
             *(f"Of the 3x3 kernels that stay dense: {reason}." for reason in sorted(kept)),
+            *((f"Slower than the kernel, and there because the budget asks for it: {slower}.",) if slower else ()),
         ),
     )

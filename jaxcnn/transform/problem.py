@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcnn.chain import KernelChain
-from jaxcnn.transform.allocation import allocate
+from jaxcnn.transform.allocation import allocate, loss
 from jaxcnn.transform.arguments import split
 from jaxcnn.transform.clock import medians
 from jaxcnn.transform.convolutions import described
@@ -146,6 +146,10 @@ class Problem:
             return None
         chosen = zip(layers, found, strict=True)
         return {index: option for index, option in chosen if option.scheme != "dense"}
+
+    def lost(self, chosen: Mapping[int, Option]) -> float:
+        """What options lose, to first order the square of the results' relative error."""
+        return sum(loss(option.error, self.weights[index]) for index, option in chosen.items())
 
     def least_share(self, dense: Container[int]) -> float:
         """The share of multiply-accumulates below which there is no choice, with the layers in `dense` as they are."""

@@ -29,7 +29,7 @@ class LayerReport:
       ms_before, ms_after: milliseconds of these alone, as they were and with the chain; None if they were not measured.
       error: relative error of the chain: of the layer's responses behind its nonlinearity if it was calibrated, else of
         the kernel.
-      reason: why it stayed dense, or "".
+      reason: why it stayed dense, or why it has a chain although that is slower, or "".
     """
 
     name: str
@@ -99,7 +99,7 @@ class Report:
                 parts.append(fitted.ljust(width) if column < _TEXT else fitted.rjust(width))
             lines.append("  ".join(parts).rstrip())
         lines.insert(1, "-" * max(map(len, lines)))
-        lines += ["", *self._totals(), *(f"{row.name} stays dense: {row.reason}" for row in self.rows if row.reason)]
+        lines += ["", *self._totals(), *(_reason(row) for row in self.rows if row.reason)]
         return "\n".join(line if len(line) <= _WIDTH else line[: _WIDTH - 1] + "…" for line in lines)
 
     def _totals(self) -> list[str]:
@@ -122,6 +122,10 @@ class Report:
             body.append(f"<tr>{''.join(parts)}</tr>")
         tail = "".join(f"<p>{html.escape(line)}</p>" for line in self._totals())
         return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>{tail}"
+
+
+def _reason(row: LayerReport) -> str:
+    return f"{row.name} stays dense: {row.reason}" if row.scheme == "dense" else f"{row.name}: {row.reason}"
 
 
 def _rank(value: Any) -> Any:

@@ -23,6 +23,11 @@ _FEW_STEPS = 4
 """The same where each step compiles and times the function, or fits its chains to responses."""
 _SLOWER = 0.95
 """A chain must take less than this share of the dense kernel's time: two runs differ by as much."""
+_DEARER = 1.1
+"""By how many times the error may grow so that no chain is slower than its kernel. An edge detector at a quarter of its
+multiply-accumulates errs by 0.29 if the clock has no say, and by 0.47 if it has the last word."""
+_NOTHING = 1e-2
+"""An error of the results below which growth does not matter."""
 _SECONDS = 0.5
 """How long the whole function is timed."""
 
@@ -45,8 +50,10 @@ class Search:
         self._slow: dict[int, tuple[float, str]] = {}
 
     def at_share(self, share: float) -> Solution:
-        """The least error within a share of the multiply-accumulates."""
-        chosen, _ = self._settled(partial(self._choose, share))
+        """About the least error within a share of the multiply-accumulates, with no slower layers than that takes."""
+        self._slow = {}
+        lost = self.problem.lost(self._choose(share))
+        chosen, _ = self._settled(partial(self._choose, share, _DEARER**2 * max(lost, _NOTHING**2)))
         return self._solved(chosen)
 
     def within_tolerance(self, tolerance: float) -> Solution:
@@ -91,11 +98,14 @@ class Search:
             raise ValueError(f"substitute: speedup={speedup:g} is not reached: the fastest chains make it {best:.2f}")
         return self._solved(chosen)
 
-    def _choose(self, share: float) -> Choice:
-        """The options within a share, without the layers whose chains are too slow as far as it can do without them."""
+    def _choose(self, share: float, most: float = math.inf) -> Choice:
+        """The options within a share, without the layers whose chains are slow as far as it can do without them.
+
+        It can where there are such options, and all of them together lose at most so much.
+        """
         while True:
             found = self.problem.choose(share, self._slow)
-            if found is not None:
+            if found is not None and (not self._slow or self.problem.lost(found) <= most):
                 return found
             if not self._slow:
                 least = self.problem.least_share(())
@@ -152,9 +162,13 @@ class Search:
     def _row(self, index: int, option: Option | None, chain: KernelChain | None, error: float) -> LayerReport:
         layer = self.problem.layers[index]
         reason = layer.refusal
-        if chain is None and not reason:
+        if chain is not None:
+            reason = ""
+        elif not reason:
             reason = self._slow[index][1] if index in self._slow else "the budget is met without it"
         before, after = (None, None) if chain is None else self.problem.milliseconds(index, chain)
+        if before is not None and after is not None and after > before:
+            reason = "its chain is slower than the kernel, and there because the budget asks for it"
         return LayerReport(
             name=layer.name,
             kernel=layer.placement.kernel_shape,
@@ -166,7 +180,7 @@ class Search:
             ms_before=before,
             ms_after=after,
             error=error,
-            reason="" if chain is not None else reason,
+            reason=reason,
         )
 
     def _run(self, chains: Chains) -> Callable[..., Any]:

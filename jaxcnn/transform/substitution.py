@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -127,8 +127,9 @@ def substitute(
     start dense, and the layer gives way that loses the least for each multiply-accumulate saved,
     $\sum_l w_l e_l^2$ being what is lost: $e_l$ is a layer's relative error and $w_l$ how much of it reaches the
     results, measured. A layer whose chain is not faster than its dense kernel on this device's clock stays dense as
-    long as the budget can be met without it. At last the whole function is run on `args`, as it was and with the
-    chains: `report.error` and the times are those of that run.
+    long as the budget can be met without it, and, where that is one of `macs`, as long as the error expected of the
+    results stays below 0.011 or grows by a tenth at most; else the least slow of them goes back. At last the whole
+    function is run on `args`, as it was and with the chains: `report.error` and the times are those of that run.
 
     Args:
       f: a function `f(params, *args)` of pytrees of arrays; other leaves are treated as by `accelerate`.
@@ -139,11 +140,11 @@ def substitute(
         `speedup`.
       macs: the share of the multiply-accumulates of all convolutions that may stay.
       speedup: how many times faster than jitted f a call is to be, measured on this device.
-      calibration: inputs such as the function will meet: a list of batches, each a tuple of what follows params, or
-        the array if that is one. With them the error of each layer is that of its responses behind its nonlinearity,
-        and its chain is fitted to the dense network's responses, given the chains before it. A handful of photographs
-        does. A kernel that is used several times is fitted to all its uses together; one in a `while` or a branch, one
-        multiplied by numbers on the way, and one used in both directions keep the chain of their weights.
+      calibration: inputs such as the function will meet: a list or generator of batches, each a tuple of what follows
+        params, or the array if that is one. With them the error of each layer is that of its responses behind its
+        nonlinearity, and its chain is fitted to the dense network's responses, given the chains before it. A handful of
+        photographs does. A kernel that is used several times is fitted to all its uses together; one in a `while` or a
+        branch, one multiplied by numbers on the way, and one used in both directions keep the chain of their weights.
       schemes: names of the schemes to choose from; by default `"separable"`, `"low_rank"`, `"tucker2"` and
         `"depthwise_separable"`. `"cp"` and `"stack"` are searches, which take minutes for large kernels.
       skip: which parameters stay dense: a part of their names (such as `conv1/kernel`), several, or a function of the
@@ -253,7 +254,7 @@ def _batches(calibration: Any) -> list[tuple[Any, ...]]:
     """The batches of calibration inputs, each what follows the parameters."""
     if calibration is None:
         return []
-    batches = calibration if isinstance(calibration, list) else [calibration]
+    batches = list(calibration) if isinstance(calibration, (list, Iterator)) else [calibration]
     if not batches:
-        raise ValueError("substitute: calibration must hold at least one batch of inputs, got []")
+        raise ValueError("substitute: calibration must hold at least one batch of inputs, got none")
     return [batch if isinstance(batch, tuple) else (batch,) for batch in batches]

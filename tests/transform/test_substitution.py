@@ -125,6 +125,45 @@ def test_the_budget_comes_before_the_clock(monkeypatch):
     assert found.report.macs <= 0.3
 
 
+def test_the_clock_does_not_ruin_a_budget_of_arithmetic(monkeypatch):
+    # By "high" alone it could be met, at several times the error.
+    free = jaxcnn.substitute(F, PARAMS, X, macs=0.52)
+    slow(monkeypatch, "low/kernel")
+    found = verified(jaxcnn.substitute(F, PARAMS, X, macs=0.52))
+    row = row_of(found, "low/kernel")
+    assert row.scheme != "dense"
+    assert row.reason == "its chain is slower than the kernel, and there because the budget asks for it"
+    assert "low/kernel: its chain is slower" in str(found.report)
+    assert "low/kernel stays dense" not in str(found.report)
+    assert found.report.error == free.report.error
+    # Below that, "high" alone cannot meet it.
+    assert row_of(jaxcnn.substitute(F, PARAMS, X, macs=0.2), "low/kernel").reason == row.reason
+
+
+def test_of_slow_layers_the_least_slow_goes_back_first(monkeypatch):
+    slowness = {"stem/kernel": 0.5, "low/kernel": 3.0, "high/kernel": 2.0}
+    monkeypatch.setattr(
+        problem.Problem, "milliseconds", lambda self, index, chain: (1.0, slowness[self.layers[index].name])
+    )
+    found = verified(jaxcnn.substitute(F, PARAMS, X, macs=0.7))
+    assert row_of(found, "low/kernel").scheme == "dense"
+    assert "budget asks for it" in row_of(found, "high/kernel").reason
+
+
+def test_an_error_is_met_by_the_layers_that_are_faster(monkeypatch):
+    slow(monkeypatch, "low/kernel")
+    found = verified(jaxcnn.substitute(F, PARAMS, X, tolerance=0.05))
+    assert row_of(found, "low/kernel").scheme == "dense"
+    assert row_of(found, "high/kernel").scheme != "dense"
+
+
+def test_a_curve_forgets_what_was_slow_at_another_share(monkeypatch):
+    slow(monkeypatch, "low/kernel")
+    first = jaxcnn.substitute(F, PARAMS, X, macs=0.7)
+    again = first.solve(0.2).solve(0.7)
+    assert [row.rank for row in again.report.rows] == [row.rank for row in first.report.rows]
+
+
 def test_the_least_share_can_be_met():
     found = problem.Problem(F, PARAMS, (X,), ("low_rank",), lambda name: False, 0)
     found.weights = dict.fromkeys(found.layers, 1.0)
@@ -294,6 +333,15 @@ def test_calibration_that_f_does_not_take_says_what_it_was_called_with():
     with pytest.raises(TypeError, match="train") as error:
         jaxcnn.substitute(f, PARAMS, X, True, macs=0.5, calibration=X)
     assert "an item of calibration, of shapes (2, 24, 24, 3)" in " ".join(error.value.__notes__)
+
+
+def test_calibration_from_a_generator():
+    options = {"macs": 0.3, "schemes": "separable"}
+    inputs = [X, X[:, ::-1]]
+    expected = jaxcnn.substitute(F, PARAMS, X, calibration=inputs, **options).report.error
+    assert jaxcnn.substitute(F, PARAMS, X, calibration=(x for x in inputs), **options).report.error == expected
+    with pytest.raises(ValueError, match="at least one batch of inputs"):
+        jaxcnn.substitute(F, PARAMS, X, calibration=iter(()), **options)
 
 
 def test_chains_train():
