@@ -38,6 +38,9 @@ _JUDGED = 7
 """Ranks of a scheme whose chains are tried on a layer's responses."""
 _TYPICAL_ERROR = 0.2
 """Relative error of the layers of a network at a quarter to a half of its multiply-accumulates."""
+_TYPICAL_ERRORS = (_TYPICAL_ERROR, 0.5, 0.8)
+"""The same of kernels, whose late ones may err by more. The pairs of an edge detector at a quarter of its
+multiply-accumulates, fitted to weights, err by 0.25 where each layer was probed at 0.2 alone."""
 _SLICED = ("separable", "low_rank")
 """Schemes of two links whose chain of a rank is the beginning of the one of full rank, so that one decomposition
 gives all: 0.6 s at 512 channels and 3x3."""
@@ -215,7 +218,7 @@ class Layer:
             probes = [judged.probe for judged in ordered if judged.probe is not None]
             # Its own error, for that of the option may lie between two that were tried.
             error = float(np.sqrt(np.square([error for _, error in probes]).mean())) if probes else 0.0
-            self.probe = (self.stacked([chain for chain, _ in probes]), error) if probes else None
+            self.probes = [(self.stacked([chain for chain, _ in probes]), error)] if probes else []
 
     def _curve(
         self, number: int, site: Site, scheme: str, ranks: Sequence[Any], responses: Responses
@@ -242,10 +245,10 @@ class Layer:
         return seen(site, self._fit(self.families[scheme][number], number, rank), self.placement)
 
     @cached_property
-    def probe(self) -> tuple[KernelChain, float] | None:
-        """A chain by which to weigh the layer, and its error; None if no chain makes one."""
-        option = _nearest(self.options, _TYPICAL_ERROR)
-        return None if option is None else (self.chain(option), option.error)
+    def probes(self) -> list[tuple[KernelChain, float]]:
+        """Chains by which to weigh the layer, each with its error; none if no chain makes one."""
+        found = {_nearest(self.options, error): None for error in _TYPICAL_ERRORS}
+        return [(self.chain(option), option.error) for option in found if option is not None]
 
     def fitted(self, number: int, site: Site, option: Option, responses: Responses) -> tuple[KernelChain, float]:
         """The chain of an option for one kernel, fitted to responses, and its error."""

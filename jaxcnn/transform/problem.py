@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcnn.chain import KernelChain
-from jaxcnn.transform.allocation import allocate, loss
+from jaxcnn.transform.allocation import Harm, allocate
 from jaxcnn.transform.arguments import split
 from jaxcnn.transform.clock import medians
 from jaxcnn.transform.convolutions import described
@@ -77,7 +77,7 @@ class Problem:
             if skip(name):
                 refusal = "it is skipped"
             self.layers[index] = Layer(index, path, name, each, parameter, schemes, refusal)
-        self.weights: dict[int, float] = {}
+        self.harms: dict[int, Harm] = {}
 
     @property
     def open(self) -> dict[int, Layer]:
@@ -121,13 +121,15 @@ class Problem:
 
     def weigh(self, advance: Callable[[float], None]) -> None:
         """Finds how much a layer's relative error does to the results, by replacing one layer at a time."""
-        self.weights = {}
+        self.harms = {}
         for index, layer in self.open.items():
             # Not on calibration inputs, whose own errors a fitted chain hides: an edge detector at a sixth of its
             # multiply-accumulates then errs by 0.082 on photographs that had no part, and by 0.057 so.
-            weight = 1.0 if layer.probe is None else (self.error({index: layer.probe[0]}) / layer.probe[1]) ** 2
-            # A layer that does nothing to these results still may to others.
-            self.weights[index] = max(weight, 1e-6)
+            probes = sorted(((error, self.error({index: chain})) for chain, error in layer.probes), key=lambda p: p[0])
+            # More of an error is no less harm. A layer that does nothing to these results still may to others.
+            squares = np.maximum.accumulate([max(of_results, 1e-3 * error) ** 2 for error, of_results in probes])
+            errors = tuple(error for error, _ in probes)
+            self.harms[index] = Harm(errors, tuple(squares.tolist())) if probes else Harm((1.0,), (1.0,))
             advance(1)
 
     def choose(self, share: float, dense: Container[int]) -> dict[int, Option] | None:
@@ -141,7 +143,7 @@ class Problem:
         # A share that is itself a quotient of these numbers must allow them, although the product of floats falls short
         # of them for one network in twenty.
         allowed = math.floor(share * self.total_macs * (1 + 1e-12)) - fixed
-        found = allocate(options, [self.weights[index] for index in layers], allowed)
+        found = allocate(options, [self.harms[index] for index in layers], allowed)
         if found is None:
             return None
         chosen = zip(layers, found, strict=True)
@@ -149,7 +151,7 @@ class Problem:
 
     def lost(self, chosen: Mapping[int, Option]) -> float:
         """What options lose, to first order the square of the results' relative error."""
-        return sum(loss(option.error, self.weights[index]) for index, option in chosen.items())
+        return sum(self.harms[index].of(option.error) for index, option in chosen.items())
 
     def least_share(self, dense: Container[int]) -> float:
         """The share of multiply-accumulates below which there is no choice, with the layers in `dense` as they are."""

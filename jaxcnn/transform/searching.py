@@ -24,8 +24,8 @@ _FEW_STEPS = 4
 _SLOWER = 0.95
 """A chain must take less than this share of the dense kernel's time: two runs differ by as much."""
 _DEARER = 1.1
-"""By how many times the error may grow so that no chain is slower than its kernel. An edge detector at a quarter of its
-multiply-accumulates errs by 0.29 if the clock has no say, and by 0.47 if it has the last word."""
+"""By how many times the error may grow so that no chain is slower than its kernel. Where the clock had the last word an
+edge detector at a quarter of its multiply-accumulates erred by 0.47, and by 0.29 where it had no say."""
 _NOTHING = 1e-2
 """An error of the results below which growth does not matter."""
 _SECONDS = 0.5

@@ -14,6 +14,7 @@ from planted import clock_by_arithmetic, conv, draw, network, planted, relative
 
 import jaxcnn
 from jaxcnn.transform import problem, searching
+from jaxcnn.transform.allocation import Harm
 
 F, PARAMS, X = network()
 
@@ -166,7 +167,7 @@ def test_a_curve_forgets_what_was_slow_at_another_share(monkeypatch):
 
 def test_the_least_share_can_be_met():
     found = problem.Problem(F, PARAMS, (X,), ("low_rank",), lambda name: False, 0)
-    found.weights = dict.fromkeys(found.layers, 1.0)
+    found.harms = dict.fromkeys(found.layers, Harm((1.0,), (1.0,)))
     # With some more convolutions that have no chains, until the product of the share falls short of what it came from.
     own, saved = found.total_macs, round(found.total_macs * (1 - found.least_share(())))
     found.total_macs = next(t for t in range(own, 2 * own) if (t - saved) / t * t < t - saved)
