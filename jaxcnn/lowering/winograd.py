@@ -58,8 +58,8 @@ _IN_BLOCKS = 2.5
 """How much more the transforms cost in blocks. Of 260 shapes drawn at random the 158 that `pays` chose took 0.60 of
 `direct`'s time in the geometric mean, and four of them more than 1.1 times as long, the worst 1.55."""
 
-_WHOLE, _BAND_KERNEL = _LARGEST, 10 << 20
-"""Most bytes that are not computed in bands, and of the transformed kernel where they are, which every band reads:
+_BAND_KERNEL = 10 << 20
+"""Most bytes of a transformed kernel with which images above `_LARGEST` are computed in bands, which all read it:
 8x56x56x64 by 5x5 takes 28 ms at once and 16 in bands (`direct` 51), 4x112x112x64 by 3x3 34 and 21 (22); 112x112x64 to
 128, of 22 MB, 5.8 and 8.8."""
 _SHARE, _BANDS_OF_ONE_AXIS = 0.8, 1.05
@@ -302,7 +302,7 @@ class _Grid:
     def band(self, kernel_in: int, features: int) -> Band | None:
         """What to compute at a time, of all features; None where the images are not computed in bands."""
         values, of_kernel = 4 * self.points * (kernel_in + features), 4 * self.points * kernel_in * features
-        if of_kernel > _BAND_KERNEL or values * self.images * self.tiles + of_kernel <= _WHOLE:
+        if of_kernel > _BAND_KERNEL or values * self.images * self.tiles + of_kernel <= _LARGEST:
             return None
         of_row = -(-values * self.tiles // self.outputs)
         # Each band reads the whole kernel: 3x3 over 128x128x256, whose transformed kernel is of 9 MB, takes 131 ms in

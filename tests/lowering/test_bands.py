@@ -23,8 +23,8 @@ def norm(array):
 def in_bands(monkeypatch, band):
     """Every convolution of stride 1 by `matmul` or `winograd` is computed in such bands."""
     jax.clear_caches()
-    for module in (spread, winograd):
-        monkeypatch.setattr(module, "_WHOLE", -1)
+    for module, whole in ((spread, "_WHOLE"), (winograd, "_LARGEST")):
+        monkeypatch.setattr(module, whole, -1)
         monkeypatch.setattr(module, "band_within", lambda *_, **__: band)
 
 
