@@ -11,6 +11,7 @@ from jax import lax
 from jax.custom_batching import custom_vmap
 from jax.experimental.layout import Layout, with_layout_constraint
 from jax.extend.core import Primitive
+from jax.interpreters import mlir
 
 FAST_CONVOLUTION = jax.__version_info__ >= (0, 11)
 """Whether XLA's dense convolution on CPU is as fast as its product of matrices for windows along one axis, and for few
@@ -54,6 +55,14 @@ def custom_vmap_primitive() -> Primitive:
     mapped = custom_vmap(lambda x: x)
     mapped.def_vmap(lambda size, batched, x: (x, batched[0]))
     return jax.make_jaxpr(mapped)(jax.ShapeDtypeStruct((), jnp.float32)).eqns[0].primitive
+
+
+def is_partitioned(context: mlir.LoweringRuleContext) -> bool:
+    """Whether XLA will partition the program that is lowered over several devices, `jax.shard_map` apart."""
+    axes = context.module_context.axis_context
+    if hasattr(axes, "num_devices"):
+        return axes.num_devices not in (None, 1)
+    return axes.mesh.size > 1 and set(axes.manual_axes) != set(axes.mesh.axis_names)
 
 
 def row_major(value: jax.Array) -> jax.Array:

@@ -20,7 +20,7 @@ from jax.extend import source_info_util
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from jaxcnn._compat import varying_axes
+from jaxcnn._compat import is_partitioned, varying_axes
 from jaxcnn.lowering import choice, direct
 from jaxcnn.lowering.spec import PoolSpec, conv_spec
 
@@ -63,7 +63,7 @@ def _register(primitive: Primitive, run: Callable[..., jax.Array], static: Seque
     mlir.register_lowering(primitive, mlir.lower_fun(partial(run_on, "accelerator"), multiple_results=False))
 
     def lower_on_cpu(context: mlir.LoweringRuleContext, *operands: Any, **params: Any) -> Any:
-        exported = context.module_context.lowering_parameters.for_export
+        exported = context.module_context.lowering_parameters.for_export or is_partitioned(context)
         rule = mlir.lower_fun(partial(run_on, "cpu", exported=exported), multiple_results=False)
         return rule(context, *operands, **params)
 
@@ -91,6 +91,7 @@ _CONV_STATIC = (
     "input_size",
     "window",
     "computed",
+    "kernel_waits",
     "sharding",
 )
 
@@ -115,7 +116,8 @@ def bind_conv(lhs: jax.Array, rhs: jax.Array, *, method: str, **params: Any) -> 
       ValueError: the method that was asked for does not support this convolution.
     """
     lhs, rhs = _match_varying(lhs, rhs)
-    full = {"role": "output", "stacked": False, "input_size": None, "window": None, "computed": False, **params}
+    full = {"role": "output", "stacked": False, "input_size": None, "window": None, **params}
+    full = {"computed": False, "kernel_waits": False, **full}
     sharding = full.pop("sharding", None)
     choice.check_supported(method, conv_spec(lhs, rhs, **full))
     return conv_p.bind(lhs, rhs, method=method, sharding=sharding, **full)

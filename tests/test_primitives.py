@@ -594,6 +594,28 @@ def test_a_batch_sharded_convolution_gathers_nothing():
         assert "all-to-all" not in text, name
 
 
+# By tiles, in bands of rows, by products and channel by channel, on one device.
+@pytest.mark.parametrize(
+    ("x_shape", "kernel_shape"),
+    [
+        ((4, 56, 56, 64), (3, 3, 64, 64)),
+        ((4, 112, 112, 64), (3, 3, 64, 64)),
+        ((4, 56, 56, 64), (1, 7, 64, 64)),
+        ((4, 56, 56, 64), (5, 5, 1, 64)),
+        ((4, 56, 56, 64), (3, 3, 8, 64)),
+    ],
+)
+def test_nor_do_its_gradients_whatever_one_device_would_compute_it_by(x_shape, kernel_shape):
+    mesh = jax.make_mesh((4,), ("d",), axis_types=(AxisType.Auto,))
+    x = jax.ShapeDtypeStruct(x_shape, np.float32, sharding=NamedSharding(mesh, P("d")))
+    kernel = jax.ShapeDtypeStruct(kernel_shape, np.float32, sharding=NamedSharding(mesh, P()))
+    conv = partial(jaxcnn.conv, feature_group_count=x_shape[-1] // kernel_shape[-2])
+    for function in (conv, jax.grad(lambda x, kernel: jnp.square(conv(x, kernel)).sum(), (0, 1))):
+        text = jax.jit(function).lower(x, kernel).compile().as_text()
+        assert "all-gather" not in text
+        assert "all-to-all" not in text
+
+
 @pytest.mark.parametrize("axes", [(0, None), (None, 0), (0, 0)])
 def test_a_vmap_of_size_0_is_empty(axes):
     x, kernel = jnp.ones((2, 5, 5, 4)), jnp.ones((3, 3, 2, 6))

@@ -117,7 +117,7 @@ def run_edges(
     bars.update(task, total=1, completed=1)
 
     dense_map = jax.jit(partial(hed.edge_map, convolution=plain_convolution))
-    exact_map, pair_map = jax.jit(hed.edge_map), jax.jit(jaxcnn.accelerate(found.apply))
+    exact_map, pair_map = jaxcnn.accelerate(hed.edge_map), jaxcnn.accelerate(found.apply)
     task = bars.add_task("Timing the whole network", total=rounds)
     whole = timing.compare(
         {

@@ -61,6 +61,8 @@ def in_bands(
       dtype: of the result.
       compute: what `(images, rows + extent - 1, ..., I)` and the band's own window give, (images, rows, ..., features).
     """
+    # Settled, for two things read it, and XLA would not fuse what computes it with either.
+    x = settled(x, window.exported)
     height, (low, high) = x.shape[1], window.padding[0]
     outputs, rows = window.outputs[0], band.rows
     bands, seen, edge = -(-outputs // rows), rows + extent - 1, max(low, high, 0)

@@ -40,7 +40,10 @@ class ConvSpec:
       out_dtype: dtype of the result.
       precision: as in `lax.conv_general_dilated`.
       stacked: size of the leading axis that operands and result carry, or None.
-      exported: whether the program is lowered for `jax.export`, which refuses XLA's layout constraints.
+      exported: whether the program must do without XLA's layout constraints: `jax.export` refuses them, and where a
+        program is partitioned over several devices XLA gathers on each of them what such a constraint is on.
+      kernel_waits: whether what is computed of the kernel alone waits for the first operand, since a program would
+        begin with it and keep it; no part of its identity.
       computed: whether the first operand is taken for a value that the same program computes, so that XLA pads it in
         the loop that computes it; says nothing of the convolution itself, and is no part of its identity.
     """
@@ -60,6 +63,7 @@ class ConvSpec:
     precision: Any
     stacked: int | None
     exported: bool = False
+    kernel_waits: bool = dataclasses.field(default=False, compare=False)
     computed: bool = dataclasses.field(default=False, compare=False)
 
     @property
@@ -152,6 +156,7 @@ def conv_spec(
     input_size: Ints | None,
     window: Ints | None,
     computed: bool = False,
+    kernel_waits: bool = False,
     exported: bool = False,
 ) -> ConvSpec:
     """The spec of operands (anything with `shape` and `dtype`) and the static parameters of the primitive."""
@@ -185,6 +190,7 @@ def conv_spec(
         precision=precision,
         stacked=lhs.shape[0] if stacked else None,
         exported=exported,
+        kernel_waits=kernel_waits,
         computed=computed,
     )
 

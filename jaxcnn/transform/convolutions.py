@@ -42,16 +42,17 @@ class Convolution:
     flipped: bool = False
     swapped: bool = False
 
-    def bind(self, lhs: jax.Array, rhs: jax.Array, method: str) -> jax.Array:
+    def bind(self, lhs: jax.Array, rhs: jax.Array, method: str, kernel_waits: bool = False) -> jax.Array:
         """Computes the equation's result from its operands by `conv_p`."""
         lhs_axes, rhs_axes, out_axes = self.axes
         if self.swapped:
             lhs, rhs = rhs, lhs
+        # In a program that is rewritten as a whole, an image is the result of what comes before.
+        known = {"computed": True, "kernel_waits": kernel_waits and isinstance(rhs, jax.core.Tracer)}
         lhs, rhs = _transposed(lhs, lhs_axes), _transposed(rhs, rhs_axes)
         if self.flipped:
             rhs = _exchanged(rhs, self.spec)
-        # In a program that is rewritten as a whole, an image is the result of what comes before.
-        result = conv_p.bind(lhs, rhs, method=method, **{**self.params, "computed": True})
+        result = conv_p.bind(lhs, rhs, method=method, **{**self.params, **known})
         if self.swapped:
             result = lax.rev(result, tuple(range(self.spec.rank)))
         return _transposed(result, tuple(map(int, np.argsort(out_axes))))

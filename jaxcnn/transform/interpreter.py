@@ -68,9 +68,11 @@ class Walker:
 
     Args:
       rules: by primitive, what computes its equations.
+      of_loops: what evaluates the bodies of loops; None where it is the same.
     """
 
     rules: Mapping[Primitive, Rule]
+    of_loops: Walker | None = None
     _rebuilt: dict[int, tuple[Any, Any]] = dataclasses.field(default_factory=dict, repr=False)
     _touched: dict[int, tuple[Any, bool]] = dataclasses.field(default_factory=dict, repr=False)
 
@@ -172,6 +174,12 @@ def _bind_rebuilt(*names: str) -> Callable[[Walker, JaxprEqn, list[Any]], list[A
         return equation.primitive.bind(*operands, **params)
 
     return descend
+
+
+def _into_loop(*names: str) -> Callable[[Walker, JaxprEqn, list[Any]], list[Any]]:
+    """For loops that hold closed jaxprs under these names."""
+    descend = _bind_rebuilt(*names)
+    return lambda walker, equation, operands: descend(walker.of_loops or walker, equation, operands)
 
 
 def _inlined(walker: Walker, equation: JaxprEqn, operands: list[Any]) -> list[Any]:
@@ -290,8 +298,8 @@ def _into_custom_vmap(walker: Walker, equation: JaxprEqn, operands: list[Any]) -
 
 _DESCENTS: dict[Primitive, Callable[[Walker, JaxprEqn, list[Any]], list[Any]]] = {
     lax_primitives.jit_p: _bind_rebuilt("jaxpr"),
-    lax_primitives.scan_p: _bind_rebuilt("jaxpr"),
-    lax_primitives.while_p: _bind_rebuilt("cond_jaxpr", "body_jaxpr"),
+    lax_primitives.scan_p: _into_loop("jaxpr"),
+    lax_primitives.while_p: _into_loop("cond_jaxpr", "body_jaxpr"),
     lax_primitives.cond_p: _bind_rebuilt("branches"),
     lax_primitives.closed_call_p: _inlined,
     lax_primitives.remat_p: _into_remat,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from typing import Any
 
@@ -249,13 +250,16 @@ def transforms_a_kernel(function: Any, *args: Any) -> bool:
     return re.search(r"= f32\[36,(8,16|128)\]\S* (dot|fusion|custom-call)\(", text[text.index("\nENTRY") :]) is not None
 
 
-def test_the_transform_of_a_constant_kernel_is_folded() -> None:
+@pytest.mark.parametrize("transformation", [lambda f: f, jaxcnn.accelerate])
+def test_the_transform_of_a_constant_kernel_is_folded(transformation: Any) -> None:
     x, kernel = draw((1, 12, 12, 8), 0, np.float32), draw((3, 3, 8, 16), 1, np.float32)
-    assert transforms_a_kernel(lambda x, kernel: jaxcnn.conv(x, kernel, method="winograd"), x, kernel)
-    assert not transforms_a_kernel(lambda x: jaxcnn.conv(x, kernel, method="winograd"), x)
+    given = transformation(lambda x, kernel: jaxcnn.conv(x, kernel, method="winograd"))
+    assert transforms_a_kernel(given, x, kernel)
+    assert not transforms_a_kernel(transformation(lambda x: jaxcnn.conv(x, kernel, method="winograd")), x)
 
 
-def test_the_transform_of_a_loops_kernel_is_hoisted() -> None:
+@pytest.mark.parametrize("transformation", [lambda f: f, jaxcnn.accelerate])
+def test_the_transform_of_a_loops_kernel_is_hoisted(transformation: Any) -> None:
     x, kernel = draw((1, 12, 12, 8), 0, np.float32), draw((3, 3, 8, 16), 1, np.float32)
 
     def repeated(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -265,7 +269,27 @@ def test_the_transform_of_a_loops_kernel_is_hoisted() -> None:
         return jax.lax.scan(step, x, None, length=3)[0]
 
     # The loop's body is another computation than the entry.
-    assert transforms_a_kernel(repeated, x, kernel)
+    assert transforms_a_kernel(transformation(repeated), x, kernel)
+
+
+def test_an_accelerated_programs_kernels_are_transformed_one_after_the_other() -> None:
+    x = jax.ShapeDtypeStruct((1, 56, 56, 64), np.float32)
+    kernels = [jax.ShapeDtypeStruct((3, 3, 64, 64), np.float32)] * 8
+
+    def layers(kernels: list[jax.Array], x: jax.Array) -> jax.Array:
+        return functools.reduce(lambda x, kernel: jnp.tanh(jaxcnn.conv(x, kernel, method="winograd")), kernels, x)
+
+    both = [jax.jit(f).lower(kernels, x).compile().memory_analysis() for f in (layers, jaxcnn.accelerate(layers))]
+    at_once, in_turn = (analysis.temp_size_in_bytes for analysis in both)
+    assert at_once - in_turn > 6 * 4 * 36 * 64 * 64  # of eight, two at most are there at a time
+
+
+@pytest.mark.parametrize("value", [100.0, -100.0, np.nan])
+def test_a_kernel_is_transformed_alike_whatever_it_waits_for(value: float) -> None:
+    x, kernel = draw((1, 12, 12, 8), 0, np.float32), draw((3, 3, 8, 16), 1, np.float32)
+    x[0, 0, 0, 0] = value
+    conv = functools.partial(jaxcnn.conv, method="winograd", padding="VALID")
+    np.testing.assert_array_equal(jax.jit(jaxcnn.accelerate(conv))(x, kernel), jax.jit(conv)(x, kernel))
 
 
 @pytest.mark.parametrize("mode", ["max", "min"])
