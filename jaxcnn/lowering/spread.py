@@ -44,6 +44,11 @@ _FEWEST_MACS, _FEWEST_UNEVEN = 10e6, 3e6
 computes at half its speed: 1x11 from 64 to 31 channels over 56x56 takes 2.0 ms, to 32 channels 1.5."""
 _LARGE_CHANNELS, _LARGE_TAPS = 40, 5
 """Fewest channels and most taps along one axis where images have more pixels, and are computed in bands."""
+_MANY_TAPS, _MANY_CHANNELS, _MANY_FEATURES, _MANY_MACS = 36, 32, 16, 15e6
+_MANY_PIXELS, _MANY_MOST_PIXELS = 100, 4096
+"""Fewest of each, and most pixels, for windows of many taps along two axes over one image, or few pixels of several:
+7x7 from 120 to 56 channels over 56x56 takes 12.3 ms (XLA's convolution 24.3), 9x9 from 56 to 152 over 12x12 2.7 (4.0),
+11x11 from 104 to 64 over 56x56 33 (51). Over 96x96 and 112x112 some take twice as long."""
 _MOST_GATHERED = 9 * 2**20
 _MOST_SPREAD, _MOST_SPREAD_OF_MANY = 16 * 2**20, 3 * 2**20
 """Most bytes of an image's taps, gathered or spread. Of several images each waits in a loop for the one before."""
@@ -89,14 +94,18 @@ def pays(spec: ConvSpec) -> bool:
         in_features, out_features, shape = out_features, in_features, spec.input_shape
     images, pixels = shape[0], math.prod(shape[1:-1])
     macs = images * pixels * math.prod(window) * in_features * out_features
-    if in_features < _FEWEST_CHANNELS or images * pixels < _FEWEST_PIXELS:
-        return False
-    if sum(taps > 1 for taps in window) > 2:
+    axes = sum(taps > 1 for taps in window)
+    if axes > 2 and in_features >= _FEWEST_CHANNELS:
         # XLA's own convolution of volumes reaches 20 to 40 GFLOP/s on jax 0.10 and 0.12: 3x3x3 over 48x48x48x32 takes
         # 208 ms, products in bands 68; of 26 volumes drawn at random 25 were chosen and took 0.22 of its time in the
         # geometric mean, at worst 0.61.
         return macs >= _FEWEST_MACS
-    if FAST_CONVOLUTION:
+    if FAST_CONVOLUTION or in_features < _FEWEST_CHANNELS:
+        return False
+    many = math.prod(window) >= _MANY_TAPS and min(in_features / _MANY_CHANNELS, out_features / _MANY_FEATURES) >= 1
+    if axes == 2 and many and (images == 1 or images * pixels < _FEWEST_PIXELS) and macs >= _MANY_MACS:
+        return images * pixels >= _MANY_PIXELS and pixels <= _MANY_MOST_PIXELS
+    if images * pixels < _FEWEST_PIXELS:
         return False
     if pixels > _MOST_PIXELS and in_features >= _LARGE_CHANNELS and macs >= _FEWEST_MACS and _few_taps(window, images):
         return True

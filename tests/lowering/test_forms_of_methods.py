@@ -359,3 +359,15 @@ def test_the_choice_on_cpu() -> None:
     assert chosen((1, 28, 28, 512), (3, 3, 512, 512), "output", **same) == "winograd"
     assert chosen((1, 7, 7, 512), (3, 3, 512, 512), "output", **same) == "direct"
     assert chosen((1, 56, 56, 64), (3, 3, 64, 64), "output", exported=True, **same) == "direct"
+
+
+def test_windows_larger_than_the_image_are_left_to_products() -> None:
+    same = {"padding": ((1, 1), (1, 1))}
+    for exported in (False, True):
+        for role in ("output", "input"):
+            assert chosen((8, 2, 2, 64), (3, 3, 64, 64), role, exported=exported, **same) == "matmul"
+    assert chosen((8, 2, 2, 64), (3, 3, 64, 64), "output", strides=(2, 2), **same) == "matmul"
+    assert chosen((8, 2, 9, 64), (3, 3, 64, 64), "output", **same) == "direct"  # larger along one axis only
+    assert chosen((8, 2, 2, 16), (3, 3, 16, 16), "output", **same) == "direct"  # so few products are as fast
+    assert chosen((8, 2, 2, 64), (3, 3, 64, 64), "kernel", padding=((3, 3), (3, 3))) == "matmul"
+    assert chosen((4, 30, 64), (41, 64, 64), "output", padding=((20, 20),)) == "matmul"
