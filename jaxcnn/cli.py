@@ -14,6 +14,7 @@ import jax
 
 import jaxcnn
 from jaxcnn.demo import DemoError
+from jaxcnn.transform.summary import PLATFORMS
 
 #: Exit status of a command that was asked for something it cannot do; argparse's own.
 USAGE_ERROR = 2
@@ -215,9 +216,7 @@ def _parser() -> argparse.ArgumentParser:
     summary.add_argument("target", type=_target, metavar="package.module:function", help="where it is found")
     summary.add_argument("--input", type=_sizes, required=True, metavar="1x224x224x3", help="shape of its input")
     summary.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of the input")
-    summary.add_argument(
-        "--platform", choices=("cpu", "gpu", "tpu"), default="cpu", help="for which the methods are told"
-    )
+    summary.add_argument("--platform", choices=PLATFORMS, default="cpu", help="for which the methods are told")
     summary.add_argument("--json", action="store_true", help="print JSON instead of a table")
     summary.set_defaults(run=_run_summarize)
     return parser

@@ -157,6 +157,13 @@ def test_summarize_command(capsys, monkeypatch, tmp_path):
     assert json.loads(capsys.readouterr().out)["rows"][0]["method"] == "direct"
 
 
+@pytest.mark.parametrize("platform", ["cpu", "gpu", "cuda", "rocm", "tpu"])
+def test_summarize_command_takes_the_platforms_of_the_function(capsys, platform):
+    jaxcnn.summarize(jaxcnn.global_avg_pool, jax.ShapeDtypeStruct((1, 4, 4, 2), "float32"), platform=platform)
+    arguments = ("summarize", "jaxcnn:global_avg_pool", "--input", "1x4x4x2", "--platform", platform)
+    assert cli.main(arguments) == 0
+
+
 LINEN_IN_TRAINING = """
 from flax import linen as nn
 norm, drop = nn.BatchNorm(use_running_average=False), nn.Dropout(0.5, deterministic=False)

@@ -5,6 +5,7 @@ The error of a float32 output on CPU is within 4 epsilons of the sum of its prod
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from functools import partial
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 from jax import lax
 
 from jaxcnn._compat import example
+from jaxcnn.geometry import dilated_size
 from jaxcnn.lowering.forms import transposed_kernel
 from jaxcnn.lowering.spec import ConvSpec, PoolSpec
 
@@ -38,9 +40,43 @@ def lower(lhs: jax.Array, rhs: jax.Array, spec: ConvSpec, sharding: Any = None) 
     if any(isinstance(n, int) and n == 0 for n in (*spec.input_shape, *spec.kernel_shape, *spec.output_shape)):
         lead = () if spec.stacked is None else (spec.stacked,)
         return jnp.zeros((*lead, *spec.result_shape), spec.out_dtype)
+    if (wide := _widened(spec)) is not None:
+        return _narrowed(lower(lhs, rhs, wide, sharding), spec)
     if spec.stacked is not None:
         return jax.vmap(lambda a, b: _single(a, b, spec, None))(lhs, rhs)
     return _single(lhs, rhs, spec, sharding)
+
+
+def _leads(spec: ConvSpec) -> list[bool]:
+    """For each axis, whether the window's first places see nothing but padding."""
+    extents = map(dilated_size, spec.window, spec.kernel_dilation)
+    return [low >= extent for (low, _), extent in zip(spec.padding, extents, strict=True)]
+
+
+def _widened(spec: ConvSpec) -> ConvSpec | None:
+    """The role "input" with the padding as pixels wherever it holds whole windows; None where it holds none.
+
+    As one convolution this role would pad y by a negative number, and XLA:CPU reads out of bounds for some
+    (openxla/xla#48713).
+    """
+    if spec.role != "input" or not any(leads := _leads(spec)):
+        return None
+    sizes, padding, dilation = list(spec.input_shape), list(spec.padding), list(spec.input_dilation)
+    for axis, leading in enumerate(leads):
+        if leading:
+            sizes[axis + 1] = dilated_size(sizes[axis + 1], dilation[axis]) + sum(padding[axis])
+            padding[axis], dilation[axis] = (0, 0), 1
+    return dataclasses.replace(spec, input_shape=tuple(sizes), padding=tuple(padding), input_dilation=tuple(dilation))
+
+
+def _narrowed(x: jax.Array, spec: ConvSpec) -> jax.Array:
+    """The input of a spec from that of its `_widened` one."""
+    for axis, leading in enumerate(_leads(spec)):
+        if leading:
+            (low, _), step, size = spec.padding[axis], spec.input_dilation[axis], spec.input_shape[axis + 1]
+            spatial = axis + x.ndim - 1 - spec.rank
+            x = lax.slice_in_dim(x, low, low + dilated_size(size, step), step, axis=spatial)
+    return x
 
 
 def _single(lhs: jax.Array, rhs: jax.Array, spec: ConvSpec, sharding: Any) -> jax.Array:
@@ -90,6 +126,8 @@ def lower_channels_last(lhs: jax.Array, rhs: jax.Array, spec: ConvSpec) -> jax.A
     known = all(isinstance(n, int) and n > 0 for n in (*spec.input_shape, *spec.kernel_shape, *spec.output_shape))
     if spec.role == "output" or not (dense and floating and known):
         return lower(lhs, rhs, spec)
+    if (wide := _widened(spec)) is not None:
+        return _narrowed(lower_channels_last(lhs, rhs, wide), spec)
     dtype = np.promote_types(np.promote_types(spec.lhs_dtype, spec.rhs_dtype), spec.out_dtype)
     run = partial(_input if spec.role == "input" else _kernel, spec=spec)
     run = run if spec.stacked is None else jax.vmap(run)

@@ -33,6 +33,8 @@ class Convolution:
         is to be reversed and its features exchanged.
       swapped: whether the role takes the equation's operands in the other order, and its result, a kernel, is to be
         reversed.
+      edges: (low, high, interior) padding of the equation's first operand that comes before, where the equation has
+        a negative one.
     """
 
     spec: ConvSpec
@@ -41,10 +43,13 @@ class Convolution:
     axes: tuple[Ints, Ints, Ints]
     flipped: bool = False
     swapped: bool = False
+    edges: tuple[tuple[int, int, int], ...] | None = None
 
     def bind(self, lhs: jax.Array, rhs: jax.Array, method: str, kernel_waits: bool = False) -> jax.Array:
         """Computes the equation's result from its operands by `conv_p`."""
         lhs_axes, rhs_axes, out_axes = self.axes
+        if self.edges is not None:
+            lhs = _padded(lhs, self.edges)
         if self.swapped:
             lhs, rhs = rhs, lhs
         # In a program that is rewritten as a whole, an image is the result of what comes before.
@@ -58,6 +63,10 @@ class Convolution:
         return _transposed(result, tuple(map(int, np.argsort(out_axes))))
 
 
+def _padded(lhs: jax.Array, edges: Sequence[tuple[int, int, int]]) -> jax.Array:
+    return lax.pad(lhs, jnp.zeros((), lhs.dtype), edges)
+
+
 def _transposed(array: jax.Array, axes: Ints) -> jax.Array:
     return array if axes == tuple(range(array.ndim)) else array.transpose(axes)
 
@@ -68,15 +77,41 @@ def _exchanged(kernel: jax.Array, spec: ConvSpec) -> jax.Array:
 
 def convolution(equation: JaxprEqn) -> Convolution | None:
     """The convolution that an equation computes, if jaxcnn can compute it; None if it is none, or one for lax alone."""
-    found = described(equation)
     operands = avals(equation)
-    if found is None or not all(map(is_plain, operands)) or min(map(min, found.spec.padding)) < 0:
+    if not (is_convolution(equation) and all(map(is_plain, operands))):
         return None
-    if operands[-1].weak_type:
+    found = described(equation)
+    if found is None or min(map(min, found.spec.padding)) < 0:
+        found = _cropped(equation)
+    if found is None or operands[-1].weak_type:
         return None  # jaxcnn's results never have a weak type
     if any(jnp.issubdtype(aval.dtype, kind) for aval in operands for kind in (np.complexfloating, np.bool_)):
         return found if equation.primitive is conv_p else None
     return found
+
+
+def _cropped(equation: JaxprEqn) -> Convolution | None:
+    """The convolution of an equation of lax with negative padding: that of what is left when its operand is cropped.
+
+    XLA:CPU reads out of bounds for some negative padding (openxla/xla#48713).
+    """
+    params, operands = equation.params, avals(equation)[:2]
+    padding, dilation = list(_pairs(params["padding"])), list(params["lhs_dilation"])
+    edges = [(0, 0, 0)] * operands[0].ndim
+    for axis, position in enumerate(params["dimension_numbers"].lhs_spec[2:]):
+        if min(padding[axis]) < 0:
+            edges[position] = (*padding[axis], dilation[axis] - 1)
+            padding[axis], dilation[axis] = (0, 0), 1
+    if not any(map(any, edges)):
+        return None
+
+    def cropped(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
+        options = {**params, "padding": tuple(padding), "lhs_dilation": tuple(dilation)}
+        return conv_general_dilated_p.bind(_padded(lhs, edges), rhs, **options)
+
+    *_, left = jax.make_jaxpr(cropped)(*(jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in operands)).eqns
+    found = described(left)
+    return None if found is None else dataclasses.replace(found, edges=tuple(edges))
 
 
 def described(equation: JaxprEqn) -> Convolution | None:

@@ -83,10 +83,11 @@ def _convolution_row(
     weights = math.prod(spec.kernel_shape) * (spec.stacked or 1) * kernel.copies
     params = 0 if of_kernel or kernel.image else weights
     macs, valid = macs_of(spec)
-    if convolution(equation) is None:
+    computed = convolution(equation)
+    if computed is None:
         method, reason = "direct", "left to XLA: only it takes these operands"
     else:
-        chosen = choice.choose(spec, found.method, place.platform)
+        chosen = choice.choose(computed.spec, computed.method, place.platform)
         method, reason = chosen.method, chosen.reason
     result = through_convolution(found, operands, avals(equation)[-1].ndim)
     spatial = [] if of_kernel else [result.axes[axis] for axis in found.axes[2][-1 - spec.rank : -1]]

@@ -15,7 +15,8 @@ from jaxcnn.transform.arguments import split
 from jaxcnn.transform.rows import Row
 from jaxcnn.transform.table import html_table, text_table
 
-_PLATFORMS = ("cpu", "gpu", "cuda", "rocm", "tpu")
+#: What `summarize` takes for `platform`, here and on the command line.
+PLATFORMS = ("cpu", "gpu", "cuda", "rocm", "tpu")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,8 +106,8 @@ def summarize(f: Callable[..., Any], *args: Any, platform: str | None = None) ->
     """
     if not callable(f):
         raise TypeError(f"summarize: f must be a function, got {f!r}")
-    if platform is not None and platform not in _PLATFORMS:
-        known = ", ".join(map(repr, _PLATFORMS))
+    if platform is not None and platform not in PLATFORMS:
+        known = ", ".join(map(repr, PLATFORMS))
         raise ValueError(f"summarize: platform must be one of {known}, got {platform!r}")
     # Imported at the first call, as the rules of `accelerate` are.
     from jaxcnn.transform.survey import survey

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from comparing import assert_same, normal
+from cropping import assert_cropped
 from hypothesis import given
 from hypothesis import strategies as st
 from jax import lax
@@ -136,20 +137,29 @@ def test_derivatives_of_a_transposed_convolution_become_roles(window, dilation):
     assert_same(accelerate(gradient)(x, kernel), jax.jit(gradient)(x, kernel))
 
 
-@pytest.mark.parametrize(
-    ("dtype", "options"),
-    [
-        (np.complex64, {}),
-        (np.float32, {"padding": [(-1, 0), (0, 0)]}),
-    ],
-)
-def test_what_only_lax_takes_is_left_to_it(dtype, options):
+def test_complex_convolutions_are_left_to_lax():
     def f(x, kernel):
-        return lax.conv_general_dilated(x, kernel, **{"window_strides": (1, 1), "padding": "VALID", **options})
+        return lax.conv_general_dilated(x, kernel, (1, 1), "VALID")
 
-    x, kernel = jnp.ones((1, 2, 5, 5), dtype), jnp.ones((2, 2, 3, 3), dtype)
+    x, kernel = jnp.ones((1, 2, 5, 5), np.complex64), jnp.ones((2, 2, 3, 3), np.complex64)
     assert roles(f, x, kernel) == {"lax": 1}
     assert_same(accelerate(f)(x, kernel), f(x, kernel))
+
+
+def test_negative_padding_of_lax_crops():
+    def convolve(x, kernel, strides, padding, input_dilation, kernel_dilation, groups):
+        space = "HW"[: len(strides)]
+        layout = (f"N{space}C", f"{space}IO", f"N{space}C")
+        return lax.conv_general_dilated(
+            x, kernel, strides, padding, input_dilation, kernel_dilation, layout, feature_group_count=groups
+        )
+
+    assert_cropped(convolve, jit=accelerate)
+
+
+def test_kernel_gradients_of_negative_padding_become_roles():
+    gradient = _loss_gradient(window_strides=(2, 1), padding=[(-1, 2), (0, -2)], dimension_numbers=LAYOUT)
+    assert roles(gradient, jnp.ones((2, 4, 9, 9)), jnp.ones((6, 4, 3, 3))) == {"output": 2, "kernel": 1}
 
 
 def test_empty_results_are_left_to_lax():

@@ -134,3 +134,40 @@ def test_flags_of_flax_reach_the_model():
     variables = model.init(jax.random.key(0), X, train=False)
     options = {"train": True, "mutable": ["batch_stats"], "rngs": {"dropout": jax.random.key(1)}}
     assert_close(accelerate(model.apply)(variables, X, **options), model.apply(variables, X, **options), 1e-5)
+
+
+@pytest.mark.parametrize("transform", [jax.jit, accelerate])
+def test_a_step_of_an_nnx_module_returns_its_state(transform):
+    """As the documentation has it; the module itself comes back unchanged, as from `jax.jit`."""
+    nnx = pytest.importorskip("flax.nnx")
+    optax = pytest.importorskip("optax")
+
+    def fresh():
+        rngs = nnx.Rngs(0)
+        model = nnx.Sequential(nnx.Conv(3, 4, (3, 3), rngs=rngs), nnx.BatchNorm(4, rngs=rngs))
+        return model, nnx.Optimizer(model, optax.sgd(0.1), wrt=nnx.Param)
+
+    def loss(model, images):
+        return jnp.mean(jnp.sin(model(images)))
+
+    def update(model, optimizer, images):
+        value, gradients = nnx.value_and_grad(loss)(model, images)
+        optimizer.update(model, gradients)
+        return value
+
+    @transform
+    def step(state, images):
+        model, optimizer = nnx.merge(graph, state)
+        value = update(model, optimizer, images)
+        return value, nnx.state((model, optimizer))
+
+    model, optimizer = fresh()
+    expected = update(model, optimizer, X), nnx.state((model, optimizer))
+    model, optimizer = fresh()
+    graph, state = nnx.split((model, optimizer))
+    before = jax.tree.map(jnp.copy, state)
+    value, after = step(state, X)
+    assert_close((value, after), expected, 1e-5)
+    assert not np.allclose(model[1].mean[...], after[0]["layers"][1]["mean"][...])
+    transform(loss)(model, X)
+    assert_close(nnx.state((model, optimizer)), before, 0)
