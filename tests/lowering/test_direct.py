@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from functools import partial
-
-import jax
 import jax.numpy as jnp
 import numpy as np
-import oracles
 import pytest
 from cropping import assert_cropped
 from hypothesis import given
@@ -89,27 +85,3 @@ def test_padding_beyond_the_window_and_negative_padding(method, dtype):
         return jaxcnn.conv(x, kernel, feature_group_count=groups, method=method, **options)
 
     assert_cropped(convolve, dtype)
-
-
-@pytest.mark.parametrize("lower", [direct.lower, direct.lower_channels_last])
-def test_transposed_convolution_of_padding_beyond_the_window(lower):
-    x, kernel = np.arange(8, dtype=np.float32).reshape(1, 8, 1), np.ones((2, 1, 1), np.float32)
-    expected = oracles.conv_transpose(
-        x, kernel, strides=(1,), padding=((4, 0),), output_padding=(0,), kernel_dilation=(1,)
-    )
-    spec = conv_spec(
-        x,
-        kernel,
-        role="input",
-        stacked=False,
-        strides=(1,),
-        padding=((4, 0),),
-        input_dilation=(1,),
-        kernel_dilation=(1,),
-        feature_group_count=1,
-        precision=None,
-        preferred_element_type=np.dtype(np.float32),
-        input_size=expected.shape[1:-1],
-        window=None,
-    )
-    np.testing.assert_array_equal(jax.jit(partial(lower, spec=spec))(x, kernel), expected)
