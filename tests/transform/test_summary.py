@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from functools import partial
 
 import architectures
 import jax
@@ -233,7 +234,7 @@ def test_gradients_and_accelerated_functions():
 @pytest.mark.parametrize(
     ("dilation", "padding"), [((2, 2), ((1, 1), (1, 1))), ((1, 1), ((-1, 0), (0, 2))), ((2, 1), ((-1, 3), (0, 2)))]
 )
-def test_kernel_gradients_that_only_lax_computes_are_counted(groups, dilation, padding):
+def test_kernel_gradients_in_groups_of_a_dilated_or_cropped_input_are_counted(groups, dilation, padding):
     def f(x, kernel):
         return lax.conv_general_dilated(
             x,
@@ -250,8 +251,21 @@ def test_kernel_gradients_that_only_lax_computes_are_counted(groups, dilation, p
     rows = summarize(jax.grad(lambda x, kernel: jnp.sum(f(x, kernel) ** 2), (0, 1)), x, kernel).rows
     (gradient,) = (row for row in rows if row.kind == "kernel gradient")
     assert (gradient.cost.macs, gradient.cost.macs_valid) == (forward.cost.macs, forward.cost.macs_valid)
-    assert (gradient.cost.params, gradient.method, gradient.output_shape) == (0, "direct", kernel.shape)
+    # Of an input that is cropped first it is computed as any other; of a dilated one lax alone computes it.
+    method = "shift" if min(map(min, padding)) < 0 else "direct"
+    assert (gradient.cost.params, gradient.method, gradient.output_shape) == (0, method, kernel.shape)
     assert len(rows) == 3
+
+
+@pytest.mark.parametrize("layout", [("NHWC", "HWIO", "NHWC"), ("NCHW", "OIHW", "NCHW")])
+@pytest.mark.parametrize(("size", "padding"), [(5, "VALID"), (2, "SAME")])
+def test_a_window_larger_than_its_result_is_no_gradient(layout, size, padding):
+    shapes = {"NHWC": (2, size, size, 4), "NCHW": (2, 4, size, size), "HWIO": (5, 5, 4, 8), "OIHW": (8, 4, 5, 5)}
+    x, kernel = (jnp.ones(shapes[name]) for name in layout[:2])
+    f = partial(lax.conv_general_dilated, window_strides=(1, 1), padding=padding, dimension_numbers=layout)
+    (row,) = summarize(f, x, kernel).rows
+    assert (row.kind, row.kernel, row.cost.params) == ("conv", (5, 5), 5 * 5 * 4 * 8)
+    assert row.receptive_field.size == (5, 5)
 
 
 def test_weights_of_a_stack_of_kernels():
