@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Sequence
 from functools import partial, reduce
@@ -11,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
+from jax import export, lax
 
 from jaxcnn.dtypes import floating_at_least_float32, integer_at_least_int32
 from jaxcnn.geometry import Pair
@@ -254,3 +255,12 @@ def _relative_error(chain: KernelChain, kernel: jax.Array) -> jax.Array:
     norm = jnp.sqrt(jnp.sum(jnp.abs(kernel) ** 2))
     ratio = error / jnp.where(norm > 0, norm, jnp.ones_like(norm))
     return jnp.where(norm > 0, ratio, jnp.where(error > 0, jnp.inf, jnp.zeros_like(error)))
+
+
+# So that exported functions of chains can be written to files.
+export.register_pytree_node_serialization(
+    KernelChain,
+    serialized_name="jaxcnn.KernelChain",
+    serialize_auxdata=lambda counts: json.dumps(counts).encode(),
+    deserialize_auxdata=lambda data: tuple(json.loads(data)),
+)

@@ -157,18 +157,22 @@ def _design(head: Any, window: Any, counts: Any, patches: Any) -> Any:
 
 
 @jax.jit
-def _moments(design: Any, link: Any, targets: Any, low: Any, high: Any) -> Any:
-    """design' (wanted - given) by groups, where the nonlinearity hides from a target what the link may give."""
+def _moments(design: Any, link: Any, targets: Any, low: Any, high: Any) -> tuple[Any, Any]:
+    """design' (wanted - given) by groups, where the nonlinearity hides from a target what the link may give.
+
+    And the squared error of what is given, as the nonlinearity shows it.
+    """
     groups, count, _ = design.shape
     given = (design @ link).swapaxes(0, 1).reshape(count, -1)
     wanted = jnp.where(targets <= low, jnp.minimum(given, low), targets)
     wanted = jnp.where(targets >= high, jnp.maximum(given, high), wanted)
     missing = (wanted - given).reshape(count, groups, -1).swapaxes(0, 1)
-    return design.swapaxes(1, 2) @ missing
+    square = jnp.sum(jnp.square(jnp.clip(given, low, high) - jnp.clip(targets, low, high)))
+    return design.swapaxes(1, 2) @ missing, square
 
 
-def with_last_link(chain: KernelChain, samples: Any, *, ridge: float, rounds: int) -> KernelChain:
-    """The chain with its last link the best one for the samples, ReLU included, by majorisation.
+def with_last_link(chain: KernelChain, samples: Any, *, ridge: float, rounds: int) -> tuple[KernelChain, float]:
+    """The chain with its last link the best one for the samples, ReLU included, by majorisation; its squared error.
 
     Each round is a least-squares problem, whose targets are the wanted responses where the nonlinearity shows them and
     elsewhere whatever the chain gives now, if the nonlinearity hides that as well: no round can raise the error.
@@ -186,8 +190,12 @@ def with_last_link(chain: KernelChain, samples: Any, *, ridge: float, rounds: in
     ]
     blocks = np.asarray(last, np.float64).reshape(size, groups, -1).swapaxes(0, 1)  # (g, taps i, o)
     for _ in range(rounds):
-        moments = np.asarray(_moments(design, jnp.asarray(blocks, jnp.float32), *samples.arrays[1:]), np.float64)
+        moments, _ = _moments(design, jnp.asarray(blocks, jnp.float32), *samples.arrays[1:])
+        moments = np.asarray(moments, np.float64)
         # A step from the link that is there: the ridge holds it there, not at zero.
         blocks = blocks + np.stack([linalg.cho_solve(f, m) for f, m in zip(factors, moments, strict=True)])
     solved = jnp.asarray(blocks.swapaxes(0, 1).reshape(last.shape), last.dtype)
-    return KernelChain((*head, solved), chain.feature_group_counts)
+    # Of the same program: that of the chain's own error would take as long to compile as the design's.
+    rounded = jnp.asarray(solved, jnp.float32).reshape(size, groups, -1).swapaxes(0, 1)
+    _, square = _moments(design, rounded, *samples.arrays[1:])
+    return KernelChain((*head, solved), chain.feature_group_counts), float(square)

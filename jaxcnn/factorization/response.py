@@ -96,7 +96,10 @@ class Samples:
 
     def error(self, chain: KernelChain) -> float:
         """`response_error` of a chain."""
-        square = float(_square_error(_in_float32(chain), *self.arrays))
+        return self.relative(float(_square_error(_in_float32(chain), *self.arrays)))
+
+    def relative(self, square: float) -> float:
+        """`response_error` of a squared error."""
         if self.scale == 0:
             return 0.0 if square == 0 else float("inf")
         return float(np.sqrt(square / self.scale))
@@ -185,7 +188,7 @@ def _refit(
     centre = jnp.asarray(chain.dense() if kernel is None else kernel, jnp.float32)
     dtypes = [link.dtype for link in chain.kernels]
     wide = _in_float32(chain)
-    candidates = [wide, with_last_link(wide, train, ridge=ridge, rounds=3)]
+    candidates = [wide, with_last_link(wide, train, ridge=ridge, rounds=3)[0]]
     start = min(candidates, key=train.error)
     candidates += _descend(start, train, centre, ridge, iterations)
     best = min(candidates, key=judge.error)
@@ -269,8 +272,8 @@ def response_curve(
     with jax.default_matmul_precision("highest"):
         starts = Starts(kernel, scheme, responses, feature_group_count, ridge)
         samples = Samples(responses)
-        chains = (with_last_link(starts.chain(rank), samples, ridge=ridge, rounds=3) for rank in ranks)
-        return [samples.error(chain) for chain in chains]
+        solved = (with_last_link(starts.chain(rank), samples, ridge=ridge, rounds=3) for rank in ranks)
+        return [samples.relative(square) for _, square in solved]
 
 
 def response_start(
@@ -308,7 +311,7 @@ def response_chain(
     """
     with jax.default_matmul_precision("highest"):
         starts = Starts(kernel, scheme, responses, feature_group_count, ridge)
-        return with_last_link(starts.chain(rank), Samples(responses), ridge=ridge, rounds=3)
+        return with_last_link(starts.chain(rank), Samples(responses), ridge=ridge, rounds=3)[0]
 
 
 def last_link_solved(chain: KernelChain, responses: Responses, ridge: float = _RIDGE) -> KernelChain:
@@ -318,7 +321,7 @@ def last_link_solved(chain: KernelChain, responses: Responses, ridge: float = _R
       chain, responses, ridge: as in `refit`.
     """
     with jax.default_matmul_precision("highest"):
-        return with_last_link(chain, Samples(responses), ridge=ridge, rounds=3)
+        return with_last_link(chain, Samples(responses), ridge=ridge, rounds=3)[0]
 
 
 def _checked(operation: str, kernel: Any, responses: Responses) -> KernelChain:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
@@ -100,6 +101,11 @@ def _named(path: Sequence[Any]) -> str:
     keyword = kind.idx == 1
     start = f"{first.key}=" if keyword else f"argument {first.idx}"
     return start + jax.tree_util.keystr(tuple(rest))
+
+
+def short_name(path: str) -> str:
+    """A parameter's path for a reader: `conv/kernel` of `argument 0['conv']['kernel']`."""
+    return "/".join(re.findall(r"[^\[\].'\"]+", path.removeprefix("argument 0"))) or "params"
 
 
 def split(

@@ -40,16 +40,21 @@ class Calibration:
         self.traces = []
         for batch in batches:
             signature, arrays = split("substitute", (problem.params, *batch), {})
+            if any(isinstance(array, jax.ShapeDtypeStruct) for array in arrays):
+                raise TypeError("substitute: calibration must hold arrays, got a jax.ShapeDtypeStruct")
+            shapes = ", ".join(str(getattr(leaf, "shape", repr(leaf))) for leaf in jax.tree.leaves(batch))
             try:
                 closed = jax.make_jaxpr(signature.flat(problem.f))(*arrays)
             except Exception as error:
-                shapes = ", ".join(str(getattr(leaf, "shape", repr(leaf))) for leaf in jax.tree.leaves(batch))
                 error.add_note(
                     f"substitute called f with params and an item of calibration, of shapes {shapes}; an item must be "
                     "all that follows params, as a tuple where that is more than one array"
                 )
                 raise
-            self.traces.append((closed, kernels_of(closed)[0], arrays))
+            found, _ = kernels_of(closed)
+            if not found.keys() & problem.layers.keys():
+                raise ValueError(f"substitute: of an item of calibration, of shapes {shapes}, f makes no convolution")
+            self.traces.append((closed, found, arrays))
 
     def _walks(self, chains: Mapping[int, KernelChain], indices: Container[int]) -> list[Walk]:
         """Walks of all batches that stop at those of the layers that can be fitted."""
@@ -78,10 +83,10 @@ class Calibration:
         pool = _Pool(self.seed, self.uses)
 
         def visit(stops: list[Stop]) -> None:
-            responses = pool.responses(stops)
+            index, number = _kernel(stops)
+            layer = self.problem.layers[index]
+            responses = pool.responses(stops, layer.name)
             if responses is not None:
-                index, number = _kernel(stops)
-                layer = self.problem.layers[index]
                 layer.judge(number, stops[0].site, responses)
                 self.advance(1 / len(layer.kernels))
 
@@ -111,7 +116,8 @@ class Calibration:
 
         def visit(stops: list[Stop]) -> KernelChain:
             index, number = _kernel(stops)
-            layer, site, responses = layers[index], stops[0].site, pool.responses(stops)
+            layer, site = layers[index], stops[0].site
+            responses = pool.responses(stops, layer.name)
             if responses is not None:
                 parts[index][number], error = layer.fitted(number, site, chosen[index], responses)
                 errors.setdefault(index, []).append(error)
@@ -139,18 +145,28 @@ class _Pool:
         self.seed, self.uses = seed, uses
         self.pieces: dict[tuple[int, int], list[tuple[np.ndarray, ...]]] = {}
 
-    def responses(self, stops: Sequence[Stop]) -> Responses | None:
-        """The samples of a kernel with those of these stops, once they are all."""
+    def responses(self, stops: Sequence[Stop], name: str) -> Responses | None:
+        """The samples of a kernel, of a name for errors, with those of these stops, once they are all.
+
+        None too if they all ask for the same, as of images of zeros: every chain would do.
+        """
         kernel = _kernel(stops)
         pieces = self.pieces.setdefault(kernel, [])
         generator = np.random.default_rng((self.seed, *kernel, len(pieces)))
         count = max(1, _SAMPLES // (len(stops) * self.uses[kernel]))
         for stop in stops:
             patches, targets = samples(stop, count, generator)
+            if not (np.isfinite(patches).all() and np.isfinite(targets).all()):
+                raise ValueError(
+                    f"substitute: on calibration what enters or leaves {name} is NaN or infinite in places"
+                )
             pieces.append((patches, targets, *(np.tile(limit, (len(targets), 1)) for limit in (stop.low, stop.high))))
         if len(pieces) < len(stops) * self.uses[kernel]:
             return None
         patches, targets, low, high = (np.concatenate(arrays) for arrays in zip(*self.pieces.pop(kernel), strict=True))
+        seen = np.clip(targets, low, high)
+        if (seen == seen[0]).all():
+            return None
         # One limit for all samples is broadcast, which is faster.
         low, high = (limit[0] if (limit == limit[0]).all() else limit for limit in (low, high))
         return Responses(patches, targets, low, high)

@@ -177,8 +177,8 @@ def _of_lax(equation: JaxprEqn) -> Convolution | None:
     single = params["feature_group_count"] == 1
     if params["batch_group_count"] > 1:
         return _kernel(equation) if single else None
-    # The window of a kernel's gradient is the image of the cotangent, and its results are the kernel's taps. So may those
-    # of a large window over a small image be; but in a gradient the channels are its batch, and batches come first.
+    # The window of a kernel's gradient is the image of the cotangent, and its results are the kernel's taps. A large
+    # window over a small image looks alike; but in a gradient channels are the batch, and batches come first.
     of_kernel = single and math.prod(window) > math.prod(outputs) and numbers.lhs_spec[0] != 0
     dilated = max(params["lhs_dilation"]) > 1
     found = None

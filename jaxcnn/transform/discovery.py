@@ -96,7 +96,7 @@ def kernels_of(closed: Any) -> tuple[dict[int, Found], list[tuple[JaxprEqn, int]
         for index, variable in enumerate(variables)
     ]
     for value in search.walk(closed, followed, _Place()):
-        search.escape(value, "is returned")
+        search.escape(value, "it is returned")
     found = {index: found for index, found in sorted(search.found.items()) if found.sites}
     for each in found.values():
         _check(each)

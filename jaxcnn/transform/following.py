@@ -16,6 +16,8 @@ from jaxcnn.transform.interpreter import bind_as_it_was, held_jaxprs, opened
 _FARTHEST = 32
 """Equations after a convolution that are looked at: a batch norm in training takes a dozen."""
 
+_ARITHMETIC = {lax_primitives.add_p, lax_primitives.sub_p, lax_primitives.mul_p, lax_primitives.div_p}
+
 
 def constant_beyond(jaxpr: Any, position: int, known: Mapping[Any, Any], axis: int) -> tuple[np.ndarray, np.ndarray]:
     """By output feature, the response of a convolution below and above which what follows does not depend on it.
@@ -93,6 +95,8 @@ class _Following:
             return self._clip(max, known[0])
         if primitive is lax_primitives.min_p:
             return self._clip(min, known[0])
+        if primitive not in _ARITHMETIC:  # such as another convolution, whose kernel has other axes
+            return False
         number = self._by_feature(known[0])
         if number is None or not (self.low == -np.inf and self.high == np.inf):
             return False

@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxcnn.chain import KernelChain
 from jaxcnn.transform.allocation import Harm, allocate
-from jaxcnn.transform.arguments import split
+from jaxcnn.transform.arguments import short_name, split
 from jaxcnn.transform.clock import medians
 from jaxcnn.transform.convolutions import described
 from jaxcnn.transform.description import macs_of
@@ -28,6 +28,9 @@ _CLOCK_SECONDS = 0.15
 _MEASURED: dict[tuple[str, ...], tuple[float, float]] = {}
 """Milliseconds of a layer as it is and as a chain, by its convolution and the chain's shapes: two calls of `substitute`
 in one process must decide alike."""
+
+_RUINED = 1e6
+"""What counts for results that are infinitely far off."""
 
 Chains = Mapping[int, KernelChain]
 """By the index of the kernel among the arguments' arrays."""
@@ -73,7 +76,7 @@ class Problem:
                 refusal = refusal or f"it is of {parameter.dtype}"
             elif not np.isfinite(np.asarray(parameter, np.float32)).all():
                 refusal = refusal or "it has values that are NaN or infinite"
-            name = named(path)
+            name = short_name(path)
             if skip(name):
                 refusal = "it is skipped"
             self.layers[index] = Layer(index, path, name, each, parameter, schemes, refusal)
@@ -103,7 +106,15 @@ class Problem:
     @cached_property
     def outputs(self) -> list[np.ndarray]:
         """The floating results as they are."""
-        return floats(self.plain(*self.arrays))
+        found = floats(self.plain(*self.arrays))
+        if not any(np.isfinite(output).any() for output in found):
+            what = "all are NaN or infinite" if any(output.size for output in found) else "there are none"
+            advice = "".join(f"; {layer.name}: {layer.refusal}" for layer in self.layers.values() if layer.refusal)
+            raise ValueError(
+                "substitute: layers are weighed by the floating results of f for the given arguments, and "
+                f"{what}{advice or '; return scores rather than classes, or give other arguments'}"
+            )
+        return found
 
     def values(self, instead: Mapping[int, Any]) -> list[Any]:
         """The arrays of the arguments, with some others instead."""
@@ -125,9 +136,10 @@ class Problem:
         for index, layer in self.open.items():
             # Not on calibration inputs, whose own errors a fitted chain hides: an edge detector at a sixth of its
             # multiply-accumulates then errs by 0.082 on photographs that had no part, and by 0.057 so.
-            probes = sorted(((error, self.error({index: chain})) for chain, error in layer.probes), key=lambda p: p[0])
+            made = [(chain, error) for chain, error in layer.probes if 0 < error < np.inf]
+            probes = sorted(((error, self.error({index: chain})) for chain, error in made), key=lambda p: p[0])
             # More of an error is no less harm. A layer that does nothing to these results still may to others.
-            squares = np.maximum.accumulate([max(of_results, 1e-3 * error) ** 2 for error, of_results in probes])
+            squares = np.maximum.accumulate([np.clip(seen, 1e-3 * error, _RUINED) ** 2 for error, seen in probes])
             errors = tuple(error for error, _ in probes)
             self.harms[index] = Harm(errors, tuple(squares.tolist())) if probes else Harm((1.0,), (1.0,))
             advance(1)
@@ -187,11 +199,6 @@ class Problem:
         return before, after
 
 
-def named(path: str) -> str:
-    """A parameter's path for a reader: `conv/kernel` of `argument 0['conv']['kernel']`."""
-    return "/".join(re.findall(r"[^\[\].'\"]+", path.removeprefix("argument 0"))) or "params"
-
-
 def _drawn(array: Any, generator: np.random.Generator) -> Any:
     if not isinstance(array, jax.ShapeDtypeStruct):
         return jnp.asarray(array)
@@ -201,15 +208,25 @@ def _drawn(array: Any, generator: np.random.Generator) -> Any:
 
 
 def floats(outputs: Any) -> list[np.ndarray]:
-    """The floating arrays among some results."""
-    arrays = (np.asarray(array) for array in jax.tree.leaves(outputs))
-    return [array.astype(np.float64) for array in arrays if jnp.issubdtype(array.dtype, jnp.floating)]
+    """The floating arrays among some results, complex ones as two."""
+    found = []
+    for leaf in jax.tree.leaves(outputs):
+        if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
+            array = np.asarray(leaf)
+            found += [array.real.astype(np.float64), array.imag.astype(np.float64)]
+        elif jnp.issubdtype(leaf.dtype, jnp.floating):
+            found.append(np.asarray(leaf).astype(np.float64))
+    return found
 
 
 def relative(actual: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> float:
-    """norm(actual - expected) / norm(expected) of all arrays together; 0 if there are none."""
-    difference = np.sqrt(sum(float(np.square(a - b).sum()) for a, b in zip(actual, expected, strict=True)))
-    norm = np.sqrt(sum(float(np.square(array).sum()) for array in expected))
+    """norm(actual - expected) / norm(expected) of all arrays together, where these are finite; 0 if there are none."""
+    finite = [np.isfinite(array) for array in expected]
+    pairs = [(a[where], b[where]) for a, b, where in zip(actual, expected, finite, strict=True)]
+    difference = np.sqrt(sum(float(np.square(a - b).sum()) for a, b in pairs))
+    norm = np.sqrt(sum(float(np.square(b).sum()) for _, b in pairs))
+    if not np.isfinite(difference):
+        return np.inf
     return float(difference / norm) if norm else (0.0 if difference == 0 else np.inf)
 
 

@@ -58,6 +58,10 @@ class Search:
 
     def within_tolerance(self, tolerance: float) -> Solution:
         """The fewest multiply-accumulates within an error of the results."""
+        if not any(output.any() for output in self.problem.outputs):
+            raise ValueError(
+                "substitute: tolerance is an error relative to the results, which for the given arguments are all zero"
+            )
 
         def cheapest() -> Choice:
             def meets(share: float) -> Choice | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,10 @@ from jaxcnn.transform.report import Report
 if TYPE_CHECKING:
     from jaxcnn.transform.placement import Placement
     from jaxcnn.transform.searching import Solution
+
+
+_SHOWN = 5
+"""Names of layers in a warning."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,10 +63,16 @@ class Substitution:
     """
 
     f: Callable[..., Any]
-    params: Any
+    params: Any = dataclasses.field(repr=False)
     report: Report
-    placements: Mapping[str, Placement]
+    placements: Mapping[str, Placement] = dataclasses.field(repr=False)
     solve: Callable[[float], Substitution] | None = dataclasses.field(default=None, repr=False, compare=False)
+
+    def __str__(self) -> str:
+        return str(self.report)
+
+    def _repr_html_(self) -> str:
+        return self.report._repr_html_()
 
     @cached_property
     def apply(self) -> Callable[..., Any]:
@@ -76,15 +87,20 @@ class Substitution:
 
         Args:
           shares: of the multiply-accumulates that may stay; those below what the chains can do are left out.
+
+        Raises:
+          ValueError: a substitution that was loaded; a share not in (0, 1].
         """
         if self.solve is None:
             raise ValueError("curve: a substitution that was loaded knows its own point only; substitute again")
+        for share in shares:
+            _checked_number("curve", "each of shares", share)
         reports = []
         for share in shares:
             try:
                 reports.append(self.solve(share).report)
             except ValueError:
-                break
+                continue
         points = [(report.macs, report.speedup, report.error) for report in (*reports, self.report)]
         return TradeOff(tuple(sorted(points, reverse=True)))
 
@@ -145,11 +161,12 @@ def substitute(
         params, or the array if that is one. With them the error of each layer is that of its responses behind its
         nonlinearity, and its chain is fitted to the dense network's responses, given the chains before it. A handful of
         photographs does. A kernel that is used several times is fitted to all its uses together; one in a `while` or a
-        branch, one multiplied by numbers on the way, and one used in both directions keep the chain of their weights.
+        branch, one multiplied by numbers on the way, one used in both directions and one that responds to all alike
+        keep the chain of their weights.
       schemes: names of the schemes to choose from; by default `"separable"`, `"low_rank"`, `"tucker2"` and
         `"depthwise_separable"`. `"cp"` and `"stack"` are searches, which take minutes for large kernels.
       skip: which parameters stay dense: a part of their names (such as `conv1/kernel`), several, or a function of the
-        name.
+        name. A warning says if names are none.
       progress: whether to show a progress bar on a terminal; needs rich.
       seed: of the positions at which responses are taken, and of random arguments.
 
@@ -157,9 +174,10 @@ def substitute(
       A `Substitution`: `.apply(params, *args)`, `.params`, `.report`, `.curve()`, `.save(path)`.
 
     Raises:
-      ValueError: no budget or more than one; one that no choice of chains meets; an unknown scheme; params that hold
-        chains already, or no convolution's kernel: those that f closes over are not found; no calibration inputs.
-      TypeError: f is no function.
+      ValueError: no budget or more than one; one that no choice of chains meets; an unknown scheme or none; params that
+        hold chains already, or no convolution's kernel: those that f closes over are not found; no calibration inputs,
+        or some of which a layer makes NaN; results without floating numbers, by which layers are weighed.
+      TypeError: f is no function, the budget no number.
 
     Example:
       >>> import jax.numpy as jnp
@@ -181,12 +199,13 @@ def substitute(
     if not callable(f):
         raise TypeError(f"substitute: f must be a function, got {f!r}")
     given = {"tolerance": tolerance, "macs": macs, "speedup": speedup}
-    budget = {name: float(value) for name, value in given.items() if value is not None}
+    budget = {name: value for name, value in given.items() if value is not None}
     if len(budget) != 1:
         raise ValueError(f"substitute: give one of tolerance, macs and speedup, got {given}")
     if any(isinstance(leaf, KernelChain) for leaf in jax.tree.leaves(params, is_leaf=_is_chain)):
         raise ValueError("substitute: params hold chains already; give the dense parameters")
-    _check_budget(*budget.popitem())
+    ((kind, most),) = budget.items()
+    limit = _checked_number("substitute", kind, most)
     # Imported at the first call, as the rules of `accelerate` are.
     from jaxcnn.transform.calibration import Calibration
     from jaxcnn.transform.problem import Problem
@@ -194,11 +213,20 @@ def substitute(
 
     batches = _batches(calibration)
     problem = Problem(f, params, args, _scheme_names(schemes), _skipped(skip), seed)
+    if not problem.convolutions:
+        raise ValueError("substitute: f has no convolution")
     if not problem.layers:
         raise ValueError(
             f"substitute: of the {len(problem.convolutions)} convolutions of f none has its kernel from params; "
             "kernels that f closes over, or takes as another argument, must be part of params"
         )
+    names = [layer.name for layer in problem.layers.values()]
+    if skip and not callable(skip) and not any(map(_skipped(skip), names)):
+        more = ", ..." if len(names) > _SHOWN else ""
+        warnings.warn(
+            f"substitute: skip={skip!r} is no layer; there are {', '.join(names[:_SHOWN])}{more}", stacklevel=2
+        )
+    problem.outputs  # noqa: B018  (says early of what no choice can be made)
     work = len(problem.open) * (3 if batches else 1) + 1
     with bar("Substituting kernels", work, progress) as advance:
         calibration = Calibration(problem, batches, seed, advance) if batches else None
@@ -206,10 +234,8 @@ def substitute(
         if calibration is not None:
             calibration.judge()
         problem.weigh(advance)
-        if tolerance is not None:
-            solution = search.within_tolerance(tolerance)
-        else:
-            solution = search.at_share(macs) if macs is not None else search.at_speedup(float(speedup or 0))
+        ways = {"tolerance": search.within_tolerance, "macs": search.at_share, "speedup": search.at_speedup}
+        solution = ways[kind](limit)
         advance(1)
 
     def solved(solution: Solution) -> Substitution:
@@ -226,17 +252,29 @@ def _is_chain(node: Any) -> bool:
     return isinstance(node, KernelChain)
 
 
-def _check_budget(name: str, value: float) -> None:
-    fits = {"tolerance": 0 <= value < math.inf, "macs": 0 < value <= 1, "speedup": 0 < value < math.inf}
-    wanted = {"tolerance": "not be negative", "macs": "be a share in (0, 1]", "speedup": "be positive"}
-    if not fits[name]:
-        raise ValueError(f"substitute: {name} must {wanted[name]}, got {value:g}")
+def _checked_number(operation: str, name: str, given: Any) -> float:
+    try:
+        value = float(given)
+    except (TypeError, ValueError):
+        raise TypeError(f"{operation}: {name} must be a number, got {given!r}") from None
+    if name == "tolerance":
+        fits, wanted = 0 <= value < math.inf, "be at least 0"
+    elif name == "speedup":
+        fits, wanted = 0 < value < math.inf, "be positive"
+    else:
+        fits, wanted = 0 < value <= 1, "be a share in (0, 1]"
+    if not fits:
+        finite = "" if math.isfinite(value) else " and finite"
+        raise ValueError(f"{operation}: {name} must {wanted}{finite}, got {value:g}")
+    return value
 
 
 def _scheme_names(schemes: str | Sequence[str] | None) -> tuple[str, ...]:
     if schemes is None:
         return tuple(name for name, scheme in SCHEMES.items() if not scheme.searches)
     names = (schemes,) if isinstance(schemes, str) else tuple(schemes)
+    if not names:
+        raise ValueError("substitute: schemes must hold at least one scheme, got none")
     unknown = [name for name in names if name not in SCHEMES]
     if unknown:
         known = ", ".join(map(repr, SCHEMES))

@@ -63,7 +63,7 @@ REFUSED = {
         lambda k, x: conv(x, k * jnp.arange(4.0)[None, None, :, None]),
         "other axes than its output features",
     ),
-    "returned": (lambda k, x: (conv(x, k), k), "is returned"),
+    "returned": (lambda k, x: (conv(x, k), k), "it is returned"),
     "two orders": (lambda k, x: conv(conv(x, k), k.transpose(1, 0, 2, 3)), "in different order"),
     "changed in a loop": (lambda k, x: lax.fori_loop(0, 2, lambda i, c: (conv(c[0], c[1]), -c[1]), (x, k)), "a loop"),
     "image too": (lambda k, x: conv(x, k).sum() + conv(k, k).sum(), "conv_general_dilated"),

@@ -72,3 +72,14 @@ def test_features_first():
         return jax.nn.relu(y + BIAS[None, :, None, None])
 
     np.testing.assert_allclose(ends(f, axis=1)[0], -BIAS, rtol=1e-6)
+
+
+def test_another_convolution_is_not_taken_for_a_factor():
+    def f(x, k):
+        return conv(conv(x, k), jnp.ones((3, 3, 4, 6)))
+
+    closed = jax.make_jaxpr(f)(X, KERNEL)
+    equations = closed.jaxpr.eqns
+    position = next(n for n, eqn in enumerate(equations) if eqn.primitive is conv_general_dilated_p)
+    known = dict(zip(closed.jaxpr.invars, (X, KERNEL), strict=True))
+    np.testing.assert_array_equal(constant_beyond(closed.jaxpr, position, known, 3), NOWHERE)
