@@ -230,7 +230,20 @@ def _compose_pair(first: jax.Array, second: jax.Array) -> jax.Array:
 
     if first.shape[0] == 1:
         return one(first[0], second[0])[None]
-    return jax.vmap(one)(first, second)
+    return _compose_groups(first, second)
+
+
+def _compose_groups(first: jax.Array, second: jax.Array) -> jax.Array:
+    """The same, one product for each tap of the smaller window: XLA:CPU takes 0.9 s for the gradient of a convolution
+    that composes the pairs of 672 channels, 5x1 and 1x5."""
+    spread, taps = (first, second) if math.prod(second.shape[1:-2]) <= math.prod(first.shape[1:-2]) else (second, first)
+    total: Any = 0
+    for tap in np.ndindex(*taps.shape[1:-2]):
+        one = taps[(slice(None), *tap)].reshape(len(taps), *[1] * len(tap), *taps.shape[-2:])
+        product = jnp.matmul(*((spread, one) if spread is first else (one, spread)), precision=lax.Precision.HIGHEST)
+        around = [(before, size - 1 - before) for before, size in zip(tap, taps.shape[1:-2], strict=True)]
+        total = total + jnp.pad(product, [(0, 0), *around, (0, 0), (0, 0)])
+    return total
 
 
 @jax.jit

@@ -524,3 +524,10 @@ def test_a_chain_never_turns_back_into_a_dense_kernel(rng):
     text = str(jax.make_jaxpr(conv)(x, chain))
     assert text.count("jaxcnn_conv") == 2
     assert "f32[3,3," not in text
+
+
+def test_dense_of_groups_has_no_convolution(rng):
+    # Its gradient takes a second for 672 channels, in which a fit takes dozens of steps.
+    chain = KernelChain((rng.normal(size=(5, 1, 2, 8)), rng.normal(size=(1, 5, 2, 12))), (4, 4))
+    gradient = jax.make_jaxpr(jax.grad(lambda chain: jnp.sum(chain.dense() ** 2)))(chain)
+    assert "conv_general_dilated" not in str(gradient)

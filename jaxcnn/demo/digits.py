@@ -20,8 +20,8 @@ from jaxcnn.demo.report import Picture, Section, Table
 #: The scheme that makes each of the networks with small kernels.
 SCHEMES = {"3x3 after 3x3": "stack", "1x5 after 5x1": "separable"}
 
-#: The share of the convolutions' MACs that small kernels may take.
-SHARE = 0.65
+#: The share of the convolutions' MACs that small kernels may take. At 0.65 the first kernel stays dense for some seeds.
+SHARE = 0.5
 
 #: The dense network once more, through jaxcnn.
 EXACT = "dense, jaxcnn.conv"
@@ -55,10 +55,14 @@ def widest_saving(name: str, chain: Callable[..., jaxcnn.KernelChain]) -> int:
 
 
 def substitute(network: lenet.Network, images: Any, scheme: str, seed: int) -> dict[str, Layer]:
-    """The network with its 5x5 kernels replaced by chains of one scheme, within the share of the MACs."""
+    """The network with its 5x5 kernels replaced by chains of one scheme, within the share of the MACs.
+
+    The chains are fitted to the responses to one half of the images, and verified on the other.
+    """
     scores = partial(lenet.scores, convolution=plain_convolution)
+    fitted, others = jnp.split(jnp.asarray(images), 2)
     params: dict[str, Layer] = jaxcnn.substitute(
-        scores, dict(network), images, macs=SHARE, schemes=scheme, seed=seed
+        scores, dict(network), others, macs=SHARE, calibration=fitted, schemes=scheme, seed=seed
     ).params
     return params
 
@@ -97,9 +101,9 @@ def run_digits(
     dense = trained(lenet.initialize(seed), "Training LeNet-5", epochs, 2e-3)
     task = bars.add_task("Fitting small kernels", total=len(SCHEMES))
     networks = {"dense 5x5": dense}
-    images = jnp.asarray(np.resize(train.images, (TIMED_BATCH, 28, 28, 1)))
+    seen = np.resize(train.images, (2 * TIMED_BATCH, 28, 28, 1))
     for name, scheme in SCHEMES.items():
-        networks[name] = substitute(dense, images, scheme, seed)
+        networks[name] = substitute(dense, seen, scheme, seed)
         bars.advance(task)
     substituted = {name: lenet.accuracy(network, test) for name, network in networks.items()}
     tuned = {
@@ -124,7 +128,7 @@ def run_digits(
         text=(
             f"LeNet-5 trained for {epochs} epochs on {len(train.labels):,} real handwritten digits and tested on "
             f"{len(test.labels):,} others; then its 5x5 kernels are replaced by smaller ones in a row, fitted to "
-            f"the trained weights by jaxcnn.substitute within {SHARE:.0%} of the convolutions' MACs, and each network "
+            f"their responses by jaxcnn.substitute within {SHARE:.0%} of the convolutions' MACs, and each network "
             f"is trained {FINE_TUNING_EPOCHS} epochs further."
         ),
         figures=(

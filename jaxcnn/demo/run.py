@@ -71,7 +71,8 @@ def _run_parts(options: DemoOptions) -> None:
 
     if options.part in ("naming", "all"):
         photographs = naming.load_photographs(options.image, long_side=options.long_side)
-        parts.append(partial(naming.run_naming, photographs, lite0.load_network(lite0.find_weights())))
+        lite = lite0.load_network(lite0.find_weights())
+        parts.append(partial(naming.run_naming, photographs, lite, seed=options.seed))
         definitions.extend(naming.DEFINITIONS)
 
     if options.part in ("edges", "all"):

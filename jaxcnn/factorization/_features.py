@@ -107,6 +107,13 @@ def _downstream(kernels: Sequence[np.ndarray], counts: Sequence[int], index: int
     Paths to the same tap of the dense kernel are not added up, but kept as different taps.
     """
     groups, width = counts[index], kernels[index].shape[-1]
+    if groups > 1 and all(count == groups for count in counts[index:]):
+        # Group by group: of 1152 channels, one matrix for all takes 3 s.
+        moments = np.eye(kernels[-1].shape[-1] // groups)[None]
+        for kernel in kernels[:index:-1]:
+            back = kernel.reshape(-1, kernel.shape[-2], groups, kernel.shape[-1] // groups).swapaxes(1, 2)
+            moments = (back @ moments @ back.swapaxes(2, 3)).sum(0)
+        return np.broadcast_to(moments, (groups, *moments.shape[1:]))
     moments = np.eye(kernels[-1].shape[-1])
     for kernel, count in zip(kernels[:index:-1], counts[:index:-1], strict=True):
         taps = kernel.reshape(-1, *kernel.shape[-2:])

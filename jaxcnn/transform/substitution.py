@@ -142,9 +142,9 @@ def substitute(
     transpositions, reshapes and loops. Each is a layer with many possible chains: the schemes' at their ranks. All
     start dense, and the layer gives way that loses the least for each multiply-accumulate saved,
     $\sum_l w_l(e_l) e_l^2$ being what is lost: $e_l$ is a layer's relative error and $w_l$ how much of it reaches the
-    results, measured: at one error of its responses, or at three of its kernel. A layer whose chain is not faster than
-    its dense kernel on this device's clock stays dense as long as the budget can be met without it, and, where that is
-    one of `macs`, as long as the error expected of the results stays below 0.011 or grows by a tenth at most; else the
+    results, measured at three of its errors. A layer whose chain is not faster than its dense kernel on this device's
+    clock stays dense as long as the budget can be met without it, and, where that is one of `macs`, as long as the
+    error expected of the results stays below 0.011 or grows by a tenth at most; else the
     least slow of them goes back. At last the whole function is run on `args`, as it was and with the chains:
     `report.error` and the times are those of that run.
 

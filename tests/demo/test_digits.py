@@ -58,7 +58,7 @@ def test_the_next_beyond_the_widest_saves_nothing():
 
 
 def test_substituted_within_the_share():
-    network, images = lenet.initialize(0), jax.random.uniform(jax.random.key(1), (3, 28, 28, 1))
+    network, images = lenet.initialize(0), jax.random.uniform(jax.random.key(1), (4, 28, 28, 1))
     small = digits.substitute(network, images, "separable", 0)
     macs = [
         sum(

@@ -11,7 +11,7 @@ import rich.console
 import torch_files
 
 import jaxcnn
-from jaxcnn.demo import DemoError, images, lite0, naming, report
+from jaxcnn.demo import DemoError, images, lite0, naming, pairs, report
 
 #: The blocks of a tiny network: stride, window, and channels that leave; as many as enter, at stride 1, is a residual.
 STRIDES, WINDOWS, WIDTHS = (2, 1), (3, 5), (4, 4)
@@ -134,13 +134,25 @@ def test_cross_entropy_by_hand(network, rng):
 
 
 def test_pairs_take_the_place_of_5x5_alone(network):
-    substituted = naming.substitute_pairs(network)
+    substituted = pairs.pairs_of_weights(network)
     chains = {name for name, layer in substituted.items() if isinstance(layer.kernel, jaxcnn.KernelChain)}
     assert chains == {"depthwise1"}
     chain = substituted["depthwise1"].kernel
     assert [link.shape for link in chain.kernels] == [(5, 1, 1, 2 * WIDE), (1, 5, 2, WIDE)]
     assert substituted["depthwise1"].bias is network["depthwise1"].bias
     assert isinstance(network["depthwise1"].kernel, jax.Array)  # the network itself is as it was
+
+
+def test_pairs_of_responses_are_nearer_than_those_of_weights(network, monkeypatch):
+    monkeypatch.setattr(lite0, "SIDE", 32)
+    random = np.random.default_rng(0)
+    photographs = [random.integers(0, 256, (40, 50, 3)).astype(np.uint8) for _ in range(3)]
+    fitted, of_weights = pairs.fitted_pairs(network, photographs[:2], 0), pairs.pairs_of_weights(network)
+    assert [link.shape for link in fitted["depthwise1"].kernel.kernels] == [(5, 1, 1, 2 * WIDE), (1, 5, 2, WIDE)]
+    x = lite0.preprocess(lite0.central_square(photographs[2]))
+    scores = partial(lite0.class_scores, convolution=jaxcnn.conv)
+    errors = [naming.relative_difference(scores(each, x), scores(network, x)) for each in (fitted, of_weights)]
+    assert errors[0] < 0.5 * errors[1]
 
 
 def test_relative_difference_by_hand():

@@ -55,13 +55,13 @@ def test_by_weights(library, tmp_path):
 
 
 # Not of Keras, whose random weights are others each time.
-# Equinox's last kernel, transposed and before a mean over the plane, stays dense: fitted, it is weighed too little.
-@pytest.mark.parametrize(("library", "share", "skip"), [("haiku", 0.5, None), ("equinox", 0.6, ["0/layers/5/weight"])])
-def test_responses_beat_weights_on_inputs_not_seen(library, share, skip):
+# Equinox's last kernel, transposed and before a mean over the plane, does little where it errs little, else much.
+@pytest.mark.parametrize(("library", "share"), [("haiku", 0.5), ("equinox", 0.7)])
+def test_responses_beat_weights_on_inputs_not_seen(library, share):
     f, variables, _ = network(library)
 
     def error(**options):
-        found = jaxcnn.substitute(f, variables, X, macs=0.6, schemes=SCHEMES, skip=skip, **options)
+        found = jaxcnn.substitute(f, variables, X, macs=0.6, schemes=SCHEMES, **options)
         assert found.report.macs <= 0.6
         return relative(found.apply(found.params, UNSEEN), f(variables, UNSEEN))
 
