@@ -38,8 +38,8 @@ def factorize(
     r"""The cheapest chain within an error, or the most exact one within a cost.
 
     Every scheme is asked for its cheapest or its most exact chain, and the best of these is returned. Schemes of
-    singular values are asked at all ranks, `tucker2` at all pairs of ranks (those likeliest to do for more than 20,000
-    weights), `separable` of three axes at one rank for both gaps where a cost is given, `cp` and `stack`, whose fits
+    singular values are asked at all ranks, `tucker2` at the likeliest pairs of ranks (all that may do for a dozen
+    channels), `separable` of three axes at one rank for both gaps where a cost is given, `cp` and `stack`, whose fits
     are local minima, by bisection.
 
     A chain that takes as many multiply-accumulates as the kernel, or more, is never offered, nor one of `cp` whose
