@@ -88,7 +88,8 @@ class ConvArguments:
         return self.order.output_shape(self.batch_shape, self.sizes, self.in_features)
 
 
-def _group_count(operation: str, value: Any) -> int:
+def group_count(operation: str, value: Any) -> int:
+    """A number of groups, at least 1."""
     try:
         count = operator.index(value)
     except TypeError:
@@ -102,7 +103,7 @@ def _kernel_arguments(
     operation: str, kernel: Any, feature_group_count: int, layout: Layout, canonical_kernel: bool
 ) -> tuple[Ints, AxisOrder, int]:
     """Shape, axis order and group count of a kernel given as shape, array or chain."""
-    groups = _group_count(operation, feature_group_count)
+    groups = group_count(operation, feature_group_count)
     is_chain = isinstance(kernel, KernelChain)
     if is_chain:
         if groups not in (1, kernel.feature_group_count):

@@ -42,7 +42,7 @@ from jaxcnn.factorization._links import (
     widened,
 )
 
-_EXACT = 1e-7  # a relative error below this is an exact factorization, and ends the search
+EXACT = 1e-7  # a relative error below this is an exact factorization, and ends the search
 _RIDGE = 1e-13  # added to normal equations, relative to their mean diagonal, so that dead filters stay finite
 
 
@@ -120,13 +120,13 @@ def fit_links(
         head = sum(link.size for link in links[:-1])
         limit = min(0.1, 8000 / head**2) if head <= 1200 else 0.0
         links, error = problem.alternate(links, min(sweeps, 20))
-        if error > max(limit, _EXACT):
+        if error > max(limit, EXACT):
             links, error = problem.alternate(links, sweeps)
-        if _EXACT < error < limit:
+        if EXACT < error < limit:
             links, error = problem.refine(links, 100)
         if error < lowest:
             best, lowest = links, error
-        if lowest < _EXACT:
+        if lowest < EXACT:
             break
         number += 1
     best = balanced([*best[:-1], best[-1] * norm])
@@ -254,7 +254,7 @@ class _Problem:
             if error < lowest:
                 best, lowest = links, error
             history.append(lowest)
-            if lowest < _EXACT or (len(history) > patience and lowest > 0.99 * history[-1 - patience]):
+            if lowest < EXACT or (len(history) > patience and lowest > 0.99 * history[-1 - patience]):
                 break
             points = [*points[1 - memory :], flatten(links)]
             for position in range(len(links) - 2, -1, -1):
@@ -291,7 +291,7 @@ class _Problem:
             head, (basis, last, residual) = trial, found
             error = np.linalg.norm(residual)
             history.append(error)
-            if error < _EXACT or (len(history) > patience and error > 0.9 * history[-1 - patience]):
+            if error < EXACT or (len(history) > patience and error > 0.9 * history[-1 - patience]):
                 break
         refined = [*head, last]
         found_error = self.error(refined)

@@ -34,9 +34,10 @@ class Scheme:
       option: its keyword for the rank.
       refusal: why it does not do for a kernel of that shape, or None.
       chain: the shapes of the chain at a rank.
-      ranks: the ranks from the fewest weights to the most, and the relative error of each, or None where only a fit
-        can tell.
-      exact: whether these errors are those of the fits; otherwise they are upper bounds.
+      ranks: of a kernel by groups, all ranks (N, 1), or (N, 2) where there are two and so on, and the relative error of
+        each, or None where only a fit can tell. One after the other costs more, but for pairs that are any.
+      pairs: whether the ranks are all pairs, in the order of a table, whose errors are upper bounds; otherwise they are
+        the fits' own.
       matrices: (N, m, n) whose truncation is the scheme's, one for each of its ranks; None for a scheme of another
         kind.
       searches: whether a fit is a search, which takes seconds to minutes for large kernels.
@@ -47,8 +48,8 @@ class Scheme:
     option: str
     refusal: Callable[[Shape], str | None]
     chain: Callable[[Shape, Any], KernelChain]
-    ranks: Callable[[np.ndarray], tuple[list[Any], np.ndarray | None]]
-    exact: bool = True
+    ranks: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray | None]]
+    pairs: bool = False
     matrices: Callable[[np.ndarray], list[np.ndarray]] | None = None
     searches: bool = False
     settings: Callable[[Shape], dict[str, Any]] = lambda shape: {}
@@ -70,10 +71,14 @@ def _truncation_errors(matrix: np.ndarray) -> np.ndarray:
     return np.sqrt(left / (energy.sum() or 1.0))
 
 
+def _up_to(most: int) -> np.ndarray:
+    return np.arange(1, most + 1)[:, None]
+
+
 def _by_truncation(matrices: Callable[[np.ndarray], list[np.ndarray]]) -> Callable:
-    def ranks(blocks: np.ndarray) -> tuple[list[Any], np.ndarray | None]:
+    def ranks(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         errors = _truncation_errors(matrices(blocks)[0])
-        return list(range(1, len(errors) + 1)), errors
+        return _up_to(len(errors)), errors
 
     return ranks
 
@@ -102,7 +107,7 @@ def _separable_matrices(blocks: np.ndarray) -> list[np.ndarray]:
     return [inputs_first.reshape(len(blocks), size, -1) for size in sizes]
 
 
-def _separable_ranks(blocks: np.ndarray) -> tuple[list[Any], np.ndarray | None]:
+def _separable_ranks(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
     _, window, in_features, out_features, _ = _parts(blocks.shape)
     if len(window) == 2:
         return _by_truncation(_separable_matrices)(blocks)
@@ -118,7 +123,7 @@ def _separable_ranks(blocks: np.ndarray) -> tuple[list[Any], np.ndarray | None]:
     ranks = [widths(1)]
     while (wider := widths(max(ranks[-1]) + 1)) != ranks[-1]:
         ranks.append(wider)
-    return ranks, None
+    return np.array(ranks), None
 
 
 # low_rank, depthwise_separable
@@ -168,17 +173,11 @@ def _tucker_matrices(blocks: np.ndarray) -> list[np.ndarray]:
     return [np.moveaxis(tensor, axis, 1).reshape(len(tensor), tensor.shape[axis], -1) for axis in (2, 3)]
 
 
-def _tucker_ranks(blocks: np.ndarray) -> tuple[list[Any], np.ndarray | None]:
-    """The pairs that no other pair beats in weights and in error."""
+def _tucker_ranks(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
     tensor = _tucker_tensor(blocks)
     full = tucker.full_ranks(tensor.shape)
     squares = tucker.truncation_errors(tensor, tucker.leading_bases(tensor))[: full[0], : full[1]]
-    first, second = np.indices(squares.shape).reshape(2, -1) + 1
-    order = np.lexsort((squares.ravel(), tucker.weights(tensor.shape, first, second)))
-    errors = squares.ravel()[order]
-    best = np.append(np.inf, np.minimum.accumulate(errors)[:-1])
-    kept = order[errors < best]
-    return list(zip(first[kept].tolist(), second[kept].tolist(), strict=True)), np.sqrt(squares.ravel()[kept])
+    return np.indices(full).reshape(2, -1).T + 1, np.sqrt(squares.ravel())
 
 
 # cp, stack: searches
@@ -203,8 +202,8 @@ def _fit_cp(
     return fitted(kernel, rank, tolerance, feature_group_count, layout, 0)
 
 
-def _cp_ranks(blocks: np.ndarray) -> tuple[list[Any], np.ndarray | None]:
-    return list(range(1, full_rank(blocks.shape[1:]) + 1)), None
+def _cp_ranks(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    return _up_to(full_rank(blocks.shape[1:])), None
 
 
 def _stack_windows(window: Shape) -> list[Shape]:
@@ -226,10 +225,9 @@ def _stack_chain(shape: Shape, rank: Any) -> KernelChain:
     return shapes_of(*(((*size, a, groups * b), groups) for size, a, b in zip(sizes, widths, widths[1:], strict=False)))
 
 
-def _stack_ranks(blocks: np.ndarray) -> tuple[list[Any], np.ndarray | None]:
+def _stack_ranks(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
     # At the width of the dense kernel's weights a row of two links is exact; it pays long before.
-    most = math.prod(blocks.shape[1:-1])
-    return list(range(1, most + 1)), None
+    return _up_to(math.prod(blocks.shape[1:-1])), None
 
 
 SCHEMES = {
@@ -240,7 +238,7 @@ SCHEMES = {
         low_rank, "rank", _any_shape, _low_rank_chain, _by_truncation(_low_rank_matrices), matrices=_low_rank_matrices
     ),
     "tucker2": Scheme(
-        tucker.tucker2, "ranks", _any_shape, _tucker_chain, _tucker_ranks, exact=False, matrices=_tucker_matrices
+        tucker.tucker2, "ranks", _any_shape, _tucker_chain, _tucker_ranks, pairs=True, matrices=_tucker_matrices
     ),
     "depthwise_separable": Scheme(
         depthwise_separable,

@@ -32,10 +32,10 @@ def left_singular(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return left, values
 
 
-def truncated(
+def projected(
     operation: str, name: str, matrix: np.ndarray, rank: Any, tolerance: float | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(G, m, n) as (G, m, R) @ (G, R, n): the best product of its rank, each term's norm shared evenly by its factors.
+    """(G, m, n) as (G, m, R) @ (G, R, n): the best product of its rank, the first factor of orthonormal columns.
 
     Args:
       operation, name: what errors call the caller and the rank.
@@ -50,7 +50,14 @@ def truncated(
     else:
         count = full if tolerance is None else smallest_rank(values, tolerance)
     basis = basis[..., :count]
-    rest = np.swapaxes(basis.conj(), 1, 2) @ matrix  # (G, R, m) @ (G, m, n)
+    return basis, np.swapaxes(basis.conj(), 1, 2) @ matrix  # (G, R, m) @ (G, m, n)
+
+
+def truncated(
+    operation: str, name: str, matrix: np.ndarray, rank: Any, tolerance: float | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """`projected`, each term's norm shared evenly by its factors."""
+    basis, rest = projected(operation, name, matrix, rank, tolerance)
     scale = np.sqrt(np.linalg.norm(rest, axis=2, keepdims=True))
     scale[scale == 0] = 1.0
     return basis * np.swapaxes(scale, 1, 2), rest / scale

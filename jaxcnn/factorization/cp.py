@@ -89,7 +89,7 @@ def fitted(
     blocks = grouped_kernel(operation, kernel, feature_group_count, layout)
     if np.iscomplexobj(blocks):
         raise TypeError(f"{operation}: kernel must be of real floats, got dtype {np.asarray(kernel).dtype}")
-    error = chosen_tolerance(operation, "rank", rank, tolerance)
+    error = chosen_tolerance(operation, "rank", rank, tolerance, blocks.ndim - 1, np.asarray(kernel).dtype)
     full = full_rank(blocks.shape[1:])
     if error is not None:
         fits = _smallest(blocks, error, seed)

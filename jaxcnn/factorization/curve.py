@@ -95,14 +95,14 @@ def curve(
         raise ValueError(f"{operation}: points must be at least 1, got {points!r}")
     usage = Usage(operation, input_shape, strides, padding, kernel_dilation, layout)
     subject = Subject(operation, kernel, feature_group_count, layout)
-    family = Family(subject, scheme).require()
+    family = Family(subject, scheme, usage.macs).require()
     dense_macs = usage.macs(subject.dense)
     # The smallest rank is always there, even if it is no cheaper than the kernel.
-    last = max(family.affordable(usage, dense_macs) - 1, 0)
+    last = max(family.affordable(dense_macs) - 1, 0)
     ends = [usage.macs(family.chain(index)) for index in (0, last)]
     wanted = np.linspace(ends[0], ends[1], points)
-    indices = sorted({min(max(family.affordable(usage, macs) - 1, 0), last) for macs in wanted})
-    if family.errors is not None and family.scheme.exact:
+    indices = sorted({min(max(family.affordable(macs) - 1, 0), last) for macs in wanted})
+    if family.errors is not None and not family.scheme.pairs:
         errors = [float(family.errors[index]) for index in indices]
     else:
         errors = [subject.error(family.fit(index=index)) for index in indices]

@@ -61,12 +61,12 @@ def depthwise_separable(
     """
     operation = "depthwise_separable"
     blocks = grouped_kernel(operation, kernel, feature_group_count, layout)
+    dtype = np.asarray(kernel).dtype
     groups, *window, in_features, out_features = blocks.shape
-    error = chosen_tolerance(operation, "multiplier", multiplier, tolerance)
+    error = chosen_tolerance(operation, "multiplier", multiplier, tolerance, 2, dtype)
     channels = groups * in_features
     matrices = np.moveaxis(blocks, -2, 1).reshape(channels, -1, out_features)  # (C, k, O)
     left, right = truncated(operation, "multiplier", matrices, multiplier, error)
     depthwise = left.reshape(channels, *window, 1, -1)
     pointwise = right.reshape(groups, *[1] * len(window), -1, out_features)  # (C, M, O) -> (G, 1, 1, I M, O)
-    dtype = np.asarray(kernel).dtype
     return KernelChain((merged_link(depthwise, dtype), merged_link(pointwise, dtype)), (channels, groups))

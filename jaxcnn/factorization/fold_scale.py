@@ -48,6 +48,7 @@ def fold_scale(
 
     Raises:
       ValueError: an argument that is not `(O,)`.
+      TypeError: a kernel of integers.
 
     Example:
       >>> import jax.numpy as jnp
@@ -71,6 +72,8 @@ def fold_scale(
     out_axis = parse_layout("fold_scale", None if chain else layout, array.ndim - 2).kernel_axes[-1]
     features = array.shape[out_axis]
     dtype = jnp.result_type(array)
+    if not jnp.issubdtype(dtype, jnp.inexact):
+        raise TypeError(f"fold_scale: kernel must be of floats, which the scale makes it, got dtype {dtype}")
     # At least float32: a variance of 16 bits and an epsilon of 1e-5 would not add up.
     wide = np.promote_types(dtype, np.float32)
 

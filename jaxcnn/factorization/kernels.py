@@ -8,12 +8,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxcnn.arguments import group_count
+from jaxcnn.chain import KernelChain
 from jaxcnn.layout import Layout, parse_layout
 
 
 def grouped_kernel(operation: str, kernel: Any, feature_group_count: int, layout: Layout) -> np.ndarray:
     """(G, *window, I, O) of each group's kernel, float64 or complex128, from a kernel in any layout."""
-    array = np.asarray(kernel)
+    if isinstance(kernel, KernelChain):
+        raise TypeError(f"{operation}: kernel is a KernelChain already; its dense kernel is chain.dense()")
+    try:
+        array = np.asarray(kernel)
+    except jax.errors.TracerArrayConversionError as error:
+        raise TypeError(
+            f"{operation}: kernel is traced by jit, vmap or grad, and the fit needs its values: call {operation} "
+            "outside, and pass the chain in"
+        ) from error
     if array.ndim < 3:
         raise ValueError(
             f"{operation}: kernel must have at least one window axis, an input and an output feature axis, "
@@ -25,8 +35,8 @@ def grouped_kernel(operation: str, kernel: Any, feature_group_count: int, layout
     if not np.isfinite(wide).all():
         raise ValueError(f"{operation}: kernel has {int((~np.isfinite(wide)).sum())} values that are NaN or infinite")
     wide = parse_layout(operation, layout, array.ndim - 2).kernel_to_canonical(wide)
-    groups = feature_group_count
-    if groups < 1 or wide.shape[-1] % groups:
+    groups = group_count(operation, feature_group_count)
+    if wide.shape[-1] % groups:
         raise ValueError(
             f"{operation}: the kernel's {wide.shape[-1]} output channels do not divide into "
             f"feature_group_count={groups} groups"
@@ -42,3 +52,27 @@ def merged_link(blocks: np.ndarray, dtype: Any) -> Any:
     merged = np.moveaxis(blocks, 0, -2)
     # A NumPy kernel of float64 becomes what JAX makes of it under the user's setting, without a warning.
     return jnp.asarray(merged.reshape(*merged.shape[:-2], -1), jax.dtypes.canonicalize_dtype(dtype))
+
+
+def dense_blocks(chain: KernelChain) -> np.ndarray:
+    """(G, *window, I, O) of a chain's dense kernel by groups, in float64 or complex128: nothing is compiled for it."""
+    groups = chain.feature_group_count
+    in_features = chain.shape[-2]
+    dense = np.broadcast_to(np.eye(in_features), (groups, *[1] * (chain.ndim - 2), in_features, in_features))
+    for kernel, count in zip(chain.kernels, chain.feature_group_counts, strict=True):
+        link = np.asarray(kernel)
+        link = link.astype(np.complex128 if np.iscomplexobj(link) else np.float64)
+        *size, width, features = link.shape
+        finer = count // groups
+        # (*size, G, finer, width, features of each finer group), each offset against (G, *window, finer, I, width)
+        parts = np.moveaxis(link.reshape(*size, width, groups, finer, features // count), len(size), -2)
+        parts = parts.reshape(*size, groups, *[1] * len(size), *parts.shape[-3:])
+        image = np.swapaxes(dense.reshape(*dense.shape[:-1], finer, width), -3, -2)
+        window = [a + b - 1 for a, b in zip(dense.shape[1:-2], size, strict=True)]
+        total = np.zeros((groups, *window, in_features, features // groups), np.result_type(dense, link))
+        for offset in np.ndindex(*size):
+            product = np.swapaxes(image @ parts[offset], -3, -2)
+            place = tuple(slice(start, start + own) for start, own in zip(offset, dense.shape[1:-2], strict=True))
+            total[(slice(None), *place)] += product.reshape(*product.shape[:-2], -1)
+        dense = total
+    return dense

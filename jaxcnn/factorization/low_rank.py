@@ -57,10 +57,10 @@ def low_rank(
     """
     operation = "low_rank"
     blocks = grouped_kernel(operation, kernel, feature_group_count, layout)
+    dtype = np.asarray(kernel).dtype
     groups, *window, in_features, out_features = blocks.shape
-    error = chosen_tolerance(operation, "rank", rank, tolerance)
+    error = chosen_tolerance(operation, "rank", rank, tolerance, 2, dtype)
     left, right = truncated(operation, "rank", blocks.reshape(groups, -1, out_features), rank, error)
     first = left.reshape(groups, *window, in_features, -1)
     last = right.reshape(groups, *[1] * len(window), -1, out_features)
-    dtype = np.asarray(kernel).dtype
     return KernelChain((merged_link(first, dtype), merged_link(last, dtype)), (groups, groups))

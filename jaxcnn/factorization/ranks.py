@@ -6,6 +6,8 @@ import math
 import operator
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 
@@ -28,13 +30,22 @@ def check_tolerance(operation: str, tolerance: Any) -> float:
     return value
 
 
-def chosen_tolerance(operation: str, name: str, rank: Any, tolerance: Any) -> float | None:
-    """The tolerance, checked, or None; a rank and a tolerance together are refused."""
+def chosen_tolerance(operation: str, name: str, rank: Any, tolerance: Any, links: int, dtype: Any) -> float | None:
+    """The tolerance, checked, that is left to the fit, or None; a rank and a tolerance together are refused."""
     if tolerance is None:
         return None
     if rank is not None:
         raise ValueError(f"{operation}: give {name} or tolerance, not both, got {rank!r} and {tolerance!r}")
-    return check_tolerance(operation, tolerance)
+    return without_rounding(check_tolerance(operation, tolerance), links, dtype)
+
+
+def without_rounding(tolerance: float, links: int, dtype: Any) -> float:
+    """What a relative error leaves to a fit whose links are then rounded: 0.003 goes to two of bfloat16.
+
+    Rounding knows nothing of the fit's error, so that their squares add up.
+    """
+    rounding = float(jnp.finfo(jax.dtypes.canonicalize_dtype(dtype)).eps) / 2
+    return math.sqrt(max(tolerance**2 - links * rounding**2, 0.0))
 
 
 def smallest_rank(singular_values: np.ndarray, tolerance: float) -> int:

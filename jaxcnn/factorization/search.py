@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from jaxcnn.arguments import IntOrInts
 from jaxcnn.chain import KernelChain
-from jaxcnn.factorization._family import Family, Subject, count_while, families
+from jaxcnn.factorization._family import MULTIPLES, Family, Subject, families
 from jaxcnn.factorization._schemes import SCHEMES
 from jaxcnn.factorization._usage import Usage
 from jaxcnn.factorization.ranks import check_tolerance
@@ -37,16 +37,22 @@ def factorize(
 ) -> KernelChain:
     r"""The cheapest chain within an error, or the most exact one within a cost.
 
-    Every scheme is asked for its chain, and the best one is returned. A chain that takes as many multiply-accumulates
-    as the kernel, or more, is never offered, nor one of `cp` whose terms cancel. Where none is better, the result is
-    the kernel itself as a chain of one link: `len(chain.kernels) == 1`.
+    Every scheme is asked for its cheapest or its most exact chain, and the best of these is returned. Schemes of
+    singular values are asked at all ranks, `tucker2` at the likeliest pairs of ranks (all that may do for a dozen
+    channels), `separable` of three axes at one rank for both gaps where a cost is given, `cp` and `stack`, whose fits
+    are local minima, by bisection.
+
+    A chain that takes as many multiply-accumulates as the kernel, or more, is never offered, nor one of `cp` whose
+    terms cancel, nor one that meets the error only before its links are rounded to the kernel's dtype. Where none is
+    better, the result is the kernel itself as a chain of one link: `len(chain.kernels) == 1`.
 
     Args:
       kernel: `(*window, I / feature_group_count, O)`, or as `layout` says.
       tolerance: relative error allowed, norm(chain - kernel) / norm(kernel). Give this or `cost`.
       cost: what the chain may cost at most, in `unit`.
       unit: of costs: `"macs"`, multiply-accumulates by `conv_cost`, or `"ms"`, milliseconds of one call measured on
-        this device. The clock is asked for each candidate, which takes seconds.
+        this device. The clock is asked for each candidate, which takes seconds to a minute: for each scheme's rank, and
+        for multiples of 8 and of 16, which may be faster than a smaller rank.
       input_shape: shape of x. Without it costs are multiply-accumulates for one output pixel at stride 1, borders left
         out: the numbers of weights.
       schemes: names of the schemes to try: `"separable"`, `"low_rank"`, `"tucker2"`, `"depthwise_separable"`, `"cp"`,
@@ -90,7 +96,7 @@ def factorize(
     if unit == "ms" and input_shape is None:
         raise ValueError(f"{operation}: milliseconds are measured on an image, so unit='ms' needs input_shape")
     subject = Subject(operation, kernel, feature_group_count, layout)
-    candidates = families(subject, _names(schemes, subject))
+    candidates = families(subject, _names(schemes, subject), usage.macs)
     if cost is not None:
         return _most_exact(subject, candidates, usage, unit, float(cost))
     return _cheapest(subject, candidates, usage, unit, check_tolerance(operation, tolerance))
@@ -112,19 +118,25 @@ def _cheapest(subject: Subject, candidates: list[Family], usage: Usage, unit: st
         if family.scheme.searches:
             # Only ranks that would be better are worth a search.
             limit = min(dense_macs, lowest) if unit == "macs" else dense_macs
-            chain = family.within(tolerance, family.affordable(usage, limit - 1))
+            chain = family.within(tolerance, family.affordable(limit - 1))
         else:
-            chain = family.fit(tolerance=tolerance)
+            chain = family.cheapest(tolerance)
         if chain is None or usage.macs(chain) >= dense_macs:
             continue
         found = measure(chain)
         if found < lowest:
             best, lowest = chain, found
+        if unit == "ms":
+            # More channels than are needed may be faster, where the device likes their number.
+            first = family.rank_of(chain)
+            for rank in sorted({family.rounded(first, multiple) for multiple in MULTIPLES} - {first}):
+                shapes = family.shapes(rank)
+                if usage.macs(shapes) >= dense_macs or (found := measure(shapes)) >= lowest:
+                    continue
+                chain = family.fit(rank=rank)
+                if family.error(chain) <= tolerance:
+                    best, lowest = chain, found
     return best
-
-
-def _affords(family: Family, measure: Callable[[KernelChain], float], cost: float) -> Callable[[int], bool]:
-    return lambda index: measure(family.chain(index)) <= cost
 
 
 def _most_exact(subject: Subject, candidates: list[Family], usage: Usage, unit: str, cost: float) -> KernelChain:
@@ -136,15 +148,15 @@ def _most_exact(subject: Subject, candidates: list[Family], usage: Usage, unit: 
     best: KernelChain | None = None
     lowest, least = np.inf, dense_cost
     for family in candidates:
+        chain: KernelChain | None
         if unit == "macs":
-            count = family.affordable(usage, min(cost, dense_macs - 1))
+            chain = family.most_exact(min(cost, dense_macs - 1))
         else:
-            offered = family.affordable(usage, dense_macs - 1)
-            count = count_while(offered, _affords(family, measure, cost))
-        if count == 0:
+            rank = family.largest_timed(measure, cost, dense_macs - 1)
+            chain = None if rank is None else family.fit(rank=rank)
+        if chain is None:
             least = min(least, measure(family.chain(0)))
             continue
-        chain = family.best(count)
         error = family.error(chain)
         if error < lowest:
             best, lowest = chain, error

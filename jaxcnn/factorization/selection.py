@@ -6,10 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from jaxcnn.arguments import IntOrInts
-from jaxcnn.factorization._family import Family, Subject, count_while
+from jaxcnn.factorization._family import Family, Subject
 from jaxcnn.factorization._singular import left_singular
 from jaxcnn.factorization._usage import Usage
 from jaxcnn.factorization.ranks import check_tolerance, evbmf_rank
@@ -47,7 +45,9 @@ def select_rank(
       energy: the smallest rank that keeps this share of the squared norm: tolerance $\sqrt{1 - \mathrm{energy}}$.
       macs: the largest rank with at most this share of the kernel's multiply-accumulates.
       milliseconds: the largest rank whose convolution takes at most this time, measured on this device.
-      multiple: the rank is rounded up to a multiple of it, where the full rank allows: 8 or 16 suit vector units.
+      multiple: of which the rank must be one, or else the full rank: 8 or 16 suit vector units. For an error, an energy
+        or the noise it is rounded up, for a share or a time down, but not below one multiple. Left at 1, a time also
+        finds multiples of 8 and 16 that take no longer than a smaller rank does.
       input_shape: shape of x; for macs and milliseconds. Without it costs are those of one output pixel.
       strides, padding, kernel_dilation: of the convolution, as in `conv`.
       feature_group_count: number of groups of the kernel; the rank is the same for all, the largest where the rule is
@@ -57,7 +57,8 @@ def select_rank(
 
     Returns:
       An int; a tuple for tucker2 and for separable kernels of more than two axes. It goes into the scheme's function as
-      `rank`, `ranks`, `multiplier` or `features`. At least 1, even where that is more than the rule allows.
+      `rank`, `ranks`, `multiplier` or `features`. At least 1, or one multiple, even where that is more than the rule
+      allows.
 
     Raises:
       ValueError: more than one rule; a scheme that does not do for the kernel's window; a tolerance that no rank meets;
@@ -86,34 +87,16 @@ def select_rank(
         raise ValueError(f"{operation}: energy must be between 0 and 1, got {energy!r}")
     usage = Usage(operation, input_shape, strides, padding, kernel_dilation, layout)
     subject = Subject(operation, kernel, feature_group_count, layout)
-    family = Family(subject, scheme).require()
+    family = Family(subject, scheme, usage.macs, multiple).require()
     if energy is not None or tolerance is not None:
         error = math.sqrt(1 - energy) if energy is not None else check_tolerance(operation, tolerance)
-        rank = _within(family, error)
-    elif macs is not None:
-        rank = family.ranks[max(family.affordable(usage, macs * usage.macs(subject.dense)) - 1, 0)]
-    elif milliseconds is not None:
-        offered = max(family.affordable(usage, usage.macs(subject.dense)), 1)
-        count = count_while(offered, lambda index: usage.milliseconds(family.chain(index)) <= milliseconds)
-        rank = family.ranks[max(count - 1, 0)]
-    else:
-        rank = _above_noise(family)
-    return _rounded(family, rank, multiple)
-
-
-def _within(family: Family, tolerance: float) -> Any:
-    """The smallest rank that meets the tolerance."""
-    if family.errors is not None:
-        # Rounding may leave a little of full rank's error, which is 0.
-        met = np.append(family.errors[:-1] <= tolerance, True)
-        return family.ranks[int(np.argmax(met))]
-    chain = family.fit(tolerance=tolerance)
-    shapes = [link.shape for link in chain.kernels]
-    return next(
-        rank
-        for index, rank in enumerate(family.ranks)
-        if [link.shape for link in family.chain(index).kernels] == shapes
-    )
+        return family.ranks_within(error)[0]
+    if macs is not None:
+        return family.ranks[max(family.affordable(macs * usage.macs(subject.dense)) - 1, 0)]
+    if milliseconds is not None:
+        rank = family.largest_timed(usage.milliseconds, milliseconds, usage.macs(subject.dense))
+        return family.ranks[0] if rank is None else rank
+    return family.rounded(_above_noise(family), multiple)
 
 
 def _above_noise(family: Family) -> Any:
@@ -128,13 +111,3 @@ def _above_noise(family: Family) -> Any:
         values = left_singular(stack)[1]
         ranks.append(max(1, *(evbmf_rank(row, *stack.shape[1:]) for row in values)))
     return tuple(ranks) if isinstance(family.ranks[0], tuple) else ranks[0]
-
-
-def _rounded(family: Family, rank: Any, multiple: int) -> Any:
-    """The rank, or each of several, rounded up to a multiple, but not above the full one."""
-    several = rank if isinstance(rank, tuple) else (rank,)
-    full = family.ranks[-1] if isinstance(family.ranks[-1], tuple) else (family.ranks[-1],)
-    if family.scheme.matrices is not None:
-        full = tuple(min(stack.shape[1:]) for stack in family.scheme.matrices(family.subject.blocks))
-    rounded = tuple(min(-(-one // multiple) * multiple, most) for one, most in zip(several, full, strict=True))
-    return rounded if isinstance(rank, tuple) else rounded[0]

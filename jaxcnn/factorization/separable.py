@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from jaxcnn.chain import KernelChain
-from jaxcnn.factorization._singular import truncated
+from jaxcnn.factorization._singular import projected
 from jaxcnn.factorization.kernels import grouped_kernel, merged_link
 from jaxcnn.factorization.ranks import chosen_tolerance
 from jaxcnn.layout import Layout
@@ -59,25 +60,51 @@ def separable(
     groups, *window, in_features, out_features = blocks.shape
     if len(window) < 2:
         raise ValueError(f"{operation}: kernel must have two or more window axes, got a window {tuple(window)}")
-    error = chosen_tolerance(operation, "rank", rank, tolerance)
+    dtype = np.asarray(kernel).dtype
     gaps = len(window) - 1
+    error = chosen_tolerance(operation, "rank", rank, tolerance, gaps + 1, dtype)
     ranks = (None,) * gaps if rank is None else tuple(rank) if isinstance(rank, Sequence) else (rank,) * gaps
     if len(ranks) != gaps:
         raise ValueError(f"{operation}: there are {gaps} gaps between {gaps + 1} links, got {len(ranks)} ranks")
-    # The squared errors of the gaps add up at most.
-    share = None if error is None else error / np.sqrt(gaps)
-    dtype = np.asarray(kernel).dtype
+    total = float(np.linalg.norm(blocks))
     links = []
     rest, width = np.moveaxis(blocks, -2, 1), in_features  # (G, width, *window left, O)
     for axis, wanted in enumerate(ranks):
         size = window[axis]
-        link, rest = truncated(operation, "rank", rest.reshape(groups, width * size, -1), wanted, share)
-        count = link.shape[-1]
-        link = link.reshape(groups, width, size, count)
-        shape = [1] * len(window)
-        shape[axis] = size
-        links.append(merged_link(np.swapaxes(link, 1, 2).reshape(groups, *shape, width, count), dtype))
-        width = count
+        share = None
+        if error is not None:
+            # The squared errors of the gaps add up: each may take its share of what those before have left.
+            norm = float(np.linalg.norm(rest))
+            left = (error * total) ** 2 - (total**2 - norm**2)
+            share = math.sqrt(max(left, 0.0) / (gaps - axis)) / (norm or 1.0)
+        # The bases stay orthonormal, so that what is left out of the rest is left out of the kernel.
+        link, rest = projected(operation, "rank", rest.reshape(groups, width * size, -1), wanted, share)
+        links.append(_along(axis, np.swapaxes(link.reshape(groups, width, size, -1), 1, 2), len(window)))
+        width = link.shape[-1]
     last = np.moveaxis(rest.reshape(groups, width, window[-1], out_features), 1, 2)
-    links.append(merged_link(last.reshape(groups, *[1] * gaps, window[-1], width, out_features), dtype))
-    return KernelChain(tuple(links), (groups,) * len(links))
+    links.append(_along(gaps, last, len(window)))
+    return KernelChain(tuple(merged_link(link, dtype) for link in _evened(links)), (groups,) * len(links))
+
+
+def _along(axis: int, link: np.ndarray, axes: int) -> np.ndarray:
+    """(G, size, I, O) with its window along one of several axes."""
+    groups, size, *features = link.shape
+    return link.reshape(groups, *(size if axis == other else 1 for other in range(axes)), *features)
+
+
+def _evened(links: list[np.ndarray]) -> list[np.ndarray]:
+    """The same product, the norm of each channel between two links shared evenly, and the whole norm by all links."""
+    links = list(links)
+    for gap in range(len(links) - 2, -1, -1):
+        first, second = links[gap], links[gap + 1]
+        given = np.linalg.norm(first.reshape(len(first), -1, first.shape[-1]), axis=1)  # (G, R)
+        taken = np.linalg.norm(np.moveaxis(second, -2, 1).reshape(len(second), second.shape[-2], -1), axis=2)
+        used = (given > 0) & (taken > 0)
+        scale = np.sqrt(np.where(used, taken, 1.0) / np.where(used, given, 1.0))
+        scale = scale.reshape(len(scale), *[1] * (first.ndim - 2), -1)  # (G, 1, ..., 1, R)
+        links[gap], links[gap + 1] = first * scale, second / np.swapaxes(scale, -1, -2)
+    norms = [float(np.linalg.norm(link)) for link in links]
+    if 0.0 in norms:
+        return links
+    mean = math.exp(sum(map(math.log, norms)) / len(norms))
+    return [link * (mean / norm) for link, norm in zip(links, norms, strict=True)]

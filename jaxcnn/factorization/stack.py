@@ -10,9 +10,9 @@ import numpy as np
 
 from jaxcnn.arguments import frozen
 from jaxcnn.chain import KernelChain
-from jaxcnn.factorization._alternating import fit_links
+from jaxcnn.factorization._alternating import EXACT, fit_links
 from jaxcnn.factorization.kernels import grouped_kernel, merged_link
-from jaxcnn.factorization.ranks import check_rank, check_tolerance
+from jaxcnn.factorization.ranks import check_rank, check_tolerance, without_rounding
 from jaxcnn.geometry import axis_values
 from jaxcnn.layout import Layout
 
@@ -99,7 +99,8 @@ def stack(
         return chain, error / (float(np.linalg.norm(norms)) or 1.0), [links for links, _ in fits]
 
     if tolerance is not None:
-        return _narrowest(fit, check_tolerance(operation, tolerance), sizes, in_features, out_features)
+        wanted = without_rounding(check_tolerance(operation, tolerance), len(sizes), np.asarray(kernel).dtype)
+        return _narrowest(fit, wanted, sizes, in_features, out_features)
     if features is None:
         features = min(in_features, out_features)
     widths = tuple(features) if isinstance(features, Sequence) else (features,) * gaps
@@ -121,6 +122,8 @@ def _narrowest(fit: Any, tolerance: float, sizes: Sequence[Any], in_features: in
     # A wider fit also starts from the narrower one, so that it is never worse.
     chain, error, narrower = fit((high,) * gaps)
     while error > tolerance:
+        if high == largest and error <= EXACT:
+            break  # of full width, which is exact but for rounding
         if high == largest:
             raise ValueError(
                 f"stack: no width up to {largest} meets tolerance {tolerance}: the best relative error is {error:.3g}"

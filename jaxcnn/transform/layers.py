@@ -14,6 +14,7 @@ from jax.extend.core import JaxprEqn
 
 from jaxcnn.chain import KernelChain
 from jaxcnn.factorization._family import Family, Subject, count_while
+from jaxcnn.factorization._schemes import SCHEMES
 from jaxcnn.factorization.response import (
     Responses,
     last_link_solved,
@@ -122,11 +123,13 @@ class Layer:
     def families(self) -> dict[str, list[Family]]:
         """By scheme, the chains that there are for each kernel."""
         found = {}
+        subjects = [Subject("substitute", kernel, self.groups, None) for kernel in self.kernels]
+        blocks = np.concatenate([subject.blocks for subject in subjects])
         for scheme in self.schemes:
-            families = [Family(Subject("substitute", kernel, self.groups, None), scheme) for kernel in self.kernels]
-            # Of stacked kernels one rank must do for all, so they need the same ranks.
-            if families[0].refusal is None and all(family.ranks == families[0].ranks for family in families):
-                found[scheme] = families
+            if SCHEMES[scheme].refusal(subjects[0].blocks.shape) is None:
+                # Of stacked kernels one rank must do for all, so they share the ranks and errors of all together.
+                family = Family(subjects[0], scheme, self.macs, table=SCHEMES[scheme].ranks(blocks))
+                found[scheme] = [family.of(subject) for subject in subjects]
         return found
 
     def links(self, site: Site, chain: KernelChain) -> KernelChain:
@@ -186,11 +189,11 @@ class Layer:
         """The relative error of all kernels together."""
         families = self.families[scheme]
         norms = [float(np.linalg.norm(kernel)) for kernel in self.kernels]
-        if families[0].errors is None:
-            rank = families[0].ranks[index]
-            errors = [family.error(self._fit(family, number, rank)) for number, family in enumerate(families)]
-        else:
-            errors = [float(family.errors[index]) for family in families if family.errors is not None]
+        known = families[0].errors
+        if known is not None:
+            return float(known[index])
+        rank = families[0].ranks[index]
+        errors = [family.error(self._fit(family, number, rank)) for number, family in enumerate(families)]
         return float(np.linalg.norm(np.multiply(errors, norms)) / (np.linalg.norm(norms) or 1.0))
 
     def judge(self, number: int, site: Site, responses: Responses) -> None:

@@ -3,12 +3,24 @@
 import numpy as np
 from counting import loop_compose
 
+FAST = ("separable", "low_rank", "tucker2", "depthwise_separable")
 ROUNDING = 2e-6  # of float32 chains, relative to the kernel
 
 
 def normal(rng, shape, dtype=np.float32):
     """Normal values; every weight matters as much as any other."""
     return rng.standard_normal(shape).astype(dtype)
+
+
+def falling(rng, shape, power=0.7):
+    """A kernel whose channels are of unequal strength, as a trained one's."""
+    kernel = normal(rng, shape, np.float64)
+    for axis in (-1, -2):
+        size = shape[axis]
+        basis = np.linalg.qr(rng.standard_normal((size, size)))[0]
+        mixing = (basis / np.arange(1, size + 1) ** power) @ basis.T
+        kernel = np.swapaxes(np.swapaxes(kernel, axis, -1) @ mixing, axis, -1)
+    return kernel.astype(np.float32)
 
 
 def blocks_of(kernel, groups):

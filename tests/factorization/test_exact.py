@@ -165,6 +165,8 @@ def test_errors_of_fold_scale(name):
         fold_scale(np.ones((3, 3, 3, 4), np.float32), **{name: np.ones(3, np.float32)})
     with pytest.raises(ValueError, match=r"fold_scale: kernel must have at least one window axis.*got shape \(3, 4\)"):
         fold_scale(np.ones((3, 4), np.float32))
+    with pytest.raises(TypeError, match=r"fold_scale: kernel must be of floats, .* got dtype int32"):
+        fold_scale(np.ones((3, 3, 3, 4), np.int32), scale=np.full(4, 0.5, np.float32))
 
 
 # split

@@ -354,7 +354,7 @@ def test_a_kernel_large_enough_for_the_gram_path(rng):
             ValueError,
             r"kernel's 4 output channels do not divide into feature",
         ),
-        ((3, 3, 2, 4), {"feature_group_count": 0}, ValueError, r"do not divide into feature_group_count=0 groups"),
+        ((3, 3, 2, 4), {"feature_group_count": 0}, ValueError, r"feature_group_count must be at least 1, got 0"),
         ((3, 3, 2, 4), {"layout": "NCH"}, ValueError, r"layout 'NCH' has 1 spatial axes, but the kernel.* has 2"),
         ((3, 3, 0, 4), {}, ValueError, r"separable: kernel is empty, shape \(3, 3, 0, 4\)"),
     ],

@@ -237,6 +237,23 @@ def test_stacked_kernels_of_a_loop():
     ] or found.report.macs <= 0.5
 
 
+def test_stacked_kernels_whose_best_pairs_of_ranks_differ():
+    def f(params, x):
+        return lax.scan(lambda y, k: (conv(y, k), None), x, params)[0]
+
+    def narrow(seed, first, second):
+        links = (draw(1, 1, 12, first, seed=seed), draw(3, 3, first, second, seed=seed + 1))
+        dense = jaxcnn.compose(*map(jnp.asarray, links), jnp.asarray(draw(1, 1, second, 12, seed=seed + 2)))
+        return dense / jnp.linalg.norm(dense) + 0.001 * draw(3, 3, 12, 12, seed=seed + 3)
+
+    stack, x = jnp.stack([narrow(0, 2, 4), narrow(10, 4, 2)]), jnp.asarray(draw(1, 10, 10, 12))
+    found = verified(jaxcnn.substitute(f, stack, x, macs=0.3, schemes="tucker2"), f, stack, (x,))
+    # One pair does for both: for 2, 4 and for 4, 2.
+    assert found.report.rows[0].scheme == "tucker2"
+    assert min(found.report.rows[0].rank) >= 4
+    assert found.report.error < 0.1
+
+
 def test_channels_first_grouped_and_transposed():
     def f(params, x):
         y = lax.conv_general_dilated(x, params["first"], (1, 1), "SAME", feature_group_count=2)
