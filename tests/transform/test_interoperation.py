@@ -168,6 +168,6 @@ def test_a_step_of_an_nnx_module_returns_its_state(transform):
     before = jax.tree.map(jnp.copy, state)
     value, after = step(state, X)
     assert_close((value, after), expected, 1e-5)
-    assert not np.allclose(model[1].mean[...], after[0]["layers"][1]["mean"][...])
+    assert not np.allclose(model.layers[1].mean[...], after[0]["layers"][1]["mean"][...])
     transform(loss)(model, X)
     assert_close(nnx.state((model, optimizer)), before, 0)
