@@ -102,9 +102,11 @@ def pays(spec: ConvSpec) -> bool:
         return macs >= _FEWEST_MACS
     if FAST_CONVOLUTION or in_features < _FEWEST_CHANNELS:
         return False
-    many = math.prod(window) >= _MANY_TAPS and min(in_features / _MANY_CHANNELS, out_features / _MANY_FEATURES) >= 1
-    if axes == 2 and many and (images == 1 or images * pixels < _FEWEST_PIXELS) and macs >= _MANY_MACS:
-        return images * pixels >= _MANY_PIXELS and pixels <= _MANY_MOST_PIXELS
+    wide = in_features >= _MANY_CHANNELS and out_features >= _MANY_FEATURES
+    if axes == 2 and math.prod(window) >= _MANY_TAPS and wide and macs >= _MANY_MACS:
+        alone = images == 1 or images * pixels < _FEWEST_PIXELS
+        if alone and images * pixels >= _MANY_PIXELS and pixels <= _MANY_MOST_PIXELS:
+            return True
     if images * pixels < _FEWEST_PIXELS:
         return False
     if pixels > _MOST_PIXELS and in_features >= _LARGE_CHANNELS and macs >= _FEWEST_MACS and _few_taps(window, images):

@@ -13,7 +13,7 @@ import numpy as np
 from jax.extend.core import JaxprEqn
 
 from jaxcnn.chain import KernelChain
-from jaxcnn.factorization._family import Family, Subject, count_while
+from jaxcnn.factorization._family import MULTIPLES, Family, Subject, count_while
 from jaxcnn.factorization._schemes import SCHEMES
 from jaxcnn.factorization.response import (
     Responses,
@@ -31,10 +31,9 @@ from jaxcnn.transform.placement import Placement
 
 _POINTS = 40
 """Most ranks of a scheme that are considered, evenly spread in the logarithm of their cost."""
-_MULTIPLE, _NEAR = 8, 40
-"""What XLA:CPU likes features to be multiples of, and how many ranks to each side are looked at. For each
-multiply-accumulate such ranks take 0.87 of the time of others: 5x5 over 56x56x64 as tucker2 of rank 23 takes 1.3 ms, of
-rank 24 0.9."""
+_NEAR = 40
+"""How many ranks to each side of one are looked at for a multiple that the device likes: for each multiply-accumulate
+such ranks take 0.87 of the time of others."""
 _JUDGED = 7
 """Ranks of a scheme whose chains are tried on a layer's responses."""
 _TYPICAL_ERRORS = (0.2, 0.5, 0.8)
@@ -180,7 +179,7 @@ class Layer:
         macs = self.macs(family.chain(index))
         for near in sorted(range(max(index - _NEAR, 0), min(index + _NEAR + 1, count)), key=lambda n: abs(n - index)):
             chain = family.chain(near)
-            multiples = all(link.shape[-1] % _MULTIPLE == 0 for link in chain.kernels[:-1])
+            multiples = all(link.shape[-1] % MULTIPLES[0] == 0 for link in chain.kernels[:-1])
             if multiples and abs(self.macs(chain) - macs) <= macs / 8:
                 return near
         return index

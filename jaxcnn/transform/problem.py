@@ -106,15 +106,17 @@ class Problem:
     @cached_property
     def outputs(self) -> list[np.ndarray]:
         """The floating results as they are."""
-        found = floats(self.plain(*self.arrays))
-        if not any(np.isfinite(output).any() for output in found):
-            what = "all are NaN or infinite" if any(output.size for output in found) else "there are none"
+        return floats(self.plain(*self.arrays))
+
+    def check_outputs(self) -> None:
+        """Refuses results of which nothing can be said."""
+        if not any(np.isfinite(output).any() for output in self.outputs):
+            what = "all are NaN or infinite" if any(output.size for output in self.outputs) else "there are none"
             advice = "".join(f"; {layer.name}: {layer.refusal}" for layer in self.layers.values() if layer.refusal)
             raise ValueError(
                 "substitute: layers are weighed by the floating results of f for the given arguments, and "
                 f"{what}{advice or '; return scores rather than classes, or give other arguments'}"
             )
-        return found
 
     def values(self, instead: Mapping[int, Any]) -> list[Any]:
         """The arrays of the arguments, with some others instead."""

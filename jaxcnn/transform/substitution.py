@@ -226,7 +226,7 @@ def substitute(
         warnings.warn(
             f"substitute: skip={skip!r} is no layer; there are {', '.join(names[:_SHOWN])}{more}", stacklevel=2
         )
-    problem.outputs  # noqa: B018  (says early of what no choice can be made)
+    problem.check_outputs()
     work = len(problem.open) * (3 if batches else 1) + 1
     with bar("Substituting kernels", work, progress) as advance:
         calibration = Calibration(problem, batches, seed, advance) if batches else None
