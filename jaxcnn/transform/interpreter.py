@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 from jax.extend import source_info_util
 from jax.extend.core import JaxprEqn, Literal, Primitive
@@ -124,6 +125,14 @@ class Walker:
             self._rebuilt[id(jaxpr)] = jaxpr, closed
         return self._rebuilt[id(jaxpr)][1]
 
+    def rebuilt_around(self, jaxpr: Any, known: Mapping[int, Any]) -> Any:
+        """A closed jaxpr with the rules applied that holds the values of some of its arguments, which it ignores."""
+
+        def run(*args: Any) -> list[Any]:
+            return self.evaluate(jaxpr, jaxpr.consts, *(known.get(index, arg) for index, arg in enumerate(args)))
+
+        return jax.make_jaxpr(run)(*(variable.aval for variable in opened(jaxpr).invars))
+
     def rewritten(self, f: Callable[..., Any]) -> Callable[..., Any]:
         """f, which is traced at each call, with the rules applied; arguments and results are pytrees."""
 
@@ -174,6 +183,25 @@ def _bind_rebuilt(*names: str) -> Callable[[Walker, JaxprEqn, list[Any]], list[A
         return equation.primitive.bind(*operands, **params)
 
     return descend
+
+
+def _into_jit(walker: Walker, equation: JaxprEqn, operands: list[Any]) -> list[Any]:
+    # From jax 0.12 on a function that `jax.jit` took gets what it closes over as operands, where a rule could not tell
+    # a kernel that is known from one that is an argument.
+    params = dict(equation.primitive.get_bind_params(equation.params))
+    known = {index: value for index, value in enumerate(operands) if _is_known_array(value)}
+    if not known:
+        return _bind_rebuilt("jaxpr")(walker, equation, operands)
+    params["jaxpr"] = walker.rebuilt_around(params["jaxpr"], known)
+    # Zeros of the same type, so that the program holds each value once.
+    ignored = [jnp.zeros_like(value) if index in known else value for index, value in enumerate(operands)]
+    return equation.primitive.bind(*ignored, **params)
+
+
+def _is_known_array(value: Any) -> bool:
+    if isinstance(value, jax.core.Tracer) or getattr(value, "ndim", 0) == 0:
+        return False
+    return jnp.issubdtype(value.dtype, jnp.inexact)
 
 
 def _into_loop(*names: str) -> Callable[[Walker, JaxprEqn, list[Any]], list[Any]]:
@@ -297,7 +325,7 @@ def _into_custom_vmap(walker: Walker, equation: JaxprEqn, operands: list[Any]) -
 
 
 _DESCENTS: dict[Primitive, Callable[[Walker, JaxprEqn, list[Any]], list[Any]]] = {
-    lax_primitives.jit_p: _bind_rebuilt("jaxpr"),
+    lax_primitives.jit_p: _into_jit,
     lax_primitives.scan_p: _into_loop("jaxpr"),
     lax_primitives.while_p: _into_loop("cond_jaxpr", "body_jaxpr"),
     lax_primitives.cond_p: _bind_rebuilt("branches"),

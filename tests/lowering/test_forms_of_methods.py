@@ -256,6 +256,9 @@ def test_the_transform_of_a_constant_kernel_is_folded(transformation: Any) -> No
     given = transformation(lambda x, kernel: jaxcnn.conv(x, kernel, method="winograd"))
     assert transforms_a_kernel(given, x, kernel)
     assert not transforms_a_kernel(transformation(lambda x: jaxcnn.conv(x, kernel, method="winograd")), x)
+    inner = jax.jit(lambda x, kernel: jaxcnn.conv(x, kernel, method="winograd"))
+    assert not transforms_a_kernel(transformation(lambda x: inner(x, kernel)), x)
+    assert not transforms_a_kernel(transformation(jax.jit(lambda x: inner(x, kernel))), x)
 
 
 @pytest.mark.parametrize("transformation", [lambda f: f, jaxcnn.accelerate])
