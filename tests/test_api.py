@@ -47,8 +47,6 @@ FACTORIZATION = ["factorization(\\..*)?", *FUNCTIONS_ROOM]
 TRANSFORM = ["transform(\\..*)?", *FACTORIZATION]
 ROOMS = {
     r"__init__": TRANSFORM,
-    # It gives each layer a rank, strided ones too, which `substitute` decides by itself.
-    r"demo\.pairs": ["public", "demo(\\..*)?", "factorization\\.response"],
     r"(cli|__main__|demo(\..*)?)": ["public", "cli", "drawing", "demo(\\..*)?", "transform\\.summary"],
     r"drawing(\..*)?": ["public", "drawing(\\..*)?"],
     r"transform(\..*)?": TRANSFORM,

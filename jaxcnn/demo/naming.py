@@ -6,7 +6,6 @@ that stands a substitution that is measured whichever way it falls: the depthwis
 
 import time
 from collections.abc import Callable, Collection, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -102,17 +101,17 @@ def run_naming(
     squares = {other: lite0.central_square(pixels) for other, pixels in photographs.items()}
     inputs = {other: lite0.preprocess(square) for other, square in squares.items()}
     x = inputs[name]
-    of_weights = pairs.pairs_of_weights(network)
     task = bars.add_task("Fitting pairs of kernels to responses", total=None)
-    substituted = pairs.fitted_pairs(network, calibration_photographs(photographs), seed)
+    of_weights = pairs.find_pairs(network, x, calibration=(), seed=seed)
+    fitted = pairs.find_pairs(network, x, calibration=calibration_photographs(photographs), seed=seed)
     bars.update(task, total=1, completed=1)
 
-    through_conv = jax.jit(partial(lite0.class_scores, convolution=jaxcnn.conv))
+    paired = jaxcnn.accelerate(fitted.apply)
     plain, accelerated = jax.jit(lite0.class_scores), jaxcnn.accelerate(lite0.class_scores)
     forward = {
         PLAIN: lambda: plain(network, x),
         ACCELERATED: lambda: accelerated(network, x),
-        PAIRS: lambda: through_conv(substituted, x),
+        PAIRS: lambda: paired(fitted.params, x),
     }
     first, seconds = _measure("network", forward, rounds, bars)
     probabilities = {way: np.asarray(jax.nn.softmax(call())[0]) for way, call in forward.items()}
@@ -126,11 +125,11 @@ def run_naming(
     }
     first_gradient, seconds_gradient = _measure("gradient", backward, -(-rounds // 3), bars)
 
-    def named(f: Callable[..., Any], layers: lite0.Network) -> dict[str, np.ndarray]:
+    def named(f: Callable[..., Any], layers: Any) -> dict[str, np.ndarray]:
         return {other: np.asarray(jax.nn.softmax(f(layers, seen)[0])) for other, seen in inputs.items()}
 
     dense = named(accelerated, network)
-    paired = named(through_conv, of_weights), named(through_conv, substituted)
+    with_pairs = named(jax.jit(of_weights.apply), of_weights.params), named(paired, fitted.params)
 
     height, width = photograph.shape[:2]
     return Section(
@@ -162,7 +161,7 @@ def run_naming(
         tables=(
             _answer_table(name, probabilities),
             _time_table((first, seconds), (first_gradient, seconds_gradient)),
-            _pair_table(dense, paired, seconds, _macs(network, substituted, x)),
+            _pair_table(dense, with_pairs, seconds, fitted.report.macs),
         ),
     )
 
@@ -178,12 +177,6 @@ def _measure(
         first[way] = time.perf_counter() - start
     task = bars.add_task(f"Timing the {what}", total=rounds)
     return first, timing.compare(calls, rounds=rounds, after_round=lambda: bars.advance(task))
-
-
-def _macs(network: lite0.Network, substituted: lite0.Network, x: jax.Array) -> tuple[int, int]:
-    """MACs of the network, dense and with pairs."""
-    f = partial(lite0.class_scores, convolution=jaxcnn.conv)
-    return jaxcnn.summarize(f, network, x).total.macs, jaxcnn.summarize(f, substituted, x).total.macs
 
 
 def _answer(probabilities: np.ndarray) -> str:
@@ -238,7 +231,7 @@ def _pair_table(
     dense: Mapping[str, np.ndarray],
     paired: tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]],
     seconds: Mapping[str, float],
-    macs: tuple[int, int],
+    macs: float,
 ) -> Table:
     """Each photograph's name by the dense network and by those of pairs, and what the pairs cost."""
     same = [sum(int(dense[name].argmax() == each[name].argmax()) for name in dense) for each in paired]
@@ -252,7 +245,7 @@ def _pair_table(
         notes=(
             f"Each kernel is replaced by {pairs.RANK} products of a column and a row, nearest to its weights or "
             f"fitted to the responses to other photographs: the same name for {same[0]} and {same[1]} of {len(dense)} "
-            f"photographs, with {macs[1] / macs[0]:.1%} of the network's MACs.",
+            f"photographs, with {macs:.1%} of the MACs of its convolutions.",
             f"{1e3 * seconds[ACCELERATED]:.1f} ms with 5x5, {1e3 * seconds[PAIRS]:.1f} ms with pairs, both by jaxcnn "
             f"({faster:.2f}x). "
             + (

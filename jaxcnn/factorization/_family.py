@@ -153,6 +153,18 @@ class Family:
         up = np.minimum(-(-several // multiple) * multiple, np.maximum(self.table[0].max(0), several)).tolist()
         return tuple(up) if isinstance(rank, tuple) else up[0]
 
+    def allowed(self, rank: Any) -> Any:
+        """The rank, or where the scheme takes several each of them, but not above the full one."""
+        full = self.table[0].max(0)
+        given = rank if isinstance(rank, tuple) else (rank,) * len(full)
+        if len(given) != len(full):
+            raise ValueError(
+                f"{self.subject.operation}: {self.name!r} has {len(full)} ranks for a window of "
+                f"{self.subject.blocks.shape[1:-2]}, got rank={rank}"
+            )
+        ranks = np.minimum(given, full).tolist()
+        return tuple(ranks) if len(ranks) > 1 else ranks[0]
+
     def affordable(self, macs: float) -> int:
         """How many of the ranks, from the first on, take at most so many multiply-accumulates."""
         return count_while(len(self.ranks), lambda index: self.macs(self.chain(index)) <= macs)

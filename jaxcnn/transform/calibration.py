@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Container, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -14,12 +16,14 @@ from jaxcnn.chain import KernelChain
 from jaxcnn.factorization.response import Responses
 from jaxcnn.transform.arguments import split
 from jaxcnn.transform.discovery import kernels_of
-from jaxcnn.transform.layers import Option
+from jaxcnn.transform.layers import Layer, Option
 from jaxcnn.transform.problem import Problem
 from jaxcnn.transform.side_by_side import Stop, Walk, is_fitted, numbered, samples, side_by_side, together
 
 _SAMPLES = 6000
-"""Positions of all calibration inputs together at which a layer's responses are taken."""
+"""Most positions of all calibration inputs together at which a layer's responses are taken."""
+_SAMPLES_A_WEIGHT = 60
+"""How many of them for each weight of an output feature: depthwise kernels have few, and patches of many features."""
 
 
 class Calibration:
@@ -36,7 +40,6 @@ class Calibration:
         self, problem: Problem, batches: Sequence[tuple[Any, ...]], seed: int, advance: Callable[[float], None]
     ) -> None:
         self.problem, self.seed, self.advance = problem, seed, advance
-        self.uses: Counter[tuple[int, int]] = Counter()
         self.traces = []
         for batch in batches:
             signature, arrays = split("substitute", (problem.params, *batch), {})
@@ -55,6 +58,17 @@ class Calibration:
             if not found.keys() & problem.layers.keys():
                 raise ValueError(f"substitute: of an item of calibration, of shapes {shapes}, f makes no convolution")
             self.traces.append((closed, found, arrays))
+
+    @cached_property
+    def uses(self) -> Counter[tuple[int, int]]:
+        """How often each kernel is met."""
+        counted: Counter[tuple[int, int]] = Counter()
+
+        def count(stops: list[Stop]) -> None:
+            counted[_kernel(stops)] += 1
+
+        together(self._walks({}, self.problem.open), count)
+        return counted
 
     def _walks(self, chains: Mapping[int, KernelChain], indices: Container[int]) -> list[Walk]:
         """Walks of all batches that stop at those of the layers that can be fitted."""
@@ -75,17 +89,12 @@ class Calibration:
 
     def judge(self) -> None:
         """Puts the errors of responses in place of the kernels' in the layers' options."""
-
-        def count(stops: list[Stop]) -> None:
-            self.uses[_kernel(stops)] += 1
-
-        together(self._walks({}, self.problem.open), count)
         pool = _Pool(self.seed, self.uses)
 
         def visit(stops: list[Stop]) -> None:
             index, number = _kernel(stops)
             layer = self.problem.layers[index]
-            responses = pool.responses(stops, layer.name)
+            responses = pool.responses(stops, layer)
             if responses is not None:
                 layer.judge(number, stops[0].site, responses)
                 self.advance(1 / len(layer.kernels))
@@ -117,7 +126,7 @@ class Calibration:
         def visit(stops: list[Stop]) -> KernelChain:
             index, number = _kernel(stops)
             layer, site = layers[index], stops[0].site
-            responses = pool.responses(stops, layer.name)
+            responses = pool.responses(stops, layer)
             if responses is not None:
                 parts[index][number], error = layer.fitted(number, site, chosen[index], responses)
                 errors.setdefault(index, []).append(error)
@@ -145,20 +154,21 @@ class _Pool:
         self.seed, self.uses = seed, uses
         self.pieces: dict[tuple[int, int], list[tuple[np.ndarray, ...]]] = {}
 
-    def responses(self, stops: Sequence[Stop], name: str) -> Responses | None:
-        """The samples of a kernel, of a name for errors, with those of these stops, once they are all.
+    def responses(self, stops: Sequence[Stop], layer: Layer) -> Responses | None:
+        """The samples of a layer's kernel, with those of these stops, once they are all.
 
         None too if they all ask for the same, as of images of zeros: every chain would do.
         """
         kernel = _kernel(stops)
         pieces = self.pieces.setdefault(kernel, [])
         generator = np.random.default_rng((self.seed, *kernel, len(pieces)))
-        count = max(1, _SAMPLES // (len(stops) * self.uses[kernel]))
+        wanted = min(_SAMPLES, _SAMPLES_A_WEIGHT * math.prod(layer.placement.kernel_shape[:-1]))
+        count = max(1, wanted // (len(stops) * self.uses[kernel]))
         for stop in stops:
             patches, targets = samples(stop, count, generator)
             if not (np.isfinite(patches).all() and np.isfinite(targets).all()):
                 raise ValueError(
-                    f"substitute: on calibration what enters or leaves {name} is NaN or infinite in places"
+                    f"substitute: on calibration what enters or leaves {layer.name} is NaN or infinite in places"
                 )
             pieces.append((patches, targets, *(np.tile(limit, (len(targets), 1)) for limit in (stop.low, stop.high))))
         if len(pieces) < len(stops) * self.uses[kernel]:

@@ -118,6 +118,15 @@ class Layer:
         kernel = np.asarray(self.placement.kernel(jnp.asarray(self.parameter)))
         return list(kernel.reshape(-1, *self.placement.kernel_shape))
 
+    @property
+    def why_dense(self) -> str:
+        """Why no chain can take the kernel's place, or ""."""
+        if self.refusal or self.families:
+            return self.refusal
+        *inner, outputs = self.placement.kernel_shape
+        blocks = (self.groups, *inner, outputs // self.groups)
+        return "; ".join(f"no {scheme} chain: {SCHEMES[scheme].refusal(blocks)}" for scheme in self.schemes)
+
     @cached_property
     def families(self) -> dict[str, list[Family]]:
         """By scheme, the chains that there are for each kernel."""
@@ -159,6 +168,16 @@ class Layer:
                 found.append(Option(scheme, family.ranks[index], macs, self._error(scheme, index)))
         return found
 
+    def at_rank(self, rank: Any) -> Option | None:
+        """The chain of the first scheme that does for the kernel at a rank, or at the full one if that is less.
+
+        It may have more multiply-accumulates than the kernel. None if no scheme does.
+        """
+        for scheme, families in self.families.items():
+            allowed = families[0].allowed(rank)
+            return Option(scheme, allowed, self.macs(families[0].shapes(allowed)), self._fit_error(scheme, allowed))
+        return None
+
     def _indices(self, family: Family) -> list[int]:
         """Ranks with fewer multiply-accumulates than the kernel, spread over their cost."""
 
@@ -186,12 +205,14 @@ class Layer:
 
     def _error(self, scheme: str, index: int) -> float:
         """The relative error of all kernels together."""
+        family = self.families[scheme][0]
+        return (
+            float(family.errors[index]) if family.errors is not None else self._fit_error(scheme, family.ranks[index])
+        )
+
+    def _fit_error(self, scheme: str, rank: Any) -> float:
         families = self.families[scheme]
         norms = [float(np.linalg.norm(kernel)) for kernel in self.kernels]
-        known = families[0].errors
-        if known is not None:
-            return float(known[index])
-        rank = families[0].ranks[index]
         errors = [family.error(self._fit(family, number, rank)) for number, family in enumerate(families)]
         return float(np.linalg.norm(np.multiply(errors, norms)) / (np.linalg.norm(norms) or 1.0))
 
@@ -288,7 +309,7 @@ class Layer:
         sliced = family.name in _SLICED and len(self.placement.taps) == 2
         key = family.name, number, None if sliced else rank
         if key not in self._fits:
-            self._fits[key] = family.fit(index=len(family.ranks) - 1 if sliced else family.ranks.index(rank))
+            self._fits[key] = family.fit(rank=family.ranks[-1] if sliced else rank)
         if not sliced:
             return self._fits[key]
         first, second = self._fits[key].kernels

@@ -99,7 +99,7 @@ class Report:
                 parts.append(fitted.ljust(width) if column < _TEXT else fitted.rjust(width))
             lines.append("  ".join(parts).rstrip())
         lines.insert(1, "-" * max(map(len, lines)))
-        lines += ["", *self._totals(), *(_reason(row) for row in self.rows if row.reason)]
+        lines += ["", *self._totals(), *self._reasons()]
         return "\n".join(line if len(line) <= _WIDTH else line[: _WIDTH - 1] + "…" for line in lines)
 
     def _totals(self) -> list[str]:
@@ -109,6 +109,13 @@ class Report:
             f"{self.ms_before:.2f} ms a call before, {self.ms_after:.2f} ms after: {self.speedup:.2f} times faster",
             f"relative error of the results: {self.error:.4f}",
         ]
+
+    def _reasons(self) -> list[str]:
+        alike: dict[tuple[bool, str], list[str]] = {}
+        for row in self.rows:
+            if row.reason:
+                alike.setdefault((row.scheme == "dense", row.reason), []).append(row.name)
+        return [_reason(names, *key) for key, names in alike.items()]
 
     def _repr_html_(self) -> str:
         head = "".join(f"<th>{name}</th>" for name in _HEADER)
@@ -124,8 +131,11 @@ class Report:
         return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>{tail}"
 
 
-def _reason(row: LayerReport) -> str:
-    return f"{row.name} stays dense: {row.reason}" if row.scheme == "dense" else f"{row.name}: {row.reason}"
+def _reason(names: list[str], is_dense: bool, reason: str) -> str:
+    first, *others = names
+    if others:
+        first += f" and {len(others)} other{'s' * (len(others) > 1)}"
+    return f"{first} {'stay' if others else 'stays'} dense: {reason}" if is_dense else f"{first}: {reason}"
 
 
 def _rank(value: Any) -> Any:

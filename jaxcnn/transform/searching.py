@@ -42,15 +42,17 @@ class Search:
     Args:
       problem: the function and its layers.
       calibration: fits the chains to responses; None fits them to the weights.
+      advance: told of each layer that is weighed.
     """
 
-    def __init__(self, problem: Problem, calibration: Calibration | None) -> None:
-        self.problem, self.calibration = problem, calibration
+    def __init__(self, problem: Problem, calibration: Calibration | None, advance: Callable[[float], None]) -> None:
+        self.problem, self.calibration, self.advance = problem, calibration, advance
         # Layers whose chain is slower than their kernel: by how many times, and the reason in words.
         self._slow: dict[int, tuple[float, str]] = {}
 
     def at_share(self, share: float) -> Solution:
         """About the least error within a share of the multiply-accumulates, with no slower layers than that takes."""
+        self._weigh()
         self._slow = {}
         lost = self.problem.lost(self._choose(share))
         chosen, _ = self._settled(partial(self._choose, share, _DEARER**2 * max(lost, _NOTHING**2)))
@@ -62,6 +64,7 @@ class Search:
             raise ValueError(
                 "substitute: tolerance is an error relative to the results, which for the given arguments are all zero"
             )
+        self._weigh()
 
         def cheapest() -> Choice:
             def meets(share: float) -> Choice | None:
@@ -86,6 +89,7 @@ class Search:
 
     def at_speedup(self, speedup: float) -> Solution:
         """The least error at a measured speed-up."""
+        self._weigh()
         best = 0.0
 
         def fast(share: float) -> Choice | None:
@@ -101,6 +105,22 @@ class Search:
         if chosen is None:
             raise ValueError(f"substitute: speedup={speedup:g} is not reached: the fastest chains make it {best:.2f}")
         return self._solved(chosen)
+
+    def of_rank(self, rank: Any) -> Solution:
+        """One rank for all layers, whatever that costs."""
+        found = {index: layer.at_rank(rank) for index, layer in self.problem.open.items()}
+        chosen = {index: option for index, option in found.items() if option is not None}
+        if not chosen:
+            reasons = "; ".join(f"{layer.name}: {layer.why_dense}" for layer in list(self.problem.layers.values())[:3])
+            raise ValueError(f"substitute: no layer can take a chain of rank {rank}: {reasons}")
+        return self._solved(chosen)
+
+    def _weigh(self) -> None:
+        """Finds, once, what each layer's error does."""
+        if not self.problem.harms:
+            if self.calibration is not None:
+                self.calibration.judge()
+            self.problem.weigh(self.advance)
 
     def _choose(self, share: float, most: float = math.inf) -> Choice:
         """The options within a share, without the layers whose chains are slow as far as it can do without them.
@@ -165,11 +185,12 @@ class Search:
 
     def _row(self, index: int, option: Option | None, chain: KernelChain | None, error: float) -> LayerReport:
         layer = self.problem.layers[index]
-        reason = layer.refusal
         if chain is not None:
             reason = ""
-        elif not reason:
-            reason = self._slow[index][1] if index in self._slow else "the budget is met without it"
+        elif index in self._slow:
+            reason = self._slow[index][1]
+        else:
+            reason = layer.why_dense or "the budget is met without it"
         before, after = (None, None) if chain is None else self.problem.milliseconds(index, chain)
         if before is not None and after is not None and after > before:
             reason = "its chain is slower than the kernel, and there because the budget asks for it"

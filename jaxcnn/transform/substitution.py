@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -130,6 +131,7 @@ def substitute(
     tolerance: float | None = None,
     macs: float | None = None,
     speedup: float | None = None,
+    rank: int | tuple[int, ...] | None = None,
     calibration: Any = None,
     schemes: str | Sequence[str] | None = None,
     skip: str | Sequence[str] | Callable[[str], bool] | None = None,
@@ -144,19 +146,22 @@ def substitute(
     $\sum_l w_l(e_l) e_l^2$ being what is lost: $e_l$ is a layer's relative error and $w_l$ how much of it reaches the
     results, measured at three of its errors. A layer whose chain is not faster than its dense kernel on this device's
     clock stays dense as long as the budget can be met without it, and, where that is one of `macs`, as long as the
-    error expected of the results stays below 0.011 or grows by a tenth at most; else the
-    least slow of them goes back. At last the whole function is run on `args`, as it was and with the chains:
-    `report.error` and the times are those of that run.
+    error expected of the results stays below 0.011 or grows by a tenth at most; else the least slow of them goes back.
+    With `rank` there is nothing to choose: every layer takes the chain of that rank. At last the whole function is run
+    on `args`, as it was and with the chains: `report.error` and the times are those of that run.
 
     Args:
       f: a function `f(params, *args)` of pytrees of arrays; other leaves are treated as by `accelerate`.
       params: its trained parameters; kernels as in Flax, Haiku, Keras, Equinox or plain JAX.
       *args: its other arguments, by which layers are weighed and on which the result is verified; best none of the
         calibration inputs. Of a `jax.ShapeDtypeStruct` random numbers are drawn.
-      tolerance: the relative error of the results allowed, norm(after - before) / norm(before). Give this, `macs` or
-        `speedup`.
+      tolerance: the relative error of the results allowed, norm(after - before) / norm(before). Give this, `macs`,
+        `speedup` or `rank`.
       macs: the share of the multiply-accumulates of all convolutions that may stay.
       speedup: how many times faster than jitted f a call is to be, measured on this device.
+      rank: of the chain of every layer, in each group, as the one scheme's own function takes it: a number, or one for
+        each that the scheme has. A layer that has less than that takes its full rank. `schemes` must be one, and
+        neither the arithmetic nor the clock is asked.
       calibration: inputs such as the function will meet: a list or generator of batches, each a tuple of what follows
         params, or the array if that is one. With them the error of each layer is that of its responses behind its
         nonlinearity, and its chain is fitted to the dense network's responses, given the chains before it. A handful of
@@ -174,7 +179,8 @@ def substitute(
       A `Substitution`: `.apply(params, *args)`, `.params`, `.report`, `.curve()`, `.save(path)`.
 
     Raises:
-      ValueError: no budget or more than one; one that no choice of chains meets; an unknown scheme or none; params that
+      ValueError: no budget or more than one; one that no choice of chains meets; an unknown scheme or none, or `rank`
+        for other than one; params that
         hold chains already, or no convolution's kernel: those that f closes over are not found; no calibration inputs,
         or some of which a layer makes NaN; results without floating numbers, by which layers are weighed.
       TypeError: f is no function, the budget no number.
@@ -198,21 +204,22 @@ def substitute(
     """
     if not callable(f):
         raise TypeError(f"substitute: f must be a function, got {f!r}")
-    given = {"tolerance": tolerance, "macs": macs, "speedup": speedup}
+    given = {"tolerance": tolerance, "macs": macs, "speedup": speedup, "rank": rank}
     budget = {name: value for name, value in given.items() if value is not None}
     if len(budget) != 1:
-        raise ValueError(f"substitute: give one of tolerance, macs and speedup, got {given}")
+        raise ValueError(f"substitute: give one of tolerance, macs, speedup and rank, got {given}")
     if any(isinstance(leaf, KernelChain) for leaf in jax.tree.leaves(params, is_leaf=_is_chain)):
         raise ValueError("substitute: params hold chains already; give the dense parameters")
     ((kind, most),) = budget.items()
-    limit = _checked_number("substitute", kind, most)
+    names = _scheme_names(schemes)
+    limit = _checked_number("substitute", kind, most) if rank is None else _checked_rank(rank, names)
     # Imported at the first call, as the rules of `accelerate` are.
     from jaxcnn.transform.calibration import Calibration
     from jaxcnn.transform.problem import Problem
     from jaxcnn.transform.searching import Search
 
     batches = _batches(calibration)
-    problem = Problem(f, params, args, _scheme_names(schemes), _skipped(skip), seed)
+    problem = Problem(f, params, args, names, _skipped(skip), seed)
     if not problem.convolutions:
         raise ValueError("substitute: f has no convolution")
     if not problem.layers:
@@ -220,21 +227,23 @@ def substitute(
             f"substitute: of the {len(problem.convolutions)} convolutions of f none has its kernel from params; "
             "kernels that f closes over, or takes as another argument, must be part of params"
         )
-    names = [layer.name for layer in problem.layers.values()]
-    if skip and not callable(skip) and not any(map(_skipped(skip), names)):
-        more = ", ..." if len(names) > _SHOWN else ""
+    layers = [layer.name for layer in problem.layers.values()]
+    if skip and not callable(skip) and not any(map(_skipped(skip), layers)):
+        more = ", ..." if len(layers) > _SHOWN else ""
         warnings.warn(
-            f"substitute: skip={skip!r} is no layer; there are {', '.join(names[:_SHOWN])}{more}", stacklevel=2
+            f"substitute: skip={skip!r} is no layer; there are {', '.join(layers[:_SHOWN])}{more}", stacklevel=2
         )
     problem.check_outputs()
-    work = len(problem.open) * (3 if batches else 1) + 1
+    work = len(problem.open) * ((rank is None) + (1 if rank else 2) * bool(batches)) + 1
     with bar("Substituting kernels", work, progress) as advance:
         calibration = Calibration(problem, batches, seed, advance) if batches else None
-        search = Search(problem, calibration)
-        if calibration is not None:
-            calibration.judge()
-        problem.weigh(advance)
-        ways = {"tolerance": search.within_tolerance, "macs": search.at_share, "speedup": search.at_speedup}
+        search = Search(problem, calibration, advance)
+        ways: dict[str, Callable[[Any], Solution]] = {
+            "tolerance": search.within_tolerance,
+            "macs": search.at_share,
+            "speedup": search.at_speedup,
+            "rank": search.of_rank,
+        }
         solution = ways[kind](limit)
         advance(1)
 
@@ -267,6 +276,21 @@ def _checked_number(operation: str, name: str, given: Any) -> float:
         finite = "" if math.isfinite(value) else " and finite"
         raise ValueError(f"{operation}: {name} must {wanted}{finite}, got {value:g}")
     return value
+
+
+def _checked_rank(given: Any, schemes: Sequence[str]) -> int | tuple[int, ...]:
+    if len(schemes) != 1:
+        raise ValueError(f"substitute: rank is that of one scheme's chains, but schemes={schemes!r}; give one")
+    (scheme,) = schemes
+    try:
+        ranks = tuple(map(operator.index, given)) if isinstance(given, (tuple, list)) else (operator.index(given),)
+    except TypeError:
+        raise TypeError(f"substitute: rank must be a whole number, or a tuple of them, got {given!r}") from None
+    if not ranks or min(ranks) < 1:
+        raise ValueError(f"substitute: rank must be at least 1, got {given!r}")
+    if len(ranks) > 1 and scheme not in ("tucker2", "separable"):
+        raise ValueError(f"substitute: {scheme!r} has one rank, got rank={given!r}")
+    return ranks[0] if len(ranks) == 1 else ranks
 
 
 def _scheme_names(schemes: str | Sequence[str] | None) -> tuple[str, ...]:
