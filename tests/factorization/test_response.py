@@ -48,6 +48,9 @@ def numpy_error(dense, responses):
 CHAINS = {
     "separable": ([(3, 1, 4, 3), (1, 3, 3, 5)], ()),
     "separable, groups": ([(3, 1, 2, 4), (1, 3, 2, 6)], (2, 2)),
+    "separable, depthwise": ([(3, 1, 1, 8), (1, 3, 2, 12)], (4, 4)),
+    "separable, depthwise, 3-D": ([(2, 1, 1, 1, 6), (1, 2, 1, 2, 6), (1, 1, 2, 2, 3)], (3, 3, 3)),
+    "low_rank, depthwise, 1-D": ([(5, 1, 8), (1, 2, 16)], (4, 4)),
     "separable, 3-D": ([(2, 1, 1, 2, 3), (1, 2, 1, 3, 3), (1, 1, 2, 3, 4)], ()),
     "low_rank": ([(3, 3, 4, 2), (1, 1, 2, 6)], ()),
     "low_rank, 1-D": ([(5, 4, 2), (1, 2, 6)], ()),
@@ -90,9 +93,16 @@ def test_the_error_is_that_of_its_definition(limits, rng):
     assert response_error(chain.dense(), responses) == pytest.approx(expected, rel=1e-5)
 
 
-def test_groups_are_read_off_the_patches(rng):
-    kernel = normal(rng, (3, 3, 2, 6))
-    assert response_error(kernel, responses_of(kernel, normal(rng, (50, 3, 3, 4)), groups=2)) < 1e-5
+@pytest.mark.parametrize(("inputs", "groups"), [(2, 2), (1, 4)])
+def test_groups_are_read_off_the_patches(inputs, groups, rng):
+    kernel = normal(rng, (3, 3, inputs, 12))
+    patches = normal(rng, (50, 3, 3, 4))
+    assert response_error(kernel, responses_of(kernel, patches, groups)) < 1e-5
+    other = responses_of(normal(rng, kernel.shape), patches, groups, low=np.zeros(12))
+    given = np.maximum(responses_of(kernel, patches, groups).targets, 0)
+    wanted = np.maximum(other.targets, 0)
+    expected = np.linalg.norm(given - wanted) / np.linalg.norm(wanted - wanted.mean(0))
+    assert response_error(kernel, other) == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("low", [None, np.full(6, 0.2, np.float32)])
