@@ -16,11 +16,10 @@ from jaxcnn.chain import KernelChain
 from jaxcnn.factorization._family import MULTIPLES, Family, Subject, count_while
 from jaxcnn.factorization._schemes import SCHEMES
 from jaxcnn.factorization.response import (
+    ResponseFits,
     Responses,
     last_link_solved,
     refit,
-    response_chain,
-    response_curve,
     response_error,
     response_start,
 )
@@ -221,18 +220,20 @@ class Layer:
 
         Once all were, the errors of responses stand in place of the kernel's in the options.
         """
+        solved = self._solver(number, site, responses)
         # Each rank is a program to compile, half a second: a few, and between them the errors' logarithms.
         errors: list[float] = [self.dense.error]
         for scheme in self.families:
             options = [option for option in self.options if option.scheme == scheme]
             few = sorted({round(place) for place in np.linspace(0, len(options) - 1, min(_JUDGED, len(options)))})
             if few:  # some rank of the scheme has fewer multiply-accumulates
-                found = self._curve(number, site, scheme, [options[place].rank for place in few], responses)
+                found = [solved(options[place])[1] for place in few]
                 errors += np.exp(np.interp(range(len(options)), few, np.log(np.maximum(found, 1e-12)))).tolist()
         own = [dataclasses.replace(option, error=error) for option, error in zip(self.options, errors, strict=True)]
         # All kernels are weighed by the options that do for the first.
         weighing = self._judged[0].weighing if self._judged else _typical(own)
-        probes = [self._probed(number, site, option, responses) for option in weighing]
+        tried = map(solved, weighing)
+        probes = [(seen(site, chain, self.placement), error) for chain, error in tried]
         self._judged.append(_Judged(number, errors, weighing, probes))
         if len(self._judged) == len(self.kernels):
             together = np.sqrt(np.square([judged.errors for judged in self._judged]).mean(0))
@@ -244,29 +245,24 @@ class Layer:
                 for each in zip(*(judged.probes for judged in ordered), strict=True)
             ]
 
-    def _curve(
-        self, number: int, site: Site, scheme: str, ranks: Sequence[Any], responses: Responses
-    ) -> Sequence[float]:
+    def _solver(self, number: int, site: Site, responses: Responses) -> Callable[[Option], tuple[KernelChain, float]]:
+        """What makes of an option a chain whose last link is the best one for the responses, and its error."""
         if self._is_plain(site):
-            kernel = self.kernels[number]
-            return response_curve(kernel, scheme, ranks, responses, feature_group_count=self.groups)
-        chains = (self._seen_fit(number, site, scheme, rank) for rank in ranks)
-        return [response_error(last_link_solved(chain, responses), responses) for chain in chains]
+            fits = ResponseFits(self.kernels[number], responses, feature_group_count=self.groups)
+            return lambda option: fits.at(option.scheme, option.rank)
 
-    def _probed(self, number: int, site: Site, option: Option, responses: Responses) -> tuple[KernelChain, float]:
-        scheme, rank, kernel = option.scheme, option.rank, self.kernels[number]
-        if self._is_plain(site):
-            chain = response_chain(kernel, scheme, rank, responses, feature_group_count=self.groups)
-        else:
-            chain = last_link_solved(self._seen_fit(number, site, scheme, rank), responses)
-        return seen(site, chain, self.placement), response_error(chain, responses)
+        def solved(option: Option) -> tuple[KernelChain, float]:
+            chain = last_link_solved(self._seen_fit(number, site, option), responses)
+            return chain, response_error(chain, responses)
+
+        return solved
 
     def _is_plain(self, site: Site) -> bool:
         """Whether a convolution's patches meet the kernel as it is."""
         return direction(site, self.placement) == (False, ())
 
-    def _seen_fit(self, number: int, site: Site, scheme: str, rank: Any) -> KernelChain:
-        return seen(site, self._fit(self.families[scheme][number], number, rank), self.placement)
+    def _seen_fit(self, number: int, site: Site, option: Option) -> KernelChain:
+        return seen(site, self._fit(self.families[option.scheme][number], number, option.rank), self.placement)
 
     @cached_property
     def probes(self) -> list[tuple[KernelChain, float]]:
@@ -280,7 +276,7 @@ class Layer:
             start = response_start(kernel, scheme, rank, responses, feature_group_count=self.groups)
         else:
             # The schemes start in the metric of the kernel's inputs, which here are what leaves.
-            start = self._seen_fit(number, site, scheme, rank)
+            start = self._seen_fit(number, site, option)
         (dense,) = seen(site, KernelChain((kernel,), (self.groups,)), self.placement).kernels
         chain = refit(start, responses, kernel=dense)
         return seen(site, chain, self.placement), response_error(chain, responses)

@@ -10,7 +10,7 @@ from scheme_cases import normal
 import jaxcnn
 from jaxcnn import KernelChain
 from jaxcnn.factorization import _features
-from jaxcnn.factorization.response import Responses, refit, response_curve, response_error, response_start
+from jaxcnn.factorization.response import ResponseFits, Responses, refit, response_error, response_start
 
 
 def chain_of(rng, links, counts=()):
@@ -244,7 +244,8 @@ def test_a_curve_falls_with_the_rank(scheme, groups, rng):
     kernel = normal(rng, (*shape[:-1], shape[-1] * groups))
     patches = correlated(rng, 400, shape[:-2], shape[-2] * groups, few=8)
     responses = responses_of(kernel, patches, groups)
-    errors = response_curve(kernel, scheme, ranks, responses, feature_group_count=groups)
+    fits = ResponseFits(kernel, responses, feature_group_count=groups)
+    errors = [fits.at(scheme, rank)[1] for rank in ranks]
     assert errors == sorted(errors, reverse=True)
     assert errors[0] > 5 * errors[-1]
     assert errors[-1] < 0.05
