@@ -243,7 +243,7 @@ def test_milliseconds_are_measured(rng):
             {"cost": 10},
             r"factorize: nothing costs 10 macs or less: the kernel costs 144, the cheapest chain of .* costs 14",
         ),
-        ({"cost": 1, "schemes": ()}, r"the cheapest chain of no scheme"),
+        ({"cost": 1, "schemes": "stack"}, r"the cheapest chain of no scheme"),
         ({"cost": 10, "unit": "flops"}, r"factorize: unit must be 'macs' or 'ms', got 'flops'"),
         (
             {"cost": 10, "unit": "ms"},
