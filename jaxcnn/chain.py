@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import operator
 from collections.abc import Sequence
 from functools import partial, reduce
 from typing import Any
@@ -35,6 +36,7 @@ class KernelChain:
 
     Raises:
       ValueError: no link, links of different spatial rank, channels that do not fit.
+      TypeError: a link that is no array, group counts that are no ints.
 
     Example:
       >>> import jax.numpy as jnp
@@ -54,7 +56,16 @@ class KernelChain:
 
     def __post_init__(self) -> None:
         kernels = tuple(self.kernels)
-        counts = tuple(self.feature_group_counts) or (1,) * len(kernels)
+        for index, kernel in enumerate(kernels):
+            if isinstance(kernel, KernelChain) or not hasattr(kernel, "shape"):
+                raise TypeError(f"KernelChain: kernel {index} must be an array, got {type(kernel).__name__}")
+        try:
+            counts = tuple(map(operator.index, self.feature_group_counts)) or (1,) * len(kernels)
+        except TypeError:
+            raise TypeError(
+                "KernelChain: feature_group_counts must be ints, one for each kernel, and all kernels in one tuple "
+                f"before, got {type(self.feature_group_counts).__name__}"
+            ) from None
         object.__setattr__(self, "kernels", kernels)
         object.__setattr__(self, "feature_group_counts", counts)
         _check_links([tuple(kernel.shape) for kernel in kernels], counts)
@@ -116,6 +127,8 @@ class KernelChain:
 
         A zero kernel has relative error 0 if the chain is zero too, else infinity.
         """
+        if isinstance(kernel, KernelChain) or not hasattr(kernel, "shape"):
+            raise TypeError(f"relative_error: kernel must be an array, got {type(kernel).__name__}")
         if tuple(kernel.shape) != self.shape:
             raise ValueError(
                 f"relative_error: the chain stands for a kernel of shape {self.shape}, got {tuple(kernel.shape)}"
@@ -262,9 +275,15 @@ def _dense(chain: KernelChain) -> jax.Array:
 @partial(jax.jit)
 def _relative_error(chain: KernelChain, kernel: jax.Array) -> jax.Array:
     dense = chain.dense()
-    dtype = np.promote_types(np.promote_types(dense.dtype, kernel.dtype), np.float32)
+    # Each with float32 first: bfloat16 and float16 have no common dtype in NumPy, and int32 would ask for float64.
+    wide = (np.promote_types(array.dtype, np.float32) for array in (dense, kernel))
+    dtype = jax.dtypes.canonicalize_dtype(np.promote_types(*wide))
     kernel = kernel.astype(dtype)
-    error = jnp.sqrt(jnp.sum(jnp.abs(dense.astype(dtype) - kernel) ** 2))
+    # Relative to the largest weight: squares of 1e-23 are 0 in float32.
+    largest = lax.stop_gradient(jnp.max(jnp.abs(kernel), initial=0))
+    scale = jnp.where(largest > 0, largest, jnp.ones_like(largest)).astype(dtype)
+    kernel = kernel / scale
+    error = jnp.sqrt(jnp.sum(jnp.abs(dense.astype(dtype) / scale - kernel) ** 2))
     norm = jnp.sqrt(jnp.sum(jnp.abs(kernel) ** 2))
     ratio = error / jnp.where(norm > 0, norm, jnp.ones_like(norm))
     return jnp.where(norm > 0, ratio, jnp.where(error > 0, jnp.inf, jnp.zeros_like(error)))

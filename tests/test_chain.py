@@ -311,6 +311,40 @@ def test_relative_error_of_16_bit_kernels_is_computed_in_float32(rng):
     np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("links", "given"),
+    [("float32", "int32"), ("bfloat16", "float16"), ("float16", "bfloat16"), ("int8", "float32"), ("float32", "int8")],
+)
+def test_relative_error_of_kernels_of_another_dtype(links, given):
+    chain = KernelChain((np.full((3, 1, 1), 2, links),))
+    found = chain.relative_error(jnp.full((3, 1, 1), 4, given))
+    assert found == 0.5
+    assert found.dtype == np.float32
+
+
+@pytest.mark.parametrize("size", [1e-25, 1e25])
+def test_relative_error_of_kernels_whose_squares_are_out_of_range(size):
+    chain = KernelChain((jnp.full((3, 1, 1), size, np.float32),))
+    assert chain.relative_error(2 * chain.kernels[0]) == 0.5
+
+
+def test_what_is_no_array_is_no_kernel(rng):
+    chain = chain_of(rng, PAIR)
+    for kernel, kind in ((chain, "KernelChain"), ([[[1.0]]], "list")):
+        with pytest.raises(TypeError, match=f"relative_error: kernel must be an array, got {kind}"):
+            chain.relative_error(kernel)
+        with pytest.raises(TypeError, match=f"KernelChain: kernel 0 must be an array, got {kind}"):
+            KernelChain((kernel,))
+    with pytest.raises(TypeError, match="KernelChain: kernel 1 must be an array, got KernelChain"):
+        compose(np.ones((1, 1, 2, 2), np.float32), chain)
+
+
+@pytest.mark.parametrize(("counts", "kind"), [(1, "int"), ((2.0, 1.0), "tuple"), (np.ones((3, 3, 2, 2)), "ndarray")])
+def test_group_counts_are_ints(counts, kind, rng):
+    with pytest.raises(TypeError, match=f"feature_group_counts must be ints, one for each kernel.* got {kind}"):
+        KernelChain(chain_of(rng, PAIR).kernels, counts)
+
+
 def test_relative_error_refuses_another_shape(rng):
     message = re.escape("relative_error: the chain stands for a kernel of shape (3, 3, 2, 6), got (3, 3, 6, 2)")
     with pytest.raises(ValueError, match=message):

@@ -44,7 +44,8 @@ def cp(
       rank: number of terms, R, of each group. Full rank, which is exact, if neither rank nor tolerance is given: the
         product of all axes of a group's kernel but the longest.
       tolerance: relative error allowed, norm(chain - kernel) / norm(kernel); a rank whose fit meets it is taken, while
-        that of the rank below does not. Minutes for kernels of 512 x 512 channels.
+        that of the rank below does not. Links of 16 bits, once rounded, may leave some more where terms cancel. Minutes
+        for kernels of 512 x 512 channels.
       feature_group_count: number of groups of the kernel; each is fitted by itself, all at the same rank.
       layout: how `kernel` is to be read: None (HWIO), a string such as `"NCHW"` (OIHW), or lax's triple.
       seed: of the random starts; the same seed gives the same chain.
@@ -54,7 +55,7 @@ def cp(
       axis and `(1, ..., 1, R, O)` in each group; all share the norm of each term evenly.
 
     Raises:
-      ValueError: a rank out of range; both rank and tolerance; NaN or infinity.
+      ValueError: a rank or tolerance out of range; both rank and tolerance; NaN or infinity.
       TypeError: a kernel of integers or complex numbers.
 
     Example:

@@ -41,7 +41,7 @@ def depthwise_separable(
       the first is filter m of channel c, and both share the norm of each filter evenly.
 
     Raises:
-      ValueError: a multiplier out of range; both multiplier and tolerance; NaN or infinity.
+      ValueError: a multiplier or tolerance out of range; both multiplier and tolerance; NaN or infinity.
       TypeError: a kernel of integers.
 
     Example:

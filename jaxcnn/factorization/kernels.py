@@ -24,6 +24,8 @@ def grouped_kernel(operation: str, kernel: Any, feature_group_count: int, layout
             f"{operation}: kernel is traced by jit, vmap or grad, and the fit needs its values: call {operation} "
             "outside, and pass the chain in"
         ) from error
+    if array.dtype == object or array.dtype.kind in "US":
+        raise TypeError(f"{operation}: kernel must be an array of floats, got {type(kernel).__name__}")
     if array.ndim < 3:
         raise ValueError(
             f"{operation}: kernel must have at least one window axis, an input and an output feature axis, "

@@ -40,7 +40,7 @@ def low_rank(
       whose links share the norm evenly.
 
     Raises:
-      ValueError: a rank out of range; both rank and tolerance; NaN or infinity.
+      ValueError: a rank or tolerance out of range; both rank and tolerance; NaN or infinity.
       TypeError: a kernel of integers.
 
     Example:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from jaxcnn.chain import KernelChain
 from jaxcnn.layout import Layout, parse_layout
 
 
@@ -35,6 +36,7 @@ def merge(
     Raises:
       ValueError: no kernel; kernels of different channels or numbers of axes; an identity where the numbers of input
         and output channels differ.
+      TypeError: a kernel that is a chain; an identity of floats with kernels of integers.
 
     Example:
       >>> import jax.numpy as jnp
@@ -51,6 +53,8 @@ def merge(
     """
     if not kernels:
         raise ValueError("merge: there must be at least one kernel")
+    if any(isinstance(kernel, KernelChain) for kernel in kernels):
+        raise TypeError("merge: a kernel is a KernelChain; its dense kernel is chain.dense()")
     arrays = [jnp.asarray(kernel) for kernel in kernels]
     shapes = [array.shape for array in arrays]
     if len({len(shape) for shape in shapes}) > 1 or len(shapes[0]) < 3:
@@ -89,7 +93,10 @@ def _identity_kernel(identity: Any, features: tuple[int, int], groups: int, dtyp
         raise ValueError(
             f"merge: an identity needs as many input as output channels, got {in_features}{times} and {out_features}"
         )
-    weight = jnp.asarray(identity, dtype)
+    weight = jnp.asarray(identity)
+    if jnp.issubdtype(weight.dtype, jnp.inexact) and not jnp.issubdtype(dtype, jnp.inexact):
+        raise TypeError(f"merge: an identity of {weight.dtype} needs kernels of floats, got dtype {dtype}")
+    weight = weight.astype(dtype)
     if weight.shape not in ((), (1,), (out_features,)):
         raise ValueError(f"merge: identity must be a number or ({out_features},) of them, got shape {weight.shape}")
     return jnp.tile(jnp.eye(in_features, dtype=dtype), (1, groups)) * jnp.broadcast_to(weight, (1, out_features))

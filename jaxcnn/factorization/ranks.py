@@ -11,22 +11,29 @@ import jax.numpy as jnp
 import numpy as np
 
 
-def check_rank(operation: str, name: str, rank: Any, largest: int) -> int:
-    """A rank between 1 and the largest that makes sense."""
+def check_rank(operation: str, name: str, rank: Any, largest: int | None) -> int:
+    """A rank between 1 and the largest that makes sense, if there is one."""
     try:
         value = operator.index(rank)
     except TypeError:
         raise TypeError(f"{operation}: {name} must be an int, got {rank!r}") from None
-    if not 1 <= value <= largest:
+    if largest is None and value < 1:
+        raise ValueError(f"{operation}: {name} must be at least 1, got {value}")
+    if largest is not None and not 1 <= value <= largest:
         raise ValueError(f"{operation}: {name} must be between 1 and {largest}, the full rank, got {value}")
     return value
 
 
 def check_tolerance(operation: str, tolerance: Any) -> float:
-    """A relative error that is not negative."""
-    value = float(tolerance)
+    """A relative error between 0 and 1: any chain meets more than 1, which is a percentage by mistake."""
+    try:
+        value = float(tolerance)
+    except (TypeError, ValueError):
+        raise TypeError(f"{operation}: tolerance must be a number, got {tolerance!r}") from None
     if not value >= 0:
         raise ValueError(f"{operation}: tolerance must not be negative, got {tolerance!r}")
+    if value > 1:
+        raise ValueError(f"{operation}: tolerance must be a share of the norm, at most 1, got {tolerance!r}")
     return value
 
 

@@ -68,8 +68,8 @@ def factorize(
       A `KernelChain` of the kernel's dtype and groups.
 
     Raises:
-      ValueError: neither tolerance nor cost, or both; a cost that no chain meets; an unknown scheme or unit; strides or
-        milliseconds without `input_shape`; NaN or infinity.
+      ValueError: neither tolerance nor cost, or both; a cost that no chain meets; an unknown scheme or unit; no scheme;
+        strides or milliseconds without `input_shape`; NaN or infinity.
       TypeError: a kernel of integers.
 
     Example:
@@ -104,7 +104,10 @@ def factorize(
 
 def _names(schemes: str | Sequence[str] | None, subject: Subject) -> list[str]:
     if schemes is not None:
-        return [schemes] if isinstance(schemes, str) else list(schemes)
+        names = [schemes] if isinstance(schemes, str) else list(schemes)
+        if not names:
+            raise ValueError(f"{subject.operation}: schemes must hold at least one scheme, got none")
+        return names
     real = not np.iscomplexobj(subject.blocks)
     searched = real and subject.blocks.size <= _LARGEST_SEARCHED
     return [name for name, scheme in SCHEMES.items() if searched or not scheme.searches]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -61,8 +62,9 @@ def select_rank(
       allows.
 
     Raises:
-      ValueError: more than one rule; a scheme that does not do for the kernel's window; a tolerance that no rank meets;
-        noise for cp and stack, which truncate no matrix; milliseconds without `input_shape`.
+      ValueError: more than one rule, or one out of range; a scheme that does not do for the kernel's window; a
+        tolerance that no rank meets; noise for cp and stack, which truncate no matrix; milliseconds without
+        `input_shape`.
       TypeError: a kernel of integers.
 
     Example:
@@ -81,10 +83,16 @@ def select_rank(
     given = {name: value for name, value in rules.items() if value is not None}
     if len(given) > 1:
         raise ValueError(f"{operation}: give one rule, got {' and '.join(given)}")
+    try:
+        multiple = operator.index(multiple)
+    except TypeError:
+        raise TypeError(f"{operation}: multiple must be an int, got {multiple!r}") from None
     if multiple < 1:
         raise ValueError(f"{operation}: multiple must be at least 1, got {multiple!r}")
     if energy is not None and not 0 <= energy <= 1:
         raise ValueError(f"{operation}: energy must be between 0 and 1, got {energy!r}")
+    if macs is not None and not 0 < macs <= 1:
+        raise ValueError(f"{operation}: macs must be a share in (0, 1], got {macs!r}")
     usage = Usage(operation, input_shape, strides, padding, kernel_dilation, layout)
     subject = Subject(operation, kernel, feature_group_count, layout)
     family = Family(subject, scheme, usage.macs, multiple).require()

@@ -41,7 +41,8 @@ def separable(
       A `KernelChain` of the kernel's dtype and groups, whose links share the norm evenly.
 
     Raises:
-      ValueError: fewer than two window axes; a rank out of range; both rank and tolerance; NaN or infinity.
+      ValueError: fewer than two window axes; a rank or tolerance out of range; both rank and tolerance; NaN or
+        infinity.
       TypeError: a kernel of integers.
 
     Example:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxcnn.arguments import IntOrInts
+from jaxcnn.chain import KernelChain
 from jaxcnn.geometry import Padding, Pair, axis_values, dilated_size, resolve_padding
 from jaxcnn.layout import Layout, parse_layout
 
@@ -44,7 +45,7 @@ def split(
 
     Raises:
       ValueError: a window below 1; a padding that `conv` refuses.
-      TypeError: a window, padding or dilation of another type.
+      TypeError: a window, padding or dilation of another type; a chain.
 
     Example:
       >>> import jax.numpy as jnp
@@ -61,6 +62,8 @@ def split(
       Ding, Zhang, Han and Ding, "Scaling up your kernels to 31x31", 2022, on large kernels and what runs them.
     """
     operation = "split"
+    if isinstance(kernel, KernelChain):
+        raise TypeError(f"{operation}: kernel is a KernelChain; its dense kernel is chain.dense()")
     array = jnp.asarray(kernel)
     if array.ndim < 3:
         raise ValueError(

@@ -51,7 +51,7 @@ def stack(
 
     Raises:
       ValueError: windows that do not make up the kernel's; a width below 1; both features and tolerance; a tolerance
-        that no width meets; NaN or infinity.
+        out of range, or that no width meets; NaN or infinity.
       TypeError: a kernel of integers or complex numbers.
 
     Example:
@@ -107,7 +107,7 @@ def stack(
     if len(widths) != gaps:
         raise ValueError(f"{operation}: there are {gaps} gaps between {gaps + 1} links, got {len(widths)} features")
     for width in widths:
-        check_rank(operation, "features", width, 2**31 - 1)
+        check_rank(operation, "features", width, None)
     return fit(widths)[0]
 
 

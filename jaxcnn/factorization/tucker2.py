@@ -49,7 +49,7 @@ def tucker2(
       `(1, ..., 1, S, O)` in each group.
 
     Raises:
-      ValueError: a rank out of range; both ranks and tolerance; NaN or infinity.
+      ValueError: a rank or tolerance out of range; both ranks and tolerance; NaN or infinity.
       TypeError: a kernel of integers.
 
     Example:

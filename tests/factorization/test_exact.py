@@ -92,6 +92,20 @@ def test_errors_of_merge(shapes, options, message):
         merge(*(np.ones(shape, np.float32) for shape in shapes), **options)
 
 
+def test_an_identity_of_floats_is_not_cut_off():
+    kernel = np.ones((1, 1, 1, 1), np.int32)
+    assert merge(kernel, identity=2).item() == 3
+    with pytest.raises(TypeError, match="merge: an identity of float32 needs kernels of floats, got dtype int32"):
+        merge(kernel, identity=0.5)
+
+
+def test_chains_are_neither_merged_nor_split():
+    chain = KernelChain((np.ones((3, 1, 1, 1), np.float32), np.ones((1, 3, 1, 1), np.float32)))
+    for name, form in (("merge", merge), ("split", lambda kernel: split(kernel, 2))):
+        with pytest.raises(TypeError, match=rf"{name}: .*kernel is a KernelChain; its dense kernel is chain\.dense"):
+            form(chain)
+
+
 # fold_scale
 
 

@@ -368,6 +368,13 @@ def test_errors(name, shape, options, error, message):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_other_objects_are_no_kernels(name):
+    for kernel, kind in (({"kernel": 1.0}, "dict"), (None, "NoneType"), ("kernel", "str")):
+        with pytest.raises(TypeError, match=f"{name}: kernel must be an array of floats, got {kind}"):
+            CASES[name](kernel)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_integers_and_values_that_are_not_finite_are_refused(name):
     with pytest.raises(TypeError, match=f"{name}: kernel must be of floats, got dtype int8"):
         CASES[name](np.ones((3, 3, 1, 1), np.int8))

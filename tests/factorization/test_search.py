@@ -243,7 +243,7 @@ def test_milliseconds_are_measured(rng):
             {"cost": 10},
             r"factorize: nothing costs 10 macs or less: the kernel costs 144, the cheapest chain of .* costs 14",
         ),
-        ({"cost": 1, "schemes": ()}, r"the cheapest chain of no scheme"),
+        ({"cost": 1, "schemes": "stack"}, r"the cheapest chain of no scheme"),
         ({"cost": 10, "unit": "flops"}, r"factorize: unit must be 'macs' or 'ms', got 'flops'"),
         (
             {"cost": 10, "unit": "ms"},
@@ -375,8 +375,20 @@ def test_both_ranks_of_tucker_above_noise(rng):
         ("low_rank", {"multiple": 0}, "select_rank: multiple must be at least 1, got 0"),
         ("low_rank", {"milliseconds": 1.0}, "select_rank: milliseconds are measured on an image"),
         ("low_rank", {"tolerance": -1.0}, "select_rank: tolerance must not be negative"),
+        ("low_rank", {"macs": 50}, r"select_rank: macs must be a share in \(0, 1\], got 50"),
+        ("low_rank", {"macs": float("nan")}, r"select_rank: macs must be a share in \(0, 1\], got nan"),
     ],
 )
 def test_errors_of_select_rank(scheme, options, message, rng):
     with pytest.raises(ValueError, match=message):
         select_rank(normal(rng, (3, 3, 2, 2)), scheme, **options)
+
+
+def test_a_multiple_is_an_int(rng):
+    with pytest.raises(TypeError, match=r"select_rank: multiple must be an int, got 2\.5"):
+        select_rank(normal(rng, (3, 3, 2, 2)), "low_rank", multiple=2.5)
+
+
+def test_no_scheme_is_refused(rng):
+    with pytest.raises(ValueError, match="factorize: schemes must hold at least one scheme, got none"):
+        factorize(normal(rng, (3, 3, 2, 2)), tolerance=0.1, schemes=())
