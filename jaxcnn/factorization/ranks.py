@@ -25,15 +25,13 @@ def check_rank(operation: str, name: str, rank: Any, largest: int | None) -> int
 
 
 def check_tolerance(operation: str, tolerance: Any) -> float:
-    """A relative error between 0 and 1: any chain meets more than 1, which is a percentage by mistake."""
+    """A relative error that is not negative."""
     try:
         value = float(tolerance)
     except (TypeError, ValueError):
         raise TypeError(f"{operation}: tolerance must be a number, got {tolerance!r}") from None
     if not value >= 0:
         raise ValueError(f"{operation}: tolerance must not be negative, got {tolerance!r}")
-    if value > 1:
-        raise ValueError(f"{operation}: tolerance must be a share of the norm, at most 1, got {tolerance!r}")
     return value
 
 

@@ -73,7 +73,7 @@ def test_other_ranks_are_refused(rank, error, message):
         check_rank("separable", "rank", rank, 5)
 
 
-@pytest.mark.parametrize("tolerance", [0, 0.5, np.float32(0.25), 1])
+@pytest.mark.parametrize("tolerance", [0, 0.5, np.float32(0.25), 3])
 def test_tolerances_pass(tolerance):
     assert check_tolerance("stack", tolerance) == tolerance
 
@@ -81,13 +81,6 @@ def test_tolerances_pass(tolerance):
 @pytest.mark.parametrize("tolerance", [-1e-9, -1, float("nan")])
 def test_negative_tolerances_are_refused(tolerance):
     with pytest.raises(ValueError, match=r"stack: tolerance must not be negative, got (-1e-09|-1|nan)"):
-        check_tolerance("stack", tolerance)
-
-
-@pytest.mark.parametrize("tolerance", [5, 1.5, float("inf")])
-def test_percentages_are_no_tolerances(tolerance):
-    message = rf"stack: tolerance must be a share of the norm, at most 1, got {tolerance}"
-    with pytest.raises(ValueError, match=message):
         check_tolerance("stack", tolerance)
 
 
