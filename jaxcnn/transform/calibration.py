@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Container, Mapping, Sequence
 from functools import cached_property
@@ -162,7 +161,7 @@ class _Pool:
         kernel = _kernel(stops)
         pieces = self.pieces.setdefault(kernel, [])
         generator = np.random.default_rng((self.seed, *kernel, len(pieces)))
-        wanted = min(_SAMPLES, _SAMPLES_A_WEIGHT * math.prod(layer.placement.kernel_shape[:-1]))
+        wanted = min(_SAMPLES, _SAMPLES_A_WEIGHT * layer.weights_of_an_output(stops[0].site))
         count = max(1, wanted // (len(stops) * self.uses[kernel]))
         for stop in stops:
             patches, targets = samples(stop, count, generator)

@@ -104,13 +104,16 @@ def kernels_of(closed: Any) -> tuple[dict[int, Found], list[tuple[JaxprEqn, int]
 
 
 def _check(found: Found) -> None:
-    """Refuses a kernel of which convolutions disagree where its axes are."""
+    """Refuses a kernel of which convolutions disagree where its axes are, or on its groups."""
     own = found.placement
     for site in found.sites:
         other = site.use.placement
         same = (other.inputs, other.outputs) in ((own.inputs, own.outputs), (own.outputs, own.inputs))
         if (other.taps, other.stack) != (own.taps, own.stack) or not same:
             found.refusal = found.refusal or "two convolutions have its axes in different order"
+    # Features of a group are as many, and those of the image are not.
+    if len({site.equation.params["feature_group_count"] for site in found.sites}) > 1:
+        found.refusal = found.refusal or "two convolutions have it in different numbers of groups"
 
 
 @dataclasses.dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
@@ -138,6 +139,12 @@ class Layer:
                 family = Family(subjects[0], scheme, self.macs, table=SCHEMES[scheme].ranks(blocks))
                 found[scheme] = [family.of(subject) for subject in subjects]
         return found
+
+    def weights_of_an_output(self, site: Site) -> int:
+        """How many weights make up one output feature of a convolution."""
+        *window, inputs, outputs = self.placement.kernel_shape
+        backward, _ = direction(site, self.placement)
+        return math.prod(window) * (outputs // self.groups if backward else inputs)
 
     def links(self, site: Site, chain: KernelChain) -> KernelChain:
         """The links with which a convolution computes, of a chain or of the shapes of one."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import JaxprEqn
 
 from jaxcnn.chain import KernelChain
 from jaxcnn.transform.allocation import Harm, allocate
@@ -90,12 +91,9 @@ class Problem:
     @cached_property
     def total_macs(self) -> int:
         """Multiply-accumulates of all convolutions as they are."""
-        own = {id(site.equation) for layer in self.layers.values() for site in layer.sites}
-        others = 0
-        for equation, count in self.convolutions:
-            spec = described(equation)
-            if id(equation) not in own and spec is not None:
-                others += count * macs_of(spec.spec)[0]
+        # Not by equation: two calls of one jitted function share it, and the kernel of one may be no layer's.
+        sites = [(site.equation, site.count) for layer in self.layers.values() for site in layer.sites]
+        others = _macs(self.convolutions) - _macs(sites)
         return others + sum(layer.dense.macs for layer in self.layers.values())
 
     @cached_property
@@ -199,6 +197,12 @@ class Problem:
             each = _MEASURED[key]
             before, after = before + site.count * each[0], after + site.count * each[1]
         return before, after
+
+
+def _macs(convolutions: Iterable[tuple[JaxprEqn, int]]) -> int:
+    """Multiply-accumulates of convolutions as they are, each executed so often."""
+    specs = ((described(equation), count) for equation, count in convolutions)
+    return sum(count * macs_of(found.spec)[0] for found, count in specs if found is not None)
 
 
 def _drawn(array: Any, generator: np.random.Generator) -> Any:

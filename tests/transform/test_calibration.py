@@ -12,6 +12,7 @@ from planted import NUMBERS, conv, draw, network, relative
 import jaxcnn
 from jaxcnn.transform import problem, searching
 from jaxcnn.transform.discovery import kernels_of
+from jaxcnn.transform.layers import Layer
 from jaxcnn.transform.linked import seen
 from jaxcnn.transform.side_by_side import is_fitted, samples, side_by_side, together
 
@@ -266,6 +267,21 @@ def test_hard_shapes_are_fitted_to_their_responses(f):
     assert fitted.report.macs == plain.report.macs <= 0.35
     for row in fitted.report.rows:
         assert 0 < row.error < 1
+
+
+def test_as_many_samples_for_the_weights_of_an_output_whichever_way_the_kernel_goes(monkeypatch):
+    taken = []
+
+    def fitted(self, number, site, option, responses):
+        taken.append(len(responses))
+        return self.apart(self.chain(option))[number], option.error
+
+    monkeypatch.setattr(Layer, "fitted", fitted)
+    kernel, x = jnp.asarray(draw(3, 3, 6, 1)), jnp.asarray(draw(6, 30, 30, 6, seed=1))
+    options = {"rank": 2, "schemes": "separable", "calibration": x}
+    jaxcnn.substitute(lambda k, x: conv(x, k), kernel, x[:1], **options)
+    jaxcnn.substitute(lambda k, x: jaxcnn.conv_transpose(x, k), kernel.swapaxes(2, 3), x[:1], **options)
+    assert taken == [60 * 9 * 6] * 2
 
 
 def test_layers_that_cannot_be_fitted_keep_the_chains_of_their_weights():

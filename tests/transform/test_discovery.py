@@ -88,6 +88,12 @@ def test_a_kernel_used_twice_has_two_sites():
     assert len(tied.sites) == 2
 
 
+def test_a_kernel_of_other_groups_is_another():
+    kernel = jnp.asarray(draw(3, 3, 1, 4))
+    refused = only(lambda k, x: conv(conv(x, k, feature_group_count=4)[..., :1], k), kernel)
+    assert refused.refusal == "two convolutions have it in different numbers of groups"
+
+
 def test_slices_of_a_stack_are_kernels():
     stack = jnp.stack([KERNEL] * 3)
 

@@ -144,3 +144,16 @@ def test_dictionaries_for_inputs_and_results():
     results = found.apply(found.params, batch)
     assert results["count"] == 3
     assert relative(results["scores"], f(PARAMS, X)) == pytest.approx(found.report.error, rel=1e-3)
+
+
+def test_a_function_that_is_jitted_once_and_called_with_other_kernels():
+    block = jax.jit(lambda x, k: jax.nn.relu(conv(x, k)))
+    fixed = jnp.asarray(draw(5, 5, 16, 16, seed=8))
+
+    def f(kernel, x):
+        return block(block(x, kernel), fixed)
+
+    x = jnp.asarray(draw(1, 8, 8, 16, seed=9))
+    report = jaxcnn.substitute(f, fixed[::-1], x, rank=2, schemes="separable").report
+    assert report.macs_before == jaxcnn.summarize(f, fixed, x).total.macs
+    assert report.macs_before - report.macs_after == report.rows[0].macs_before - report.rows[0].macs_after
