@@ -310,7 +310,7 @@ def _skipped(skip: str | Sequence[str] | Callable[[str], bool] | None) -> Callab
     if callable(skip):
         return skip
     parts = (skip,) if isinstance(skip, str) else tuple(skip or ())
-    return lambda name: any(part in name for part in parts)
+    return lambda name: any(part and part in name for part in parts)
 
 
 def _batches(calibration: Any) -> list[tuple[Any, ...]]:

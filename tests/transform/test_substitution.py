@@ -312,6 +312,11 @@ def test_errors(case):
         jaxcnn.substitute(F, PARAMS, X, **options)
 
 
+def test_an_empty_name_skips_nothing():
+    found = jaxcnn.substitute(F, PARAMS, X, macs=0.5, skip=["", "stem"])
+    assert [row.name for row in found.report.rows if row.reason == "it is skipped"] == ["stem/kernel"]
+
+
 def test_params_with_chains_and_no_function_are_refused():
     chain = jaxcnn.separable(PARAMS["low"]["kernel"], rank=1)
     with pytest.raises(ValueError, match="params hold chains already"):
