@@ -188,10 +188,10 @@ def _bind_rebuilt(*names: str) -> Callable[[Walker, JaxprEqn, list[Any]], list[A
 def _into_jit(walker: Walker, equation: JaxprEqn, operands: list[Any]) -> list[Any]:
     # From jax 0.12 on a function that `jax.jit` took gets what it closes over as operands, where a rule could not tell
     # a kernel that is known from one that is an argument.
-    params = dict(equation.primitive.get_bind_params(equation.params))
     known = {index: value for index, value in enumerate(operands) if _is_known_array(value)}
     if not known:
         return _bind_rebuilt("jaxpr")(walker, equation, operands)
+    params = dict(equation.primitive.get_bind_params(equation.params))
     params["jaxpr"] = walker.rebuilt_around(params["jaxpr"], known)
     # Zeros of the same type, so that the program holds each value once.
     ignored = [jnp.zeros_like(value) if index in known else value for index, value in enumerate(operands)]

@@ -234,7 +234,9 @@ def substitute(
             f"substitute: skip={skip!r} is no layer; there are {', '.join(layers[:_SHOWN])}{more}", stacklevel=2
         )
     problem.check_outputs()
-    work = len(problem.open) * ((rank is None) + (1 if rank else 2) * bool(batches)) + 1
+    weighed, fitted = rank is None, bool(batches)
+    judged = weighed and fitted
+    work = len(problem.open) * (judged + weighed + fitted) + 1
     with bar("Substituting kernels", work, progress) as advance:
         calibration = Calibration(problem, batches, seed, advance) if batches else None
         search = Search(problem, calibration, advance)
