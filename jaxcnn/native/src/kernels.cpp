@@ -1,0 +1,50 @@
+// The kernels of one instruction set: compiled several times, with JAXCNN_ISA naming the namespace.
+#include "dense.h"
+#include "narrow.h"
+
+namespace jaxcnn {
+namespace JAXCNN_ISA {
+namespace {
+
+// Whether vectors over several groups take fewer instructions than products over one group's channels: lanes that are
+// used, and a permutation beside each product.
+bool is_narrow(int64_t groups, int64_t sources, int64_t results) {
+  if (groups == 1 || !fits_narrow(sources, results)) return false;
+  const Bundle bundle = bundle_of(groups, sources, results);
+  const int64_t cost = bundle.plain ? 1 : 2;
+  return bundle.lanes * least(ceil_div(results, kLanes) * kLanes, kColumns) >= cost * results * kLanes;
+}
+
+void slide(const Slide& slide, const float* source, const float* kernel, float* result, const Epilogue& epilogue,
+           TaskRunner& runner) {
+  if (is_narrow(slide.groups, slide.source_channels, slide.result_channels)) {
+    slide_narrow(slide, source, kernel, result, epilogue, runner);
+  } else {
+    slide_dense(slide, source, kernel, result, epilogue, runner);
+  }
+}
+
+void output(const ConvProblem& p, const float* x, const float* kernel, float* y, const Epilogue& epilogue,
+            TaskRunner& runner) {
+  slide(forward_slide(p), x, kernel, y, epilogue, runner);
+}
+
+void input(const ConvProblem& p, const float* y, const float* kernel, float* x, const Epilogue& epilogue,
+           TaskRunner& runner) {
+  for_each_phase(p, [&](const Slide& phase) { slide(phase, y, kernel, x, epilogue, runner); });
+}
+
+void kernel(const ConvProblem& p, const float* x, const float* y, float* kernel, TaskRunner& runner) {
+  if (is_narrow(p.groups, p.in_channels / p.groups, p.out_channels / p.groups)) {
+    kernel_narrow(p, x, y, kernel, runner);
+  } else {
+    kernel_dense(p, x, y, kernel, runner);
+  }
+}
+
+}  // namespace
+
+extern const KernelTable kTable = {JAXCNN_ISA_NAME, output, input, kernel};
+
+}  // namespace JAXCNN_ISA
+}  // namespace jaxcnn
