@@ -40,14 +40,14 @@ REQUIRED = {
 GEOMETRY = ["geometry", "dtypes"]
 ARGUMENTS = ["arguments", "layout", "chain", *GEOMETRY]
 COST = ["cost", "shapes", *ARGUMENTS]
-LOWERING = ["lowering(\\..*)?", "_compat", *COST]
+LOWERING = ["lowering(\\..*)?", "native", "_compat", *COST]
 PRIMITIVES = ["primitives", "operands", *LOWERING]
 FUNCTIONS_ROOM = ["convolution", "pooling", "adaptive_pooling", "_convolution", "_pooling", *PRIMITIVES]
 FACTORIZATION = ["factorization(\\..*)?", *FUNCTIONS_ROOM]
 TRANSFORM = ["transform(\\..*)?", *FACTORIZATION]
 ROOMS = {
     r"__init__": TRANSFORM,
-    r"(cli|__main__|demo(\..*)?)": ["public", "cli", "drawing", "demo(\\..*)?", "transform\\.summary"],
+    r"(cli|__main__|demo(\..*)?)": ["public", "cli", "native", "drawing", "demo(\\..*)?", "transform\\.summary"],
     r"drawing(\..*)?": ["public", "drawing(\\..*)?"],
     r"transform(\..*)?": TRANSFORM,
     r"factorization(\..*)?": FACTORIZATION,
@@ -58,7 +58,7 @@ ROOMS = {
     r"(cost|shapes)": COST,
     r"arguments": ARGUMENTS,
     r"chain": ["layout", *GEOMETRY],
-    r"(geometry|layout|dtypes|_compat)": [],
+    r"(geometry|layout|dtypes|_compat|native)": [],
 }
 
 

@@ -50,7 +50,7 @@ def instruction_set() -> str | None:
 def status() -> str:
     """Returns one line that says whether the kernels are used, and for which instruction set or why not."""
     state = _load()
-    return f"native kernels: yes ({state.instruction_set})" if state.library else f"native kernels: no ({state.reason})"
+    return f"native kernels: yes ({state.instruction_set})" if state.library else f"native kernels: no: {state.reason}"
 
 
 def _load() -> _State:

@@ -436,13 +436,16 @@ def test_table_and_json():
     lines = str(summary).splitlines()
     assert max(map(len, lines)) <= 100
     assert lines[0].split() == ["layer", "kind", "output", "kernel", "MACs", "params", "field", "method"]
-    assert "MACs (" in lines[-1]
+    assert "MACs (" in lines[-2]
+    assert lines[-1] == summary.native == native.status()
     content = json.loads(summary.to_json())
     assert len(content["rows"]) == len(summary.rows)
     assert Cost(**content["total"]) == summary.total
     text = summary._repr_html_()
     assert text.count("<tr>") == len(summary.rows) + 1
-    assert str(summarize(lambda x: x, 1.0)).splitlines()[-1].startswith("0 MACs")
+    assert native.status() in text
+    assert str(summarize(lambda x: x, 1.0)).splitlines()[-2].startswith("0 MACs")
+    assert str(summarize(lambda x: x, 1.0, platform="gpu")).splitlines()[-1].startswith("0 MACs")
 
 
 def test_long_names_are_cut_from_the_left():
