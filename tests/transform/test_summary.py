@@ -13,7 +13,7 @@ import pytest
 from jax import lax
 
 import jaxcnn
-from jaxcnn import Cost, accelerate, summarize
+from jaxcnn import Cost, accelerate, native, summarize
 from support import architectures
 from support.arrays import jax_normal
 
