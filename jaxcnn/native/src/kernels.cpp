@@ -1,40 +1,50 @@
-// The kernels of one instruction set, in a namespace of its name.
-#include "kernels.h"
+// The kernels of one instruction set: compiled several times, with JAXCNN_ISA naming the namespace.
+#include "dense.h"
+#include "narrow.h"
 
-#define JAXCNN_STRING_OF(text) #text
-#define JAXCNN_STRING(macro) JAXCNN_STRING_OF(macro)
-
-namespace jaxcnn::JAXCNN_ISA_NAMESPACE {
+namespace jaxcnn {
+namespace JAXCNN_ISA {
 namespace {
 
-void conv_output(const ConvProblem& p, const float* x, const float* kernel, float* y, const Epilogue&, float*,
-                 TaskRunner& runner) {
-  const int64_t group_in = p.in_channels / p.groups, group_out = p.out_channels / p.groups;
-  runner.run(p.batch * p.out[0] * p.out[1], [&](int64_t row) {
-    const int64_t n = row / (p.out[0] * p.out[1]), d = row / p.out[1] % p.out[0], h = row % p.out[1];
-    for (int64_t w = 0; w < p.out[2]; w++) {
-      float* pixel = y + (row * p.out[2] + w) * p.out_channels;
-      for (int64_t o = 0; o < p.out_channels; o++) pixel[o] = 0;
-      for (int64_t i = 0; i < p.window[0]; i++)
-        for (int64_t j = 0; j < p.window[1]; j++)
-          for (int64_t k = 0; k < p.window[2]; k++) {
-            const int64_t a = d * p.stride[0] - p.pad_low[0] + i * p.dilation[0];
-            const int64_t b = h * p.stride[1] - p.pad_low[1] + j * p.dilation[1];
-            const int64_t c = w * p.stride[2] - p.pad_low[2] + k * p.dilation[2];
-            if (a < 0 || a >= p.in[0] || b < 0 || b >= p.in[1] || c < 0 || c >= p.in[2]) continue;
-            const float* source = x + (((n * p.in[0] + a) * p.in[1] + b) * p.in[2] + c) * p.in_channels;
-            const float* tap = kernel + ((i * p.window[1] + j) * p.window[2] + k) * group_in * p.out_channels;
-            for (int64_t q = 0; q < group_in; q++)
-              for (int64_t o = 0; o < p.out_channels; o++)
-                pixel[o] += source[o / group_out * group_in + q] * tap[q * p.out_channels + o];
-          }
-    }
-  });
+// Whether vectors over several groups take fewer instructions than products over one group's channels: lanes that are
+// used, and a permutation beside each product.
+bool is_narrow(int64_t groups, int64_t sources, int64_t results) {
+  if (groups == 1 || !fits_narrow(sources, results)) return false;
+  const Bundle bundle = bundle_of(groups, sources, results);
+  const int64_t cost = bundle.plain ? 1 : 2;
+  return bundle.lanes * least(ceil_div(results, kLanes) * kLanes, kColumns) >= cost * results * kLanes;
+}
+
+void slide(const Slide& slide, const float* source, const float* kernel, float* result, const Epilogue& epilogue,
+           TaskRunner& runner) {
+  if (is_narrow(slide.groups, slide.source_channels, slide.result_channels)) {
+    slide_narrow(slide, source, kernel, result, epilogue, runner);
+  } else {
+    slide_dense(slide, source, kernel, result, epilogue, runner);
+  }
+}
+
+void output(const ConvProblem& p, const float* x, const float* kernel, float* y, const Epilogue& epilogue,
+            TaskRunner& runner) {
+  slide(forward_slide(p), x, kernel, y, epilogue, runner);
+}
+
+void input(const ConvProblem& p, const float* y, const float* kernel, float* x, const Epilogue& epilogue,
+           TaskRunner& runner) {
+  for_each_phase(p, [&](const Slide& phase) { slide(phase, y, kernel, x, epilogue, runner); });
+}
+
+void kernel(const ConvProblem& p, const float* x, const float* y, float* kernel, TaskRunner& runner) {
+  if (is_narrow(p.groups, p.in_channels / p.groups, p.out_channels / p.groups)) {
+    kernel_narrow(p, x, y, kernel, runner);
+  } else {
+    kernel_dense(p, x, y, kernel, runner);
+  }
 }
 
 }  // namespace
 
-extern const Kernels kernels;
-const Kernels kernels = {JAXCNN_STRING(JAXCNN_ISA_NAMESPACE), conv_output};
+extern const KernelTable kTable = {JAXCNN_ISA_NAME, output, input, kernel};
 
-}  // namespace jaxcnn::JAXCNN_ISA_NAMESPACE
+}  // namespace JAXCNN_ISA
+}  // namespace jaxcnn

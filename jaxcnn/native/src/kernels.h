@@ -1,43 +1,73 @@
-// The kernels' entry points. They know nothing of XLA.
+// The interface between the FFI handlers and the kernels, which are compiled once for each instruction set.
+//
+// Arrays are dense and channels-last: images (batch, depth, height, width, channels), kernels
+// (depth, height, width, in_channels / groups, out_channels). Fewer spatial axes have leading sizes of 1.
 #pragma once
 
 #include <cstdint>
-#include <functional>
 
 namespace jaxcnn {
 
-// One convolution, always of three spatial axes: of fewer axes the first are 1. Images are NDHWC, kernels DHWIO with
-// I = in_channels / groups.
 struct ConvProblem {
   int64_t batch;
-  int64_t in[3], out[3], window[3], stride[3], pad_low[3], dilation[3];
-  int64_t groups, in_channels, out_channels;
+  int64_t in[3];
+  int64_t out[3];
+  int64_t window[3];
+  int64_t stride[3];
+  int64_t pad_low[3];
+  int64_t dilation[3];
+  int64_t groups;
+  int64_t in_channels;
+  int64_t out_channels;
 };
 
-// What is done to an output before it is stored; null where unused.
+enum class Activation : int64_t {
+  kNone = 0,
+  kRelu,
+  kRelu6,
+  kLeakyRelu,
+  kSilu,
+  kHardSwish,
+  kGeluTanh,
+  kGeluErf,
+  kSigmoid,
+  kTanh,
+  kHardSigmoid,
+};
+
+// y = activation(conv * scale + bias + residual); pointers that are null leave their step out.
 struct Epilogue {
-  const float* scale;
-  const float* bias;
-  const float* residual;
-  int activation;
-  float alpha;
+  const float* scale = nullptr;
+  const float* bias = nullptr;
+  const float* residual = nullptr;
+  Activation activation = Activation::kNone;
+  float alpha = 0.0f;
 };
 
+// Runs body(context, index) for each index below `tasks`, on several threads, and returns when all are done.
 struct TaskRunner {
-  virtual ~TaskRunner() = default;
-  virtual void run(int64_t tasks, const std::function<void(int64_t)>& body) = 0;
+  virtual void run(int64_t tasks, void (*body)(void* context, int64_t index), void* context) = 0;
   virtual int64_t threads() const = 0;
+
+ protected:
+  ~TaskRunner() = default;
 };
 
-struct Kernels {
+using OutputKernel = void (*)(const ConvProblem&, const float* x, const float* kernel, float* y, const Epilogue&,
+                              TaskRunner&);
+using InputKernel = void (*)(const ConvProblem&, const float* y, const float* kernel, float* x, const Epilogue&,
+                             TaskRunner&);
+using KernelKernel = void (*)(const ConvProblem&, const float* x, const float* y, float* kernel, TaskRunner&);
+
+// The kernels of one instruction set.
+struct KernelTable {
   const char* name;
-  void (*conv_output)(const ConvProblem&, const float* x, const float* kernel, float* y, const Epilogue&, float* scratch,
-                      TaskRunner&);
+  OutputKernel output;
+  InputKernel input;
+  KernelKernel kernel;
 };
 
-namespace baseline { extern const Kernels kernels; }
-namespace avx2 { extern const Kernels kernels; }
-namespace avx512 { extern const Kernels kernels; }
-namespace neon { extern const Kernels kernels; }
+// The table of the best instruction set that this processor has.
+const KernelTable& kernels();
 
 }  // namespace jaxcnn

@@ -1,56 +1,218 @@
-// What the library exports: XLA's handlers, and which instruction set they use.
+// The handlers that XLA calls, and the choice of an instruction set when the library is loaded.
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <memory>
+#include <mutex>
+#include <string>
+
 #include "kernels.h"
+#include "xla/ffi/api/c_api.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace ffi = xla::ffi;
 
 namespace jaxcnn {
-namespace {
 
-const Kernels& pick() {
-#if JAXCNN_HAS_AVX512
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-      __builtin_cpu_supports("avx512dq"))
-    return avx512::kernels;
+#if defined(__x86_64__)
+namespace avx512 {
+extern const KernelTable kTable;
+}
+namespace avx2 {
+extern const KernelTable kTable;
+}
 #endif
-#if JAXCNN_HAS_AVX2
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return avx2::kernels;
-#endif
-#if JAXCNN_HAS_NEON
-  return neon::kernels;
+namespace baseline {
+extern const KernelTable kTable;
+}
+
+const KernelTable& kernels() {
+#if defined(__x86_64__)
+  static const KernelTable& table = [&]() -> const KernelTable& {
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+        __builtin_cpu_supports("avx512dq")) {
+      return avx512::kTable;
+    }
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return avx2::kTable;
+    return baseline::kTable;
+  }();
+  return table;
 #else
-  return baseline::kernels;
+  return baseline::kTable;
 #endif
 }
 
-const Kernels& kernels = pick();
+namespace {
 
-struct CallerRunner final : TaskRunner {
-  void run(int64_t tasks, const std::function<void(int64_t)>& body) override {
-    for (int64_t task = 0; task < tasks; task++) body(task);
+// A loop whose indices are handed out one by one. The calling thread takes part, so that the loop ends even if no
+// other thread is free; a thread that comes late finds no index and touches nothing but the counter.
+class Loop {
+ public:
+  Loop(int64_t tasks, void (*body)(void*, int64_t), void* context) : tasks_(tasks), body_(body), context_(context) {}
+
+  void work() {
+    int64_t done = 0;
+    for (int64_t index; (index = next_.fetch_add(1, std::memory_order_relaxed)) < tasks_; ++done) {
+      body_(context_, index);
+    }
+    if (done > 0 && done_.fetch_add(done, std::memory_order_acq_rel) + done == tasks_) {
+      std::lock_guard<std::mutex> lock(mutex_);
+      finished_ = true;
+      condition_.notify_all();
+    }
   }
-  int64_t threads() const override { return 1; }
+
+  void wait() {
+    // The other threads are in their last tasks: most often they end sooner than a sleeping thread would wake.
+    for (int spin = 0; spin < kSpins; ++spin) {
+      if (done_.load(std::memory_order_acquire) == tasks_) return;
+#if defined(__x86_64__)
+      __builtin_ia32_pause();
+#endif
+    }
+    std::unique_lock<std::mutex> lock(mutex_);
+    condition_.wait(lock, [this] { return finished_; });
+  }
+
+ private:
+  static constexpr int kSpins = 2000;
+  const int64_t tasks_;
+  void (*const body_)(void*, int64_t);
+  void* const context_;
+  std::atomic<int64_t> next_{0};
+  std::atomic<int64_t> done_{0};
+  std::mutex mutex_;
+  std::condition_variable condition_;
+  bool finished_ = false;
 };
 
-ffi::Error conv(ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::F32> kernel, ffi::ResultBuffer<ffi::F32> y) {
-  const auto in = x.dimensions(), window = kernel.dimensions(), out = y->dimensions();
-  if (in.size() != 5 || window.size() != 5 || out.size() != 5)
-    return ffi::Error::InvalidArgument("jaxcnn_conv: images and kernels have three spatial axes");
-  ConvProblem p{};
-  p.batch = in[0];
-  p.in_channels = in[4];
-  p.out_channels = out[4];
-  p.groups = 1;
-  if (out[0] != p.batch || window[3] != p.in_channels || window[4] != p.out_channels)
-    return ffi::Error::InvalidArgument("jaxcnn_conv: batch or channels of the operands differ");
-  for (int axis = 0; axis < 3; axis++) {
-    p.in[axis] = in[1 + axis];
-    p.out[axis] = out[1 + axis];
-    p.window[axis] = window[axis];
-    p.stride[axis] = p.dilation[axis] = 1;
+class PoolRunner final : public TaskRunner {
+ public:
+  explicit PoolRunner(ffi::ThreadPool& pool) : pool_(pool), threads_(std::max<int64_t>(1, pool.num_threads())) {}
+
+  void run(int64_t tasks, void (*body)(void*, int64_t), void* context) override {
+    if (tasks <= 1 || threads_ == 1) {
+      for (int64_t index = 0; index < tasks; ++index) body(context, index);
+      return;
+    }
+    auto loop = std::make_shared<Loop>(tasks, body, context);
+    const int64_t helpers = std::min(threads_, tasks) - 1;
+    for (int64_t i = 0; i < helpers; ++i) pool_.Schedule([loop] { loop->work(); });
+    loop->work();
+    loop->wait();
   }
-  CallerRunner runner;
-  kernels.conv_output(p, x.typed_data(), kernel.typed_data(), y->typed_data(), Epilogue{}, nullptr, runner);
+
+  int64_t threads() const override { return threads_; }
+
+ private:
+  ffi::ThreadPool& pool_;
+  const int64_t threads_;
+};
+
+using Floats = ffi::Buffer<ffi::F32>;
+using Sizes = ffi::Span<const int64_t>;
+
+ffi::Error invalid(const std::string& message) { return ffi::Error::InvalidArgument("jaxcnn: " + message); }
+
+// Fills a problem from the arrays' shapes and the attributes, and checks that they belong together, so that no kernel
+// can be made to read or write beyond an array.
+ffi::Error read_problem(Sizes x, Sizes kernel, Sizes y, Sizes strides, Sizes pad_low, Sizes dilation, int64_t groups,
+                        ConvProblem* p) {
+  const size_t rank = strides.size();
+  if (rank > 3 || pad_low.size() != rank || dilation.size() != rank || x.size() != rank + 2 || y.size() != rank + 2 ||
+      kernel.size() != rank + 2) {
+    return invalid("arrays and options must have the same number of spatial axes, at most 3");
+  }
+  // Offsets are computed in 64 bits: no size may be so large that a product of a few of them does not fit.
+  constexpr int64_t kLargest = int64_t{1} << 31;
+  for (const Sizes& sizes : {x, kernel, y}) {
+    for (int64_t size : sizes) {
+      if (size < 0 || size > kLargest) return invalid("an axis has " + std::to_string(size) + " elements");
+    }
+  }
+  p->batch = x[0];
+  p->groups = groups;
+  p->in_channels = x[rank + 1];
+  p->out_channels = y[rank + 1];
+  if (groups < 1 || p->in_channels % groups || p->out_channels % groups) {
+    return invalid(std::to_string(groups) + " groups do not divide the channels, " + std::to_string(p->in_channels) +
+                   " in and " + std::to_string(p->out_channels) + " out");
+  }
+  if (y[0] != x[0] || kernel[rank] != p->in_channels / groups || kernel[rank + 1] != p->out_channels) {
+    return invalid("the kernel's channels or the batch do not fit the images");
+  }
+  const size_t lead = 3 - rank;
+  for (size_t a = 0; a < 3; ++a) {
+    const bool real = a >= lead;
+    const size_t i = a - lead;
+    p->in[a] = real ? x[i + 1] : 1;
+    p->out[a] = real ? y[i + 1] : 1;
+    p->window[a] = real ? kernel[i] : 1;
+    p->stride[a] = real ? strides[i] : 1;
+    p->pad_low[a] = real ? pad_low[i] : 0;
+    p->dilation[a] = real ? dilation[i] : 1;
+    if (p->stride[a] < 1 || p->dilation[a] < 1 || p->stride[a] > kLargest || p->dilation[a] > kLargest ||
+        p->pad_low[a] < -kLargest || p->pad_low[a] > kLargest) {
+      return invalid("strides and dilations must be positive, and all options below 2^31");
+    }
+  }
+  return ffi::Error::Success();
+}
+
+bool has_no_elements(Sizes sizes) { return std::find(sizes.begin(), sizes.end(), 0) != sizes.end(); }
+
+ffi::Error output_handler(ffi::ThreadPool pool, Floats x, Floats kernel, ffi::RemainingArgs extras,
+                          ffi::Result<Floats> y, Sizes strides, Sizes pad_low, Sizes dilation, int64_t groups,
+                          int64_t operands, int64_t activation, float alpha, bool transposed) {
+  ConvProblem p;
+  // In the role "input" the first operand is y and the result x.
+  const Sizes image = transposed ? y->dimensions() : x.dimensions();
+  const Sizes results = transposed ? x.dimensions() : y->dimensions();
+  if (auto error = read_problem(image, kernel.dimensions(), results, strides, pad_low, dilation, groups, &p);
+      error.failure()) {
+    return error;
+  }
+  Epilogue epilogue;
+  if (activation < 0 || activation > static_cast<int64_t>(Activation::kHardSigmoid)) {
+    return invalid("there is no activation " + std::to_string(activation));
+  }
+  epilogue.activation = static_cast<Activation>(activation);
+  epilogue.alpha = alpha;
+  const int64_t channels = y->dimensions()[y->dimensions().size() - 1];
+  // `operands` has a bit for each of scale, bias and residual, in this order.
+  size_t next = 0;
+  const float** const places[3] = {&epilogue.scale, &epilogue.bias, &epilogue.residual};
+  for (int i = 0; i < 3; ++i) {
+    if (!(operands >> i & 1)) continue;
+    auto extra = extras.get<Floats>(next++);
+    if (extra.has_error()) return invalid("an operand of the epilogue is missing or no float32 array");
+    const size_t wanted = i == 2 ? y->element_count() : static_cast<size_t>(channels);
+    if (extra->element_count() != wanted) {
+      return invalid("an operand of the epilogue has " + std::to_string(extra->element_count()) + " elements, not " +
+                     std::to_string(wanted));
+    }
+    *places[i] = extra->typed_data();
+  }
+  if (next != extras.size()) return invalid("the epilogue has operands that it does not name");
+  if (has_no_elements(y->dimensions())) return ffi::Error::Success();
+  PoolRunner runner(pool);
+  const auto run = transposed ? kernels().input : kernels().output;
+  run(p, x.typed_data(), kernel.typed_data(), y->typed_data(), epilogue, runner);
+  return ffi::Error::Success();
+}
+
+ffi::Error kernel_handler(ffi::ThreadPool pool, Floats x, Floats y, ffi::Result<Floats> kernel, Sizes strides,
+                          Sizes pad_low, Sizes dilation, int64_t groups) {
+  ConvProblem p;
+  if (auto error = read_problem(x.dimensions(), kernel->dimensions(), y.dimensions(), strides, pad_low, dilation,
+                                groups, &p);
+      error.failure()) {
+    return error;
+  }
+  if (has_no_elements(kernel->dimensions())) return ffi::Error::Success();
+  PoolRunner runner(pool);
+  kernels().kernel(p, x.typed_data(), y.typed_data(), kernel->typed_data(), runner);
   return ffi::Error::Success();
 }
 
@@ -59,17 +221,34 @@ ffi::Error conv(ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::F32> kernel, ffi::Resu
 
 #define JAXCNN_EXPORT extern "C" __attribute__((visibility("default")))
 
-JAXCNN_EXPORT const char* jaxcnn_native_instruction_set() { return jaxcnn::kernels.name; }
-
+JAXCNN_EXPORT const char* jaxcnn_native_instruction_set() { return jaxcnn::kernels().name; }
 JAXCNN_EXPORT int jaxcnn_native_abi_version() { return 1; }
 
-// The definition takes its visibility from the declaration before it.
-#define JAXCNN_HANDLER(name, ...)                           \
-  JAXCNN_EXPORT XLA_FFI_Error* name(XLA_FFI_CallFrame*);    \
-  XLA_FFI_DEFINE_HANDLER_SYMBOL(name, __VA_ARGS__)
-
-JAXCNN_HANDLER(jaxcnn_conv, jaxcnn::conv,
-               ffi::Ffi::Bind()
-                   .Arg<ffi::Buffer<ffi::F32>>()
-                   .Arg<ffi::Buffer<ffi::F32>>()
-                   .Ret<ffi::Buffer<ffi::F32>>());
+// The macro declares each handler with the linkage of C.
+#pragma GCC visibility push(default)
+XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxcnn_slide, jaxcnn::output_handler,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<jaxcnn::Floats>()
+                                  .Arg<jaxcnn::Floats>()
+                                  .RemainingArgs()
+                                  .Ret<jaxcnn::Floats>()
+                                  .Attr<jaxcnn::Sizes>("strides")
+                                  .Attr<jaxcnn::Sizes>("pad_low")
+                                  .Attr<jaxcnn::Sizes>("dilation")
+                                  .Attr<int64_t>("groups")
+                                  .Attr<int64_t>("operands")
+                                  .Attr<int64_t>("activation")
+                                  .Attr<float>("alpha")
+                                  .Attr<bool>("transposed"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxcnn_kernel_gradient, jaxcnn::kernel_handler,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<jaxcnn::Floats>()
+                                  .Arg<jaxcnn::Floats>()
+                                  .Ret<jaxcnn::Floats>()
+                                  .Attr<jaxcnn::Sizes>("strides")
+                                  .Attr<jaxcnn::Sizes>("pad_low")
+                                  .Attr<jaxcnn::Sizes>("dilation")
+                                  .Attr<int64_t>("groups"));
+#pragma GCC visibility pop

@@ -1,0 +1,237 @@
+// Vectors of floats by the compiler's vector extensions, as wide as the instruction set that this file is compiled for.
+#pragma once
+
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+
+#include "kernels.h"
+
+namespace jaxcnn {
+namespace JAXCNN_ISA {
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+constexpr int kRows = 14;  // rows of a register tile, with two vectors each: 28 of 32 registers
+#elif defined(__AVX2__)
+constexpr int kLanes = 8;
+constexpr int kRows = 6;  // 12 of 16 registers
+#elif defined(__ARM_NEON)
+constexpr int kLanes = 4;
+constexpr int kRows = 12;
+#else
+constexpr int kLanes = 4;
+constexpr int kRows = 6;
+#endif
+constexpr int kVectors = 2;
+constexpr int kColumns = kLanes * kVectors;
+
+typedef float Vec __attribute__((vector_size(kLanes * 4)));
+typedef float UnalignedVec __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
+typedef int32_t IntVec __attribute__((vector_size(kLanes * 4)));
+typedef int32_t UnalignedIntVec __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
+
+#define JAXCNN_INLINE inline __attribute__((always_inline))
+
+JAXCNN_INLINE Vec load(const float* from) { return *reinterpret_cast<const UnalignedVec*>(from); }
+JAXCNN_INLINE void store(float* to, Vec value) { *reinterpret_cast<UnalignedVec*>(to) = value; }
+JAXCNN_INLINE Vec splat(float value) { return value - Vec{}; }
+
+// Loads and stores of the first `count` lanes, at most kLanes.
+JAXCNN_INLINE Vec load_some(const float* from, int64_t count) {
+  if (count >= kLanes) return load(from);
+  float lanes[kLanes] = {};
+  std::memcpy(lanes, from, sizeof(float) * count);
+  return load(lanes);
+}
+JAXCNN_INLINE void store_some(float* to, Vec value, int64_t count) {
+  if (count >= kLanes) {
+    store(to, value);
+    return;
+  }
+  float lanes[kLanes];
+  store(lanes, value);
+  std::memcpy(to, lanes, sizeof(float) * count);
+}
+
+JAXCNN_INLINE Vec permute(Vec value, IntVec index) {
+#if defined(__clang__)
+  Vec result;
+  for (int lane = 0; lane < kLanes; ++lane) result[lane] = value[index[lane]];
+  return result;
+#else
+  return __builtin_shuffle(value, index);
+#endif
+}
+
+// Copies floats without touching any other.
+JAXCNN_INLINE void copy(float* to, const float* from, int64_t count) {
+  if (count >= kLanes) {
+    int64_t i = 0;
+    for (; i + kLanes <= count; i += kLanes) store(to + i, load(from + i));
+    if (i < count) store(to + count - kLanes, load(from + count - kLanes));
+    return;
+  }
+  for (int64_t i = 0; i < count; ++i) to[i] = from[i];
+}
+JAXCNN_INLINE void clear(float* to, int64_t count) {
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) store(to + i, Vec{});
+  for (; i < count; ++i) to[i] = 0.0f;
+}
+
+// Lane-wise choice: `mask` is all ones or all zeros in each lane, as a comparison gives it.
+JAXCNN_INLINE Vec select(IntVec mask, Vec yes, Vec no) { return mask ? yes : no; }
+
+// max and min in which NaN wins, as in XLA.
+JAXCNN_INLINE Vec maximum(Vec a, Vec b) { return select((a > b) | (a != a), a, b); }
+JAXCNN_INLINE Vec minimum(Vec a, Vec b) { return select((a < b) | (a != a), a, b); }
+
+// exp(x) to within 2 units in the last place; NaN stays NaN, large arguments give infinity and small ones 0.
+JAXCNN_INLINE Vec exponential(Vec x) {
+  const Vec high = splat(88.7228317f), low = splat(-103.972f);
+  const Vec clamped = select(x > high, high, select(x < low, low, x));
+  const Vec scaled = clamped * 1.44269504f;
+  // Adding and taking away 1.5 * 2^23 rounds to the nearest whole number.
+  const Vec rounded = (scaled + 12582912.0f) - 12582912.0f;
+  const Vec rest = (clamped - rounded * 0.693359375f) + rounded * 2.12194440e-4f;
+  // The Taylor series of exp on [-ln(2) / 2, ln(2) / 2].
+  Vec sum = splat(1.0f / 5040.0f);
+  sum = sum * rest + 1.0f / 720.0f;
+  sum = sum * rest + 1.0f / 120.0f;
+  sum = sum * rest + 1.0f / 24.0f;
+  sum = sum * rest + 1.0f / 6.0f;
+  sum = sum * rest + 0.5f;
+  sum = sum * rest + 1.0f;
+  sum = sum * rest + 1.0f;
+  // 2^n in two factors, since n reaches 128 and -150.
+  const IntVec whole = __builtin_convertvector(select(rounded == rounded, rounded, Vec{}), IntVec);
+  const IntVec half = whole >> 1;
+  const IntVec first = (half + 127) << 23, second = (whole - half + 127) << 23;
+  const Vec result = sum * (Vec)first * (Vec)second;
+  return select(x > high, splat(__builtin_inff()), select(x == x, result, x));
+}
+
+JAXCNN_INLINE Vec sigmoid(Vec x) { return 1.0f / (1.0f + exponential(-x)); }
+
+// tanh(x) = sign(x) (1 - 2 / (exp(2 |x|) + 1)); near 0, where that loses digits, by its odd series.
+JAXCNN_INLINE Vec hyperbolic_tangent(Vec x) {
+  const Vec size = select(x < 0.0f, -x, x);
+  const Vec far = 1.0f - 2.0f / (exponential(2.0f * size) + 1.0f);
+  const Vec square = x * x;
+  Vec near = splat(-1382.0f / 155925.0f);
+  near = near * square + 62.0f / 2835.0f;
+  near = near * square - 17.0f / 315.0f;
+  near = near * square + 2.0f / 15.0f;
+  near = near * square - 1.0f / 3.0f;
+  near = (near * square) * x + x;
+  return select(size < 0.25f, near, select(x < 0.0f, -far, far));
+}
+
+// erf by the formula 7.1.26 of Abramowitz and Stegun is too coarse for float32; this is its Maclaurin series below 1 and
+// the continued fraction of erfc, taken from the back, above.
+JAXCNN_INLINE Vec error_function(Vec x) {
+  const Vec size = select(x < 0.0f, -x, x);
+  const Vec square = x * x;
+  Vec near = Vec{};
+  float factor[12];
+  float factorial = 1.0f;
+  for (int n = 0; n < 12; ++n) {
+    if (n > 0) factorial *= static_cast<float>(n);
+    factor[n] = (n % 2 ? -1.0f : 1.0f) / (factorial * static_cast<float>(2 * n + 1));
+  }
+  for (int n = 11; n >= 0; --n) near = near * square + factor[n];
+  near = near * x * 1.12837917f;
+  Vec fraction = size;
+  for (int n = 30; n > 0; --n) fraction = size + (0.5f * static_cast<float>(n)) / fraction;
+  Vec far = 1.0f - exponential(-square) / (fraction * 1.77245385f);
+  far = select(size > 4.0f, splat(1.0f), far);
+  far = select(x < 0.0f, -far, far);
+  return select(x == x, select(size < 1.0f, near, far), x);
+}
+
+JAXCNN_INLINE Vec activate(Vec x, Activation activation, float alpha) {
+  const Vec zero = {};
+  switch (activation) {
+    case Activation::kNone:
+      return x;
+    case Activation::kRelu:
+      return maximum(x, zero);
+    case Activation::kRelu6:
+      return minimum(maximum(x, zero), splat(6.0f));
+    case Activation::kLeakyRelu:
+      return select(x >= 0.0f, x, x * alpha);
+    case Activation::kSilu:
+      return x * sigmoid(x);
+    case Activation::kHardSwish:
+      return x * (minimum(maximum(x + 3.0f, zero), splat(6.0f)) * (1.0f / 6.0f));
+    case Activation::kGeluTanh:
+      return x * (0.5f * (1.0f + hyperbolic_tangent(0.7978845608f * (x + 0.044715f * (x * x * x)))));
+    case Activation::kGeluErf:
+      return x * (0.5f * (1.0f + error_function(x * 0.7071067812f)));
+    case Activation::kSigmoid:
+      return sigmoid(x);
+    case Activation::kTanh:
+      return hyperbolic_tangent(x);
+    case Activation::kHardSigmoid:
+      return minimum(maximum(x + 3.0f, zero), splat(6.0f)) * (1.0f / 6.0f);
+  }
+  return x;
+}
+
+// Applies an epilogue to the `count` results at `row`, of the channels from `channel` on; `residual` lies like them.
+inline __attribute__((noinline)) void finish(float* row, const float* residual, int64_t channel, int64_t count,
+                                             const Epilogue& epilogue) {
+  for (int64_t i = 0; i < count; i += kLanes) {
+    const int64_t lanes = count - i < kLanes ? count - i : kLanes;
+    Vec value = load_some(row + i, lanes);
+    if (epilogue.scale) value = value * load_some(epilogue.scale + channel + i, lanes);
+    if (epilogue.bias) value = value + load_some(epilogue.bias + channel + i, lanes);
+    if (residual) value = value + load_some(residual + i, lanes);
+    store_some(row + i, activate(value, epilogue.activation, epilogue.alpha), lanes);
+  }
+}
+
+inline bool is_empty(const Epilogue& epilogue) {
+  return !epilogue.scale && !epilogue.bias && !epilogue.residual && epilogue.activation == Activation::kNone;
+}
+
+// Memory that a thread keeps from call to call: fresh pages would cost more than the arithmetic of a small layer.
+class Scratch {
+ public:
+  // Uninitialized floats, aligned to 64 bytes, valid until the thread's next call with the same slot.
+  static float* floats(int slot, int64_t count) {
+    thread_local Scratch buffers[kSlots];
+    Scratch& buffer = buffers[slot];
+    if (count > buffer.size_) {
+      std::free(buffer.memory_);
+      buffer.size_ = (count + 1023) / 1024 * 1024;
+      buffer.memory_ = static_cast<float*>(std::aligned_alloc(64, sizeof(float) * buffer.size_));
+    }
+    return buffer.memory_;
+  }
+  Scratch() = default;
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  ~Scratch() { std::free(memory_); }
+
+ private:
+  static constexpr int kSlots = 6;
+  float* memory_ = nullptr;
+  int64_t size_ = 0;
+};
+
+// Calls a lambda of an index on a runner's threads.
+template <typename Body>
+void parallel(TaskRunner& runner, int64_t tasks, const Body& body) {
+  runner.run(
+      tasks, [](void* context, int64_t index) { (*static_cast<const Body*>(context))(index); },
+      const_cast<void*>(static_cast<const void*>(&body)));
+}
+
+JAXCNN_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+JAXCNN_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+JAXCNN_INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+
+}  // namespace JAXCNN_ISA
+}  // namespace jaxcnn
