@@ -14,7 +14,7 @@ from pathlib import Path
 import jax
 
 #: Names of the targets of `jax.ffi`, which are also the names of the library's symbols.
-TARGETS = ("jaxcnn_conv",)
+TARGETS = ("jaxcnn_slide", "jaxcnn_kernel_gradient")
 
 LIBRARY_NAME = "libjaxcnn_kernels.so"
 
