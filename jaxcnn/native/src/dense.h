@@ -11,8 +11,8 @@ constexpr int64_t kDepth = 192;           // (tap, channel) pairs that a block s
 constexpr int64_t kPitch = kDepth + 16;   // floats from one row of a block to the next
 constexpr int64_t kBlockTiles = 16;       // register tiles in a block of rows
 
-// sums[r][c] = sum over k of a(r, k) * b[k][c], where a(r, k) lies at a[r * row + k * step].
-template <int kR, int kV, int64_t kRow, int64_t kStep>
+// sums[r][c] = sum over k of a[r][k] * b[k][c].
+template <int kR, int kV>
 JAXCNN_INLINE void multiply(const float* a, const float* b, int64_t depth, Vec (&sums)[kR][kV]) {
 #pragma GCC unroll 16
   for (int r = 0; r < kR; ++r)
@@ -24,7 +24,7 @@ JAXCNN_INLINE void multiply(const float* a, const float* b, int64_t depth, Vec (
     for (int v = 0; v < kV; ++v) column[v] = load(b + k * (kV * kLanes) + v * kLanes);
 #pragma GCC unroll 16
     for (int r = 0; r < kR; ++r) {
-      const Vec value = splat(a[r * kRow + k * kStep]);
+      const Vec value = splat(a[r * kPitch + k]);
 #pragma GCC unroll 4
       for (int v = 0; v < kV; ++v) sums[r][v] += value * column[v];
     }
@@ -50,82 +50,135 @@ JAXCNN_INLINE void put(float* const* rows, Vec (&sums)[kR][kV], int64_t columns,
   }
 }
 
-template <int kR, int kV, int64_t kRow, int64_t kStep>
+// Like `multiply`, with a pointer to the values of all rows for each k.
+template <int kR, int kV>
+JAXCNN_INLINE void multiply_pixels(const float* const* pixels, int64_t channel, const float* b, int64_t depth,
+                                   Vec (&sums)[kR][kV]) {
+#pragma GCC unroll 16
+  for (int r = 0; r < kR; ++r)
+#pragma GCC unroll 4
+    for (int v = 0; v < kV; ++v) sums[r][v] = Vec{};
+  for (int64_t k = 0; k < depth; ++k) {
+    const float* a = pixels[k] + channel;
+    Vec column[kV];
+#pragma GCC unroll 4
+    for (int v = 0; v < kV; ++v) column[v] = load(b + k * (kV * kLanes) + v * kLanes);
+#pragma GCC unroll 16
+    for (int r = 0; r < kR; ++r) {
+      const Vec value = splat(a[r]);
+#pragma GCC unroll 4
+      for (int v = 0; v < kV; ++v) sums[r][v] += value * column[v];
+    }
+  }
+}
+
+template <int kR, int kV>
 __attribute__((noinline)) void tile(const float* a, const float* b, int64_t depth, float* const* rows, int64_t columns,
                                     bool first) {
   Vec sums[kR][kV];
-  multiply<kR, kV, kRow, kStep>(a, b, depth, sums);
+  multiply<kR, kV>(a, b, depth, sums);
   put<kR, kV>(rows, sums, columns, first);
 }
 
 using TileFunction = void (*)(const float*, const float*, int64_t, float* const*, int64_t, bool);
 
-// The register tile of `count` rows, at most kRows, and as many vectors.
-template <int kV, int64_t kRow, int64_t kStep, int kR = kRows>
+// The register tile of `count` rows, at most kRows.
+template <int kV, int kR = kRows>
 TileFunction tile_of(int64_t count) {
   if constexpr (kR == 1) {
-    return tile<1, kV, kRow, kStep>;
+    return tile<1, kV>;
   } else {
-    return count == kR ? tile<kR, kV, kRow, kStep> : tile_of<kV, kRow, kStep, kR - 1>(count);
+    return count == kR ? tile<kR, kV> : tile_of<kV, kR - 1>(count);
   }
 }
 
-// Rows of `multiply` that are pixels: a row is contiguous along the summed axis.
-inline TileFunction pixel_tile(int64_t count, int64_t vectors) {
-  return vectors == 1 ? tile_of<1, kPitch, 1>(count) : tile_of<2, kPitch, 1>(count);
+template <int kR, int kV>
+__attribute__((noinline)) void channel_tile(const float* const* pixels, int64_t channel, const float* b, int64_t depth,
+                                            float* const* rows, int64_t columns, bool first) {
+  Vec sums[kR][kV];
+  multiply_pixels<kR, kV>(pixels, channel, b, depth, sums);
+  put<kR, kV>(rows, sums, columns, first);
 }
 
-// What is summed for one pixel: the pairs (tap, channel) from `begin` to `end`, copied to `to`, zeros for padding.
+using ChannelTileFunction = void (*)(const float* const*, int64_t, const float*, int64_t, float* const*, int64_t, bool);
+
+template <int kV, int kR = kRows>
+ChannelTileFunction channel_tile_of(int64_t count) {
+  if constexpr (kR == 1) {
+    return channel_tile<1, kV>;
+  } else {
+    return count == kR ? channel_tile<kR, kV> : channel_tile_of<kV, kR - 1>(count);
+  }
+}
+
+// A run of memory that a pixel's window reads: pairs (tap, channel) that follow each other.
+struct Segment {
+  int64_t depth, height, width;  // of the source pixel, from that of the window's first tap
+  int64_t from;                  // floats from the pixel's first channel of the group
+  int64_t count;
+};
+
+// Copies what is summed for one pixel: a range of pairs (tap, channel), zeros for padding.
 struct PixelReader {
   const Slide& slide;
   const float* source;  // the first channel of the group, in the first image
   bool merged;          // whether the taps of a row and their channels are one run of memory
+  Segment* segments;
+  int64_t count = 0;
 
-  explicit PixelReader(const Slide& slide, const float* source)
+  PixelReader(const Slide& slide, const float* source)
       : slide(slide),
         source(source),
-        merged(slide.groups == 1 && slide.axis[2].source_step == 1 && slide.axis[2].taps > 1) {}
+        merged(slide.groups == 1 && slide.axis[2].source_step == 1 && slide.axis[2].taps > 1),
+        segments(reinterpret_cast<Segment*>(Scratch::floats(4, kDepth * sizeof(Segment) / sizeof(float)))) {}
 
-  void read(int64_t image, int64_t d, int64_t h, int64_t w, int64_t begin, int64_t end, float* to) const {
-    const SlideAxis *depth = slide.axis, *height = slide.axis + 1, *width = slide.axis + 2;
-    const int64_t channels = slide.source_channels, pixel = slide.source_pixel();
-    const int64_t run = merged ? width->taps * channels : channels;
-    const int64_t column = w * width->source_stride + width->source_first;
-    int64_t inside_from = 0, inside_to = run;
-    if (merged) {
-      int64_t first, last;
-      taps_inside(*width, w, &first, &last);
-      inside_from = first * channels;
-      inside_to = last * channels;
-    }
-    int64_t tap = begin / run, from = begin - tap * run;
+  // Chooses the pairs [begin, end).
+  void choose(int64_t begin, int64_t end) {
+    const SlideAxis *da = slide.axis, *ha = slide.axis + 1, *wa = slide.axis + 2;
+    const int64_t run = merged ? wa->taps * slide.source_channels : slide.source_channels;
+    count = 0;
     while (begin < end) {
-      const int64_t count = least(run - from, end - begin);
-      const int64_t tw = merged ? 0 : tap % width->taps, rest = merged ? tap : tap / width->taps;
-      const int64_t th = rest % height->taps, td = rest / height->taps;
-      const int64_t sd = d * depth->source_stride + depth->source_first + td * depth->source_step;
-      const int64_t sh = h * height->source_stride + height->source_first + th * height->source_step;
-      const int64_t sw = column + tw * width->source_step;
-      const bool inside = sd >= 0 && sd < depth->source_size && sh >= 0 && sh < height->source_size &&
-                          (merged || (sw >= 0 && sw < width->source_size));
+      const int64_t number = begin / run, from = begin % run, size = least(run - from, end - begin);
+      const int64_t tw = merged ? 0 : number % wa->taps, rest = merged ? number : number / wa->taps;
+      const int64_t th = rest % ha->taps, td = rest / ha->taps;
+      segments[count++] = {td * da->source_step, th * ha->source_step, tw * wa->source_step, from, size};
+      begin += size;
+    }
+  }
+
+  void read(int64_t image, int64_t d, int64_t h, int64_t w, float* to) const {
+    const SlideAxis *da = slide.axis, *ha = slide.axis + 1, *wa = slide.axis + 2;
+    const int64_t pixel = slide.source_pixel();
+    d = d * da->source_stride + da->source_first;
+    h = h * ha->source_stride + ha->source_first;
+    const int64_t column = w * wa->source_stride + wa->source_first;
+    // Of a merged run the part that lies inside of the source.
+    int64_t inside_from = 0, inside_to = INT64_MAX;
+    if (merged && (column < 0 || column + wa->taps > wa->source_size)) {
+      int64_t first, last;
+      taps_inside(*wa, w, &first, &last);
+      inside_from = first * slide.source_channels;
+      inside_to = last * slide.source_channels;
+    }
+    for (const Segment *s = segments, *stop = segments + count; s < stop; to += s->count, ++s) {
+      const int64_t sd = d + s->depth, sh = h + s->height, sw = column + s->width;
+      const bool inside = static_cast<uint64_t>(sd) < static_cast<uint64_t>(da->source_size) &&
+                          static_cast<uint64_t>(sh) < static_cast<uint64_t>(ha->source_size) &&
+                          (merged || static_cast<uint64_t>(sw) < static_cast<uint64_t>(wa->source_size));
       if (!inside) {
-        clear(to, count);
-      } else {
-        const int64_t row = (image * depth->source_size + sd) * height->source_size + sh;
-        const float* line = source + (row * width->source_size + sw) * pixel;
-        if (!merged) {
-          copy(to, line + from, count);
-        } else {
-          const int64_t lo = most(inside_from, from), hi = most(lo, least(inside_to, from + count));
-          if (lo > from) clear(to, least(lo - from, count));
-          if (hi > lo) copy(to + (lo - from), line + lo, hi - lo);
-          if (hi < from + count && hi - from >= 0) clear(to + (hi - from), from + count - hi);
-        }
+        clear(to, s->count);
+        continue;
       }
-      to += count;
-      begin += count;
-      from = 0;
-      ++tap;
+      const float* line = source + (((image * da->source_size + sd) * ha->source_size + sh) * wa->source_size + sw) * pixel;
+      if (s->from >= inside_from && s->from + s->count <= inside_to) {
+        copy(to, line + s->from, s->count);
+        continue;
+      }
+      const int64_t end = s->from + s->count;
+      const int64_t low = least(end, most(inside_from, s->from)), high = most(low, least(inside_to, end));
+      clear(to, low - s->from);
+      copy(to + (low - s->from), line + low, high - low);
+      clear(to + (high - s->from), end - high);
     }
   }
 };
@@ -182,7 +235,7 @@ inline void slide_dense(const Slide& slide, const float* source, const float* ke
     const int64_t first_row = block * block_tiles * kRows, last_row = least(first_row + block_tiles * kRows, pixels);
     const int64_t first_panel = range * range_panels, last_panel = least(first_panel + range_panels, panels);
     if (first_row >= last_row || first_panel >= last_panel) return;
-    const PixelReader reader(slide, source + group * slide.source_channels);
+    PixelReader reader(slide, source + group * slide.source_channels);
     float* const rows_packed = Scratch::floats(0, block_tiles * kRows * kPitch);
     float* const columns_packed = Scratch::floats(1, kDepth * kColumns);
     // Where each row of the block lies in the result.
@@ -191,6 +244,7 @@ inline void slide_dense(const Slide& slide, const float* source, const float* ke
 
     for (int64_t begin = 0; begin == 0 || begin < depth; begin += kDepth) {
       const int64_t end = least(begin + kDepth, depth);
+      reader.choose(begin, end);
       int64_t rest = first_row;
       int64_t w = rest % wa->results;
       rest /= wa->results;
@@ -198,7 +252,7 @@ inline void slide_dense(const Slide& slide, const float* source, const float* ke
       rest /= ha->results;
       int64_t d = rest % da->results, image = rest / da->results;
       for (int64_t row = first_row; row < last_row; ++row) {
-        reader.read(image, d, h, w, begin, end, rows_packed + (row - first_row) * kPitch);
+        reader.read(image, d, h, w, rows_packed + (row - first_row) * kPitch);
         if (begin == 0) {
           const int64_t rd = da->result_first + d * da->result_step, rh = ha->result_first + h * ha->result_step;
           const int64_t rw = wa->result_first + w * wa->result_step;
@@ -228,7 +282,7 @@ inline void slide_dense(const Slide& slide, const float* source, const float* ke
           const int64_t count = least(kRows, last_row - row);
           float* to[kRows];
           for (int64_t r = 0; r < count; ++r) to[r] = places[row - first_row + r] + column;
-          pixel_tile(count, vectors)(rows_packed + (row - first_row) * kPitch, columns_packed, end - begin, to, width,
+          (vectors == 1 ? tile_of<1>(count) : tile_of<2>(count))(rows_packed + (row - first_row) * kPitch, columns_packed, end - begin, to, width,
                                      begin == 0);
           if (end == depth && !plain) {
             for (int64_t r = 0; r < count; ++r) {
@@ -252,7 +306,9 @@ inline void kernel_dense(const ConvProblem& p, const float* x, const float* y, f
   const int64_t pixels = slide.batch * slide.results(), taps = slide.taps();
   const int64_t channels = slide.source_channels, columns = slide.result_channels, groups = slide.groups;
   const int64_t panels = ceil_div(columns, kColumns);
-  const int64_t channel_tiles = ceil_div(channels, kRows), tiles = taps * channel_tiles;
+  // Tiles of even sizes: 16 channels are 8 and 8, not 14 and 2.
+  const int64_t channel_tiles = ceil_div(channels, kRows), tile_rows = ceil_div(channels, channel_tiles);
+  const int64_t tiles = taps * channel_tiles;
   const SlideAxis *da = slide.axis, *ha = slide.axis + 1, *wa = slide.axis + 2;
 
   // Parts of the pixels depend on the shape alone, so that results do not depend on the number of threads.
@@ -278,8 +334,10 @@ inline void kernel_dense(const ConvProblem& p, const float* x, const float* y, f
     const int64_t vectors = width > kLanes ? 2 : 1, pitch = vectors * kLanes;
     float* const target = sums + part * size + group * columns + column;
     float* const columns_packed = Scratch::floats(0, kPixelBlock * kColumns);
-    float* const rows_packed = Scratch::floats(1, kPixelBlock * kRows);
+    const float** const pixels_read = reinterpret_cast<const float**>(Scratch::floats(1, 2 * kPixelBlock));
     int64_t* const places = reinterpret_cast<int64_t*>(Scratch::floats(2, 8 * kPixelBlock));
+    float* const zeros = Scratch::floats(5, channels);
+    clear(zeros, channels);
     const float* const group_x = x + group * channels;
 
     for (int64_t begin = first_pixel; begin == first_pixel || begin < last_pixel; begin += kPixelBlock) {
@@ -299,25 +357,25 @@ inline void kernel_dense(const ConvProblem& p, const float* x, const float* y, f
         places[4 * i] = rest / da->results;
       }
       for (int64_t t = first_tile; t < last_tile; ++t) {
-        const int64_t tap = t / channel_tiles, channel = t % channel_tiles * kRows;
-        const int64_t rows = least(kRows, channels - channel);
-        const int64_t tw = tap % wa->taps, th = tap / wa->taps % ha->taps, td = tap / wa->taps / ha->taps;
-        const int64_t od = td * da->source_step, oh = th * ha->source_step, ow = tw * wa->source_step;
-        for (int64_t i = 0; i < count; ++i) {
-          const int64_t sd = places[4 * i + 1] + od, sh = places[4 * i + 2] + oh, sw = places[4 * i + 3] + ow;
-          float* to = rows_packed + i * kRows;
-          if (sd < 0 || sd >= da->source_size || sh < 0 || sh >= ha->source_size || sw < 0 || sw >= wa->source_size) {
-            for (int64_t r = 0; r < rows; ++r) to[r] = 0.0f;
-            continue;
+        const int64_t tap = t / channel_tiles, channel = t % channel_tiles * tile_rows;
+        const int64_t rows = least(tile_rows, channels - channel);
+        if (t == first_tile || channel == 0) {
+          const int64_t tw = tap % wa->taps, th = tap / wa->taps % ha->taps, td = tap / wa->taps / ha->taps;
+          const int64_t od = td * da->source_step, oh = th * ha->source_step, ow = tw * wa->source_step;
+          for (int64_t i = 0; i < count; ++i) {
+            const int64_t sd = places[4 * i + 1] + od, sh = places[4 * i + 2] + oh, sw = places[4 * i + 3] + ow;
+            const int64_t line = ((places[4 * i] * da->source_size + sd) * ha->source_size + sh) * wa->source_size + sw;
+            const bool inside = static_cast<uint64_t>(sd) < static_cast<uint64_t>(da->source_size) &&
+                                static_cast<uint64_t>(sh) < static_cast<uint64_t>(ha->source_size) &&
+                                static_cast<uint64_t>(sw) < static_cast<uint64_t>(wa->source_size);
+            pixels_read[i] = inside ? group_x + line * slide.source_pixel() : zeros;
           }
-          const int64_t line = ((places[4 * i] * da->source_size + sd) * ha->source_size + sh) * wa->source_size + sw;
-          const float* from = group_x + line * slide.source_pixel() + channel;
-          for (int64_t r = 0; r < rows; ++r) to[r] = from[r];
         }
+        if (rows <= 0) continue;
         float* to[kRows];
         for (int64_t r = 0; r < rows; ++r) to[r] = target + (tap * channels + channel + r) * slide.result_pixel();
-        const auto function = vectors == 1 ? tile_of<1, 1, kRows>(rows) : tile_of<2, 1, kRows>(rows);
-        function(rows_packed, columns_packed, count, to, width, begin == first_pixel);
+        const auto function = vectors == 1 ? channel_tile_of<1>(rows) : channel_tile_of<2>(rows);
+        function(pixels_read, channel, columns_packed, count, to, width, begin == first_pixel);
       }
     }
   });

@@ -37,47 +37,86 @@ inline Channels channels_of(const Bundle& bundle, const Slide& slide, int64_t in
   return {group * slide.source_channels, group * slide.result_channels, bundle.sources, bundle.lanes};
 }
 
+constexpr int kTile = 8;  // results along a row in a register tile
+
 inline bool fits_narrow(int64_t source_channels, int64_t result_channels) {
   return source_channels <= kLanes && result_channels <= kLanes;
 }
 
-// Adds a row of taps to kQ results side by side, whose source pixels are `step` floats apart.
-template <int kQ, bool kPlain>
-JAXCNN_INLINE void slide_row(const float* row, int64_t step, int64_t tap_step, const float* taps, int64_t tap_pitch,
-                             int64_t tap_count, int64_t sources, const IntVec* lanes, Vec (&sums)[kQ]) {
-  for (int64_t t = 0; t < tap_count; ++t, row += tap_step, taps += tap_pitch) {
-    if constexpr (kPlain) {
-      const Vec weight = load(taps);
-#pragma GCC unroll 16
-      for (int q = 0; q < kQ; ++q) sums[q] += load(row + q * step) * weight;
-    } else {
-      for (int64_t i = 0; i < sources; ++i) {
-        const Vec weight = load(taps + i * kLanes);
-        const IntVec lane = lanes[i];
-#pragma GCC unroll 16
-        for (int q = 0; q < kQ; ++q) sums[q] += permute(load(row + q * step), lane) * weight;
-      }
-    }
-  }
-}
+constexpr int64_t kLineFloats = 8192;  // floats of source lines in a block
+constexpr int64_t kMostColumns = 256;  // results along a row in a block
 
-// Like `slide_row`, with a pointer for each source pixel, which is that of zeros where it is padding.
-template <int kQ, bool kPlain>
-JAXCNN_INLINE void slide_border(const float* const* pixels, int64_t channel, int64_t stride, int64_t tap_stride,
-                                const float* taps, int64_t tap_pitch, int64_t tap_count, int64_t sources,
-                                const IntVec* lanes, Vec (&sums)[kQ]) {
-  for (int64_t t = 0; t < tap_count; ++t, pixels += tap_stride, taps += tap_pitch) {
-    if constexpr (kPlain) {
-      const Vec weight = load(taps);
-#pragma GCC unroll 16
-      for (int q = 0; q < kQ; ++q) sums[q] += load(pixels[q * stride] + channel) * weight;
+// A block of results: some rows and columns of one plane, for one bundle of channels. Its source lines are copied
+// with their padding, a vector for each pixel, so that every tap is at a fixed distance.
+struct Blocks {
+  const Slide& slide;
+  Bundle bundle;
+  int64_t columns;       // of results in a block
+  int64_t rows;
+  int64_t line_columns;  // source pixels under a row of a block
+  int64_t lines;
+  int64_t segments, bands, count;
+
+  Blocks(const Slide& slide, const Bundle& bundle) : slide(slide), bundle(bundle) {
+    const SlideAxis *ha = slide.axis + 1, *wa = slide.axis + 2;
+    columns = least(wa->results, kMostColumns);
+    // Results are computed by whole tiles, whose surplus reads beyond a line.
+    const int64_t tiled = ceil_div(columns, kTile) * kTile;
+    line_columns = (tiled - 1) * wa->source_stride + most(0, wa->taps - 1) * wa->source_step + 1;
+    const int64_t reach = most(0, ha->taps - 1) * ha->source_step + 1;
+    const int64_t room = most(reach, kLineFloats / (line_columns * kLanes));
+    rows = least(ha->results, (room - reach) / ha->source_stride + 1);
+    bands = ceil_div(ha->results, rows);
+    rows = ceil_div(ha->results, bands);
+    lines = (rows - 1) * ha->source_stride + reach;
+    segments = ceil_div(wa->results, columns);
+    count = slide.batch * slide.axis[0].results * bands * segments;
+  }
+
+  int64_t floats() const { return lines * line_columns * kLanes; }
+};
+
+struct Block {
+  int64_t image, d, first_row, first_column, rows, columns;
+
+  Block(const Blocks& blocks, int64_t number) {
+    const Slide& slide = blocks.slide;
+    first_column = number % blocks.segments * blocks.columns;
+    number /= blocks.segments;
+    first_row = number % blocks.bands * blocks.rows;
+    number /= blocks.bands;
+    d = number % slide.axis[0].results;
+    image = number / slide.axis[0].results;
+    rows = least(blocks.rows, slide.axis[1].results - first_row);
+    columns = least(blocks.columns, slide.axis[2].results - first_column);
+  }
+};
+
+// Copies the source lines under a block for one tap of the depth; `channel` is the bundle's first one.
+inline void copy_lines(const Blocks& blocks, const Block& block, int64_t td, const float* source, int64_t channel,
+                       float* to) {
+  const Slide& slide = blocks.slide;
+  const SlideAxis *da = slide.axis, *ha = slide.axis + 1, *wa = slide.axis + 2;
+  const int64_t pixel = slide.source_pixel(), channels = blocks.bundle.sources;
+  const int64_t sd = block.d * da->source_stride + da->source_first + td * da->source_step;
+  const int64_t left = block.first_column * wa->source_stride + wa->source_first;
+  const int64_t begin = least(blocks.line_columns, most(0, -left));
+  const int64_t end = most(begin, least(blocks.line_columns, wa->source_size - left));
+  const int64_t used = (block.rows - 1) * ha->source_stride + most(0, ha->taps - 1) * ha->source_step + 1;
+  for (int64_t l = 0; l < used; ++l, to += blocks.line_columns * kLanes) {
+    const int64_t sh = block.first_row * ha->source_stride + ha->source_first + l;
+    if (sd < 0 || sd >= da->source_size || sh < 0 || sh >= ha->source_size) {
+      clear(to, blocks.line_columns * kLanes);
+      continue;
+    }
+    clear(to, begin * kLanes);
+    clear(to + end * kLanes, (blocks.line_columns - end) * kLanes);
+    const int64_t line = ((block.image * da->source_size + sd) * ha->source_size + sh) * wa->source_size;
+    const float* from = source + (line + left + begin) * pixel + channel;
+    if (channels == kLanes) {
+      for (int64_t c = begin; c < end; ++c, from += pixel) store(to + c * kLanes, load(from));
     } else {
-      for (int64_t i = 0; i < sources; ++i) {
-        const Vec weight = load(taps + i * kLanes);
-        const IntVec lane = lanes[i];
-#pragma GCC unroll 16
-        for (int q = 0; q < kQ; ++q) sums[q] += permute(load(pixels[q * stride] + channel), lane) * weight;
-      }
+      for (int64_t c = begin; c < end; ++c, from += pixel) store(to + c * kLanes, load_some(from, channels));
     }
   }
 }
@@ -99,117 +138,6 @@ inline void pack_narrow(const Slide& slide, const Bundle& bundle, const float* k
   }
 }
 
-constexpr int kMostQ = kLanes == 16 ? 14 : kLanes == 8 ? 8 : 6;
-
-struct NarrowRow {
-  const Slide* slide;
-  Bundle bundle;
-  const float* source;
-  float* result;
-  const float* zeros;
-  const float* taps;     // packed, or where `direct` the kernel itself
-  bool direct;
-  int64_t tap_pitch;     // floats between taps along the width
-  int64_t bundle_pitch;  // floats between bundles
-  int64_t kernel_tap;    // floats between taps of the whole kernel
-  const IntVec* lanes;
-  int64_t image, d, h;
-};
-
-// Whether a whole vector loaded from column `w` of a row under the window may go beyond the source.
-inline bool reaches_end(const NarrowRow& row, int64_t w) {
-  const Slide& slide = *row.slide;
-  const int64_t at[2] = {row.d, row.h};
-  int64_t line = row.image;
-  for (int a = 0; a < 2; ++a) {
-    const SlideAxis& axis = slide.axis[a];
-    const int64_t last = at[a] * axis.source_stride + axis.source_first + most(0, (axis.taps - 1) * axis.source_step);
-    line = line * axis.source_size + most(0, least(last, axis.source_size - 1));
-  }
-  const int64_t lines = slide.batch * slide.axis[0].source_size * slide.axis[1].source_size;
-  const int64_t width = slide.axis[2].source_size, pixel = slide.source_pixel();
-  return (line * width + w + 1) * pixel + kLanes > lines * width * pixel;
-}
-
-// Results [q, q + kQ) of one row, for all channels.
-template <int kQ, bool kPlain>
-__attribute__((noinline)) void narrow_tile(const NarrowRow& row, int64_t q) {
-  const Slide& slide = *row.slide;
-  const SlideAxis *da = slide.axis, *ha = slide.axis + 1, *wa = slide.axis + 2;
-  const int64_t pixel = slide.source_pixel();
-  const int64_t first = q * wa->source_stride + wa->source_first;
-  const int64_t last_tap = (wa->taps - 1) * wa->source_step;
-  const int64_t last = first + (kQ - 1) * wa->source_stride;
-  const int64_t low = least(first, first + last_tap), high = most(last, last + last_tap);
-  // A load of a whole vector reads past the channels of a bundle: near the source's end that is done like a border.
-  const bool whole = kPlain && slide.groups >= kLanes;
-  const bool inside = low >= 0 && high < wa->source_size && (whole || !reaches_end(row, high));
-  const float** const pixels = inside ? nullptr
-                                      : reinterpret_cast<const float**>(
-                                            Scratch::floats(4, 2 * (kQ * wa->taps) + 2));
-  float* const copies = inside || whole ? nullptr : Scratch::floats(5, kQ * wa->taps * kLanes);
-  const int64_t rd = da->result_first + row.d * da->result_step, rh = ha->result_first + row.h * ha->result_step;
-  const int64_t rw = wa->result_first + q * wa->result_step;
-  float* const result =
-      row.result + (((row.image * da->result_size + rd) * ha->result_size + rh) * wa->result_size + rw) *
-                       slide.result_pixel();
-  const int64_t result_step = wa->result_step * slide.result_pixel();
-
-  for (int64_t index = 0; index < row.bundle.count; ++index) {
-    const Channels channels = channels_of(row.bundle, slide, index);
-    Vec sums[kQ];
-#pragma GCC unroll 16
-    for (int i = 0; i < kQ; ++i) sums[i] = Vec{};
-    for (int64_t td = 0; td < da->taps; ++td) {
-      const int64_t sd = row.d * da->source_stride + da->source_first + td * da->source_step;
-      for (int64_t th = 0; th < ha->taps; ++th) {
-        const int64_t sh = row.h * ha->source_stride + ha->source_first + th * ha->source_step;
-        const bool row_inside = sd >= 0 && sd < da->source_size && sh >= 0 && sh < ha->source_size;
-        const float* const taps = row.taps + (row.direct ? channels.source : index * row.bundle_pitch) +
-                                  slide.kernel_tap(td, th, 0) * row.kernel_tap;
-        const int64_t line = ((row.image * da->source_size + sd) * ha->source_size + sh) * wa->source_size;
-        if (inside) {
-          const float* from = row_inside ? row.source + (line + first) * pixel + channels.source : row.zeros;
-          slide_row<kQ, kPlain>(from, row_inside ? wa->source_stride * pixel : 0,
-                                row_inside ? wa->source_step * pixel : 0, taps, row.tap_pitch, wa->taps,
-                                slide.source_channels, row.lanes, sums);
-          continue;
-        }
-        for (int64_t t = 0; t < wa->taps; ++t) {
-          for (int i = 0; i < kQ; ++i) {
-            const int64_t sw = first + i * wa->source_stride + t * wa->source_step;
-            const bool pixel_inside = row_inside && sw >= 0 && sw < wa->source_size;
-            const float* from = pixel_inside ? row.source + (line + sw) * pixel + channels.source : row.zeros;
-            if (!whole && pixel_inside) {
-              float* const to = copies + (t * kQ + i) * kLanes;
-              copy(to, from, channels.sources);
-              from = to;
-            }
-            pixels[t * kQ + i] = from;
-          }
-        }
-        slide_border<kQ, kPlain>(pixels, 0, 1, kQ, taps, row.tap_pitch, wa->taps, slide.source_channels, row.lanes,
-                                 sums);
-      }
-    }
-#pragma GCC unroll 16
-    for (int i = 0; i < kQ; ++i) store_some(result + i * result_step + channels.result, sums[i], channels.results);
-  }
-}
-
-template <bool kPlain, int kQ = kMostQ>
-void narrow_columns(const NarrowRow& row, int64_t q, int64_t count) {
-  if constexpr (kQ == 1) {
-    narrow_tile<1, kPlain>(row, q);
-  } else {
-    if (count == kQ) {
-      narrow_tile<kQ, kPlain>(row, q);
-    } else {
-      narrow_columns<kPlain, kQ - 1>(row, q, count);
-    }
-  }
-}
-
 inline void fill_lanes(const Bundle& bundle, int64_t sources, int64_t results, IntVec* lanes) {
   for (int64_t i = 0; i < sources; ++i) {
     int32_t index[kLanes] = {};
@@ -220,11 +148,111 @@ inline void fill_lanes(const Bundle& bundle, int64_t sources, int64_t results, I
   }
 }
 
+// sums[q] += sum of kT taps, `tap_step` pixels apart, for kTile results `step` pixels apart; fixed steps let pixels
+// that several results read stay in registers.
+template <int kT, int kFixedStep, bool kPlain>
+JAXCNN_INLINE void add_row(const float* line, int64_t step, int64_t tap_step, const float* weights, int64_t pitch,
+                           IntVec lane, Vec (&sums)[kTile]) {
+  if (kFixedStep) {
+    step = kFixedStep;
+    tap_step = 1;
+  }
+  Vec weight[kT];
+#pragma GCC unroll 8
+  for (int t = 0; t < kT; ++t) weight[t] = load(weights + t * pitch);
+  if (kFixedStep) {
+    constexpr int kPixels = (kTile - 1) * kFixedStep + kT;
+#pragma GCC unroll 32
+    for (int i = 0; i < kPixels; ++i) {
+      Vec pixel = load(line + i * kLanes);
+      if (!kPlain) pixel = permute(pixel, lane);
+#pragma GCC unroll 8
+      for (int t = 0; t < kT; ++t) {
+        if ((i - t) % (kFixedStep ? kFixedStep : 1) == 0 && i >= t && (i - t) / (kFixedStep ? kFixedStep : 1) < kTile) {
+          sums[(i - t) / (kFixedStep ? kFixedStep : 1)] += pixel * weight[t];
+        }
+      }
+    }
+  } else {
+#pragma GCC unroll 8
+    for (int t = 0; t < kT; ++t) {
+#pragma GCC unroll 8
+      for (int q = 0; q < kTile; ++q) {
+        const Vec pixel = load(line + (q * step + t * tap_step) * kLanes);
+        sums[q] += (kPlain ? pixel : permute(pixel, lane)) * weight[t];
+      }
+    }
+  }
+}
+
+// A row of kTile results: all taps and input channels of a bundle, added to what is in `sums`.
+struct TileInput {
+  const float* lines;    // source pixel of the first tap
+  int64_t line_floats;   // from one row of taps to the next
+  int64_t step, tap_step;
+  int64_t height, width; // taps
+  int64_t sources;
+  const float* weights;  // of the first tap
+  int64_t row_pitch, pitch, source_pitch;
+  const IntVec* lanes;
+};
+
+template <int kFixedStep, bool kPlain>
+__attribute__((noinline)) void add_tile(const TileInput& in, float* partial, bool first, float* const* results,
+                                        int64_t count, int64_t channels) {
+  Vec sums[kTile];
+#pragma GCC unroll 8
+  for (int q = 0; q < kTile; ++q) sums[q] = first ? Vec{} : load(partial + q * kLanes);
+  for (int64_t th = 0; th < in.height; ++th) {
+    for (int64_t i = 0; i < in.sources; ++i) {
+      const float* line = in.lines + th * in.line_floats;
+      const float* weights = in.weights + th * in.row_pitch + i * in.source_pitch;
+      const IntVec lane = kPlain ? IntVec{} : in.lanes[i];
+      int64_t taps = in.width;
+      for (; taps > 7; taps -= 5, line += 5 * in.tap_step * kLanes, weights += 5 * in.pitch) {
+        add_row<5, kFixedStep, kPlain>(line, in.step, in.tap_step, weights, in.pitch, lane, sums);
+      }
+      switch (taps) {
+#define JAXCNN_TAPS(n)                                                                               \
+  case n:                                                                                            \
+    add_row<n, kFixedStep, kPlain>(line, in.step, in.tap_step, weights, in.pitch, lane, sums);       \
+    break;
+        JAXCNN_TAPS(1)
+        JAXCNN_TAPS(2)
+        JAXCNN_TAPS(3)
+        JAXCNN_TAPS(4)
+        JAXCNN_TAPS(5)
+        JAXCNN_TAPS(6)
+        JAXCNN_TAPS(7)
+#undef JAXCNN_TAPS
+      }
+    }
+  }
+  if (partial) {
+    for (int q = 0; q < kTile; ++q) store(partial + q * kLanes, sums[q]);
+  }
+  if (!results) return;
+  if (channels == kLanes && count == kTile) {
+#pragma GCC unroll 8
+    for (int q = 0; q < kTile; ++q) store(results[q], sums[q]);
+  } else {
+    for (int64_t q = 0; q < count; ++q) store_some(results[q], sums[q], channels);
+  }
+}
+
+using TileAdder = void (*)(const TileInput&, float*, bool, float* const*, int64_t, int64_t);
+
+inline TileAdder tile_adder(const SlideAxis& width, bool plain) {
+  const int64_t fixed = width.source_step == 1 || width.taps <= 1 ? width.source_stride : 0;
+  if (plain) return fixed == 1 ? add_tile<1, true> : fixed == 2 ? add_tile<2, true> : add_tile<0, true>;
+  return fixed == 1 ? add_tile<1, false> : fixed == 2 ? add_tile<2, false> : add_tile<0, false>;
+}
+
 inline void slide_narrow(const Slide& slide, const float* source, const float* kernel, float* result,
                          const Epilogue& epilogue, TaskRunner& runner) {
   const int64_t sources = slide.source_channels, results = slide.result_channels;
   const Bundle bundle = bundle_of(slide.groups, sources, results);
-  const bool direct = bundle.plain && slide.groups >= kLanes;
+  const bool direct = bundle.plain && slide.groups >= kLanes;  // the kernel is read as it lies
   const int64_t window = slide.window[0] * slide.window[1] * slide.window[2];
   IntVec lanes[kLanes];
   fill_lanes(bundle, sources, results, lanes);
@@ -237,51 +265,59 @@ inline void slide_narrow(const Slide& slide, const float* source, const float* k
   }
   const bool plain_epilogue = is_empty(epilogue);
   const SlideAxis *da = slide.axis, *ha = slide.axis + 1, *wa = slide.axis + 2;
-  const int64_t rows = slide.batch * da->results * ha->results;
-  constexpr int64_t kTaskProducts = 1 << 15;
-  const int64_t row_products = most(1, wa->results * slide.taps() * sources * bundle.count);
-  int64_t task_rows = most(1, least(kTaskProducts / row_products, ceil_div(rows, 4 * runner.threads())));
-  static const float zeros[kLanes] = {};
+  const Blocks blocks(slide, bundle);
+  const TileAdder adder = tile_adder(*wa, bundle.plain);
+  const int64_t wanted = runner.threads() > 1 ? 4 * runner.threads() : 1;
+  int64_t ranges = 1;
+  while (blocks.count * ranges < wanted && ranges < bundle.count) ++ranges;
+  const int64_t range_bundles = ceil_div(bundle.count, ranges);
 
-  parallel(runner, ceil_div(rows, task_rows), [&](int64_t task) {
-    const int64_t first = task * task_rows, last = least(first + task_rows, rows);
-    for (int64_t index = first; index < last; ++index) {
-      const int64_t kernel_tap = direct ? slide.groups : sources * kLanes;
-      NarrowRow row = {&slide,
-                       bundle,
-                       source,
-                       result,
-                       zeros,
-                       direct ? kernel : packed,
-                       direct,
-                       wa->kernel_step * kernel_tap,
-                       window * sources * kLanes,
-                       kernel_tap,
-                       lanes,
-                       0,
-                       0,
-                       0};
-      row.h = index % ha->results;
-      row.d = index / ha->results % da->results;
-      row.image = index / ha->results / da->results;
-      // Tiles of even widths: a last one of one pixel would cost nearly as much as a whole one.
-      const int64_t tiles = ceil_div(wa->results, kMostQ);
-      for (int64_t tile = 0, q = 0; tile < tiles; ++tile) {
-        const int64_t count = ceil_div(wa->results - q, tiles - tile);
-        if (bundle.plain) {
-          narrow_columns<true>(row, q, count);
-        } else {
-          narrow_columns<false>(row, q, count);
-        }
-        q += count;
-      }
-      if (!plain_epilogue) {
-        const int64_t rd = da->result_first + row.d * da->result_step, rh = ha->result_first + row.h * ha->result_step;
-        for (int64_t q = 0; q < wa->results; ++q) {
-          const int64_t rw = wa->result_first + q * wa->result_step;
-          const int64_t at = (((row.image * da->result_size + rd) * ha->result_size + rh) * wa->result_size + rw) *
-                             slide.result_pixel();
-          finish(result + at, epilogue.residual ? epilogue.residual + at : nullptr, 0, slide.result_pixel(), epilogue);
+  parallel(runner, blocks.count * ranges, [&](int64_t task) {
+    const Block block(blocks, task / ranges);
+    float* const lines = Scratch::floats(0, blocks.floats());
+    const int64_t tiles = ceil_div(block.columns, kTile);
+    // Sums over the taps of the depth that came before.
+    float* const partial = da->taps > 1 ? Scratch::floats(1, block.rows * tiles * kTile * kLanes) : nullptr;
+    const int64_t first_bundle = task % ranges * range_bundles;
+    for (int64_t index = first_bundle; index < least(first_bundle + range_bundles, bundle.count); ++index) {
+      const Channels channels = channels_of(bundle, slide, index);
+      for (int64_t td = 0; td == 0 || td < da->taps; ++td) {
+        copy_lines(blocks, block, td, source, channels.source, lines);
+        const int64_t tap = slide.kernel_tap(td, 0, 0), tap_floats = direct ? slide.groups : sources * kLanes;
+        const float* weights = direct ? kernel + channels.source : packed + index * window * sources * kLanes;
+        TileInput in = {nullptr,
+                        ha->source_step * blocks.line_columns * kLanes,
+                        wa->source_stride,
+                        wa->source_step,
+                        da->taps ? ha->taps : 0,
+                        wa->taps,
+                        sources,
+                        weights + tap * tap_floats,
+                        ha->kernel_step * slide.window[2] * tap_floats,
+                        wa->kernel_step * tap_floats,
+                        kLanes,
+                        lanes};
+        const bool last = td + 1 >= da->taps;
+        for (int64_t r = 0; r < block.rows; ++r) {
+          const int64_t rd = da->result_first + block.d * da->result_step;
+          const int64_t rh = ha->result_first + (block.first_row + r) * ha->result_step;
+          const int64_t line = ((block.image * da->result_size + rd) * ha->result_size + rh) * wa->result_size;
+          for (int64_t tile = 0; tile < tiles; ++tile) {
+            const int64_t q = tile * kTile, count = least(kTile, block.columns - q);
+            in.lines = lines + (r * ha->source_stride * blocks.line_columns + q * wa->source_stride) * kLanes;
+            float* to[kTile];
+            const int64_t rw = wa->result_first + (block.first_column + q) * wa->result_step;
+            float* place = result + (line + rw) * slide.result_pixel() + channels.result;
+            for (int i = 0; i < kTile; ++i, place += wa->result_step * slide.result_pixel()) to[i] = place;
+            adder(in, partial ? partial + (r * tiles + tile) * kTile * kLanes : nullptr, td == 0, last ? to : nullptr,
+                  count, channels.results);
+            if (last && !plain_epilogue) {
+              for (int64_t i = 0; i < count; ++i) {
+                const float* residual = epilogue.residual ? epilogue.residual + (to[i] - result) : nullptr;
+                finish(to[i], residual, channels.result, channels.results, epilogue);
+              }
+            }
+          }
         }
       }
     }
@@ -357,8 +393,6 @@ void add_taps_of(int64_t count, const LineBlock& block, int64_t line, int64_t co
   }
 }
 
-constexpr int64_t kLineFloats = 12288;   // floats of source lines in a block
-constexpr int64_t kMostColumns = 256;    // results along a row in a block
 constexpr int64_t kNarrowPartPixels = 1024;
 
 // The role "kernel" of narrow groups.
@@ -370,19 +404,13 @@ inline void kernel_narrow(const ConvProblem& p, const float* x, const float* y, 
   IntVec lanes[kLanes];
   fill_lanes(bundle, sources, results, lanes);
 
-  const int64_t columns = least(wa->results, kMostColumns);
-  const int64_t line_columns = (columns - 1) * wa->source_stride + (wa->taps - 1) * wa->source_step + 1;
-  const int64_t reach = (ha->taps - 1) * ha->source_step + 1;
-  const int64_t lines = most(reach, kLineFloats / (line_columns * kLanes));
-  const int64_t block_rows = least(ha->results, (lines - reach) / ha->source_stride + 1);
-  const int64_t segments = ceil_div(wa->results, columns), bands = ceil_div(ha->results, block_rows);
-  const int64_t blocks = slide.batch * da->results * bands * segments;
+  const Blocks blocks(slide, bundle);
   // Parts of the blocks depend on the shape alone, so that results do not depend on the number of threads.
   constexpr int64_t kTasks = 16, kMostNarrowParts = 8;
   const int64_t pixels = slide.batch * slide.results();
   const int64_t parts =
-      most(1, least(least(kMostNarrowParts, ceil_div(kTasks, bundle.count)), least(blocks, pixels / kNarrowPartPixels)));
-  const int64_t part_blocks = ceil_div(blocks, parts);
+      most(1, least(least(kMostNarrowParts, ceil_div(kTasks, bundle.count)), least(blocks.count, pixels / kNarrowPartPixels)));
+  const int64_t part_blocks = ceil_div(blocks.count, parts);
   const int64_t size = taps * sources * kLanes;
   float* const sums = Scratch::floats(3, parts * bundle.count * size);
 
@@ -391,49 +419,22 @@ inline void kernel_narrow(const ConvProblem& p, const float* x, const float* y, 
     const Channels channels = channels_of(bundle, slide, index);
     float* const own = sums + task * size;
     clear(own, size);
-    float* const source_lines = Scratch::floats(0, ((block_rows - 1) * ha->source_stride + reach) * line_columns * kLanes);
-    float* const result_lines = Scratch::floats(1, block_rows * columns * kLanes);
-    for (int64_t number = part * part_blocks; number < least((part + 1) * part_blocks, blocks); ++number) {
-      const int64_t segment = number % segments, band = number / segments % bands;
-      const int64_t d = number / segments / bands % da->results, image = number / segments / bands / da->results;
-      const int64_t first_row = band * block_rows, first_column = segment * columns;
-      LineBlock block = {source_lines,
-                         result_lines,
-                         line_columns,
-                         least(block_rows, ha->results - first_row),
-                         least(columns, wa->results - first_column),
-                         ha->source_stride,
-                         wa->source_stride};
-      for (int64_t r = 0; r < block.rows; ++r) {
-        const float* from = y + (((image * da->results + d) * ha->results + first_row + r) * wa->results +
-                                 first_column) * slide.result_pixel() + channels.result;
-        float* to = result_lines + r * block.columns * kLanes;
-        for (int64_t q = 0; q < block.columns; ++q, from += slide.result_pixel(), to += kLanes) {
+    float* const source_lines = Scratch::floats(0, blocks.floats());
+    float* const result_lines = Scratch::floats(1, blocks.rows * blocks.columns * kLanes);
+    for (int64_t number = part * part_blocks; number < least((part + 1) * part_blocks, blocks.count); ++number) {
+      const Block at(blocks, number);
+      const LineBlock block = {source_lines, result_lines,      blocks.line_columns, at.rows,
+                               at.columns,   ha->source_stride, wa->source_stride};
+      for (int64_t r = 0; r < at.rows; ++r) {
+        const int64_t line = (at.image * da->results + at.d) * ha->results + at.first_row + r;
+        const float* from = y + (line * wa->results + at.first_column) * slide.result_pixel() + channels.result;
+        float* to = result_lines + r * at.columns * kLanes;
+        for (int64_t q = 0; q < at.columns; ++q, from += slide.result_pixel(), to += kLanes) {
           store(to, load_some(from, channels.results));
         }
       }
-      const int64_t used_lines = (block.rows - 1) * ha->source_stride + reach;
-      const int64_t left = first_column * wa->source_stride + wa->source_first;
       for (int64_t td = 0; td < da->taps; ++td) {
-        const int64_t sd = d * da->source_stride + da->source_first + td * da->source_step;
-        for (int64_t l = 0; l < used_lines; ++l) {
-          const int64_t sh = first_row * ha->source_stride + ha->source_first + l;
-          float* const to = source_lines + l * line_columns * kLanes;
-          if (sd < 0 || sd >= da->source_size || sh < 0 || sh >= ha->source_size) {
-            clear(to, line_columns * kLanes);
-            continue;
-          }
-          const int64_t begin = least(line_columns, most(0, -left));
-          const int64_t end = most(begin, least(line_columns, wa->source_size - left));
-          clear(to, begin * kLanes);
-          clear(to + end * kLanes, (line_columns - end) * kLanes);
-          const float* from =
-              x + (((image * da->source_size + sd) * ha->source_size + sh) * wa->source_size + left + begin) *
-                      slide.source_pixel() + channels.source;
-          for (int64_t c = begin; c < end; ++c, from += slide.source_pixel()) {
-            store(to + c * kLanes, load_some(from, channels.sources));
-          }
-        }
+        copy_lines(blocks, at, td, x, channels.source, source_lines);
         for (int64_t th = 0; th < ha->taps; ++th) {
           for (int64_t tw = 0; tw < wa->taps; tw += kMostTaps) {
             const int64_t count = least(kMostTaps, wa->taps - tw);

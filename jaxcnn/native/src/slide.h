@@ -65,6 +65,7 @@ inline Slide forward_slide(const ConvProblem& p) {
 inline SlideAxis phase_axis(const ConvProblem& p, int a, int64_t phase) {
   const int64_t stride = p.stride[a], dilation = p.dilation[a];
   SlideAxis axis = {};
+  axis.source_step = 1;
   axis.results = phase < p.in[a] ? ceil_div(p.in[a] - phase, stride) : 0;
   axis.source_size = p.out[a];
   axis.source_stride = 1;
@@ -82,10 +83,11 @@ inline SlideAxis phase_axis(const ConvProblem& p, int a, int64_t phase) {
     const int64_t distance = phase + p.pad_low[a] - tap * dilation;
     if (distance % stride) continue;
     axis.taps = ceil_div(p.window[a] - tap, step);
-    axis.kernel_first = tap;
-    axis.kernel_step = step;
-    axis.source_first = distance / stride;
-    axis.source_step = -(dilation / common);
+    // From the last tap to the first, which read the source from left to right.
+    axis.kernel_first = tap + (axis.taps - 1) * step;
+    axis.kernel_step = -step;
+    axis.source_step = dilation / common;
+    axis.source_first = distance / stride - (axis.taps - 1) * axis.source_step;
     break;
   }
   return axis;
@@ -112,18 +114,10 @@ void for_each_phase(const ConvProblem& p, const Body& body) {
 // The taps [first, last) of one axis that read inside of the source for result q.
 JAXCNN_INLINE void taps_inside(const SlideAxis& axis, int64_t q, int64_t* first, int64_t* last) {
   const int64_t at = q * axis.source_stride + axis.source_first, step = axis.source_step;
-  int64_t lo = 0, hi = axis.taps;
-  if (step > 0) {
-    if (at < 0) lo = ceil_div(-at, step);
-    hi = at >= axis.source_size ? 0 : least(hi, (axis.source_size - 1 - at) / step + 1);
-  } else if (step < 0) {
-    if (at >= axis.source_size) lo = ceil_div(at - axis.source_size + 1, -step);
-    hi = at < 0 ? 0 : least(hi, at / -step + 1);
-  } else if (at < 0 || at >= axis.source_size) {
-    hi = 0;
-  }
-  *first = least(lo, axis.taps);
-  *last = most(hi, *first);
+  const int64_t low = at < 0 ? ceil_div(-at, step) : 0;
+  const int64_t high = at < axis.source_size ? (axis.source_size - 1 - at) / step + 1 : 0;
+  *first = least(low, axis.taps);
+  *last = most(*first, least(high, axis.taps));
 }
 
 }  // namespace JAXCNN_ISA
