@@ -1,0 +1,35 @@
+"""Pools from shifted slices: winners by axis against `direct`."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxcnn.lowering import direct, windows
+from jaxcnn.lowering.spec import PoolSpec
+from support.arrays import normal
+
+
+@pytest.mark.parametrize("mode", ["max", "min"])
+@pytest.mark.parametrize("window", [(7, 6), (30,), (3, 4, 3)])
+def test_winners_by_axis(window: tuple[int, ...], mode: str) -> None:
+    rank = len(window)
+    spec = PoolSpec(
+        (2, *(13, 12, 9)[:rank], 3),
+        window if rank > 1 else (9,),
+        (2, 1, 2)[:rank],
+        ((3, 4), (2, 0), (1, 1))[:rank],
+        (1, 2, 1)[:rank],
+        np.dtype(np.float32),
+    )
+    values = np.random.default_rng(0).integers(0, 3, spec.input_shape).astype(np.float32)  # many ties
+    values[values == 0] = -np.inf
+    values[:, ::5, ...] = np.nan
+    y = normal(spec.output_shape, 1, np.float32)
+    padded = windows._padded(jnp.asarray(values), spec.padding, direct.pool_identity(mode, spec.dtype))
+    index = windows._winner_by_axis(padded, spec, mode)
+    expected = direct.winner(jnp.asarray(values), spec, mode)
+    np.testing.assert_array_equal(index, expected)
+    spread = windows._scatter_by_axis(jnp.asarray(y), index, spec)
+    np.testing.assert_allclose(spread, direct.scatter(jnp.asarray(y), expected, spec), rtol=1e-5, atol=1e-6)
