@@ -13,7 +13,6 @@ from .bench_convolution import gradient, lax_conv
 from .bench_pooling import lax_max_pool
 from .common import Case, Comparison, array, kernel, require
 
-
 IMPORT = """
 import time, jax
 start = time.process_time()
