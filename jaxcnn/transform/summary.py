@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from jaxcnn import native
 from jaxcnn.cost import Cost
 from jaxcnn.geometry import ReceptiveField
 from jaxcnn.transform.arguments import split
@@ -26,6 +27,7 @@ class Summary:
     Args:
       rows: one `Row` for each.
       notes: what was counted once although it may be executed more or less often, and what was not looked into.
+      native: line that says if this process has the compiled CPU kernels; empty for another platform.
 
     Example:
       >>> import jax.numpy as jnp
@@ -40,6 +42,7 @@ class Summary:
 
     rows: tuple[Row, ...]
     notes: tuple[str, ...] = ()
+    native: str = ""
 
     @property
     def total(self) -> Cost:
@@ -58,19 +61,24 @@ class Summary:
         return ReceptiveField(size, max(known, key=lambda field: field.size).stride, offset)
 
     def to_json(self) -> str:
-        """All rows, totals and notes as JSON."""
+        """All rows, totals, notes and the state of the native kernels as JSON."""
         content = {
             "rows": [dataclasses.asdict(row) for row in self.rows],
             "total": dataclasses.asdict(self.total),
             "notes": self.notes,
+            "native": self.native,
         }
         return json.dumps(content)
 
     def __str__(self) -> str:
-        return text_table(self.rows, self.total, self.notes)
+        return text_table(self.rows, self.total, self._remarks)
 
     def _repr_html_(self) -> str:
-        return html_table(self.rows, self.total, self.notes)
+        return html_table(self.rows, self.total, self._remarks)
+
+    @property
+    def _remarks(self) -> tuple[str, ...]:
+        return (*self.notes, self.native) if self.native else self.notes
 
 
 def summarize(f: Callable[..., Any], *args: Any, platform: str | None = None) -> Summary:
@@ -113,5 +121,6 @@ def summarize(f: Callable[..., Any], *args: Any, platform: str | None = None) ->
     from jaxcnn.transform.survey import survey
 
     signature, arrays = split("summarize", args, {})
-    rows, notes = survey(jax.make_jaxpr(signature.flat(f))(*arrays), platform or "cpu")
-    return Summary(rows, notes)
+    platform = platform or "cpu"
+    rows, notes = survey(jax.make_jaxpr(signature.flat(f))(*arrays), platform)
+    return Summary(rows, notes, native.status() if platform == "cpu" else "")

@@ -6,16 +6,16 @@ import json
 import warnings
 from functools import partial
 
-import architectures
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from comparing import normal
 from jax import lax
 
 import jaxcnn
-from jaxcnn import Cost, accelerate, summarize
+from jaxcnn import Cost, accelerate, native, summarize
+from support import architectures
+from support.arrays import jax_normal
 
 
 def shape(*sizes, dtype=np.float32):
@@ -436,13 +436,16 @@ def test_table_and_json():
     lines = str(summary).splitlines()
     assert max(map(len, lines)) <= 100
     assert lines[0].split() == ["layer", "kind", "output", "kernel", "MACs", "params", "field", "method"]
-    assert "MACs (" in lines[-1]
+    assert "MACs (" in lines[-2]
+    assert lines[-1] == summary.native == native.status()
     content = json.loads(summary.to_json())
     assert len(content["rows"]) == len(summary.rows)
     assert Cost(**content["total"]) == summary.total
     text = summary._repr_html_()
     assert text.count("<tr>") == len(summary.rows) + 1
-    assert str(summarize(lambda x: x, 1.0)).splitlines()[-1].startswith("0 MACs")
+    assert native.status() in text
+    assert str(summarize(lambda x: x, 1.0)).splitlines()[-2].startswith("0 MACs")
+    assert str(summarize(lambda x: x, 1.0, platform="gpu")).splitlines()[-1].startswith("0 MACs")
 
 
 def test_long_names_are_cut_from_the_left():
@@ -469,4 +472,4 @@ def test_errors():
     with pytest.raises(TypeError, match="summarize: f must be a function, got 3"):
         summarize(3)
     with pytest.raises(ValueError, match=r"summarize: platform must be one of 'cpu', .*, got 'npu'"):
-        summarize(lambda x: x, normal((2,)), platform="npu")
+        summarize(lambda x: x, jax_normal((2,)), platform="npu")

@@ -15,8 +15,13 @@ bool is_narrow(int64_t groups, int64_t sources, int64_t results) {
   return bundle.lanes * least(ceil_div(results, kLanes) * kLanes, kColumns) >= cost * results * kLanes;
 }
 
-void slide(const Slide& slide, const float* source, const float* kernel, float* result, const Epilogue& epilogue,
+void slide(Slide slide, const float* source, const float* kernel, float* result, const Epilogue& epilogue,
            TaskRunner& runner) {
+  // Sums over no channel are sums over no tap.
+  if (slide.source_channels == 0) {
+    slide.source_channels = 1;
+    for (SlideAxis& axis : slide.axis) axis.taps = 0;
+  }
   if (is_narrow(slide.groups, slide.source_channels, slide.result_channels)) {
     slide_narrow(slide, source, kernel, result, epilogue, runner);
   } else {
