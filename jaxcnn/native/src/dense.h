@@ -303,13 +303,16 @@ constexpr int64_t kMostParts = 8;
 // The role "kernel": rows are (tap, input channel), the summed axis is the pixels, columns are output channels.
 inline void kernel_dense(const ConvProblem& p, const float* x, const float* y, float* kernel, TaskRunner& runner) {
   const Slide slide = forward_slide(p);
-  const int64_t pixels = slide.batch * slide.results(), taps = slide.taps();
-  const int64_t channels = slide.source_channels, columns = slide.result_channels, groups = slide.groups;
+  const SlideAxis *da = slide.axis, *ha = slide.axis + 1, *wa = slide.axis + 2;
+  // Few channels: the taps of a row are one run of rows.
+  const bool merged = slide.groups == 1 && wa->source_step == 1 && slide.source_channels < kRows;
+  const int64_t run_taps = merged ? wa->taps : 1;
+  const int64_t pixels = slide.batch * slide.results(), taps = slide.taps() / run_taps;
+  const int64_t channels = slide.source_channels * run_taps, columns = slide.result_channels, groups = slide.groups;
   const int64_t panels = ceil_div(columns, kColumns);
   // Tiles of even sizes: 16 channels are 8 and 8, not 14 and 2.
   const int64_t channel_tiles = ceil_div(channels, kRows), tile_rows = ceil_div(channels, channel_tiles);
   const int64_t tiles = taps * channel_tiles;
-  const SlideAxis *da = slide.axis, *ha = slide.axis + 1, *wa = slide.axis + 2;
 
   // Parts of the pixels depend on the shape alone, so that results do not depend on the number of threads.
   constexpr int64_t kFewTiles = 64;
@@ -338,6 +341,7 @@ inline void kernel_dense(const ConvProblem& p, const float* x, const float* y, f
     int64_t* const places = reinterpret_cast<int64_t*>(Scratch::floats(2, 8 * kPixelBlock));
     float* const zeros = Scratch::floats(5, channels);
     clear(zeros, channels);
+    float* const borders = merged ? Scratch::floats(4, kPixelBlock * channels) : nullptr;
     const float* const group_x = x + group * channels;
 
     for (int64_t begin = first_pixel; begin == first_pixel || begin < last_pixel; begin += kPixelBlock) {
@@ -360,15 +364,29 @@ inline void kernel_dense(const ConvProblem& p, const float* x, const float* y, f
         const int64_t tap = t / channel_tiles, channel = t % channel_tiles * tile_rows;
         const int64_t rows = least(tile_rows, channels - channel);
         if (t == first_tile || channel == 0) {
-          const int64_t tw = tap % wa->taps, th = tap / wa->taps % ha->taps, td = tap / wa->taps / ha->taps;
+          const int64_t tw = merged ? 0 : tap % wa->taps, rest = merged ? tap : tap / wa->taps;
+          const int64_t th = rest % ha->taps, td = rest / ha->taps;
           const int64_t od = td * da->source_step, oh = th * ha->source_step, ow = tw * wa->source_step;
           for (int64_t i = 0; i < count; ++i) {
             const int64_t sd = places[4 * i + 1] + od, sh = places[4 * i + 2] + oh, sw = places[4 * i + 3] + ow;
             const int64_t line = ((places[4 * i] * da->source_size + sd) * ha->source_size + sh) * wa->source_size + sw;
             const bool inside = static_cast<uint64_t>(sd) < static_cast<uint64_t>(da->source_size) &&
                                 static_cast<uint64_t>(sh) < static_cast<uint64_t>(ha->source_size) &&
-                                static_cast<uint64_t>(sw) < static_cast<uint64_t>(wa->source_size);
-            pixels_read[i] = inside ? group_x + line * slide.source_pixel() : zeros;
+                                (merged || static_cast<uint64_t>(sw) < static_cast<uint64_t>(wa->source_size));
+            const float* const pixel = group_x + line * slide.source_pixel();
+            if (!inside) {
+              pixels_read[i] = zeros;
+            } else if (merged && (sw < 0 || sw + wa->taps > wa->source_size)) {
+              const int64_t low = least(channels, most(0, -sw) * slide.source_channels);
+              const int64_t high = most(low, least(channels, (wa->source_size - sw) * slide.source_channels));
+              float* const copied = borders + i * channels;
+              clear(copied, low);
+              copy(copied + low, pixel + low, high - low);
+              clear(copied + high, channels - high);
+              pixels_read[i] = copied;
+            } else {
+              pixels_read[i] = pixel;
+            }
           }
         }
         if (rows <= 0) continue;

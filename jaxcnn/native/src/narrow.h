@@ -114,7 +114,11 @@ inline void copy_lines(const Blocks& blocks, const Block& block, int64_t td, con
     const int64_t line = ((block.image * da->source_size + sd) * ha->source_size + sh) * wa->source_size;
     const float* from = source + (line + left + begin) * pixel + channel;
     if (channels == kLanes) {
-      for (int64_t c = begin; c < end; ++c, from += pixel) store(to + c * kLanes, load(from));
+      for (int64_t c = begin; c < end; ++c, from += pixel) {
+        // The next bundle reads the vector beside this one.
+        __builtin_prefetch(from + kLanes);
+        store(to + c * kLanes, load(from));
+      }
     } else {
       for (int64_t c = begin; c < end; ++c, from += pixel) store(to + c * kLanes, load_some(from, channels));
     }
