@@ -40,6 +40,11 @@ void input(const ConvProblem& p, const float* y, const float* kernel, float* x, 
 }
 
 void kernel(const ConvProblem& p, const float* x, const float* y, float* kernel, TaskRunner& runner) {
+  const int64_t sources = p.in[0] * p.in[1] * p.in[2], results = p.out[0] * p.out[1] * p.out[2];
+  if (p.batch == 0 || sources == 0 || results == 0) {  // sums over nothing
+    clear(kernel, p.window[0] * p.window[1] * p.window[2] * (p.in_channels / p.groups) * p.out_channels);
+    return;
+  }
   if (is_narrow(p.groups, p.in_channels / p.groups, p.out_channels / p.groups)) {
     kernel_narrow(p, x, y, kernel, runner);
   } else {
