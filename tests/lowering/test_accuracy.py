@@ -30,6 +30,7 @@ BOUNDS = {
     "fft": ("largest", 4),
     "winograd": ("largest", 16),
     "groups": ("largest", 16),
+    "native": ("own", 4),
 }
 """By method: relative to which sum, and how many epsilons."""
 
