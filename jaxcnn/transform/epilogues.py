@@ -195,8 +195,9 @@ class _Chain:
         if vector is not None:
             self.steps.append((step, vector))
             return True
-        whole = isinstance(other, Var) and other.aval.shape == self.shape and other.aval.dtype == _FLOAT32
-        if not whole or step not in ("add", "rsub"):
+        # A smaller array that is spread over the image would have to be written out first.
+        whole = isinstance(other, Var) and other not in self.uses.spreads
+        if not whole or other.aval.shape != self.shape or step not in ("add", "rsub"):
             return False
         if step == "rsub":
             self.steps.append(("mul", -1.0))
@@ -209,8 +210,6 @@ class _Chain:
     def _by_channel(self, atom: Any) -> int | float | None:
         """An operand that has one number, or one for each channel: its position, or the number itself."""
         aval = atom.aval
-        if aval.dtype != _FLOAT32:
-            return None
         if isinstance(atom, Literal):
             return float(atom.val) if aval.shape == () else None
         if aval.shape == () or _varies_along(aval.shape, self.axis) and len(aval.shape) == len(self.shape):
