@@ -24,9 +24,9 @@ from jaxcnn.lowering.spec import ConvSpec, Ints, conv_spec
 from jaxcnn.primitives import conv_p
 
 try:
-    from jaxcnn import native
+    from jaxcnn import native  # type: ignore[attr-defined]
 except ImportError:
-    native = None  # type: ignore[assignment]
+    native = None
 
 ACTIVATIONS = (
     "none",

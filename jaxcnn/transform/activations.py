@@ -1,4 +1,4 @@
-"""Which activation some equations compute, however it is spelled: their expression in one form, and a table of these."""
+"""Which activation equations compute, however it is spelled: their expression in one form, and a table of those."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 from jax.extend.core import JaxprEqn, Literal
 from jax.extend.core import primitives as lax_primitives
 
+from jaxcnn.transform.convolutions import avals
 from jaxcnn.transform.interpreter import held_jaxprs, opened
 
 Expression = Any
@@ -48,7 +49,7 @@ def expression(equation: JaxprEqn, operands: Sequence[Expression | None]) -> Exp
     if equation.primitive in _INLINED:
         return _inlined(equation, operands)
     if name == "convert_element_type":
-        same = isinstance(operands[0], float) or equation.invars[0].aval.dtype == params["new_dtype"]
+        same = isinstance(operands[0], float) or avals(equation)[0].dtype == params["new_dtype"]
         return operands[0] if same and params["new_dtype"] == np.float32 else None
     if name == "broadcast_in_dim":
         return operands[0] if isinstance(operands[0], float) else None
@@ -65,7 +66,8 @@ def expression(equation: JaxprEqn, operands: Sequence[Expression | None]) -> Exp
 def operand_of(atom: Any, known: dict[Any, Expression]) -> Expression | None:
     """The expression of an equation's operand."""
     if isinstance(atom, Literal):
-        return _number(atom.val) if np.ndim(atom.val) == 0 and np.dtype(atom.aval.dtype).kind in "if" else None
+        value = np.asarray(atom.val)
+        return _number(value) if value.ndim == 0 and value.dtype.kind in "if" else None
     return known.get(atom)
 
 

@@ -22,7 +22,7 @@ from jax.extend.core import JaxprEqn, Literal, Var
 from jaxcnn.epilogue import Move, Recipe, fused_conv_p
 from jaxcnn.primitives import conv_p
 from jaxcnn.transform.activations import X, activation, expression, operand_of
-from jaxcnn.transform.convolutions import Convolution, convolution, is_convolution
+from jaxcnn.transform.convolutions import Convolution, avals, convolution, is_convolution
 from jaxcnn.transform.interpreter import bind_as_it_was, opened
 
 _FLOAT32 = np.dtype(np.float32)
@@ -108,9 +108,8 @@ def groups(jaxpr: Any) -> Iterator[Group]:
 def _may_start(equation: JaxprEqn) -> bool:
     if not is_convolution(equation) or equation.params.get("role") == "kernel" or equation.params.get("stacked"):
         return False
-    avals = [variable.aval for variable in (*equation.invars, *equation.outvars)]
-    known = all(isinstance(size, int) and size > 0 for aval in avals for size in aval.shape)
-    return known and all(aval.dtype == _FLOAT32 for aval in avals)
+    known = all(isinstance(size, int) and size > 0 for aval in avals(equation) for size in aval.shape)
+    return known and all(aval.dtype == _FLOAT32 for aval in avals(equation))
 
 
 class _Uses:
@@ -138,8 +137,8 @@ class _Chain:
 
     def __init__(self, uses: _Uses, taken: set[int], equation: JaxprEqn) -> None:
         self.uses, self.taken, self.equation = uses, taken, equation
-        self.value = equation.outvars[0]
-        self.shape = tuple(self.value.aval.shape)
+        self.value: Any = equation.outvars[0]
+        self.shape = tuple(avals(equation)[-1].shape)
         numbers = equation.params.get("dimension_numbers")
         self.axis = len(self.shape) - 1 if numbers is None else numbers.out_spec[1]
         self.channels = self.shape[self.axis]
@@ -158,7 +157,7 @@ class _Chain:
             readers = self.uses.readers.get(self.value, [])
             if len(readers) == 1 and self._is_free(readers[0]):
                 equation = self.uses.equations[readers[0]]
-                arithmetic = self._arithmetic(equation, readers[0])
+                arithmetic = self._arithmetic(equation)
                 if arithmetic or self._move(equation):
                     self._take([readers[0]], equation.outvars[0], arithmetic)
                     continue
@@ -176,9 +175,9 @@ class _Chain:
 
     # Arithmetic.
 
-    def _arithmetic(self, equation: JaxprEqn, number: int) -> bool:
+    def _arithmetic(self, equation: JaxprEqn) -> bool:
         """Takes a sum, difference, product or quotient with numbers by channel, or a sum with a whole array."""
-        name, aval = equation.primitive.name, equation.outvars[0].aval
+        name, aval = equation.primitive.name, avals(equation)[-1]
         if self.residual is not None or aval.shape != self.shape or aval.dtype != _FLOAT32:
             return False
         if name == "neg":
@@ -189,7 +188,7 @@ class _Chain:
         first = equation.invars[0] is self.value
         if name == "div" and not first:
             return False
-        other = equation.invars[1 if first else 0]
+        other: Any = equation.invars[1 if first else 0]
         step = "add" if name in _SUMS else "rsub" if name == "sub" and not first else name
         vector = self._by_channel(other)
         if vector is not None:
@@ -212,13 +211,14 @@ class _Chain:
         aval = atom.aval
         if isinstance(atom, Literal):
             return float(atom.val) if aval.shape == () else None
-        if aval.shape == () or _varies_along(aval.shape, self.axis) and len(aval.shape) == len(self.shape):
+        if aval.shape == () or (len(aval.shape) == len(self.shape) and _varies_along(aval.shape, self.axis)):
             return self._operand(atom)
         number = self.uses.spreads.get(atom)
         if number is None or aval.shape != self.shape or len(self.uses.equations[number].invars) != 1:
             return None
         spread = self.uses.equations[number]
-        (source,), dims = spread.invars, spread.params["broadcast_dimensions"]
+        source: Any = spread.invars[0]
+        dims = spread.params["broadcast_dimensions"]
         if any(size > 1 and dims[axis] != self.axis for axis, size in enumerate(source.aval.shape)):
             return None
         self.spreads.append(number)
@@ -228,7 +228,7 @@ class _Chain:
 
     def _move(self, equation: JaxprEqn) -> bool:
         """Takes a change of shape or of the order of axes that leaves an axis of the channels."""
-        name, aval = equation.primitive.name, equation.outvars[0].aval
+        name, aval = equation.primitive.name, avals(equation)[-1]
         if aval.dtype != _FLOAT32 or math.prod(aval.shape) != math.prod(self.shape):
             return False
         if name in _IDENTITIES:
@@ -273,7 +273,7 @@ class _Chain:
             for atom in equation.invars:
                 if not isinstance(atom, Literal):
                     unread[atom] -= 1
-            result = equation.outvars[0]
+            result: Any = equation.outvars[0]
             known[result], unread[result] = form, self.uses.count(result)
             visited.append(number)
             inner = any(left for variable, left in unread.items() if variable is not result)

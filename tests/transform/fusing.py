@@ -41,7 +41,7 @@ ACTIVATIONS = {
 
 
 class Reference:
-    """A stand-in for the library of kernels: what an epilogue means, operation by operation, and how often it was asked."""
+    """A stand-in for the library of kernels: what epilogues mean, operation by operation, and a list of its calls."""
 
     def __init__(self):
         self.calls = []

@@ -33,7 +33,11 @@ LIBRARY_FUNCTIONS = {
 }
 SPELLED_OUT = {
     "relu": [lambda x: jnp.maximum(x, 0), lambda x: lax.max(0.0, x)],
-    "relu6": [lambda x: jnp.clip(x, 0, 6), lambda x: lax.clamp(0.0, x, 6.0), lambda x: jnp.maximum(jnp.minimum(x, 6), 0)],
+    "relu6": [
+        lambda x: jnp.clip(x, 0, 6),
+        lambda x: lax.clamp(0.0, x, 6.0),
+        lambda x: jnp.maximum(jnp.minimum(x, 6), 0),
+    ],
     "leaky_relu": [lambda x: jnp.where(x > 0, x, 0.1 * x), lambda x: jnp.maximum(0.1 * x, x)],
     "silu": [lambda x: x * jax.nn.sigmoid(x)],
     "hard_sigmoid": [lambda x: jax.nn.relu6(x + 3) / 6, lambda x: jax.nn.relu6(x + 3) * (1 / 6)],

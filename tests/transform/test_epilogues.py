@@ -35,7 +35,9 @@ def check(f, *args, count=1, tolerance=1e-5):
     @partial(jax.jit, static_argnums=0)
     def both(f, *args):
         every = tuple(range(len(args)))
-        return f(*args), jax.grad(lambda *args: sum(jnp.sum(jnp.sin(y)) for y in jax.tree.leaves(f(*args))), every)(*args)
+        return f(*args), jax.grad(lambda *args: sum(jnp.sum(jnp.sin(y)) for y in jax.tree.leaves(f(*args))), every)(
+            *args
+        )
 
     assert_same(both(accelerate(f), *args), both(f, *args), tolerance)
     return recipes
@@ -140,7 +142,9 @@ def random_chain(seed):
     generator = np.random.default_rng(seed)
     first = bool(generator.integers(2))
     kind = ("dense", "depthwise", "strided", "transposed")[generator.integers(4)]
-    names = generator.choice(["bias", "scale", "shift", "spread", "number", "move", "back", "unit"], generator.integers(6))
+    names = generator.choice(
+        ["bias", "scale", "shift", "spread", "number", "move", "back", "unit"], generator.integers(6)
+    )
     residual, activation = generator.integers(3), generator.integers(6)
     activations = [None, jax.nn.relu, jax.nn.silu, jax.nn.gelu, jnp.tanh, jax.nn.hard_swish]
 
