@@ -40,8 +40,13 @@ REQUIRED = {
 GEOMETRY = ["geometry", "dtypes"]
 ARGUMENTS = ["arguments", "layout", "chain", *GEOMETRY]
 COST = ["cost", "shapes", *ARGUMENTS]
+<<<<<<< HEAD
 LOWERING = ["lowering(\\..*)?", "native", "_compat", *COST]
 PRIMITIVES = ["primitives", "operands", *LOWERING]
+=======
+LOWERING = ["lowering(\\..*)?", "_compat", *COST]
+PRIMITIVES = ["primitives", "operands", "epilogue", "native(\\..*)?", *LOWERING]
+>>>>>>> w-epilogue
 FUNCTIONS_ROOM = ["convolution", "pooling", "adaptive_pooling", "_convolution", "_pooling", *PRIMITIVES]
 FACTORIZATION = ["factorization(\\..*)?", *FUNCTIONS_ROOM]
 TRANSFORM = ["transform(\\..*)?", *FACTORIZATION]
@@ -54,6 +59,7 @@ ROOMS = {
     r"(_?(convolution|pooling)|adaptive_pooling)": FUNCTIONS_ROOM,
     r"operands": ["primitives", *LOWERING],
     r"primitives": LOWERING,
+    r"epilogue": ["primitives", "native", *LOWERING],
     r"lowering(\..*)?": LOWERING,
     r"(cost|shapes)": COST,
     r"arguments": ARGUMENTS,

@@ -22,6 +22,21 @@ NAME = "native"
 
 _LARGEST_RANK = 3
 
+_ACTIVATIONS = (
+    "none",
+    "relu",
+    "relu6",
+    "leaky_relu",
+    "silu",
+    "hard_swish",
+    "gelu",
+    "gelu_exact",
+    "sigmoid",
+    "tanh",
+    "hard_sigmoid",
+)
+"""The activations in the order of the enumeration in `kernels.h`."""
+
 
 def supports(spec: ConvSpec) -> str | None:
     """Returns None, or why this convolution is not computed by the compiled kernels."""
@@ -45,6 +60,37 @@ def lower(lhs: jax.Array, rhs: jax.Array, spec: ConvSpec, sharding: object = Non
     if spec.role != "kernel":
         target, attributes = "jaxcnn_slide", {**attributes, **slide_options(spec)}
     return jax.ffi.ffi_call(target, jax.ShapeDtypeStruct(spec.result_shape, np.float32))(lhs, rhs, **attributes)
+
+
+def supports_fused(spec: ConvSpec, epilogue: Any) -> str | None:
+    """Returns None, or why the kernels do not apply this epilogue to the results of this convolution."""
+    if spec.role == "kernel":
+        return "it computes a kernel"
+    if epilogue.activation not in _ACTIVATIONS:
+        return f"{epilogue.activation} is not among its activations"
+    return supports(spec)
+
+
+def lower_fused(
+    lhs: jax.Array,
+    rhs: jax.Array,
+    scale: jax.Array | None,
+    bias: jax.Array | None,
+    residual: jax.Array | None,
+    spec: ConvSpec,
+    epilogue: Any,
+) -> jax.Array:
+    """Computes activation(result * scale + bias + residual), scale and bias by channel of the result."""
+    operands = (scale, bias, residual)
+    attributes = slide_options(
+        spec,
+        operands=sum(1 << bit for bit, operand in enumerate(operands) if operand is not None),
+        activation=_ACTIVATIONS.index(epilogue.activation),
+        alpha=epilogue.alpha,
+    )
+    call = jax.ffi.ffi_call("jaxcnn_slide", jax.ShapeDtypeStruct(spec.result_shape, np.float32))
+    extras = [operand for operand in operands if operand is not None]
+    return call(lhs, rhs, *extras, **options(spec), **attributes)
 
 
 def options(spec: ConvSpec) -> dict[str, Any]:
