@@ -18,15 +18,11 @@ from jax import lax
 from jax.extend.core import JaxprEqn, Primitive, jaxpr_as_fun
 from jax.interpreters import ad, mlir
 
+from jaxcnn import native
 from jaxcnn._compat import is_partitioned
 from jaxcnn.lowering import choice
 from jaxcnn.lowering.spec import ConvSpec, Ints, conv_spec
 from jaxcnn.primitives import conv_p
-
-try:
-    from jaxcnn import native  # type: ignore[attr-defined]
-except ImportError:
-    native = None
 
 ACTIVATIONS = (
     "none",
@@ -46,7 +42,7 @@ ACTIVATIONS = (
 
 def fusing_enabled() -> bool:
     """Returns whether a method is there that applies epilogues, without which nothing is gained by fusing."""
-    return native is not None and bool(native.is_available())
+    return native.is_available()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -40,13 +40,8 @@ REQUIRED = {
 GEOMETRY = ["geometry", "dtypes"]
 ARGUMENTS = ["arguments", "layout", "chain", *GEOMETRY]
 COST = ["cost", "shapes", *ARGUMENTS]
-<<<<<<< HEAD
 LOWERING = ["lowering(\\..*)?", "native", "_compat", *COST]
-PRIMITIVES = ["primitives", "operands", *LOWERING]
-=======
-LOWERING = ["lowering(\\..*)?", "_compat", *COST]
-PRIMITIVES = ["primitives", "operands", "epilogue", "native(\\..*)?", *LOWERING]
->>>>>>> w-epilogue
+PRIMITIVES = ["primitives", "operands", "epilogue", *LOWERING]
 FUNCTIONS_ROOM = ["convolution", "pooling", "adaptive_pooling", "_convolution", "_pooling", *PRIMITIVES]
 FACTORIZATION = ["factorization(\\..*)?", *FUNCTIONS_ROOM]
 TRANSFORM = ["transform(\\..*)?", *FACTORIZATION]
