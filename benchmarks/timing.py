@@ -26,15 +26,16 @@ def torch_or_none() -> Any:
 
 _REST = 0.01
 """Seconds of calls that are not counted before those that are."""
+_COUNTED = 0.005
+"""Seconds of calls that are counted in a block, where a call is short."""
 
 
-def median_milliseconds(functions: dict[str, Callable[[], Any]], seconds: float) -> dict[str, float]:
-    """Median over alternating blocks of the best of a few calls, for each function.
+def block_milliseconds(functions: dict[str, Callable[[], Any]], seconds: float) -> dict[str, list[float]]:
+    """Returns the milliseconds of the best call of each block, for each function; the functions' blocks take turns.
 
     A block is calls that are not counted, at least one and 10 ms of them, in which the threads of the library before
-    come to rest, and three that are: after one call alone XLA's own convolution took 1.1 to 1.3 times as long behind
-    PyTorch as behind itself. Where one call of each takes longer than all of `seconds`, it is a single call: the
-    threads are then nothing to it.
+    come to rest, and then those that are: three, or as many as 5 ms hold. Where one call of each takes longer than all
+    of `seconds`, it is a single call: the threads are then nothing to it.
     """
     once = {}
     for name, function in functions.items():
@@ -43,7 +44,9 @@ def median_milliseconds(functions: dict[str, Callable[[], Any]], seconds: float)
         function()
         once[name] = time.perf_counter() - start
     long = sum(once.values()) > seconds
-    rounds = int(np.clip(seconds / (sum(max(each, _REST) + 3 * each for each in once.values()) + 1e-9), 3, 15))
+    calls = {name: 1 if long else int(np.clip(_COUNTED / call, 3, 50)) for name, call in once.items()}
+    block = sum(max(call, _REST) + calls[name] * call for name, call in once.items())
+    rounds = int(np.clip(seconds / block, 3, 25))
     times: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(rounds):
         for name, function in functions.items():
@@ -53,12 +56,17 @@ def median_milliseconds(functions: dict[str, Callable[[], Any]], seconds: float)
                 if time.perf_counter() - start > _REST:
                     break
             best = math.inf
-            for _ in range(1 if long else 3):
+            for _ in range(calls[name]):
                 start = time.perf_counter()
                 function()
                 best = min(best, time.perf_counter() - start)
             times[name].append(best * 1e3)
-    return {name: statistics.median(values) for name, values in times.items()}
+    return times
+
+
+def median_milliseconds(functions: dict[str, Callable[[], Any]], seconds: float) -> dict[str, float]:
+    """Returns the median of the blocks of `block_milliseconds`, for each function."""
+    return {name: statistics.median(values) for name, values in block_milliseconds(functions, seconds).items()}
 
 
 def geometric_mean(values: Iterable[float]) -> float:
