@@ -11,6 +11,8 @@ MACHINE ?= two-core-x86
 
 BIN := $(VENV)/bin
 INSTALL := -m pip install --quiet --disable-pip-version-check
+# A file stays with one process: its imports and fixtures are paid once.
+PYTEST := -m pytest -n auto --dist loadfile
 ASV_MACHINE := $(BIN)/asv machine --yes --machine $(MACHINE)
 # The run-time requirements of pyproject.toml, pinned to their lower bounds.
 LOWER_BOUNDS := import tomllib; \
@@ -18,7 +20,7 @@ LOWER_BOUNDS := import tomllib; \
 	print(*(requirement.replace(">=", "==") for requirement in project["dependencies"]), sep="\n")
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-oldest test-newest lint format docs bench bench-quick literature peers dashboard wheel clean
+.PHONY: help demo test test-slow test-leaks test-oldest test-newest lint format docs bench bench-quick literature peers dashboard wheel clean
 
 help:  ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*##/\1:/p' $(MAKEFILE_LIST) | awk -F': *' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -26,14 +28,20 @@ help:  ## Show this list
 demo: $(VENV)/.demo  ## Run trained networks plain, accelerated, and with small kernels
 	$(BIN)/jaxcnn demo $(ARGS)
 
-test: $(VENV)/.demo $(VENV)/.test  ## Run every test, and every example in the documentation
-	$(BIN)/python -m pytest -n auto $(ARGS)
+test: $(VENV)/.demo $(VENV)/.test  ## Run the tests, and every example in the documentation: 10 minutes
+	$(BIN)/python $(PYTEST) -m "not slow" $(ARGS)
+
+test-slow: $(VENV)/.demo $(VENV)/.test  ## Run the slow tests too that `make test` leaves out
+	$(BIN)/python $(PYTEST) -m slow $(ARGS)
+
+test-leaks: $(VENV)/.test  ## Run the tests of transformations and primitives again, and look for leaked tracers
+	$(BIN)/python $(PYTEST) -m "not slow" --leaks $(ARGS)
 
 test-oldest: .venv-oldest/.test  ## Run the tests on the oldest jax, numpy and scipy allowed
-	.venv-oldest/bin/python -m pytest -n auto $(ARGS)
+	.venv-oldest/bin/python $(PYTEST) -m "not slow" $(ARGS)
 
 test-newest: .venv-newest/.test  ## Run the tests on the newest jax, with NEWEST_PYTHON
-	.venv-newest/bin/python -m pytest -n auto $(ARGS)
+	.venv-newest/bin/python $(PYTEST) -m "not slow" $(ARGS)
 
 lint: $(VENV)/.test  ## Check format, style and types
 	$(BIN)/ruff format --check .
@@ -69,7 +77,7 @@ wheel: $(VENV)/.created  ## Build the wheel into dist
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
 
 clean:  ## Remove environments, builds and caches; benchmark results stay
-	rm -rf .venv .venv-oldest .venv-newest .asv build dist docs/_build .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-oldest .venv-newest .asv build dist docs/_build .mypy_cache .pytest_cache .ruff_cache .hypothesis .jax_cache
 
 $(VENV)/.created:
 	$(PYTHON) -m venv --clear $(VENV)

@@ -1,8 +1,14 @@
-"""Settings of every test: strict promotion, no rank promotion, leaks checked, four CPU devices, seeded examples."""
+"""Settings of every test: strict promotion, no rank promotion, quick compilation, four CPU devices, seeded examples.
+
+Markers: `slow` tests are left out of `make test`. `optimized` ones are compiled as users' programs are; the others run
+once, so most of XLA's optimizations are off. `leaks` ones are run again by `make test-leaks`, under JAX's check for
+leaked tracers, which bypasses JAX's caches and is off elsewhere.
+"""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -12,18 +18,50 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import hypothesis
 import jax
-import methods
 import numpy as np
 import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_check_tracer_leaks", True)
+# A second run compiles nothing that has not changed. JAX_ENABLE_COMPILATION_CACHE=false switches this off.
+jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parents[1] / ".jax_cache"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 hypothesis.settings.register_profile(
     "jaxcnn", deadline=None, derandomize=True, max_examples=25, suppress_health_check=list(hypothesis.HealthCheck)
 )
 hypothesis.settings.load_profile("jaxcnn")
+
+
+def pytest_addoption(parser):
+    """Adds `--leaks`."""
+    parser.addoption("--leaks", action="store_true", help="run the tests marked `leaks`, and look for leaked tracers")
+
+
+def pytest_configure(config):
+    """Switches the check for leaked tracers."""
+    jax.config.update("jax_check_tracer_leaks", config.getoption("--leaks"))
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leaves out the tests that are not to be run under the check for leaked tracers."""
+    if config.getoption("--leaks"):
+        config.hook.pytest_deselected(items=[item for item in items if not item.get_closest_marker("leaks")])
+        items[:] = [item for item in items if item.get_closest_marker("leaks")]
+
+
+_optimized = True
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Switches XLA's optimizations, before any fixture compiles something."""
+    global _optimized
+    optimized = item.get_closest_marker("optimized") is not None
+    if optimized != _optimized:
+        _optimized = optimized
+        jax.config.update("jax_disable_most_optimizations", not optimized)
+        jax.clear_caches()  # which do not know of that setting
 
 
 @pytest.fixture
@@ -62,24 +100,3 @@ def compilations():
     jax.monitoring.register_event_duration_secs_listener(listen)
     yield compiled, traced
     jax.monitoring.unregister_event_duration_listener(listen)
-
-
-def pytest_terminal_summary(terminalreporter):
-    """Prints the share of the drawn cases that each method supports."""
-    for line in methods.share_report():
-        terminalreporter.write_line(line)
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_testnodedown(node, error):
-    """Takes over the counts of a process that has ended."""
-    methods.add_counts(getattr(node, "workeroutput", {}).get("method_counts", {"asked": {}, "supported": {}}))
-
-
-def pytest_sessionfinish(session):
-    """Fails the run if a method supports fewer of the drawn cases than it did."""
-    if hasattr(session.config, "workeroutput"):  # one of several processes: the counts go to the one that reports
-        session.config.workeroutput["method_counts"] = methods.counts()
-        return
-    if methods.fallen_shares() and session.exitstatus == 0:
-        session.exitstatus = pytest.ExitCode.TESTS_FAILED

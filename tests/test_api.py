@@ -10,11 +10,11 @@ import sys
 import textwrap
 from pathlib import Path
 
-import cases
 import jax.numpy as jnp
 import pytest
 
 import jaxcnn
+from support import cases
 
 ROOT = Path(jaxcnn.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from counting import block_diagonal_to_grouped, drawn_chains, drawn_options, loop_compose
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from jaxcnn import KernelChain, compose, conv, conv_output_shape, conv_transpose, depthwise_conv
+from support.counting import block_diagonal_to_grouped, drawn_chains, drawn_options, loop_compose
 
 
 def integers(rng, shape, largest=3, dtype=np.float32):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
-import oracles
 import pytest
-from cases import arranged, assert_close, conv_cases, integers, normal
 from hypothesis import given, settings
-from methods import by_each_method, tolerance
 
 import jaxcnn
+from support import oracles
+from support.arrays import assert_close, integers, normal
+from support.cases import arranged, conv_cases
+from support.methods import by_each_method, tolerance
 
 
 @settings(max_examples=30)
@@ -34,7 +35,7 @@ def test_conv_transpose_is_the_adjoint_of_conv(case):
     x = jaxcnn.conv_transpose(y, kernel, output_padding=output_padding, method="direct", **options)
     if not isinstance(options["layout"], str | None):
         return  # input and output lie differently: x is not what conv takes
-    u = normal(np.random.default_rng(2), *x.shape)
+    u = normal(x.shape, np.random.default_rng(2))
     if jaxcnn.conv_output_shape(u.shape, kernel.shape, **options) != y.shape:
         return  # an output padding of a stride or more
     left = np.vdot(np.asarray(jaxcnn.conv(u, kernel, method="direct", **options), np.float64), y)
@@ -45,7 +46,7 @@ def test_conv_transpose_is_the_adjoint_of_conv(case):
 def test_the_adjoint_of_each_option(rng):
     # The same identity where conv and its transpose both are easily written, with all options at once.
     options = {"strides": (2, 3), "kernel_dilation": (2, 1), "feature_group_count": 2}
-    u, kernel = normal(rng, 2, 11, 13, 4), normal(rng, 3, 4, 2, 6)
+    u, kernel = normal((2, 11, 13, 4), rng), normal((3, 4, 2, 6), rng)
     for padding in ("SAME", "SAME_LOWER", "VALID", 1, ((0, 2), (3, 1)), ((-1, 0), (2, -1))):
         y = np.asarray(jaxcnn.conv(u, kernel, padding=padding, **options))
         extra = (0, 0)
@@ -61,12 +62,12 @@ def test_the_adjoint_of_each_option(rng):
             vjp = jax.linear_transpose(lambda u, p=padding: jaxcnn.conv(u, kernel, padding=p, **options), u)(y)[0]
             assert_close(result, vjp, 2 * tolerance(method), f"{method} {padding}")
             assert np.vdot(u, result) == pytest.approx(np.vdot(y, y), rel=1e-4)
-        u = normal(rng, 2, 11, 13, 4)
+        u = normal((2, 11, 13, 4), rng)
 
 
 def test_the_adjoint_of_a_convolution_with_padding_modes_and_input_dilation(rng):
     # conv_transpose has no such options; their adjoint is the derivative, which the identity must hold for as well.
-    x, kernel = normal(rng, 1, 6, 5, 2), normal(rng, 3, 3, 2, 3)
+    x, kernel = normal((1, 6, 5, 2), rng), normal((3, 3, 2, 3), rng)
     for options in (
         {"padding_mode": "reflect", "padding": 2},
         {"padding_mode": "circular"},
@@ -77,7 +78,7 @@ def test_the_adjoint_of_a_convolution_with_padding_modes_and_input_dilation(rng)
             def convolve(x, method=method, options=options):
                 return jaxcnn.conv(x, kernel, method=method, **options)
 
-            y = normal(rng, *result.shape)
+            y = normal(result.shape, rng)
             (back,) = jax.linear_transpose(convolve, x)(y)
             assert np.vdot(y, result) == pytest.approx(np.vdot(x, back), rel=1e-4)
 
@@ -100,7 +101,7 @@ def test_conv_transpose_equals_torch(rng, rank, groups, kernel, stride, padding,
     torch = pytest.importorskip("torch")
     sizes = (5, 4, 3)[:rank]
     window = (kernel,) * rank if isinstance(kernel, int) else kernel
-    x, weight = normal(rng, 2, 6, *sizes), normal(rng, 6, 12 // groups, *window)
+    x, weight = normal((2, 6, *sizes), rng), normal((6, 12 // groups, *window), rng)
     function = getattr(torch.nn.functional, f"conv_transpose{rank}d")
     tensors = (torch.from_numpy(x), torch.from_numpy(weight))
     expected = function(*tensors, None, stride, padding, output_padding, groups, dilation).numpy()
@@ -119,7 +120,7 @@ def test_conv_transpose_equals_torch(rng, rank, groups, kernel, stride, padding,
 @pytest.mark.parametrize("padding", ["SAME", "SAME_LOWER"])
 @pytest.mark.parametrize(("window", "stride"), [(3, 1), (3, 2), (2, 3), (4, 2), (1, 2)])
 def test_same_gives_size_times_stride(rng, padding, window, stride):
-    y, kernel = normal(rng, 1, 4, 3, 2), normal(rng, window, window, 3, 2)
+    y, kernel = normal((1, 4, 3, 2), rng), normal((window, window, 3, 2), rng)
     for method, result in by_each_method(jaxcnn.conv_transpose, y, kernel, strides=stride, padding=padding):
         assert result.shape == (1, 4 * stride, 3 * stride, 3)
         u = np.zeros(result.shape, np.float32)
@@ -136,7 +137,7 @@ def test_the_kernel_lies_as_it_is_at_stride_one():
 
 
 def test_layouts_and_batch_axes(rng):
-    x, kernel = normal(rng, 2, 3, 4, 5, 6), normal(rng, 3, 2, 2, 6)
+    x, kernel = normal((2, 3, 4, 5, 6), rng), normal((3, 2, 2, 6), rng)
     options = {"strides": 2, "padding": 0, "feature_group_count": 3}
     expected = np.asarray(jaxcnn.conv_transpose(x, kernel, **options))
     merged = jaxcnn.conv_transpose(x.reshape(6, 4, 5, 6), kernel, **options)
@@ -150,7 +151,7 @@ def test_layouts_and_batch_axes(rng):
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, np.float16, np.float32, np.complex64])
 def test_dtypes(rng, dtype):
-    x, kernel = jnp.asarray(normal(rng, 1, 4, 4, 8), dtype), jnp.asarray(normal(rng, 3, 3, 2, 8), dtype)
+    x, kernel = jnp.asarray(normal((1, 4, 4, 8), rng), dtype), jnp.asarray(normal((3, 3, 2, 8), rng), dtype)
     wide = np.complex128 if dtype == np.complex64 else np.float64
     geometry = {"strides": (2, 2), "padding": "SAME", "output_padding": (0, 0), "kernel_dilation": (1, 1)}
     exact = oracles.conv_transpose(np.asarray(x, wide), np.asarray(kernel, wide), **geometry)
@@ -162,7 +163,7 @@ def test_dtypes(rng, dtype):
 
 @pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int32])
 def test_integers_accumulate_in_32_bits(rng, dtype):
-    x, kernel = integers(rng, 1, 4, 4, 8, low=0, dtype=dtype), integers(rng, 3, 3, 2, 8, low=0, dtype=dtype)
+    x, kernel = integers((1, 4, 4, 8), rng, low=0, dtype=dtype), integers((3, 3, 2, 8), rng, low=0, dtype=dtype)
     x, kernel = x * np.array(25, dtype), kernel * np.array(25, dtype)
     geometry = {"strides": (2, 2), "padding": "SAME", "output_padding": (0, 0), "kernel_dilation": (1, 1)}
     exact = oracles.conv_transpose(x.astype(np.int64), kernel.astype(np.int64), **geometry)
@@ -172,7 +173,10 @@ def test_integers_accumulate_in_32_bits(rng, dtype):
 
 
 def test_preferred_element_type(rng):
-    x, kernel = jnp.asarray(normal(rng, 1, 4, 4, 8), jnp.bfloat16), jnp.asarray(normal(rng, 3, 3, 2, 8), jnp.bfloat16)
+    x, kernel = (
+        jnp.asarray(normal((1, 4, 4, 8), rng), jnp.bfloat16),
+        jnp.asarray(normal((3, 3, 2, 8), rng), jnp.bfloat16),
+    )
     geometry = {"strides": (1, 1), "padding": "SAME", "output_padding": (0, 0), "kernel_dilation": (1, 1)}
     exact = oracles.conv_transpose(np.asarray(x, np.float64), np.asarray(kernel, np.float64), **geometry)
     for method, result in by_each_method(jaxcnn.conv_transpose, x, kernel, preferred_element_type=np.float32):
@@ -191,8 +195,8 @@ def test_empty_axes(x_shape, kernel_shape):
 
 
 def test_a_chain_equals_its_dense_kernel(rng):
-    chain = jaxcnn.KernelChain((normal(rng, 3, 1, 2, 3), normal(rng, 1, 3, 3, 4)))
-    y = normal(rng, 1, 4, 5, 4)
+    chain = jaxcnn.KernelChain((normal((3, 1, 2, 3), rng), normal((1, 3, 3, 4), rng)))
+    y = normal((1, 4, 5, 4), rng)
     for options in ({"strides": 2}, {"strides": (1, 2), "padding": 1, "output_padding": (0, 1)}, {"padding": "VALID"}):
         expected = jaxcnn.conv_transpose(y, chain.dense(), **options)
         for method, result in by_each_method(jaxcnn.conv_transpose, y, chain, **options):

@@ -8,14 +8,15 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-import oracles
 import pytest
-from cases import arranged, assert_close, conv_cases, integers, normal, pool_cases
 from hypothesis import given, settings
 from jax import lax
-from methods import FLOORS, METHODS, OF_ONE_GROUP, SPREADS, by_each_method, tolerance
 
 import jaxcnn
+from support import oracles
+from support.arrays import assert_close, integers, normal
+from support.cases import arranged, conv_cases, pool_cases
+from support.methods import FLOORS, METHODS, OF_ONE_GROUP, SPREADS, by_each_method, tolerance
 
 
 @settings(max_examples=60)
@@ -81,7 +82,7 @@ def test_same_puts_the_odd_pixel_on_the_named_side(stride, padding):
 
 def test_the_padding_of_torch_and_same_differ_under_a_stride(rng):
     # Trap 1: equal shapes, values one pixel apart.
-    x, kernel = normal(rng, 1, 8, 8, 2), normal(rng, 3, 3, 2, 3)
+    x, kernel = normal((1, 8, 8, 2), rng), normal((3, 3, 2, 3), rng)
     same, symmetric = (np.asarray(jaxcnn.conv(x, kernel, strides=2, padding=p)) for p in ("SAME", 1))
     assert same.shape == symmetric.shape
     assert np.abs(same - symmetric).max() > 0.1
@@ -102,7 +103,7 @@ def test_the_padding_of_torch_and_same_differ_under_a_stride(rng):
 def test_conv_equals_torch(rng, rank, groups, strides, padding, dilation):
     torch = pytest.importorskip("torch")
     sizes = (9, 8, 7)[:rank]
-    x, kernel = normal(rng, 2, 6, *sizes), normal(rng, 12, 6 // groups, *(3,) * rank)
+    x, kernel = normal((2, 6, *sizes), rng), normal((12, 6 // groups, *(3,) * rank), rng)
     function = getattr(torch.nn.functional, f"conv{rank}d")
     expected = function(
         torch.from_numpy(x), torch.from_numpy(kernel), None, strides, padding, dilation, groups=groups
@@ -117,7 +118,7 @@ def test_conv_equals_torch(rng, rank, groups, strides, padding, dilation):
 @pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
 def test_padding_modes_equal_torch(rng, mode):
     torch = pytest.importorskip("torch")
-    x, kernel = normal(rng, 2, 3, 6, 7), normal(rng, 4, 3, 3, 3)
+    x, kernel = normal((2, 3, 6, 7), rng), normal((4, 3, 3, 3), rng)
     layer = torch.nn.Conv2d(3, 4, 3, stride=2, padding=(2, 1), bias=False, padding_mode=mode)
     layer.weight.data = torch.from_numpy(kernel)
     expected = layer(torch.from_numpy(x)).detach().numpy()
@@ -129,7 +130,7 @@ def test_padding_modes_equal_torch(rng, mode):
 @pytest.mark.parametrize("mode", ["same", "valid", "full"])
 def test_conv_correlates_as_scipy_does(rng, mode):
     signal = pytest.importorskip("scipy.signal")
-    x, kernel = normal(rng, 9, 8), normal(rng, 3, 5)
+    x, kernel = normal((9, 8), rng), normal((3, 5), rng)
     expected = signal.correlate(x, kernel, mode)
     padding = ((2, 2), (4, 4)) if mode == "full" else mode
     for method, result in by_each_method(jaxcnn.conv, x[..., None], kernel[..., None, None], padding=padding):
@@ -145,7 +146,7 @@ def test_the_kernel_is_not_flipped():
 
 
 def test_circular_convolution_commutes_with_roll(rng):
-    x, kernel = normal(rng, 2, 6, 7, 2), normal(rng, 3, 3, 2, 3)
+    x, kernel = normal((2, 6, 7, 2), rng), normal((3, 3, 2, 3), rng)
     for method in OF_ONE_GROUP:
         convolve = partial(jaxcnn.conv, kernel=kernel, padding_mode="circular", method=method)
         rolled = convolve(np.roll(x, (2, -3), (1, 2)))
@@ -164,7 +165,7 @@ def _block_diagonal(kernel, groups):
 
 @pytest.mark.parametrize(("groups", "kernel_in", "multiplier"), [(1, 4, 2), (2, 2, 3), (3, 2, 1), (6, 1, 2), (6, 1, 1)])
 def test_grouped_equals_block_diagonal(rng, groups, kernel_in, multiplier):
-    x, kernel = normal(rng, 2, 6, 5, groups * kernel_in), normal(rng, 3, 2, kernel_in, groups * multiplier)
+    x, kernel = normal((2, 6, 5, groups * kernel_in), rng), normal((3, 2, kernel_in, groups * multiplier), rng)
     expected = jaxcnn.conv(x, _block_diagonal(kernel, groups), strides=(2, 1))
     for method, result in by_each_method(jaxcnn.conv, x, kernel, strides=(2, 1), feature_group_count=groups):
         assert_close(result, expected, tolerance(method), method)
@@ -172,14 +173,14 @@ def test_grouped_equals_block_diagonal(rng, groups, kernel_in, multiplier):
 
 def test_one_output_channel_is_not_depthwise(rng):
     # Trap 22: one group, one output channel, several input channels.
-    x, kernel = normal(rng, 1, 5, 5, 4), normal(rng, 3, 3, 4, 1)
+    x, kernel = normal((1, 5, 5, 4), rng), normal((3, 3, 4, 1), rng)
     expected = sum(np.asarray(jaxcnn.conv(x[..., i : i + 1], kernel[:, :, i : i + 1])) for i in range(4))
     for method, result in by_each_method(jaxcnn.conv, x, kernel):
         assert_close(result, expected, tolerance(method), method)
 
 
 def test_window_of_one_equals_matmul(rng):
-    x, kernel = normal(rng, 2, 4, 5, 3), normal(rng, 1, 1, 3, 4)
+    x, kernel = normal((2, 4, 5, 3), rng), normal((1, 1, 3, 4), rng)
     for method, result in by_each_method(jaxcnn.conv, x, kernel):
         assert_close(result, x @ kernel[0, 0], tolerance(method), method)
     for method, result in by_each_method(jaxcnn.conv, x, kernel, strides=2):
@@ -187,7 +188,7 @@ def test_window_of_one_equals_matmul(rng):
 
 
 def test_convolution_is_linear_in_both_operands(rng):
-    (x, u), (kernel, h) = normal(rng, 2, 1, 5, 5, 2), normal(rng, 2, 3, 3, 2, 3)
+    (x, u), (kernel, h) = normal((2, 1, 5, 5, 2), rng), normal((2, 3, 3, 2, 3), rng)
     for method in OF_ONE_GROUP:
         convolve = partial(jaxcnn.conv, strides=1 if method == "winograd" else 2, method=method)
         in_x = 2 * convolve(x, kernel) + convolve(u, kernel)
@@ -199,7 +200,7 @@ def test_convolution_is_linear_in_both_operands(rng):
 @pytest.mark.parametrize("multiplier", [1, 2, 3])
 @pytest.mark.parametrize("layout", [None, "NCHW", ("NHWC", "OIHW", "NCHW"), ((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))])
 def test_depthwise_channel_order(rng, multiplier, layout):
-    x, kernel = normal(rng, 2, 5, 6, 3), normal(rng, 3, 2, 3, multiplier)
+    x, kernel = normal((2, 5, 6, 3), rng), normal((3, 2, 3, multiplier), rng)
     expected = np.zeros((2, 5, 6, 3 * multiplier), np.float32)
     for c, m in itertools.product(range(3), range(multiplier)):
         one = jaxcnn.conv(x[..., c : c + 1], kernel[:, :, c : c + 1, m : m + 1])
@@ -214,7 +215,7 @@ def test_depthwise_channel_order(rng, multiplier, layout):
 
 
 def test_depthwise_equals_conv_with_as_many_groups(rng):
-    x, kernel = normal(rng, 2, 7, 3), normal(rng, 3, 3, 2)
+    x, kernel = normal((2, 7, 3), rng), normal((3, 3, 2), rng)
     options = {"strides": 2, "padding": ((2, 1),), "padding_mode": "circular", "kernel_dilation": 2}
     expected = jaxcnn.conv(x, kernel.reshape(3, 1, 6), feature_group_count=3, **options)
     for method, result in by_each_method(jaxcnn.depthwise_conv, x, kernel, **options):
@@ -255,7 +256,7 @@ def _is_triple(layout):
 
 
 def test_patches_times_kernel_is_the_convolution(rng):
-    x, kernel = normal(rng, 2, 6, 5, 3), normal(rng, 3, 2, 3, 4)
+    x, kernel = normal((2, 6, 5, 3), rng), normal((3, 2, 3, 4), rng)
     patches = jaxcnn.extract_patches(x, (3, 2), strides=2, padding="SAME")
     assert_close(patches @ kernel.reshape(-1, 4), jaxcnn.conv(x, kernel, strides=2))
     first = jaxcnn.extract_patches(x.transpose(0, 3, 1, 2), (3, 2), strides=2, padding="SAME", layout="NCHW")
@@ -270,7 +271,7 @@ def test_floats_keep_their_dtype_and_accumulate_in_float32(rng, dtype):
     for method, result in by_each_method(jaxcnn.conv, ones, jnp.ones((16, 16, 4, 1), dtype), padding="VALID"):
         assert result.dtype == dtype
         assert float(result[0, 0, 0, 0]) == pytest.approx(1024, abs=tolerance(method) * 1024), method
-    x, kernel = jnp.asarray(normal(rng, 2, 6, 6, 8), dtype), jnp.asarray(normal(rng, 3, 3, 8, 4), dtype)
+    x, kernel = jnp.asarray(normal((2, 6, 6, 8), rng), dtype), jnp.asarray(normal((3, 3, 8, 4), rng), dtype)
     exact = oracles.conv(
         np.asarray(x, np.float64),
         np.asarray(kernel, np.float64),
@@ -289,7 +290,7 @@ def test_floats_keep_their_dtype_and_accumulate_in_float32(rng, dtype):
 
 @pytest.mark.usefixtures("x64")
 def test_float64_stays_float64(rng):
-    x, kernel = normal(rng, 2, 6, 6, 3, dtype=np.float64), normal(rng, 3, 3, 3, 4, dtype=np.float64)
+    x, kernel = normal((2, 6, 6, 3), rng, dtype=np.float64), normal((3, 3, 3, 4), rng, dtype=np.float64)
     geometry = {"strides": (1, 1), "padding": "SAME", "input_dilation": (1, 1), "kernel_dilation": (1, 1)}
     for method, result in by_each_method(jaxcnn.conv, x, kernel):
         assert result.dtype == np.float64
@@ -336,7 +337,7 @@ def test_large_integers_are_exact():
 
 
 def test_integers_may_be_preferred_as_floats(rng):
-    x, kernel = integers(rng, 1, 5, 5, 2, dtype=np.int8), integers(rng, 3, 3, 2, 2, dtype=np.int8)
+    x, kernel = integers((1, 5, 5, 2), rng, dtype=np.int8), integers((3, 3, 2, 2), rng, dtype=np.int8)
     expected = jaxcnn.conv(x, kernel)
     for method, result in by_each_method(jaxcnn.conv, x, kernel, preferred_element_type=np.float32):
         assert result.dtype == np.float32
@@ -344,8 +345,8 @@ def test_integers_may_be_preferred_as_floats(rng):
 
 
 def test_complex_numbers(rng):
-    x = (normal(rng, 1, 5, 5, 2) + 1j * normal(rng, 1, 5, 5, 2)).astype(np.complex64)
-    kernel = (normal(rng, 3, 3, 2, 3) + 1j * normal(rng, 3, 3, 2, 3)).astype(np.complex64)
+    x = (normal((1, 5, 5, 2), rng) + 1j * normal((1, 5, 5, 2), rng)).astype(np.complex64)
+    kernel = (normal((3, 3, 2, 3), rng) + 1j * normal((3, 3, 2, 3), rng)).astype(np.complex64)
     expected = oracles.conv(x, kernel, strides=(1, 1), padding="SAME", input_dilation=(1, 1), kernel_dilation=(1, 1))
     for method, result in by_each_method(jaxcnn.conv, x, kernel):
         assert result.dtype == np.complex64
@@ -399,7 +400,7 @@ def _precisions(function, *args):
 
 
 def test_precision_reaches_the_program(rng):
-    x, kernel = normal(rng, 1, 5, 5, 2), normal(rng, 3, 3, 2, 3)
+    x, kernel = normal((1, 5, 5, 2), rng), normal((3, 3, 2, 3), rng)
     direct = partial(jaxcnn.conv, method="direct")
     assert "HIGHEST" not in _precisions(direct, x, kernel)
     for function in (direct, partial(direct, strides=2), partial(jaxcnn.conv_transpose, method="direct")):
@@ -420,7 +421,7 @@ def test_precision_reaches_the_program(rng):
 
 
 def test_default_matmul_precision_is_read_at_each_call(compilations, rng):
-    x, kernel = normal(rng, 1, 5, 5, 2), normal(rng, 3, 3, 2, 3)
+    x, kernel = normal((1, 5, 5, 2), rng), normal((3, 3, 2, 3), rng)
     first = jaxcnn.conv(x, kernel)
     compiled, _ = compilations
     before = len(compiled)
@@ -442,7 +443,7 @@ def test_default_matmul_precision_is_read_at_each_call(compilations, rng):
     ],
 )
 def test_negative_padding_crops(rng, size, padding, input_dilation):
-    x, kernel = normal(rng, 2, size, 2), normal(rng, 3, 2, 3)
+    x, kernel = normal((2, size, 2), rng), normal((3, 2, 3), rng)
     geometry = {"strides": (1,), "padding": padding, "kernel_dilation": (1,)}
     expected = oracles.conv(x, kernel, input_dilation=(input_dilation,), **geometry)
     options = {"padding": padding, "input_dilation": input_dilation}
@@ -451,7 +452,7 @@ def test_negative_padding_crops(rng, size, padding, input_dilation):
 
 
 def test_a_stride_larger_than_the_window(rng):
-    x, kernel = normal(rng, 1, 11, 9, 2), normal(rng, 2, 1, 2, 3)
+    x, kernel = normal((1, 11, 9, 2), rng), normal((2, 1, 2, 3), rng)
     for padding in ("SAME", "VALID"):
         geometry = {"strides": (4, 3), "padding": padding}
         expected = oracles.conv(x, kernel, input_dilation=(1, 1), kernel_dilation=(1, 1), **geometry)
@@ -485,7 +486,7 @@ def test_depthwise_without_channels():
 
 
 def test_options_in_any_spelling_give_the_same_program(compilations, rng):
-    x, kernel = normal(rng, 1, 6, 6, 2), normal(rng, 3, 3, 2, 2)
+    x, kernel = normal((1, 6, 6, 2), rng), normal((3, 3, 2, 2), rng)
     expected = jaxcnn.conv(x, kernel, strides=(2, 2), padding=((1, 1), (0, 1)), kernel_dilation=(1, 1))
     compiled, _ = compilations
     before = len(compiled)
@@ -499,7 +500,7 @@ def test_options_in_any_spelling_give_the_same_program(compilations, rng):
 
 
 def test_batch_axes(rng):
-    x, kernel = normal(rng, 2, 3, 6, 5, 2), normal(rng, 3, 3, 2, 4)
+    x, kernel = normal((2, 3, 6, 5, 2), rng), normal((3, 3, 2, 4), rng)
     for method, result in by_each_method(jaxcnn.conv, x, kernel):
         assert result.shape == (2, 3, 6, 5, 4)
         for i, j in itertools.product(range(2), range(3)):
@@ -602,8 +603,8 @@ def test_errors_of_depthwise_and_patches():
 
 
 def test_a_chain_brings_its_own_groups(rng):
-    chain = jaxcnn.KernelChain((normal(rng, 3, 1, 2, 4), normal(rng, 1, 3, 2, 4)), (2, 2))
-    x = normal(rng, 1, 6, 6, 4)
+    chain = jaxcnn.KernelChain((normal((3, 1, 2, 4), rng), normal((1, 3, 2, 4), rng)), (2, 2))
+    x = normal((1, 6, 6, 4), rng)
     expected = jaxcnn.conv(x, chain.dense(), feature_group_count=2, strides=2)
     for method, result in by_each_method(jaxcnn.conv, x, chain, strides=2):
         assert_close(result, expected, 5 * tolerance(method), method)

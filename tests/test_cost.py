@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from counting import drawn_chains, drawn_options, elements, walk_axis, walk_conv, walk_executed, walk_transposed
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from jax import lax
@@ -25,6 +24,7 @@ from jaxcnn import (
     pool_output_shape,
     separable,
 )
+from support.counting import drawn_chains, drawn_options, elements, walk_axis, walk_conv, walk_executed, walk_transposed
 
 
 def struct(shape):

@@ -4,7 +4,6 @@ import itertools
 
 import numpy as np
 import pytest
-from counting import seen_field, walk_axis
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
@@ -21,6 +20,7 @@ from jaxcnn.geometry import (
     transposed_sizes,
     window_hits,
 )
+from support.counting import seen_field, walk_axis
 
 GRID = list(itertools.product(range(1, 13), range(1, 8), range(1, 6)))  # size, window, stride
 

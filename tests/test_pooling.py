@@ -9,13 +9,14 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-import oracles
 import pytest
-from cases import SPATIAL, arranged, assert_close, integers, normal, pool_cases
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jaxcnn
+from support import oracles
+from support.arrays import assert_close, integers, normal
+from support.cases import SPATIAL, arranged, pool_cases
 
 POOLS = [jaxcnn.max_pool, jaxcnn.min_pool, jaxcnn.sum_pool, jaxcnn.avg_pool, jaxcnn.lp_pool]
 
@@ -74,7 +75,7 @@ def test_pools_equal_loops(case):
 def test_pools_equal_torch(rng, rank, window, stride, padding, dilation, ceil_mode):
     torch = pytest.importorskip("torch")
     functional = torch.nn.functional
-    x = normal(rng, 2, 3, *(9, 8, 5)[:rank])
+    x = normal((2, 3, *(9, 8, 5)[:rank]), rng)
     tensor = torch.from_numpy(x)
     layout = "NC" + SPATIAL[rank]
     options = {"strides": stride, "padding": padding, "ceil_mode": ceil_mode, "layout": layout}
@@ -287,7 +288,7 @@ def test_cropped_pixels_are_not_there():
 
 
 def test_indices_lie_in_the_unpadded_plane(rng):
-    x = integers(rng, 2, 6, 7, 3)
+    x = integers((2, 6, 7, 3), rng)
     for options in (
         {"padding": "SAME"},
         {"padding": ((2, 1), (0, 3)), "window_dilation": (2, 1)},
@@ -328,7 +329,7 @@ def test_unpool_inverts_max_pool(rng):
 
 def test_unpool_with_duplicates_padding_and_other_sizes(rng):
     # Overlapping windows give the same index several times; the value is put once, not added.
-    x = integers(rng, 2, 3, 5, 5, 2)
+    x = integers((2, 3, 5, 5, 2), rng)
     values, indices = jaxcnn.max_pool_with_indices(x, (3, 3), padding=1)
     back = jaxcnn.max_unpool(values, indices, (5, 5))
     merged = (np.asarray(a).reshape(6, 5, 5, 2) for a in (values, indices))
@@ -352,7 +353,7 @@ def test_unpool_with_duplicates_padding_and_other_sizes(rng):
 )
 def test_adaptive_pools_equal_loops(shapes, seed):
     sizes, outputs = shapes
-    x = normal(np.random.default_rng(seed), 2, *sizes, 2)
+    x = normal((2, *sizes, 2), np.random.default_rng(seed))
     results = jax.jit(
         lambda x: (jaxcnn.adaptive_avg_pool(x, outputs), jaxcnn.adaptive_max_pool(x, outputs)), inline=True
     )(x)
@@ -363,7 +364,7 @@ def test_adaptive_pools_equal_loops(shapes, seed):
 @pytest.mark.parametrize(("size", "output"), [(71, 37), (6, 4), (6, 9), (5, 12)])
 @pytest.mark.parametrize("kind", ["avg", "max"])
 def test_adaptive_gradients_equal_loops(rng, kind, size, output):
-    x, y = normal(rng, 2, size, 3), normal(rng, 2, output, 3)
+    x, y = normal((2, size, 3), rng), normal((2, output, 3), rng)
     function = getattr(jaxcnn, f"adaptive_{kind}_pool")
     result, vjp = jax.vjp(lambda x: function(x, (output,)), x)
     assert_close(result, oracles.adaptive(x, kind, (output,)))
@@ -383,10 +384,10 @@ def test_adaptive_gradients_equal_loops(rng, kind, size, output):
     ("size", "window", "padding"), [(9, 2, (0, 0)), (9, 3, (1, 2)), (9, 4, (3, 0)), (8, 3, (-1, 2)), (9, 1, (1, 1))]
 )
 def test_sums_over_windows_that_tile_the_image_spread_back(rng, size, window, padding):
-    x = normal(rng, 2, size, size + 2, 3)
+    x = normal((2, size, size + 2, 3), rng)
     function = partial(jaxcnn.sum_pool, window_shape=window, strides=window, padding=(padding, padding))
     result, vjp = jax.vjp(function, x)
-    y = normal(rng, *result.shape)
+    y = normal(result.shape, rng)
     expected = np.zeros(x.shape)
     for row, column in np.ndindex(*result.shape[1:3]):
         starts = (place * window - padding[0] for place in (row, column))
@@ -405,7 +406,7 @@ def test_sums_over_windows_that_tile_the_image_spread_back(rng, size, window, pa
 def test_adaptive_pools_equal_torch(rng, size, outputs):
     functional = pytest.importorskip("torch").nn.functional
     torch = pytest.importorskip("torch")
-    x = normal(rng, 2, 3, *size)
+    x = normal((2, 3, *size), rng)
     for name in ("avg", "max"):
         expected = getattr(functional, f"adaptive_{name}_pool2d")(torch.from_numpy(x), outputs).numpy()
         result = getattr(jaxcnn, f"adaptive_{name}_pool")(x, outputs, layout="NCHW")
@@ -413,7 +414,7 @@ def test_adaptive_pools_equal_torch(rng, size, outputs):
 
 
 def test_adaptive_pools_keep_the_axes_that_are_none(rng):
-    x = normal(rng, 3, 2, 6, 5, 2)
+    x = normal((3, 2, 6, 5, 2), rng)
     for function in (jaxcnn.adaptive_avg_pool, jaxcnn.adaptive_max_pool):
         np.testing.assert_array_equal(function(x, (None, 2)), function(x, (6, 2)))
         np.testing.assert_array_equal(function(x, [3, None]), function(x, (3, 5)))
@@ -425,7 +426,7 @@ def test_adaptive_pools_keep_the_axes_that_are_none(rng):
 
 
 def test_the_adaptive_max_takes_the_first_of_several(rng):
-    x = integers(rng, 1, 6, 7, 2, low=0, high=2)
+    x = integers((1, 6, 7, 2), rng, low=0, high=2)
     gradient = jax.grad(lambda x: jaxcnn.adaptive_max_pool(x, (2, 1)).sum())(x)
     expected = np.zeros_like(x)
     for half, channel in itertools.product(range(2), range(2)):
@@ -437,7 +438,7 @@ def test_the_adaptive_max_takes_the_first_of_several(rng):
 
 @pytest.mark.parametrize("layout", [None, "NHWC", "NCHW", "CHWN", "WNHC", ("NHWC", "HWIO", "NCHW")])
 def test_global_pools(rng, layout):
-    x = normal(rng, 2, 4, 5, 3)
+    x = normal((2, 4, 5, 3), rng)
     names_in, names_out = (layout or "NHWC",) * 2 if not isinstance(layout, tuple) else (layout[0], layout[2])
     given_x = arranged(x, "NHWC", names_in)
     for function, reduced in (
@@ -453,11 +454,11 @@ def test_global_pools(rng, layout):
 
 def test_global_pools_of_other_ranks(rng):
     for shape in ((2, 4, 3), (2, 4, 3, 2, 3)):
-        x = normal(rng, *shape)
+        x = normal(shape, rng)
         axes = tuple(range(1, len(shape) - 1))
         assert_close(jaxcnn.global_avg_pool(x), x.mean(axes))
         assert_close(jaxcnn.global_max_pool(x), x.max(axes))
-    x = normal(rng, 2, 3, 4, 5, 3)
+    x = normal((2, 3, 4, 5, 3), rng)
     assert_close(jaxcnn.global_avg_pool(x, layout="NHWC"), x.mean((2, 3)))
     assert_close(jaxcnn.global_max_pool(x[0, 0], layout="NHWC", keepdims=True), x[0, 0].max((0, 1), keepdims=True))
 
@@ -483,7 +484,7 @@ def test_an_empty_plane_is_all_padding():
 
 
 def test_windows_given_as_an_int_mean_one_batch_axis(rng):
-    x = normal(rng, 2, 6, 5, 3)
+    x = normal((2, 6, 5, 3), rng)
     np.testing.assert_array_equal(jaxcnn.max_pool(x, 2), jaxcnn.max_pool(x, (2, 2)))
     np.testing.assert_array_equal(jaxcnn.max_pool(x, 2, layout="WC"), jaxcnn.max_pool(x, (2,)))
     assert jaxcnn.max_pool(x, (2,)).shape == (2, 6, 4, 3)  # two batch axes, one spatial axis

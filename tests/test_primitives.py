@@ -6,19 +6,22 @@ import importlib.util
 import math
 from functools import partial
 
-import cases
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import CALLS, assert_close, normal
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.test_util import check_grads
-from methods import METHODS, by_each_method, tolerance
 
 import jaxcnn
+from support import cases
+from support.arrays import assert_close, normal
+from support.cases import CALLS
+from support.methods import METHODS, by_each_method, tolerance
+
+pytestmark = pytest.mark.leaks
 
 NAMES = list(CALLS)
 FLOATING = [name for name in NAMES if name not in ("max_pool_with_indices", "max_unpool")]
@@ -83,7 +86,7 @@ def test_derivatives_of_conv(rng, method):
     chosen = {name: CONVOLUTIONS[name] for name in CHECKED if _supports(method, *CONVOLUTIONS[name])}
     _check_all(
         {name: partial(jaxcnn.conv, method=method, **options) for name, (options, _, _) in chosen.items()},
-        {name: [normal(rng, *shape, dtype=np.float64) for shape in shapes] for name, (_, *shapes) in chosen.items()},
+        {name: [normal(shape, rng, dtype=np.float64) for shape in shapes] for name, (_, *shapes) in chosen.items()},
     )
 
 
@@ -101,11 +104,11 @@ TRANSPOSED = {
 @pytest.mark.usefixtures("x64")
 def test_derivatives_of_conv_transpose_of_chains_and_of_padding(rng):
     functions = {name: partial(jaxcnn.conv_transpose, **options) for name, (options, _, _) in TRANSPOSED.items()}
-    arguments = {name: [normal(rng, *s, dtype=np.float64) for s in shapes] for name, (_, *shapes) in TRANSPOSED.items()}
+    arguments = {name: [normal(s, rng, dtype=np.float64) for s in shapes] for name, (_, *shapes) in TRANSPOSED.items()}
     for name in ("cropped", "reflect"):  # done outside the primitive, whatever the method
         options, *shapes = CONVOLUTIONS[name]
         functions[name] = partial(jaxcnn.conv, **options)
-        arguments[name] = [normal(rng, *shape, dtype=np.float64) for shape in shapes]
+        arguments[name] = [normal(shape, rng, dtype=np.float64) for shape in shapes]
     for function in (jaxcnn.conv, jaxcnn.conv_transpose):
 
         def apply(x, a, b, function=function):
@@ -114,7 +117,7 @@ def test_derivatives_of_conv_transpose_of_chains_and_of_padding(rng):
         name = f"chain_{function.__name__}"
         functions[name] = apply
         shapes = ((1, 5, 4, 4), (3, 1, 2, 4), (1, 2, 2, 4))
-        arguments[name] = [normal(rng, *shape, dtype=np.float64) for shape in shapes]
+        arguments[name] = [normal(shape, rng, dtype=np.float64) for shape in shapes]
     _check_all(functions, arguments)
 
 
@@ -189,7 +192,7 @@ def test_jacobians_agree(rng, name):
     "function", [jaxcnn.max_pool, jaxcnn.min_pool, jaxcnn.adaptive_max_pool], ids=lambda f: f.__name__
 )
 def test_second_derivatives_of_extrema_are_zero(rng, function):
-    x, v = normal(rng, 2, 1, 5, 6, 2)
+    x, v = normal((2, 1, 5, 6, 2), rng)
     pool = lambda x: function(x, 2)  # noqa: E731
     hvp = jax.jvp(jax.grad(lambda x: pool(x).sum()), (x,), (v,))[1]
     assert not np.asarray(hvp).any()
@@ -226,7 +229,7 @@ def test_the_gradient_of_a_window_with_nan_goes_to_the_first_nan():
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, np.float16])
 def test_gradients_of_16_bit_floats(rng, dtype):
-    x, kernel = jnp.asarray(normal(rng, 2, 6, 6, 4), dtype), jnp.asarray(normal(rng, 3, 3, 2, 4), dtype)
+    x, kernel = jnp.asarray(normal((2, 6, 6, 4), rng), dtype), jnp.asarray(normal((3, 3, 2, 4), rng), dtype)
     options = {"strides": 2, "feature_group_count": 2}
 
     def loss(x, kernel, **more):
@@ -260,7 +263,7 @@ def test_the_kernel_gradient_of_many_pixels_accumulates_in_float32():
 
 
 def test_indices_have_no_derivative(rng):
-    x = normal(rng, 1, 4, 4, 1)
+    x = normal((1, 4, 4, 1), rng)
     y, tangent = jax.jvp(lambda x: jaxcnn.max_pool_with_indices(x, 2), (x,), (x,))
     assert tangent[1].dtype == jax.dtypes.float0
     np.testing.assert_array_equal(tangent[0], y[0])
@@ -298,14 +301,14 @@ def test_vmap_of_conv_and_of_its_gradients(rng, name, in_axes):
         gradients = jax.grad(lambda x, k: (jaxcnn.conv(x, k, **options) ** 2).sum(), (0, 1))(x, kernel)
         return y, gradients
 
-    x = normal(rng, *with_axis(x_shape, in_axes[0]))
-    kernel = normal(rng, *with_axis(kernel_shape, in_axes[1]))
+    x = normal(with_axis(x_shape, in_axes[0]), rng)
+    kernel = normal(with_axis(kernel_shape, in_axes[1]), rng)
     _assert_like_a_loop(everything, in_axes, x, kernel)
 
 
 def test_nested_vmap(rng):
     options, x_shape, kernel_shape = CONVOLUTIONS["groups"]
-    x, kernel = normal(rng, 2, 3, *x_shape), normal(rng, 2, 3, *kernel_shape)
+    x, kernel = normal((2, 3, *x_shape), rng), normal((2, 3, *kernel_shape), rng)
 
     def gradients(x, kernel):
         loss = lambda x, k: (jaxcnn.conv(x, k, **options) ** 2).sum()  # noqa: E731
@@ -326,7 +329,7 @@ def test_nested_vmap(rng):
 
 def test_per_example_gradients(rng):
     # Trap 17: the gradient of each example by the shared kernel.
-    x, kernel = normal(rng, 4, 6, 6, 2), normal(rng, 3, 3, 2, 3)
+    x, kernel = normal((4, 6, 6, 2), rng), normal((3, 3, 2, 3), rng)
     loss = lambda kernel, x: (jaxcnn.max_pool(jaxcnn.conv(x, kernel, strides=2), (2, 2)) ** 2).sum()  # noqa: E731
     mapped = jax.jit(jax.vmap(jax.grad(loss), (None, 0)))(kernel, x)
     for index in range(4):
@@ -335,7 +338,7 @@ def test_per_example_gradients(rng):
 
 
 def test_out_axes_and_vmap_of_jvp(rng):
-    x, kernel = normal(rng, 3, 5, 5, 2), normal(rng, 3, 3, 2, 2, 3)
+    x, kernel = normal((3, 5, 5, 2), rng), normal((3, 3, 2, 2, 3), rng)
     y = jax.vmap(jaxcnn.conv, (None, -1), out_axes=2)(x, kernel)
     for index in range(3):
         assert_close(y[:, :, index], jaxcnn.conv(x, kernel[..., index]), 4e-6)
@@ -425,7 +428,7 @@ def test_scan_and_remat(name):
 
 
 def test_while_and_cond(rng):
-    x, kernel = normal(rng, 1, 5, 5, 2), normal(rng, 3, 3, 2, 2) / 9
+    x, kernel = normal((1, 5, 5, 2), rng), normal((3, 3, 2, 2), rng) / 9
     looped = jax.lax.fori_loop(0, 3, lambda _, x: jaxcnn.conv(x, kernel), x)
     unrolled = jaxcnn.conv(jaxcnn.conv(jaxcnn.conv(x, kernel), kernel), kernel)
     assert_close(looped, unrolled, 1e-5)
@@ -437,7 +440,7 @@ def test_while_and_cond(rng):
 def test_linear_transpose(rng, name):
     function, (x, *rest) = _call(name)
     y = function(x, *rest)
-    cotangent = jnp.asarray(normal(rng, *y.shape))
+    cotangent = jnp.asarray(normal(y.shape, rng))
     (back,) = jax.linear_transpose(lambda x: function(x, *rest), x)(cotangent)
     assert float(jnp.vdot(cotangent, y)) == pytest.approx(float(jnp.vdot(back, x)), rel=1e-3, abs=1e-3)
     transposed = lambda y: jax.linear_transpose(lambda x: function(x, *rest), x)(y)[0]  # noqa: E731
@@ -445,7 +448,7 @@ def test_linear_transpose(rng, name):
 
 
 def test_derivatives_by_the_kernel_are_linear_too(rng):
-    x, kernel = normal(rng, 1, 5, 5, 2), normal(rng, 3, 3, 2, 3)
+    x, kernel = normal((1, 5, 5, 2), rng), normal((3, 3, 2, 3), rng)
     for method, y in by_each_method(jaxcnn.conv, x, kernel):
         apply = partial(jaxcnn.conv, method=method)
         (back,) = jax.linear_transpose(lambda k, f=apply: f(x, k), kernel)(y)
@@ -472,18 +475,18 @@ def test_export_for_other_platforms(name):
 
 
 SYMBOLIC = {
-    "conv": partial(jaxcnn.conv, kernel=normal(np.random.default_rng(0), 3, 3, 2, 3), strides=2),
+    "conv": partial(jaxcnn.conv, kernel=normal((3, 3, 2, 3), np.random.default_rng(0)), strides=2),
     "conv_lower": partial(
-        jaxcnn.conv, kernel=normal(np.random.default_rng(0), 2, 3, 2, 3), strides=(1, 3), padding="SAME_LOWER"
+        jaxcnn.conv, kernel=normal((2, 3, 2, 3), np.random.default_rng(0)), strides=(1, 3), padding="SAME_LOWER"
     ),
     "conv_dilated": partial(
         jaxcnn.conv,
-        kernel=normal(np.random.default_rng(0), 3, 3, 1, 2),
+        kernel=normal((3, 3, 1, 2), np.random.default_rng(0)),
         padding=1,
         kernel_dilation=2,
         feature_group_count=2,
     ),
-    "conv_transpose": partial(jaxcnn.conv_transpose, kernel=normal(np.random.default_rng(0), 3, 3, 3, 2), strides=2),
+    "conv_transpose": partial(jaxcnn.conv_transpose, kernel=normal((3, 3, 3, 2), np.random.default_rng(0)), strides=2),
     "max_pool": partial(jaxcnn.max_pool, window_shape=3, strides=2, padding="SAME"),
     "indices": lambda x: jaxcnn.max_pool_with_indices(x, 2, strides=2)[1].astype(np.float32),
     "sum_pool": partial(jaxcnn.sum_pool, window_shape=2, strides=2),
@@ -502,7 +505,7 @@ def test_export_with_symbolic_shapes(rng, name):
     struct = jax.ShapeDtypeStruct((batch, height, width, 2), np.float32)
     exported = jax.export.export(jax.jit(function))(struct)
     for shape in ((1, 6, 9, 2), (3, 8, 7, 2)):
-        x = normal(rng, *shape)
+        x = normal(shape, rng)
         assert_close(exported.call(x), function(x), 2e-6, str(shape))
 
 
@@ -511,7 +514,7 @@ def test_export_of_gradients_with_a_symbolic_batch(rng, name):
     gradient = jax.grad(lambda x: (SYMBOLIC[name](x) ** 2).sum())
     struct = jax.ShapeDtypeStruct((*jax.export.symbolic_shape("b"), 6, 7, 2), np.float32)
     exported = jax.export.export(jax.jit(gradient))(struct)
-    x = normal(rng, 3, 6, 7, 2)
+    x = normal((3, 6, 7, 2), rng)
     assert_close(exported.call(x), gradient(x), 4e-6)
 
 

@@ -6,12 +6,12 @@ from functools import partial
 import jax
 import numpy as np
 import pytest
-from counting import walk_axis
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 
 from jaxcnn import KernelChain, conv, conv_output_shape, max_pool, pool_output_shape
+from support.counting import walk_axis
 
 
 def struct(shape):

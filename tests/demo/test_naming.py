@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import rich.console
-import torch_files
 
 import jaxcnn
 from jaxcnn.demo import DemoError, images, lite0, naming, pairs, report
+from support import torch_files
 
 #: The blocks of a tiny network: stride, window, and channels that leave; as many as enter, at stride 1, is a residual.
 STRIDES, WINDOWS, WIDTHS = (2, 1), (3, 5), (4, 4)

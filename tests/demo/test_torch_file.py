@@ -2,10 +2,10 @@ import pickle
 
 import numpy as np
 import pytest
-import torch_files
 
 from jaxcnn.demo import DemoError
 from jaxcnn.demo.torch_file import read_tensors
+from support import torch_files
 
 NUMBERS = np.arange(6, dtype=np.float32)
 

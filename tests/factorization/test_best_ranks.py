@@ -6,12 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scheme_cases import FAST, ROUNDING, error_of, falling, normal
 
 import jaxcnn
 from jaxcnn import conv_cost, factorize, select_rank, separable
 from jaxcnn.factorization._family import Family, Subject
 from jaxcnn.factorization._usage import Usage
+from support.arrays import normal
+from support.schemes import FAST, ROUNDING, error_of, falling
 
 
 @pytest.fixture
@@ -80,7 +81,7 @@ def test_the_best_pair_of_ranks_of_all(strides, rng):
 
 
 def test_a_chain_that_rounding_takes_out_of_the_error_is_not_offered(rng):
-    exact = normal(rng, (3, 3, 8, 2)) @ normal(rng, (2, 12))
+    exact = normal((3, 3, 8, 2), rng) @ normal((2, 12), rng)
     for dtype, tolerance in ((jnp.bfloat16, 1e-3), (np.float16, 1e-5)):
         kernel = jnp.asarray(exact, dtype)
         assert len(factorize(exact, tolerance=tolerance, schemes=FAST).kernels) > 1
@@ -110,17 +111,17 @@ def test_the_rank_of_three_axes_within_an_error(rng):
 
 def test_errors_of_chains_are_those_of_the_loops(rng):
     for name, groups in itertools.product(FAST, (1, 2)):
-        kernel = normal(rng, (3, 5, 4, 6))
+        kernel = normal((3, 5, 4, 6), rng)
         subject = Subject("test", kernel, groups, None)
         chain = Family(subject, name).fit(index=1)
         assert subject.error(chain) == pytest.approx(error_of(chain, kernel, groups), rel=1e-9)
-    kernel = normal(rng, (3, 2, 3)) + 1j * normal(rng, (3, 2, 3))
+    kernel = normal((3, 2, 3), rng) + 1j * normal((3, 2, 3), rng)
     subject = Subject("test", kernel.astype(np.complex64), 1, None)
     assert 0.1 < subject.error(Family(subject, "low_rank").fit(index=0)) < 1.0
 
 
 def test_kernels_that_have_no_values_are_refused(rng):
-    kernel = normal(rng, (3, 3, 2, 2))
+    kernel = normal((3, 3, 2, 2), rng)
     with pytest.raises(TypeError, match="low_rank: kernel is traced by jit, vmap or grad"):
         jax.jit(lambda kernel: jaxcnn.low_rank(kernel, rank=1))(kernel)
     with pytest.raises(TypeError, match="factorize: kernel is a KernelChain already"):

@@ -5,11 +5,12 @@ import warnings
 
 import numpy as np
 import pytest
-from scheme_cases import ROUNDING, error_of, normal
 
 from jaxcnn import KernelChain, cp, low_rank
 from jaxcnn.factorization._cp_als import LARGEST_NORM, _Problem, fit_terms, full_rank
 from jaxcnn.factorization.cp import CANCELLING, cancellation, lowest_rank
+from support.arrays import normal
+from support.schemes import ROUNDING, error_of
 
 
 def terms(factors, weights=None):
@@ -45,7 +46,7 @@ def test_sums_of_products_come_back(shape, rank):
 def test_as_good_as_tensorly(shape, rank, rng):
     decomposition = pytest.importorskip("tensorly.decomposition")
     cp_tensor = pytest.importorskip("tensorly.cp_tensor")
-    kernel = normal(rng, shape)
+    kernel = normal(shape, rng)
     wide = kernel.astype(np.float64)
     theirs = []
     for seed in range(3):
@@ -55,7 +56,7 @@ def test_as_good_as_tensorly(shape, rank, rng):
 
 
 def test_more_terms_are_better(rng):
-    kernel = normal(rng, (3, 3, 6, 8))
+    kernel = normal((3, 3, 6, 8), rng)
     errors = [error_of(cp(kernel, rank=rank), kernel) for rank in (1, 2, 4, 8, 16, 32)]
     assert errors == sorted(errors, reverse=True)
     assert errors[0] > 0.8
@@ -64,14 +65,14 @@ def test_more_terms_are_better(rng):
 
 def test_two_axes_are_a_matrix(rng):
     """A kernel of one tap is a matrix, whose best sum of products has a closed form."""
-    kernel = normal(rng, (1, 1, 6, 8))
+    kernel = normal((1, 1, 6, 8), rng)
     for rank in (1, 3, 5):
         expected = error_of(low_rank(kernel, rank=rank), kernel)
         assert error_of(cp(kernel, rank=rank), kernel) == pytest.approx(expected, rel=1e-2)
 
 
 def test_the_seed_alone_decides(rng):
-    kernel = normal(rng, (3, 3, 4, 4))
+    kernel = normal((3, 3, 4, 4), rng)
     first, same, other = (cp(kernel, rank=6, seed=seed) for seed in (0, 0, 1))
     for link, again in zip(first.kernels, same.kernels, strict=True):
         np.testing.assert_array_equal(link, again)
@@ -79,7 +80,7 @@ def test_the_seed_alone_decides(rng):
 
 
 def test_all_links_share_the_norm_of_a_term(rng):
-    chain = cp(1e8 * normal(rng, (3, 5, 4, 6)), rank=3)
+    chain = cp(1e8 * normal((3, 5, 4, 6), rng), rank=3)
     first, vertical, horizontal, last = (np.asarray(link) for link in chain.kernels)
     norms = [
         np.linalg.norm(first[0, 0], axis=0),
@@ -153,7 +154,7 @@ def test_terms_that_cancel_are_told(monkeypatch):
 
 
 def test_cancellation_is_the_norm_of_the_terms(rng):
-    links = [normal(rng, (1, 4, 6)), normal(rng, (3, 1, 6)), normal(rng, (1, 3, 10))]
+    links = [normal((1, 4, 6), rng), normal((3, 1, 6), rng), normal((1, 3, 10), rng)]
     chain = KernelChain(tuple(links), (2, 6, 2))
     squares = 0.0
     for group in range(2):
@@ -170,7 +171,7 @@ def test_a_512_channel_kernel_takes_seconds_for_each_sweep(rng):
     """The whole of VGG-16 in 10 minutes: at most a minute for its largest layers; here fewer channels and terms."""
     import time
 
-    kernel = normal(rng, (3, 3, 128, 128))
+    kernel = normal((3, 3, 128, 128), rng)
     start = time.process_time()
     cp(kernel, rank=64)
     assert time.process_time() - start < 60

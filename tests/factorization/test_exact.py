@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scheme_cases import normal
 
 from jaxcnn import KernelChain, conv, fold_scale, merge, split
+from support.arrays import normal
 
 
 def assert_close(actual, expected, relative=1e-5):
@@ -28,10 +28,10 @@ def assert_close(actual, expected, relative=1e-5):
 @pytest.mark.parametrize("identity", [None, 1.0, "channels"])
 def test_branches_side_by_side(windows, identity, rng):
     rank = len(windows[0])
-    kernels = [normal(rng, (*window, 4, 4)) for window in windows]
-    x = normal(rng, (2, *(9, 8)[:rank], 4))
+    kernels = [normal((*window, 4, 4), rng) for window in windows]
+    x = normal((2, *(9, 8)[:rank], 4), rng)
     expected = sum(conv(x, kernel) for kernel in kernels)
-    weight = normal(rng, (4,)) if identity == "channels" else identity
+    weight = normal((4,), rng) if identity == "channels" else identity
     if weight is not None:
         expected = expected + x * weight
     merged = merge(*kernels, identity=weight)
@@ -40,8 +40,8 @@ def test_branches_side_by_side(windows, identity, rng):
 
 
 def test_branches_with_strides_and_explicit_padding(rng):
-    kernels = [normal(rng, (5, 5, 3, 4)), normal(rng, (3, 3, 3, 4)), normal(rng, (1, 5, 3, 4))]
-    x = normal(rng, (1, 12, 12, 3))
+    kernels = [normal((5, 5, 3, 4), rng), normal((3, 3, 3, 4), rng), normal((1, 5, 3, 4), rng)]
+    x = normal((1, 12, 12, 3), rng)
     for strides in (2, 3):
         branches = [
             conv(x, kernel, strides=strides, padding=tuple((size - 1) // 2 for size in kernel.shape[:2]))
@@ -54,9 +54,9 @@ def test_branches_with_strides_and_explicit_padding(rng):
 
 
 def test_groups_and_layouts(rng):
-    kernels = [normal(rng, (3, 3, 2, 6)), normal(rng, (1, 1, 2, 6))]
-    x = normal(rng, (2, 6, 7, 6))
-    weight = normal(rng, (6,))
+    kernels = [normal((3, 3, 2, 6), rng), normal((1, 1, 2, 6), rng)]
+    x = normal((2, 6, 7, 6), rng)
+    weight = normal((6,), rng)
     expected = sum(conv(x, kernel, feature_group_count=3) for kernel in kernels) + x * weight
     assert_close(conv(x, merge(*kernels, identity=weight, feature_group_count=3), feature_group_count=3), expected)
     first = [kernel.transpose(3, 2, 0, 1) for kernel in kernels]
@@ -68,11 +68,11 @@ def test_groups_and_layouts(rng):
 
 def test_merging_is_differentiable_and_keeps_the_dtype(rng):
     kernels = [
-        jnp.asarray(normal(rng, (3, 3, 2, 2)), jnp.bfloat16),
-        jnp.asarray(normal(rng, (1, 1, 2, 2)), jnp.bfloat16),
+        jnp.asarray(normal((3, 3, 2, 2), rng), jnp.bfloat16),
+        jnp.asarray(normal((1, 1, 2, 2), rng), jnp.bfloat16),
     ]
     assert jax.jit(merge)(*kernels).dtype == jnp.bfloat16
-    gradient = jax.grad(lambda weight: merge(normal(rng, (3, 3, 2, 2)), identity=weight).sum())(2.0)
+    gradient = jax.grad(lambda weight: merge(normal((3, 3, 2, 2), rng), identity=weight).sum())(2.0)
     assert gradient == 2  # two ones on the diagonal
 
 
@@ -121,11 +121,11 @@ def batch_norm(y, scale=1.0, offset=0.0, mean=0.0, variance=None, epsilon=1e-5):
 )
 @pytest.mark.parametrize("biased", [False, True])
 def test_a_batch_norm_goes_into_the_kernel(names, biased, rng):
-    kernel, x = normal(rng, (3, 3, 2, 4)), normal(rng, (2, 6, 6, 4))
-    drawn = {name: normal(rng, (4,)) for name in ("scale", "offset", "mean")}
-    drawn["variance"] = np.square(normal(rng, (4,)))
+    kernel, x = normal((3, 3, 2, 4), rng), normal((2, 6, 6, 4), rng)
+    drawn = {name: normal((4,), rng) for name in ("scale", "offset", "mean")}
+    drawn["variance"] = np.square(normal((4,), rng))
     norm = {name: drawn[name] for name in names}
-    bias = normal(rng, (4,)) if biased else None
+    bias = normal((4,), rng) if biased else None
     y = np.asarray(conv(x, kernel, feature_group_count=2)) + (0 if bias is None else bias)
     folded, folded_bias = fold_scale(kernel, bias=bias, epsilon=1e-3, **norm)
     assert folded.shape == kernel.shape
@@ -137,8 +137,8 @@ def test_a_batch_norm_goes_into_the_kernel(names, biased, rng):
 
 
 def test_a_batch_norm_goes_into_the_last_link_of_a_chain(rng):
-    chain = KernelChain((normal(rng, (3, 1, 2, 3)), normal(rng, (1, 3, 3, 4))))
-    scale, mean, x = normal(rng, (4,)), normal(rng, (4,)), normal(rng, (2, 6, 6, 2))
+    chain = KernelChain((normal((3, 1, 2, 3), rng), normal((1, 3, 3, 4), rng)))
+    scale, mean, x = normal((4,), rng), normal((4,), rng), normal((2, 6, 6, 2), rng)
     folded, bias = fold_scale(chain, scale=scale, mean=mean, layout="NCHW")
     assert isinstance(folded, KernelChain)
     assert folded.kernels[0] is chain.kernels[0]
@@ -146,7 +146,7 @@ def test_a_batch_norm_goes_into_the_last_link_of_a_chain(rng):
 
 
 def test_fold_scale_in_channels_first_and_in_16_bits(rng):
-    kernel, scale = normal(rng, (3, 3, 2, 4)), normal(rng, (4,))
+    kernel, scale = normal((3, 3, 2, 4), rng), normal((4,), rng)
     expected, _ = fold_scale(kernel, scale=scale, variance=np.full(4, 1e-6, np.float32))
     first, _ = fold_scale(
         kernel.transpose(3, 2, 0, 1), scale=scale, variance=np.full(4, 1e-6, np.float32), layout="NCHW"
@@ -161,8 +161,8 @@ def test_flax_and_torch_agree_on_what_a_batch_norm_is(rng):
     torch = pytest.importorskip("torch")
     layer, norm = torch.nn.Conv2d(3, 5, 3, padding=1), torch.nn.BatchNorm2d(5)
     for tensor in (norm.weight.data, norm.bias.data, norm.running_mean, norm.running_var):
-        tensor.copy_(torch.from_numpy(np.abs(normal(rng, (5,)))))
-    x = normal(rng, (2, 3, 6, 6))
+        tensor.copy_(torch.from_numpy(np.abs(normal((5,), rng))))
+    x = normal((2, 3, 6, 6), rng)
     with torch.no_grad():
         expected = norm.eval()(layer(torch.from_numpy(x))).numpy()
     of = {"scale": norm.weight, "offset": norm.bias, "mean": norm.running_mean, "variance": norm.running_var}
@@ -195,9 +195,9 @@ def test_errors_of_fold_scale(name):
 def test_the_pieces_add_up(axes, dilation, stride, seed):
     generator = np.random.default_rng(seed)
     window, most = zip(*axes, strict=True)
-    kernel = normal(generator, (*window, 2, 3))
+    kernel = normal((*window, 2, 3), generator)
     extents = [(size - 1) * dilation + 1 for size in window]
-    x = normal(generator, (2, *(int(generator.integers(1, 9)) for _ in window), 2))
+    x = normal((2, *(int(generator.integers(1, 9)) for _ in window), 2), generator)
     padding = tuple(
         (low, max(int(generator.integers(0, extent + 1)), extent - size - low))
         for extent, size, low in zip(extents, x.shape[1:-1], generator.integers(0, extents) + 0, strict=True)
@@ -215,7 +215,7 @@ def test_the_pieces_add_up(axes, dilation, stride, seed):
 
 
 def test_the_pieces_of_a_dilated_kernel(rng):
-    kernel, x = normal(rng, (7, 5, 2, 3)), normal(rng, (1, 14, 15, 2))
+    kernel, x = normal((7, 5, 2, 3), rng), normal((1, 14, 15, 2), rng)
     options = {"strides": 2, "kernel_dilation": (3, 2)}
     pieces = split(kernel, 3, padding=((5, 8), (4, 3)), kernel_dilation=(3, 2))
     total = sum(conv(x, piece, padding=own, **options) for piece, own in pieces)
@@ -225,13 +225,13 @@ def test_the_pieces_of_a_dilated_kernel(rng):
 @pytest.mark.parametrize("padding", ["SAME", "same_lower", "VALID"])
 @pytest.mark.parametrize("size", [4, 5])
 def test_padding_by_name_at_stride_one(padding, size, rng):
-    kernel, x = normal(rng, (size, 7, 2, 3)), normal(rng, (1, 9, 10, 2))
+    kernel, x = normal((size, 7, 2, 3), rng), normal((1, 9, 10, 2), rng)
     pieces = split(kernel, (3, 2), padding=padding)
     assert_close(sum(conv(x, piece, padding=own) for piece, own in pieces), conv(x, kernel, padding=padding))
 
 
 def test_pieces_of_groups_and_layouts(rng):
-    kernel, x = normal(rng, (6, 2, 5, 5)), normal(rng, (2, 4, 8, 8))
+    kernel, x = normal((6, 2, 5, 5), rng), normal((2, 4, 8, 8), rng)
     options = {"layout": "NCHW", "feature_group_count": 2}
     pieces = split(kernel, 3, layout="NCHW")
     assert [piece.shape for piece, _ in pieces] == [(6, 2, *window) for window in itertools.product((3, 2), (3, 2))]

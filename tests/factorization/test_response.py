@@ -5,16 +5,16 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from scheme_cases import normal
 
 import jaxcnn
 from jaxcnn import KernelChain
 from jaxcnn.factorization import _features
 from jaxcnn.factorization.response import ResponseFits, Responses, refit, response_error, response_start
+from support.arrays import normal
 
 
 def chain_of(rng, links, counts=()):
-    return KernelChain(tuple(normal(rng, shape) for shape in links), counts)
+    return KernelChain(tuple(normal(shape, rng) for shape in links), counts)
 
 
 def responses_of(kernel, patches, groups=1, **limits):
@@ -29,8 +29,8 @@ def responses_of(kernel, patches, groups=1, **limits):
 def correlated(rng, count, window, channels, few=3):
     """Patches that nearly lie in a space of few dimensions, as those of images do."""
     size = int(np.prod(window)) * channels
-    basis = normal(rng, (few, size))
-    patches = normal(rng, (count, few)) @ basis + 0.1 * normal(rng, (count, size))
+    basis = normal((few, size), rng)
+    patches = normal((count, few), rng) @ basis + 0.1 * normal((count, size), rng)
     return patches.reshape(count, *window, channels)
 
 
@@ -65,7 +65,7 @@ CHAINS = {
 def disturbed(rng, chain, amount=0.3):
     """A chain near another one."""
     links = (
-        link + np.float32(amount * np.std(link)) * normal(rng, link.shape) for link in map(np.asarray, chain.kernels)
+        link + np.float32(amount * np.std(link)) * normal(link.shape, rng) for link in map(np.asarray, chain.kernels)
     )
     return KernelChain(tuple(links), chain.feature_group_counts)
 
@@ -74,7 +74,7 @@ def disturbed(rng, chain, amount=0.3):
 def test_a_chain_is_found_again_from_its_responses(name, rng):
     chain = chain_of(rng, *CHAINS[name])
     groups = chain.feature_group_count
-    patches = normal(rng, (600, *chain.shape[:-2], chain.shape[-2] * groups))
+    patches = normal((600, *chain.shape[:-2], chain.shape[-2] * groups), rng)
     responses = responses_of(chain.dense(), patches, groups)
     near = disturbed(rng, chain)
     found = refit(near, responses, kernel=chain.dense(), iterations=60)
@@ -87,7 +87,7 @@ def test_a_chain_is_found_again_from_its_responses(name, rng):
 @pytest.mark.parametrize("limits", [{}, {"low": [-0.5, 0.0, -np.inf]}, {"low": [0.0] * 3, "high": [6.0] * 3}])
 def test_the_error_is_that_of_its_definition(limits, rng):
     chain = chain_of(rng, [(3, 1, 4, 2), (1, 3, 2, 3)])
-    responses = responses_of(normal(rng, (3, 3, 4, 3)), normal(rng, (50, 3, 3, 4)), **limits)
+    responses = responses_of(normal((3, 3, 4, 3), rng), normal((50, 3, 3, 4), rng), **limits)
     expected = numpy_error(chain.dense(), responses)
     assert response_error(chain, responses) == pytest.approx(expected, rel=1e-5)
     assert response_error(chain.dense(), responses) == pytest.approx(expected, rel=1e-5)
@@ -95,10 +95,10 @@ def test_the_error_is_that_of_its_definition(limits, rng):
 
 @pytest.mark.parametrize(("inputs", "groups"), [(2, 2), (1, 4)])
 def test_groups_are_read_off_the_patches(inputs, groups, rng):
-    kernel = normal(rng, (3, 3, inputs, 12))
-    patches = normal(rng, (50, 3, 3, 4))
+    kernel = normal((3, 3, inputs, 12), rng)
+    patches = normal((50, 3, 3, 4), rng)
     assert response_error(kernel, responses_of(kernel, patches, groups)) < 1e-5
-    other = responses_of(normal(rng, kernel.shape), patches, groups, low=np.zeros(12))
+    other = responses_of(normal(kernel.shape, rng), patches, groups, low=np.zeros(12))
     given = np.maximum(responses_of(kernel, patches, groups).targets, 0)
     wanted = np.maximum(other.targets, 0)
     expected = np.linalg.norm(given - wanted) / np.linalg.norm(wanted - wanted.mean(0))
@@ -107,7 +107,7 @@ def test_groups_are_read_off_the_patches(inputs, groups, rng):
 
 @pytest.mark.parametrize("low", [None, np.full(6, 0.2, np.float32)])
 def test_correlated_inputs_are_fitted_better_than_the_weights(low, rng):
-    kernel = normal(rng, (3, 3, 4, 6))
+    kernel = normal((3, 3, 4, 6), rng)
     train, new = (responses_of(kernel, part, low=low) for part in np.split(correlated(rng, 800, (3, 3), 4), 2))
     weights = jaxcnn.separable(kernel, rank=4)
     found = refit(weights, train, kernel=kernel)
@@ -116,10 +116,10 @@ def test_correlated_inputs_are_fitted_better_than_the_weights(low, rng):
 
 
 def test_what_a_relu_hides_is_not_fitted(rng):
-    kernel = normal(rng, (3, 3, 4, 8))
+    kernel = normal((3, 3, 4, 8), rng)
     kernel[..., :4] *= 5  # half of the channels, the strongest, never pass their ReLU
     low = np.repeat(np.array([1000, -1000], np.float32), 4)
-    behind = responses_of(kernel, normal(rng, (1500, 3, 3, 4)), low=low)
+    behind = responses_of(kernel, normal((1500, 3, 3, 4), rng), low=low)
     start = jaxcnn.separable(kernel, rank=6)
     aware = refit(start, behind)
     linear = refit(start, dataclasses.replace(behind, low=None))
@@ -132,18 +132,18 @@ def test_what_a_relu_hides_is_not_fitted(rng):
 def test_few_samples_make_nothing_worse(name, count, rng):
     chain = chain_of(rng, *CHAINS[name])
     groups = chain.feature_group_count
-    kernel = normal(rng, chain.shape)
+    kernel = normal(chain.shape, rng)
     channels = chain.shape[-2] * groups
-    responses = responses_of(kernel, normal(rng, (count, *chain.shape[:-2], channels)), groups)
+    responses = responses_of(kernel, normal((count, *chain.shape[:-2], channels), rng), groups)
     found = refit(chain, responses, kernel=kernel, iterations=10)
     assert all(np.isfinite(link).all() for link in found.kernels)
     assert response_error(found, responses) <= response_error(chain, responses)
 
 
 def test_few_samples_do_not_lead_away_from_the_weights(rng):
-    kernel = normal(rng, (3, 3, 4, 6))
+    kernel = normal((3, 3, 4, 6), rng)
     weights = jaxcnn.separable(kernel, rank=5)
-    few, new = (responses_of(kernel, normal(rng, (count, 3, 3, 4))) for count in (20, 2000))
+    few, new = (responses_of(kernel, normal((count, 3, 3, 4), rng)) for count in (20, 2000))
     near = refit(weights, few, kernel=kernel, ridge=1.0)
     free = refit(weights, few, kernel=kernel, ridge=1e-6, held_out=0.0)
     assert response_error(near, new) < 1.1 * response_error(weights, new)
@@ -151,18 +151,18 @@ def test_few_samples_do_not_lead_away_from_the_weights(rng):
 
 
 def test_a_large_ridge_keeps_the_weights(rng):
-    kernel = normal(rng, (3, 3, 4, 6))
+    kernel = normal((3, 3, 4, 6), rng)
     weights = jaxcnn.separable(kernel, rank=5)
-    few = responses_of(kernel, normal(rng, (60, 3, 3, 4)))
+    few = responses_of(kernel, normal((60, 3, 3, 4), rng))
     near, free = (refit(weights, few, kernel=kernel, ridge=ridge, held_out=0.0) for ridge in (1e3, 1e-6))
     assert float(near.relative_error(kernel)) < 1.001 * float(weights.relative_error(kernel))
     assert float(free.relative_error(kernel)) > 1.1 * float(weights.relative_error(kernel))
 
 
 def test_held_out_samples_stop_the_fit(rng):
-    kernel = normal(rng, (3, 3, 4, 6))
+    kernel = normal((3, 3, 4, 6), rng)
     weights = jaxcnn.separable(kernel, rank=5)
-    few, new = (responses_of(kernel, normal(rng, (count, 3, 3, 4))) for count in (60, 2000))
+    few, new = (responses_of(kernel, normal((count, 3, 3, 4), rng)) for count in (60, 2000))
     errors = [response_error(refit(weights, few, ridge=1e-6, held_out=share), new) for share in (0.5, 0.0)]
     assert errors[0] < errors[1]
 
@@ -173,9 +173,9 @@ def test_channels_of_zeros(name, rng):
     groups = chain.feature_group_count
     links = [np.array(link) for link in chain.kernels]
     links[0][..., 0] = 0  # a dead filter
-    patches = normal(rng, (100, *chain.shape[:-2], chain.shape[-2] * groups))
+    patches = normal((100, *chain.shape[:-2], chain.shape[-2] * groups), rng)
     patches[..., 1] = 0
-    kernel = normal(rng, chain.shape)
+    kernel = normal(chain.shape, rng)
     kernel[..., -1] = 0
     responses = responses_of(kernel, patches, groups, low=np.zeros(kernel.shape[-1]))
     given = KernelChain(tuple(links), chain.feature_group_counts)
@@ -194,14 +194,14 @@ def test_nothing_but_zeros():
 
 
 def test_the_same_arguments_give_the_same_links(rng):
-    kernel = normal(rng, (3, 3, 4, 6))
-    responses = responses_of(kernel, normal(rng, (100, 3, 3, 4)))
+    kernel = normal((3, 3, 4, 6), rng)
+    responses = responses_of(kernel, normal((100, 3, 3, 4), rng))
     first, second = (refit(jaxcnn.separable(kernel, rank=2), responses).kernels for _ in range(2))
     assert all((np.asarray(a) == np.asarray(b)).all() for a, b in zip(first, second, strict=True))
 
 
 def test_a_chain_keeps_its_dtypes(rng):
-    kernel = jax.numpy.asarray(normal(rng, (3, 3, 4, 6)), jax.numpy.bfloat16)
+    kernel = jax.numpy.asarray(normal((3, 3, 4, 6), rng), jax.numpy.bfloat16)
     responses = responses_of(kernel.astype(np.float32), correlated(rng, 100, (3, 3), 4))
     weights = jaxcnn.separable(kernel, rank=2)
     found = refit(weights, responses)
@@ -210,7 +210,7 @@ def test_a_chain_keeps_its_dtypes(rng):
 
 
 def test_rounding_to_16_bits_makes_nothing_worse(rng):
-    kernel = jax.numpy.asarray(normal(rng, (3, 3, 4, 6)), jax.numpy.bfloat16)
+    kernel = jax.numpy.asarray(normal((3, 3, 4, 6), rng), jax.numpy.bfloat16)
     responses = responses_of(kernel.astype(np.float32), correlated(rng, 100, (3, 3), 4))
     for rank in (2, 4, 6, 9, 12):
         chain = jaxcnn.separable(kernel, rank=rank)
@@ -222,8 +222,8 @@ def test_rounding_to_16_bits_makes_nothing_worse(rng):
 
 def test_the_last_link_is_solved_for_without_a_step(rng):
     chain = chain_of(rng, *CHAINS["separable"])
-    responses = responses_of(chain.dense(), normal(rng, (600, 3, 3, 4)))
-    wrong = KernelChain((chain.kernels[0], normal(rng, chain.kernels[1].shape)))
+    responses = responses_of(chain.dense(), normal((600, 3, 3, 4), rng))
+    wrong = KernelChain((chain.kernels[0], normal(chain.kernels[1].shape, rng)))
     assert response_error(wrong, responses) > 0.5
     assert response_error(refit(wrong, responses, kernel=chain.dense(), ridge=0.0, iterations=0), responses) < 1e-4
 
@@ -241,7 +241,7 @@ SCHEMES = {
 @pytest.mark.parametrize(("scheme", "groups"), [*((scheme, 1) for scheme in SCHEMES), ("separable", 2), ("tucker2", 2)])
 def test_a_curve_falls_with_the_rank(scheme, groups, rng):
     shape, ranks = SCHEMES[scheme]
-    kernel = normal(rng, (*shape[:-1], shape[-1] * groups))
+    kernel = normal((*shape[:-1], shape[-1] * groups), rng)
     patches = correlated(rng, 400, shape[:-2], shape[-2] * groups, few=8)
     responses = responses_of(kernel, patches, groups)
     fits = ResponseFits(kernel, responses, feature_group_count=groups)
@@ -253,7 +253,7 @@ def test_a_curve_falls_with_the_rank(scheme, groups, rng):
 
 @pytest.mark.parametrize("scheme", ["separable", "low_rank", "tucker2", "depthwise_separable"])
 def test_a_start_in_the_metric_of_the_inputs_beats_the_weights(scheme, rng):
-    kernel = normal(rng, (3, 3, 4, 6))
+    kernel = normal((3, 3, 4, 6), rng)
     responses = responses_of(kernel, correlated(rng, 400, (3, 3), 4))
     start = response_start(kernel, scheme, 2, responses)
     weights = getattr(jaxcnn, scheme)(
@@ -264,7 +264,7 @@ def test_a_start_in_the_metric_of_the_inputs_beats_the_weights(scheme, rng):
 
 
 def test_the_first_link_of_a_start_is_in_the_metric_of_the_inputs(rng):
-    kernel = normal(rng, (3, 3, 4, 6))
+    kernel = normal((3, 3, 4, 6), rng)
     responses = responses_of(kernel, correlated(rng, 400, (1, 1), 4, few=2).repeat(3, 1).repeat(3, 2))
     # Every output is kept: only the choice of two of the four input channels is left.
     start = response_start(kernel, "tucker2", (2, 6), responses)
@@ -273,15 +273,15 @@ def test_the_first_link_of_a_start_is_in_the_metric_of_the_inputs(rng):
 
 @pytest.mark.parametrize("shape", [(2, 3, 2, 3, 4), (3, 3, 2, 4)])
 def test_full_rank_starts_are_exact(shape, rng):
-    kernel = normal(rng, shape)
-    responses = responses_of(kernel, normal(rng, (300, *shape[:-1])))
+    kernel = normal(shape, rng)
+    responses = responses_of(kernel, normal((300, *shape[:-1]), rng))
     full = tuple(link.shape[-1] for link in jaxcnn.separable(kernel).kernels[:-1])
     start = response_start(kernel, "separable", full, responses)
     assert float(start.relative_error(kernel)) < 1e-5
 
 
 def test_errors_name_what_does_not_fit(rng):
-    patches = normal(rng, (5, 3, 3, 4))
+    patches = normal((5, 3, 3, 4), rng)
     with pytest.raises(ValueError, match=r"with the same N, at least 1, got \(5, 3, 3, 4\) and \(4, 6\)"):
         Responses(patches, np.zeros((4, 6)))
     with pytest.raises(ValueError, match=r"targets are \(5, 6\), so low must be \(O,\) or \(N, O\), got \(5,\)"):
@@ -293,7 +293,7 @@ def test_errors_name_what_does_not_fit(rng):
         response_error(np.zeros((3, 3, 4, 5), np.float32), responses)
     with pytest.raises(ValueError, match="patches have 4 channels, kernel takes 3 in each group"):
         response_error(np.zeros((3, 3, 3, 6), np.float32), responses)
-    chain = jaxcnn.separable(normal(rng, (3, 3, 4, 6)), rank=1)
+    chain = jaxcnn.separable(normal((3, 3, 4, 6), rng), rank=1)
     with pytest.raises(ValueError, match=r"of shape \(3, 3, 4, 6\), got \(3, 3, 4, 5\)"):
         refit(chain, responses, kernel=np.zeros((3, 3, 4, 5), np.float32))
     with pytest.raises(ValueError, match=r"held_out must be at least 0 and less than 1, got 1"):

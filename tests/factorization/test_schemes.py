@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from scheme_cases import ROUNDING, blocks_of, error_of, normal
 
 import jaxcnn
 from jaxcnn import conv, conv_transpose
+from support.arrays import normal
+from support.schemes import ROUNDING, blocks_of, error_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +76,7 @@ def assert_close(actual, expected, relative=1e-5):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_links(name, rng):
-    chain = CASES[name].at_rank(normal(rng, (3, 5, 4, 6)))
+    chain = CASES[name].at_rank(normal((3, 5, 4, 6), rng))
     assert [link.shape for link in chain.kernels] == CASES[name].links
     assert chain.shape == (3, 5, 4, 6)
     assert chain.feature_group_count == 1
@@ -84,7 +85,7 @@ def test_links(name, rng):
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("shape", [(3, 5, 4, 6), (3, 3, 1, 1), (5, 2, 3, 2), (1, 1, 4, 3), (2, 3, 1, 5), (3, 3, 2, 40)])
 def test_full_rank_is_exact(name, shape, rng):
-    kernel = normal(rng, shape)
+    kernel = normal(shape, rng)
     full = CASES[name].full(*shape)
     for chain in (CASES[name](kernel), CASES[name](kernel, **{CASES[name].option: full})):
         assert error_of(chain, kernel) < ROUNDING
@@ -93,13 +94,13 @@ def test_full_rank_is_exact(name, shape, rng):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_full_rank_in_three_axes_is_exact(name, rng):
-    kernel = normal(rng, (2, 3, 2, 3, 2))
+    kernel = normal((2, 3, 2, 3, 2), rng)
     assert error_of(CASES[name](kernel), kernel) < ROUNDING
 
 
 @pytest.mark.parametrize("name", FOR_ONE_AXIS)
 def test_full_rank_in_one_axis_is_exact(name, rng):
-    kernel, x = normal(rng, (5, 3, 4)), normal(rng, (2, 9, 3))
+    kernel, x = normal((5, 3, 4), rng), normal((2, 9, 3), rng)
     chain = CASES[name](kernel)
     assert error_of(chain, kernel) < ROUNDING
     assert_close(conv(x, chain, padding="CAUSAL"), conv(x, kernel, padding="CAUSAL"))
@@ -107,8 +108,8 @@ def test_full_rank_in_one_axis_is_exact(name, rng):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_convolution_with_the_chain_is_one_with_its_dense_kernel(name, rng):
-    chain = CASES[name].at_rank(normal(rng, (3, 5, 4, 6)))
-    x = normal(rng, (2, 11, 12, 4))
+    chain = CASES[name].at_rank(normal((3, 5, 4, 6), rng))
+    x = normal((2, 11, 12, 4), rng)
     for options in (
         {},
         {"strides": (2, 3), "padding": "SAME"},
@@ -116,13 +117,13 @@ def test_a_convolution_with_the_chain_is_one_with_its_dense_kernel(name, rng):
         {"padding_mode": "reflect"},
     ):
         assert_close(conv(x, chain, **options), conv(x, chain.dense(), **options))
-    y = normal(rng, (2, 4, 5, 6))
+    y = normal((2, 4, 5, 6), rng)
     assert_close(conv_transpose(y, chain, strides=2), conv_transpose(y, chain.dense(), strides=2))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_full_chain_of_groups_convolves_as_the_grouped_kernel(name, rng):
-    kernel, x = normal(rng, (3, 3, 2, 6)), normal(rng, (2, 9, 8, 6))
+    kernel, x = normal((3, 3, 2, 6), rng), normal((2, 9, 8, 6), rng)
     chain = CASES[name](kernel, feature_group_count=3)
     assert chain.feature_group_count == 3
     assert_close(conv(x, chain), conv(x, kernel, feature_group_count=3))
@@ -135,7 +136,7 @@ def test_a_full_chain_of_groups_convolves_as_the_grouped_kernel(name, rng):
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(("groups", "in_features", "out_features"), [(2, 2, 6), (3, 3, 9), (2, 3, 8)])
 def test_each_group_is_decomposed_by_itself(name, groups, in_features, out_features, rng):
-    kernel = normal(rng, (3, 3, in_features, out_features))
+    kernel = normal((3, 3, in_features, out_features), rng)
     chain = CASES[name].at_rank(kernel, feature_group_count=groups)
     assert chain.shape == kernel.shape
     squares = [
@@ -151,17 +152,17 @@ def test_each_group_is_decomposed_by_itself(name, groups, in_features, out_featu
 
 @pytest.mark.parametrize("name", NAMES)
 def test_depthwise_kernels(name, rng):
-    kernel = normal(rng, (3, 3, 1, 4))
+    kernel = normal((3, 3, 1, 4), rng)
     chain = CASES[name](kernel, feature_group_count=4)
     assert error_of(chain, kernel, 4) < ROUNDING
     assert chain.feature_group_count == 4
-    x = normal(rng, (1, 6, 6, 4))
+    x = normal((1, 6, 6, 4), rng)
     assert_close(conv(x, chain), conv(x, kernel, feature_group_count=4))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_tolerance_is_of_all_groups_together(name, rng):
-    kernel = normal(rng, (3, 3, 3, 16))
+    kernel = normal((3, 3, 3, 16), rng)
     kernel[..., 8:] *= 0.001
     chain = CASES[name](kernel, tolerance=0.5, feature_group_count=2)
     # The second group hardly counts, so the first one decides, and both have its rank.
@@ -175,7 +176,7 @@ def test_a_tolerance_is_of_all_groups_together(name, rng):
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("tolerance", [0.05, 0.3, 0.6, 0.9])
 def test_a_tolerance_is_met_and_the_next_smaller_rank_fails(name, tolerance, rng):
-    kernel = normal(rng, (3, 3, 4, 6))
+    kernel = normal((3, 3, 4, 6), rng)
     case = CASES[name]
     chain = case(kernel, tolerance=tolerance)
     assert error_of(chain, kernel) <= tolerance + ROUNDING
@@ -192,7 +193,7 @@ def test_a_tolerance_is_met_and_the_next_smaller_rank_fails(name, tolerance, rng
 
 @pytest.mark.parametrize("name", NAMES)
 def test_extreme_tolerances(name, rng):
-    kernel = normal(rng, (3, 3, 2, 4))
+    kernel = normal((3, 3, 2, 4), rng)
     assert error_of(CASES[name](kernel, tolerance=0), kernel) < ROUNDING
     one = CASES[name](kernel, tolerance=1.0)
     assert one.num_params == CASES[name](kernel, **{CASES[name].option: 1}).num_params
@@ -207,7 +208,7 @@ def test_extreme_tolerances(name, rng):
     [("NCHW", (3, 2, 0, 1)), ("NHWC", (0, 1, 2, 3)), (("NHWC", "IHOW", "NHWC"), (2, 0, 3, 1))],
 )
 def test_layout_says_how_the_kernel_is_read(name, layout, axes, rng):
-    kernel = normal(rng, (3, 5, 2, 6))
+    kernel = normal((3, 5, 2, 6), rng)
     for groups in (1, 2):
         chain = CASES[name].at_rank(kernel.transpose(axes), layout=layout, feature_group_count=groups)
         expected = CASES[name].at_rank(kernel, feature_group_count=groups)
@@ -219,7 +220,7 @@ def test_layout_says_how_the_kernel_is_read(name, layout, axes, rng):
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(("dtype", "rounding"), [(np.float16, 3e-3), (ml_dtypes.bfloat16, 2e-2), (jnp.bfloat16, 2e-2)])
 def test_the_chain_has_the_kernels_dtype(name, dtype, rounding, rng):
-    kernel = jnp.asarray(normal(rng, (3, 3, 4, 4)), dtype)
+    kernel = jnp.asarray(normal((3, 3, 4, 4), rng), dtype)
     for given in (kernel, np.asarray(kernel)):
         chain = CASES[name].at_rank(given)
         assert all(link.dtype == dtype for link in chain.kernels)
@@ -229,7 +230,7 @@ def test_the_chain_has_the_kernels_dtype(name, dtype, rounding, rng):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_float64_kernels_keep_their_digits(name, x64, rng):
-    kernel = jnp.asarray(normal(rng, (3, 5, 3, 4), np.float64))
+    kernel = jnp.asarray(normal((3, 5, 3, 4), rng, dtype=np.float64))
     chain = CASES[name](kernel)
     assert chain.dtype == np.float64
     assert error_of(chain, kernel) < 1e-13
@@ -237,12 +238,12 @@ def test_float64_kernels_keep_their_digits(name, x64, rng):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_numpy_kernels_of_float64_become_float32_without_a_warning(name, rng):
-    assert CASES[name].at_rank(normal(rng, (3, 3, 2, 4), np.float64)).dtype == np.float32
+    assert CASES[name].at_rank(normal((3, 3, 2, 4), rng, dtype=np.float64)).dtype == np.float32
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "cp"])
 def test_complex_kernels(name, rng):
-    kernel = (normal(rng, (3, 3, 4, 4)) + 1j * normal(rng, (3, 3, 4, 4))).astype(np.complex64)
+    kernel = (normal((3, 3, 4, 4), rng) + 1j * normal((3, 3, 4, 4), rng)).astype(np.complex64)
     chain = CASES[name](kernel)
     assert chain.dtype == np.complex64
     np.testing.assert_allclose(chain.dense(), kernel, atol=1e-5)
@@ -271,7 +272,7 @@ def test_a_zero_kernel_gives_a_finite_zero_chain(name, how):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_dead_filters_channels_and_groups_stay_zero(name, rng):
-    kernel = normal(rng, (3, 3, 3, 8))
+    kernel = normal((3, 3, 3, 8), rng)
     kernel[..., 1] = 0
     kernel[..., 2, :] = 0
     kernel[..., 4:] = 0  # the whole second group
@@ -288,7 +289,7 @@ def test_dead_filters_channels_and_groups_stay_zero(name, rng):
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("scale", [1e-30, 1e-6, 1e6, 1e30])
 def test_the_scale_of_a_kernel_does_not_matter(name, scale, rng):
-    kernel = normal(rng, (3, 3, 4, 6))
+    kernel = normal((3, 3, 4, 6), rng)
     scaled = (kernel * np.float32(scale)).astype(np.float32)
     chain, same = CASES[name].at_rank(scaled), CASES[name].at_rank(kernel)
     assert error_of(chain, scaled) == pytest.approx(error_of(same, kernel), abs=1e-4)
@@ -302,9 +303,9 @@ def test_the_scale_of_a_kernel_does_not_matter(name, scale, rng):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_chains_have_finite_gradients(name, rng):
-    kernel = normal(rng, (3, 3, 4, 6))
+    kernel = normal((3, 3, 4, 6), rng)
     kernel[..., 1] = 0
-    chain, x = CASES[name].at_rank(kernel), normal(rng, (1, 6, 6, 4))
+    chain, x = CASES[name].at_rank(kernel), normal((1, 6, 6, 4), rng)
     gradient = jax.grad(lambda chain: jnp.sum(conv(x, chain) ** 2))(chain)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
     assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradient))
@@ -325,8 +326,8 @@ def test_chains_have_finite_gradients(name, rng):
 )
 def test_512_channels_in_five_seconds(name, options, rng):
     # Output channels of falling strength, as in a trained layer.
-    mixing = normal(rng, (512, 512)) / np.arange(1, 513, dtype=np.float32)[:, None]
-    kernel = normal(rng, (3, 3, 512, 512)) @ mixing
+    mixing = normal((512, 512), rng) / np.arange(1, 513, dtype=np.float32)[:, None]
+    kernel = normal((3, 3, 512, 512), rng) @ mixing
     start = time.process_time()
     jax.block_until_ready(CASES[name](kernel, **options))
     assert time.process_time() - start < 10  # 5 on an idle machine

@@ -5,14 +5,15 @@ import itertools
 
 import numpy as np
 import pytest
-from counting import loop_compose
-from scheme_cases import FAST, ROUNDING, error_of, falling, normal
 
 import jaxcnn
 from jaxcnn import Curve, conv, conv_cost, curve, factorize, select_rank
 from jaxcnn.factorization._family import Family, Subject, count_while
 from jaxcnn.factorization._schemes import SCHEMES
 from jaxcnn.factorization._usage import Usage
+from support.arrays import normal
+from support.counting import loop_compose
+from support.schemes import FAST, ROUNDING, error_of, falling
 
 
 def all_chains(kernel, schemes=FAST):
@@ -43,7 +44,7 @@ def all_chains(kernel, schemes=FAST):
     ("shape", "groups"), [((5, 5, 3, 4), 1), ((5, 5, 2, 8), 2), ((3, 3, 5, 2, 3), 1), ((5, 1, 3, 4), 1)]
 )
 def test_shapes_known_beforehand_are_those_of_the_chains_made(name, shape, groups, rng):
-    family = Family(Subject("test", normal(rng, shape), groups, None), name).require()
+    family = Family(Subject("test", normal(shape, rng), groups, None), name).require()
     count = len(family.ranks)
     for index in sorted({0, min(1, count - 1), min(4, count - 1)}):
         made, known = family.fit(index=index), family.chain(index)
@@ -53,7 +54,7 @@ def test_shapes_known_beforehand_are_those_of_the_chains_made(name, shape, group
 
 @pytest.mark.parametrize("name", list(SCHEMES))
 def test_ranks_rise_in_weights(name, rng):
-    family = Family(Subject("test", normal(rng, (5, 5, 4, 6)), 1, None), name)
+    family = Family(Subject("test", normal((5, 5, 4, 6), rng), 1, None), name)
     weights = [family.chain(index).num_params for index in range(len(family.ranks))]
     assert weights == sorted(weights)
     if family.errors is not None:
@@ -63,7 +64,7 @@ def test_ranks_rise_in_weights(name, rng):
 @pytest.mark.parametrize("name", FAST)
 @pytest.mark.parametrize("groups", [1, 2])
 def test_errors_known_beforehand_are_those_of_the_chains_made(name, groups, rng):
-    kernel = normal(rng, (3, 3, 3, 6))
+    kernel = normal((3, 3, 3, 6), rng)
     family = Family(Subject("test", kernel, groups, None), name)
     for index in range(0, len(family.ranks), 2):
         made = error_of(family.fit(index=index), kernel, groups)
@@ -108,10 +109,10 @@ def test_the_most_exact_chain_within_the_cost(share, rng):
 
 
 def test_searches_are_tried_for_small_kernels_and_win_where_they_should(rng):
-    small = loop_compose([normal(rng, (3, 3, 2, 2)), normal(rng, (3, 3, 2, 3))], [1, 1]).astype(np.float32)
+    small = loop_compose([normal((3, 3, 2, 2), rng), normal((3, 3, 2, 3), rng)], [1, 1]).astype(np.float32)
     chain = factorize(small, tolerance=1e-3)
     assert chain.windows == ((3, 3), (3, 3))
-    vectors = [normal(rng, (size, 2)) for size in (5, 5, 6, 6)]
+    vectors = [normal((size, 2), rng) for size in (5, 5, 6, 6)]
     product = np.einsum("az,bz,cz,dz->abcd", *vectors)
     chain = factorize(product, tolerance=1e-3)
     assert chain.windows == ((1, 1), (5, 1), (1, 5), (1, 1))
@@ -120,7 +121,7 @@ def test_searches_are_tried_for_small_kernels_and_win_where_they_should(rng):
 
 
 def test_the_kernel_itself_where_nothing_is_better(rng):
-    kernel = normal(rng, (3, 3, 4, 4))
+    kernel = normal((3, 3, 4, 4), rng)
     for options in (
         {"tolerance": 0},
         {"tolerance": 1e-6},
@@ -132,7 +133,7 @@ def test_the_kernel_itself_where_nothing_is_better(rng):
         chain = factorize(kernel, **options)
         assert len(chain.kernels) == 1
         np.testing.assert_array_equal(chain.kernels[0], kernel)
-    x = normal(rng, (1, 6, 6, 8))
+    x = normal((1, 6, 6, 8), rng)
     dense = factorize(kernel, tolerance=0, feature_group_count=2)
     np.testing.assert_array_equal(conv(x, dense), conv(x, kernel, feature_group_count=2))
     assert factorize(kernel.transpose(3, 2, 0, 1), tolerance=0, layout="NCHW").shape == (3, 3, 4, 4)
@@ -152,7 +153,7 @@ def test_strides_make_chains_dearer_and_none_is_dearer_than_the_kernel(rng):
 
 
 def test_groups_and_depthwise_kernels(rng):
-    column, row = normal(rng, (5, 1, 1, 8)), normal(rng, (1, 5, 1, 8))
+    column, row = normal((5, 1, 1, 8), rng), normal((1, 5, 1, 8), rng)
     kernel = column * row
     chain = factorize(kernel, tolerance=1e-3, feature_group_count=8)
     assert chain.windows == ((5, 1), (1, 5))
@@ -228,7 +229,7 @@ def test_no_chain_dearer_than_the_kernel_even_if_the_clock_likes_it(monkeypatch,
 
 def test_milliseconds_are_measured(rng):
     usage = Usage("test", (1, 64, 64, 8), 1, "SAME", 1, None)
-    small, large = (jaxcnn.KernelChain((normal(rng, (*window, 8, 8)),)) for window in ((1, 1), (15, 15)))
+    small, large = (jaxcnn.KernelChain((normal((*window, 8, 8), rng),)) for window in ((1, 1), (15, 15)))
     assert 0 < usage.milliseconds(small) < usage.milliseconds(large) < 1e4
 
 
@@ -255,7 +256,7 @@ def test_milliseconds_are_measured(rng):
 )
 def test_errors_of_factorize(options, message, rng):
     with pytest.raises(ValueError, match=message):
-        factorize(normal(rng, (3, 3, 4, 4)), **options)
+        factorize(normal((3, 3, 4, 4), rng), **options)
 
 
 # curve
@@ -282,7 +283,7 @@ def test_a_curve_is_of_chains_that_are_made(name, rng):
 
 
 def test_a_curve_without_an_image_counts_weights(rng):
-    kernel = normal(rng, (3, 3, 4, 6))
+    kernel = normal((3, 3, 4, 6), rng)
     found = curve(kernel, "low_rank", points=100)
     assert found.macs == tuple(rank * (9 * 4 + 6) for rank in found.ranks)
     assert found.ranks == (1, 2, 3, 4, 5)
@@ -291,7 +292,7 @@ def test_a_curve_without_an_image_counts_weights(rng):
 
 
 def test_a_curve_has_one_point_at_least(rng):
-    found = curve(normal(rng, (3, 3, 1, 1)), "tucker2")
+    found = curve(normal((3, 3, 1, 1), rng), "tucker2")
     assert found.ranks == ((1, 1),)
     assert found.macs == (11,)
     assert found.dense_macs == 9
@@ -308,7 +309,7 @@ def test_a_curve_has_one_point_at_least(rng):
 )
 def test_errors_of_curve(scheme, options, message, rng):
     with pytest.raises(ValueError, match=message):
-        curve(normal(rng, (3, 3, 2, 2)), scheme, **options)
+        curve(normal((3, 3, 2, 2), rng), scheme, **options)
 
 
 # select_rank
@@ -339,27 +340,27 @@ def test_the_largest_rank_within_a_share_of_the_macs(name, rng):
 
 
 def test_the_largest_rank_within_a_time(fake_clock, rng):
-    kernel = normal(rng, (3, 3, 16, 16))
+    kernel = normal((3, 3, 16, 16), rng)
     rank = select_rank(kernel, "low_rank", milliseconds=3.0, input_shape=(1, 8, 8, 16))
     assert rank == 1000 // (9 * 16 + 16)
 
 
 @pytest.mark.parametrize("groups", [1, 2])
 def test_the_rank_above_noise(groups, rng):
-    links = [normal(rng, (3, 3, 8, 3 * groups)), normal(rng, (1, 1, 3, 24 * groups))]
+    links = [normal((3, 3, 8, 3 * groups), rng), normal((1, 1, 3, 24 * groups), rng)]
     columns = np.split(links[0], groups, -1), np.split(links[1], groups, -1)
     kernel = np.concatenate([loop_compose(list(pair), [1, 1]) for pair in zip(*columns, strict=True)], axis=-1)
-    kernel = (kernel + 0.1 * normal(rng, kernel.shape)).astype(np.float32)
+    kernel = (kernel + 0.1 * normal(kernel.shape, rng)).astype(np.float32)
     assert select_rank(kernel, "low_rank", feature_group_count=groups) == 3
     assert select_rank(kernel, "low_rank", feature_group_count=groups, multiple=8) == 8
     assert select_rank(kernel, "low_rank", feature_group_count=groups, multiple=100) == 24
-    assert select_rank(normal(rng, (3, 3, 8, 24)), "low_rank") == 1, "noise alone, and at least 1"
+    assert select_rank(normal((3, 3, 8, 24), rng), "low_rank") == 1, "noise alone, and at least 1"
 
 
 def test_both_ranks_of_tucker_above_noise(rng):
-    links = [normal(rng, (1, 1, 16, 2)), normal(rng, (3, 3, 2, 3)), normal(rng, (1, 1, 3, 24))]
+    links = [normal((1, 1, 16, 2), rng), normal((3, 3, 2, 3), rng), normal((1, 1, 3, 24), rng)]
     kernel = loop_compose(links, [1, 1, 1])
-    kernel = (kernel + 0.1 * normal(rng, kernel.shape)).astype(np.float32)
+    kernel = (kernel + 0.1 * normal(kernel.shape, rng)).astype(np.float32)
     assert select_rank(kernel, "tucker2") == (2, 3)
     assert select_rank(kernel, "tucker2", multiple=4) == (4, 4)
     assert select_rank(kernel, "tucker2", multiple=20) == (16, 20)
@@ -380,14 +381,14 @@ def test_both_ranks_of_tucker_above_noise(rng):
 )
 def test_errors_of_select_rank(scheme, options, message, rng):
     with pytest.raises(ValueError, match=message):
-        select_rank(normal(rng, (3, 3, 2, 2)), scheme, **options)
+        select_rank(normal((3, 3, 2, 2), rng), scheme, **options)
 
 
 def test_a_multiple_is_an_int(rng):
     with pytest.raises(TypeError, match=r"select_rank: multiple must be an int, got 2\.5"):
-        select_rank(normal(rng, (3, 3, 2, 2)), "low_rank", multiple=2.5)
+        select_rank(normal((3, 3, 2, 2), rng), "low_rank", multiple=2.5)
 
 
 def test_no_scheme_is_refused(rng):
     with pytest.raises(ValueError, match="factorize: schemes must hold at least one scheme, got none"):
-        factorize(normal(rng, (3, 3, 2, 2)), tolerance=0.1, schemes=())
+        factorize(normal((3, 3, 2, 2), rng), tolerance=0.1, schemes=())

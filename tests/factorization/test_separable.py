@@ -4,19 +4,16 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from counting import loop_compose
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxcnn import KernelChain, conv, conv_cost, separable
 from jaxcnn.factorization import _singular
 from jaxcnn.factorization._singular import left_singular
-
-ROUNDING = 2e-6  # of float32 chains, relative to the kernel
-
-
-def normal(rng, shape, dtype=np.float32):
-    return rng.standard_normal(shape).astype(dtype)
+from support import schemes
+from support.arrays import normal
+from support.counting import loop_compose
+from support.schemes import ROUNDING, blocks_of, discarded
 
 
 def matrix_of(kernel):
@@ -25,26 +22,9 @@ def matrix_of(kernel):
     return np.asarray(kernel, np.float64).transpose(2, 0, 1, 3).reshape(in_features * kh, kw * out_features)
 
 
-def discarded(matrices, rank):
-    """Norm of the singular values after `rank`, of all groups, relative to all of them."""
-    values = np.array([np.linalg.svd(matrix, compute_uv=False) for matrix in matrices])
-    return np.linalg.norm(values[:, rank:]) / np.linalg.norm(values)
-
-
-def blocks_of(kernel, groups):
-    return np.split(np.asarray(kernel), groups, axis=-1)
-
-
 def error_of(chain, kernel):
     """The chain's relative error in float64, by loops."""
-    groups = chain.feature_group_counts[0]
-    dense = loop_compose([np.asarray(link, np.float64) for link in chain.kernels], list(chain.feature_group_counts))
-    expected = np.zeros_like(dense)
-    rows, columns = dense.shape[-2] // groups, dense.shape[-1] // groups
-    for group, block in enumerate(blocks_of(kernel, groups)):
-        expected[..., group * rows : (group + 1) * rows, group * columns : (group + 1) * columns] = block
-    norm = np.linalg.norm(np.asarray(kernel, np.float64))
-    return np.linalg.norm(dense - expected) / norm
+    return schemes.error_of(chain, kernel, chain.feature_group_counts[0])
 
 
 # Optimality
@@ -52,7 +32,7 @@ def error_of(chain, kernel):
 
 @pytest.mark.parametrize("shape", [(3, 3, 2, 4), (5, 3, 3, 2), (1, 7, 2, 3), (11, 11, 1, 2), (2, 4, 4, 1)])
 def test_the_error_of_each_rank_is_what_the_singular_values_leave(shape, rng):
-    kernel = normal(rng, shape)
+    kernel = normal(shape, rng)
     kh, kw, in_features, out_features = shape
     full = min(kh * in_features, kw * out_features)
     errors = []
@@ -70,7 +50,7 @@ def test_the_error_of_each_rank_is_what_the_singular_values_leave(shape, rng):
 
 
 def test_float64_kernels_are_exact_to_their_digits(x64, rng):
-    kernel = jnp.asarray(normal(rng, (3, 5, 4, 3), np.float64))
+    kernel = jnp.asarray(normal((3, 5, 4, 3), rng, dtype=np.float64))
     chain = separable(kernel)
     assert chain.dtype == np.float64
     assert error_of(chain, kernel) < 1e-14
@@ -78,7 +58,7 @@ def test_float64_kernels_are_exact_to_their_digits(x64, rng):
 
 
 def test_numpy_kernels_of_float64_become_float32_without_a_warning(rng):
-    kernel = normal(rng, (3, 3, 2, 4), np.float64)
+    kernel = normal((3, 3, 2, 4), rng, dtype=np.float64)
     chain = separable(kernel)
     assert chain.dtype == np.float32
     assert error_of(chain, kernel) < ROUNDING
@@ -86,7 +66,7 @@ def test_numpy_kernels_of_float64_become_float32_without_a_warning(rng):
 
 @pytest.mark.parametrize("shape", [(3, 3, 2, 4), (5, 5, 1, 1), (2, 3, 4, 2), (3, 3, 3, 2, 4)])
 def test_without_rank_and_tolerance_the_chain_is_exact(shape, rng):
-    kernel = normal(rng, shape)
+    kernel = normal(shape, rng)
     chain = separable(kernel)
     assert error_of(chain, kernel) < ROUNDING
     assert chain.shape == shape
@@ -94,14 +74,14 @@ def test_without_rank_and_tolerance_the_chain_is_exact(shape, rng):
 
 
 def test_a_kernel_of_rank_two_is_exact_at_rank_two(rng):
-    columns, rows = normal(rng, (3, 1, 4, 2)), normal(rng, (1, 5, 2, 3))
+    columns, rows = normal((3, 1, 4, 2), rng), normal((1, 5, 2, 3), rng)
     kernel = loop_compose([columns, rows], [1, 1]).astype(np.float32)
     assert error_of(separable(kernel, rank=2), kernel) < ROUNDING
     assert error_of(separable(kernel, rank=1), kernel) > 0.1
 
 
 def test_links_share_the_norm_evenly(rng):
-    kernel = 1e6 * normal(rng, (3, 3, 4, 4))
+    kernel = 1e6 * normal((3, 3, 4, 4), rng)
     vertical, horizontal = separable(kernel, rank=5).kernels
     first, second = (np.square(vertical).sum((0, 1, 2)), np.square(horizontal).sum((0, 1, 3)))
     assert first.shape == (5,)
@@ -114,7 +94,7 @@ def test_links_share_the_norm_evenly(rng):
 @settings(max_examples=40)
 @given(st.floats(0.02, 0.98), st.integers(0, 2**32 - 1), st.sampled_from([1, 2]))
 def test_the_smallest_rank_that_meets_the_tolerance_is_taken(tolerance, seed, groups):
-    kernel = normal(np.random.default_rng(seed), (3, 3, 3, 4))
+    kernel = normal((3, 3, 3, 4), np.random.default_rng(seed))
     chain = separable(kernel, tolerance=tolerance, feature_group_count=groups)
     rank = chain.kernels[0].shape[-1] // groups
     matrices = [matrix_of(block) for block in blocks_of(kernel, groups)]
@@ -125,12 +105,12 @@ def test_the_smallest_rank_that_meets_the_tolerance_is_taken(tolerance, seed, gr
 
 @pytest.mark.parametrize(("tolerance", "rank"), [(1, 1), (2, 1), (0, 6)])
 def test_tolerances_at_the_ends(tolerance, rank, rng):
-    chain = separable(normal(rng, (3, 3, 2, 4)), tolerance=tolerance)
+    chain = separable(normal((3, 3, 2, 4), rng), tolerance=tolerance)
     assert chain.kernels[0].shape[-1] == rank
 
 
 def test_a_tolerance_holds_for_all_gaps_together(rng):
-    kernel, params = normal(rng, (3, 3, 3, 2, 3)), []
+    kernel, params = normal((3, 3, 3, 2, 3), rng), []
     for tolerance in (0.01, 0.3, 0.5, 0.8):
         chain = separable(kernel, tolerance=tolerance)
         assert error_of(chain, kernel) <= tolerance
@@ -144,7 +124,7 @@ def test_a_tolerance_holds_for_all_gaps_together(rng):
 
 @pytest.mark.parametrize(("groups", "in_features", "out_features"), [(2, 2, 4), (3, 1, 6), (4, 3, 4), (2, 3, 2)])
 def test_each_group_is_decomposed_by_itself(groups, in_features, out_features, rng):
-    kernel = normal(rng, (3, 3, in_features, out_features))
+    kernel = normal((3, 3, in_features, out_features), rng)
     chain = separable(kernel, rank=2, feature_group_count=groups)
     assert chain.feature_group_counts == (groups, groups)
     assert chain.shape == kernel.shape
@@ -160,7 +140,7 @@ def test_each_group_is_decomposed_by_itself(groups, in_features, out_features, r
 def test_depthwise_kernels_of_rank_one_are_exact(multiplier, rng):
     """A Gaussian for each output channel is separable, whatever the multiplier, at a rank of the multiplier."""
     channels = 4
-    columns, rows = normal(rng, (5, 1, 1, channels * multiplier)), normal(rng, (1, 5, 1, channels * multiplier))
+    columns, rows = normal((5, 1, 1, channels * multiplier), rng), normal((1, 5, 1, channels * multiplier), rng)
     kernel = columns * rows
     chain = separable(kernel, rank=multiplier, feature_group_count=channels)
     assert [link.shape for link in chain.kernels] == [
@@ -168,13 +148,13 @@ def test_depthwise_kernels_of_rank_one_are_exact(multiplier, rng):
         (1, 5, multiplier, channels * multiplier),
     ]
     assert error_of(chain, kernel) < ROUNDING
-    x = normal(rng, (1, 9, 9, channels))
+    x = normal((1, 9, 9, channels), rng)
     expected = conv(x, kernel, feature_group_count=channels)
     np.testing.assert_allclose(conv(x, chain), expected, atol=1e-5 * np.abs(expected).max())
 
 
 def test_a_chain_of_groups_convolves_as_the_grouped_kernel(rng):
-    kernel, x = normal(rng, (3, 5, 2, 6)), normal(rng, (2, 9, 8, 4))
+    kernel, x = normal((3, 5, 2, 6), rng), normal((2, 9, 8, 4), rng)
     options = {"strides": (2, 1), "padding": ((0, 2), (1, 3))}
     chain = separable(kernel, feature_group_count=2)
     expected = conv(x, kernel, feature_group_count=2, **options)
@@ -185,7 +165,7 @@ def test_a_chain_of_groups_convolves_as_the_grouped_kernel(rng):
 
 
 def test_three_axes_become_three_links(rng):
-    kernel = normal(rng, (3, 4, 2, 2, 3))
+    kernel = normal((3, 4, 2, 2, 3), rng)
     chain = separable(kernel, rank=(3, 2))
     assert [link.shape for link in chain.kernels] == [(3, 1, 1, 2, 3), (1, 4, 1, 3, 2), (1, 1, 2, 2, 3)]
     errors = [error_of(separable(kernel, rank=(rank, min(4 * rank, 6))), kernel) for rank in range(1, 7)]
@@ -196,7 +176,7 @@ def test_three_axes_become_three_links(rng):
 
 
 def test_one_rank_serves_all_gaps(rng):
-    chain = separable(normal(rng, (3, 3, 3, 2, 2)), rank=4)
+    chain = separable(normal((3, 3, 3, 2, 2), rng), rank=4)
     assert [link.shape[-1] for link in chain.kernels] == [4, 4, 2]
 
 
@@ -216,7 +196,7 @@ def test_a_product_of_three_vectors_is_exact_at_rank_one(rng):
     [("NCHW", (3, 2, 0, 1)), ("NHWC", (0, 1, 2, 3)), (("NHWC", "IHOW", "NHWC"), (2, 0, 3, 1))],
 )
 def test_layout_says_how_the_kernel_is_read(layout, axes, rng):
-    kernel = normal(rng, (3, 5, 2, 4))
+    kernel = normal((3, 5, 2, 4), rng)
     chain = separable(kernel.transpose(axes), rank=3, layout=layout)
     expected = separable(kernel, rank=3)
     assert chain.shape == kernel.shape
@@ -225,7 +205,7 @@ def test_layout_says_how_the_kernel_is_read(layout, axes, rng):
 
 
 def test_oihw_with_groups(rng):
-    kernel = normal(rng, (3, 5, 2, 6))
+    kernel = normal((3, 5, 2, 6), rng)
     chain = separable(kernel.transpose(3, 2, 0, 1), layout="NCHW", feature_group_count=2)
     assert error_of(chain, kernel) < ROUNDING
 
@@ -234,7 +214,7 @@ def test_oihw_with_groups(rng):
     ("dtype", "rounding"), [(np.float16, 2e-3), (ml_dtypes.bfloat16, 1e-2), (jnp.bfloat16, 1e-2), (np.float32, 2e-6)]
 )
 def test_the_chain_has_the_kernels_dtype(dtype, rounding, rng):
-    kernel = jnp.asarray(normal(rng, (3, 3, 4, 4)), dtype)
+    kernel = jnp.asarray(normal((3, 3, 4, 4), rng), dtype)
     for given_kernel in (kernel, np.asarray(kernel)):
         chain = separable(given_kernel, rank=6)
         assert chain.dtype == dtype
@@ -245,7 +225,7 @@ def test_the_chain_has_the_kernels_dtype(dtype, rounding, rng):
 
 
 def test_complex_kernels(rng):
-    kernel = (normal(rng, (3, 3, 2, 2)) + 1j * normal(rng, (3, 3, 2, 2))).astype(np.complex64)
+    kernel = (normal((3, 3, 2, 2), rng) + 1j * normal((3, 3, 2, 2), rng)).astype(np.complex64)
     chain = separable(kernel)
     assert chain.dtype == np.complex64
     np.testing.assert_allclose(chain.dense(), kernel, atol=1e-5)
@@ -264,7 +244,7 @@ def test_a_zero_kernel_gives_a_finite_zero_chain(options):
 
 
 def test_zero_filters_and_zero_groups_stay_zero(rng):
-    kernel = normal(rng, (3, 3, 2, 6))
+    kernel = normal((3, 3, 2, 6), rng)
     kernel[..., 1] = 0
     kernel[..., 3:] = 0  # the whole second group
     for options in ({}, {"rank": 2}, {"tolerance": 0.2}):
@@ -280,7 +260,7 @@ def test_zero_filters_and_zero_groups_stay_zero(rng):
 def test_fewer_macs_below_the_break_even_rank(rng):
     """R < I O kh kw / (I kh + O kw), where the image is so large that the border does not count."""
     for kh, kw, in_features, out_features in [(5, 3, 2, 6), (11, 11, 1, 2)]:
-        kernel = normal(rng, (kh, kw, in_features, out_features))
+        kernel = normal((kh, kw, in_features, out_features), rng)
         limit = in_features * out_features * kh * kw / (in_features * kh + out_features * kw)
         dense = kh * kw * in_features * out_features
         for rank in range(1, min(kh * in_features, kw * out_features) + 1):
@@ -317,7 +297,7 @@ def test_both_ways_of_finding_singular_vectors_agree(rows, columns, deficient, r
 
 @pytest.mark.parametrize("shape", [(3, 3, 2, 4), (3, 3, 4, 2), (3, 3, 3, 3)])
 def test_the_gram_path_gives_the_same_errors(shape, rng, monkeypatch):
-    kernel = normal(rng, shape)
+    kernel = normal(shape, rng)
     ranks = range(1, min(3 * shape[2], 3 * shape[3]) + 1)
     expected = [error_of(separable(kernel, rank=rank), kernel) for rank in ranks]
     monkeypatch.setattr(f"{_singular.__name__}._LARGEST_SVD", 0)
@@ -325,7 +305,7 @@ def test_the_gram_path_gives_the_same_errors(shape, rng, monkeypatch):
 
 
 def test_a_kernel_large_enough_for_the_gram_path(rng):
-    kernel = normal(rng, (3, 3, 96, 88))  # short side 264
+    kernel = normal((3, 3, 96, 88), rng)  # short side 264
     assert min(matrix_of(kernel).shape) > _singular._LARGEST_SVD
     for rank in (10, 100):
         chain = separable(kernel, rank=rank)

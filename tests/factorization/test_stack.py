@@ -6,28 +6,18 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from counting import loop_compose
 
 from jaxcnn import conv, stack
-
-
-def normal(rng, shape, dtype=np.float64):
-    return rng.standard_normal(shape).astype(dtype)
+from support.arrays import normal
+from support.counting import loop_compose
+from support.schemes import error_of
 
 
 def made(seed, widths, windows=((3, 3), (3, 3))):
     """A kernel that is a row of random small ones, made by loops in float64."""
     rng = np.random.default_rng(seed)
     shapes = [(*window, *pair) for window, pair in zip(windows, itertools.pairwise(widths), strict=True)]
-    return loop_compose([normal(rng, shape) for shape in shapes], [1] * len(shapes))
-
-
-def error_of(chain, kernel, groups=1):
-    """The chain's relative error in float64, by loops."""
-    kernel = np.asarray(kernel, np.float64)
-    links = [np.split(np.asarray(link, np.float64), groups, axis=-1) for link in chain.kernels]
-    dense = [loop_compose(list(blocks), [1] * len(blocks)) for blocks in zip(*links, strict=True)]
-    return np.linalg.norm(np.concatenate(dense, axis=-1) - kernel) / np.linalg.norm(kernel)
+    return loop_compose([normal(shape, rng, dtype=np.float64) for shape in shapes], [1] * len(shapes))
 
 
 # Kernels that are made of small ones
@@ -77,7 +67,7 @@ def test_other_windows(windows, widths, x64):
 
 
 def test_a_pixel_window_at_full_width_is_exact(x64, rng):
-    kernel = normal(rng, (3, 3, 4, 3))
+    kernel = normal((3, 3, 4, 3), rng, dtype=np.float64)
     assert error_of(stack(kernel, windows=((3, 3), (1, 1)), features=3), kernel) < 1e-6
     assert error_of(stack(kernel, windows=((1, 1), (3, 3)), features=4), kernel) < 1e-6
 
@@ -86,7 +76,7 @@ def test_a_pixel_window_at_full_width_is_exact(x64, rng):
 
 
 def test_never_worse_than_zeros_and_better_with_every_doubling(x64, rng):
-    kernel = normal(rng, (5, 5, 2, 3))
+    kernel = normal((5, 5, 2, 3), rng, dtype=np.float64)
     errors = [error_of(stack(kernel, features=width), kernel) for width in (1, 2, 4, 8, 16)]
     assert errors[0] < 1
     assert all(wider < narrower for narrower, wider in itertools.pairwise(errors)), errors
@@ -95,7 +85,7 @@ def test_never_worse_than_zeros_and_better_with_every_doubling(x64, rng):
 
 def test_never_worse_than_its_start(x64, rng):
     """The start: the first link spans the best column space, found from the kernel itself; the second fits it."""
-    kernel = normal(rng, (5, 5, 3, 4))
+    kernel = normal((5, 5, 3, 4), rng, dtype=np.float64)
     for features in (2, 4, 6):
         # A start that anyone can make: the middle of the kernel, and a 3x3 that passes it on.
         rest = np.zeros((3, 3, 4, 4))
@@ -113,7 +103,7 @@ def test_never_worse_than_its_start(x64, rng):
 
 def test_the_reported_optimum_is_a_stationary_point(x64, rng):
     """Solving anew for either link of the result, the other held, gains next to nothing."""
-    kernel = normal(rng, (5, 5, 2, 2))
+    kernel = normal((5, 5, 2, 2), rng, dtype=np.float64)
     first, second = (np.asarray(link) for link in stack(kernel, features=2).kernels)
     error = np.linalg.norm(loop_compose([first, second], [1, 1]) - kernel)
     columns = []
@@ -127,12 +117,12 @@ def test_the_reported_optimum_is_a_stationary_point(x64, rng):
 
 
 def test_the_default_width_is_the_smaller_of_the_channels(rng):
-    assert stack(normal(rng, (5, 5, 2, 3), np.float32)).kernels[0].shape == (3, 3, 2, 2)
-    assert stack(normal(rng, (5, 5, 3, 1), np.float32)).kernels[0].shape == (3, 3, 3, 1)
+    assert stack(normal((5, 5, 2, 3), rng, dtype=np.float32)).kernels[0].shape == (3, 3, 2, 2)
+    assert stack(normal((5, 5, 3, 1), rng, dtype=np.float32)).kernels[0].shape == (3, 3, 3, 1)
 
 
 def test_one_width_for_each_gap(rng):
-    chain = stack(normal(rng, (4, 1, 2), np.float32), windows=((2,),) * 3, features=(2, 3))
+    chain = stack(normal((4, 1, 2), rng, dtype=np.float32), windows=((2,),) * 3, features=(2, 3))
     assert [link.shape[-2:] for link in chain.kernels] == [(1, 2), (2, 3), (3, 2)]
 
 
@@ -140,7 +130,7 @@ def test_one_width_for_each_gap(rng):
 
 
 def test_the_smallest_width_that_meets_the_tolerance_is_taken(x64, rng):
-    kernel, windows = normal(rng, (3, 3, 2, 3)), ((2, 2), (2, 2))
+    kernel, windows = normal((3, 3, 2, 3), rng, dtype=np.float64), ((2, 2), (2, 2))
     errors = [error_of(stack(kernel, windows=windows, features=width), kernel) for width in (1, 2, 3, 4)]
     assert errors == sorted(errors, reverse=True)
     # A tolerance that one channel less just misses, for a width found by doubling and for one between.
@@ -158,11 +148,11 @@ def test_the_tolerance_finds_the_width_that_a_kernel_was_made_of(x64):
 
 
 def test_any_chain_meets_a_tolerance_of_one(rng):
-    assert stack(normal(rng, (5, 5, 2, 2), np.float32), tolerance=1).kernels[0].shape[-1] == 1
+    assert stack(normal((5, 5, 2, 2), rng, dtype=np.float32), tolerance=1).kernels[0].shape[-1] == 1
 
 
 def test_a_tolerance_of_zero_is_met_at_full_width_but_for_rounding(rng):
-    kernel = normal(rng, (3, 3, 1, 1), np.float32)
+    kernel = normal((3, 3, 1, 1), rng, dtype=np.float32)
     assert stack(kernel, windows=((2, 2), (2, 2)), tolerance=0).relative_error(kernel) < 1e-5
 
 
@@ -183,7 +173,7 @@ def test_each_group_is_fitted_by_itself(x64):
 def test_a_depthwise_stack_convolves_as_the_dense_kernel(rng):
     kernel = np.concatenate([made(seed, (1, 1, 1)) for seed in range(4)], axis=-1).astype(np.float32)
     chain = stack(kernel, feature_group_count=4)
-    x = normal(rng, (1, 9, 8, 4), np.float32)
+    x = normal((1, 9, 8, 4), rng, dtype=np.float32)
     for options in ({}, {"strides": 2, "padding": ((2, 0), (1, 3))}):
         expected = conv(x, kernel, feature_group_count=4, **options)
         np.testing.assert_allclose(conv(x, chain, **options), expected, atol=1e-4 * np.abs(expected).max())
@@ -191,7 +181,7 @@ def test_a_depthwise_stack_convolves_as_the_dense_kernel(rng):
 
 def test_the_error_of_groups_is_that_of_all_together(x64, rng):
     """One group is exact at width 1 and small, the other is noise: the tolerance is on the whole kernel."""
-    exact, noise = made(0, (1, 1, 1)), normal(rng, (5, 5, 1, 1))
+    exact, noise = made(0, (1, 1, 1)), normal((5, 5, 1, 1), rng, dtype=np.float64)
     kernel = np.concatenate([exact / np.linalg.norm(exact), 1e-3 * noise / np.linalg.norm(noise)], axis=-1)
     assert stack(kernel, feature_group_count=2, tolerance=1e-2).kernels[0].shape[-1] == 2
     assert stack(kernel, feature_group_count=2, tolerance=1e-4).kernels[0].shape[-1] > 2
@@ -211,7 +201,7 @@ def test_layout_says_how_the_kernel_is_read(x64):
 
 @pytest.mark.parametrize(("dtype", "rounding"), [(np.float32, 1e-5), (np.float16, 5e-3), (ml_dtypes.bfloat16, 4e-2)])
 def test_the_chain_has_the_kernels_dtype(dtype, rounding, rng):
-    kernel, windows = jnp.asarray(normal(rng, (3, 3, 2, 2)), dtype), ((2, 2), (2, 2))
+    kernel, windows = jnp.asarray(normal((3, 3, 2, 2), rng, dtype=np.float64), dtype), ((2, 2), (2, 2))
     chain = stack(kernel, windows=windows, features=2)
     assert chain.dtype == dtype
     assert all(link.dtype == dtype for link in chain.kernels)
@@ -228,7 +218,7 @@ def test_numpy_kernels_of_float64_become_float32_without_a_warning():
 
 
 def test_the_same_seed_gives_the_same_chain(rng):
-    kernel = normal(rng, (5, 5, 2, 3), np.float32)
+    kernel = normal((5, 5, 2, 3), rng, dtype=np.float32)
     first, again = stack(kernel, features=2), stack(kernel, features=2)
     for link, other in zip(first.kernels, again.kernels, strict=True):
         np.testing.assert_array_equal(link, other)

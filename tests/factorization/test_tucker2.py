@@ -4,11 +4,12 @@ import itertools
 
 import numpy as np
 import pytest
-from counting import loop_compose
-from scheme_cases import ROUNDING, error_of, normal
 
 from jaxcnn import tucker2
 from jaxcnn.factorization.tucker2 import leading_bases, truncation_errors
+from support.arrays import normal
+from support.counting import loop_compose
+from support.schemes import ROUNDING, error_of
 
 
 def unfoldings(kernel):
@@ -36,7 +37,7 @@ def least_error(kernel, ranks):
 
 @pytest.mark.parametrize("shape", [(3, 3, 4, 6), (5, 6, 4), (2, 3, 2, 4, 3)])
 def test_between_the_start_and_what_singular_values_allow(shape, rng):
-    kernel = normal(rng, shape)
+    kernel = normal(shape, rng)
     gains = []
     for ranks in itertools.product(range(1, shape[-2] + 1), range(1, shape[-1] + 1)):
         error = error_of(tucker2(kernel, ranks=ranks), kernel)
@@ -47,13 +48,13 @@ def test_between_the_start_and_what_singular_values_allow(shape, rng):
 
 
 def test_with_one_axis_at_full_rank_it_is_optimal(rng):
-    kernel = normal(rng, (3, 3, 4, 6))
+    kernel = normal((3, 3, 4, 6), rng)
     for ranks in [*((rank, 6) for rank in range(1, 5)), *((4, rank) for rank in range(1, 7))]:
         assert error_of(tucker2(kernel, ranks=ranks), kernel) == pytest.approx(least_error(kernel, ranks), abs=ROUNDING)
 
 
 def test_errors_of_the_start_at_all_ranks(rng):
-    kernel = normal(rng, (3, 3, 4, 6))
+    kernel = normal((3, 3, 4, 6), rng)
     tensor = kernel.astype(np.float64).reshape(1, 9, 4, 6)
     errors = np.sqrt(truncation_errors(tensor, leading_bases(tensor)))
     for first, second in itertools.product(range(1, 5), range(1, 7)):
@@ -65,7 +66,7 @@ def test_errors_of_the_start_at_all_ranks(rng):
 def test_as_good_as_tensorly(shape, rng):
     decomposition = pytest.importorskip("tensorly.decomposition")
     tenalg = pytest.importorskip("tensorly.tenalg")
-    kernel = normal(rng, shape)
+    kernel = normal(shape, rng)
     wide = kernel.astype(np.float64)
     for ranks in ((2, 3), (3, 2), (4, 5)):
         modes = [wide.ndim - 2, wide.ndim - 1]
@@ -75,7 +76,7 @@ def test_as_good_as_tensorly(shape, rng):
 
 
 def test_kernels_of_that_form_are_exact(rng):
-    links = [normal(rng, (1, 1, 6, 2)), normal(rng, (3, 5, 2, 3)), normal(rng, (1, 1, 3, 8))]
+    links = [normal((1, 1, 6, 2), rng), normal((3, 5, 2, 3), rng), normal((1, 1, 3, 8), rng)]
     kernel = loop_compose(links, [1, 1, 1]).astype(np.float32)
     assert error_of(tucker2(kernel, ranks=(2, 3)), kernel) < ROUNDING
     assert error_of(tucker2(kernel, ranks=(1, 3)), kernel) > 0.1
@@ -84,14 +85,14 @@ def test_kernels_of_that_form_are_exact(rng):
 
 
 def test_an_int_is_both_ranks(rng):
-    kernel = normal(rng, (3, 3, 4, 6))
+    kernel = normal((3, 3, 4, 6), rng)
     for link, other in zip(tucker2(kernel, ranks=2).kernels, tucker2(kernel, ranks=(2, 2)).kernels, strict=True):
         np.testing.assert_array_equal(link, other)
 
 
 def test_a_tolerance_takes_the_pair_with_the_fewest_weights(rng):
     """Among the pairs whose start meets it; the result may only be smaller than that."""
-    kernel = normal(rng, (3, 3, 6, 8))
+    kernel = normal((3, 3, 6, 8), rng)
     for tolerance in (0.2, 0.5, 0.8):
         chain = tucker2(kernel, tolerance=tolerance)
         meets = [

@@ -14,12 +14,14 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-import oracles
 import pytest
 
 import jaxcnn
 from jaxcnn.lowering import choice, direct
 from jaxcnn.lowering.spec import PoolSpec, conv_spec
+from support import oracles
+
+pytestmark = pytest.mark.optimized
 
 BOUNDS = {
     "direct": ("own", 4),

@@ -10,10 +10,9 @@ import pytest
 import jaxcnn
 from jaxcnn.lowering import spread, winograd
 from jaxcnn.lowering.bands import Band, band_within
+from support.arrays import normal
 
-
-def draw(shape, seed):
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+pytestmark = pytest.mark.optimized
 
 
 def norm(array):
@@ -43,7 +42,7 @@ PADDINGS = {
 @pytest.mark.parametrize("band", [Band(1, 4), Band(1, 8), Band(2, 0)])
 def test_bands_make_the_whole(monkeypatch, padding, method, band):
     """13 rows in bands of 4 and 8, of which the last overlaps, and all rows of two images at a time."""
-    x, kernel = draw((4, 13, 9, 3), 0), draw((3, 5, 3, 5), 1)
+    x, kernel = normal((4, 13, 9, 3), 0), normal((3, 5, 3, 5), 1)
     padding = PADDINGS[padding]
     expected = jaxcnn.conv(x.astype(np.float64), kernel.astype(np.float64), method="direct", padding=padding)
     in_bands(monkeypatch, Band(band.images, band.rows or expected.shape[1]))
@@ -58,12 +57,12 @@ def test_bands_make_the_whole(monkeypatch, padding, method, band):
 @pytest.mark.parametrize("method", ["matmul", "winograd"])
 def test_inputs_gradient_narrow_and_other_ranks(monkeypatch, method):
     in_bands(monkeypatch, Band(1, 4))
-    kernel = draw((3, 3, 5), 1)
-    line, volume = draw((2, 17, 3), 0), draw((2, 9, 6, 5, 3), 0)
+    kernel = normal((3, 3, 5), 1)
+    line, volume = normal((2, 17, 3), 0), normal((2, 9, 6, 5, 3), 0)
     for x, window in ((line, kernel), (volume, np.broadcast_to(kernel[:, None, None], (3, 1, 1, 3, 5)))):
         expected = jaxcnn.conv(x.astype(np.float64), window.astype(np.float64), method="direct")
         assert norm(jaxcnn.conv(x, window, method=method) - expected) < 2e-6 * norm(expected)
-    square, window, weights = draw((2, 13, 9, 3), 0), draw((3, 3, 3, 5), 1), draw((2, 13, 9, 5), 2)
+    square, window, weights = normal((2, 13, 9, 3), 0), normal((3, 3, 3, 5), 1), normal((2, 13, 9, 5), 2)
 
     def gradient(x, kernel, weights, method):
         return jax.grad(lambda x: jnp.sum(jaxcnn.conv(x, kernel, method=method) * weights))(x)
@@ -90,7 +89,7 @@ def test_integers_stay_exact(monkeypatch):
 
 
 def test_a_nan_stays_in_its_band(monkeypatch):
-    x, kernel = draw((1, 16, 8, 3), 0), draw((3, 3, 3, 5), 1)
+    x, kernel = normal((1, 16, 8, 3), 0), normal((3, 3, 3, 5), 1)
     x[0, 0, 0, 0] = np.nan  # the value that the result starts from
     in_bands(monkeypatch, Band(1, 4))
     for method in ("matmul", "winograd"):

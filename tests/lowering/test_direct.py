@@ -5,13 +5,13 @@ from __future__ import annotations
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cropping import assert_cropped
 from hypothesis import given
 from hypothesis import strategies as st
 
 import jaxcnn
 from jaxcnn.lowering import direct
 from jaxcnn.lowering.spec import conv_spec
+from support.cropping import assert_cropped
 
 
 @st.composite

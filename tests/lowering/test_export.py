@@ -11,6 +11,8 @@ import pytest
 
 import jaxcnn
 
+pytestmark = pytest.mark.optimized
+
 ACCELERATORS = ("cuda", "rocm", "tpu")
 
 # Options, x, kernel.

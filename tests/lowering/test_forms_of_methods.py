@@ -15,12 +15,9 @@ import pytest
 import jaxcnn
 from jaxcnn.lowering import choice, direct, groups, shift, tiles, windows, winograd
 from jaxcnn.lowering.spec import ConvSpec, PoolSpec, conv_spec
+from support.arrays import normal
 
 Case = tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]
-
-
-def draw(shape: tuple[int, ...], seed: int, dtype: Any = np.float64) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
 
 
 def roles(x_shape: tuple[int, ...], kernel_shape: tuple[int, ...], **options: Any) -> list[tuple[ConvSpec, Any, Any]]:
@@ -39,8 +36,8 @@ def roles(x_shape: tuple[int, ...], kernel_shape: tuple[int, ...], **options: An
         "window": kernel_shape[:-2],
         **options,
     }
-    x, kernel = draw(x_shape, 0), draw(kernel_shape, 1)
-    y = draw(conv_spec(x, kernel, role="output", **static).output_shape, 2)
+    x, kernel = normal(x_shape, 0, dtype=np.float64), normal(kernel_shape, 1, dtype=np.float64)
+    y = normal(conv_spec(x, kernel, role="output", **static).output_shape, 2, dtype=np.float64)
     operands = {"output": (x, kernel), "input": (y, kernel), "kernel": (x, y)}
     return [(conv_spec(a, b, role=role, **static), a, b) for role, (a, b) in operands.items()]
 
@@ -216,7 +213,7 @@ def test_groups_refuses(groups: int, channels: int, reason: str) -> None:
 @pytest.mark.parametrize(("outputs", "taps"), [(4, 3), (2, 3), (4, 5), (2, 5), (2, 7)])
 def test_winograd_transforms_are_a_correlation(outputs: int, taps: int) -> None:
     at, g, bt = winograd.transforms(outputs, taps)
-    pixels, kernel = draw((outputs + taps - 1,), 0), draw((taps,), 1)
+    pixels, kernel = normal((outputs + taps - 1,), 0, dtype=np.float64), normal((taps,), 1, dtype=np.float64)
     np.testing.assert_allclose(at @ ((g @ kernel) * (bt @ pixels)), np.correlate(pixels, kernel), atol=1e-13)
 
 
@@ -252,7 +249,7 @@ def transforms_a_kernel(function: Any, *args: Any) -> bool:
 
 @pytest.mark.parametrize("transformation", [lambda f: f, jaxcnn.accelerate])
 def test_the_transform_of_a_constant_kernel_is_folded(transformation: Any) -> None:
-    x, kernel = draw((1, 12, 12, 8), 0, np.float32), draw((3, 3, 8, 16), 1, np.float32)
+    x, kernel = normal((1, 12, 12, 8), 0, np.float32), normal((3, 3, 8, 16), 1, np.float32)
     given = transformation(lambda x, kernel: jaxcnn.conv(x, kernel, method="winograd"))
     assert transforms_a_kernel(given, x, kernel)
     assert not transforms_a_kernel(transformation(lambda x: jaxcnn.conv(x, kernel, method="winograd")), x)
@@ -263,7 +260,7 @@ def test_the_transform_of_a_constant_kernel_is_folded(transformation: Any) -> No
 
 @pytest.mark.parametrize("transformation", [lambda f: f, jaxcnn.accelerate])
 def test_the_transform_of_a_loops_kernel_is_hoisted(transformation: Any) -> None:
-    x, kernel = draw((1, 12, 12, 8), 0, np.float32), draw((3, 3, 8, 16), 1, np.float32)
+    x, kernel = normal((1, 12, 12, 8), 0, np.float32), normal((3, 3, 8, 16), 1, np.float32)
 
     def repeated(x: jax.Array, kernel: jax.Array) -> jax.Array:
         def step(x: jax.Array, _: None) -> tuple[jax.Array, None]:
@@ -289,7 +286,7 @@ def test_an_accelerated_programs_kernels_are_transformed_one_after_the_other() -
 
 @pytest.mark.parametrize("value", [100.0, -100.0, np.nan])
 def test_a_kernel_is_transformed_alike_whatever_it_waits_for(value: float) -> None:
-    x, kernel = draw((1, 12, 12, 8), 0, np.float32), draw((3, 3, 8, 16), 1, np.float32)
+    x, kernel = normal((1, 12, 12, 8), 0, np.float32), normal((3, 3, 8, 16), 1, np.float32)
     x[0, 0, 0, 0] = value
     conv = functools.partial(jaxcnn.conv, method="winograd", padding="VALID")
     np.testing.assert_array_equal(jax.jit(jaxcnn.accelerate(conv))(x, kernel), jax.jit(conv)(x, kernel))
@@ -310,7 +307,7 @@ def test_winners_by_axis(window: tuple[int, ...], mode: str) -> None:
     values = np.random.default_rng(0).integers(0, 3, spec.input_shape).astype(np.float32)  # many ties
     values[values == 0] = -np.inf
     values[:, ::5, ...] = np.nan
-    y = draw(spec.output_shape, 1, np.float32)
+    y = normal(spec.output_shape, 1, np.float32)
     padded = windows._padded(jnp.asarray(values), spec.padding, direct.pool_identity(mode, spec.dtype))
     index = windows._winner_by_axis(padded, spec, mode)
     expected = direct.winner(jnp.asarray(values), spec, mode)

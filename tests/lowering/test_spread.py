@@ -11,10 +11,7 @@ import pytest
 
 import jaxcnn
 from jaxcnn.lowering import matmul, spread
-
-
-def draw(shape, seed):
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+from support.arrays import normal
 
 
 def norm(array):
@@ -35,7 +32,7 @@ AXES = [(), (0,), (1,), (0, 1)]
 @pytest.mark.parametrize("axes", AXES)
 @pytest.mark.parametrize(("images", "taps"), [(4, 100), (1, 100), (2, 1), (1, 2)])
 def test_every_split_of_the_axes(monkeypatch, options, axes, images, taps):
-    x, kernel = draw((4, 9, 8, 3), 0), draw((3, 4, 3, 5), 1)
+    x, kernel = normal((4, 9, 8, 3), 0), normal((3, 4, 3, 5), 1)
     # Room for the products of so many images together, or of so many taps of one image: the rest goes block by block.
     columns = 12 // int(np.prod([(3, 4)[axis] for axis in axes]))
     pixels = 9 * 8 if taps == 100 else 4 * 9 * 8
@@ -52,7 +49,7 @@ def test_every_split_of_the_axes(monkeypatch, options, axes, images, taps):
 
 
 def test_images_go_in_a_loop_and_taps_in_blocks(monkeypatch):
-    x, kernel = jnp.asarray(draw((6, 9, 8, 3), 0)), jnp.asarray(draw((3, 4, 3, 5), 1))
+    x, kernel = jnp.asarray(normal((6, 9, 8, 3), 0)), jnp.asarray(normal((3, 4, 3, 5), 1))
 
     def text():
         jax.clear_caches()
@@ -71,7 +68,7 @@ def test_images_go_in_a_loop_and_taps_in_blocks(monkeypatch):
 
 @pytest.mark.parametrize("spatial", [1, 3])
 def test_one_and_three_axes(spatial):
-    x, kernel = draw((2, *[7] * spatial, 3), 0), draw((*(3, 2, 4)[:spatial], 3, 5), 1)
+    x, kernel = normal((2, *[7] * spatial, 3), 0), normal((*(3, 2, 4)[:spatial], 3, 5), 1)
     actual = jaxcnn.conv(x, kernel, method="matmul")
     expected = jaxcnn.conv(x.astype(np.float64), kernel.astype(np.float64), method="direct")
     assert norm(actual - expected) < 1e-6 * norm(expected)
@@ -160,11 +157,11 @@ def test_where_a_kernel_gradient_is_one_product(shape, kernel, wanted):
 @pytest.mark.parametrize("room", [0, 10**9])
 def test_kernel_gradients_of_all_taps_and_of_each(monkeypatch, strides, room):
     monkeypatch.setattr(matmul, "_GATHERED_BYTES", room)
-    x, kernel = draw((2, 9, 8, 3), 0), draw((3, 4, 3, 5), 1)
+    x, kernel = normal((2, 9, 8, 3), 0), normal((3, 4, 3, 5), 1)
 
     def gradient(x, kernel, method):
         y, pull = jax.vjp(lambda k: jaxcnn.conv(x, k, method=method, strides=strides, kernel_dilation=(1, 2)), kernel)
-        return pull(jnp.asarray(draw(y.shape, 2), y.dtype))[0]
+        return pull(jnp.asarray(normal(y.shape, 2), y.dtype))[0]
 
     jax.clear_caches()
     text = jax.jit(lambda k: gradient(x, k, "matmul")).lower(kernel).as_text()

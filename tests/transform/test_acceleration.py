@@ -11,12 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from comparing import assert_same, normal
 from jax import lax
 
 import jaxcnn
 from jaxcnn import accelerate
-from jaxcnn.transform.interpreter import held_jaxprs, opened
+from support.arrays import assert_same, jax_normal
+from support.counting import executed_convolutions
+
+pytestmark = pytest.mark.leaks
 
 
 def network(params, x, *, train=False):
@@ -41,10 +43,10 @@ def small(params, x):
 
 def parameters():
     shapes = {"stem": (8, 3, 3, 3), "depthwise": (8, 1, 3, 3), "grouped": (8, 4, 3, 3), "head": (8, 5)}
-    return {name: normal(shape, seed) / 3 for seed, (name, shape) in enumerate(shapes.items())}
+    return {name: jax_normal(shape, seed) / 3 for seed, (name, shape) in enumerate(shapes.items())}
 
 
-PARAMS, X = parameters(), normal((2, 3, 17, 17), 9)
+PARAMS, X = parameters(), jax_normal((2, 3, 17, 17), 9)
 LABELS = jnp.array([1, 4])
 
 
@@ -55,15 +57,7 @@ def loss(params, x, labels):
 
 def convolutions(f, *args):
     """The parameters of the convolutions that f binds, in order."""
-
-    def walk(jaxpr):
-        for equation in opened(jaxpr).eqns:
-            if equation.primitive.name == "jaxcnn_conv":
-                yield equation.params
-            for inner in held_jaxprs(equation):
-                yield from walk(inner)
-
-    return list(walk(jax.make_jaxpr(f)(*args)))
+    return [equation.params for equation in executed_convolutions(f, *args)]
 
 
 def test_a_network_forward_and_backward():
@@ -270,7 +264,7 @@ def test_inside_a_trace_what_f_closes_over_may_be_of_that_trace():
     def expected(kernel, x):
         return jnp.sum(lax.conv_general_dilated(x, kernel, (1, 1), "SAME") ** 2)
 
-    kernel = normal((3, 3, 3, 3))
+    kernel = jax_normal((3, 3, 3, 3))
     grad = partial(jax.grad, argnums=(0, 1))
     for run in (jax.jit, grad, lambda f: jax.jit(grad(f)), grad):
         # Of the same shapes each time, but each time with values of another trace.
@@ -301,7 +295,7 @@ def test_functions_that_call_jaxcnn():
         y = jaxcnn.conv_transpose(y, kernel, strides=2, layout="NCHW")
         return jaxcnn.max_pool(y, 2, layout="NCHW")
 
-    kernel = normal((3, 3, 3, 3))
+    kernel = jax_normal((3, 3, 3, 3))
     assert_same(accelerate(f)(X, kernel), f(X, kernel))
     # The same but for what is known of the program: that it computes the images, and begins with no kernel.
     own = str(jax.make_jaxpr(f)(X, kernel)).replace("computed=False", "computed=True")
@@ -320,7 +314,7 @@ def test_a_convolution_in_a_loop_is_channels_last():
 
         return lax.scan(body, x, length=3)[0]
 
-    x, kernel = normal((1, 8, 8, 8)), normal((8, 8, 3, 3)) / 9
+    x, kernel = jax_normal((1, 8, 8, 8)), jax_normal((8, 8, 3, 3)) / 9
     assert_same(accelerate(f)(x, kernel), f(x, kernel))
     text = jax.jit(accelerate(f, method="direct")).lower(x, kernel).as_text()
     (line,) = (line for line in text.splitlines() if "stablehlo.convolution" in line)

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
-from planted import NUMBERS, conv, draw, network, relative
 
 import jaxcnn
 from jaxcnn.transform import problem, searching
@@ -15,6 +14,8 @@ from jaxcnn.transform.discovery import kernels_of
 from jaxcnn.transform.layers import Layer
 from jaxcnn.transform.linked import seen
 from jaxcnn.transform.side_by_side import is_fitted, samples, side_by_side, together
+from support.arrays import normal, relative_error
+from support.planted import NUMBERS, conv, network
 
 F, PARAMS, X = network()
 
@@ -43,8 +44,8 @@ def last(generator):
         return stop.value
 
 
-KERNELS = [jnp.asarray(draw(3, 3, 4, 4, seed=seed)) for seed in range(2)]
-IMAGE = jnp.asarray(draw(2, 8, 8, 4, seed=9))
+KERNELS = [jnp.asarray(normal((3, 3, 4, 4), seed)) for seed in range(2)]
+IMAGE = jnp.asarray(normal((2, 8, 8, 4), 9))
 
 
 def test_both_sides_are_what_they_compute():
@@ -54,13 +55,13 @@ def test_both_sides_are_what_they_compute():
 
     args = (*KERNELS, IMAGE)
     ((dense, same),) = last(walk(f, *args))
-    assert relative(dense, f(*args)) < 1e-6
-    assert relative(same, f(*args)) < 1e-6
+    assert relative_error(dense, f(*args)) < 1e-6
+    assert relative_error(same, f(*args)) < 1e-6
     # The second argument is substituted: what does not depend on it is computed once.
     ((dense, other),) = last(
         walk(lambda a, b, x: conv(x, a) + (b * b).sum(), *args, changed=(args[0], 2 * args[1], IMAGE))
     )
-    assert relative(other - dense, jnp.full(dense.shape, 3 * (args[1] ** 2).sum())) < 1e-5
+    assert relative_error(other - dense, jnp.full(dense.shape, 3 * (args[1] ** 2).sum())) < 1e-5
 
 
 def test_the_links_that_are_sent_are_computed_with():
@@ -75,8 +76,8 @@ def test_the_links_that_are_sent_are_computed_with():
     np.testing.assert_array_equal(first.image, IMAGE)
     second = generator.send(chain)
     # The second layer sees what the first one's chain makes, and is to respond as if there had been none.
-    assert relative(second.image, jax.nn.relu(conv(IMAGE, 2 * KERNELS[0]))) < 1e-6
-    assert relative(second.response, f(*args)) < 1e-6
+    assert relative_error(second.image, jax.nn.relu(conv(IMAGE, 2 * KERNELS[0]))) < 1e-6
+    assert relative_error(second.response, f(*args)) < 1e-6
     with pytest.raises(StopIteration) as stop:
         generator.send(None)
     ((dense, substituted),) = stop.value.value
@@ -149,7 +150,7 @@ def test_batches_in_step():
 
 def blurred(count, seed):
     """Images whose neighbours are alike, as photographs' are: the taps of a kernel are not equally important."""
-    noise = draw(count, 34, 34, 3, seed=seed)
+    noise = normal((count, 34, 34, 3), seed)
     mean = sum(noise[:, i : i + 24, j : j + 24] for i in range(8) for j in range(8)) / 8
     return jnp.asarray(mean)
 
@@ -171,7 +172,7 @@ def test_responses_are_closer_on_other_images(found):
     plain, fitted, _ = found
     assert fitted.report.macs <= 0.1
     x = blurred(6, 4)
-    errors = [relative(each.apply(each.params, x), F(PARAMS, x)) for each in (plain, fitted)]
+    errors = [relative_error(each.apply(each.params, x), F(PARAMS, x)) for each in (plain, fitted)]
     assert errors[1] < 0.7 * errors[0]
 
 
@@ -192,7 +193,7 @@ def test_a_tolerance_is_met_with_fewer_macs():
 
 def noisy(seed):
     """A kernel of no low rank, for 6 channels."""
-    return jnp.asarray(draw(5, 5, 6, 6, seed=seed) / 8)
+    return jnp.asarray(normal((5, 5, 6, 6), seed) / 8)
 
 
 def twice(params, x):
@@ -249,8 +250,8 @@ SHAPES = {
 
 def correlated(count, seed):
     """Images whose channels and whose neighbours are alike, of which the weights know nothing."""
-    mixing = draw(6, 6, seed=100) @ np.diag(0.5 ** np.arange(6)) @ draw(6, 6, seed=101)
-    noise = draw(count, 13, 13, 6, seed=seed) @ mixing
+    mixing = normal((6, 6), 100) @ np.diag(0.5 ** np.arange(6)) @ normal((6, 6), 101)
+    noise = normal((count, 13, 13, 6), seed) @ mixing
     return jnp.asarray(sum(noise[:, i : i + 10, j : j + 10] for i in range(4) for j in range(4)) / 16, jnp.float32)
 
 
@@ -262,7 +263,7 @@ def test_hard_shapes_are_fitted_to_their_responses(f):
         plain = jaxcnn.substitute(f, params, x, **options)
         fitted = jaxcnn.substitute(f, params, x, calibration=[(correlated(4, 2),), correlated(4, 3)], **options)
     other = correlated(3, 4)
-    errors = [relative(each.apply(each.params, other), f(params, other)) for each in (plain, fitted)]
+    errors = [relative_error(each.apply(each.params, other), f(params, other)) for each in (plain, fitted)]
     assert errors[1] < 0.9 * errors[0]
     assert fitted.report.macs == plain.report.macs <= 0.35
     for row in fitted.report.rows:
@@ -277,7 +278,7 @@ def test_as_many_samples_for_the_weights_of_an_output_whichever_way_the_kernel_g
         return self.apart(self.chain(option))[number], option.error
 
     monkeypatch.setattr(Layer, "fitted", fitted)
-    kernel, x = jnp.asarray(draw(3, 3, 6, 1)), jnp.asarray(draw(6, 30, 30, 6, seed=1))
+    kernel, x = jnp.asarray(normal((3, 3, 6, 1))), jnp.asarray(normal((6, 30, 30, 6), 1))
     options = {"rank": 2, "schemes": "separable", "calibration": x}
     jaxcnn.substitute(lambda k, x: conv(x, k), kernel, x[:1], **options)
     jaxcnn.substitute(lambda k, x: jaxcnn.conv_transpose(x, k), kernel.swapaxes(2, 3), x[:1], **options)

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from functools import partial
 
-import chains
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from chains import (
+from jax import lax
+
+import jaxcnn
+from jaxcnn.transform.chained import chained
+from jaxcnn.transform.placement import Placement
+from support import chains
+from support.arrays import jax_normal
+from support.chains import (
     DEPTHWISE,
     GROUPED,
     MULTIPLIED,
@@ -24,15 +30,11 @@ from chains import (
     dense,
     in_order,
 )
-from comparing import normal
-from jax import lax
 
-import jaxcnn
-from jaxcnn.transform.chained import chained
-from jaxcnn.transform.placement import Placement
+pytestmark = pytest.mark.leaks
 
 stack = partial(dense, stacks=1)
-FEATURES = normal((6,), 3) + 2
+FEATURES = jax_normal((6,), 3) + 2
 
 
 # Convolutions.
@@ -79,7 +81,7 @@ def test_orders_and_ranks(order, rank):
     shapes[-1] = (*shapes[-1][:-1], 5)
     numbers = chains.LAYOUTS[rank]
     channels_first = (*("NC" + "DHW"[3 - rank :],), "OI" + "DHW"[3 - rank :], "NC" + "DHW"[3 - rank :])
-    own, x = chain(*shapes), normal((2, *(5, 6, 4)[:rank], 4), 9)
+    own, x = chain(*shapes), jax_normal((2, *(5, 6, 4)[:rank], 4), 9)
     if order == "HWIO":
         assert_chained(lambda w, x: conv(x, w, 2, dimension_numbers=numbers), own, x)
     else:
@@ -129,7 +131,7 @@ def test_transposed_convolutions(padding, strides):
 
 
 def test_a_transposed_convolution_in_groups():
-    y = normal((2, 5, 4, 8), 9)
+    y = jax_normal((2, 5, 4, 8), 9)
     assert_chained(lambda w, y: jaxcnn.conv_transpose(y, w, strides=2, feature_group_count=2), GROUPED, y)
 
 
@@ -212,7 +214,7 @@ def stacked_scan(ws, x, biases, reverse=False):
     return lax.scan(step, x, (ws, biases), reverse=reverse)
 
 
-BIASES = normal((3, 4), 5)
+BIASES = jax_normal((3, 4), 5)
 
 
 @pytest.mark.parametrize("reverse", [False, True])

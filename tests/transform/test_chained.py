@@ -9,7 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from chains import (
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax import lax
+
+import jaxcnn
+from jaxcnn import accelerate, with_chains
+from support.arrays import assert_same, jax_normal
+from support.chains import (
     QUICK,
     SEPARABLE,
     SQUARE,
@@ -19,19 +26,15 @@ from chains import (
     conv,
     dense,
     in_order,
+    is_chain,
     variables,
 )
-from comparing import assert_same, normal
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from jax import lax
 
-import jaxcnn
-from jaxcnn import accelerate, with_chains
+pytestmark = pytest.mark.leaks
 
 compiled = partial(jax.jit, compiler_options=QUICK)
 OTHER = chain((3, 1, 6, 2), (1, 3, 2, 3))
-PARAMS = {"stem": {"kernel": SEPARABLE, "bias": normal((6,), 2)}, "body": OTHER, "head": normal((3, 5), 4)}
+PARAMS = {"stem": {"kernel": SEPARABLE, "bias": jax_normal((6,), 2)}, "body": OTHER, "head": jax_normal((3, 5), 4)}
 
 
 def network(params, x, *, train=False, activation=jax.nn.relu, mode="plain"):
@@ -44,10 +47,6 @@ def network(params, x, *, train=False, activation=jax.nn.relu, mode="plain"):
 
 def loss(params, x):
     return jnp.sum(jnp.sin(network(params, x)))
-
-
-def is_chain(value):
-    return isinstance(value, jaxcnn.KernelChain)
 
 
 def without_chains(values):
@@ -159,7 +158,7 @@ def test_the_path_of_a_keyword():
 
 def test_a_group_count_that_is_not_the_chains():
     with pytest.raises(ValueError, match="feature_group_count"):
-        with_chains(lambda w, x: conv(x, w, feature_group_count=2))(SEPARABLE, normal((2, 9, 7, 8)))
+        with_chains(lambda w, x: conv(x, w, feature_group_count=2))(SEPARABLE, jax_normal((2, 9, 7, 8)))
 
 
 def test_kernels_in_two_orders():
@@ -238,7 +237,7 @@ def test_forward_mode_and_second_order():
 
 
 def test_vmap_over_images_and_over_links():
-    images = normal((3, *X.shape), 1)
+    images = jax_normal((3, *X.shape), 1)
     several = jax.tree.map(lambda link: jnp.stack([link, 2 * link, -link]), SEPARABLE)
     f = with_chains(lambda w, x: jnp.tanh(conv(x, w, 2)))
 

@@ -6,23 +6,20 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-import networks
 import numpy as np
 import pytest
-from chains import QUICK
-from test_interoperation import assert_close, bound, network, the_libraries_settings  # noqa: F401  (a fixture)
+from test_interoperation import assert_close, network, the_libraries_settings  # noqa: F401  (a fixture)
 
 import jaxcnn
 from jaxcnn import accelerate, with_chains
+from support import networks
+from support.chains import QUICK
+from support.jaxprs import primitives_of
 
 X = jnp.asarray(np.random.default_rng(1).standard_normal(networks.SHAPE), np.float32)
 compiled = partial(jax.jit, compiler_options=QUICK)
 GROUPS = {1: 8, 4: 2}
 """Of the networks' kernels of eight output features, by the input features that each has: the others have one group."""
-
-
-def is_chain(value):
-    return isinstance(value, jaxcnn.KernelChain)
 
 
 def order_of(library, kernel):
@@ -97,7 +94,7 @@ def test_no_convolution_is_left_to_lax(library):
     f, _, _ = network(library)
     arrays, with_them, _ = both(library)
     for function in (with_chains(f), accelerate(with_chains(f)), with_chains(accelerate(f))):
-        found = bound(lambda arrays, x, function=function: function(with_them(arrays), x), arrays, X)
+        found = primitives_of(lambda arrays, x, function=function: function(with_them(arrays), x), arrays, X)
         assert "jaxcnn_conv" in found
         assert "conv_general_dilated" not in found
 

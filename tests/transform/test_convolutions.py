@@ -8,8 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from comparing import assert_same, normal
-from cropping import assert_cropped
 from hypothesis import given
 from hypothesis import strategies as st
 from jax import lax
@@ -18,18 +16,17 @@ import jaxcnn
 from jaxcnn.primitives import conv_p
 from jaxcnn.transform.acceleration import accelerate
 from jaxcnn.transform.convolutions import convolution
-from jaxcnn.transform.interpreter import held_jaxprs, opened
+from support.arrays import assert_same, jax_normal
+from support.cropping import assert_cropped
+from support.jaxprs import equations_of
 
-
-def equations(f, *args):
-    """Every equation of a function without control flow."""
-    return jax.make_jaxpr(f)(*args).jaxpr.eqns
+pytestmark = pytest.mark.leaks
 
 
 def roles(f, *args):
     """How often each role is bound in the accelerated function, and how many convolutions are left to lax."""
     found = Counter()
-    for equation in equations(accelerate(f), *args):
+    for equation in equations_of(accelerate(f), *args):
         if equation.primitive is conv_p:
             found[equation.params["role"]] += 1
         elif equation.primitive is jax.extend.core.primitives.conv_general_dilated_p:
@@ -67,7 +64,7 @@ def convolutions(draw):
         "feature_group_count": groups,
     }
     x, kernel = (
-        normal(tuple(sizes[letter] for letter in order), seed)
+        jax_normal(tuple(sizes[letter] for letter in order), seed)
         for seed, (sizes, order) in enumerate(zip(shapes, layout, strict=False))
     )
     return x, kernel, options
@@ -83,7 +80,7 @@ def test_any_layout_and_its_derivatives(case):
     y = jax.eval_shape(forward, x, kernel)
     if 0 in y.shape:
         return
-    cotangent = normal(y.shape, 3)
+    cotangent = jax_normal(y.shape, 3)
 
     def backward(x, kernel, cotangent):
         return jax.vjp(forward, x, kernel)[1](cotangent)
@@ -123,7 +120,7 @@ def test_derivatives_of_lax_become_roles(groups, strides, expected):
 
 @pytest.mark.parametrize(("window", "dilation"), [(2, 1), (4, 1), (3, 2)])
 def test_derivatives_of_a_transposed_convolution_become_roles(window, dilation):
-    x, kernel = normal((2, 7, 6, 5), 0), normal((window, window, 5, 3), 1)
+    x, kernel = jax_normal((2, 7, 6, 5), 0), jax_normal((window, window, 5, 3), 1)
 
     def loss(x, kernel):
         numbers = ("NHWC", "HWIO", "NHWC")
@@ -186,7 +183,7 @@ def test_integers_are_equal_bit_for_bit(dtype, rng):
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_16_bit_floats_are_no_less_accurate(dtype):
-    x, kernel = normal((2, 9, 9, 4), 0), normal((3, 3, 1, 4), 1)
+    x, kernel = jax_normal((2, 9, 9, 4), 0), jax_normal((3, 3, 1, 4), 1)
     x, kernel = x.astype(dtype), kernel.astype(dtype)
 
     def f(x, kernel):
@@ -206,7 +203,7 @@ def test_weak_types(weak):
         x, kernel = (jnp.full(a.shape, 0.5) if is_weak else a for a, is_weak in zip((x, kernel), weak, strict=True))
         return lax.conv_general_dilated(x, kernel, (1,), "SAME")
 
-    x, kernel = normal((1, 2, 8)), normal((2, 2, 3))
+    x, kernel = jax_normal((1, 2, 8)), jax_normal((2, 2, 3))
     assert_same(accelerate(f)(x, kernel), f(x, kernel))
     assert_same(jax.jit(accelerate(f))(x, kernel), jax.jit(f)(x, kernel))
     assert roles(f, x, kernel) == ({"lax": 1} if all(weak) else {"output": 1})
@@ -217,7 +214,7 @@ def test_preferred_element_type_and_precision_are_kept():
         return lax.conv_general_dilated(x, kernel, (1,), "SAME", precision="highest", preferred_element_type=np.float32)
 
     x, kernel = jnp.ones((1, 2, 8), jnp.bfloat16), jnp.ones((2, 2, 3), jnp.bfloat16)
-    (equation,) = (e for e in equations(accelerate(f), x, kernel) if e.primitive is conv_p)
+    (equation,) = (e for e in equations_of(accelerate(f), x, kernel) if e.primitive is conv_p)
     assert convolution(equation).spec.out_dtype == np.float32
     assert equation.params["precision"] == (lax.Precision.HIGHEST, lax.Precision.HIGHEST)
     assert accelerate(f)(x, kernel).dtype == np.float32
@@ -226,7 +223,7 @@ def test_preferred_element_type_and_precision_are_kept():
 @pytest.mark.parametrize("dilation", [2, (1, 3), (2, 1)])
 @pytest.mark.parametrize("groups", [1, 2])
 def test_own_convolution_of_a_dilated_input_is_one_transposed(dilation, groups):
-    x, kernel = normal((2, 5, 6, 4), 0), normal((3, 3, 4 // groups, 6), 1)
+    x, kernel = jax_normal((2, 5, 6, 4), 0), jax_normal((3, 3, 4 // groups, 6), 1)
 
     def f(x, kernel):
         options = {"padding": ((1, 2), (2, 1)), "input_dilation": dilation, "feature_group_count": groups}
@@ -239,19 +236,11 @@ def test_own_convolution_of_a_dilated_input_is_one_transposed(dilation, groups):
 
 def bound(f, *args):
     """The equations of `conv_p` in a function, at any depth."""
-
-    def walk(jaxpr):
-        for equation in opened(jaxpr).eqns:
-            if equation.primitive is conv_p:
-                yield equation
-            for inner in held_jaxprs(equation):
-                yield from walk(inner)
-
-    return walk(jax.make_jaxpr(f)(*args))
+    return [equation for equation in equations_of(f, *args) if equation.primitive is conv_p]
 
 
 def test_own_convolution_of_a_dilated_input_with_strides_stays():
-    x, kernel = normal((2, 5, 6, 4), 0), normal((3, 3, 4, 6), 1)
+    x, kernel = jax_normal((2, 5, 6, 4), 0), jax_normal((3, 3, 4, 6), 1)
 
     def f(x, kernel):
         return jaxcnn.conv(x, kernel, strides=2, input_dilation=3)
@@ -264,7 +253,7 @@ def test_images_of_a_rewritten_program_are_taken_for_computed():
     def f(x, kernel):
         return jaxcnn.conv(x, kernel, feature_group_count=8)
 
-    x, kernel = normal((1, 9, 9, 8), 0), normal((3, 3, 1, 8), 1)
+    x, kernel = jax_normal((1, 9, 9, 8), 0), jax_normal((3, 3, 1, 8), 1)
     assert [equation.params["computed"] for equation in bound(f, x, kernel)] == [False]
     assert [equation.params["computed"] for equation in bound(accelerate(f), x, kernel)] == [True]
     assert_same(accelerate(f)(x, kernel), f(x, kernel))

@@ -6,13 +6,14 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax import lax
-from planted import conv, draw
 
 import jaxcnn
 from jaxcnn.transform.discovery import kernels_of
+from support.arrays import normal
+from support.planted import conv
 
 X = jnp.ones((1, 8, 8, 4))
-KERNEL = jnp.asarray(draw(3, 3, 4, 4))
+KERNEL = jnp.asarray(normal((3, 3, 4, 4)))
 
 
 def found(f, *args):
@@ -89,7 +90,7 @@ def test_a_kernel_used_twice_has_two_sites():
 
 
 def test_a_kernel_of_other_groups_is_another():
-    kernel = jnp.asarray(draw(3, 3, 1, 4))
+    kernel = jnp.asarray(normal((3, 3, 1, 4)))
     refused = only(lambda k, x: conv(conv(x, k, feature_group_count=4)[..., :1], k), kernel)
     assert refused.refusal == "two convolutions have it in different numbers of groups"
 
@@ -115,7 +116,7 @@ def test_slices_of_a_stack_are_kernels():
 
 
 def test_depthwise_kernels_by_channel_and_multiplier():
-    kernel = jnp.asarray(draw(3, 3, 4, 2))
+    kernel = jnp.asarray(normal((3, 3, 4, 2)))
     result = only(lambda k, x: jaxcnn.depthwise_conv(x, k), kernel)
     assert result.placement.kernel_shape == (3, 3, 1, 8)
     assert result.placement.shape == (3, 3, 4, 2)
@@ -124,7 +125,7 @@ def test_depthwise_kernels_by_channel_and_multiplier():
 
 
 def test_all_convolutions_are_counted():
-    fixed = jnp.asarray(draw(3, 3, 4, 4, seed=1))
+    fixed = jnp.asarray(normal((3, 3, 4, 4), 1))
 
     def f(k, x):
         return lax.scan(lambda y, _: (conv(conv(y, k), fixed), None), x, None, length=5)[0]

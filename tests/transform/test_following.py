@@ -7,14 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.extend.core.primitives import conv_general_dilated_p
-from planted import conv, draw
 
 from jaxcnn.transform.following import constant_beyond
+from support.arrays import normal
+from support.planted import conv
 
-BIAS, SCALE = draw(4, seed=1), np.array([1.0, -2.0, 0.5, 3.0], np.float32)
+BIAS, SCALE = normal((4,), 1), np.array([1.0, -2.0, 0.5, 3.0], np.float32)
 B, S = (numbers[None, None, None] for numbers in (BIAS, SCALE))
-KERNEL = jnp.asarray(draw(3, 3, 2, 4))
-X = jnp.asarray(draw(2, 6, 6, 2, seed=2))
+KERNEL = jnp.asarray(normal((3, 3, 2, 4)))
+X = jnp.asarray(normal((2, 6, 6, 2), 2))
 
 
 def ends(f, axis=-1):
@@ -45,8 +46,8 @@ WAYS = {
     "gelu": (lambda y: jax.nn.gelu(y + B), NOWHERE),
     "swish": (lambda y: y * jax.nn.sigmoid(y), NOWHERE),
     "read twice": (lambda y: jax.nn.relu(y) + y, NOWHERE),
-    "residual": (lambda y: jax.nn.relu(y + draw(2, 6, 6, 4, seed=9)), NOWHERE),
-    "by pixel": (lambda y: jax.nn.relu(y + draw(1, 6, 6, 1, seed=9)), NOWHERE),
+    "residual": (lambda y: jax.nn.relu(y + normal((2, 6, 6, 4), 9)), NOWHERE),
+    "by pixel": (lambda y: jax.nn.relu(y + normal((1, 6, 6, 1), 9)), NOWHERE),
 }
 
 

@@ -7,13 +7,13 @@ from functools import cache
 
 import jax
 import jax.numpy as jnp
-import networks
 import numpy as np
 import pytest
-from comparing import normal
 
 from jaxcnn import accelerate
-from jaxcnn.transform.interpreter import held_jaxprs, opened
+from support import networks
+from support.arrays import jax_normal
+from support.jaxprs import primitives_of
 
 
 @pytest.fixture(autouse=True)
@@ -50,20 +50,8 @@ def assert_close(actual, expected, tolerance):
         assert np.linalg.norm(a - b) <= tolerance * np.linalg.norm(b) + 1e-6 * largest
 
 
-def bound(f, *args):
-    """The names of all primitives that f binds, at any depth."""
-
-    def walk(jaxpr):
-        for equation in opened(jaxpr).eqns:
-            yield str(equation.primitive)
-            for inner in held_jaxprs(equation):
-                yield from walk(inner)
-
-    return set(walk(jax.make_jaxpr(f)(*args)))
-
-
 LIBRARIES = list(networks.LIBRARIES)
-X = normal(networks.SHAPE, 1)
+X = jax_normal(networks.SHAPE, 1)
 
 
 def arrays_of(variables):
@@ -87,7 +75,7 @@ def test_values(library):
         return jax.jit(lambda arrays, x: (f(whole(arrays), x), train(whole(arrays), x)))
 
     assert_close(both(accelerate(f), accelerate(train))(arrays, X), both(f, train)(arrays, X), 1e-5)
-    found = bound(lambda arrays, x: accelerate(f)(whole(arrays), x), arrays, X)
+    found = primitives_of(lambda arrays, x: accelerate(f)(whole(arrays), x), arrays, X)
     assert {"jaxcnn_conv", "jaxcnn_extremum"} <= found
     assert not {"conv_general_dilated", "reduce_window_max", "reduce_window_sum"} & found
 

@@ -6,17 +6,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from comparing import assert_same, normal
 from jax import lax
 from jax.custom_batching import custom_vmap
 from jax.extend.core.primitives import conv_general_dilated_p
 from jax.sharding import PartitionSpec as P
 
 from jaxcnn.transform.acceleration import accelerate
-from jaxcnn.transform.interpreter import held_jaxprs, opened
+from support.arrays import assert_same, jax_normal
+from support.jaxprs import equations, equations_of
 
-KERNEL = normal((3, 3, 1, 4), 1) / 3
-X = normal((2, 6, 6, 4))
+pytestmark = pytest.mark.leaks
+
+KERNEL = jax_normal((3, 3, 1, 4), 1) / 3
+X = jax_normal((2, 6, 6, 4))
 
 
 def conv(x, kernel=KERNEL):
@@ -146,10 +148,7 @@ HOLDERS = {
 
 def left(jaxpr):
     """How many of lax's convolutions there are in a jaxpr, at any depth."""
-    return sum(
-        (equation.primitive is conv_general_dilated_p) + sum(map(left, held_jaxprs(equation)))
-        for equation in opened(jaxpr).eqns
-    )
+    return sum(equation.primitive is conv_general_dilated_p for equation in equations(jaxpr))
 
 
 @pytest.fixture(autouse=True)
@@ -243,16 +242,8 @@ def test_a_rule_of_custom_vmap_for_some_of_its_arguments():
 
 def test_remat_stays_differentiated():
     f = accelerate(jax.grad(loss(HOLDERS["remat"])))
-
-    def remats(jaxpr):
-        for equation in opened(jaxpr).eqns:
-            if equation.primitive is jax.extend.core.primitives.remat_p:
-                yield equation.params
-            for inner in held_jaxprs(equation):
-                yield from remats(inner)
-
-    found = list(remats(jax.make_jaxpr(f)(X)))
-    assert [params["differentiated"] for params in found] == [True]
+    remats = [each for each in equations_of(f, X) if each.primitive is jax.extend.core.primitives.remat_p]
+    assert [equation.params["differentiated"] for equation in remats] == [True]
 
 
 def test_constants_made_while_rewriting_a_remat_become_operands():

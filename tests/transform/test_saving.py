@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from planted import clock_by_arithmetic, conv, draw, network, planted
 
 import jaxcnn
 from jaxcnn.transform import searching
+from support.arrays import normal
+from support.planted import clock_by_arithmetic, conv, network, planted
 
 F, PARAMS, X = network()
 
@@ -40,7 +41,7 @@ def test_saved_and_loaded(tmp_path):
 
 def test_sixteen_bits_are_saved(tmp_path):
     kernel = planted(5, 5, 8, 8, 2).astype(jnp.bfloat16)
-    x = jnp.asarray(draw(1, 12, 12, 8)).astype(jnp.bfloat16)
+    x = jnp.asarray(normal((1, 12, 12, 8))).astype(jnp.bfloat16)
     found = jaxcnn.substitute(lambda k, x: conv(x, k[0]) * k[1], (kernel, jnp.asarray(2, jnp.bfloat16)), x, macs=0.5)
     found.save(tmp_path / "network.npz")
     loaded = jaxcnn.Substitution.load(tmp_path / "network.npz", found.f, (kernel, jnp.asarray(0, jnp.bfloat16)))
@@ -51,7 +52,7 @@ def test_sixteen_bits_are_saved(tmp_path):
 @pytest.fixture
 def small():
     """A substitution of one layer, quick to find: (found, f, params, x)."""
-    params, x = {"kernel": planted(5, 5, 4, 4, 1), "bias": jnp.zeros(4)}, jnp.asarray(draw(1, 8, 8, 4))
+    params, x = {"kernel": planted(5, 5, 4, 4, 1), "bias": jnp.zeros(4)}, jnp.asarray(normal((1, 8, 8, 4)))
 
     def f(params, x):
         return conv(x, params["kernel"]) + params["bias"][None, None, None]

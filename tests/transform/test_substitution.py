@@ -10,11 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
-from planted import clock_by_arithmetic, conv, draw, network, planted, relative
 
 import jaxcnn
 from jaxcnn.transform import problem, searching
 from jaxcnn.transform.allocation import Harm
+from support.arrays import normal, relative_error
+from support.chains import is_chain
+from support.planted import clock_by_arithmetic, conv, network, planted
 
 F, PARAMS, X = network()
 
@@ -39,16 +41,12 @@ def verified(found, f=F, params=PARAMS, args=(X,)):
     """The substitution, of which the report's figures are checked."""
     report = found.report
     expected, actual = f(params, *args), found.apply(found.params, *args)
-    assert relative(actual, expected) == pytest.approx(report.error, rel=1e-3, abs=1e-6)
+    assert relative_error(actual, expected) == pytest.approx(report.error, rel=1e-3, abs=1e-6)
     left = jaxcnn.summarize(found.apply, found.params, *args).total.macs - jaxcnn.summarize(f, params, *args).total.macs
     assert left == report.macs_after - report.macs_before
     chains = [leaf for leaf in jax.tree.leaves(found.params, is_leaf=is_chain) if is_chain(leaf)]
     assert len(chains) == sum(row.scheme != "dense" for row in report.rows)
     return found
-
-
-def is_chain(node):
-    return isinstance(node, jaxcnn.KernelChain)
 
 
 @pytest.mark.parametrize("share", [0.9, 0.5, 0.3, 0.2])
@@ -213,7 +211,7 @@ def test_a_shared_kernel_is_replaced_in_both_places():
     def f(params, x):
         return conv(jax.nn.relu(conv(x, params["k"])), params["k"])
 
-    params, x = {"k": planted(5, 5, 8, 8, 1)}, jnp.asarray(draw(1, 12, 12, 8))
+    params, x = {"k": planted(5, 5, 8, 8, 1)}, jnp.asarray(normal((1, 12, 12, 8)))
     found = verified(jaxcnn.substitute(f, params, x, macs=0.5), f, params, (x,))
     assert found.report.rows[0].macs_before == 2 * 12 * 12 * 25 * 64
     assert found.report.error < 1e-5
@@ -224,13 +222,13 @@ def test_stacked_kernels_of_a_loop():
         return lax.scan(lambda y, k: (jax.nn.relu(conv(y, k)), y.mean()), x, params)
 
     stack = jnp.stack([planted(5, 5, 8, 8, 2, seed=seed, noise=0.01) for seed in (0, 10, 20)])
-    x = jnp.asarray(draw(1, 12, 12, 8))
+    x = jnp.asarray(normal((1, 12, 12, 8)))
     found = jaxcnn.substitute(f, stack, x, macs=0.5, schemes="separable")
     assert found.report.macs_before == 3 * 12 * 12 * 25 * 64
     assert found.report.rows[0].name == "params"
     (y, means), (expected, expected_means) = found.apply(found.params, x), f(stack, x)
-    assert relative(y, expected) < 0.05
-    assert relative(means, expected_means) < 0.05
+    assert relative_error(y, expected) < 0.05
+    assert relative_error(means, expected_means) < 0.05
     assert [link.shape for link in found.params.kernels] == [
         (3, 5, 1, 8, 3),
         (3, 1, 5, 3, 8),
@@ -242,11 +240,11 @@ def test_stacked_kernels_whose_best_pairs_of_ranks_differ():
         return lax.scan(lambda y, k: (conv(y, k), None), x, params)[0]
 
     def narrow(seed, first, second):
-        links = (draw(1, 1, 12, first, seed=seed), draw(3, 3, first, second, seed=seed + 1))
-        dense = jaxcnn.compose(*map(jnp.asarray, links), jnp.asarray(draw(1, 1, second, 12, seed=seed + 2)))
-        return dense / jnp.linalg.norm(dense) + 0.001 * draw(3, 3, 12, 12, seed=seed + 3)
+        links = (normal((1, 1, 12, first), seed), normal((3, 3, first, second), seed + 1))
+        dense = jaxcnn.compose(*map(jnp.asarray, links), jnp.asarray(normal((1, 1, second, 12), seed + 2)))
+        return dense / jnp.linalg.norm(dense) + 0.001 * normal((3, 3, 12, 12), seed + 3)
 
-    stack, x = jnp.stack([narrow(0, 2, 4), narrow(10, 4, 2)]), jnp.asarray(draw(1, 10, 10, 12))
+    stack, x = jnp.stack([narrow(0, 2, 4), narrow(10, 4, 2)]), jnp.asarray(normal((1, 10, 10, 12)))
     found = verified(jaxcnn.substitute(f, stack, x, macs=0.3, schemes="tucker2"), f, stack, (x,))
     # One pair does for both: for 2, 4 and for 4, 2.
     assert found.report.rows[0].scheme == "tucker2"
@@ -264,9 +262,9 @@ def test_channels_first_grouped_and_transposed():
     halves = [planted(5, 5, 8, 8, 1, seed=seed) for seed in (0, 5)]
     first = jnp.concatenate([k.transpose(3, 2, 0, 1) for k in halves])
     params = {"first": first, "up": planted(4, 4, 6, 16, 2, seed=9).transpose(3, 2, 0, 1)}
-    x = jnp.asarray(draw(1, 16, 10, 10))
+    x = jnp.asarray(normal((1, 16, 10, 10)))
     found = jaxcnn.substitute(f, params, x, macs=0.6, schemes="separable")
-    assert relative(found.apply(found.params, x), f(params, x)) < 1e-4
+    assert relative_error(found.apply(found.params, x), f(params, x)) < 1e-4
     assert {row.name: row.groups for row in found.report.rows} == {"first": 2, "up": 1}
 
 
@@ -275,7 +273,7 @@ def test_what_cannot_be_replaced_says_why():
         return conv(conv(x, params["a"]), params["b"]), (params["b"] ** 2).sum()
 
     params = {"a": planted(5, 5, 8, 8, 1), "b": planted(5, 5, 8, 8, 1)}
-    x = jnp.asarray(draw(1, 12, 12, 8))
+    x = jnp.asarray(normal((1, 12, 12, 8)))
     found = jaxcnn.substitute(f, params, x, macs=0.8)
     assert row_of(found, "b").reason.startswith("it reaches integer_pow")
     text = str(found.report)
@@ -285,7 +283,7 @@ def test_what_cannot_be_replaced_says_why():
 
 def test_sixteen_bits_and_dead_filters():
     kernel = planted(5, 5, 8, 8, 2).at[..., 3].set(0).astype(jnp.bfloat16)
-    x = jnp.asarray(draw(1, 12, 12, 8)).astype(jnp.bfloat16)
+    x = jnp.asarray(normal((1, 12, 12, 8))).astype(jnp.bfloat16)
     found = jaxcnn.substitute(lambda k, x: conv(x, k), kernel, x, macs=0.5)
     assert found.params.dtype == jnp.bfloat16
     assert found.report.error < 0.05
@@ -326,7 +324,7 @@ def test_params_with_chains_and_no_function_are_refused():
 
 
 def test_ranks_are_multiples_of_eight_where_they_are_near_one():
-    params, x = {"kernel": jnp.asarray(draw(5, 5, 64, 64))}, jnp.ones((1, 12, 12, 64))
+    params, x = {"kernel": jnp.asarray(normal((5, 5, 64, 64)))}, jnp.ones((1, 12, 12, 64))
     found = problem.Problem(lambda p, x: conv(x, p["kernel"]), params, (x,), ("low_rank",), lambda name: False, 0)
     (layer,) = found.layers.values()
     ranks = [option.rank for option in layer.options[1:]]
@@ -336,7 +334,7 @@ def test_ranks_are_multiples_of_eight_where_they_are_near_one():
 
 def test_kernels_that_are_closed_over_are_not_found():
     kernel = PARAMS["low"]["kernel"]
-    image = jnp.asarray(draw(1, 12, 12, 16))
+    image = jnp.asarray(normal((1, 12, 12, 16)))
     for options in ({"macs": 0.5}, {"tolerance": 0.1}, {"speedup": 2}):
         with pytest.raises(ValueError, match="of the 1 convolutions of f none has its kernel from params"):
             jaxcnn.substitute(lambda scale, x: scale * conv(x, kernel), jnp.ones(()), image, **options)
@@ -344,7 +342,7 @@ def test_kernels_that_are_closed_over_are_not_found():
 
 def test_a_budget_that_is_missed_says_what_stays_dense():
     kernel = PARAMS["low"]["kernel"]
-    image = jnp.asarray(draw(1, 12, 12, 16))
+    image = jnp.asarray(normal((1, 12, 12, 16)))
     with pytest.raises(ValueError, match=r"the least is 1; low stays dense: it reaches integer_pow"):
         jaxcnn.substitute(lambda p, x: conv(x, p["low"]) + (p["low"] ** 2).sum(), {"low": kernel}, image, macs=0.5)
 

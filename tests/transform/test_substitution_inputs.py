@@ -6,13 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from planted import clock_by_arithmetic, conv, draw, planted, relative
 
 import jaxcnn
 from jaxcnn.transform import searching
+from support.arrays import normal, relative_error
+from support.planted import clock_by_arithmetic, conv, planted
 
 PARAMS = {"first": planted(5, 5, 4, 4, 1, noise=0.1), "second": planted(5, 5, 4, 4, 1, seed=5, noise=0.1)}
-X, OTHER = (jnp.asarray(draw(1, 8, 8, 4, seed=seed)) for seed in (1, 2))
+X, OTHER = (jnp.asarray(normal((1, 8, 8, 4), seed)) for seed in (1, 2))
 OPTIONS = {"macs": 0.5, "schemes": "separable"}
 
 
@@ -143,17 +144,17 @@ def test_dictionaries_for_inputs_and_results():
         assert found.report.error == pytest.approx(plain.report.error, rel=1e-3)
     results = found.apply(found.params, batch)
     assert results["count"] == 3
-    assert relative(results["scores"], f(PARAMS, X)) == pytest.approx(found.report.error, rel=1e-3)
+    assert relative_error(results["scores"], f(PARAMS, X)) == pytest.approx(found.report.error, rel=1e-3)
 
 
 def test_a_function_that_is_jitted_once_and_called_with_other_kernels():
     block = jax.jit(lambda x, k: jax.nn.relu(conv(x, k)))
-    fixed = jnp.asarray(draw(5, 5, 16, 16, seed=8))
+    fixed = jnp.asarray(normal((5, 5, 16, 16), 8))
 
     def f(kernel, x):
         return block(block(x, kernel), fixed)
 
-    x = jnp.asarray(draw(1, 8, 8, 16, seed=9))
+    x = jnp.asarray(normal((1, 8, 8, 16), 9))
     report = jaxcnn.substitute(f, fixed[::-1], x, rank=2, schemes="separable").report
     assert report.macs_before == jaxcnn.summarize(f, fixed, x).total.macs
     assert report.macs_before - report.macs_after == report.rows[0].macs_before - report.rows[0].macs_after

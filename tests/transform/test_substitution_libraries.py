@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-import networks
-import numpy as np
 import pytest
-from planted import clock_by_arithmetic, draw
 from test_interoperation import network, the_libraries_settings  # noqa: F401  (a fixture)
 
 import jaxcnn
 from jaxcnn.transform import searching
+from support import networks
+from support.arrays import normal, relative_error
+from support.chains import is_chain
+from support.planted import clock_by_arithmetic
 
-X, CALIBRATION, UNSEEN = (jnp.asarray(draw(*networks.SHAPE, seed=seed)) for seed in range(3))
+X, CALIBRATION, UNSEEN = (jnp.asarray(normal(networks.SHAPE, seed)) for seed in range(3))
 KERNELS = {"flax": 6, "flax.nnx": 4, "haiku": 6, "equinox": 4, "keras": 7}
 """How many kernels each network has."""
 SCHEMES = ("separable", "low_rank")
@@ -23,16 +24,6 @@ SCHEMES = ("separable", "low_rank")
 def a_clock_by_arithmetic(monkeypatch):
     clock_by_arithmetic(monkeypatch)
     monkeypatch.setattr(searching, "_SECONDS", 0.01)
-
-
-def relative(actual, expected):
-    pairs = list(zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True))
-    difference = sum(float(jnp.sum((a - b) ** 2)) for a, b in pairs)
-    return np.sqrt(difference / sum(float(jnp.sum(b**2)) for _, b in pairs))
-
-
-def is_chain(node):
-    return isinstance(node, jaxcnn.KernelChain)
 
 
 @pytest.mark.parametrize("library", networks.LIBRARIES)
@@ -46,12 +37,12 @@ def test_by_weights(library, tmp_path):
     own = jaxcnn.summarize(f, variables, X).total.macs - jaxcnn.summarize(found.apply, found.params, X).total.macs
     assert own == found.report.macs_before - found.report.macs_after
     values = found.apply(found.params, X)
-    assert relative(values, f(variables, X)) == pytest.approx(found.report.error, rel=1e-3)
+    assert relative_error(values, f(variables, X)) == pytest.approx(found.report.error, rel=1e-3)
     # The library's own tree of variables comes back from a file.
     found.save(tmp_path / "substitution.npz")
     loaded = jaxcnn.Substitution.load(tmp_path / "substitution.npz", f, variables)
     assert jax.tree.structure(loaded.params) == jax.tree.structure(found.params)
-    assert relative(loaded.apply(loaded.params, X), values) < 1e-6
+    assert relative_error(loaded.apply(loaded.params, X), values) < 1e-6
 
 
 # Not of Keras, whose random weights are others each time.
@@ -63,7 +54,7 @@ def test_responses_beat_weights_on_inputs_not_seen(library, share):
     def error(**options):
         found = jaxcnn.substitute(f, variables, X, macs=0.6, schemes=SCHEMES, **options)
         assert found.report.macs <= 0.6
-        return relative(found.apply(found.params, UNSEEN), f(variables, UNSEEN))
+        return relative_error(found.apply(found.params, UNSEEN), f(variables, UNSEEN))
 
     assert error(calibration=[X, CALIBRATION]) < share * error()
 

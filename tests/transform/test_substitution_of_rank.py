@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
-from planted import clock_by_arithmetic, conv, draw, network, relative
 
 import jaxcnn
 from jaxcnn.transform import searching
+from support.arrays import normal, relative_error
+from support.planted import clock_by_arithmetic, conv, network
 
 F, PARAMS, X = network()
 
@@ -37,15 +38,15 @@ def depthwise(params, x):
 
 
 DEPTHWISE = {
-    "first": jnp.asarray(draw(5, 5, 1, 16, seed=1)),
-    "strided": jnp.asarray(draw(5, 5, 1, 16, seed=2)),
-    "small": jnp.asarray(draw(1, 3, 1, 16, seed=3)),
-    "pointwise": jnp.asarray(draw(1, 1, 16, 8, seed=4)),
+    "first": jnp.asarray(normal((5, 5, 1, 16), 1)),
+    "strided": jnp.asarray(normal((5, 5, 1, 16), 2)),
+    "small": jnp.asarray(normal((1, 3, 1, 16), 3)),
+    "pointwise": jnp.asarray(normal((1, 1, 16, 8), 4)),
 }
 
 
 def images(seed):
-    return jnp.asarray(draw(2, 20, 20, 16, seed=seed))
+    return jnp.asarray(normal((2, 20, 20, 16), seed))
 
 
 def smooth(seed):
@@ -66,7 +67,7 @@ def test_every_layer_takes_the_chain_of_the_rank():
     assert rows["pointwise"].reason == "it is skipped"
     assert found.params["pointwise"] is not None
     assert found.report.error == pytest.approx(
-        relative(found.apply(found.params, images(0)), depthwise(DEPTHWISE, images(0))), rel=1e-3
+        relative_error(found.apply(found.params, images(0)), depthwise(DEPTHWISE, images(0))), rel=1e-3
     )
 
 
@@ -94,7 +95,7 @@ def test_ranks_of_tucker2(rank):
 
 @pytest.mark.parametrize(("scheme", "features"), [("low_rank", 4), ("depthwise_separable", 2), ("cp", 3), ("stack", 6)])
 def test_every_scheme_has_a_rank(scheme, features):
-    kernel = jnp.asarray(draw(5, 5, 6, 8))
+    kernel = jnp.asarray(normal((5, 5, 6, 8)))
     found = jaxcnn.substitute(lambda k, x: conv(x, k), kernel, images(0)[..., :6], rank=features, schemes=scheme)
     width = features * 6 if scheme == "depthwise_separable" else features
     assert found.params.kernels[0].shape[-1] == width
@@ -102,7 +103,7 @@ def test_every_scheme_has_a_rank(scheme, features):
 
 
 def test_stacked_kernels_have_it_each():
-    kernels = jnp.asarray(draw(3, 5, 5, 16, 16))
+    kernels = jnp.asarray(normal((3, 5, 5, 16, 16)))
 
     def f(kernels, x):
         return lax.scan(lambda x, kernel: (jax.nn.relu(conv(x, kernel)), None), x, kernels)[0]
@@ -112,8 +113,8 @@ def test_stacked_kernels_have_it_each():
 
 
 def test_volumes_have_one_for_each_gap():
-    kernel = jnp.asarray(draw(3, 3, 3, 4, 4))
-    x = jnp.asarray(draw(1, 6, 6, 6, 4))
+    kernel = jnp.asarray(normal((3, 3, 3, 4, 4)))
+    x = jnp.asarray(normal((1, 6, 6, 6, 4)))
 
     def f(kernel, x):
         return lax.conv_general_dilated(x, kernel, (1, 1, 1), "SAME", dimension_numbers=("NDHWC", "DHWIO", "NDHWC"))
@@ -139,7 +140,7 @@ def test_curve_and_file(tmp_path):
 def test_what_no_chain_can_replace_says_so():
     found = jaxcnn.substitute(
         lambda params, x: conv(_signal(x[0], params["signal"])[None], params["image"]),
-        {"signal": jnp.asarray(draw(3, 16, 16)), "image": jnp.asarray(draw(5, 5, 16, 16))},
+        {"signal": jnp.asarray(normal((3, 16, 16))), "image": jnp.asarray(normal((5, 5, 16, 16)))},
         images(0),
         rank=2,
         schemes="separable",
@@ -149,7 +150,7 @@ def test_what_no_chain_can_replace_says_so():
     assert rows["signal"].reason.startswith("no separable chain: it needs two or more window axes")
     with pytest.raises(ValueError, match=r"no layer can take a chain of rank 2: .*two or more window axes"):
         jaxcnn.substitute(
-            lambda k, x: _signal(x[0], k), jnp.asarray(draw(3, 16, 16)), images(0), rank=2, schemes="separable"
+            lambda k, x: _signal(x[0], k), jnp.asarray(normal((3, 16, 16))), images(0), rank=2, schemes="separable"
         )
 
 

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
-from planted import draw, relative
 
 import jaxcnn
 from jaxcnn.transform import problem, searching
+from support.arrays import normal, relative_error
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +23,7 @@ def planted(windows, features, rank):
     """A kernel that is a chain with these windows, of that many features between them."""
     between = [features, *[rank] * (len(windows) - 1), features]
     kernels = [
-        draw(*window, inputs, outputs, seed=seed)
+        normal((*window, inputs, outputs), seed)
         for seed, (window, inputs, outputs) in enumerate(zip(windows, between[:-1], between[1:], strict=True))
     ]
     kernel = jaxcnn.KernelChain(tuple(kernels)).dense()
@@ -51,7 +51,7 @@ def test_planted_ranks_are_found(case, calibrated):
         return jax.nn.relu(y)
 
     def image(seed):
-        return jnp.asarray(draw(2, *[9] * spatial, kernel.shape[-2], seed=seed))
+        return jnp.asarray(normal((2, *[9] * spatial, kernel.shape[-2]), seed))
 
     options = {"calibration": [image(1), image(2)]} if calibrated else {}
     found = jaxcnn.substitute(f, {"kernel": kernel}, image(0), tolerance=1e-3, schemes=scheme, **options)
@@ -62,4 +62,4 @@ def test_planted_ranks_are_found(case, calibrated):
     assert found.report.error <= 1e-3
     assert found.report.macs < 0.7
     unseen = image(7)
-    assert relative(found.apply(found.params, unseen), f({"kernel": kernel}, unseen)) < 2e-3
+    assert relative_error(found.apply(found.params, unseen), f({"kernel": kernel}, unseen)) < 2e-3

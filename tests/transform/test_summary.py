@@ -6,16 +6,16 @@ import json
 import warnings
 from functools import partial
 
-import architectures
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from comparing import normal
 from jax import lax
 
 import jaxcnn
 from jaxcnn import Cost, accelerate, summarize
+from support import architectures
+from support.arrays import jax_normal
 
 
 def shape(*sizes, dtype=np.float32):
@@ -469,4 +469,4 @@ def test_errors():
     with pytest.raises(TypeError, match="summarize: f must be a function, got 3"):
         summarize(3)
     with pytest.raises(ValueError, match=r"summarize: platform must be one of 'cpu', .*, got 'npu'"):
-        summarize(lambda x: x, normal((2,)), platform="npu")
+        summarize(lambda x: x, jax_normal((2,)), platform="npu")

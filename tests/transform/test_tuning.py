@@ -14,6 +14,8 @@ import jaxcnn
 from jaxcnn.lowering import choice, table
 from jaxcnn.transform import clock, tuning
 
+pytestmark = pytest.mark.optimized
+
 X, KERNEL = np.ones((1, 8, 8, 8), np.float32), np.ones((3, 3, 8, 1), np.float32)
 SHORT = 0.02
 

@@ -6,19 +6,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from comparing import assert_same, normal
 from hypothesis import given
 from hypothesis import strategies as st
 from jax import lax
 
 from jaxcnn.transform.acceleration import accelerate
+from support.arrays import assert_same, jax_normal
+from support.jaxprs import primitives_of
+
+pytestmark = pytest.mark.leaks
 
 REDUCERS = {"max": (-jnp.inf, lax.max), "min": (jnp.inf, lax.min), "sum": (0.0, lax.add)}
 
 
 def primitives(f, *args):
     """The names of the primitives that the accelerated function binds."""
-    return {str(equation.primitive) for equation in jax.make_jaxpr(accelerate(f))(*args).jaxpr.eqns}
+    return set(primitives_of(accelerate(f), *args))
 
 
 @st.composite
@@ -42,13 +45,13 @@ def reductions(draw):
 @given(reductions(), st.sampled_from(list(REDUCERS)), st.booleans())
 def test_any_axes_and_derivatives(case, kind, ties):
     shape, options = case
-    x = normal(shape)
+    x = jax_normal(shape)
     x = jnp.round(x) if ties else x
 
     def forward(x):
         return lax.reduce_window(x, *REDUCERS[kind], **options)
 
-    cotangent = normal(jax.eval_shape(forward, x).shape, 1)
+    cotangent = jax_normal(jax.eval_shape(forward, x).shape, 1)
 
     def backward(x, cotangent):
         return jax.vjp(forward, x)[1](cotangent)
@@ -72,7 +75,7 @@ def _max_pool(x, **options):
 
 
 def test_the_gradient_of_a_max_pool_is_a_scatter_by_the_winner():
-    x = normal((2, 8, 8, 3))
+    x = jax_normal((2, 8, 8, 3))
     found = primitives(jax.grad(lambda x: jnp.sum(_max_pool(x) ** 2)), x)
     assert {"jaxcnn_extremum", "jaxcnn_winner", "jaxcnn_scatter"} <= found
     assert not any("reduce_window" in name or "select_and" in name for name in found)
@@ -114,7 +117,7 @@ def test_sums_of_16_bit_floats_are_added_up_in_float32():
 
 @pytest.mark.parametrize("body", [lax.max, lax.min, jnp.maximum, lambda a, b: lax.max(b, a)])
 def test_a_reduction_by_a_function_keeps_its_initial_value(body):
-    x = normal((1, 6, 6, 2))
+    x = jax_normal((1, 6, 6, 2))
 
     def f(x, initial):
         return lax.reduce_window(x, initial, body, (1, 2, 2, 1), (1, 2, 2, 1), ((0, 0), (2, 2), (0, 0), (0, 0)))
@@ -136,7 +139,7 @@ def test_a_reduction_by_a_function_keeps_its_initial_value(body):
     ],
 )
 def test_what_only_lax_takes_is_left_to_it(f):
-    x = normal((1, 8, 8, 2))
+    x = jax_normal((1, 8, 8, 2))
     found = primitives(f, x)
     assert not any(name in found for name in ("jaxcnn_winner", "jaxcnn_window_sum"))
     assert_same(accelerate(f)(x), f(x), 1e-6)

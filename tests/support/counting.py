@@ -10,9 +10,10 @@ import itertools
 import math
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from hypothesis import strategies as st
+
+from support.jaxprs import equations_of
 
 
 class Count(NamedTuple):
@@ -112,22 +113,7 @@ def walk_transposed(
 
 def executed_convolutions(f: Any, *args: Any) -> list[Any]:
     """The equations of every `jaxcnn_conv` in f's jaxpr, in order."""
-
-    def walk(jaxpr: Any) -> list[Any]:
-        found = []
-        for equation in jaxpr.eqns:
-            if equation.primitive.name == "jaxcnn_conv":
-                found.append(equation)
-            for value in equation.params.values():
-                for inner in jax.tree.leaves(
-                    value, is_leaf=lambda leaf: hasattr(leaf, "eqns") or hasattr(leaf, "jaxpr")
-                ):
-                    inner = getattr(inner, "jaxpr", inner)
-                    if hasattr(inner, "eqns"):
-                        found += walk(inner)
-        return found
-
-    return walk(jax.make_jaxpr(f)(*args).jaxpr)
+    return [equation for equation in equations_of(f, *args) if equation.primitive.name == "jaxcnn_conv"]
 
 
 def walk_executed(f: Any, *args: Any) -> tuple[int, int]:

@@ -6,7 +6,8 @@ from functools import partial
 
 import jax
 import numpy as np
-import oracles
+
+from support import oracles
 
 # Where XLA:CPU, given the padding as it is, reads out of bounds for the result or for one of its derivatives.
 CROPPED = {

@@ -8,37 +8,16 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-import oracles
 from hypothesis import strategies as st
 from jax import lax
 
 import jaxcnn
+from support import oracles
+from support.arrays import integers, normal
 
 SPATIAL = {1: "W", 2: "HW", 3: "DHW"}
 SIZES = {1: 10, 2: 6, 3: 4}  # largest image of each spatial rank, so that loops stay short
 WINDOWS = {1: 5, 2: 4, 3: 3}
-
-
-def normal(rng: np.random.Generator, *shape: int, dtype: Any = np.float32) -> np.ndarray:
-    """Normal values."""
-    return rng.standard_normal(shape).astype(dtype)
-
-
-def integers(
-    rng: np.random.Generator, *shape: int, low: int = -4, high: int = 5, dtype: Any = np.float32
-) -> np.ndarray:
-    """Whole numbers, whose products and sums are exact in any dtype used here."""
-    return rng.integers(low, high, shape).astype(dtype)
-
-
-def assert_close(actual: Any, expected: Any, relative: float = 2e-6, message: str = "") -> None:
-    """Largest error at most `relative` times the largest expected magnitude, or times 1; equal shapes."""
-    actual, expected = np.asarray(actual), np.asarray(expected)
-    assert actual.shape == expected.shape, f"{message}: shape {actual.shape}, expected {expected.shape}"
-    if expected.size == 0:
-        return
-    scale = max(float(np.abs(expected).max()), 1.0)
-    np.testing.assert_allclose(actual, expected, rtol=0, atol=relative * scale, err_msg=message)
 
 
 def arranged(array: np.ndarray, canonical: str, wanted: str, batch_shape: tuple[int, ...] | None = None) -> np.ndarray:
@@ -154,8 +133,8 @@ def conv_cases(draw: Any, transposed: bool = False) -> dict[str, Any]:
         batch_shape = (math.prod(batch_shape),)
     rng = np.random.default_rng(draw(st.integers(0, 2**16)))
     features = groups * (multiplier if transposed else kernel_in)
-    x = normal(rng, math.prod(batch_shape), *sizes, features)
-    kernel = normal(rng, *window, kernel_in, groups * multiplier)
+    x = normal((math.prod(batch_shape), *sizes, features), rng)
+    kernel = normal((*window, kernel_in, groups * multiplier), rng)
     spatial = SPATIAL[rank]
     return {
         "x": x,
@@ -195,7 +174,7 @@ def pool_cases(draw: Any) -> dict[str, Any]:
         batch_shape = (math.prod(batch_shape),)
     rng = np.random.default_rng(draw(st.integers(0, 2**16)))
     # Few values, so that many windows have several maxima.
-    x = integers(rng, math.prod(batch_shape), *sizes, draw(st.integers(1, 3)), low=-2, high=3)
+    x = integers((math.prod(batch_shape), *sizes, draw(st.integers(1, 3))), rng, low=-2, high=3)
     spatial = SPATIAL[rank]
     options = {"strides": strides, "window_dilation": dilation}
     return {
@@ -221,7 +200,7 @@ def pool_cases(draw: Any) -> dict[str, Any]:
 
 
 def _image(*shape: int) -> np.ndarray:
-    return normal(np.random.default_rng(1), *shape)
+    return normal(shape, np.random.default_rng(1))
 
 
 def _chain() -> jaxcnn.KernelChain:

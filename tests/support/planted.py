@@ -9,20 +9,17 @@ from jax import lax
 
 import jaxcnn
 from jaxcnn.transform import problem
+from support.arrays import normal
 
 NUMBERS = ("NHWC", "HWIO", "NHWC")
 
 
-def draw(*shape, seed=0):
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
-
-
 def planted(height, width, inputs, outputs, rank, seed=0, noise=0.0):
     """A kernel that is a separable pair of that rank, and noise of that relative norm."""
-    pair = jaxcnn.KernelChain((draw(height, 1, inputs, rank, seed=seed), draw(1, width, rank, outputs, seed=seed + 1)))
+    pair = jaxcnn.KernelChain((normal((height, 1, inputs, rank), seed), normal((1, width, rank, outputs), seed + 1)))
     kernel = np.asarray(pair.dense())
     kernel = kernel / np.linalg.norm(kernel)
-    extra = draw(*kernel.shape, seed=seed + 2)
+    extra = normal(kernel.shape, seed + 2)
     return jnp.asarray(kernel + noise * extra / np.linalg.norm(extra), jnp.float32)
 
 
@@ -33,10 +30,10 @@ def conv(x, kernel, strides=1, **options):
 def network():
     """(f, params, x): three layers, of which the second is of rank 2 and the third of rank 4, and noise."""
     params = {
-        "stem": {"kernel": jnp.asarray(draw(3, 3, 3, 16)), "bias": jnp.asarray(draw(16, seed=1))},
-        "low": {"kernel": planted(5, 5, 16, 16, 2, seed=2, noise=0.02), "bias": jnp.asarray(draw(16, seed=3))},
-        "high": {"kernel": planted(5, 5, 16, 16, 4, seed=4, noise=0.05), "bias": jnp.asarray(draw(16, seed=5))},
-        "head": jnp.asarray(draw(16, 4, seed=6)),
+        "stem": {"kernel": jnp.asarray(normal((3, 3, 3, 16))), "bias": jnp.asarray(normal((16,), 1))},
+        "low": {"kernel": planted(5, 5, 16, 16, 2, seed=2, noise=0.02), "bias": jnp.asarray(normal((16,), 3))},
+        "high": {"kernel": planted(5, 5, 16, 16, 4, seed=4, noise=0.05), "bias": jnp.asarray(normal((16,), 5))},
+        "head": jnp.asarray(normal((16, 4), 6)),
     }
 
     def f(params, x):
@@ -45,11 +42,7 @@ def network():
             x = jax.nn.relu(conv(x, params[name]["kernel"]) + params[name]["bias"][None, None, None])
         return x.mean((1, 2)) @ params["head"]
 
-    return f, params, jnp.asarray(draw(2, 24, 24, 3, seed=7))
-
-
-def relative(actual, expected):
-    return float(jnp.linalg.norm(actual - expected) / jnp.linalg.norm(expected))
+    return f, params, jnp.asarray(normal((2, 24, 24, 3), 7))
 
 
 def clock_by_arithmetic(monkeypatch):

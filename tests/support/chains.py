@@ -5,11 +5,11 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
-from comparing import assert_same, normal
 from jax import lax
 
 import jaxcnn
-from jaxcnn.transform.interpreter import held_jaxprs, opened
+from support.arrays import assert_same, jax_normal
+from support.jaxprs import equations_of
 
 LAYOUTS = {1: ("NHC", "HIO", "NHC"), 2: ("NHWC", "HWIO", "NHWC"), 3: ("NDHWC", "DHWIO", "NDHWC")}
 
@@ -28,7 +28,7 @@ QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes
 
 def chain(*shapes, groups=(), dtype=np.float32):
     """A chain of random links that keeps the variance of what it convolves."""
-    links = [normal(shape, seed) / np.sqrt(np.prod(shape[:-1])) for seed, shape in enumerate(shapes, 1)]
+    links = [jax_normal(shape, seed) / np.sqrt(np.prod(shape[:-1])) for seed, shape in enumerate(shapes, 1)]
     return jaxcnn.KernelChain(tuple(link.astype(dtype) for link in links), groups)
 
 
@@ -38,7 +38,11 @@ GROUPED = chain((3, 1, 2, 6), (1, 2, 3, 8), groups=(2, 2))
 DEPTHWISE = chain((3, 1, 1, 4), (1, 2, 1, 4), groups=(4, 4))
 MULTIPLIED = chain((3, 1, 1, 8), (1, 2, 2, 12), groups=(4, 4))
 STACKED = chain((3, 3, 1, 4, 5), (3, 1, 2, 5, 4))
-X, Y = normal((2, 9, 7, 4), 9), normal((2, 5, 4, 6), 9)
+X, Y = jax_normal((2, 9, 7, 4), 9), jax_normal((2, 5, 4, 6), 9)
+
+
+def is_chain(value):
+    return isinstance(value, jaxcnn.KernelChain)
 
 
 def dense(chain, stacks=0):
@@ -59,16 +63,9 @@ def in_order(kernel, order, groups=1):
 
 def variables(f, *args):
     """The shapes of all values that f computes, at any depth."""
-
-    def walk(jaxpr):
-        jaxpr = opened(jaxpr)
-        for equation in jaxpr.eqns:
-            if equation.primitive.name != "broadcast_in_dim":  # of f's own, which is dead code
-                yield from (variable.aval.shape for variable in equation.outvars)
-            for inner in held_jaxprs(equation):
-                yield from walk(inner)
-
-    return list(walk(jax.make_jaxpr(f)(*args)))
+    # Those of f's own broadcasts are dead code.
+    made = [equation for equation in equations_of(f, *args) if equation.primitive.name != "broadcast_in_dim"]
+    return [variable.aval.shape for equation in made for variable in equation.outvars]
 
 
 def assert_no_kernel(f, chain, *args, parameter):

@@ -1,20 +1,17 @@
 """What the tests of all schemes share: kernels, the kernel by groups, a chain's error by loops."""
 
 import numpy as np
-from counting import loop_compose
+
+from support.arrays import normal
+from support.counting import loop_compose
 
 FAST = ("separable", "low_rank", "tucker2", "depthwise_separable")
 ROUNDING = 2e-6  # of float32 chains, relative to the kernel
 
 
-def normal(rng, shape, dtype=np.float32):
-    """Normal values; every weight matters as much as any other."""
-    return rng.standard_normal(shape).astype(dtype)
-
-
 def falling(rng, shape, power=0.7):
     """A kernel whose channels are of unequal strength, as a trained one's."""
-    kernel = normal(rng, shape, np.float64)
+    kernel = normal(shape, rng, dtype=np.float64)
     for axis in (-1, -2):
         size = shape[axis]
         basis = np.linalg.qr(rng.standard_normal((size, size)))[0]
