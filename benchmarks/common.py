@@ -2,7 +2,8 @@
 
 JAX returns before a result is there and compiles at the first call, so each function here is jitted and called once
 before anything is measured, and each measured call waits for its result. The names of parameters are strings that sort;
-data are drawn from fixed seeds and in channels-last layout unless a benchmark is about layout.
+data are drawn from fixed seeds and in channels-last layout unless a benchmark is about layout. Tests run what is in a
+class's `quick` in the place of its layers.
 """
 
 import abc
@@ -27,6 +28,19 @@ def array(*shape: int, seed: int = 0) -> jax.Array:
 def kernel(*shape: int, seed: int = 1) -> jax.Array:
     """A random kernel (*window, I, O) that keeps the size of what it is convolved with."""
     return array(*shape, seed=seed) / np.sqrt(np.prod(shape[:-1])).astype(np.float32)
+
+
+def quick(cls: type) -> type:
+    """Returns the benchmark on what is small enough for a test, with the attributes that its `quick` holds.
+
+    Where one of these is the table whose names are the first parameter, so are the names of the new table.
+    """
+    attributes = dict(getattr(cls, "quick", {}))
+    first, *others = getattr(cls, "params", None) or [[]]
+    for name, table in attributes.items():
+        if isinstance(table, dict) and sorted(getattr(cls, name)) == list(first):
+            return type(cls.__name__, (cls,), {"params": [sorted(table), *others], **attributes})
+    return type(cls.__name__, (cls,), attributes)
 
 
 def require(*names: str) -> None:
@@ -90,8 +104,12 @@ class Case:
 
 
 class Benchmark(abc.ABC):
-    """Makes a case ready: jitted, called once, waited for."""
+    """Makes a case ready: jitted, called once, waited for.
 
+    `quick` holds attributes that take the place of the class's in tests: smaller layers, fewer examples.
+    """
+
+    quick: ClassVar[dict[str, Any]] = {}
     params: ClassVar[list] = []
     param_names: ClassVar[list] = ["layer"]
     timeout = 120
@@ -165,6 +183,7 @@ class Substitution:
 class Claim(abc.ABC):
     """How many multiply-accumulates fewer a substitution takes, and how much of that the clock sees."""
 
+    quick: ClassVar[dict[str, Any]] = {}
     timeout = 300
     speedup_seconds = 0.8
 

@@ -34,8 +34,13 @@ class Layers(abc.ABC):
     sigmoid: Callable[[Any], Any]
     gelu: Callable[[Any], Any]
 
-    def __init__(self, weights: Iterable[Any]) -> None:
+    def __init__(self, weights: Iterable[Any], width: float = 1.0) -> None:
         self.weights: Iterator[Any] = iter(weights)
+        self.width = width
+
+    def wide(self, features: int) -> int:
+        """Returns as many channels as a network of this width has where the published one has `features`."""
+        return max(round(features * self.width), 1)
 
     def take(self, kind: str, *shape: int) -> Any:
         """The next weight: a "kernel" or "transposed" kernel (*window, I, O), "dense" (I, O), "scale" or "offset"."""
@@ -196,7 +201,8 @@ class LaxLayers(Layers):
 class _Asking(LaxLayers):
     """Writes down what a network asks for."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: float) -> None:
+        super().__init__((), width)
         self.asked: list[Asked] = []
 
     def take(self, kind: str, *shape: int) -> Any:
@@ -204,9 +210,9 @@ class _Asking(LaxLayers):
         return jnp.zeros(shape)
 
 
-def ask(network: Callable[[Layers, Any], Any], size: int) -> list[Asked]:
-    """The weights of a network for images of this size, in order; nothing is computed."""
-    layers = _Asking()
+def ask(network: Callable[[Layers, Any], Any], size: int, width: float = 1.0) -> list[Asked]:
+    """Returns the weights of a network for images of this size, in order; nothing is computed."""
+    layers = _Asking(width)
     jax.eval_shape(lambda x: network(layers, x), jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32))
     return layers.asked
 
@@ -242,8 +248,8 @@ def _statistics(channels: int) -> tuple[Any, Any]:
 class TorchLayers(Layers):
     """In PyTorch's own layers."""
 
-    def __init__(self, weights: Iterable[Any]) -> None:
-        super().__init__(weights)
+    def __init__(self, weights: Iterable[Any], width: float = 1.0) -> None:
+        super().__init__(weights, width)
         self.torch = torch_or_none()
         self.functional = self.torch.nn.functional
         for name in ("relu", "relu6", "silu", "sigmoid", "gelu"):

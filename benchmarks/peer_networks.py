@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import jaxcnn
 
 from .common import array
-from .network_layers import TorchLayers, ask, draw
+from .network_layers import TorchLayers, draw
 from .networks import Network
 from .timing import median_milliseconds, program, torch_or_none
 
@@ -19,16 +19,16 @@ from .timing import median_milliseconds, program, torch_or_none
 def torch_function(network: Network, role: str, weights: list[Any], x: Any) -> Callable[[], Any]:
     """The forward pass, or the loss's gradient by all weights, by PyTorch; takes weights and images of lax's shapes."""
     torch = torch_or_none()
-    kinds = [kind for kind, _ in ask(network.forward, x.shape[1])]
+    kinds = [kind for kind, _ in network.asked(x.shape[1])]
     tensors = [TorchLayers.weight(kind, weight) for kind, weight in zip(kinds, weights, strict=True)]
     images = TorchLayers.images(x)
 
     def forward() -> Any:
         with torch.no_grad():
-            return network.forward(TorchLayers(tensors), images)
+            return network.forward(TorchLayers(tensors, network.width), images)
 
     def gradient() -> Any:
-        layers = TorchLayers(tensors)
+        layers = TorchLayers(tensors, network.width)
         return torch.autograd.grad(layers.cross_entropy(network.forward(layers, images)), tensors)
 
     if role == "gradient":
@@ -39,7 +39,7 @@ def torch_function(network: Network, role: str, weights: list[Any], x: Any) -> C
 
 def measure(network: Network, batch: int, role: str, seconds: float) -> dict[str, Any]:
     """Milliseconds by library, memory, and seconds of the first call."""
-    weights = draw(ask(network.forward, network.size))
+    weights = draw(network.asked())
     x = array(batch, network.size, network.size, 3)
     arguments = ([jnp.asarray(weight) for weight in weights], x)
     plain = network.lax(role)
