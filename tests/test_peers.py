@@ -77,7 +77,11 @@ SMALL = {"Inception-v3": 75, "Xception": 35}
 """Images of few pixels after all strides, where 32 rows are not enough."""
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+DEEP = {"ConvNeXt-T", "EfficientNet-B0", "Inception-v3", "ResNet-50", "Xception"}
+"""Networks that compile for long; the test of every layer's gradients holds all their kinds of layer."""
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in DEEP else ()) for n in NETWORKS])
 def test_networks_equal_torch(name):
     pytest.importorskip("torch")
     network = dataclasses.replace(NETWORKS[name], width=1 / 16)
