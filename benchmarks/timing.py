@@ -30,24 +30,32 @@ _COUNTED = 0.005
 """Seconds of calls that are counted in a block, where a call is short."""
 
 
-def block_milliseconds(functions: dict[str, Callable[[], Any]], seconds: float) -> dict[str, list[float]]:
+def block_milliseconds(
+    functions: dict[str, Callable[[], Any]], seconds: float, hopeless: float = math.inf
+) -> dict[str, list[float]]:
     """Returns the milliseconds of the best call of each block, for each function; the functions' blocks take turns.
 
     A block is calls that are not counted, at least one and 10 ms of them, in which the threads of the library before
     come to rest, and then those that are: three, or as many as 5 ms hold. Where one call of each takes longer than all
     of `seconds`, it is a single call: the threads are then nothing to it.
+
+    Args:
+      functions: functions of no arguments, which wait for their results.
+      seconds: time for all blocks.
+      hopeless: times of the fastest function's call from which a function has a single block of two calls.
     """
     once = {}
     for name, function in functions.items():
         function()
-        start = time.perf_counter()
-        function()
-        once[name] = time.perf_counter() - start
+        once[name] = min(_seconds(function) for _ in range(2))
+    limit = hopeless * min(once.values())
+    times = {name: [1e3 * call] if call > limit else [] for name, call in once.items()}
+    functions = {name: function for name, function in functions.items() if not times[name]}
+    once = {name: once[name] for name in functions}
     long = sum(once.values()) > seconds
     calls = {name: 1 if long else int(np.clip(_COUNTED / call, 3, 50)) for name, call in once.items()}
     block = sum(max(call, _REST) + calls[name] * call for name, call in once.items())
     rounds = int(np.clip(seconds / block, 3, 25))
-    times: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(rounds):
         for name, function in functions.items():
             start = time.perf_counter()
@@ -55,13 +63,14 @@ def block_milliseconds(functions: dict[str, Callable[[], Any]], seconds: float) 
                 function()
                 if time.perf_counter() - start > _REST:
                     break
-            best = math.inf
-            for _ in range(calls[name]):
-                start = time.perf_counter()
-                function()
-                best = min(best, time.perf_counter() - start)
-            times[name].append(best * 1e3)
+            times[name].append(1e3 * min(_seconds(function) for _ in range(calls[name])))
     return times
+
+
+def _seconds(function: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
 
 
 def median_milliseconds(functions: dict[str, Callable[[], Any]], seconds: float) -> dict[str, float]:

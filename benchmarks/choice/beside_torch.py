@@ -12,79 +12,30 @@ short layers slower where nothing else runs.
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 import os
 import statistics
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
-import jaxcnn
 from jaxcnn.lowering.spec import ConvSpec, Role, spec_from_plain, spec_to_plain
 
 from ..common import relative_error
 from ..timing import block_milliseconds, geometric_mean, torch_or_none
 from .families import FAMILIES, ROLES, family, macs
+from .layers import jaxcnn_function, lax_function, operands, program
 from .torch_layers import as_lax, torch_function
 
 THREADS = 2
 HOPELESS_RATIO = 8.0
-"""Times the fastest library's call from which plain lax is timed by two calls in place of blocks."""
+"""Times the fastest library's call from which a library is timed by two calls in place of blocks."""
 TOLERANCE = 1e-4
 """Largest relative error of jaxcnn's and PyTorch's results to lax's."""
-_NUMBERS = {1: ("NWC", "WIO", "NWC"), 2: ("NHWC", "HWIO", "NHWC"), 3: ("NDHWC", "DHWIO", "NDHWC")}
-
-
-def operands(spec: ConvSpec) -> tuple[np.ndarray, np.ndarray]:
-    """Returns random float32 operands of a layer."""
-    rng = np.random.default_rng(0)
-    lhs, rhs = (rng.standard_normal(shape, np.float32) for shape in spec.operand_shapes)
-    return lhs, rhs
-
-
-def _in_role(convolve: Callable[[Any, Any], Any], spec: ConvSpec) -> Callable[[Any, Any], Any]:
-    """The function of a role's two operands, from the convolution of images and kernels."""
-    images = jax.ShapeDtypeStruct(spec.input_shape, jnp.float32)
-    kernels = jax.ShapeDtypeStruct(spec.kernel_shape, jnp.float32)
-    if spec.role == "input":
-        return lambda y, kernel: jax.linear_transpose(lambda x: convolve(x, kernel), images)(y)[0]
-    if spec.role == "kernel":
-        return lambda x, y: jax.linear_transpose(lambda kernel: convolve(x, kernel), kernels)(y)[0]
-    return convolve
-
-
-def jaxcnn_function(spec: ConvSpec) -> Callable[[Any, Any], Any]:
-    """Returns a layer through jaxcnn's public function, of its operands."""
-    options = {"strides": spec.strides, "padding": spec.padding, "kernel_dilation": spec.kernel_dilation}
-    conv = functools.partial(jaxcnn.conv, **options, feature_group_count=spec.feature_group_count)
-    return _in_role(conv, spec)
-
-
-def lax_function(spec: ConvSpec) -> Callable[[Any, Any], Any]:
-    """Returns a layer in plain lax, of its operands."""
-    conv = functools.partial(
-        lax.conv_general_dilated,
-        window_strides=spec.strides,
-        padding=spec.padding,
-        rhs_dilation=spec.kernel_dilation,
-        feature_group_count=spec.feature_group_count,
-        dimension_numbers=_NUMBERS[spec.rank],
-    )
-    return _in_role(conv, spec)
-
-
-def _program(function: Callable[[Any, Any], Any], arrays: tuple[np.ndarray, np.ndarray]) -> Callable[[], Any]:
-    lhs, rhs = map(jnp.asarray, arrays)
-    compiled = jax.jit(function).lower(lhs, rhs).compile()
-    return lambda: jax.block_until_ready(compiled(lhs, rhs))
 
 
 def measure(name: str, spec: ConvSpec, seconds: float, threads: int = THREADS) -> dict[str, list[float]]:
@@ -100,7 +51,7 @@ def measure(name: str, spec: ConvSpec, seconds: float, threads: int = THREADS) -
       ArithmeticError: two libraries have different results.
     """
     arrays = operands(spec)
-    calls = {"jaxcnn": _program(jaxcnn_function(spec), arrays), "lax": _program(lax_function(spec), arrays)}
+    calls = {"jaxcnn": program(jaxcnn_function(spec), arrays), "lax": program(lax_function(spec), arrays)}
     results = {form: np.asarray(call()) for form, call in calls.items()}
     if torch_or_none() is not None:
         torch_or_none().set_num_threads(threads)
@@ -110,17 +61,7 @@ def measure(name: str, spec: ConvSpec, seconds: float, threads: int = THREADS) -
         error = relative_error(result, results["lax"])
         if not error < TOLERANCE:
             raise ArithmeticError(f"{form} and lax differ by {error:.1e}, more than {TOLERANCE:.0e}: {name} {spec}")
-    once = {form: 1e3 * min(_seconds(call) for _ in range(2)) for form, call in calls.items()}
-    limit = HOPELESS_RATIO * min(once.values())
-    hopeless = {form for form, value in once.items() if value > limit and form == "lax"}
-    times = block_milliseconds({form: call for form, call in calls.items() if form not in hopeless}, seconds)
-    return times | {form: [once[form]] for form in hopeless}
-
-
-def _seconds(call: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
+    return block_milliseconds(calls, seconds, HOPELESS_RATIO)
 
 
 def records(
