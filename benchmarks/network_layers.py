@@ -1,7 +1,7 @@
 """The layers that networks are made of, in lax, in PyTorch and in ONNX: a network is written once, over these.
 
-Images are float32 and channels-last: in lax by their axes, in PyTorch by their memory format. ONNX has one order of axes
-for images, channels-first; what runs a graph lays them out in memory as it likes.
+Images are float32 and channels-last: in lax by their axes, in PyTorch by their memory format. In ONNX the
+order of their axes is channels-first; what runs a graph lays them out in memory as it likes.
 """
 
 from __future__ import annotations
@@ -349,8 +349,8 @@ class OnnxTensor:
 class OnnxLayers(Layers):
     """As the nodes of an ONNX graph, which `model` makes a whole of.
 
-    Weights come in lax's shapes. Images are channels-first, but from a norm or a product over their channels to the next
-    layer that needs them so: each would otherwise have two transpositions of its own.
+    Weights come in lax's shapes. Images are channels-first, but channels-last from a norm or a product over their
+    channels to the next layer that needs the other order: each would otherwise have two transpositions of its own.
     """
 
     OPSET = 20

@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ import jaxcnn
 from .common import array
 from .network_layers import OnnxLayers
 from .networks import Network
-from .timing import program
+from .timing import Program, program
 
 RUNTIMES = {"openvino": "OpenVINO", "onnxruntime": "ONNX Runtime"}
 THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -119,11 +119,10 @@ def _serve(connection: Any, network: Network, batch: int, role: str) -> None:
 
 
 @contextmanager
-def without_library(network: Network, batch: int, role: str) -> Iterator[tuple[Callable[[], None], float, float]]:
-    """Gives a function that computes a network in a process without the native library.
+def without_library(network: Network, batch: int, role: str) -> Iterator[Program]:
+    """Gives a network as a program of another process, one without the native library.
 
-    With it come the seconds of the first call there, and megabytes. A call takes some tens of microseconds longer than
-    the network itself, for the message there and back.
+    A call takes some tens of microseconds longer than the network itself, for the message there and back.
 
     Raises:
       RuntimeError: the process has the library all the same.
@@ -149,12 +148,10 @@ def without_library(network: Network, batch: int, role: str) -> Iterator[tuple[C
         available, seconds, megabytes = here.recv()
         if available:
             raise RuntimeError("JAXCNN_NATIVE=0 does not switch the native library off")
-        yield call, seconds, megabytes
+        yield Program(call, seconds, megabytes)
     finally:
-        try:
+        with suppress(OSError):
             here.send(False)
-        except OSError:
-            pass
         process.join(10)
         if process.is_alive():
             process.terminate()

@@ -73,9 +73,14 @@ def _seconds(function: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def median_milliseconds(functions: dict[str, Callable[[], Any]], seconds: float) -> dict[str, float]:
-    """Returns the median of the blocks of `block_milliseconds`, for each function."""
-    return {name: statistics.median(values) for name, values in block_milliseconds(functions, seconds).items()}
+Statistic = Callable[[list[float]], float]
+
+
+def milliseconds(
+    functions: dict[str, Callable[[], Any]], seconds: float, statistic: Statistic = statistics.median
+) -> dict[str, float]:
+    """Returns the median, or another statistic, of the blocks of `block_milliseconds`, for each function."""
+    return {name: statistic(values) for name, values in block_milliseconds(functions, seconds).items()}
 
 
 def geometric_mean(values: Iterable[float]) -> float:

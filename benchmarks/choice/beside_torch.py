@@ -28,7 +28,7 @@ from jaxcnn.lowering.spec import ConvSpec, Role, spec_from_plain, spec_to_plain
 from ..common import relative_error
 from ..timing import block_milliseconds, geometric_mean, torch_or_none
 from .families import FAMILIES, ROLES, family, macs
-from .layers import jaxcnn_function, lax_function, operands, program
+from .layers import jaxcnn_function, lax_function, operands, program, short
 from .torch_layers import as_lax, torch_function
 
 THREADS = 2
@@ -78,21 +78,6 @@ def records(
         best = {form: min(times) for form, times in blocks.items()}
         yield {"family": name, "spec": spec_to_plain(spec), "milliseconds": median, "best_milliseconds": best}
         jax.clear_caches()
-
-
-def short(spec: ConvSpec) -> str:
-    """Returns a layer's shapes and options in a few characters, its role left out."""
-    joined = "x".join
-    *_, c_in = spec.input_shape
-    parts = [joined(map(str, spec.input_shape[:-1])), f"{c_in}->{spec.output_shape[-1]}", joined(map(str, spec.window))]
-    for letter, values in (("s", spec.strides), ("d", spec.kernel_dilation)):
-        if max(values) > 1:
-            parts.append(f"{letter}{values[0]}")
-    if spec.feature_group_count > 1:
-        parts.append(f"g{spec.feature_group_count}")
-    if not any(high for _, high in spec.padding) and max(spec.window) > 1:
-        parts.append("valid")
-    return " ".join(parts)
 
 
 def report(rows: list[dict[str, Any]], console: Any, statistic: str = "milliseconds", layers: bool = False) -> None:

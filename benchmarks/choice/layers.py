@@ -60,3 +60,18 @@ def program(function: Callable[[Any, Any], Any], arrays: tuple[np.ndarray, np.nd
     lhs, rhs = map(jnp.asarray, arrays)
     compiled = jax.jit(function).lower(lhs, rhs).compile()
     return lambda: jax.block_until_ready(compiled(lhs, rhs))
+
+
+def short(spec: ConvSpec) -> str:
+    """Returns a layer's shapes and options in a few characters, its role left out."""
+    joined = "x".join
+    *_, c_in = spec.input_shape
+    parts = [joined(map(str, spec.input_shape[:-1])), f"{c_in}->{spec.output_shape[-1]}", joined(map(str, spec.window))]
+    for letter, values in (("s", spec.strides), ("d", spec.kernel_dilation)):
+        if max(values) > 1:
+            parts.append(f"{letter}{values[0]}")
+    if spec.feature_group_count > 1:
+        parts.append(f"g{spec.feature_group_count}")
+    if not any(high for _, high in spec.padding) and max(spec.window) > 1:
+        parts.append("valid")
+    return " ".join(parts)
