@@ -8,6 +8,7 @@ class's `quick` in the place of its layers.
 
 import abc
 import dataclasses
+import importlib
 import statistics
 import time
 from collections.abc import Callable
@@ -48,6 +49,14 @@ def require(*names: str) -> None:
     for name in names:
         if not hasattr(jaxcnn, name):
             raise NotImplementedError(f"this commit has no jaxcnn.{name}")
+
+
+def native_available() -> bool:
+    """Returns whether this process has the library's native kernels; older commits have none."""
+    try:
+        return bool(importlib.import_module("jaxcnn.native").is_available())
+    except ImportError:
+        return False
 
 
 def blocked_seconds(function: Callable, args: tuple, calls: int) -> float:

@@ -12,10 +12,10 @@ import jax.numpy as jnp
 
 import jaxcnn
 
-from .common import array
+from .common import array, native_available
 from .network_layers import TorchLayers, draw
 from .networks import Network
-from .peer_runtimes import WITHOUT_LIBRARY, native_available, runtime_functions, without_library
+from .peer_runtimes import WITHOUT_LIBRARY, runtime_functions, without_library
 from .timing import Statistic, milliseconds, program, torch_or_none
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import multiprocessing
 import os
@@ -16,7 +15,7 @@ import numpy as np
 
 import jaxcnn
 
-from .common import array
+from .common import array, native_available
 from .network_layers import OnnxLayers
 from .networks import Network
 from .timing import Program, program
@@ -98,14 +97,6 @@ def runtime_functions(network: Network, weights: list[np.ndarray], x: Any) -> di
     images = np.ascontiguousarray(np.asarray(x).transpose(0, 3, 1, 2))
     makers = {"openvino": _openvino, "onnxruntime": _onnxruntime}
     return {name: makers[name](model, images) for name in names}
-
-
-def native_available() -> bool:
-    """Returns whether this process has jaxcnn's native library."""
-    try:
-        return bool(importlib.import_module("jaxcnn.native").is_available())
-    except ImportError:
-        return False
 
 
 def _serve(connection: Any, network: Network, batch: int, role: str) -> None:

@@ -27,6 +27,7 @@ from . import peer_families, peer_layers, peer_networks, peer_runtimes
 from .choice.families import FAMILIES, family
 from .choice.families import ROLES as FAMILY_ROLES
 from .choice.layers import short
+from .common import native_available
 from .networks import NETWORKS
 from .peer_layers import GROUPS
 from .timing import Statistic, geometric_mean, torch_or_none
@@ -176,7 +177,7 @@ def main(arguments: list[str] | None = None) -> None:
             Path(options.json).write_text(json.dumps(records, indent=1))
     console = Console(width=max(Console().width, 220))
     console.print(f"jax {jax.__version__}, {'torch ' + torch_or_none().__version__ if torch_or_none() else 'no torch'}")
-    console.print(f"jaxcnn's native library is {'' if peer_runtimes.native_available() else 'not '}here")
+    console.print(f"jaxcnn's native library is {'' if native_available() else 'not '}here")
     if NETWORKS_GROUP in chosen and "forward" in roles:
         for reason in peer_runtimes.missing().values():
             console.print(reason)

@@ -23,6 +23,7 @@ from jaxcnn.lowering import table
 from jaxcnn.lowering.choice import METHODS
 from jaxcnn.lowering.spec import ConvSpec, Role, spec_to_plain
 
+from ..common import native_available
 from ..timing import block_milliseconds
 from .families import FAMILIES, ROLES, family
 from .layers import operands, program
@@ -78,6 +79,7 @@ def header(seed: int) -> dict[str, Any]:
     return {
         "machine": table.device_kind(jax.devices("cpu")[0]),
         "jax": jax.__version__,
+        "native": native_available(),
         "seed": seed,
     }
 
