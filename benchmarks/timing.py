@@ -31,7 +31,10 @@ _COUNTED = 0.005
 
 
 def block_milliseconds(
-    functions: dict[str, Callable[[], Any]], seconds: float, hopeless: float = math.inf
+    functions: dict[str, Callable[[], Any]],
+    seconds: float,
+    hopeless: float = math.inf,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Returns the milliseconds of the best call of each block, for each function; the functions' blocks take turns.
 
@@ -43,11 +46,12 @@ def block_milliseconds(
       functions: functions of no arguments, which wait for their results.
       seconds: time for all blocks.
       hopeless: times of the fastest function's call from which a function has a single block of two calls.
+      clock: seconds by which a call is timed; `time.process_time` leaves out what other programs take of a processor.
     """
     once = {}
     for name, function in functions.items():
         function()
-        once[name] = min(_seconds(function) for _ in range(2))
+        once[name] = min(_seconds(function, clock) for _ in range(2))
     limit = hopeless * min(once.values())
     times = {name: [1e3 * call] if call > limit else [] for name, call in once.items()}
     functions = {name: function for name, function in functions.items() if not times[name]}
@@ -63,14 +67,14 @@ def block_milliseconds(
                 function()
                 if time.perf_counter() - start > _REST:
                     break
-            times[name].append(1e3 * min(_seconds(function) for _ in range(calls[name])))
+            times[name].append(1e3 * min(_seconds(function, clock) for _ in range(calls[name])))
     return times
 
 
-def _seconds(function: Callable[[], Any]) -> float:
-    start = time.perf_counter()
+def _seconds(function: Callable[[], Any], clock: Callable[[], float]) -> float:
+    start = clock()
     function()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 Statistic = Callable[[list[float]], float]

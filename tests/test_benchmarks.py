@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import itertools
 import pkgutil
 import re
 from pathlib import Path
@@ -186,6 +187,8 @@ def test_a_speedup_is_the_ratio_of_two_times(monkeypatch):
     ours, plain = lasting("ours", 1e-4), lasting("plain", 3e-4)
     assert speedup(ours, plain, 1, seconds=0.5) == pytest.approx(3, rel=0.05)
     assert calls.count("ours") > 2 * calls.count("plain") > 20
+    # The blocks of 11 rounds, of which two neighbours are one where a round begins as the one before ends.
+    assert len(list(itertools.groupby(calls[2:]))) == 11 + 1
 
 
 def test_relative_error():

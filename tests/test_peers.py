@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from benchmarks import peer_layers, peer_networks, peer_runtimes, peers
+from benchmarks import peer_families, peer_layers, peer_networks, peer_runtimes, peers
 from benchmarks.choice import families
 from benchmarks.common import relative_error
 from benchmarks.network_layers import draw
@@ -209,11 +209,14 @@ def test_seeded_layers_are_measured_and_reported(monkeypatch):
         monkeypatch.setitem(families.FAMILIES, name, lambda rng: draft)
     monkeypatch.setattr(families, "NARROW_MACS", (1, 1e6))
     monkeypatch.setattr(peer_layers, "ceilings", lambda: (1e11, 1e10))
+    measure, measured = peer_families.measure, []
+    monkeypatch.setattr(peer_families, "measure", lambda *args: measured.append(args[1].role) or measure(*args))
     groups = ["seeded dense", "seeded transposed"]
     records = [*peers.measure_families(groups, ["forward"], 0, 1, 0.0)]
     records += peers.measure_families(groups[:1], ["gradient"], 0, 1, 0.0)
     roles = ["forward", "forward", "gradient by the image", "gradient by the kernel"]
     assert [record["role"] for record in records] == roles
+    assert measured == ["output", "input", "input", "kernel"]
     assert {record["layer"] for record in records} == {"1x6x5 3->4 2x3 s2"}
     assert all(record["milliseconds"]["jaxcnn"] > 0 for record in records)
     console = Console(file=io.StringIO(), width=220)

@@ -16,7 +16,8 @@ import json
 import os
 import statistics
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,13 @@ TOLERANCE = 1e-4
 """Largest relative error of jaxcnn's and PyTorch's results to lax's."""
 
 
-def measure(name: str, spec: ConvSpec, seconds: float, threads: int = THREADS) -> dict[str, list[float]]:
+def measure(
+    name: str,
+    spec: ConvSpec,
+    seconds: float,
+    threads: int = THREADS,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, list[float]]:
     """Returns milliseconds by library: the best call of each block.
 
     Args:
@@ -46,6 +53,7 @@ def measure(name: str, spec: ConvSpec, seconds: float, threads: int = THREADS) -
       spec: the layer.
       seconds: time for the blocks of all libraries.
       threads: number of PyTorch's threads.
+      clock: seconds by which a call is timed.
 
     Raises:
       ArithmeticError: two libraries have different results.
@@ -61,11 +69,17 @@ def measure(name: str, spec: ConvSpec, seconds: float, threads: int = THREADS) -
         error = relative_error(result, results["lax"])
         if not error < TOLERANCE:
             raise ArithmeticError(f"{form} and lax differ by {error:.1e}, more than {TOLERANCE:.0e}: {name} {spec}")
-    return block_milliseconds(calls, seconds, HOPELESS_RATIO)
+    return block_milliseconds(calls, seconds, HOPELESS_RATIO, clock)
 
 
 def records(
-    names: Sequence[str], roles: Sequence[Role], seed: int, count: int, seconds: float, threads: int = THREADS
+    names: Sequence[str],
+    roles: Sequence[Role],
+    seed: int,
+    count: int,
+    seconds: float,
+    threads: int = THREADS,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Iterator[dict[str, Any]]:
     """A record for each layer: `count` layers of each family in each role."""
     from rich.console import Console
@@ -73,7 +87,7 @@ def records(
 
     work = [(name, spec) for name in names for role in roles for spec in family(name, seed, count, (role,))]
     for name, spec in track(work, "Measuring layers", console=Console(stderr=True)):
-        blocks = measure(name, spec, seconds, threads)
+        blocks = measure(name, spec, seconds, threads, clock)
         median = {form: statistics.median(times) for form, times in blocks.items()}
         best = {form: min(times) for form, times in blocks.items()}
         yield {"family": name, "spec": spec_to_plain(spec), "milliseconds": median, "best_milliseconds": best}
@@ -150,16 +164,18 @@ def main(arguments: list[str] | None = None) -> None:
         "--busy",
         action="store_true",
         help="where other programs run: best calls in place of medians, and PyTorch's threads sleep while they wait; "
-        "with --threads 1 nothing depends on two threads running at the same time",
+        "with --threads 1 also processor time in place of time",
     )
     options = parser.parse_args(arguments)
     if options.busy:  # read when PyTorch is imported
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if hasattr(os, "sched_setaffinity"):  # XLA takes as many threads as there are processors
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.threads])
+    # With one thread, the time that the processor spends on a call is what it takes on a machine that is not busy.
+    clock = time.process_time if options.busy and options.threads == 1 else time.perf_counter
     rows: list[dict[str, Any]] = []
     names, roles = options.family or list(FAMILIES), options.role or list(ROLES)
-    for row in records(names, roles, options.seed, options.count, options.seconds, options.threads):
+    for row in records(names, roles, options.seed, options.count, options.seconds, options.threads, clock):
         rows.append(row)
         if options.json:
             Path(options.json).write_text(json.dumps(rows, indent=1))
