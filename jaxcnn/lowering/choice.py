@@ -13,8 +13,7 @@ from jaxcnn.lowering.spec import ConvSpec, PoolSpec
 from jaxcnn.lowering.table import active, times_text
 
 METHODS: dict[str, ModuleType] = {
-    module.NAME: module
-    for module in (direct, shift, matmul, winograd, fft, groups, native)
+    module.NAME: module for module in (direct, shift, matmul, winograd, fft, groups, native)
 }
 """The methods by name: each a module with `supports(spec)` and `lower(lhs, rhs, spec, sharding)`."""
 
@@ -101,6 +100,8 @@ def _choose_cpu(spec: ConvSpec) -> Choice:
     kernel_out = features // spec.feature_group_count
     image_filter = kernel_in == kernel_out == 1 and spec.feature_group_count < LANES
     if native.supports(spec) is None and not image_filter:
+        if winograd.supports(spec) is None and winograd.native_pays(spec):
+            return Choice(winograd.NAME, "compiled tiles take fewer products, their transforms counted")
         return Choice(native.NAME, "a compiled kernel")
     if kernel_in == kernel_out == 1 and (taps > 1 or spec.feature_group_count > 1):
         return _choose_by_channel(spec, taps)

@@ -53,12 +53,12 @@ def supports(spec: ConvSpec) -> str | None:
     return shape_unsupported(spec)
 
 
-def lower(lhs: jax.Array, rhs: jax.Array, spec: ConvSpec, sharding: object = None) -> jax.Array:
-    """Computes the array that `spec.role` names from the two others."""
+def lower(lhs: jax.Array, rhs: jax.Array, spec: ConvSpec, sharding: object = None, *, tiles: bool = False) -> jax.Array:
+    """Computes the array that `spec.role` names from the two others, by tiles of fewer products if they are allowed."""
     del sharding
     target, attributes = "jaxcnn_kernel_gradient", options(spec)
     if spec.role != "kernel":
-        target, attributes = "jaxcnn_slide", {**attributes, **slide_options(spec)}
+        target, attributes = "jaxcnn_slide", {**attributes, **slide_options(spec, tiles=tiles)}
     return jax.ffi.ffi_call(target, jax.ShapeDtypeStruct(spec.result_shape, np.float32))(lhs, rhs, **attributes)
 
 
@@ -79,6 +79,8 @@ def lower_fused(
     residual: jax.Array | None,
     spec: ConvSpec,
     epilogue: Any,
+    *,
+    tiles: bool = False,
 ) -> jax.Array:
     """Computes activation(result * scale + bias + residual), scale and bias by channel of the result."""
     operands = (scale, bias, residual)
@@ -87,6 +89,7 @@ def lower_fused(
         operands=sum(1 << bit for bit, operand in enumerate(operands) if operand is not None),
         activation=_ACTIVATIONS.index(epilogue.activation),
         alpha=epilogue.alpha,
+        tiles=tiles,
     )
     call = jax.ffi.ffi_call("jaxcnn_slide", jax.ShapeDtypeStruct(spec.result_shape, np.float32))
     extras = [operand for operand in operands if operand is not None]
@@ -103,11 +106,14 @@ def options(spec: ConvSpec) -> dict[str, Any]:
     }
 
 
-def slide_options(spec: ConvSpec, operands: int = 0, activation: int = 0, alpha: float = 0.0) -> dict[str, Any]:
-    """Returns the attributes of the roles `"output"` and `"input"`: whether it is the latter, and an epilogue."""
+def slide_options(
+    spec: ConvSpec, *, operands: int = 0, activation: int = 0, alpha: float = 0.0, tiles: bool = False
+) -> dict[str, Any]:
+    """Returns the attributes of the roles `"output"` and `"input"`: which it is, an epilogue, and whether by tiles."""
     return {
         "operands": np.int64(operands),
         "activation": np.int64(activation),
         "alpha": np.float32(alpha),
         "transposed": np.bool_(spec.role == "input"),
+        "tiles": np.bool_(tiles),
     }
