@@ -14,8 +14,7 @@ from jaxcnn.lowering.spec import ConvSpec, PoolSpec
 from jaxcnn.lowering.table import active, times_text
 
 METHODS: dict[str, ModuleType] = {
-    module.NAME: module
-    for module in (direct, shift, matmul, winograd, fft, groups, native)
+    module.NAME: module for module in (direct, shift, matmul, winograd, fft, groups, native)
 }
 """The methods by name: each a module with `supports(spec)` and `lower(lhs, rhs, spec, sharding)`."""
 
@@ -103,6 +102,8 @@ def _choose_cpu(spec: ConvSpec) -> Choice:
     image_filter = kernel_in == kernel_out == 1 and spec.feature_group_count < LANES
     refusal = native.supports(spec)
     if refusal is None and not image_filter:
+        if winograd.supports(spec) is None and winograd.native_pays(spec):
+            return Choice(winograd.NAME, "compiled tiles take fewer products, their transforms counted")
         return Choice(native.NAME, "a compiled kernel")
     form = _choose_form(spec, taps, kernel_in, kernel_out)
     if refusal is None or not library.is_available():

@@ -22,6 +22,21 @@ NAME = "native"
 
 _LARGEST_RANK = 3
 
+_ACTIVATIONS = (
+    "none",
+    "relu",
+    "relu6",
+    "leaky_relu",
+    "silu",
+    "hard_swish",
+    "gelu",
+    "gelu_exact",
+    "sigmoid",
+    "tanh",
+    "hard_sigmoid",
+)
+"""The activations in the order of the enumeration in `kernels.h`."""
+
 
 def supports(spec: ConvSpec) -> str | None:
     """Returns None, or why this convolution is not computed by the compiled kernels."""
@@ -38,13 +53,47 @@ def supports(spec: ConvSpec) -> str | None:
     return shape_unsupported(spec)
 
 
-def lower(lhs: jax.Array, rhs: jax.Array, spec: ConvSpec, sharding: object = None) -> jax.Array:
-    """Computes the array that `spec.role` names from the two others."""
+def lower(lhs: jax.Array, rhs: jax.Array, spec: ConvSpec, sharding: object = None, *, tiles: bool = False) -> jax.Array:
+    """Computes the array that `spec.role` names from the two others, by tiles of fewer products if they are allowed."""
     del sharding
     target, attributes = "jaxcnn_kernel_gradient", options(spec)
     if spec.role != "kernel":
-        target, attributes = "jaxcnn_slide", {**attributes, **slide_options(spec)}
+        target, attributes = "jaxcnn_slide", {**attributes, **slide_options(spec, tiles=tiles)}
     return jax.ffi.ffi_call(target, jax.ShapeDtypeStruct(spec.result_shape, np.float32))(lhs, rhs, **attributes)
+
+
+def supports_fused(spec: ConvSpec, epilogue: Any) -> str | None:
+    """Returns None, or why the kernels do not apply this epilogue to the results of this convolution."""
+    if spec.role == "kernel":
+        return "it computes a kernel"
+    if epilogue.activation not in _ACTIVATIONS:
+        return f"{epilogue.activation} is not among its activations"
+    return supports(spec)
+
+
+def lower_fused(
+    lhs: jax.Array,
+    rhs: jax.Array,
+    scale: jax.Array | None,
+    bias: jax.Array | None,
+    residual: jax.Array | None,
+    spec: ConvSpec,
+    epilogue: Any,
+    *,
+    tiles: bool = False,
+) -> jax.Array:
+    """Computes activation(result * scale + bias + residual), scale and bias by channel of the result."""
+    operands = (scale, bias, residual)
+    attributes = slide_options(
+        spec,
+        operands=sum(1 << bit for bit, operand in enumerate(operands) if operand is not None),
+        activation=_ACTIVATIONS.index(epilogue.activation),
+        alpha=epilogue.alpha,
+        tiles=tiles,
+    )
+    call = jax.ffi.ffi_call("jaxcnn_slide", jax.ShapeDtypeStruct(spec.result_shape, np.float32))
+    extras = [operand for operand in operands if operand is not None]
+    return call(lhs, rhs, *extras, **options(spec), **attributes)
 
 
 def options(spec: ConvSpec) -> dict[str, Any]:
@@ -57,11 +106,14 @@ def options(spec: ConvSpec) -> dict[str, Any]:
     }
 
 
-def slide_options(spec: ConvSpec, operands: int = 0, activation: int = 0, alpha: float = 0.0) -> dict[str, Any]:
-    """Returns the attributes of the roles `"output"` and `"input"`: whether it is the latter, and an epilogue."""
+def slide_options(
+    spec: ConvSpec, *, operands: int = 0, activation: int = 0, alpha: float = 0.0, tiles: bool = False
+) -> dict[str, Any]:
+    """Returns the attributes of the roles `"output"` and `"input"`: which it is, an epilogue, and whether by tiles."""
     return {
         "operands": np.int64(operands),
         "activation": np.int64(activation),
         "alpha": np.float32(alpha),
         "transposed": np.bool_(spec.role == "input"),
+        "tiles": np.bool_(tiles),
     }

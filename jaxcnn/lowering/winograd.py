@@ -26,6 +26,7 @@ import numpy as np
 from jax import lax
 
 from jaxcnn._compat import FAST_CONVOLUTION
+from jaxcnn.lowering import native
 from jaxcnn.lowering.bands import BYTES, Band, band_within, in_bands
 from jaxcnn.lowering.forms import (
     Window,
@@ -66,6 +67,15 @@ _SHARE, _BANDS_OF_ONE_AXIS = 0.8, 1.05
 """Most that the products and transforms may cost, of the direct products; and of a window of at most 5
 taps along one axis in bands."""
 
+_NATIVE_MACS_PER_NANOSECOND = 200
+_TILE_FLOAT_NANOSECONDS = 0.05
+"""Time to transform a value of a tile of the input or the output."""
+_CACHED_FLOAT_NANOSECONDS, _KERNEL_FLOAT_NANOSECONDS = 0.25, 0.5
+"""Time to transform a value of the kernel, where all of them stay in the cache and where they do not."""
+_CACHED_KERNEL_BYTES = 16 << 20
+_TILES_MARGIN = 0.9
+"""Most that tiles may take of the time of products, whose errors are smaller."""
+
 _MULTIPLE = 8
 """Of which the features are filled up to a multiple: XLA's product of others runs at half its rate. 5x5 from 64 to 31
 channels over 56x56 takes 1.7 ms filled and 2.0 as it is, 3x3 from 64 to 28 1.1 and 1.4."""
@@ -101,9 +111,46 @@ def supports(spec: ConvSpec) -> str | None:
 def lower(lhs: jax.Array, rhs: jax.Array, spec: ConvSpec, sharding: object = None) -> jax.Array:
     """Computes the array that `spec.role` names from the two others."""
     del sharding
+    if is_native(spec):
+        return native.lower(lhs, rhs, spec, tiles=True)
     narrow = min(np.dtype(spec.lhs_dtype).itemsize, np.dtype(spec.rhs_dtype).itemsize) < 4
     waits = spec.kernel_waits and not spec.exported and spec.stacked is None
     return by_role(lhs, rhs, spec, partial(_forward, precision=spec.precision, narrow=narrow, waits=waits))
+
+
+def is_native(spec: ConvSpec) -> bool:
+    """Returns whether compiled kernels compute the tiles of a convolution that this method supports."""
+    return spec.rank == 2 and spec.window in ((3, 3), (5, 5)) and native.supports(spec) is None
+
+
+def native_pays(spec: ConvSpec) -> bool:
+    """Returns whether compiled tiles are estimated to take less time than the compiled products of `native`."""
+    if not is_native(spec):
+        return False
+    taps = spec.window[0]
+    batch, *sizes, features = spec.result_shape
+    summed = spec.output_shape[-1] if spec.role == "input" else spec.input_shape[-1]
+    tiles = batch * math.prod(-(-size // _TILES[taps]) for size in sizes)
+    points = (taps + _TILES[taps] - 1) ** 2
+    kernel_floats = points * summed * features
+    in_cache = 4 * kernel_floats <= _CACHED_KERNEL_BYTES
+    estimate = (
+        tiles * kernel_floats / _NATIVE_MACS_PER_NANOSECOND
+        + tiles * points * (summed + features) * _TILE_FLOAT_NANOSECONDS
+        + kernel_floats * (_CACHED_FLOAT_NANOSECONDS if in_cache else _KERNEL_FLOAT_NANOSECONDS)
+    )
+    macs = batch * math.prod(sizes) * taps**2 * summed * features
+    return estimate < _TILES_MARGIN * macs / _NATIVE_MACS_PER_NANOSECOND
+
+
+def supports_fused(spec: ConvSpec, epilogue: Any) -> str | None:
+    """Returns None, or why an epilogue is not applied to the tiles of this convolution."""
+    if not is_native(spec):
+        return "its tiles are computed by XLA's operations"
+    return native.supports_fused(spec, epilogue)
+
+
+lower_fused = partial(native.lower_fused, tiles=True)
 
 
 def pays(spec: ConvSpec) -> bool:

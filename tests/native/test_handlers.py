@@ -47,7 +47,11 @@ def test_a_fitting_call():
         (((2, 5, 6, 4), (3, 2, 4, 3), (2, 3, 5, 3)), {"pad_low": ints(1, 1, 1)}, "the same number of spatial axes"),
         (((1,) * 6, (1,) * 6, (1,) * 6), {}, "at most 3"),
         (((2, 5, 6, 4), (3, 2, 4, 3), (2, 3, 5, 3)), {"groups": np.int64(0)}, "0 groups do not divide the channels"),
-        (((2, 5, 6, 4), (3, 2, 4, 3), (2, 3, 5, 3)), {"groups": np.int64(3)}, "3 groups do not divide .* 4 in and 3 out"),
+        (
+            ((2, 5, 6, 4), (3, 2, 4, 3), (2, 3, 5, 3)),
+            {"groups": np.int64(3)},
+            "3 groups do not divide .* 4 in and 3 out",
+        ),
         (((3, 5, 6, 4), (3, 2, 4, 3), (2, 3, 5, 3)), {}, "channels or the batch do not fit"),
         (((2, 5, 6, 4), (3, 2, 5, 3), (2, 3, 5, 3)), {}, "channels or the batch do not fit"),
         (((2, 5, 6, 4), (3, 2, 4, 3), (2, 3, 5, 4)), {}, "channels or the batch do not fit"),

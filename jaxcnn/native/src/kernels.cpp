@@ -1,6 +1,7 @@
 // The kernels of one instruction set: compiled several times, with JAXCNN_ISA naming the namespace.
 #include "dense.h"
 #include "narrow.h"
+#include "tiles.h"
 
 namespace jaxcnn {
 namespace JAXCNN_ISA {
@@ -15,28 +16,30 @@ bool is_narrow(int64_t groups, int64_t sources, int64_t results) {
   return bundle.lanes * least(ceil_div(results, kLanes) * kLanes, kColumns) >= cost * results * kLanes;
 }
 
-void slide(Slide slide, const float* source, const float* kernel, float* result, const Epilogue& epilogue,
+void slide(Slide slide, const float* source, const float* kernel, float* result, const Epilogue& epilogue, bool tiles,
            TaskRunner& runner) {
   // Sums over no channel are sums over no tap.
   if (slide.source_channels == 0) {
     slide.source_channels = 1;
     for (SlideAxis& axis : slide.axis) axis.taps = 0;
   }
-  if (is_narrow(slide.groups, slide.source_channels, slide.result_channels)) {
+  if (tiles && fits_tiles(slide)) {
+    slide_tiles(slide, source, kernel, result, epilogue, runner);
+  } else if (is_narrow(slide.groups, slide.source_channels, slide.result_channels)) {
     slide_narrow(slide, source, kernel, result, epilogue, runner);
   } else {
     slide_dense(slide, source, kernel, result, epilogue, runner);
   }
 }
 
-void output(const ConvProblem& p, const float* x, const float* kernel, float* y, const Epilogue& epilogue,
+void output(const ConvProblem& p, const float* x, const float* kernel, float* y, const Epilogue& epilogue, bool tiles,
             TaskRunner& runner) {
-  slide(forward_slide(p), x, kernel, y, epilogue, runner);
+  slide(forward_slide(p), x, kernel, y, epilogue, tiles, runner);
 }
 
-void input(const ConvProblem& p, const float* y, const float* kernel, float* x, const Epilogue& epilogue,
+void input(const ConvProblem& p, const float* y, const float* kernel, float* x, const Epilogue& epilogue, bool tiles,
            TaskRunner& runner) {
-  for_each_phase(p, [&](const Slide& phase) { slide(phase, y, kernel, x, epilogue, runner); });
+  for_each_phase(p, [&](const Slide& phase) { slide(phase, y, kernel, x, epilogue, tiles, runner); });
 }
 
 void kernel(const ConvProblem& p, const float* x, const float* y, float* kernel, TaskRunner& runner) {

@@ -54,12 +54,12 @@ struct TaskRunner {
 };
 
 using OutputKernel = void (*)(const ConvProblem&, const float* x, const float* kernel, float* y, const Epilogue&,
-                              TaskRunner&);
+                              bool tiles, TaskRunner&);
 using InputKernel = void (*)(const ConvProblem&, const float* y, const float* kernel, float* x, const Epilogue&,
-                             TaskRunner&);
+                             bool tiles, TaskRunner&);
 using KernelKernel = void (*)(const ConvProblem&, const float* x, const float* y, float* kernel, TaskRunner&);
 
-// The kernels of one instruction set.
+// The kernels of one instruction set. `tiles` allows tiles of fewer products, whose errors are larger, where they fit.
 struct KernelTable {
   const char* name;
   OutputKernel output;

@@ -164,7 +164,7 @@ bool has_no_elements(Sizes sizes) { return std::find(sizes.begin(), sizes.end(),
 
 ffi::Error output_handler(ffi::ThreadPool pool, Floats x, Floats kernel, ffi::RemainingArgs extras,
                           ffi::Result<Floats> y, Sizes strides, Sizes pad_low, Sizes dilation, int64_t groups,
-                          int64_t operands, int64_t activation, float alpha, bool transposed) {
+                          int64_t operands, int64_t activation, float alpha, bool transposed, bool tiles) {
   ConvProblem p;
   // In the role "input" the first operand is y and the result x.
   const Sizes image = transposed ? y->dimensions() : x.dimensions();
@@ -198,7 +198,7 @@ ffi::Error output_handler(ffi::ThreadPool pool, Floats x, Floats kernel, ffi::Re
   if (has_no_elements(y->dimensions())) return ffi::Error::Success();
   PoolRunner runner(pool);
   const auto run = transposed ? kernels().input : kernels().output;
-  run(p, x.typed_data(), kernel.typed_data(), y->typed_data(), epilogue, runner);
+  run(p, x.typed_data(), kernel.typed_data(), y->typed_data(), epilogue, tiles, runner);
   return ffi::Error::Success();
 }
 
@@ -222,7 +222,7 @@ ffi::Error kernel_handler(ffi::ThreadPool pool, Floats x, Floats y, ffi::Result<
 #define JAXCNN_EXPORT extern "C" __attribute__((visibility("default")))
 
 JAXCNN_EXPORT const char* jaxcnn_native_instruction_set() { return jaxcnn::kernels().name; }
-JAXCNN_EXPORT int jaxcnn_native_abi_version() { return 1; }
+JAXCNN_EXPORT int jaxcnn_native_abi_version() { return 2; }
 
 // The macro declares each handler with the linkage of C.
 #pragma GCC visibility push(default)
@@ -240,7 +240,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxcnn_slide, jaxcnn::output_handler,
                                   .Attr<int64_t>("operands")
                                   .Attr<int64_t>("activation")
                                   .Attr<float>("alpha")
-                                  .Attr<bool>("transposed"));
+                                  .Attr<bool>("transposed")
+                                  .Attr<bool>("tiles"));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxcnn_kernel_gradient, jaxcnn::kernel_handler,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()

@@ -295,10 +295,10 @@ void check_all(const ConvProblem& p, const std::vector<const KernelTable*>& tabl
   to_x.apply(input);
 
   check(p, "output", tables, y.count(), threads, output, [&](const KernelTable& table, float* result, TaskRunner& runner) {
-    table.output(p, x.data(), kernel.data(), result, to_y.epilogue, runner);
+    table.output(p, x.data(), kernel.data(), result, to_y.epilogue, false, runner);
   });
   check(p, "input", tables, x.count(), threads, input, [&](const KernelTable& table, float* result, TaskRunner& runner) {
-    table.input(p, y.data(), kernel.data(), result, to_x.epilogue, runner);
+    table.input(p, y.data(), kernel.data(), result, to_x.epilogue, false, runner);
   });
   check(p, "kernel", tables, kernel.count(), threads, gradient,
         [&](const KernelTable& table, float* result, TaskRunner& runner) {
