@@ -21,8 +21,9 @@ from jax.test_util import check_grads
 
 import jaxcnn
 from jaxcnn import native as library
-from jaxcnn.lowering import choice, direct, native
+from jaxcnn.lowering import choice, native
 from jaxcnn.lowering.spec import ConvSpec
+from support import oracles
 from support.arrays import assert_close, integers, jax_normal, normal, relative_error
 from support.methods import roles
 
@@ -41,19 +42,18 @@ def float32_specs(x_shape: tuple[int, ...], kernel_shape: tuple[int, ...], **opt
     return [dataclasses.replace(spec, **float32) for spec, _, _ in roles(x_shape, kernel_shape, **options)]
 
 
-def assert_values(spec: ConvSpec, seed: int = 0) -> None:
-    """The result equals `direct`'s of float64, within epsilons of the sum of the products' magnitudes."""
-    lhs, rhs = (normal(shape, seed + n) for n, shape in enumerate(spec.operand_shapes))
-    assert native.supports(spec) is None
-    result = jax.jit(lambda a, b: native.lower(a, b, spec))(lhs, rhs)
-    with jax.enable_x64(True):
-        wide = {name: np.dtype(np.float64) for name in ("lhs_dtype", "rhs_dtype", "out_dtype")}
-        reference = partial(direct.lower, spec=dataclasses.replace(spec, **wide))
-        pairs = [(lhs, rhs), (abs(lhs), abs(rhs))]
-        both = jax.jit(lambda pairs: [reference(a, b) for a, b in pairs])
-        exact, sums = map(np.asarray, both([tuple(a.astype(np.float64) for a in pair) for pair in pairs]))
-    assert (result.shape, result.dtype) == (spec.result_shape, np.float32)
-    assert np.all(abs(np.asarray(result, np.float64) - exact) <= 4 * EPSILON * sums), spec
+def assert_values(specs: list[ConvSpec], seed: int = 0) -> None:
+    """The results equal those of plain loops in float64, within epsilons of the sum of the products' magnitudes."""
+    operands = [[normal(shape, seed + n) for n, shape in enumerate(spec.operand_shapes)] for spec in specs]
+    assert [native.supports(spec) for spec in specs] == [None] * len(specs)
+    results = jax.jit(lambda pairs: [native.lower(*pair, spec) for spec, pair in zip(specs, pairs, strict=True)])(
+        operands
+    )
+    for spec, (lhs, rhs), result in zip(specs, operands, results, strict=True):
+        exact = oracles.trilinear(spec, lhs.astype(np.float64), rhs.astype(np.float64))
+        sums = oracles.trilinear(spec, abs(lhs).astype(np.float64), abs(rhs).astype(np.float64))
+        assert (result.shape, result.dtype) == (spec.result_shape, np.float32)
+        assert np.all(abs(np.asarray(result, np.float64) - exact) <= 4 * EPSILON * sums), spec
 
 
 # Shape of the image, shape of the kernel, and the options that differ from stride 1 and no padding.
@@ -105,8 +105,7 @@ SHAPES = {
 @pytest.mark.parametrize("name", SHAPES)
 def test_values_in_every_role(name):
     x_shape, kernel_shape, options = SHAPES[name]
-    for spec in float32_specs(x_shape, kernel_shape, **options):
-        assert_values(spec)
+    assert_values(float32_specs(x_shape, kernel_shape, **options))
 
 
 def drawn(seed: int) -> list[ConvSpec]:
@@ -138,8 +137,7 @@ def drawn(seed: int) -> list[ConvSpec]:
 @pytest.mark.parametrize("first", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in range(16, 256, 16))])
 def test_values_of_drawn_convolutions(first):
     for seed in range(first, first + 16):
-        for spec in drawn(seed):
-            assert_values(spec, seed)
+        assert_values(drawn(seed), seed)
 
 
 # Threads.
