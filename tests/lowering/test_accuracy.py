@@ -222,7 +222,9 @@ def test_integers_are_exact(rng, dtype, role):
     for name in ("depthwise", "strided"):
         spec = dataclasses.replace(operands_spec(name, role, np.dtype(dtype)), out_dtype=np.dtype(np.int32))
         lhs, rhs = (rng.integers(info.min, info.max, shape, dtype, endpoint=True) for shape in spec.operand_shapes)
-        expected = oracles.trilinear(spec, lhs.astype(np.int64), rhs.astype(np.int64)).astype(np.int32)  # wraps, as JAX does
+        expected = oracles.trilinear(spec, lhs.astype(np.int64), rhs.astype(np.int64)).astype(
+            np.int32
+        )  # wraps, as JAX does
         results = compiled(spec)(lhs, rhs)
         assert {"direct", "shift", "matmul"} <= set(results)
         for method, result in results.items():

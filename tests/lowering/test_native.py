@@ -27,9 +27,7 @@ from support import oracles
 from support.arrays import assert_close, integers, jax_normal, normal, relative_error
 from support.methods import roles
 
-needs_library = pytest.mark.skipif(
-    not library.is_available(), reason=f"needs the compiled library: {library.status()}"
-)
+needs_library = pytest.mark.skipif(not library.is_available(), reason=f"needs the compiled library: {library.status()}")
 
 ROOT = Path(__file__).parents[2]
 ROLES = ("output", "input", "kernel")
@@ -116,7 +114,9 @@ def drawn(seed: int) -> list[ConvSpec]:
     def ints(low: int, high: int) -> tuple[int, ...]:
         return tuple(rng.integers(low, high + 1, rank).tolist())
 
-    groups, kernel_in, kernel_out = (int(rng.choice(sizes)) for sizes in ([1, 1, 2, 5, 16, 24], [1, 2, 4, 7], [1, 3, 8]))
+    groups, kernel_in, kernel_out = (
+        int(rng.choice(sizes)) for sizes in ([1, 1, 2, 5, 16, 24], [1, 2, 4, 7], [1, 3, 8])
+    )
     if groups == 1:
         kernel_in, kernel_out = int(rng.integers(1, 70)), int(rng.integers(1, 70))
     window, dilation = ints(1, 4), ints(1, 2)
@@ -214,7 +214,11 @@ def test_concurrent_callers():
 
 # Transformations. Every function below goes through `auto`, and each test sees that kernels are called.
 
-X, KERNEL, DEPTHWISE = jax_normal((2, 9, 8, 16), 0), jax_normal((3, 3, 16, 16), 1) / 12, jax_normal((3, 3, 1, 16), 2) / 3
+X, KERNEL, DEPTHWISE = (
+    jax_normal((2, 9, 8, 16), 0),
+    jax_normal((3, 3, 16, 16), 1) / 12,
+    jax_normal((3, 3, 1, 16), 2) / 3,
+)
 
 
 def network(x, kernel, depthwise, method="auto"):
@@ -276,7 +280,9 @@ def test_inside_loops():
         return lambda x: jax.lax.scan(lambda x, _: (function(x, KERNEL, DEPTHWISE), x.sum()), x, None, length=3)
 
     def repeated(function):
-        return lambda x: jax.lax.while_loop(lambda s: s[0] < 3, lambda s: (s[0] + 1, function(s[1], KERNEL, DEPTHWISE)), (0, x))
+        return lambda x: jax.lax.while_loop(
+            lambda s: s[0] < 3, lambda s: (s[0] + 1, function(s[1], KERNEL, DEPTHWISE)), (0, x)
+        )
 
     for loop in (scanned, repeated):
         assert kernels_called(loop(network), X) == 2
@@ -367,17 +373,17 @@ def test_float64_is_left_to_a_form(x64):
 
 @needs_library
 def test_forced_where_it_does_not_go():
-    with pytest.raises(ValueError, match="conv: method 'native' does not support .* bfloat16 .* not float32"):
+    with pytest.raises(ValueError, match=r"conv: method 'native' does not support .* bfloat16 .* not float32"):
         jaxcnn.conv(X.astype(jnp.bfloat16), KERNEL.astype(jnp.bfloat16), method="native")
-    with pytest.raises(ValueError, match="method 'native' .* 4 spatial axes, more than 3"):
+    with pytest.raises(ValueError, match=r"method 'native' .* 4 spatial axes, more than 3"):
         jaxcnn.conv(jnp.ones((1, 3, 3, 3, 3, 1)), jnp.ones((2, 2, 2, 2, 1, 1)), method="native")
 
 
 @pytest.mark.without_native
 def test_forced_without_the_library_says_that_there_is_none():
-    with pytest.raises(ValueError, match="conv: method 'native' does not support .*: native kernels: no: "):
+    with pytest.raises(ValueError, match=r"conv: method 'native' does not support .*: native kernels: no: "):
         jaxcnn.conv(X, KERNEL, method="native")
-    with pytest.raises(ValueError, match="conv_transpose: method 'native' does not .*: native kernels: no: "):
+    with pytest.raises(ValueError, match=r"conv_transpose: method 'native' does not .*: native kernels: no: "):
         jaxcnn.conv_transpose(X, KERNEL, method="native")
     assert kernels_called(network, X, KERNEL, DEPTHWISE) == 0
     for spec in float32_specs((1, 9, 8, 16), (3, 3, 16, 16)):
