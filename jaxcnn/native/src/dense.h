@@ -205,10 +205,18 @@ void pack_columns(const Slide& slide, const float* kernel, int64_t group, int64_
         for (int v = 0; v < kV; ++v) store(to + v * kLanes, load_some(base + v * kLanes, most(columns - v * kLanes, 0)));
       }
     } else {
-      if (columns < kWidth) clear(to, count * kWidth);
-      for (int64_t n = 0; n < columns; ++n) {
-        const float* line = base + n * result_step;
-        for (int64_t c = 0; c < count; ++c) to[c * kWidth + n] = line[c];
+      for (int v = 0; v < kV; ++v) {
+        const int64_t lines = least(kLanes, most(columns - v * kLanes, 0));
+        for (int64_t c = 0; c < count; c += kLanes) {
+          const int64_t size = least(kLanes, count - c);
+          Vec rows[kLanes];
+#pragma GCC unroll 16
+          for (int n = 0; n < kLanes; ++n) {
+            rows[n] = n < lines ? load_some(base + (v * kLanes + n) * result_step + c, size) : Vec{};
+          }
+          transpose(rows);
+          for (int64_t i = 0; i < size; ++i) store(to + (c + i) * kWidth + v * kLanes, rows[i]);
+        }
       }
       to += count * kWidth;
     }
@@ -296,6 +304,12 @@ inline void slide_dense(const Slide& slide, const float* source, const float* ke
   });
 }
 
+// A source pixel, inside of the image or in its padding.
+struct Place {
+  const float* pixel;
+  int64_t depth, height, width;
+};
+
 constexpr int64_t kPixelBlock = 192;    // pixels that a block of a kernel's gradient sums up
 constexpr int64_t kPartPixels = 8192;   // least pixels of a part that is summed up on its own
 constexpr int64_t kMostParts = 8;
@@ -338,7 +352,7 @@ inline void kernel_dense(const ConvProblem& p, const float* x, const float* y, f
     float* const target = sums + part * size + group * columns + column;
     float* const columns_packed = Scratch::floats(0, kPixelBlock * kColumns);
     const float** const pixels_read = reinterpret_cast<const float**>(Scratch::floats(1, 2 * kPixelBlock));
-    int64_t* const places = reinterpret_cast<int64_t*>(Scratch::floats(2, 8 * kPixelBlock));
+    Place* const places = reinterpret_cast<Place*>(Scratch::floats(2, kPixelBlock * sizeof(Place) / sizeof(float)));
     float* const zeros = Scratch::floats(5, channels);
     clear(zeros, channels);
     float* const borders = merged ? Scratch::floats(4, kPixelBlock * channels) : nullptr;
@@ -346,19 +360,32 @@ inline void kernel_dense(const ConvProblem& p, const float* x, const float* y, f
 
     for (int64_t begin = first_pixel; begin == first_pixel || begin < last_pixel; begin += kPixelBlock) {
       const int64_t end = least(begin + kPixelBlock, last_pixel), count = end - begin;
-      for (int64_t i = 0; i < count; ++i) {
-        const float* from = y + (begin + i) * slide.result_pixel() + group * columns + column;
-        float* to = columns_packed + i * pitch;
-        store(to, load_some(from, width));
-        if (vectors == 2) store(to + kLanes, load_some(from + kLanes, width - kLanes));
-        // The first pixel under the window: image and depth, row, column.
-        int64_t rest = begin + i;
-        places[4 * i + 3] = rest % wa->results * wa->source_stride + wa->source_first;
-        rest /= wa->results;
-        places[4 * i + 2] = rest % ha->results * ha->source_stride + ha->source_first;
-        rest /= ha->results;
-        places[4 * i + 1] = rest % da->results * da->source_stride + da->source_first;
-        places[4 * i] = rest / da->results;
+      int64_t rest = begin;
+      int64_t w = rest % wa->results;
+      rest /= wa->results;
+      int64_t h = rest % ha->results;
+      rest /= ha->results;
+      int64_t d = rest % da->results, image = rest / da->results;
+      const float* from = y + begin * slide.result_pixel() + group * columns + column;
+      float* copied = columns_packed;
+      for (int64_t i = 0; i < count; ++i, from += slide.result_pixel(), copied += pitch) {
+        store(copied, load_some(from, width));
+        if (vectors == 2) store(copied + kLanes, load_some(from + kLanes, width - kLanes));
+        // The pixel under the window's first tap.
+        const int64_t sd = d * da->source_stride + da->source_first, sh = h * ha->source_stride + ha->source_first;
+        const int64_t sw = w * wa->source_stride + wa->source_first;
+        const int64_t line = (image * da->source_size + sd) * ha->source_size + sh;
+        places[i] = {group_x + (line * wa->source_size + sw) * slide.source_pixel(), sd, sh, sw};
+        if (++w == wa->results) {
+          w = 0;
+          if (++h == ha->results) {
+            h = 0;
+            if (++d == da->results) {
+              d = 0;
+              ++image;
+            }
+          }
+        }
       }
       for (int64_t t = first_tile; t < last_tile; ++t) {
         const int64_t tap = t / channel_tiles, channel = t % channel_tiles * tile_rows;
@@ -367,13 +394,13 @@ inline void kernel_dense(const ConvProblem& p, const float* x, const float* y, f
           const int64_t tw = merged ? 0 : tap % wa->taps, rest = merged ? tap : tap / wa->taps;
           const int64_t th = rest % ha->taps, td = rest / ha->taps;
           const int64_t od = td * da->source_step, oh = th * ha->source_step, ow = tw * wa->source_step;
+          const int64_t step = ((od * ha->source_size + oh) * wa->source_size + ow) * slide.source_pixel();
           for (int64_t i = 0; i < count; ++i) {
-            const int64_t sd = places[4 * i + 1] + od, sh = places[4 * i + 2] + oh, sw = places[4 * i + 3] + ow;
-            const int64_t line = ((places[4 * i] * da->source_size + sd) * ha->source_size + sh) * wa->source_size + sw;
+            const int64_t sd = places[i].depth + od, sh = places[i].height + oh, sw = places[i].width + ow;
+            const float* const pixel = places[i].pixel + step;
             const bool inside = static_cast<uint64_t>(sd) < static_cast<uint64_t>(da->source_size) &&
                                 static_cast<uint64_t>(sh) < static_cast<uint64_t>(ha->source_size) &&
                                 (merged || static_cast<uint64_t>(sw) < static_cast<uint64_t>(wa->source_size));
-            const float* const pixel = group_x + line * slide.source_pixel();
             if (!inside) {
               pixels_read[i] = zeros;
             } else if (merged && (sw < 0 || sw + wa->taps > wa->source_size)) {

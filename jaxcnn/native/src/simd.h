@@ -64,15 +64,61 @@ JAXCNN_INLINE Vec permute(Vec value, IntVec index) {
 #endif
 }
 
+// Swaps the halves of pairs of rows that lie across the diagonal: with steps of kLanes / 2 down to 1 a transposition.
+template <int kStep>
+JAXCNN_INLINE void exchange(Vec (&rows)[kLanes]) {
+  IntVec low, high;
+  for (int lane = 0; lane < kLanes; ++lane) {
+    low[lane] = lane & kStep ? kLanes + lane - kStep : lane;
+    high[lane] = lane & kStep ? kLanes + lane : lane + kStep;
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < kLanes; ++r) {
+    if (r & kStep) continue;
+    const Vec a = rows[r], b = rows[r + kStep];
+#if defined(__clang__)
+    for (int lane = 0; lane < kLanes; ++lane) {
+      rows[r][lane] = lane & kStep ? b[lane - kStep] : a[lane];
+      rows[r + kStep][lane] = lane & kStep ? b[lane] : a[lane + kStep];
+    }
+#else
+    rows[r] = __builtin_shuffle(a, b, low);
+    rows[r + kStep] = __builtin_shuffle(a, b, high);
+#endif
+  }
+}
+
+JAXCNN_INLINE void transpose(Vec (&rows)[kLanes]) {
+  if constexpr (kLanes >= 16) exchange<8>(rows);
+  if constexpr (kLanes >= 8) exchange<4>(rows);
+  exchange<2>(rows);
+  exchange<1>(rows);
+}
+
+// Copies between 1 and 2 blocks of kBytes, which may overlap.
+template <int kBytes>
+JAXCNN_INLINE void copy_two(float* to, const float* from, int64_t count) {
+  char first[kBytes], last[kBytes];
+  const int64_t rest = count * 4 - kBytes;
+  __builtin_memcpy(first, from, kBytes);
+  __builtin_memcpy(last, reinterpret_cast<const char*>(from) + rest, kBytes);
+  __builtin_memcpy(to, first, kBytes);
+  __builtin_memcpy(reinterpret_cast<char*>(to) + rest, last, kBytes);
+}
+
 // Copies floats without touching any other.
 JAXCNN_INLINE void copy(float* to, const float* from, int64_t count) {
   if (count >= kLanes) {
     int64_t i = 0;
     for (; i + kLanes <= count; i += kLanes) store(to + i, load(from + i));
     if (i < count) store(to + count - kLanes, load(from + count - kLanes));
-    return;
+  } else if (count >= 8) {
+    copy_two<32>(to, from, count);
+  } else if (count >= 4) {
+    copy_two<16>(to, from, count);
+  } else {
+    for (int64_t i = 0; i < count; ++i) to[i] = from[i];
   }
-  for (int64_t i = 0; i < count; ++i) to[i] = from[i];
 }
 JAXCNN_INLINE void clear(float* to, int64_t count) {
   int64_t i = 0;
