@@ -19,9 +19,7 @@ from jaxcnn import native
 FOLDER = Path(native.__file__).parent
 ROOT = FOLDER.parents[1]
 
-needs_library = pytest.mark.skipif(
-    not native.is_available(), reason=f"needs the compiled library: {native.status()}"
-)
+needs_library = pytest.mark.skipif(not native.is_available(), reason=f"needs the compiled library: {native.status()}")
 
 
 @pytest.fixture
