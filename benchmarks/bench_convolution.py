@@ -47,6 +47,7 @@ class Dense(ConvComparison):
         "07x07/2 1x224x224x3 to 64": ((1, 224, 224, 3), (7, 7), 64, 2),
         "11x11 1x56x56x64": ((1, 56, 56, 64), (11, 11), 64, 1),
     }
+    quick: ClassVar = {"layers": {"03x03/2 1x9x9x3 to 4": ((1, 9, 9, 3), (3, 3), 4, 2)}}
     params: ClassVar = [sorted(layers)]
 
     def case(self, layer):
@@ -68,6 +69,7 @@ class DenseGradient(ConvComparison):
         "3x3 4x28x28x64": ((4, 28, 28, 64), (3, 3), 64),
         "5x5 1x28x28x64": ((1, 28, 28, 64), (5, 5), 64),
     }
+    quick: ClassVar = {"layers": {"3x3 1x8x8x3 to 4": ((1, 8, 8, 3), (3, 3), 4)}}
     params: ClassVar = [sorted(layers)]
 
     def case(self, layer):
@@ -88,6 +90,7 @@ class Jax23713Depthwise(ConvComparison):
         "5x5 1x28x28x256": ((1, 28, 28, 256), 5, 1),
         "7x7 1x56x56x64": ((1, 56, 56, 64), 7, 1),
     }
+    quick: ClassVar = {"layers": {"3x3/2 1x9x9x6": ((1, 9, 9, 6), 3, 2)}}
     params: ClassVar = [sorted(layers)]
 
     def case(self, layer):
@@ -109,6 +112,7 @@ class Jax23713DepthwiseGradient(ConvComparison):
         "3x3 4x14x14x256": ((4, 14, 14, 256), 3),
         "7x7 1x28x28x64": ((1, 28, 28, 64), 7),
     }
+    quick: ClassVar = {"layers": {"3x3 1x9x9x6": ((1, 9, 9, 6), 3)}}
     params: ClassVar = [sorted(layers)]
 
     def case(self, layer):
@@ -131,6 +135,7 @@ class Jax13800GroupedGradient(ConvComparison):
         "3x3 1x28x28x64 in 08 groups": ((1, 28, 28, 64), 3, 8),
         "3x3 4x14x14x256 in 32 groups": ((4, 14, 14, 256), 3, 32),
     }
+    quick: ClassVar = {"layers": {"3x3 1x8x8x4 in 2 groups": ((1, 8, 8, 4), 3, 2)}}
     params: ClassVar = [sorted(layers)]
 
     def case(self, layer):
@@ -152,6 +157,7 @@ class Jax12868LoopLayout(ConvComparison):
         "1-D 3 1x256x256, 2 steps": ((1, 256, 256), 3, 2, "NCH"),
         "2-D 3x3 1x32x32x32, 4 steps": ((1, 32, 32, 32), 3, 4, "NCHW"),
     }
+    quick: ClassVar = {"layers": {"1-D 3 1x4x16, 2 steps": ((1, 4, 16), 3, 2, "NCH")}}
     params: ClassVar = [sorted(layers)]
 
     def case(self, layer):
@@ -180,6 +186,7 @@ class Jax5227LargeKernel(ConvComparison):
         "filter 11x11 1x512x512x1": ((1, 512, 512, 1), 11, 1),
         "filter 31x31 1x256x256x1": ((1, 256, 256, 1), 31, 1),
     }
+    quick: ClassVar = {"layers": {"filter 11x11 1x16x16x1": ((1, 16, 16, 1), 11, 1)}}
     params: ClassVar = [sorted(layers)]
 
     def case(self, layer):
@@ -197,16 +204,18 @@ class Jax26266DilatedGrouped(ConvComparison):
     """A grouped 1-D convolution as its dilation grows: jax#26266."""
 
     layers: ClassVar = {f"4x2048x64, dilation {dilation:02}": dilation for dilation in (1, 8, 64)}
+    shape: ClassVar = (4, 2048, 64)
+    quick: ClassVar = {"shape": (1, 64, 6)}
     params: ClassVar = [sorted(layers)]
 
     def case(self, layer):
         dilation = self.layers[layer]
-        x, w = array(4, 2048, 64), kernel(5, 1, 64)
+        x, w, groups = array(*self.shape), kernel(5, 1, self.shape[-1]), self.shape[-1]
         return Case(
-            lambda x, w: jaxcnn.conv(x, w, feature_group_count=64, kernel_dilation=dilation),
-            lambda x, w: lax_conv(x, w, numbers=NHC, feature_group_count=64, rhs_dilation=(dilation,)),
+            lambda x, w: jaxcnn.conv(x, w, feature_group_count=groups, kernel_dilation=dilation),
+            lambda x, w: lax_conv(x, w, numbers=NHC, feature_group_count=groups, rhs_dilation=(dilation,)),
             (x, w),
-            jaxcnn.conv_cost(x.shape, w.shape, feature_group_count=64, kernel_dilation=dilation),
+            jaxcnn.conv_cost(x.shape, w.shape, feature_group_count=groups, kernel_dilation=dilation),
         )
 
 
@@ -219,6 +228,7 @@ class Jax23783Transposed(ConvComparison):
         "2-D 2x2/2 1x64x64x64": ((1, 64, 64, 64), 2, 2),
         "3-D 3x3x3/2 1x8x8x8x32": ((1, 8, 8, 8, 32), 3, 2),
     }
+    quick: ClassVar = {"layers": {"1-D 4/2 1x9x3": ((1, 9, 3), 4, 2)}}
     params: ClassVar = [sorted(layers)]
 
     def case(self, layer):
@@ -241,6 +251,7 @@ class Integer(ConvComparison):
     """An int8 convolution that accumulates in int32."""
 
     layers: ClassVar = {"3x3 1x32x32x64": ((1, 32, 32, 64), 3)}
+    quick: ClassVar = {"layers": {"3x3 1x8x8x4": ((1, 8, 8, 4), 3)}}
     params: ClassVar = [sorted(layers)]
 
     def case(self, layer):
@@ -259,6 +270,7 @@ class Volume(ConvComparison):
     """A 3-D convolution."""
 
     layers: ClassVar = {"3x3x3 1x16x32x32x16": ((1, 16, 32, 32, 16), 3)}
+    quick: ClassVar = {"layers": {"3x3x3 1x4x6x6x2": ((1, 4, 6, 6, 2), 3)}}
     params: ClassVar = [sorted(layers)]
 
     def case(self, layer):
@@ -276,6 +288,7 @@ class KernelsUnderVmap(ConvComparison):
     """`vmap` over images and kernels at once, as per-example gradients and ensembles do: jax#3428."""
 
     layers: ClassVar = {"3x3 8 of 1x16x16x16": ((8, 1, 16, 16, 16), 3)}
+    quick: ClassVar = {"layers": {"3x3 2 of 1x6x6x2": ((2, 1, 6, 6, 2), 3)}}
     params: ClassVar = [sorted(layers)]
 
     def case(self, layer):
@@ -289,6 +302,7 @@ class Jax1606PerExampleGradients(ConvComparison):
     """Gradients of each example's loss by the kernels of two layers: their time, and that of the first call."""
 
     layers: ClassVar = {"3x3 16 of 28x28x1 to 16 to 32": ((16, 1, 28, 28, 1), 16, 32)}
+    quick: ClassVar = {"layers": {"3x3 2 of 6x6x1 to 2 to 3": ((2, 1, 6, 6, 1), 2, 3)}}
     params: ClassVar = [sorted(layers)]
 
     def case(self, layer):
@@ -323,6 +337,7 @@ class Patches(ConvComparison):
     """Windows as vectors (im2col), and the convolution that is their product with the kernel as a matrix."""
 
     layers: ClassVar = {"3x3 1x28x28x64": ((1, 28, 28, 64), 3)}
+    quick: ClassVar = {"layers": {"3x3 1x8x8x4": ((1, 8, 8, 4), 3)}}
     params: ClassVar = [sorted(layers)]
 
     def case(self, layer):
@@ -346,6 +361,7 @@ class Memory:
         "dense 3x3 8x112x112x64": ((8, 112, 112, 64), 1),
         "depthwise 3x3 8x112x112x64": ((8, 112, 112, 64), 64),
     }
+    quick: ClassVar = {"layers": {"dense 3x3 1x8x8x4": ((1, 8, 8, 4), 1)}}
     params: ClassVar = [sorted(layers)]
     param_names: ClassVar = ["layer"]
 

@@ -80,6 +80,7 @@ class Jaderberg2014(Claim):
         "9x9 1x64x64x48 to 128, rank 69": ((1, 64, 64, 48), pair(9, 48, 69, 128)),
         "9x9 1x64x64x48 to 128, rank 125": ((1, 64, 64, 48), pair(9, 48, 125, 128)),
     }
+    quick: ClassVar = {"layers": {"4x4 1x9x9x4 to 6, rank 3": ((1, 9, 9, 4), pair(4, 4, 3, 6))}}
     params: ClassVar = [sorted(layers)]
     param_names: ClassVar = ["layer"]
 
@@ -99,6 +100,7 @@ class Szegedy2016Stack(Claim):
         "5x5 1x56x56x64": ((1, 56, 56, 64), threes(2, 64)),
         "7x7 1x56x56x64": ((1, 56, 56, 64), threes(3, 64)),
     }
+    quick: ClassVar = {"layers": {"5x5 1x9x9x4": ((1, 9, 9, 4), threes(2, 4))}}
     params: ClassVar = [sorted(layers)]
     param_names: ClassVar = ["layer"]
 
@@ -116,6 +118,7 @@ class Szegedy2016Pair(Claim):
         "3x3 1x17x17x192": ((1, 17, 17, 192), pair(3, 192, 192, 192)),
         "7x7 1x17x17x192": ((1, 17, 17, 192), pair(7, 192, 192, 192)),
     }
+    quick: ClassVar = {"layers": {"7x7 1x9x9x4": ((1, 9, 9, 4), pair(7, 4, 4, 4))}}
     params: ClassVar = [sorted(layers)]
     param_names: ClassVar = ["layer"]
 
@@ -133,6 +136,7 @@ class Howard2017(Claim):
         "3x3 1x14x14x512": ((1, 14, 14, 512), depthwise_pointwise(3, 512, 512)),
         "3x3 1x56x56x128": ((1, 56, 56, 128), depthwise_pointwise(3, 128, 128)),
     }
+    quick: ClassVar = {"layers": {"3x3 1x9x9x6": ((1, 9, 9, 6), depthwise_pointwise(3, 6, 6))}}
     params: ClassVar = [sorted(layers)]
     param_names: ClassVar = ["layer"]
 
@@ -152,6 +156,7 @@ class Lebedev2015(Claim):
         "8x8 1x32x32x64 to 512, 64 terms": ((1, 32, 32, 64), cp_terms(8, 64, 64, 512)),
         "9x9 1x64x64x48 to 128, 64 terms": ((1, 64, 64, 48), cp_terms(9, 48, 64, 128)),
     }
+    quick: ClassVar = {"layers": {"5x5 1x9x9x4 to 6, 5 terms": ((1, 9, 9, 4), cp_terms(5, 4, 5, 6))}}
     params: ClassVar = [sorted(layers)]
     param_names: ClassVar = ["layer"]
 
@@ -170,6 +175,7 @@ class Kim2016(Claim):
         "3x3 1x28x28x512, ranks 211 205": ((1, 28, 28, 512), narrowed(3, 512, (211, 205), 512)),
         "3x3 1x56x56x256, ranks 136 131": ((1, 56, 56, 256), narrowed(3, 256, (136, 131), 256)),
     }
+    quick: ClassVar = {"layers": {"3x3 1x9x9x8, ranks 3 2": ((1, 9, 9, 8), narrowed(3, 8, (3, 2), 8))}}
     params: ClassVar = [sorted(layers)]
     param_names: ClassVar = ["layer"]
 
@@ -178,10 +184,11 @@ class Kim2016(Claim):
 
 
 @functools.cache
-def _digits():
+def _digits(examples=None):
+    """Digits to train on and to test with, of each at most so many."""
     from jaxcnn.demo import digits
 
-    return digits.load_digits(0)
+    return tuple(type(part)(part.images[:examples], part.labels[:examples]) for part in digits.load_digits(0))
 
 
 def _halved(scheme):
@@ -229,14 +236,16 @@ class Digits(Claim):
     batch = 256
     epochs = 10
     fine_tuning_epochs = 3
+    examples = None  # all of them
     seed = 0  # of the first weights and of the order of training; the digits are split by another
+    quick: ClassVar = {"batch": 8, "epochs": 1, "fine_tuning_epochs": 1, "examples": 64}
 
     def setup_cache(self):
         """The trained dense network, in NumPy; None where the packages of the demo are missing."""
         try:
             from jaxcnn.demo import lenet
 
-            train, _ = _digits()
+            train, _ = _digits(self.examples)
         except ImportError:
             return None
         start = lenet.initialize(self.seed)
@@ -248,7 +257,7 @@ class Digits(Claim):
         from jaxcnn.demo import lenet
         from jaxcnn.demo.network import plain_convolution
 
-        self.train, self.test = _digits()
+        self.train, self.test = _digits(self.examples)
         dense = jax.tree.map(jnp.asarray, cache)
         self.network = dict(dense)
         for name, (shape, _, padding) in lenet.CONVOLUTIONS.items():

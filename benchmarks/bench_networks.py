@@ -12,21 +12,23 @@ import jax.numpy as jnp
 import jaxcnn
 
 from .common import Case, Comparison, array, require
-from .networks import NETWORKS
+from .networks import NETWORKS, QUICK
 from .timing import program
 
 
 class AccelerateNetwork(Comparison):
     """A network in lax against the same through `jaxcnn.accelerate`."""
 
-    params: ClassVar = [sorted(NETWORKS), ["forward", "gradient"]]
+    networks: ClassVar = NETWORKS
+    quick: ClassVar = {"networks": QUICK}
+    params: ClassVar = [sorted(networks), ["forward", "gradient"]]
     param_names: ClassVar = ["network", "direction"]
     timeout = 600
     version = "2"  # 1 were networks without norms and biases, whose times are not to be drawn in one curve with these
 
     def case(self, name, direction):
         require("accelerate")
-        network = NETWORKS[name]
+        network = self.networks[name]
         f = network.lax(direction)
         return Case(jaxcnn.accelerate(f), f, (network.weights(), array(1, network.size, network.size, 3)))
 
@@ -34,13 +36,15 @@ class AccelerateNetwork(Comparison):
 class FirstCallNetwork:
     """How long a network's first call takes: tracing, compiling and running."""
 
-    params: ClassVar = [sorted(NETWORKS), ["forward", "gradient"]]
+    networks: ClassVar = NETWORKS
+    quick: ClassVar = {"networks": QUICK}
+    params: ClassVar = [sorted(networks), ["forward", "gradient"]]
     param_names: ClassVar = ["network", "direction"]
     timeout = 600
 
     def setup(self, name, direction):
         require("accelerate")
-        network = NETWORKS[name]
+        network = self.networks[name]
         self.plain = network.lax(direction)
         self.args = network.weights(), array(1, network.size, network.size, 3)
 
@@ -60,13 +64,15 @@ class FirstCallNetwork:
 class SummarizeNetwork:
     """How long a table of a network's layers takes, of shapes alone, and the MACs in it."""
 
-    params: ClassVar = [sorted(NETWORKS)]
+    networks: ClassVar = NETWORKS
+    quick: ClassVar = {"networks": QUICK}
+    params: ClassVar = [sorted(networks)]
     param_names: ClassVar = ["network"]
     version = "2"
 
     def setup(self, name):
         require("summarize")
-        network = NETWORKS[name]
+        network = self.networks[name]
         self.f, self.weights = network.lax("forward"), network.weights()
         self.x = jax.ShapeDtypeStruct((1, network.size, network.size, 3), jnp.float32)
 

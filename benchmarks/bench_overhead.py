@@ -11,7 +11,7 @@ import jaxcnn
 
 from .bench_convolution import gradient, lax_conv
 from .bench_pooling import lax_max_pool
-from .common import Case, Comparison, array, kernel, require
+from .common import Case, Comparison, array, kernel, require, speedup
 
 IMPORT = """
 import time, jax
@@ -78,6 +78,21 @@ class Compile:
         return min(compile_seconds(self.functions[function][1], self.args) for _ in range(3))
 
     track_compile_jaxcnn.unit = track_compile_lax.unit = "seconds"
+
+
+class SpeedupOverItself:
+    """How far the ratio that all other benchmarks track is from 1 where it should be 1."""
+
+    timeout = 60
+    speedup_seconds = 0.8
+
+    def track_speedup(self):
+        function = jax.jit(lambda x, w: lax_conv(x, w))
+        args = array(1, 28, 28, 32), kernel(3, 3, 32, 32)
+        jax.block_until_ready(function(*args))
+        return speedup(function, function, *args, seconds=self.speedup_seconds)
+
+    track_speedup.unit = "times faster than itself"
 
 
 class Eager(Comparison):

@@ -18,6 +18,7 @@ POOLS = {
     "03x03/2 4x112x112x64": (3, 2, (4, 112, 112, 64)),
     "13x13/1 1x56x56x64": (13, 1, (1, 56, 56, 64)),
 }
+QUICK = {"layers": {"03x03/2 1x9x9x4": (3, 2, (1, 9, 9, 4))}}
 
 
 def lax_pool(x, window, strides, start, combine):
@@ -50,10 +51,12 @@ class PoolComparison(Comparison):
 class MaxPool(PoolComparison):
     """A max pool, from 2x2 to 13x13."""
 
-    params: ClassVar = [sorted(POOLS)]
+    layers: ClassVar = POOLS
+    quick: ClassVar = QUICK
+    params: ClassVar = [sorted(layers)]
 
     def case(self, layer):
-        window, strides, shape = POOLS[layer]
+        window, strides, shape = self.layers[layer]
         return Case(
             lambda x: jaxcnn.max_pool(x, window, strides=strides),
             lambda x: lax_max_pool(x, window, strides),
@@ -65,10 +68,12 @@ class MaxPool(PoolComparison):
 class MaxPoolGradient(Comparison):
     """The gradient of a max pool, which lax computes by scattering."""
 
-    params: ClassVar = [sorted(POOLS)]
+    layers: ClassVar = POOLS
+    quick: ClassVar = QUICK
+    params: ClassVar = [sorted(layers)]
 
     def case(self, layer):
-        window, strides, shape = POOLS[layer]
+        window, strides, shape = self.layers[layer]
         return Case(
             gradient(lambda x: jaxcnn.max_pool(x, window, strides=strides)),
             gradient(lambda x: lax_max_pool(x, window, strides)),
@@ -79,10 +84,12 @@ class MaxPoolGradient(Comparison):
 class AvgPool(PoolComparison):
     """An average pool, from 2x2 to 13x13."""
 
-    params: ClassVar = [sorted(POOLS)]
+    layers: ClassVar = POOLS
+    quick: ClassVar = QUICK
+    params: ClassVar = [sorted(layers)]
 
     def case(self, layer):
-        window, strides, shape = POOLS[layer]
+        window, strides, shape = self.layers[layer]
         return Case(
             lambda x: jaxcnn.avg_pool(x, window, strides=strides),
             lambda x: lax_sum_pool(x, window, strides) / window**2,
@@ -94,10 +101,12 @@ class AvgPool(PoolComparison):
 class AvgPoolGradient(Comparison):
     """The gradient of an average pool."""
 
-    params: ClassVar = [sorted(POOLS)]
+    layers: ClassVar = POOLS
+    quick: ClassVar = QUICK
+    params: ClassVar = [sorted(layers)]
 
     def case(self, layer):
-        window, strides, shape = POOLS[layer]
+        window, strides, shape = self.layers[layer]
         return Case(
             gradient(lambda x: jaxcnn.avg_pool(x, window, strides=strides)),
             gradient(lambda x: lax_sum_pool(x, window, strides) / window**2),
@@ -109,6 +118,7 @@ class OtherPools(PoolComparison):
     """The other pools over a window, 3x3/2 on 1x56x56x64."""
 
     shape: ClassVar = (1, 56, 56, 64)
+    quick: ClassVar = {"shape": (1, 9, 9, 4)}
     pools: ClassVar = {
         "lp": (lambda x: jaxcnn.lp_pool(x, 3, strides=2), lambda x: jnp.sqrt(lax_sum_pool(x**2, 3, 2))),
         "min": (lambda x: jaxcnn.min_pool(x, 3, strides=2), lambda x: lax_pool(x, 3, 2, np.inf, lax.min)),
@@ -130,14 +140,16 @@ class OtherPools(PoolComparison):
 class WholePlane(Comparison):
     """Pools of a size given by the output, against `jnp` on the whole plane."""
 
+    shape: ClassVar = (8, 56, 56, 64)
+    quick: ClassVar = {"shape": (1, 56, 56, 2)}
     pools: ClassVar = {
         "adaptive avg 7x7": (
             lambda x: jaxcnn.adaptive_avg_pool(x, (7, 7)),
-            lambda x: x.reshape(-1, 7, 8, 7, 8, 64).mean((2, 4)),
+            lambda x: x.reshape(-1, 7, 8, 7, 8, x.shape[-1]).mean((2, 4)),
         ),
         "adaptive max 7x7": (
             lambda x: jaxcnn.adaptive_max_pool(x, (7, 7)),
-            lambda x: x.reshape(-1, 7, 8, 7, 8, 64).max((2, 4)),
+            lambda x: x.reshape(-1, 7, 8, 7, 8, x.shape[-1]).max((2, 4)),
         ),
         "global avg": (jaxcnn.global_avg_pool, lambda x: x.mean((1, 2))),
         "global max": (jaxcnn.global_max_pool, lambda x: x.max((1, 2))),
@@ -147,7 +159,7 @@ class WholePlane(Comparison):
 
     def case(self, pool):
         ours, plain = self.pools[pool]
-        return Case(ours, plain, (array(8, 56, 56, 64),))
+        return Case(ours, plain, (array(*self.shape),))
 
 
 def lax_adaptive_average(x, output):
@@ -162,23 +174,27 @@ def lax_adaptive_average(x, output):
 class AdaptivePoolGradient(Comparison):
     """The gradient of an adaptive average whose windows overlap."""
 
-    params: ClassVar = [["5x5 8x28x28x64"]]
+    layers: ClassVar = {"5x5 8x28x28x64": (8, 28, 28, 64)}
+    quick: ClassVar = {"layers": {"5x5 1x9x9x2": (1, 9, 9, 2)}}
+    params: ClassVar = [sorted(layers)]
 
     def case(self, layer):
         return Case(
             gradient(lambda x: jaxcnn.adaptive_avg_pool(x, (5, 5))),
             gradient(lambda x: lax_adaptive_average(x, 5)),
-            (array(8, 28, 28, 64),),
+            (array(*self.layers[layer]),),
         )
 
 
 class Unpool(Comparison):
     """A max pool with indices, and its values put back: what the gradient of a max pool gives, from lax."""
 
-    params: ClassVar = [["2x2/2 1x56x56x64"]]
+    layers: ClassVar = {"2x2/2 1x56x56x64": (1, 56, 56, 64)}
+    quick: ClassVar = {"layers": {"2x2/2 1x8x8x4": (1, 8, 8, 4)}}
+    params: ClassVar = [sorted(layers)]
 
     def case(self, layer):
-        shape = (1, 56, 56, 64)
+        shape = self.layers[layer]
 
         def ours(x):
             values, indices = jaxcnn.max_pool_with_indices(x, 2, strides=2)
@@ -194,15 +210,18 @@ class Unpool(Comparison):
 class DilatedMaxPoolGradient(Comparison):
     """The gradient of a dilated max pool, which lax refuses: jax#274. The plain form gathers the taps itself."""
 
-    params: ClassVar = [["3x3, dilation 2, 1x56x56x64"]]
+    layers: ClassVar = {"3x3, dilation 2, 1x56x56x64": (1, 56, 56, 64)}
+    quick: ClassVar = {"layers": {"3x3, dilation 2, 1x9x9x4": (1, 9, 9, 4)}}
+    params: ClassVar = [sorted(layers)]
 
     def case(self, layer):
         def plain(x):
-            taps = [x[:, 2 * i : 2 * i + 52, 2 * j : 2 * j + 52] for i, j in np.ndindex(3, 3)]
+            size = x.shape[1] - 4
+            taps = [x[:, 2 * i : 2 * i + size, 2 * j : 2 * j + size] for i, j in np.ndindex(3, 3)]
             return jnp.stack(taps).max(0)
 
         return Case(
             gradient(lambda x: jaxcnn.max_pool(x, 3, window_dilation=2)),
             gradient(plain),
-            (array(1, 56, 56, 64),),
+            (array(*self.layers[layer]),),
         )

@@ -12,6 +12,7 @@ from .bench_substitution import decaying
 from .common import Case, ConvComparison, array, require
 
 LAYERS = [(5, 3, 32), (5, 32, 64), (3, 64, 64), (3, 64, 64)]
+QUICK = {"layers": [(3, 3, 6)], "size": 12}
 
 
 def network(kernels, x):
@@ -22,14 +23,16 @@ def network(kernels, x):
     return x
 
 
-def kernels():
-    """Of spectra that fall off as 1/r: the error falls with the rank, as it does for trained kernels."""
-    return [3 * decaying(size, size, *features, seed=seed) for seed, (size, *features) in enumerate(LAYERS)]
+def kernels(layers):
+    """Returns kernels whose spectra fall off as 1/r: the error falls with the rank, as it does for trained kernels."""
+    return [3 * decaying(size, size, *features, seed=seed) for seed, (size, *features) in enumerate(layers)]
 
 
 class SubstituteNetwork(ConvComparison):
     """Four layers with chains in place of kernels, fitted to weights or to responses, against the dense ones in lax."""
 
+    layers, size = LAYERS, 96
+    quick: ClassVar = QUICK
     params: ClassVar = [["macs 0.25", "macs 0.25 calibrated", "tolerance 0.05"]]
     param_names: ClassVar = ["budget"]
     timeout = 600
@@ -37,8 +40,9 @@ class SubstituteNetwork(ConvComparison):
     def case(self, budget):
         require("substitute")
         name, value, *calibrated = budget.split()
-        x, dense = array(1, 96, 96, 3), kernels()
-        calibration = [(array(1, 96, 96, 3, seed=1),)] if calibrated else None
+        shape = (1, self.size, self.size, 3)
+        x, dense = array(*shape), kernels(self.layers)
+        calibration = [(array(*shape, seed=1),)] if calibrated else None
         found = jaxcnn.substitute(network, dense, x, calibration=calibration, **{name: float(value)})
         return Case(
             lambda dense, chains, x: found.apply(chains, x),
@@ -51,11 +55,13 @@ class SubstituteNetwork(ConvComparison):
 class FindSubstitution:
     """How long it takes to find the chains of that network by their weights."""
 
+    layers, size = LAYERS, 96
+    quick: ClassVar = QUICK
     timeout = 600
 
     def setup(self):
         require("substitute")
-        self.x, self.dense = array(1, 96, 96, 3), kernels()
+        self.x, self.dense = array(1, self.size, self.size, 3), kernels(self.layers)
         jax.block_until_ready(jnp.ones(1))
 
     def time_substitute(self):

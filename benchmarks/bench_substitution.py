@@ -41,6 +41,7 @@ class Separable(ConvComparison):
         "03x03 1x56x56x64": ((1, 56, 56, 64), (3, 3)),
         "11x11 1x56x56x64": ((1, 56, 56, 64), (11, 11)),
     }
+    quick: ClassVar = {"layers": {"03x03 1x8x8x6": ((1, 8, 8, 6), (3, 3))}}
     params: ClassVar = [sorted(layers), ["rank 016", "rank 064"]]
     param_names: ClassVar = ["layer", "rank"]
 
@@ -62,6 +63,7 @@ class Schemes(ConvComparison):
     }
     options: ClassVar = {"depthwise_separable": "multiplier", "tucker2": "ranks"}
     layers: ClassVar = {"03x03 1x56x56x64": ((1, 56, 56, 64), (3, 3)), "05x05 1x56x56x64": ((1, 56, 56, 64), (5, 5))}
+    quick: ClassVar = {"layers": {"03x03 1x8x8x6": ((1, 8, 8, 6), (3, 3))}}
     params: ClassVar = [sorted(layers), sorted(functions)]
     param_names: ClassVar = ["layer", "scheme"]
 
@@ -77,6 +79,7 @@ class Schemes(ConvComparison):
 class SeparableFilter(ConvComparison):
     """An image filter as a column and a row: 121 multiplications a pixel or 22, exactly the same values."""
 
+    quick: ClassVar = {"params": [["5x5 1x16x16x1"]]}
     params: ClassVar = [["11x11 1x512x512x1", "31x31 1x256x256x1"]]
 
     def case(self, layer):
@@ -97,6 +100,7 @@ class LeNet(ConvComparison):
         ("conv2", "columns and rows"): 12,
         ("conv2", "stack of 3x3"): 8,
     }
+    quick: ClassVar = {"layers": {"conv1": ((2, 8, 8, 1), 6)}}
     params: ClassVar = [sorted(layers), ["columns and rows", "stack of 3x3"]]
     param_names: ClassVar = ["layer", "substitution"]
 
@@ -114,22 +118,25 @@ class LeNet(ConvComparison):
 class ChainGradient(ConvComparison):
     """What training a substitution takes: the gradients in the image and in the links, against the dense layer's."""
 
-    params: ClassVar = [["11x11 1x14x14x64, rank 32"]]
+    layers: ClassVar = {"11x11 1x14x14x64, rank 32": ((1, 14, 14, 64), 11, 32)}
+    quick: ClassVar = {"layers": {"5x5 1x8x8x4, rank 3": ((1, 8, 8, 4), 5, 3)}}
+    params: ClassVar = [sorted(layers)]
 
     def case(self, layer):
-        dense = decaying(11, 11, 64, 64)
-        chain = jaxcnn.separable(dense, rank=32)
+        shape, size, rank = self.layers[layer]
+        dense = decaying(size, size, shape[-1], shape[-1])
+        chain = jaxcnn.separable(dense, rank=rank)
 
         def gradient(function):
             return jax.grad(lambda x, links: 0.5 * jnp.sum(function(x, links) ** 2), (0, 1))
 
         ours, plain = gradient(jaxcnn.conv), gradient(lax_conv)
-        once = jaxcnn.conv_cost((1, 14, 14, 64), chain)
+        once = jaxcnn.conv_cost(shape, chain)
         return Case(
             # Only the images' gradients can be compared: the others have the shapes of their kernels.
             lambda x, dense, chain: _first_with_rest(*ours(x, chain)),
             lambda x, dense, chain: _first_with_rest(*plain(x, dense)),
-            (array(1, 14, 14, 64), dense, chain),
+            (array(*shape), dense, chain),
             once + once + once,
         )
 
@@ -157,6 +164,7 @@ class Factorize:
         "stack 05x05x016x016, features 016": ((5, 5, 16, 16), "stack", {"features": 16}),
         "tucker2 03x03x512x512, ranks 128": ((3, 3, 512, 512), "tucker2", {"ranks": 128}),
     }
+    quick: ClassVar = {"schemes": {"cp 03x03x003x004, rank 002": ((3, 3, 3, 4), "cp", {"rank": 2})}}
     params: ClassVar = [sorted(schemes)]
     param_names: ClassVar = ["scheme"]
     timeout = 120
@@ -194,6 +202,8 @@ class Search:
         "factorize within the cost": lambda dense: jaxcnn.factorize(dense, cost=dense.size / 4),
         "select_rank above noise": lambda dense: jaxcnn.select_rank(dense, "tucker2"),
     }
+    shape: ClassVar = (3, 3, 128, 128)
+    quick: ClassVar = {"shape": (3, 3, 4, 4)}
     params: ClassVar = [sorted(functions)]
     param_names: ClassVar = ["what"]
     timeout = 120
@@ -202,7 +212,7 @@ class Search:
     warmup_time = 0.0
 
     def setup(self, what):
-        self.dense = decaying(3, 3, 128, 128)
+        self.dense = decaying(*self.shape)
 
     def time_search(self, what):
         self.functions[what](self.dense)
@@ -211,42 +221,49 @@ class Search:
 class Merge(ConvComparison):
     """Parallel 3x3, 1x3, 3x1 and identity in one kernel, against the branches in lax side by side: RepVGG, ACNet."""
 
+    quick: ClassVar = {"params": [["1x8x8x4"]]}
     params: ClassVar = [["1x56x56x64"]]
 
     def case(self, layer):
-        branches = tuple(kernel(*window, 64, 64) for window in ((3, 3), (1, 3), (3, 1)))
+        shape = tuple(map(int, layer.split("x")))
+        branches = tuple(kernel(*window, shape[-1], shape[-1]) for window in ((3, 3), (1, 3), (3, 1)))
         merged = jaxcnn.merge(*branches, identity=1.0)
         return Case(
             lambda x, merged, *branches: jaxcnn.conv(x, merged),
             lambda x, merged, *branches: sum((lax_conv(x, branch) for branch in branches), x),
-            (array(1, 56, 56, 64), merged, *branches),
-            jaxcnn.conv_cost((1, 56, 56, 64), merged.shape),
+            (array(*shape), merged, *branches),
+            jaxcnn.conv_cost(shape, merged.shape),
         )
 
 
 class FoldScale(ConvComparison):
     """A batch norm in the kernel, against the convolution in lax and the batch norm after it."""
 
+    quick: ClassVar = {"params": [["1x8x8x4"]]}
     params: ClassVar = [["1x56x56x64"]]
 
     def case(self, layer):
-        dense, scale, offset = kernel(3, 3, 64, 64), array(64, seed=2), array(64, seed=3)
+        shape = *_, channels = tuple(map(int, layer.split("x")))
+        dense, scale, offset = kernel(3, 3, channels, channels), array(channels, seed=2), array(channels, seed=3)
         folded, bias = jaxcnn.fold_scale(dense, scale=scale, offset=offset)
         return Case(
             lambda x, folded, bias, dense, scale, offset: jaxcnn.conv(x, folded) + bias,
             lambda x, folded, bias, dense, scale, offset: lax_conv(x, dense) * scale + offset,
-            (array(1, 56, 56, 64), folded, bias, dense, scale, offset),
-            jaxcnn.conv_cost((1, 56, 56, 64), folded.shape, bias=True),
+            (array(*shape), folded, bias, dense, scale, offset),
+            jaxcnn.conv_cost(shape, folded.shape, bias=True),
         )
 
 
 class Split(ConvComparison):
     """A 13x13 as 5x5 pieces side by side, against lax with the 13x13: as many multiplications, smaller windows."""
 
-    params: ClassVar = [["13x13 1x56x56x16"]]
+    layers: ClassVar = {"13x13 1x56x56x16": ((1, 56, 56, 16), 13)}
+    quick: ClassVar = {"layers": {"7x7 1x8x8x2": ((1, 8, 8, 2), 7)}}
+    params: ClassVar = [sorted(layers)]
 
     def case(self, layer):
-        dense = kernel(13, 13, 16, 16)
+        shape, size = self.layers[layer]
+        dense = kernel(size, size, shape[-1], shape[-1])
         pieces, paddings = zip(*jaxcnn.split(dense, 5), strict=True)
 
         def ours(x, dense, *pieces):
@@ -256,19 +273,22 @@ class Split(ConvComparison):
         return Case(
             ours,
             lambda x, dense, *pieces: lax_conv(x, dense),
-            (array(1, 56, 56, 16), dense, *pieces),
-            jaxcnn.conv_cost((1, 56, 56, 16), dense.shape),
+            (array(*shape), dense, *pieces),
+            jaxcnn.conv_cost(shape, dense.shape),
         )
 
 
 class Compose(ConvComparison):
     """The dense kernel of three 3x3 in a row, against the same sum over taps in `jnp`."""
 
-    params: ClassVar = [["7x7 of 64"]]
+    kernels: ClassVar = {"7x7 of 64": 64}
+    quick: ClassVar = {"kernels": {"7x7 of 3": 3}}
+    params: ClassVar = [sorted(kernels)]
     param_names: ClassVar = ["kernel"]
 
     def case(self, layer):
-        links = tuple(kernel(3, 3, 64, 64, seed=seed) for seed in range(3))
+        features = self.kernels[layer]
+        links = tuple(kernel(3, 3, features, features, seed=seed) for seed in range(3))
 
         def pair(a, b):
             dense = jnp.zeros((a.shape[0] + b.shape[0] - 1, a.shape[1] + b.shape[1] - 1, a.shape[2], b.shape[3]))
@@ -276,6 +296,7 @@ class Compose(ConvComparison):
                 dense = dense.at[i : i + a.shape[0], j : j + a.shape[1]].add(a @ b[i, j])
             return dense
 
-        # Composing A (3x3, 64 to 64) with B is a convolution of images of A's window with B, fully padded.
-        once = [jaxcnn.conv_cost((64, size, size, 64), (3, 3, 64, 64), padding=2) for size in (3, 5)]
+        # Composing A (3x3) with B is a convolution of images of A's window with B, fully padded.
+        shapes = [(features, size, size, features) for size in (3, 5)]
+        once = [jaxcnn.conv_cost(shape, (3, 3, features, features), padding=2) for shape in shapes]
         return Case(jaxcnn.compose, lambda a, b, c: pair(pair(a, b), c), links, sum(once, jaxcnn.Cost()))

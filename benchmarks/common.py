@@ -2,11 +2,13 @@
 
 JAX returns before a result is there and compiles at the first call, so each function here is jitted and called once
 before anything is measured, and each measured call waits for its result. The names of parameters are strings that sort;
-data are drawn from fixed seeds and in channels-last layout unless a benchmark is about layout.
+data are drawn from fixed seeds and in channels-last layout unless a benchmark is about layout. Tests run what is in a
+class's `quick` in the place of its layers.
 """
 
 import abc
 import dataclasses
+import importlib
 import statistics
 import time
 from collections.abc import Callable
@@ -29,11 +31,32 @@ def kernel(*shape: int, seed: int = 1) -> jax.Array:
     return array(*shape, seed=seed) / np.sqrt(np.prod(shape[:-1])).astype(np.float32)
 
 
+def quick(cls: type) -> type:
+    """Returns the benchmark on what is small enough for a test, with the attributes that its `quick` holds.
+
+    Where one of these is the table whose names are the first parameter, so are the names of the new table.
+    """
+    attributes = dict(getattr(cls, "quick", {}))
+    first, *others = getattr(cls, "params", None) or [[]]
+    for name, table in attributes.items():
+        if isinstance(table, dict) and sorted(getattr(cls, name)) == list(first):
+            return type(cls.__name__, (cls,), {"params": [sorted(table), *others], **attributes})
+    return type(cls.__name__, (cls,), attributes)
+
+
 def require(*names: str) -> None:
     """Skips the benchmark on commits of the library that lack one of the public names."""
     for name in names:
         if not hasattr(jaxcnn, name):
             raise NotImplementedError(f"this commit has no jaxcnn.{name}")
+
+
+def native_available() -> bool:
+    """Returns whether this process has the library's native kernels; older commits have none."""
+    try:
+        return bool(importlib.import_module("jaxcnn.native").is_available())
+    except ImportError:
+        return False
 
 
 def blocked_seconds(function: Callable, args: tuple, calls: int) -> float:
@@ -90,8 +113,12 @@ class Case:
 
 
 class Benchmark(abc.ABC):
-    """Makes a case ready: jitted, called once, waited for."""
+    """Makes a case ready: jitted, called once, waited for.
 
+    `quick` holds attributes that take the place of the class's in tests: smaller layers, fewer examples.
+    """
+
+    quick: ClassVar[dict[str, Any]] = {}
     params: ClassVar[list] = []
     param_names: ClassVar[list] = ["layer"]
     timeout = 120
@@ -165,6 +192,7 @@ class Substitution:
 class Claim(abc.ABC):
     """How many multiply-accumulates fewer a substitution takes, and how much of that the clock sees."""
 
+    quick: ClassVar[dict[str, Any]] = {}
     timeout = 300
     speedup_seconds = 0.8
 

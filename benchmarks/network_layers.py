@@ -1,13 +1,16 @@
-"""The layers that networks are made of, in lax and in PyTorch: a network is written once, over these.
+"""The layers that networks are made of, in lax, in PyTorch and in ONNX: a network is written once, over these.
 
-Images are float32 and channels-last: in lax by their axes, in PyTorch by their memory format.
+Images are float32 and channels-last: in lax by their axes, in PyTorch by their memory format. In ONNX the
+order of their axes is channels-first; what runs a graph lays them out in memory as it likes.
 """
 
 from __future__ import annotations
 
 import abc
+import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -34,8 +37,13 @@ class Layers(abc.ABC):
     sigmoid: Callable[[Any], Any]
     gelu: Callable[[Any], Any]
 
-    def __init__(self, weights: Iterable[Any]) -> None:
+    def __init__(self, weights: Iterable[Any], width: float = 1.0) -> None:
         self.weights: Iterator[Any] = iter(weights)
+        self.width = width
+
+    def wide(self, features: int) -> int:
+        """Returns as many channels as a network of this width has where the published one has `features`."""
+        return max(round(features * self.width), 1)
 
     def take(self, kind: str, *shape: int) -> Any:
         """The next weight: a "kernel" or "transposed" kernel (*window, I, O), "dense" (I, O), "scale" or "offset"."""
@@ -196,7 +204,8 @@ class LaxLayers(Layers):
 class _Asking(LaxLayers):
     """Writes down what a network asks for."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: float) -> None:
+        super().__init__((), width)
         self.asked: list[Asked] = []
 
     def take(self, kind: str, *shape: int) -> Any:
@@ -204,9 +213,9 @@ class _Asking(LaxLayers):
         return jnp.zeros(shape)
 
 
-def ask(network: Callable[[Layers, Any], Any], size: int) -> list[Asked]:
-    """The weights of a network for images of this size, in order; nothing is computed."""
-    layers = _Asking()
+def ask(network: Callable[[Layers, Any], Any], size: int, width: float = 1.0) -> list[Asked]:
+    """Returns the weights of a network for images of this size, in order; nothing is computed."""
+    layers = _Asking(width)
     jax.eval_shape(lambda x: network(layers, x), jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32))
     return layers.asked
 
@@ -242,8 +251,8 @@ def _statistics(channels: int) -> tuple[Any, Any]:
 class TorchLayers(Layers):
     """In PyTorch's own layers."""
 
-    def __init__(self, weights: Iterable[Any]) -> None:
-        super().__init__(weights)
+    def __init__(self, weights: Iterable[Any], width: float = 1.0) -> None:
+        super().__init__(weights, width)
         self.torch = torch_or_none()
         self.functional = self.torch.nn.functional
         for name in ("relu", "relu6", "silu", "sigmoid", "gelu"):
@@ -312,3 +321,192 @@ class TorchLayers(Layers):
     def cross_entropy(self, logits: Any) -> Any:
         first = self.torch.zeros_like(logits[:, 0], dtype=self.torch.long)
         return self.functional.cross_entropy(logits, first)
+
+
+@dataclasses.dataclass(frozen=True)
+class OnnxTensor:
+    """A value of an ONNX graph.
+
+    Args:
+      graph: the layers that compute it.
+      name: its name in the graph.
+      shape: (N, C) or (N, C, H, W), however its axes lie.
+      channels_last: whether the axes of an image lie as (N, H, W, C).
+    """
+
+    graph: OnnxLayers
+    name: str
+    shape: tuple[int, ...]
+    channels_last: bool = False
+
+    def __add__(self, other: OnnxTensor) -> OnnxTensor:
+        return self.graph.combine("Add", self, other)
+
+    def __mul__(self, other: OnnxTensor) -> OnnxTensor:
+        return self.graph.combine("Mul", self, other)
+
+
+class OnnxLayers(Layers):
+    """As the nodes of an ONNX graph, which `model` makes a whole of.
+
+    Weights come in lax's shapes. Images are channels-first, but channels-last from a norm or a product over their
+    channels to the next layer that needs the other order: each would otherwise have two transpositions of its own.
+    """
+
+    OPSET = 20
+
+    def __init__(self, weights: Iterable[np.ndarray], width: float = 1.0) -> None:
+        super().__init__(weights, width)
+        self.nodes: list[Any] = []
+        self.constants: list[Any] = []
+
+    def images(self, shape: tuple[int, int, int, int]) -> OnnxTensor:
+        """The graph's argument, images (N, C, H, W)."""
+        return OnnxTensor(self, "images", shape)
+
+    def model(self, x: OnnxTensor, result: OnnxTensor) -> Any:
+        """The graph from images to a result, channels-first, as an ONNX model."""
+        import onnx
+        from onnx import helper
+
+        result = self._first(result)
+        ends = [
+            helper.make_tensor_value_info(tensor.name, onnx.TensorProto.FLOAT, tensor.shape) for tensor in (x, result)
+        ]
+        graph = helper.make_graph(self.nodes, "network", ends[:1], ends[1:], self.constants)
+        opset = helper.make_opsetid("", self.OPSET)
+        return helper.make_model(graph, opset_imports=[opset], ir_version=_IR_VERSION)
+
+    def constant(self, array: Any) -> str:
+        """The name of a new constant."""
+        from onnx import numpy_helper
+
+        name = f"constant_{len(self.constants)}"
+        self.constants.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
+        return name
+
+    def node(
+        self, operation: str, inputs: Sequence[str], shape: Sequence[int], channels_last: bool = False, **options: Any
+    ) -> OnnxTensor:
+        """The result of a new node."""
+        from onnx import helper
+
+        name = f"value_{len(self.nodes)}"
+        self.nodes.append(helper.make_node(operation, list(inputs), [name], **options))
+        return OnnxTensor(self, name, tuple(shape), channels_last)
+
+    def _first(self, x: OnnxTensor) -> OnnxTensor:
+        return self.node("Transpose", [x.name], x.shape, perm=[0, 3, 1, 2]) if x.channels_last else x
+
+    def _last(self, x: OnnxTensor) -> OnnxTensor:
+        if x.channels_last or len(x.shape) == 2:
+            return x
+        return self.node("Transpose", [x.name], x.shape, True, perm=[0, 2, 3, 1])
+
+    def _same(self, operation: str, x: OnnxTensor, *others: str, **options: Any) -> OnnxTensor:
+        return self.node(operation, [x.name, *others], x.shape, x.channels_last, **options)
+
+    def combine(self, operation: str, x: OnnxTensor, y: OnnxTensor) -> OnnxTensor:
+        """A sum or product of two values, one of which may have a single pixel."""
+        if x.channels_last != y.channels_last:
+            x, y = self._first(x), self._first(y)
+        shape = tuple(map(max, x.shape, y.shape))
+        return self.node(operation, [x.name, y.name], shape, x.channels_last)
+
+    def relu(self, x: OnnxTensor) -> OnnxTensor:
+        return self._same("Relu", x)
+
+    def relu6(self, x: OnnxTensor) -> OnnxTensor:
+        return self._same("Clip", x, self.constant(np.float32(0)), self.constant(np.float32(6)))
+
+    def silu(self, x: OnnxTensor) -> OnnxTensor:
+        return x * self.sigmoid(x)
+
+    def sigmoid(self, x: OnnxTensor) -> OnnxTensor:
+        return self._same("Sigmoid", x)
+
+    def gelu(self, x: OnnxTensor) -> OnnxTensor:
+        return self._same("Gelu", x)
+
+    def channels(self, x: OnnxTensor) -> int:
+        return x.shape[1]
+
+    def convolve(
+        self, x: Any, kernel: Any, offset: Any | None, strides: int, padding: tuple[int, int], groups: int
+    ) -> OnnxTensor:
+        x = self._first(x)
+        window = kernel.shape[:2]
+        sizes = [(n + 2 * pad - w) // strides + 1 for n, pad, w in zip(x.shape[2:], padding, window, strict=True)]
+        constants = [kernel.transpose(3, 2, 0, 1)] if offset is None else [kernel.transpose(3, 2, 0, 1), offset]
+        return self.node(
+            "Conv",
+            [x.name, *map(self.constant, constants)],
+            (x.shape[0], kernel.shape[3], *sizes),
+            kernel_shape=window,
+            strides=(strides, strides),
+            pads=(*padding, *padding),
+            group=groups,
+        )
+
+    def convolve_transposed(self, x: Any, kernel: Any, offset: Any, strides: int) -> OnnxTensor:
+        x = self._first(x)
+        # As PyTorch's: ONNX scatters, where lax runs the kernel over the spread image, which turns it round.
+        constants = [kernel[::-1, ::-1].transpose(2, 3, 0, 1), offset]
+        sizes = [(n - 1) * strides + w for n, w in zip(x.shape[2:], kernel.shape[:2], strict=True)]
+        return self.node(
+            "ConvTranspose",
+            [x.name, *map(self.constant, constants)],
+            (x.shape[0], kernel.shape[3], *sizes),
+            kernel_shape=kernel.shape[:2],
+            strides=(strides, strides),
+        )
+
+    def affine(self, x: Any, scale: Any, offset: Any) -> OnnxTensor:
+        constants = [scale, offset, np.zeros_like(scale), np.ones_like(scale)]
+        return self._same("BatchNormalization", self._first(x), *map(self.constant, constants), epsilon=0.0)
+
+    def normalize(self, x: Any, scale: Any, offset: Any) -> OnnxTensor:
+        constants = map(self.constant, (scale, offset))
+        return self._same("LayerNormalization", self._last(x), *constants, axis=-1, epsilon=1e-6)
+
+    def multiply(self, x: Any, matrix: Any, offset: Any) -> OnnxTensor:
+        x = self._last(x)
+        shape = (x.shape[0], matrix.shape[1], *x.shape[2:])
+        product = self.node("MatMul", [x.name, self.constant(matrix)], shape, x.channels_last)
+        return self._same("Add", product, self.constant(offset))
+
+    def scale(self, x: Any) -> OnnxTensor:
+        factor = self.take("small scale", self.channels(x))
+        return self._same("Mul", x, self.constant(factor if x.channels_last else factor[:, None, None]))
+
+    def _pool(self, operation: str, x: Any, window: int, strides: int, padding: int, **options: Any) -> OnnxTensor:
+        x = self._first(x)
+        sizes = [(n + 2 * padding - window) // strides + 1 for n in x.shape[2:]]
+        options |= {"kernel_shape": (window,) * 2, "strides": (strides,) * 2, "pads": (padding,) * 4}
+        return self.node(operation, [x.name], (*x.shape[:2], *sizes), **options)
+
+    def max_pool(self, x: Any, window: int, strides: int, padding: int = 0) -> OnnxTensor:
+        return self._pool("MaxPool", x, window, strides, padding)
+
+    def avg_pool(self, x: Any, window: int, strides: int, padding: int = 0) -> OnnxTensor:
+        return self._pool("AveragePool", x, window, strides, padding, count_include_pad=1)
+
+    def mean(self, x: Any, keepdims: bool = False) -> OnnxTensor:
+        x = self._first(x)
+        mean = self.node("GlobalAveragePool", [x.name], (*x.shape[:2], 1, 1))
+        return mean if keepdims else self.node("Flatten", [mean.name], x.shape[:2], axis=1)
+
+    def flatten(self, x: Any) -> OnnxTensor:
+        x = self._last(x)
+        return self.node("Flatten", [x.name], (x.shape[0], math.prod(x.shape[1:])), axis=1)
+
+    def concatenate(self, xs: list[Any]) -> OnnxTensor:
+        xs = [self._first(x) for x in xs]
+        n, _, *sizes = xs[0].shape
+        return self.node("Concat", [x.name for x in xs], (n, sum(x.shape[1] for x in xs), *sizes), axis=1)
+
+    def cross_entropy(self, logits: Any) -> Any:
+        raise NotImplementedError("an ONNX graph here is a forward pass")
+
+
+_IR_VERSION = 10  # which the opset needs, and older runtimes read

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import math
+import statistics
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -18,7 +19,7 @@ from jax import lax
 
 import jaxcnn
 
-from .timing import Program, median_milliseconds, program, torch_or_none
+from .timing import Program, Statistic, milliseconds, program, torch_or_none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -321,9 +322,9 @@ def functions(layer: Layer, role: str) -> tuple[dict[str, Callable[[], Any]], di
 def ceilings() -> tuple[float, float]:
     """Operations a second of a matrix product, and bytes a second of a copy from memory, on this machine."""
     a = _draw((2048, 2048), 0)
-    product = median_milliseconds({"product": program(lambda a: a @ a, a).call}, 2.0)["product"]
+    product = milliseconds({"product": program(lambda a: a @ a, a).call}, 2.0)["product"]
     b = jnp.zeros((64, 1 << 20))
-    copy = median_milliseconds({"copy": program(lambda b: b + 1, b).call}, 2.0)["copy"]
+    copy = milliseconds({"copy": program(lambda b: b + 1, b).call}, 2.0)["copy"]
     return 2 * 2048**3 / product * 1e3, 2 * b.nbytes / copy * 1e3
 
 
@@ -343,10 +344,12 @@ def _roofline_milliseconds(layer: Layer, role: str, peak: float, bandwidth: floa
     return times * max(cost.flops / peak, cost.bytes / bandwidth) * 1e3
 
 
-def measure(layer: Layer, role: str, seconds: float, peak: float, bandwidth: float) -> dict[str, Any]:
+def measure(
+    layer: Layer, role: str, seconds: float, peak: float, bandwidth: float, statistic: Statistic = statistics.median
+) -> dict[str, Any]:
     """Milliseconds by library, memory, seconds of the first call, and the share of the machine's ceilings."""
     calls, programs = functions(layer, role)
-    times = median_milliseconds(calls, seconds)
+    times = milliseconds(calls, seconds, statistic)
     roofline = _roofline_milliseconds(layer, role, peak, bandwidth) / times["jaxcnn"]
     return {
         "milliseconds": times,

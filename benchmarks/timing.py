@@ -26,25 +26,40 @@ def torch_or_none() -> Any:
 
 _REST = 0.01
 """Seconds of calls that are not counted before those that are."""
+_COUNTED = 0.005
+"""Seconds of calls that are counted in a block, where a call is short."""
 
 
-def median_milliseconds(functions: dict[str, Callable[[], Any]], seconds: float) -> dict[str, float]:
-    """Median over alternating blocks of the best of a few calls, for each function.
+def block_milliseconds(
+    functions: dict[str, Callable[[], Any]],
+    seconds: float,
+    hopeless: float = math.inf,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, list[float]]:
+    """Returns the milliseconds of the best call of each block, for each function; the functions' blocks take turns.
 
     A block is calls that are not counted, at least one and 10 ms of them, in which the threads of the library before
-    come to rest, and three that are: after one call alone XLA's own convolution took 1.1 to 1.3 times as long behind
-    PyTorch as behind itself. Where one call of each takes longer than all of `seconds`, it is a single call: the
-    threads are then nothing to it.
+    come to rest, and then those that are: three, or as many as 5 ms hold. Where one call of each takes longer than all
+    of `seconds`, it is a single call: the threads are then nothing to it.
+
+    Args:
+      functions: functions of no arguments, which wait for their results.
+      seconds: time for all blocks.
+      hopeless: times of the fastest function's call from which a function has a single block of two calls.
+      clock: seconds by which a call is timed; `time.process_time` leaves out what other programs take of a processor.
     """
     once = {}
     for name, function in functions.items():
         function()
-        start = time.perf_counter()
-        function()
-        once[name] = time.perf_counter() - start
+        once[name] = min(_seconds(function, clock) for _ in range(2))
+    limit = hopeless * min(once.values())
+    times = {name: [1e3 * call] if call > limit else [] for name, call in once.items()}
+    functions = {name: function for name, function in functions.items() if not times[name]}
+    once = {name: once[name] for name in functions}
     long = sum(once.values()) > seconds
-    rounds = int(np.clip(seconds / (sum(max(each, _REST) + 3 * each for each in once.values()) + 1e-9), 3, 15))
-    times: dict[str, list[float]] = {name: [] for name in functions}
+    calls = {name: 1 if long else int(np.clip(_COUNTED / call, 3, 50)) for name, call in once.items()}
+    block = sum(max(call, _REST) + calls[name] * call for name, call in once.items())
+    rounds = int(np.clip(seconds / block, 3, 25))
     for _ in range(rounds):
         for name, function in functions.items():
             start = time.perf_counter()
@@ -52,13 +67,24 @@ def median_milliseconds(functions: dict[str, Callable[[], Any]], seconds: float)
                 function()
                 if time.perf_counter() - start > _REST:
                     break
-            best = math.inf
-            for _ in range(1 if long else 3):
-                start = time.perf_counter()
-                function()
-                best = min(best, time.perf_counter() - start)
-            times[name].append(best * 1e3)
-    return {name: statistics.median(values) for name, values in times.items()}
+            times[name].append(1e3 * min(_seconds(function, clock) for _ in range(calls[name])))
+    return times
+
+
+def _seconds(function: Callable[[], Any], clock: Callable[[], float]) -> float:
+    start = clock()
+    function()
+    return clock() - start
+
+
+Statistic = Callable[[list[float]], float]
+
+
+def milliseconds(
+    functions: dict[str, Callable[[], Any]], seconds: float, statistic: Statistic = statistics.median
+) -> dict[str, float]:
+    """Returns the median, or another statistic, of the blocks of `block_milliseconds`, for each function."""
+    return {name: statistic(values) for name, values in block_milliseconds(functions, seconds).items()}
 
 
 def geometric_mean(values: Iterable[float]) -> float:

@@ -41,7 +41,7 @@ GEOMETRY = ["geometry", "dtypes"]
 ARGUMENTS = ["arguments", "layout", "chain", *GEOMETRY]
 COST = ["cost", "shapes", *ARGUMENTS]
 LOWERING = ["lowering(\\..*)?", "native", "_compat", *COST]
-PRIMITIVES = ["primitives", "operands", *LOWERING]
+PRIMITIVES = ["primitives", "operands", "epilogue", *LOWERING]
 FUNCTIONS_ROOM = ["convolution", "pooling", "adaptive_pooling", "_convolution", "_pooling", *PRIMITIVES]
 FACTORIZATION = ["factorization(\\..*)?", *FUNCTIONS_ROOM]
 TRANSFORM = ["transform(\\..*)?", *FACTORIZATION]
@@ -54,6 +54,7 @@ ROOMS = {
     r"(_?(convolution|pooling)|adaptive_pooling)": FUNCTIONS_ROOM,
     r"operands": ["primitives", *LOWERING],
     r"primitives": LOWERING,
+    r"epilogue": ["primitives", "native", *LOWERING],
     r"lowering(\..*)?": LOWERING,
     r"(cost|shapes)": COST,
     r"arguments": ARGUMENTS,

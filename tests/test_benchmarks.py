@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import itertools
 import pkgutil
 import re
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import benchmarks
 import jaxcnn
-from benchmarks import bench_literature, literature
-from benchmarks.common import Claim, relative_error, speedup
+from benchmarks import bench_literature, common, literature
+from benchmarks.common import Claim, quick, relative_error, speedup
 
 MODULES = [
     importlib.import_module(f"benchmarks.{module.name}")
@@ -65,8 +67,29 @@ def standard_jax():
         yield
 
 
-@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: f"{cls.__module__.split('.')[-1]}.{cls.__name__}")
+def class_id(cls):
+    return f"{cls.__module__.split('.')[-1]}.{cls.__name__}"
+
+
+IN_FULL_ONLY = {bench_literature.Digits}
+"""Benchmarks that train a network."""
+
+
+@pytest.mark.parametrize("cls", [cls for cls in CLASSES if cls not in IN_FULL_ONLY], ids=class_id)
+def test_benchmark_runs_on_small_layers(cls, standard_jax):
+    benchmark = check_run(quick(cls))
+    if isinstance(benchmark, Claim):
+        check_equal(benchmark, *benchmark.args)
+
+
+@pytest.mark.slow
+@pytest.mark.optimized
+@pytest.mark.parametrize("cls", CLASSES, ids=class_id)
 def test_benchmark_runs(cls, standard_jax):
+    check_run(quick(cls) if cls in IN_FULL_ONLY else cls)
+
+
+def check_run(cls):
     params = [values[0] for values in getattr(cls, "params", [])]
     assert len(params) == len(getattr(cls, "param_names", params))
     assert all(isinstance(name, str) for values in getattr(cls, "params", []) for name in values)
@@ -74,8 +97,6 @@ def test_benchmark_runs(cls, standard_jax):
     benchmark = cls()
     if hasattr(benchmark, "speedup_seconds"):
         benchmark.speedup_seconds = 0.0
-    if hasattr(benchmark, "epochs"):
-        benchmark.epochs = benchmark.fine_tuning_epochs = 1
     if hasattr(benchmark, "setup_cache"):
         params.insert(0, benchmark.setup_cache())
     if hasattr(benchmark, "setup"):
@@ -88,28 +109,44 @@ def test_benchmark_runs(cls, standard_jax):
             assert np.isfinite(value)
             assert value >= 0
             assert isinstance(getattr(cls, name).unit, str)
+    return benchmark
 
 
 @pytest.mark.parametrize("cls", literature.LAYERS, ids=lambda cls: cls.__name__)
-def test_a_claim_is_of_the_layer_that_it_names(cls, standard_jax):
+def test_a_claim_is_of_the_layer_that_it_names(cls):
+    for layer, (shape, links) in (cls.layers | quick(cls).layers).items():
+        window, named = (tuple(map(int, part.split("x"))) for part in layer.split(",")[0].split()[:2])
+        features = int(layer.split(",")[0].split()[-1]) if " to " in layer else shape[-1]
+        assert shape == named
+        assert window == tuple(1 + sum(link[axis] - 1 for link, _ in links) for axis in (0, 1))
+        assert features == links[-1][0][-1]
+
+
+@pytest.mark.slow
+@pytest.mark.optimized
+@pytest.mark.parametrize("cls", literature.LAYERS, ids=lambda cls: cls.__name__)
+def test_a_claim_compares_equal_values(cls, standard_jax):
     for layer in cls.layers:
         case = cls().case(layer)
         x, dense, chain = case.args
-        window, shape = (tuple(map(int, part.split("x"))) for part in layer.split(",")[0].split()[:2])
-        features = int(layer.split(",")[0].split()[-1]) if " to " in layer else shape[-1]
-        assert x.shape == shape
-        assert dense.shape == chain.shape == (*window, shape[-1], features)
         assert case.macs < case.dense_macs
-    small = x[:, :9, :9, :]
-    results = [function(small, dense, chain) for function in (case.chained, case.lax, case.exact)]
+        check_equal(case, x[:, :9, :9, :], dense, chain)
+
+
+def check_equal(case, *args):
+    results = [function(*args) for function in (case.chained, case.lax, case.exact)]
     assert relative_error(results[0], results[1]) < 1e-5
     assert relative_error(results[2], results[1]) < 1e-5
 
 
 def test_claims_take_the_multiplications_that_the_papers_say():
+    def ratio(shape, links):
+        kernels = tuple(jnp.zeros(link) for link, _ in links)
+        chain = jaxcnn.KernelChain(kernels, tuple(groups for _, groups in links))
+        return jaxcnn.conv_cost(shape, chain.shape).macs / jaxcnn.conv_cost(shape, chain).macs
+
     def ratios(cls):
-        cases = [cls().case(layer) for layer in cls.layers]
-        return [case.dense_macs / case.macs for case in cases]
+        return [ratio(*layer) for layer in cls.layers.values()]
 
     np.testing.assert_allclose(ratios(bench_literature.Jaderberg2014), [4.5, 2.5, 4.5, 2.5], rtol=0.02)
     np.testing.assert_allclose(ratios(bench_literature.Szegedy2016Pair), [1.5, 3.5], rtol=1e-6)
@@ -135,15 +172,23 @@ def test_a_row_of_the_literature(capsys):
     assert literature.with_error([96.0, 98.0]) == "97.0 ± 1.0"
 
 
-def test_speedup_of_a_function_over_itself_is_one():
-    calls = []
+def test_a_speedup_is_the_ratio_of_two_times(monkeypatch):
+    now, calls = [0.0], []
 
-    def function(x):
-        calls.append(x)
-        return sum(range(20000))
+    def lasting(name, seconds):
+        def function(x):
+            calls.append(name)
+            # As in a processor that slows down: both take longer and longer.
+            now[0] += seconds * (1 + now[0])
 
-    assert 0.5 < speedup(function, function, 1, seconds=0.2) < 2
-    assert len(calls) > 20
+        return function
+
+    monkeypatch.setattr(common.time, "perf_counter", lambda: now[0])
+    ours, plain = lasting("ours", 1e-4), lasting("plain", 3e-4)
+    assert speedup(ours, plain, 1, seconds=0.5) == pytest.approx(3, rel=0.05)
+    assert calls.count("ours") > 2 * calls.count("plain") > 20
+    # The blocks of 11 rounds, of which two neighbours are one where a round begins as the one before ends.
+    assert len(list(itertools.groupby(calls[2:]))) == 11 + 1
 
 
 def test_relative_error():

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import math
+import multiprocessing
+import os
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +14,11 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from benchmarks import peer_layers, peer_networks, peers
+from benchmarks import peer_families, peer_layers, peer_networks, peer_runtimes, peers
+from benchmarks.choice import families
 from benchmarks.common import relative_error
-from benchmarks.network_layers import ask, draw
-from benchmarks.networks import NETWORKS, Network
+from benchmarks.network_layers import draw
+from benchmarks.networks import NETWORKS, QUICK, Network
 from benchmarks.peer_layers import Layer
 
 LAYERS = [
@@ -63,11 +67,11 @@ def test_layers_of_all_libraries_are_the_same(layer, role):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_networks_have_as_many_parameters_as_published(name):
     network = NETWORKS[name]
-    assert sum(math.prod(shape) for _, shape in ask(network.forward, network.size)) == network.parameters
+    assert sum(math.prod(shape) for _, shape in network.asked()) == network.parameters
 
 
 def _arguments(network, size):
-    asked = ask(network.forward, size)
+    asked = network.asked(size)
     x = np.random.default_rng(0).standard_normal((2, size, size, 3), np.float32)
     return asked, draw(asked), x
 
@@ -76,13 +80,84 @@ SMALL = {"Inception-v3": 75, "Xception": 35}
 """Images of few pixels after all strides, where 32 rows are not enough."""
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+DEEP = {"ConvNeXt-T", "EfficientNet-B0", "Inception-v3", "ResNet-50", "Xception"}
+"""Networks that compile for long; the test of every layer's gradients holds all their kinds of layer."""
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in DEEP else ()) for n in NETWORKS])
 def test_networks_equal_torch(name):
     pytest.importorskip("torch")
-    _, weights, x = _arguments(NETWORKS[name], SMALL.get(name, 32))
-    expected = jax.jit(NETWORKS[name].lax("forward"))(list(map(jnp.asarray, weights)), x)
-    result = peer_networks.torch_function(NETWORKS[name], "forward", weights, x)()
+    network = dataclasses.replace(NETWORKS[name], width=1 / 16)
+    _, weights, x = _arguments(network, SMALL.get(name, 32))
+    expected = jax.jit(network.lax("forward"))(list(map(jnp.asarray, weights)), x)
+    result = peer_networks.torch_function(network, "forward", weights, x)()
     assert relative_error(_channels_last(result), expected) < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks_equal_runtimes(name):
+    network = dataclasses.replace(NETWORKS[name], width=1 / 16)
+    check_runtimes(network, SMALL.get(name, 32))
+
+
+def test_every_layer_equals_runtimes():
+    check_runtimes(Network(_every_layer, 0), 12)
+
+
+def check_runtimes(network, size):
+    """The forward pass in each runtime that is installed, against lax."""
+    if len(peer_runtimes.missing()) == len(peer_runtimes.RUNTIMES):
+        pytest.skip("; ".join(peer_runtimes.missing().values()))
+    _, weights, x = _arguments(network, size)
+    expected = jax.jit(network.lax("forward"))(list(map(jnp.asarray, weights)), x)
+    functions = peer_runtimes.runtime_functions(network, weights, x)
+    assert set(functions) == set(peer_runtimes.RUNTIMES) - set(peer_runtimes.missing())
+    for name, function in functions.items():
+        assert relative_error(np.moveaxis(function(), 1, -1), expected) < 1e-5, name
+
+
+def test_runtimes_that_are_missing_have_a_reason(monkeypatch):
+    monkeypatch.setattr(peer_runtimes.importlib.util, "find_spec", lambda name: None if name == "openvino" else name)
+    reasons = peer_runtimes.missing()
+    assert list(reasons.values()) == ["OpenVINO is left out: openvino not installed (pip install 'jaxcnn[peers]')"]
+    monkeypatch.setattr(peer_runtimes.importlib.util, "find_spec", lambda name: None)
+    assert list(peer_runtimes.missing()) == list(peer_runtimes.RUNTIMES)
+    assert peer_runtimes.runtime_functions(NETWORKS["VGG-16"], [], np.zeros((1, 8, 8, 3))) == {}
+
+
+@pytest.mark.slow
+def test_a_network_runs_in_a_process_without_the_native_library(monkeypatch):
+    monkeypatch.setattr(peer_networks, "native_available", lambda: True)
+    monkeypatch.delenv("JAXCNN_NATIVE", raising=False)
+    times = peer_networks.measure(QUICK["one block"], 1, "gradient", 0.0)
+    assert "without library" in times["milliseconds"]
+    assert times["first_seconds"]["without library"] > 0
+    assert "JAXCNN_NATIVE" not in os.environ
+
+
+def test_a_process_that_has_the_native_library_is_refused(monkeypatch):
+    class Process:
+        def __init__(self, target, args, daemon):
+            self.connection = args[0]
+
+        def start(self):
+            assert os.environ["JAXCNN_NATIVE"] == "0"
+            self.connection.send((True, 1.0, 1.0))
+
+        def join(self, timeout):
+            pass
+
+        def is_alive(self):
+            return False
+
+    context = multiprocessing.get_context("spawn")
+    monkeypatch.setattr(type(context), "Process", Process)
+    monkeypatch.setenv("JAXCNN_NATIVE", "1")
+    refused = pytest.raises(RuntimeError, match="does not switch the native library off")
+    with refused, peer_runtimes.without_library(QUICK["one block"], 1, "forward"):
+        pass
+    assert os.environ["JAXCNN_NATIVE"] == "1"
 
 
 def _every_layer(k, x):
@@ -126,3 +201,26 @@ def test_a_network_is_measured_and_reported(role, monkeypatch):
     assert text.count("geometric mean") == text.count("first / lax") == 2
     for column in ("lax ms", "/ lax", "jaxcnn MB", "roofline", "lax first s", "first / lax"):
         assert column in text
+
+
+def test_seeded_layers_are_measured_and_reported(monkeypatch):
+    draft = families.Draft((6, 5), (2, 3), 3, 4, (2, 1), (1, 1), 1, (0, 1))
+    for name in ("dense", "transposed"):
+        monkeypatch.setitem(families.FAMILIES, name, lambda rng: draft)
+    monkeypatch.setattr(families, "NARROW_MACS", (1, 1e6))
+    monkeypatch.setattr(peer_layers, "ceilings", lambda: (1e11, 1e10))
+    measure, measured = peer_families.measure, []
+    monkeypatch.setattr(peer_families, "measure", lambda *args: measured.append(args[1].role) or measure(*args))
+    groups = ["seeded dense", "seeded transposed"]
+    records = [*peers.measure_families(groups, ["forward"], 0, 1, 0.0)]
+    records += peers.measure_families(groups[:1], ["gradient"], 0, 1, 0.0)
+    roles = ["forward", "forward", "gradient by the image", "gradient by the kernel"]
+    assert [record["role"] for record in records] == roles
+    assert measured == ["output", "input", "input", "kernel"]
+    assert {record["layer"] for record in records} == {"1x6x5 3->4 2x3 s2"}
+    assert all(record["milliseconds"]["jaxcnn"] > 0 for record in records)
+    console = Console(file=io.StringIO(), width=220)
+    peers.report(records, console)
+    text = console.file.getvalue()
+    assert "seeded transposed, forward" in text
+    assert "seeded dense, gradient by the kernel" in text

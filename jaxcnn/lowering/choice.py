@@ -6,13 +6,16 @@ import dataclasses
 import math
 from types import ModuleType
 
-from jaxcnn.lowering import dense, direct, fft, groups, matmul, shift, windows, winograd
+from jaxcnn.lowering import dense, direct, fft, groups, matmul, native, shift, windows, winograd
 from jaxcnn.lowering.forms import shape_unsupported
 from jaxcnn.lowering.lanes import LANES
 from jaxcnn.lowering.spec import ConvSpec, PoolSpec
 from jaxcnn.lowering.table import active, times_text
 
-METHODS: dict[str, ModuleType] = {module.NAME: module for module in (direct, shift, matmul, winograd, fft, groups)}
+METHODS: dict[str, ModuleType] = {
+    module.NAME: module
+    for module in (direct, shift, matmul, winograd, fft, groups, native)
+}
 """The methods by name: each a module with `supports(spec)` and `lower(lhs, rhs, spec, sharding)`."""
 
 
@@ -96,6 +99,9 @@ def _choose_cpu(spec: ConvSpec) -> Choice:
     *window, kernel_in, features = spec.kernel_shape
     taps = math.prod(window)
     kernel_out = features // spec.feature_group_count
+    image_filter = kernel_in == kernel_out == 1 and spec.feature_group_count < LANES
+    if native.supports(spec) is None and not image_filter:
+        return Choice(native.NAME, "a compiled kernel")
     if kernel_in == kernel_out == 1 and (taps > 1 or spec.feature_group_count > 1):
         return _choose_by_channel(spec, taps)
     if spec.feature_group_count > 1:

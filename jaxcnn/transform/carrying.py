@@ -21,6 +21,7 @@ from jax.extend.core import primitives as lax_primitives
 from jax.extend.core.primitives import conv_general_dilated_p
 
 from jaxcnn.chain import KernelChain
+from jaxcnn.epilogue import fused_conv_p
 from jaxcnn.primitives import conv_p
 from jaxcnn.transform.convolutions import avals
 from jaxcnn.transform.interpreter import Rule, Walker, bind_as_it_was, held_jaxprs, loop_parts
@@ -331,6 +332,7 @@ _DESCENTS: dict[Primitive, Callable[[Carrier, JaxprEqn, list[Any]], list[Any]]] 
     lax_primitives.closed_call_p: _inlined,
     lax_primitives.custom_jvp_call_p: _inlined,
     lax_primitives.custom_vjp_call_p: _inlined,
+    fused_conv_p: _inlined,
     lax_primitives.remat_p: _into_remat,
     lax_primitives.scan_p: _into_scan,
     lax_primitives.while_p: _into_while,

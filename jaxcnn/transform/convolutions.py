@@ -47,20 +47,30 @@ class Convolution:
 
     def bind(self, lhs: jax.Array, rhs: jax.Array, method: str, kernel_waits: bool = False) -> jax.Array:
         """Computes the equation's result from its operands by `conv_p`."""
-        lhs_axes, rhs_axes, out_axes = self.axes
+        lhs, rhs = self.arranged(lhs, rhs)
+        return self.restored(conv_p.bind(lhs, rhs, **self.conv_params(method, rhs, kernel_waits)))
+
+    def arranged(self, lhs: jax.Array, rhs: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The equation's operands as `conv_p` takes them."""
+        lhs_axes, rhs_axes, _ = self.axes
         if self.edges is not None:
             lhs = _padded(lhs, self.edges)
         if self.swapped:
             lhs, rhs = rhs, lhs
-        # In a program that is rewritten as a whole, an image is the result of what comes before.
-        known = {"computed": True, "kernel_waits": kernel_waits and isinstance(rhs, jax.core.Tracer)}
         lhs, rhs = _transposed(lhs, lhs_axes), _transposed(rhs, rhs_axes)
-        if self.flipped:
-            rhs = _exchanged(rhs, self.spec)
-        result = conv_p.bind(lhs, rhs, method=method, **{**self.params, **known})
+        return lhs, _exchanged(rhs, self.spec) if self.flipped else rhs
+
+    def conv_params(self, method: str, rhs: jax.Array, kernel_waits: bool) -> dict[str, Any]:
+        """The parameters with which `conv_p` is bound in a program that is rewritten as a whole."""
+        # There an image is the result of what comes before.
+        known = {"computed": True, "kernel_waits": kernel_waits and isinstance(rhs, jax.core.Tracer)}
+        return {**self.params, **known, "method": method}
+
+    def restored(self, result: jax.Array) -> jax.Array:
+        """The equation's result from that of `conv_p`."""
         if self.swapped:
             result = lax.rev(result, tuple(range(self.spec.rank)))
-        return _transposed(result, tuple(map(int, np.argsort(out_axes))))
+        return _transposed(result, tuple(map(int, np.argsort(self.axes[2]))))
 
 
 def _padded(lhs: jax.Array, edges: Sequence[tuple[int, int, int]]) -> jax.Array:

@@ -10,6 +10,7 @@ from jax.extend import source_info_util
 from jax.extend.core import JaxprEqn, Literal
 from jax.extend.core import primitives as lax_primitives
 
+from jaxcnn.epilogue import fused_conv_p
 from jaxcnn.transform.convolutions import avals, described
 from jaxcnn.transform.interpreter import held_jaxprs, is_entered, loop_parts, opened
 from jaxcnn.transform.placement import Placement, Use, use_of
@@ -21,6 +22,7 @@ INLINED = {
     lax_primitives.custom_jvp_call_p,
     lax_primitives.custom_vjp_call_p,
     lax_primitives.remat_p,
+    fused_conv_p,
 }
 """Primitives whose one jaxpr is executed once, with the operands for its arguments."""
 

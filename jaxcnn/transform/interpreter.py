@@ -18,6 +18,7 @@ from jax.extend.core import JaxprEqn, Literal, Primitive
 from jax.extend.core import primitives as lax_primitives
 
 from jaxcnn._compat import custom_vmap_primitive, manual_axes, shard_map_primitive
+from jaxcnn.epilogue import fused_conv_p
 
 Rule = Callable[[JaxprEqn, Sequence[Any]], Sequence[Any] | None]
 """Results of an equation from its operands, or None to bind it as it was."""
@@ -64,16 +65,37 @@ def in_place_of(equation: JaxprEqn) -> Any:
 
 
 @dataclasses.dataclass(frozen=True)
+class Fusion:
+    """Several equations of a jaxpr that are computed as one, in the place of the last of them.
+
+    Args:
+      equation: the one whose name stack and source line stand for all.
+      inputs: what they read.
+      compute: the last one's result from the values of the inputs.
+    """
+
+    equation: JaxprEqn
+    inputs: tuple[Any, ...]
+    compute: Callable[[Sequence[Any]], Any]
+
+
+Fusions = Callable[[Any], Mapping[int, Fusion | None]]
+"""The fusions of a jaxpr by the number of their last equation; None by the numbers of the others."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Walker:
     """An evaluation of jaxprs with rules.
 
     Args:
       rules: by primitive, what computes its equations.
       of_loops: what evaluates the bodies of loops; None where it is the same.
+      fusions: what is computed as one, whatever the rules.
     """
 
     rules: Mapping[Primitive, Rule]
     of_loops: Walker | None = None
+    fusions: Fusions | None = None
     _rebuilt: dict[int, tuple[Any, Any]] = dataclasses.field(default_factory=dict, repr=False)
     _touched: dict[int, tuple[Any, bool]] = dataclasses.field(default_factory=dict, repr=False)
 
@@ -85,9 +107,16 @@ class Walker:
         def read(atom: Any) -> Any:
             return atom.val if isinstance(atom, Literal) else values[atom]
 
-        for equation in jaxpr.eqns:
-            with in_place_of(equation), equation.ctx.manager:
-                results = self._results(equation, [read(atom) for atom in equation.invars])
+        fusions = {} if self.fusions is None else self.fusions(jaxpr)
+        for number, equation in enumerate(jaxpr.eqns):
+            fusion = fusions.get(number)
+            if fusion is None and number in fusions:
+                continue
+            with in_place_of(fusion.equation if fusion else equation), equation.ctx.manager:
+                if fusion:
+                    results: Sequence[Any] = [fusion.compute([read(atom) for atom in fusion.inputs])]
+                else:
+                    results = self._results(equation, [read(atom) for atom in equation.invars])
             values.update(zip(equation.outvars, results, strict=True))
         return [read(atom) for atom in jaxpr.outvars]
 
@@ -330,6 +359,7 @@ _DESCENTS: dict[Primitive, Callable[[Walker, JaxprEqn, list[Any]], list[Any]]] =
     lax_primitives.while_p: _into_loop("cond_jaxpr", "body_jaxpr"),
     lax_primitives.cond_p: _bind_rebuilt("branches"),
     lax_primitives.closed_call_p: _inlined,
+    fused_conv_p: _inlined,
     lax_primitives.remat_p: _into_remat,
     lax_primitives.custom_jvp_call_p: _into_custom,
     lax_primitives.custom_vjp_call_p: _into_custom,

@@ -1,0 +1,156 @@
+"""Times every method on seeded families of layers: `python -m benchmarks.choice.measure --seed 0 --count 9 --output F`.
+
+The file is what the cost model is fitted on, and what the choice of a method is tested on. Each layer is computed by
+every method that supports it, in one process, in blocks that take turns. The file holds the median and the least of the
+blocks' best calls. A run that was interrupted goes on where it stopped when it is started again with the same file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxcnn.lowering import table
+from jaxcnn.lowering.choice import METHODS
+from jaxcnn.lowering.spec import ConvSpec, Role, spec_to_plain
+
+from ..common import native_available
+from ..timing import block_milliseconds
+from .families import FAMILIES, ROLES, family
+from .layers import operands, program
+
+HOPELESS_RATIO = 8.0
+"""Times the fastest method's call from which a method is timed by two calls in place of blocks."""
+MAX_EQUATIONS = 1000
+"""Most equations of a method's program: one of more takes seconds to compile, and no one would choose it."""
+ALWAYS = "direct"
+"""The method that supports everything, measured even where a layer's time is over."""
+
+
+def method_calls(spec: ConvSpec, seconds: float) -> dict[str, Callable[[], Any]]:
+    """Returns the compiled methods that support a layer.
+
+    Args:
+      spec: the layer.
+      seconds: wall time after which no other method is compiled.
+    """
+    end = time.perf_counter() + seconds
+    arrays = operands(spec)
+    calls = {}
+    # From the registry's end: the general methods at its start unroll large windows into programs slow to trace.
+    for name in (ALWAYS, *(name for name in reversed(METHODS) if name != ALWAYS)):
+        if METHODS[name].supports(spec) is not None or (name != ALWAYS and time.perf_counter() > end):
+            continue
+
+        def lowered(lhs: Any, rhs: Any, name: str = name) -> Any:
+            return METHODS[name].lower(lhs, rhs, spec, None)
+
+        if len(jax.make_jaxpr(lowered)(*arrays).eqns) <= MAX_EQUATIONS:
+            calls[name] = program(lowered, arrays)
+    return calls
+
+
+def measure(spec: ConvSpec, seconds: float, limit: float) -> dict[str, dict[str, float]]:
+    """Returns the median and the best milliseconds of a layer by method.
+
+    Args:
+      spec: the layer.
+      seconds: time for the blocks of all methods.
+      limit: wall time after which no other method is compiled.
+    """
+    blocks = block_milliseconds(method_calls(spec, limit), seconds, HOPELESS_RATIO)
+    return {
+        "milliseconds": {name: round(statistics.median(times), 5) for name, times in blocks.items()},
+        "best_milliseconds": {name: round(min(times), 5) for name, times in blocks.items()},
+    }
+
+
+def header(seed: int) -> dict[str, Any]:
+    """Returns what a file says of its measurements: those of two machines, or of two releases, do not mix."""
+    return {
+        "machine": table.device_kind(jax.devices("cpu")[0]),
+        "jax": jax.__version__,
+        "native": native_available(),
+        "seed": seed,
+    }
+
+
+def read(path: Path, expected: dict[str, Any]) -> list[dict[str, Any]]:
+    """Returns the layers that a file holds already; none where there is no file.
+
+    Raises:
+      ValueError: the file holds measurements of another machine, release or seed.
+    """
+    if not path.exists():
+        return []
+    content = json.loads(path.read_text(encoding="utf-8"))
+    layers = content.pop("layers")
+    if content != expected:
+        raise ValueError(f"{path} holds measurements of {content}, and these would be of {expected}")
+    return layers
+
+
+def write(path: Path, head: dict[str, Any], layers: Sequence[dict[str, Any]]) -> None:
+    """Writes a file whole or not at all, with a line for each layer."""
+    lines = ",\n".join(json.dumps(layer) for layer in layers)
+    text = json.dumps(head)[:-1] + ', "layers": [\n' + lines + "\n]}\n"
+    temporary = path.with_suffix(".partial")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def work(names: Sequence[str], roles: Sequence[Role], seed: int, count: int) -> list[tuple[str, ConvSpec]]:
+    """Returns `count` layers of each family, the families in turn, so that a run that is cut off has some of all."""
+    columns = [[(name, spec) for spec in family(name, seed, count, roles)] for name in names]
+    return [layer for row in zip(*columns, strict=True) for layer in row]
+
+
+def records(
+    layers: Sequence[tuple[str, ConvSpec]], done: Sequence[dict[str, Any]], seconds: float, limit: float
+) -> Iterator[dict[str, Any]]:
+    """A record for each layer that is not done."""
+    from rich.console import Console
+    from rich.progress import track
+
+    known = {json.dumps(layer["spec"]) for layer in done}
+    rest = [(name, spec) for name, spec in layers if json.dumps(spec_to_plain(spec)) not in known]
+    for name, spec in track(rest, "Measuring layers", console=Console(stderr=True)) if rest else ():
+        yield {"family": name, "spec": spec_to_plain(spec), **measure(spec, seconds, limit)}
+        jax.clear_caches()
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measures, and writes the file after each layer."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.choice.measure", description=__doc__.splitlines()[0])
+    parser.add_argument("--seed", type=int, required=True, help="seed for the families")
+    parser.add_argument("--count", type=int, required=True, help="layers of each family, in all roles together")
+    parser.add_argument("--output", type=Path, required=True, help="file of JSON, new or of an interrupted run")
+    parser.add_argument("--family", action="append", choices=list(FAMILIES), help="only this; may be repeated")
+    parser.add_argument("--role", action="append", choices=ROLES, help="only this; may be repeated")
+    parser.add_argument("--seconds", type=float, default=1.0, help="for the blocks of a layer")
+    parser.add_argument(
+        "--limit", type=float, default=20.0, help="seconds after which a layer's methods compile no more"
+    )
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="processors to use")
+    options = parser.parse_args(arguments)
+    if hasattr(os, "sched_setaffinity"):  # XLA takes as many threads as there are processors
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.threads])
+    head = header(options.seed) | {"threads": options.threads}
+    layers = read(options.output, head)
+    chosen = work(options.family or list(FAMILIES), options.role or list(ROLES), options.seed, options.count)
+    for record in records(chosen, layers, options.seconds, options.limit):
+        layers.append(record)
+        write(options.output, head, layers)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,246 @@
+"""`fused_conv_p`: a convolution together with what follows it, which a method may apply before it stores its result.
+
+The equation holds its definition, the convolution and what follows as a jaxpr: derivatives and batching are those of
+this jaxpr, and so are the values wherever no method takes the epilogue over. A `Recipe` says what it amounts to.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.extend.core import JaxprEqn, Primitive, jaxpr_as_fun
+from jax.interpreters import ad, mlir
+
+from jaxcnn import native
+from jaxcnn._compat import is_partitioned
+from jaxcnn.lowering import choice
+from jaxcnn.lowering.spec import ConvSpec, Ints, conv_spec
+from jaxcnn.primitives import conv_p
+
+ACTIVATIONS = (
+    "none",
+    "relu",
+    "relu6",
+    "leaky_relu",
+    "silu",
+    "hard_sigmoid",
+    "hard_swish",
+    "gelu",
+    "gelu_exact",
+    "sigmoid",
+    "tanh",
+)
+"""The activations of an epilogue, as `jax.nn` names them; `"gelu"` is the one by tanh, `"gelu_exact"` by erf."""
+
+
+def fusing_enabled() -> bool:
+    """Returns whether a method is there that applies epilogues, without which nothing is gained by fusing."""
+    return native.is_available()
+
+
+@dataclasses.dataclass(frozen=True)
+class Epilogue:
+    """What is done to each result of a convolution: activation(result * scale[c] + bias[c] + residual).
+
+    Args:
+      has_scale: whether there is a factor for each output channel.
+      has_bias: whether there is a term for each output channel.
+      has_residual: whether an array of the result's shape is added.
+      activation: one of `ACTIVATIONS`. A NaN stays one in all of them.
+      alpha: factor of negative values in `"leaky_relu"`.
+    """
+
+    has_scale: bool
+    has_bias: bool
+    has_residual: bool
+    activation: str
+    alpha: float
+
+
+Move = tuple[Ints, Ints] | Ints
+"""A reshape, as the shapes before and after it, or a transposition, as its permutation."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How an epilogue comes from the operands that follow the two of the convolution.
+
+    Args:
+      steps: arithmetic by channel, in order: its name and the position of its operand, or a number. `"rsub"` is the
+        operand minus the value.
+      residual: position of the operand that is added whole, and the number of moves before it; or None.
+      moves: from the convolution's result as `conv_p` has it to the result, arithmetic aside.
+      activation: as in `Epilogue`.
+      alpha: as in `Epilogue`.
+    """
+
+    steps: tuple[tuple[str, int | float], ...]
+    residual: tuple[int, int] | None
+    moves: tuple[Move, ...]
+    activation: str
+    alpha: float
+
+    def by_channel(self, operands: Sequence[jax.Array], channels: int) -> tuple[jax.Array | None, jax.Array | None]:
+        """The factor and the term of each channel, (C,) in float32; None for a factor of 1 and a term of 0."""
+        scale, bias = None, None
+        for name, which in self.steps:
+            value = _vector(which if isinstance(which, float) else operands[which], channels)
+            if name == "add":
+                bias = value if bias is None else bias + value
+            elif name == "sub":
+                bias = -value if bias is None else bias - value
+            elif name == "rsub":
+                scale = jnp.full(channels, -1, np.float32) if scale is None else -scale
+                bias = value if bias is None else value - bias
+            else:
+                factor = 1 / value if name == "div" else value
+                scale = factor if scale is None else scale * factor
+                bias = None if bias is None else bias * factor
+        return scale, bias
+
+    def residual_of(self, operands: Sequence[jax.Array]) -> jax.Array | None:
+        """The residual as the convolution's result lies in `conv_p`."""
+        if self.residual is None:
+            return None
+        position, count = self.residual
+        value = operands[position]
+        for move in self.moves[:count][::-1]:
+            value = value.transpose(np.argsort(move)) if _is_permutation(move) else value.reshape(move[0])
+        return value
+
+    def moved(self, value: jax.Array) -> jax.Array:
+        """The convolution's result as the equation's lies."""
+        for move in self.moves:
+            value = value.transpose(move) if _is_permutation(move) else value.reshape(move[1])
+        return value
+
+
+def _is_permutation(move: Move) -> bool:
+    return not isinstance(move[0], tuple)
+
+
+def _vector(value: Any, channels: int) -> jax.Array:
+    value = lax.convert_element_type(value, np.dtype(np.float32))
+    return jnp.broadcast_to(value.reshape(-1) if value.ndim else value[None], (channels,))
+
+
+fused_conv_p = Primitive("jaxcnn_fused_conv")
+"""Operands: the convolution's two, then those that `recipe` numbers. Parameters: `unfused`, a closed jaxpr of all
+operands, and `recipe`."""
+
+
+def convolution_in(unfused: Any) -> JaxprEqn:
+    """The convolution of a fused equation."""
+    return next(equation for equation in unfused.eqns if equation.primitive is conv_p)
+
+
+def _separate(*operands: Any, unfused: Any, recipe: Recipe) -> Any:
+    """The result, computed equation by equation."""
+    del recipe
+    (result,) = jaxpr_as_fun(unfused)(*operands)
+    return result
+
+
+fused_conv_p.def_impl(_separate)
+
+
+@fused_conv_p.def_abstract_eval
+def _abstract(*operands: Any, unfused: Any, recipe: Recipe) -> Any:
+    if list(operands) != list(unfused.in_avals):
+        # Such as in `shard_map`, where values vary over the mesh that did not where the function was traced.
+        unfused = jax.make_jaxpr(partial(_separate, unfused=unfused, recipe=recipe))(*operands)
+    return unfused.out_avals[0]
+
+
+def _jvp(primals: Sequence[Any], tangents: Sequence[Any], **params: Any) -> tuple[jax.Array, jax.Array]:
+    varied = [place for place, tangent in enumerate(tangents) if not isinstance(tangent, ad.Zero)]
+    values = list(primals)
+
+    def run(*variables: Any) -> jax.Array:
+        return _separate(*_with(values, varied, variables), **params)
+
+    return jax.jvp(run, [values[place] for place in varied], [tangents[place] for place in varied])
+
+
+ad.primitive_jvps[fused_conv_p] = _jvp
+
+
+def _transpose(cotangent: Any, *operands: Any, **params: Any) -> list[Any]:
+    linear = [place for place, operand in enumerate(operands) if ad.is_undefined_primal(operand)]
+    if isinstance(cotangent, ad.Zero):
+        return [ad.Zero(operand.aval) if place in linear else None for place, operand in enumerate(operands)]
+
+    def run(*variables: Any) -> jax.Array:
+        return _separate(*_with(operands, linear, variables), **params)
+
+    results = jax.linear_transpose(run, *(operands[place].aval for place in linear))(cotangent)
+    return _with([None] * len(operands), linear, results)
+
+
+ad.primitive_transposes[fused_conv_p] = _transpose
+
+
+def _with(values: Sequence[Any], places: Sequence[int], others: Sequence[Any]) -> list[Any]:
+    """The values, with others in some places."""
+    replaced = dict(zip(places, others, strict=True))
+    return [replaced.get(place, value) for place, value in enumerate(values)]
+
+
+def batched(operands: Sequence[Any], dims: Sequence[Any], **params: Any) -> Any:
+    """The closed jaxpr of a fused equation for a batch of operands, (B, ...) for its result.
+
+    The batching rule is where convolutions are found in jaxprs, since it fuses again.
+    """
+    return jax.make_jaxpr(jax.vmap(partial(_separate, **params), tuple(dims)))(*operands)
+
+
+mlir.register_lowering(fused_conv_p, mlir.lower_fun(_separate, multiple_results=False))
+
+
+def _lower_on_cpu(context: mlir.LoweringRuleContext, *operands: Any, **params: Any) -> Any:
+    exported = context.module_context.lowering_parameters.for_export or is_partitioned(context)
+    fused = None if exported else _fused(**params)
+    run = partial(_separate, **params) if fused is None else fused
+    return mlir.lower_fun(run, multiple_results=False)(context, *operands)
+
+
+mlir.register_lowering(fused_conv_p, _lower_on_cpu, platform="cpu")
+
+
+def _fused(unfused: Any, recipe: Recipe) -> Callable[..., jax.Array] | None:
+    """What computes a fused equation by the method that its convolution is given; None if that takes no epilogue."""
+    equation = convolution_in(unfused)
+    params = {name: value for name, value in equation.params.items() if name not in ("method", "sharding")}
+    spec = conv_spec(*(variable.aval for variable in equation.invars), **params)
+    module = choice.METHODS[choice.choose(spec, equation.params["method"], "cpu").method]
+    names = [name for name, _ in recipe.steps]
+    epilogue = Epilogue(
+        has_scale=any(name in ("mul", "div", "rsub") for name in names),
+        has_bias=any(name in ("add", "sub", "rsub") for name in names),
+        has_residual=recipe.residual is not None,
+        activation=recipe.activation,
+        alpha=recipe.alpha,
+    )
+    if not hasattr(module, "lower_fused") or module.supports_fused(spec, epilogue) is not None:
+        return None
+    return partial(_lower_fused, module.lower_fused, spec, recipe, epilogue)
+
+
+def _lower_fused(
+    lower: Callable[..., jax.Array],
+    spec: ConvSpec,
+    recipe: Recipe,
+    epilogue: Epilogue,
+    lhs: jax.Array,
+    rhs: jax.Array,
+    *operands: jax.Array,
+) -> jax.Array:
+    scale, bias = recipe.by_channel(operands, spec.result_shape[-1])
+    return recipe.moved(lower(lhs, rhs, scale, bias, recipe.residual_of(operands), spec, epilogue))
