@@ -230,7 +230,7 @@ inline void slide_dense(const Slide& slide, const float* source, const float* ke
   const int64_t depth = slide.taps() * slide.source_channels;
   const int64_t tiles = ceil_div(pixels, kRows), panels = ceil_div(columns, kColumns);
   // Blocks of rows and ranges of columns: enough tasks to share out evenly, and blocks that are worth their packing.
-  const int64_t threads = runner.threads(), wanted = threads > 1 ? 4 * threads : 1;
+  const int64_t threads = runner.threads(), wanted = threads > 1 ? 2 * threads : 1;
   int64_t blocks = ceil_div(tiles, kBlockTiles), ranges = 1;
   while (blocks * ranges * slide.groups < wanted && ranges < panels) ++ranges;
   while (blocks * ranges * slide.groups < wanted && ceil_div(tiles, blocks) > 4) ++blocks;
@@ -292,12 +292,7 @@ inline void slide_dense(const Slide& slide, const float* source, const float* ke
           for (int64_t r = 0; r < count; ++r) to[r] = places[row - first_row + r] + column;
           (vectors == 1 ? tile_of<1>(count) : tile_of<2>(count))(rows_packed + (row - first_row) * kPitch, columns_packed, end - begin, to, width,
                                      begin == 0);
-          if (end == depth && !plain) {
-            for (int64_t r = 0; r < count; ++r) {
-              const float* residual = epilogue.residual ? epilogue.residual + (to[r] - result) : nullptr;
-              finish(to[r], residual, group * columns + column, width, epilogue);
-            }
-          }
+          if (end == depth && !plain) finish(to, count, width, group * columns + column, result, epilogue);
         }
       }
     }

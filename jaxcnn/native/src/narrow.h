@@ -315,12 +315,7 @@ inline void slide_narrow(const Slide& slide, const float* source, const float* k
             for (int i = 0; i < kTile; ++i, place += wa->result_step * slide.result_pixel()) to[i] = place;
             adder(in, partial ? partial + (r * tiles + tile) * kTile * kLanes : nullptr, td == 0, last ? to : nullptr,
                   count, channels.results);
-            if (last && !plain_epilogue) {
-              for (int64_t i = 0; i < count; ++i) {
-                const float* residual = epilogue.residual ? epilogue.residual + (to[i] - result) : nullptr;
-                finish(to[i], residual, channels.result, channels.results, epilogue);
-              }
-            }
+            if (last && !plain_epilogue) finish(to, count, channels.results, channels.result, result, epilogue);
           }
         }
       }

@@ -196,45 +196,64 @@ JAXCNN_INLINE Vec error_function(Vec x) {
   return select(x == x, select(size < 1.0f, near, far), x);
 }
 
-JAXCNN_INLINE Vec activate(Vec x, Activation activation, float alpha) {
+template <Activation kActivation>
+JAXCNN_INLINE Vec activate(Vec x, float alpha) {
   const Vec zero = {};
-  switch (activation) {
-    case Activation::kNone:
-      return x;
-    case Activation::kRelu:
-      return maximum(x, zero);
-    case Activation::kRelu6:
-      return minimum(maximum(x, zero), splat(6.0f));
-    case Activation::kLeakyRelu:
-      return select(x >= 0.0f, x, x * alpha);
-    case Activation::kSilu:
-      return x * sigmoid(x);
-    case Activation::kHardSwish:
-      return x * (minimum(maximum(x + 3.0f, zero), splat(6.0f)) * (1.0f / 6.0f));
-    case Activation::kGeluTanh:
-      return x * (0.5f * (1.0f + hyperbolic_tangent(0.7978845608f * (x + 0.044715f * (x * x * x)))));
-    case Activation::kGeluErf:
-      return x * (0.5f * (1.0f + error_function(x * 0.7071067812f)));
-    case Activation::kSigmoid:
-      return sigmoid(x);
-    case Activation::kTanh:
-      return hyperbolic_tangent(x);
-    case Activation::kHardSigmoid:
-      return minimum(maximum(x + 3.0f, zero), splat(6.0f)) * (1.0f / 6.0f);
+  if constexpr (kActivation == Activation::kRelu) return maximum(x, zero);
+  if constexpr (kActivation == Activation::kRelu6) return minimum(maximum(x, zero), splat(6.0f));
+  if constexpr (kActivation == Activation::kLeakyRelu) return select(x >= 0.0f, x, x * alpha);
+  if constexpr (kActivation == Activation::kSilu) return x * sigmoid(x);
+  if constexpr (kActivation == Activation::kHardSwish) {
+    return x * (minimum(maximum(x + 3.0f, zero), splat(6.0f)) * (1.0f / 6.0f));
+  }
+  if constexpr (kActivation == Activation::kGeluTanh) {
+    return x * (0.5f * (1.0f + hyperbolic_tangent(0.7978845608f * (x + 0.044715f * (x * x * x)))));
+  }
+  if constexpr (kActivation == Activation::kGeluErf) return x * (0.5f * (1.0f + error_function(x * 0.7071067812f)));
+  if constexpr (kActivation == Activation::kSigmoid) return sigmoid(x);
+  if constexpr (kActivation == Activation::kTanh) return hyperbolic_tangent(x);
+  if constexpr (kActivation == Activation::kHardSigmoid) {
+    return minimum(maximum(x + 3.0f, zero), splat(6.0f)) * (1.0f / 6.0f);
   }
   return x;
 }
 
-// Applies an epilogue to the `count` results at `row`, of the channels from `channel` on; `residual` lies like them.
-inline __attribute__((noinline)) void finish(float* row, const float* residual, int64_t channel, int64_t count,
-                                             const Epilogue& epilogue) {
-  for (int64_t i = 0; i < count; i += kLanes) {
-    const int64_t lanes = count - i < kLanes ? count - i : kLanes;
-    Vec value = load_some(row + i, lanes);
-    if (epilogue.scale) value = value * load_some(epilogue.scale + channel + i, lanes);
-    if (epilogue.bias) value = value + load_some(epilogue.bias + channel + i, lanes);
-    if (residual) value = value + load_some(residual + i, lanes);
-    store_some(row + i, activate(value, epilogue.activation, epilogue.alpha), lanes);
+// Applies an epilogue to `columns` results of each row, of the channels from `channel` on; the residual of a result
+// lies as far from `epilogue.residual` as the result from `base`.
+template <Activation kActivation>
+__attribute__((noinline)) void finish_rows(float* const* rows, int64_t count, int64_t columns, int64_t channel,
+                                           const float* base, const Epilogue& epilogue) {
+  for (int64_t i = 0; i < columns; i += kLanes) {
+    const int64_t lanes = columns - i < kLanes ? columns - i : kLanes;
+    const Vec scale = epilogue.scale ? load_some(epilogue.scale + channel + i, lanes) : splat(1.0f);
+    const Vec bias = epilogue.bias ? load_some(epilogue.bias + channel + i, lanes) : Vec{};
+    for (int64_t r = 0; r < count; ++r) {
+      float* const at = rows[r] + i;
+      Vec value = load_some(at, lanes) * scale + bias;
+      if (epilogue.residual) value = value + load_some(epilogue.residual + (at - base), lanes);
+      store_some(at, activate<kActivation>(value, epilogue.alpha), lanes);
+    }
+  }
+}
+
+inline void finish(float* const* rows, int64_t count, int64_t columns, int64_t channel, const float* base,
+                   const Epilogue& epilogue) {
+  switch (epilogue.activation) {
+#define JAXCNN_FINISH(name)                                                                         \
+  case Activation::name:                                                                            \
+    return finish_rows<Activation::name>(rows, count, columns, channel, base, epilogue);
+    JAXCNN_FINISH(kNone)
+    JAXCNN_FINISH(kRelu)
+    JAXCNN_FINISH(kRelu6)
+    JAXCNN_FINISH(kLeakyRelu)
+    JAXCNN_FINISH(kSilu)
+    JAXCNN_FINISH(kHardSwish)
+    JAXCNN_FINISH(kGeluTanh)
+    JAXCNN_FINISH(kGeluErf)
+    JAXCNN_FINISH(kSigmoid)
+    JAXCNN_FINISH(kTanh)
+    JAXCNN_FINISH(kHardSigmoid)
+#undef JAXCNN_FINISH
   }
 }
 
