@@ -376,6 +376,9 @@ std::vector<ConvProblem> extremes() {
       square(7, 3, 1, 1, 1, 1, 300, 40),
       square(7, 3, 1, 1, 1, 1, 40, 300),
       square(8, 5, 1, 2, 1, 3, 3, 12),
+      square(7, 1, 1, 0, 1, 1, 601, 307),  // several blocks of channels
+      square(64, 3, 1, 1, 1, 1, 16, 16),   // and of rows
+      square(70, 3, 2, 1, 1, 70, 70, 140),
   };
   // Axes of their own: rows, columns and depth.
   problems.push_back({2, {1, 1, 301}, {1, 1, 301}, {1, 1, 65}, {1, 1, 1}, {0, 0, 32}, {1, 1, 1}, 1, 3, 5});
