@@ -12,6 +12,9 @@ from jaxcnn import native
 pytestmark = pytest.mark.skipif(not native.is_available(), reason=f"needs the compiled library: {native.status()}")
 
 
+FITTING = ((2, 5, 6, 4), (3, 2, 4, 3), (2, 3, 5, 3))  # shapes of x, kernel and y
+
+
 def slide(x_shape, kernel_shape, y_shape, *, extras=(), dtype="float32", **attributes):
     """The result of `jaxcnn_slide` on ones."""
     rank = len(y_shape) - 2
@@ -24,6 +27,7 @@ def slide(x_shape, kernel_shape, y_shape, *, extras=(), dtype="float32", **attri
         "activation": np.int64(0),
         "alpha": np.float32(0),
         "transposed": False,
+        "tiles": False,
     }
     call = jax.ffi.ffi_call("jaxcnn_slide", jax.ShapeDtypeStruct(y_shape, dtype))
     arrays = (jnp.ones(shape, dtype) for shape in (x_shape, kernel_shape, *extras))
@@ -35,7 +39,7 @@ def ints(*values):
 
 
 def test_a_fitting_call():
-    y = slide((2, 5, 6, 4), (3, 2, 4, 3), (2, 3, 5, 3))
+    y = slide(*FITTING)
     np.testing.assert_array_equal(y, np.full((2, 3, 5, 3), 24.0))
 
 
@@ -43,30 +47,26 @@ def test_a_fitting_call():
     ("shapes", "attributes", "message"),
     [
         (((2, 5, 4), (3, 2, 4, 3), (2, 3, 5, 3)), {}, "the same number of spatial axes"),
-        (((2, 5, 6, 4), (3, 2, 4, 3), (2, 3, 5, 3)), {"strides": ints(1)}, "the same number of spatial axes"),
-        (((2, 5, 6, 4), (3, 2, 4, 3), (2, 3, 5, 3)), {"pad_low": ints(1, 1, 1)}, "the same number of spatial axes"),
+        (FITTING, {"strides": ints(1)}, "the same number of spatial axes"),
+        (FITTING, {"pad_low": ints(1, 1, 1)}, "the same number of spatial axes"),
         (((1,) * 6, (1,) * 6, (1,) * 6), {}, "at most 3"),
-        (((2, 5, 6, 4), (3, 2, 4, 3), (2, 3, 5, 3)), {"groups": np.int64(0)}, "0 groups do not divide the channels"),
-        (
-            ((2, 5, 6, 4), (3, 2, 4, 3), (2, 3, 5, 3)),
-            {"groups": np.int64(3)},
-            "3 groups do not divide .* 4 in and 3 out",
-        ),
+        (FITTING, {"groups": np.int64(0)}, "0 groups do not divide the channels"),
+        (FITTING, {"groups": np.int64(3)}, "3 groups do not divide .* 4 in and 3 out"),
         (((3, 5, 6, 4), (3, 2, 4, 3), (2, 3, 5, 3)), {}, "channels or the batch do not fit"),
         (((2, 5, 6, 4), (3, 2, 5, 3), (2, 3, 5, 3)), {}, "channels or the batch do not fit"),
         (((2, 5, 6, 4), (3, 2, 4, 3), (2, 3, 5, 4)), {}, "channels or the batch do not fit"),
-        (((2, 5, 6, 4), (3, 2, 4, 3), (2, 3, 5, 3)), {"strides": ints(0, 1)}, "must be positive"),
-        (((2, 5, 6, 4), (3, 2, 4, 3), (2, 3, 5, 3)), {"dilation": ints(1, -1)}, "must be positive"),
-        (((2, 5, 6, 4), (3, 2, 4, 3), (2, 3, 5, 3)), {"pad_low": ints(2**40, 0)}, "below 2"),
-        (((2, 5, 6, 4), (3, 2, 4, 3), (2, 3, 5, 3)), {"activation": np.int64(99)}, "no activation 99"),
-        (((2, 5, 6, 4), (3, 2, 4, 3), (2, 3, 5, 3)), {"operands": np.int64(2)}, "operand of the epilogue is missing"),
+        (FITTING, {"strides": ints(0, 1)}, "must be positive"),
+        (FITTING, {"dilation": ints(1, -1)}, "must be positive"),
+        (FITTING, {"pad_low": ints(2**40, 0)}, "below 2"),
+        (FITTING, {"activation": np.int64(99)}, "no activation 99"),
+        (FITTING, {"operands": np.int64(2)}, "operand of the epilogue is missing"),
         (
-            ((2, 5, 6, 4), (3, 2, 4, 3), (2, 3, 5, 3)),
+            FITTING,
             {"operands": np.int64(2), "extras": [(4,)]},
             "has 4 elements, not 3",
         ),
-        (((2, 5, 6, 4), (3, 2, 4, 3), (2, 3, 5, 3)), {"extras": [(3,)]}, "operands that it does not name"),
-        (((2, 5, 6, 4), (3, 2, 4, 3), (2, 3, 5, 3)), {"dtype": "float16"}, "dtype"),
+        (FITTING, {"extras": [(3,)]}, "operands that it does not name"),
+        (FITTING, {"dtype": "float16"}, "dtype"),
     ],
 )
 def test_what_does_not_fit_is_an_error(shapes, attributes, message):

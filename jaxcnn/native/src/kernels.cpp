@@ -18,10 +18,10 @@ bool is_narrow(int64_t groups, int64_t sources, int64_t results) {
 
 void slide(Slide slide, const float* source, const float* kernel, float* result, const Epilogue& epilogue, bool tiles,
            TaskRunner& runner) {
-  // Sums over no channel are sums over no tap.
+  // Sums over no channel are those of a window without taps over an image without pixels.
   if (slide.source_channels == 0) {
     slide.source_channels = 1;
-    for (SlideAxis& axis : slide.axis) axis.taps = 0;
+    for (int a = 0; a < 3; ++a) slide.window[a] = slide.axis[a].taps = slide.axis[a].source_size = 0;
   }
   if (tiles && fits_tiles(slide)) {
     slide_tiles(slide, source, kernel, result, epilogue, runner);

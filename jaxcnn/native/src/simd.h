@@ -268,6 +268,14 @@ class Scratch {
   static float* floats(int slot, int64_t count) {
     thread_local Scratch buffers[kSlots];
     Scratch& buffer = buffers[slot];
+#if JAXCNN_SANITIZE
+    // Of exactly the length that was asked for, and new each time, so that a sanitizer sees a step beyond it.
+    std::free(buffer.memory_);
+    void* memory = nullptr;
+    if (posix_memalign(&memory, 64, sizeof(float) * count)) std::abort();
+    buffer.memory_ = static_cast<float*>(memory);
+    return buffer.memory_;
+#endif
     if (count > buffer.size_) {
       std::free(buffer.memory_);
       buffer.size_ = (count + 1023) / 1024 * 1024;
