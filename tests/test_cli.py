@@ -138,7 +138,6 @@ def test_layer_command(capsys):
         assert text in printed
 
 
-@pytest.mark.without_native
 def test_summarize_command(capsys, monkeypatch, tmp_path):
     (tmp_path / "a_model.py").write_text(
         "import jax.numpy as jnp, jaxcnn\n"
