@@ -151,6 +151,7 @@ from jaxcnn.lowering.spec import spec_from_plain
 digests = []
 for plain in json.load(sys.stdin):
     spec = spec_from_plain(plain)
+    assert native.supports(spec) is None
     rng = np.random.default_rng(0)
     lhs, rhs = (rng.standard_normal(shape).astype(np.float32) for shape in spec.operand_shapes)
     result = jax.jit(lambda a, b: native.lower(a, b, spec))(lhs, rhs)
@@ -308,7 +309,7 @@ def test_without_jit():
 
 @needs_library
 def test_each_device_of_a_shard_map_calls_kernels():
-    mesh = jax.make_mesh((4,), ("d",))
+    mesh = jax.make_mesh((4,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
     x = jnp.concatenate([X, 2 * X])
 
     def step(function, x, kernel, depthwise):
@@ -393,7 +394,7 @@ def test_forced_without_the_library_says_that_there_is_none():
 @needs_library
 def test_forced():
     for forced in (X, X[..., :3]):
-        kernel = jax_normal((3, 3, 1, forced.shape[-1]), 4)
+        kernel = jax_normal((3, 3, forced.shape[-1], 1), 4)
         f = partial(jaxcnn.depthwise_conv, strides=2, method="native")
         assert kernels_called(f, forced, kernel) == 1
         assert_close(f(forced, kernel), jaxcnn.depthwise_conv(forced, kernel, strides=2, method="direct"), 1e-5)
