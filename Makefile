@@ -24,10 +24,10 @@ NATIVE_SOURCES := $(wildcard $(NATIVE)/CMakeLists.txt $(NATIVE)/src/* $(NATIVE)/
 BUILT_FROM := pyproject.toml $(NATIVE_SOURCES)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-leaks test-oldest test-newest native sanitize lint format docs bench bench-quick literature peers dashboard wheel clean
+.PHONY: help demo test test-slow test-leaks test-without-native test-oldest test-newest native sanitize lint format docs bench bench-quick literature peers dashboard wheel clean
 
 help:  ## Show this list
-	@sed -n 's/^\([a-z-]*\):.*##/\1:/p' $(MAKEFILE_LIST) | awk -F': *' '{ printf "  make %-12s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*##/\1:/p' $(MAKEFILE_LIST) | awk -F': *' '{ printf "  make %-19s %s\n", $$1, $$2 }'
 
 demo: $(VENV)/.demo  ## Run trained networks plain, accelerated, and with small kernels
 	$(BIN)/jaxcnn demo $(ARGS)
@@ -37,6 +37,10 @@ test: $(VENV)/.demo $(VENV)/.test  ## Run the tests, and every example in the do
 
 test-slow: $(VENV)/.demo $(VENV)/.test  ## Run the slow tests too that `make test` leaves out
 	$(BIN)/python $(PYTEST) -m slow $(ARGS)
+
+test-without-native: $(VENV)/.test  ## Run the tests of values again, without the native kernels
+	JAXCNN_NATIVE=0 $(BIN)/python $(PYTEST) -m "not slow" $(ARGS) \
+		tests/lowering tests/test_convolution.py tests/test_primitives.py tests/test_conv_transpose.py jaxcnn README.md
 
 test-leaks: $(VENV)/.test  ## Run the tests of transformations and primitives again, and look for leaked tracers
 	$(BIN)/python $(PYTEST) -m "not slow" --leaks $(ARGS)

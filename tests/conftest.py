@@ -1,7 +1,8 @@
 """Settings of every test: strict promotion, no rank promotion, quick compilation, four CPU devices, seeded examples.
 
 Markers: `slow` tests are left out of `make test`. `optimized` ones are compiled as users' programs are; the others run
-once, so most of XLA's optimizations are off. `leaks` ones are run again by `make test-leaks`, under JAX's check for
+once, so most of XLA's optimizations are off. `without_native` ones see the process as it is with JAXCNN_NATIVE=0: the
+choice among XLA's forms is tested so. `leaks` ones are run again by `make test-leaks`, under JAX's check for
 leaked tracers, which bypasses JAX's caches and is off elsewhere.
 """
 
@@ -20,6 +21,8 @@ import hypothesis
 import jax
 import numpy as np
 import pytest
+
+from jaxcnn import native
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -51,17 +54,23 @@ def pytest_collection_modifyitems(config, items):
 
 
 _optimized = True
+_with_native = True
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
-    """Switches XLA's optimizations, before any fixture compiles something."""
-    global _optimized
+    """Switches XLA's optimizations and the compiled kernels, before any fixture compiles something."""
+    global _optimized, _with_native
     optimized = item.get_closest_marker("optimized") is not None
-    if optimized != _optimized:
-        _optimized = optimized
-        jax.config.update("jax_disable_most_optimizations", not optimized)
-        jax.clear_caches()  # which do not know of that setting
+    with_native = item.get_closest_marker("without_native") is None
+    if (optimized, with_native) == (_optimized, _with_native):
+        return
+    jax.config.update("jax_disable_most_optimizations", not optimized)
+    if with_native != _with_native:
+        # The library stays registered with XLA; the module forgets or looks for it.
+        native._state = None if with_native else native._State(reason=native._SWITCHED_OFF)
+    _optimized, _with_native = optimized, with_native
+    jax.clear_caches()  # which know of neither
 
 
 @pytest.fixture

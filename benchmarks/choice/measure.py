@@ -32,6 +32,9 @@ HOPELESS_RATIO = 8.0
 """Times the fastest method's call from which a method is timed by two calls in place of blocks."""
 MAX_EQUATIONS = 1000
 """Most equations of a method's program: one of more takes seconds to compile, and no one would choose it."""
+BY_CHANNEL = "fft"
+"""The method that is measured only where each channel is convolved by itself: between many channels its spectra are
+multiplied pair by pair, which takes hundreds of times as long as the best method."""
 ALWAYS = "direct"
 """The method that supports everything, measured even where a layer's time is over."""
 
@@ -49,6 +52,8 @@ def method_calls(spec: ConvSpec, seconds: float) -> dict[str, Callable[[], Any]]
     # From the registry's end: the general methods at its start unroll large windows into programs slow to trace.
     for name in (ALWAYS, *(name for name in reversed(METHODS) if name != ALWAYS)):
         if METHODS[name].supports(spec) is not None or (name != ALWAYS and time.perf_counter() > end):
+            continue
+        if name == BY_CHANNEL and spec.kernel_shape[-2:] != (1, spec.feature_group_count):
             continue
 
         def lowered(lhs: Any, rhs: Any, name: str = name) -> Any:

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from types import ModuleType
 
+from jaxcnn import native as library
 from jaxcnn.lowering import dense, direct, fft, groups, matmul, native, shift, windows, winograd
 from jaxcnn.lowering.forms import shape_unsupported
 from jaxcnn.lowering.lanes import LANES
@@ -99,10 +100,19 @@ def _choose_cpu(spec: ConvSpec) -> Choice:
     taps = math.prod(window)
     kernel_out = features // spec.feature_group_count
     image_filter = kernel_in == kernel_out == 1 and spec.feature_group_count < LANES
-    if native.supports(spec) is None and not image_filter:
+    refusal = native.supports(spec)
+    if refusal is None and not image_filter:
         if winograd.supports(spec) is None and winograd.native_pays(spec):
             return Choice(winograd.NAME, "compiled tiles take fewer products, their transforms counted")
         return Choice(native.NAME, "a compiled kernel")
+    form = _choose_form(spec, taps, kernel_in, kernel_out)
+    if refusal is None or not library.is_available():
+        return form
+    return Choice(form.method, f"{form.reason}; no compiled kernel: {refusal}")
+
+
+def _choose_form(spec: ConvSpec, taps: int, kernel_in: int, kernel_out: int) -> Choice:
+    """Of the methods that are XLA's operations."""
     if kernel_in == kernel_out == 1 and (taps > 1 or spec.feature_group_count > 1):
         return _choose_by_channel(spec, taps)
     if spec.feature_group_count > 1:

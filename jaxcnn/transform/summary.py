@@ -106,8 +106,8 @@ def summarize(f: Callable[..., Any], *args: Any, platform: str | None = None) ->
       >>> import jaxcnn
       >>> x, kernel = jax.ShapeDtypeStruct((1, 32, 32, 8), "float32"), jax.ShapeDtypeStruct((3, 3, 1, 8), "float32")
       >>> summary = jaxcnn.summarize(lambda x, kernel: jaxcnn.conv(x, kernel, feature_group_count=8), x, kernel)
-      >>> summary.rows[0].method, summary.rows[0].cost.macs, summary.rows[0].receptive_field.size
-      ('shift', 73728, (3, 3))
+      >>> summary.rows[0].kind, summary.rows[0].cost.macs, summary.rows[0].receptive_field.size
+      ('conv', 73728, (3, 3))
 
     References:
       Receptive fields as in Araujo, Norris and Sim, Distill 2019; MACs as in `conv_cost`.

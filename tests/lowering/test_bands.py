@@ -14,7 +14,7 @@ from jaxcnn.lowering import spread, winograd
 from jaxcnn.lowering.bands import Band, band_within
 from support.arrays import normal, relative_error
 
-pytestmark = pytest.mark.optimized
+pytestmark = [pytest.mark.optimized, pytest.mark.without_native]
 
 
 def in_bands(monkeypatch, band):

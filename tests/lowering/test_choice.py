@@ -7,12 +7,14 @@ from typing import Any
 
 import jax
 import numpy as np
+import pytest
 
+from jaxcnn import native
 from jaxcnn.lowering import choice
 from jaxcnn.lowering.spec import ConvSpec, conv_spec
 from support.methods import roles
 
-SHARES = {"direct": 1.0, "shift": 0.88, "matmul": 0.88, "winograd": 0.19, "fft": 0.88, "groups": 0.34}
+SHARES = {"direct": 1.0, "shift": 0.88, "matmul": 0.88, "winograd": 0.19, "fft": 0.88, "groups": 0.34, "native": 0.8}
 """The least share of drawn convolutions that a method must support; raise it when a method learns more."""
 
 
@@ -51,7 +53,9 @@ def test_each_method_supports_its_share_of_convolutions() -> None:
     supported: Counter[str] = Counter()
     for name, module in choice.METHODS.items():
         supported[name] = sum(module.supports(spec) is None for spec in specs)
-    shares = {name: supported[name] / len(specs) for name in choice.METHODS}
+    # Without the library `native` supports nothing.
+    methods = [name for name in choice.METHODS if name != "native" or native.is_available()]
+    shares = {name: supported[name] / len(specs) for name in methods}
     assert {name: share for name, share in shares.items() if share < SHARES[name]} == {}
 
 
@@ -61,6 +65,7 @@ def chosen(x_shape: tuple[int, ...], kernel_shape: tuple[int, ...], role: str, *
     return choice.choose(ConvSpec(**{**vars(spec), **float32}), "auto", "cpu").method
 
 
+@pytest.mark.without_native
 def test_the_choice_on_cpu() -> None:
     same = {"padding": ((1, 1), (1, 1))}
     depthwise = {"feature_group_count": 32, **same}
@@ -100,6 +105,7 @@ def test_the_choice_on_cpu() -> None:
     assert chosen((1, 56, 56, 64), (3, 3, 64, 64), "output", exported=True, **same) == "direct"
 
 
+@pytest.mark.without_native
 def test_windows_larger_than_the_image_are_left_to_products() -> None:
     same = {"padding": ((1, 1), (1, 1))}
     for exported in (False, True):
@@ -110,3 +116,21 @@ def test_windows_larger_than_the_image_are_left_to_products() -> None:
     assert chosen((8, 2, 2, 16), (3, 3, 16, 16), "output", **same) == "direct"  # so few products are as fast
     assert chosen((8, 2, 2, 64), (3, 3, 64, 64), "kernel", padding=((3, 3), (3, 3))) == "matmul"
     assert chosen((4, 30, 64), (41, 64, 64), "output", padding=((20, 20),)) == "matmul"
+
+
+@pytest.mark.skipif(not native.is_available(), reason=f"needs the compiled library: {native.status()}")
+def test_the_choice_on_cpu_with_the_compiled_kernels() -> None:
+    same = {"padding": ((1, 1), (1, 1))}
+    for role in ("output", "input", "kernel"):
+        assert chosen((1, 14, 14, 32), (3, 3, 1, 32), role, feature_group_count=32, **same) == "native"
+        assert chosen((1, 14, 14, 64), (3, 3, 16, 64), role, feature_group_count=4, **same) == "native"
+        assert chosen((1, 56, 56, 64), (1, 11, 64, 64), role, padding=((0, 0), (5, 5))) == "native"
+        assert chosen((8, 56, 56, 64), (3, 3, 64, 128), role, strides=(2, 2), **same) == "native"
+        assert chosen((4, 30, 64), (5, 64, 64), role) == "native"
+        for other in ({"exported": True}, {"input_dilation": (2, 2)}):
+            assert chosen((1, 14, 14, 32), (3, 3, 32, 32), role, **other) != "native"
+        # An image filter's channels do not fill a vector.
+        assert chosen((1, 224, 224, 3), (5, 5, 1, 3), role, feature_group_count=3) == "shift"
+    for platform in ("gpu", "tpu", None):
+        spec, *_ = (spec for spec, _, _ in roles((1, 14, 14, 32), (3, 3, 1, 32), feature_group_count=32))
+        assert choice.choose(spec, "auto", platform).method == "direct"

@@ -50,6 +50,7 @@ def test_refusals():
         jaxcnn.conv(jnp.ones((4, 4, 1), np.complex64), jnp.ones((2, 2, 1, 1), np.complex64), method="matmul")
 
 
+@pytest.mark.without_native
 @pytest.mark.parametrize(
     ("shape", "kernel", "wanted"),
     [

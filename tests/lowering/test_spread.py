@@ -14,6 +14,8 @@ import jaxcnn
 from jaxcnn.lowering import spread
 from support.arrays import normal, relative_error
 
+pytestmark = pytest.mark.without_native
+
 OPTIONS = {
     "same": {},
     "uneven padding": {"padding": ((0, 3), (2, 1))},

@@ -17,6 +17,8 @@ from jaxcnn.lowering import choice, table
 from jaxcnn.lowering.spec import conv_spec
 from jaxcnn.lowering.table import Measurement
 
+pytestmark = pytest.mark.without_native
+
 # Strided and dense: what `auto` leaves to `direct`.
 X, KERNEL = np.ones((1, 8, 8, 16), np.float32), np.ones((3, 3, 16, 16), np.float32)
 conv = partial(jaxcnn.conv, strides=2)

@@ -8,6 +8,8 @@ import pytest
 from jaxcnn.lowering import shift, tiles
 from support.methods import Case, assert_equals_direct, roles
 
+pytestmark = pytest.mark.without_native
+
 CASES: dict[str, Case] = {
     "groups of several channels": (
         (2, 7, 8, 15),

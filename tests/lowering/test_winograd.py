@@ -16,6 +16,8 @@ from jaxcnn.lowering import winograd
 from support.arrays import normal
 from support.methods import Case, assert_equals_direct, roles
 
+pytestmark = pytest.mark.without_native
+
 CASES: dict[str, Case] = {
     "3x3": ((2, 9, 11, 3), (3, 3, 3, 5), {"padding": ((1, 1), (1, 1))}),
     "3x3, tiles that reach past the end": ((1, 6, 7, 2), (3, 3, 2, 3), {}),

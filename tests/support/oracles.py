@@ -286,3 +286,38 @@ def patches(x: np.ndarray, **geometry: Any) -> np.ndarray:
             if all(0 <= p < size for p, size in zip(position, sizes, strict=True)):
                 result[(slice(None), *output, *tap)] = x[(slice(None), *position)]
     return result
+
+
+def trilinear(spec: Any, lhs: np.ndarray, rhs: np.ndarray) -> np.ndarray:
+    """The array that a `ConvSpec` names by its role, in the operands' own dtype, tap by tap."""
+    if spec.stacked is not None:
+        return np.stack([_trilinear(spec, a, b) for a, b in zip(lhs, rhs, strict=True)])
+    return _trilinear(spec, lhs, rhs)
+
+
+def _trilinear(spec: Any, lhs: np.ndarray, rhs: np.ndarray) -> np.ndarray:
+    groups = spec.feature_group_count
+    kernel_in, features = spec.kernel_shape[-2:]
+    padded = [n + low + high for n, (low, high) in zip(spec.input_shape[1:-1], spec.padding, strict=True)]
+    image = np.zeros((spec.input_shape[0], *padded, groups, kernel_in), lhs.dtype)
+    inside = tuple(slice(low, low + n) for n, (low, _) in zip(spec.input_shape[1:-1], spec.padding, strict=True))
+    if spec.role != "input":
+        image[(slice(None), *inside)] = lhs.reshape(*spec.input_shape[:-1], groups, kernel_in)
+    y_shape = (*spec.output_shape[:-1], groups, features // groups)
+    y = np.zeros(y_shape, lhs.dtype) if spec.role == "output" else (lhs, rhs)[spec.role == "kernel"].reshape(y_shape)
+    kernel_shape = (*spec.window, kernel_in, groups, features // groups)
+    kernel = np.zeros(kernel_shape, lhs.dtype) if spec.role == "kernel" else rhs.reshape(kernel_shape)
+    for tap in np.ndindex(*spec.window):
+        seen = tuple(
+            slice(tap[a] * dilation, tap[a] * dilation + (spec.output_shape[1 + a] - 1) * stride + 1, stride)
+            for a, (dilation, stride) in enumerate(zip(spec.kernel_dilation, spec.strides, strict=True))
+        )
+        pixels = image[(slice(None), *seen)]  # a view, (N, *outputs, G, I)
+        if spec.role == "output":
+            y += np.einsum("...gi,igo->...go", pixels, kernel[tap])
+        elif spec.role == "input":
+            pixels += np.einsum("...go,igo->...gi", y, kernel[tap])
+        else:
+            kernel[tap] = np.einsum("pgi,pgo->igo", pixels.reshape(-1, groups, kernel_in), y.reshape(-1, *y.shape[-2:]))
+    full = {"output": y, "input": image[(slice(None), *inside)], "kernel": kernel}[spec.role]
+    return full.reshape(spec.result_shape)

@@ -230,6 +230,7 @@ def test_gradients_and_accelerated_functions():
     assert len({row.cost.macs for row in plain.rows if "pool" not in row.kind}) == 1  # each costs what forward costs
 
 
+@pytest.mark.without_native
 @pytest.mark.parametrize("groups", [2, 4])
 @pytest.mark.parametrize(
     ("dilation", "padding"), [((2, 2), ((1, 1), (1, 1))), ((1, 1), ((-1, 0), (0, 2))), ((2, 1), ((-1, 3), (0, 2)))]
@@ -401,6 +402,7 @@ def test_without_a_name_the_table_has_the_users_line():
     assert "test_summary.py:" in str(summary)
 
 
+@pytest.mark.without_native
 def test_methods_and_platforms():
     def f(x, kernel):
         return jaxcnn.conv(x, kernel, feature_group_count=8)
