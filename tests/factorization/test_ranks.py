@@ -1,5 +1,7 @@
 """How large a rank must be, against a search over all ranks."""
 
+from functools import cache
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -120,11 +122,17 @@ def test_terms_weaker_than_the_noise_are_not_seen():
     assert rank_of(strong + weak + 1e-3 * noise) == 8
 
 
+@cache
+def threshold(alpha):
+    """The least of a fine grid at which the paper's condition for a term to count holds."""
+    return next(t for t in np.linspace(0.01, 10, 100000) if phi(t) + phi(t / alpha) <= 0)
+
+
 def energy(values, rows, columns, variance):
     """The free energy as the paper has it, term by term in loops; singular values must not be 0."""
     short, long = sorted((rows, columns))
     alpha = short / long
-    tau_bar = next(t for t in np.linspace(0.01, 10, 100000) if phi(t) + phi(t / alpha) <= 0)
+    tau_bar = threshold(alpha)
     bar = (1 + tau_bar) * (1 + alpha / tau_bar)
     total = 0.0
     for value in values:

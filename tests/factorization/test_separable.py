@@ -188,6 +188,32 @@ def test_a_product_of_three_vectors_is_exact_at_rank_one(rng):
     assert chain.num_params == 12
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+def test_three_axes_leave_out_what_the_singular_values_say(groups, rng):
+    """The tensor train by NumPy: bases stay orthonormal, so that the squares of what the gaps leave out add up."""
+    kernel = rng.standard_normal((3, 2, 3, 4, 6)).astype(np.float32) * np.arange(6.0, 0.0, -1.0, dtype=np.float32)
+    left_out = 0.0
+    for block in np.split(kernel.astype(np.float64), groups, axis=-1):
+        rest, width = np.moveaxis(block, -2, 0), 4
+        for size, rank in zip((3, 2), (3, 2), strict=True):
+            _, values, right = np.linalg.svd(rest.reshape(width * size, -1), full_matrices=False)
+            left_out += np.square(values[rank:]).sum()
+            rest, width = values[:rank, None] * right[:rank], rank
+    chain = separable(kernel, rank=(3, 2), feature_group_count=groups)
+    expected = np.sqrt(left_out) / np.linalg.norm(kernel)
+    assert float(chain.relative_error(jnp.asarray(kernel))) == pytest.approx(expected, rel=1e-5)
+    norms = [float(jnp.linalg.norm(link.ravel())) for link in chain.kernels]
+    assert norms == pytest.approx([norms[0]] * 3, rel=1e-5)
+
+
+def test_what_the_first_gap_does_not_use_of_the_error_goes_to_the_second(rng):
+    kernel = rng.standard_normal((1, 3, 3, 1, 6)).astype(np.float32)
+    column = np.ones((3, 1, 1, 1, 1), np.float32)  # all windows alike along the first axis: its gap leaves nothing out
+    for tolerance in (0.3, 0.4, 0.5, 0.6, 0.7):
+        chain, second = separable(column * kernel, tolerance=tolerance), separable(kernel[0], tolerance=tolerance)
+        assert chain.kernels[1].shape[-1] == second.kernels[0].shape[-1]
+
+
 # Layouts and dtypes
 
 
