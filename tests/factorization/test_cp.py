@@ -31,12 +31,15 @@ UNREACHABLE = np.zeros((2, 2, 2), np.float32)
 UNREACHABLE[0, 0, 1] = UNREACHABLE[0, 1, 0] = UNREACHABLE[1, 0, 0] = 1
 
 
+@pytest.mark.parametrize(("kernels", "needed"), [(3, 3), pytest.param(6, 5, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("shape", "rank"), [((3, 3, 8, 8), 4), ((5, 5, 6, 16), 8), ((3, 4, 5), 2), ((3, 3, 3, 4, 4), 4)]
 )
-def test_sums_of_products_come_back(shape, rank):
-    errors = [error_of(cp(kernel, rank=rank), kernel) for kernel in (planted(seed, shape, rank) for seed in range(6))]
-    assert sum(error < 1e-5 for error in errors) >= 5, errors
+def test_sums_of_products_come_back(shape, rank, kernels, needed):
+    errors = [
+        error_of(cp(kernel, rank=rank), kernel) for kernel in (planted(seed, shape, rank) for seed in range(kernels))
+    ]
+    assert sum(error < 1e-5 for error in errors) >= needed, errors
     assert error_of(cp(planted(0, shape, rank), rank=rank - 1), planted(0, shape, rank)) > 0.01
 
 

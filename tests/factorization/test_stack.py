@@ -23,23 +23,35 @@ def made(seed, widths, windows=((3, 3), (3, 3))):
 # Kernels that are made of small ones
 
 
+@pytest.mark.parametrize(("kernels", "needed"), [(3, 3), pytest.param(20, 18, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("widths", [(1, 1, 1), (1, 4, 6), (2, 3, 4), (3, 2, 5), (1, 8, 16), (4, 4, 4), (6, 1, 2)])
-def test_a_composed_kernel_comes_back(widths, x64):
-    errors = [error_of(stack(kernel, features=widths[1]), kernel) for kernel in (made(n, widths) for n in range(20))]
-    assert sum(error < 1e-4 for error in errors) >= 18, errors
+def test_a_composed_kernel_comes_back(widths, kernels, needed, x64):
+    errors = [
+        error_of(stack(kernel, features=widths[1]), kernel) for kernel in (made(n, widths) for n in range(kernels))
+    ]
+    assert sum(error < 1e-4 for error in errors) >= needed, errors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("widths", [(8, 8, 8), (6, 6, 16), (16, 4, 6)])
 def test_a_wide_composed_kernel_comes_back(widths, x64):
     errors = [error_of(stack(kernel, features=widths[1]), kernel) for kernel in (made(n, widths) for n in range(3))]
     assert max(errors) < 1e-4, errors
 
 
-@pytest.mark.parametrize(("widths", "needed"), [((1, 1, 1, 1), 5), ((1, 2, 2, 1), 3)])
-def test_three_3x3_for_a_7x7(widths, needed, x64):
+@pytest.mark.parametrize(
+    ("widths", "kernels", "needed"),
+    [
+        ((1, 1, 1, 1), 2, 2),
+        ((1, 2, 2, 1), 1, 0),
+        pytest.param((1, 1, 1, 1), 5, 5, marks=pytest.mark.slow),
+        pytest.param((1, 2, 2, 1), 5, 3, marks=pytest.mark.slow),
+    ],
+)
+def test_three_3x3_for_a_7x7(widths, kernels, needed, x64):
     """Three links have local minima: most kernels come back, and the others nearly."""
     windows, errors = ((3, 3),) * 3, []
-    for seed in range(5):
+    for seed in range(kernels):
         kernel = made(seed, widths, windows)
         assert kernel.shape[:2] == (7, 7)
         chain = stack(kernel, windows=windows, features=widths[1:-1])
