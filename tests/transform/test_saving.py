@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 import jaxcnn
+from jaxcnn.transform import searching
 from support.arrays import normal
-from support.planted import conv, planted
+from support.planted import clock_by_arithmetic, conv, planted
 from support.substitutions import PARAMS, F, X, substituted
 
 pytestmark = pytest.mark.usefixtures("clock_of_macs")
@@ -51,7 +52,10 @@ def small():
     def f(params, x):
         return conv(x, params["kernel"]) + params["bias"][None, None, None]
 
-    return jaxcnn.substitute(f, params, x, macs=0.6, schemes="separable"), f, params, x
+    with pytest.MonkeyPatch.context() as patch:
+        clock_by_arithmetic(patch)
+        patch.setattr(searching, "_SECONDS", 0.01)
+        return jaxcnn.substitute(f, params, x, macs=0.6, schemes="separable"), f, params, x
 
 
 def test_random_keys_are_saved(small, tmp_path):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 
@@ -42,8 +42,7 @@ def reductions(draw):
     return shape, options
 
 
-@given(reductions(), st.sampled_from(list(REDUCERS)), st.booleans())
-def test_any_axes_and_derivatives(case, kind, ties):
+def check_any_axes_and_derivatives(case, kind, ties):
     shape, options = case
     x = jax_normal(shape)
     x = jnp.round(x) if ties else x
@@ -67,6 +66,19 @@ def test_any_axes_and_derivatives(case, kind, ties):
             return jax.jvp(forward, (x,), (t,))
 
         assert_same(accelerate(tangent)(x, x * x), jax.jit(tangent)(x, x * x))
+
+
+@settings(max_examples=6)
+@given(reductions(), st.sampled_from(list(REDUCERS)), st.booleans())
+def test_any_axes_and_derivatives(case, kind, ties):
+    check_any_axes_and_derivatives(case, kind, ties)
+
+
+@pytest.mark.slow
+@settings(max_examples=50)
+@given(reductions(), st.sampled_from(list(REDUCERS)), st.booleans())
+def test_many_axes_and_derivatives(case, kind, ties):
+    check_any_axes_and_derivatives(case, kind, ties)
 
 
 def _max_pool(x, **options):
