@@ -8,7 +8,6 @@ import pytest
 
 import jaxcnn
 from jaxcnn import KernelChain
-from jaxcnn.factorization import _features
 from jaxcnn.factorization.response import ResponseFits, Responses, refit, response_error, response_start
 from support.arrays import normal
 
@@ -336,14 +335,3 @@ def test_errors_name_what_does_not_fit(rng):
         refit(chain, responses, kernel=np.zeros((3, 3, 4, 5), np.float32))
     with pytest.raises(ValueError, match=r"held_out must be at least 0 and less than 1, got 1"):
         refit(chain, responses, held_out=1)
-
-
-def test_downstream_of_groups_is_that_of_each_group():
-    random = np.random.default_rng(0)
-    shapes, groups = ((5, 1, 3, 8), (1, 5, 2, 12), (2, 2, 3, 20)), 4
-    kernels = [random.normal(size=shape) for shape in shapes]
-    for index in range(len(kernels)):
-        found = _features._downstream(kernels, (groups,) * len(kernels), index)
-        for group in range(groups):
-            own = [np.split(kernel, groups, axis=-1)[group] for kernel in kernels]
-            np.testing.assert_allclose(found[group], _features._downstream(own, (1,) * len(own), index)[0])

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from jaxcnn import KernelChain, conv, conv_cost, separable
 from jaxcnn.factorization import _singular
-from jaxcnn.factorization._singular import left_singular
 from support import schemes
 from support.arrays import normal
 from support.counting import loop_compose
@@ -299,26 +298,6 @@ def test_fewer_macs_below_the_break_even_rank(rng):
 
 
 # Large kernels
-
-
-@pytest.mark.parametrize(("rows", "columns"), [(6, 9), (9, 6), (7, 7)])
-@pytest.mark.parametrize("deficient", [False, True])
-def test_both_ways_of_finding_singular_vectors_agree(rows, columns, deficient, rng, monkeypatch):
-    matrix = rng.standard_normal((2, rows, columns))
-    if deficient:
-        matrix[:, :, 2:] = matrix[:, :, :2] @ rng.standard_normal((2, 2, columns - 2))
-    left, values = left_singular(matrix)
-    monkeypatch.setattr(f"{_singular.__name__}._LARGEST_SVD", 0)
-    by_gram, gram_values = left_singular(matrix)
-    assert by_gram.shape == left.shape == (2, rows, min(rows, columns))
-    np.testing.assert_allclose(gram_values, values, atol=1e-7 * values.max())
-    assert (np.diff(gram_values, axis=1) <= 0).all()
-    for basis in by_gram:
-        np.testing.assert_allclose(basis.T @ basis, np.eye(min(rows, columns)), atol=1e-12)
-    for rank in range(1, 3 if deficient else min(rows, columns) + 1):
-        # The projections are the same; single vectors may differ in sign.
-        a, b = (basis[..., :rank] @ np.swapaxes(basis[..., :rank], 1, 2) for basis in (left, by_gram))
-        np.testing.assert_allclose(a, b, atol=1e-6)
 
 
 @pytest.mark.parametrize("shape", [(3, 3, 2, 4), (3, 3, 4, 2), (3, 3, 3, 3)])
