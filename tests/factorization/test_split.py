@@ -5,12 +5,12 @@ from functools import partial
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxcnn import conv, split
 from support import arrays
 from support.arrays import normal
+from support.drawn import drawn
 
 assert_close = partial(arrays.assert_close, relative=1e-5)
 
@@ -24,7 +24,8 @@ DRAWN = (
 """Window and largest piece on each axis, dilation, stride, seed."""
 
 
-def check_that_the_pieces_add_up(axes, dilation, stride, seed):
+@drawn(6, 50, *DRAWN)
+def test_the_pieces_add_up(axes, dilation, stride, seed):
     generator = np.random.default_rng(seed)
     window, most = zip(*axes, strict=True)
     kernel = normal((*window, 2, 3), generator)
@@ -44,19 +45,6 @@ def check_that_the_pieces_add_up(axes, dilation, stride, seed):
         total = total + conv(x, piece, padding=own, strides=stride, kernel_dilation=dilation)
     assert_close(total, expected)
     assert sum(piece.size for piece, _ in pieces) == kernel.size
-
-
-@settings(max_examples=6)
-@given(*DRAWN)
-def test_the_pieces_add_up(axes, dilation, stride, seed):
-    check_that_the_pieces_add_up(axes, dilation, stride, seed)
-
-
-@pytest.mark.slow
-@settings(max_examples=50)
-@given(*DRAWN)
-def test_the_pieces_of_many_kernels_add_up(axes, dilation, stride, seed):
-    check_that_the_pieces_add_up(axes, dilation, stride, seed)
 
 
 def test_the_pieces_of_a_dilated_kernel(rng):

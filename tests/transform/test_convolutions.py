@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 
@@ -18,6 +17,7 @@ from jaxcnn.transform.acceleration import accelerate
 from jaxcnn.transform.convolutions import convolution
 from support.arrays import assert_same, jax_normal
 from support.cropping import assert_cropped
+from support.drawn import drawn
 from support.jaxprs import equations_of
 
 pytestmark = pytest.mark.leaks
@@ -70,7 +70,8 @@ def convolutions(draw):
     return x, kernel, options
 
 
-def check_any_layout_and_its_derivatives(case):
+@drawn(6, 50, convolutions())
+def test_any_layout_and_its_derivatives(case):
     x, kernel, options = case
 
     def forward(x, kernel):
@@ -88,19 +89,6 @@ def check_any_layout_and_its_derivatives(case):
     assert_same(accelerate(backward)(x, kernel, cotangent), jax.jit(backward)(x, kernel, cotangent))
     through = jax.jit(lambda *a: jax.vjp(accelerate(forward), *a[:2])[1](a[2]))
     assert_same(through(x, kernel, cotangent), jax.jit(backward)(x, kernel, cotangent))
-
-
-@settings(max_examples=6)
-@given(convolutions())
-def test_any_layout_and_its_derivatives(case):
-    check_any_layout_and_its_derivatives(case)
-
-
-@pytest.mark.slow
-@settings(max_examples=50)
-@given(convolutions())
-def test_many_layouts_and_their_derivatives(case):
-    check_any_layout_and_its_derivatives(case)
 
 
 def _loss_gradient(**options):

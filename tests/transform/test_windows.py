@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 
 from jaxcnn.transform.acceleration import accelerate
 from support.arrays import assert_same, jax_normal
+from support.drawn import drawn
 from support.jaxprs import primitives_of
 
 pytestmark = pytest.mark.leaks
@@ -42,7 +42,8 @@ def reductions(draw):
     return shape, options
 
 
-def check_any_axes_and_derivatives(case, kind, ties):
+@drawn(6, 50, reductions(), st.sampled_from(list(REDUCERS)), st.booleans())
+def test_any_axes_and_derivatives(case, kind, ties):
     shape, options = case
     x = jax_normal(shape)
     x = jnp.round(x) if ties else x
@@ -66,19 +67,6 @@ def check_any_axes_and_derivatives(case, kind, ties):
             return jax.jvp(forward, (x,), (t,))
 
         assert_same(accelerate(tangent)(x, x * x), jax.jit(tangent)(x, x * x))
-
-
-@settings(max_examples=6)
-@given(reductions(), st.sampled_from(list(REDUCERS)), st.booleans())
-def test_any_axes_and_derivatives(case, kind, ties):
-    check_any_axes_and_derivatives(case, kind, ties)
-
-
-@pytest.mark.slow
-@settings(max_examples=50)
-@given(reductions(), st.sampled_from(list(REDUCERS)), st.booleans())
-def test_many_axes_and_derivatives(case, kind, ties):
-    check_any_axes_and_derivatives(case, kind, ties)
 
 
 def _max_pool(x, **options):
