@@ -169,6 +169,27 @@ def test_hard_shapes_are_fitted_to_their_responses(f, budget):
         assert 0 < row.error < 1
 
 
+def test_layers_after_a_shared_kernel_are_fitted_to_what_its_fitted_chain_makes(monkeypatch):
+    patches, fit = [], Layer.fitted
+
+    def fitted(self, number, site, option, responses):
+        if self.name == "last":
+            patches.append(responses.patches)
+        return fit(self, number, site, option, responses)
+
+    def f(params, x):
+        return conv(twice(params, x), params["last"])
+
+    monkeypatch.setattr(Layer, "fitted", fitted)
+    params, images = {"k": SINGLE, "last": noisy(5)}, correlated(2, 2)
+    options = {"rank": 3, "schemes": "separable", "calibration": images}
+    chain = jaxcnn.substitute(f, params, correlated(2, 1), **options).params["k"]
+    # The middle of each patch is a pixel of what the layer meets; first it met what an unfitted chain makes.
+    expected = twice({"k": chain.dense()}, images).reshape(-1, 6)
+    before, after = (relative_error(each[:, 2, 2], expected) for each in patches)
+    assert after < 1e-4 < 0.01 < before
+
+
 def test_as_many_samples_for_the_weights_of_an_output_whichever_way_the_kernel_goes(monkeypatch):
     taken = []
 
