@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import jaxcnn
 from jaxcnn.transform import problem
 from jaxcnn.transform.allocation import Harm
-from support.arrays import relative_error
+from support.arrays import normal, relative_error
 from support.substitutions import IMAGE, PARAMS, SMALL, F, X, two_layers
 
 
@@ -32,14 +33,15 @@ def test_the_least_share_can_be_met():
 
 
 def test_harm_is_the_squared_error_of_the_results_where_one_layer_errs():
-    found = problem.Problem(two_layers, SMALL, (IMAGE,), ("separable",), lambda name: False, 0)
+    params = {name: jnp.asarray(normal((5, 5, 4, 4), seed)) for seed, name in enumerate(SMALL)}  # of no low rank
+    found = problem.Problem(two_layers, params, (IMAGE,), ("separable",), lambda name: False, 0)
     found.weigh(lambda done: None)
-    expected = two_layers(SMALL, IMAGE)
+    expected = two_layers(params, IMAGE)
     for index, layer in found.layers.items():
         assert len(layer.probes) == 3
         squares = []
         for chain, error in sorted(layer.probes, key=lambda probe: probe[1]):
-            results = two_layers({**SMALL, layer.name: chain.dense()}, IMAGE)
+            results = two_layers({**params, layer.name: chain.dense()}, IMAGE)
             squares.append(relative_error(results, expected) ** 2)
             assert found.harms[index].of(error) == pytest.approx(max(squares), rel=1e-3)
 
