@@ -2,7 +2,7 @@
 
 import pytest
 
-from jaxcnn.transform import problem, searching
+from jaxcnn.transform import layers, problem, searching
 from support.planted import clock_by_arithmetic
 
 
@@ -10,6 +10,12 @@ from support.planted import clock_by_arithmetic
 def no_long_clock(monkeypatch):
     """Times a whole function for no longer than it takes to run it."""
     monkeypatch.setattr(searching, "_SECONDS", 0.01)
+
+
+@pytest.fixture
+def two_ranks_judged(monkeypatch):
+    """Tries the responses of a scheme at two ranks, each of which is a program to compile, and not at seven."""
+    monkeypatch.setattr(layers, "_JUDGED", 2)
 
 
 @pytest.fixture

@@ -148,11 +148,7 @@ CASES = {
 
 @pytest.mark.parametrize(
     ("case", "calibrated"),
-    [
-        *((case, False) for case in CASES),
-        ("signal, tucker2", True),
-        *(pytest.param(case, True, marks=pytest.mark.slow) for case in CASES if case != "signal, tucker2"),
-    ],
+    [*((case, False) for case in CASES), *(pytest.param(case, True, marks=pytest.mark.slow) for case in CASES)],
 )
 def test_planted_ranks_are_found(case, calibrated):
     kernel, _, scheme, rank = CASES[case]

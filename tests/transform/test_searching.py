@@ -14,7 +14,7 @@ from support.arrays import normal, relative_error
 from support.planted import conv
 from support.substitutions import PARAMS, F, X, row_of, substituted, verified
 
-pytestmark = pytest.mark.usefixtures("clock_of_macs")
+pytestmark = pytest.mark.usefixtures("clock_of_macs", "two_ranks_judged")
 
 
 @pytest.mark.parametrize("share", [0.9, 0.3, *(pytest.param(share, marks=pytest.mark.slow) for share in (0.5, 0.2))])

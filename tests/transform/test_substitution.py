@@ -25,7 +25,7 @@ from support.substitutions import (
 
 OPTIONS = {"macs": 0.5, "schemes": "separable"}
 
-pytestmark = pytest.mark.usefixtures("clock_of_macs")
+pytestmark = pytest.mark.usefixtures("clock_of_macs", "two_ranks_judged")
 
 
 def test_skip():
