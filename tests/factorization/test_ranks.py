@@ -106,7 +106,9 @@ def rank_of(matrix):
     return evbmf_rank(np.linalg.svd(matrix, compute_uv=False), *matrix.shape)
 
 
-@pytest.mark.parametrize(("rows", "columns"), [(40, 60), (60, 40), (50, 50), (16, 300), (64, 576)])
+@pytest.mark.parametrize(
+    ("rows", "columns"), [(40, 60), (60, 40), (50, 50), (16, 300), pytest.param(64, 576, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("rank", [0, 1, 4, 9])
 @pytest.mark.parametrize("noise", [1e-4, 0.1, 0.5])
 def test_the_rank_beneath_the_noise(rows, columns, rank, noise):
