@@ -16,7 +16,9 @@ from support.schemes import FAST, ROUNDING, error_of, falling
 
 # A search takes the longer, the higher its rank.
 ALL_INDICES = [(name, (0,) if scheme.searches else (0, 1, 4)) for name, scheme in SCHEMES.items()]
-ALL_INDICES += [pytest.param(name, (1, 4), marks=pytest.mark.slow) for name, scheme in SCHEMES.items() if scheme.searches]
+ALL_INDICES += [
+    pytest.param(name, (1, 4), marks=pytest.mark.slow) for name, scheme in SCHEMES.items() if scheme.searches
+]
 
 
 @pytest.mark.parametrize(("name", "indices"), ALL_INDICES)
