@@ -150,15 +150,31 @@ def phi(z):
     return np.log(z + 1) / z - 0.5
 
 
-@pytest.mark.parametrize("seed", range(6))
-def test_the_variance_is_the_best_of_a_fine_grid(seed):
-    rows, columns = 12, 30
-    values = np.linalg.svd(noisy(seed, rows, columns, 3, 1.5), compute_uv=False)
+def of_a_fine_grid(values, rows, columns):
+    """What a value's square must exceed, at the variance with the least energy."""
     most = np.square(values).sum() / (rows * columns)
     grid = np.geomspace(most / 300, most, 400)
     best = grid[np.argmin([energy(values, rows, columns, variance)[0] for variance in grid])]
-    bar = energy(values, rows, columns, best)[1]
-    assert evbmf_rank(values, rows, columns) == sum(value**2 > bar * columns * best for value in values)
+    return energy(values, rows, columns, best)[1] * max(rows, columns) * best
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_variance_is_the_best_of_a_fine_grid(seed):
+    values = np.linalg.svd(noisy(seed, 12, 30, 3, 1.5), compute_uv=False)
+    assert evbmf_rank(values, 12, 30) == (values**2 > of_a_fine_grid(values, 12, 30)).sum()
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(12, 30), (20, 20)])
+def test_a_term_counts_as_soon_as_it_exceeds_the_papers_bar(rows, columns):
+    noise = np.linalg.svd(noisy(0, rows, columns, 0, 1.0), compute_uv=False)
+    shares = []
+    for strength in np.linspace(0.9, 1.5, 16):
+        values = np.array([strength * noise[0], *noise[1:]])
+        shares.append(values[0] ** 2 / of_a_fine_grid(values, rows, columns))
+        if abs(shares[-1] - 1) > 0.02:  # else the grid is too coarse to tell
+            assert evbmf_rank(values, rows, columns) == (shares[-1] > 1), strength
+    assert any(0.8 < share < 0.97 for share in shares)
+    assert any(1.03 < share < 1.2 for share in shares)
 
 
 @pytest.mark.parametrize(
