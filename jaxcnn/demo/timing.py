@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import rich.progress
 
 #: How the timings of every report were taken, in the reader's words.
 HOW_TIMED = (
@@ -61,6 +62,22 @@ def compare(
             measured[name].append(_seconds(functions[name], calls[name], clock) / calls[name])
         after_round()
     return {name: statistics.median(blocks) for name, blocks in measured.items()}
+
+
+def compile_all(
+    functions: Mapping[str, Callable[[], Any]], bars: rich.progress.Progress, what: str
+) -> dict[str, float]:
+    """Returns the seconds of each function's first call, which compiles it, and shows a bar meanwhile.
+
+    Args:
+      functions: name to function; a function takes no arguments.
+      bars: where progress is shown.
+      what: words for what is compiled.
+    """
+    first = {}
+    for name, function in bars.track(functions.items(), description=f"Compiling {what}"):
+        first[name] = _seconds(function, 1, time.perf_counter)
+    return first
 
 
 def _calls_in_block(function: Callable[[], Any], block_seconds: float, clock: Callable[[], float]) -> int:

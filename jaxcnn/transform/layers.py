@@ -315,9 +315,10 @@ class Layer:
             self._fits[key] = family.fit(rank=family.ranks[-1] if sliced else rank)
         if not sliced:
             return self._fits[key]
-        first, second = self._fits[key].kernels
+        # In NumPy: in JAX each rank's slice would be a program to compile.
+        first, second = map(np.asarray, self._fits[key].kernels)
         split = first.reshape(*first.shape[:-1], self.groups, -1)[..., :rank]  # (*window, I, G, R)
-        links = split.reshape(*first.shape[:-1], -1), second[..., :rank, :]
+        links = jnp.asarray(split.reshape(*first.shape[:-1], -1)), jnp.asarray(second[..., :rank, :])
         return KernelChain(links, self._fits[key].feature_group_counts)
 
     def shapes(self, chain: KernelChain) -> KernelChain:
