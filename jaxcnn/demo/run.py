@@ -41,6 +41,7 @@ class Sizes:
       long_side: pixels to which the longer side of the photograph whose edges are found shrinks.
       epochs: training epochs of the digit reader.
       fine_tuning_epochs: epochs after its substitution.
+      small_kernels: what takes the place of its 5x5 kernels, by the names of `digits.SCHEMES`.
       calibration_images: digits to whose responses its small kernels are fitted.
       rounds: blocks of calls for each timing.
       with_pairs: whether to try the pairs of EfficientNet-Lite0's depthwise kernels.
@@ -49,13 +50,30 @@ class Sizes:
     long_side: int
     epochs: int
     fine_tuning_epochs: int
+    small_kernels: tuple[str, ...]
     calibration_images: int
     rounds: int
     with_pairs: bool
 
 
-QUICK = Sizes(long_side=256, epochs=4, fine_tuning_epochs=2, calibration_images=64, rounds=5, with_pairs=False)
-FULL = Sizes(long_side=512, epochs=10, fine_tuning_epochs=3, calibration_images=256, rounds=9, with_pairs=True)
+QUICK = Sizes(
+    long_side=256,
+    epochs=4,
+    fine_tuning_epochs=2,
+    small_kernels=("3x3 after 3x3",),
+    calibration_images=64,
+    rounds=5,
+    with_pairs=False,
+)
+FULL = Sizes(
+    long_side=512,
+    epochs=10,
+    fine_tuning_epochs=3,
+    small_kernels=("3x3 after 3x3", "1x5 after 5x1"),
+    calibration_images=256,
+    rounds=9,
+    with_pairs=True,
+)
 
 #: Pixels at the longer side of a photograph that is to be named, of which the network sees 224x224.
 NAMED_LONG_SIDE = 512
@@ -171,6 +189,7 @@ def _load_parts(
         settings = {
             "epochs": sizes.epochs,
             "fine_tuning_epochs": sizes.fine_tuning_epochs,
+            "small_kernels": sizes.small_kernels,
             "calibration_images": sizes.calibration_images,
             "rounds": sizes.rounds,
             "seed": seed,

@@ -5,6 +5,7 @@ import rich.console
 
 import jaxcnn
 from jaxcnn.demo import layer, report
+from support import terminal_tables
 
 
 def run(single, ranks=()):
@@ -88,6 +89,19 @@ def test_whole_command():
     (table,) = section.tables
     assert [row[0] for row in table.rows][:3] == ["lax, dense", "jaxcnn, dense", "separable R=3"]
     assert all(len(row) == len(table.columns) for row in table.rows)
+    terminal_tables.assert_whole(
+        table,
+        (
+            "separable R=128",
+            "11x1x1 1x11x1 1x1x11",
+            "11,586.42",
+            "100%",
+            "1,982,464",
+            "1,103.02",
+            "1117.520",
+            "116.59x",
+        ),
+    )
     assert any("R=99" in note for note in table.notes)
     assert "error" in section.text
 

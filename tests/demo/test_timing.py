@@ -1,6 +1,7 @@
 import pytest
 
 from jaxcnn.demo import timing
+from support import demo_networks
 
 
 class Clock:
@@ -63,3 +64,14 @@ def test_blocks_alternate_and_every_other_round_is_reversed():
 def test_no_rounds_is_refused():
     with pytest.raises(ValueError, match="rounds must be at least 1, got 0"):
         timing.compare({"f": lambda: None}, rounds=0)
+
+
+def test_first_calls_are_timed_and_counted(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(timing.time, "perf_counter", clock)
+    with demo_networks.quiet_bars() as bars:
+        bars.get_time = clock
+        first = timing.compile_all({"a": clock.takes(3.0, 1.0), "b": clock.takes(5.0, 1.0)}, bars, "two functions")
+        (task,) = bars.tasks
+    assert first == {"a": 3.0, "b": 5.0}
+    assert (task.description, task.completed, task.total) == ("Compiling two functions", 2, 2)

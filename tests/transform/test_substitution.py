@@ -72,6 +72,16 @@ def test_tolerance_is_met_with_few_macs():
     assert loose.report.macs < tight.report.macs < 0.5
 
 
+def test_progress_is_told_to_a_function():
+    told = []
+    jaxcnn.substitute(F, PARAMS, X, macs=0.5, schemes="separable", progress=lambda *counts: told.append(counts))
+    done, totals = zip(*told, strict=True)
+    assert done[0] == 0
+    assert list(done) == sorted(done)
+    assert set(totals) == {totals[0]}
+    assert done[-1] == totals[0] > 1
+
+
 def test_no_tolerance_stays_dense():
     found = verified(jaxcnn.substitute(F, PARAMS, X, tolerance=0.0))
     assert found.report.macs == 1
