@@ -316,10 +316,11 @@ class Layer:
             self._fits[key] = family.fit(rank=family.ranks[-1] if sliced else rank)
         if not sliced:
             return self._fits[key]
-        first, second = self._fits[key].kernels
+        # By NumPy, for JAX compiles a program for each rank.
+        first, second = map(np.asarray, self._fits[key].kernels)
         split = first.reshape(*first.shape[:-1], self.groups, -1)[..., :rank]  # (*window, I, G, R)
         links = split.reshape(*first.shape[:-1], -1), second[..., :rank, :]
-        return KernelChain(links, self._fits[key].feature_group_counts)
+        return KernelChain(tuple(map(jax.device_put, links)), self._fits[key].feature_group_counts)
 
     def shapes(self, chain: KernelChain) -> KernelChain:
         """The shapes of the chain of one kernel."""
