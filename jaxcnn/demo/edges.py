@@ -193,12 +193,12 @@ def _layer_table(report: jaxcnn.Report, whole: Mapping[str, float]) -> Table:
                 row.name.removesuffix("/kernel"),
                 f"{'x'.join(map(str, window))} {channels}->{features}",
                 str(row.rank or "dense"),
-                f"{row.macs_before / 1e6:,.0f}",
-                f"{row.macs_after / 1e6:,.0f}",
+                f"{row.macs_before / 1e6:,.1f}",
+                f"{row.macs_after / 1e6:,.1f}",
                 *times,
             )
         )
-    macs = f"{report.macs_before / 1e6:,.0f}", f"{report.macs_after / 1e6:,.0f}"
+    macs = f"{report.macs_before / 1e6:,.1f}", f"{report.macs_after / 1e6:,.1f}"
     before, after = whole["before"], whole["after"]
     rows.append(("network", "", "", *macs, f"{1e3 * before:.2f}", f"{1e3 * after:.2f}", f"{before / after:.2f}x"))
     told = [row for row in report.rows if row.reason and not row.name.startswith(("side", "fuse"))]

@@ -117,7 +117,7 @@ def print_section(section: Section, console: rich.console.Console) -> None:
     console.print(rich.markup.escape(section.text), highlight=False)
     for table in section.tables:
         console.print()
-        console.print(terminal_table(table))
+        console.print(terminal_table(table, console))
         for note in table.notes:
             console.print(rich.markup.escape(note), style="dim", highlight=False)
     if section.figures:
@@ -135,14 +135,20 @@ def print_definitions(report: Report, console: rich.console.Console) -> None:
     console.print(f"[bold]Machine[/bold]: {rich.markup.escape(report.machine)}", highlight=False)
 
 
-def terminal_table(table: Table) -> rich.table.Table:
+def terminal_table(table: Table, console: rich.console.Console) -> rich.table.Table:
     """Returns the table as rich draws it: where it is too wide, words are folded; headings and figures are not."""
+    roomy = _drawn(table, gap=1)
+    return roomy if console.measure(roomy).maximum <= console.width else _drawn(table, gap=0)
+
+
+def _drawn(table: Table, *, gap: int) -> rich.table.Table:
+    """Returns the table with so many spaces between columns, beside the one that the box puts there."""
     shown = rich.table.Table(
         title=rich.markup.escape(table.title),
         title_justify="left",
         title_style="bold",
         box=rich.box.SIMPLE_HEAD,
-        padding=0,  # with `show_edge`, so that the widest table fits 80 columns; the box puts a space between columns
+        padding=(0, gap, 0, 0),
         show_edge=False,
     )
     for index, column in enumerate(table.columns):

@@ -15,7 +15,8 @@ WIDTH = 80
 def shown(table):
     """The table as text, 80 columns wide."""
     stream = io.StringIO()
-    rich.console.Console(file=stream, width=WIDTH).print(report.terminal_table(table))
+    console = rich.console.Console(file=stream, width=WIDTH)
+    console.print(report.terminal_table(table, console))
     return stream.getvalue()
 
 
