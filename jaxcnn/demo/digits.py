@@ -128,7 +128,7 @@ def run_digits(
     calls[EXACT] = partial(chained, tuned["dense 5x5"], images)
     timing.compile_all(calls, bars, "the networks")
     task = bars.add_task(f"Timing a batch of {TIMED_BATCH}", total=rounds)
-    seconds = timing.compare(calls, rounds=rounds, after_round=lambda: bars.advance(task))
+    seconds = timing.compare(calls, rounds=rounds, compiled=True, after_round=lambda: bars.advance(task))
 
     final = {name: lenet.accuracy(network, test) for name, network in tuned.items()}
     results = _result_table(tuned, substituted, final, seconds)

@@ -124,8 +124,8 @@ def run_edges(
     dense_map = jax.jit(partial(hed.edge_map, convolution=plain_convolution))
     exact_map = jaxcnn.accelerate(hed.edge_map)
     calls = {"before": lambda: dense_map(network, x), "exact": lambda: exact_map(network, x)}
-    timing.compile_all(calls, bars, "the edge detector")
-    bars.console.print(_first_result(name, timing.compare(calls, rounds=2)), highlight=False)
+    _, results = timing.compile_all(calls, bars, "the edge detector")
+    bars.console.print(_first_result(name, timing.compare(calls, rounds=2, compiled=True)), highlight=False)
 
     photographs = calibration_photographs(name) if calibrate else []
     with steps(bars, "Fitting pairs to responses" if calibrate else "Finding pairs of kernels") as progress:
@@ -133,10 +133,10 @@ def run_edges(
 
     pair_map = jaxcnn.accelerate(found.apply)
     calls["after"] = lambda: pair_map(found.params, x)
-    timing.compile_all({"after": calls["after"]}, bars, "the pairs")
+    results |= timing.compile_all({"after": calls["after"]}, bars, "the pairs")[1]
     task = bars.add_task("Timing the whole network", total=rounds)
-    whole = timing.compare(calls, rounds=rounds, after_round=lambda: bars.advance(task))
-    before, after = np.asarray(dense_map(network, x)), np.asarray(pair_map(found.params, x))
+    whole = timing.compare(calls, rounds=rounds, compiled=True, after_round=lambda: bars.advance(task))
+    before, after = np.asarray(results["before"]), np.asarray(results["after"])
 
     error = relative_error(after, before)
     masks = before > EDGE_THRESHOLD, after > EDGE_THRESHOLD

@@ -190,7 +190,7 @@ def run_layer(
         calls[candidate.name] = partial(chained, x, chain)
     timing.compile_all(calls, bars, "each way")
     task = bars.add_task("Timing", total=rounds)
-    seconds = timing.compare(calls, rounds=rounds, after_round=lambda: bars.advance(task))
+    seconds = timing.compare(calls, rounds=rounds, compiled=True, after_round=lambda: bars.advance(task))
 
     dense_words = _times(layer.window)
     dense_cost = layer.cost(layer.kernel_shape)

@@ -107,17 +107,17 @@ def run_naming(
         PLAIN: lambda: plain(network, x),
         ACCELERATED: lambda: accelerated(network, x),
     }
-    first, seconds = _measure("the network", forward, rounds, bars)
-    probabilities = {way: np.asarray(jax.nn.softmax(call())[0]) for way, call in forward.items()}
+    first, seconds, scores = _measure("the network", forward, rounds, bars)
+    probabilities = {way: np.asarray(jax.nn.softmax(score)[0]) for way, score in scores.items()}
 
-    label = jnp.argmax(plain(network, x), axis=-1)
+    label = jnp.argmax(scores[PLAIN], axis=-1)
     gradient = jax.grad(lite0.cross_entropy)
     plain_gradient, accelerated_gradient = jax.jit(gradient), jaxcnn.accelerate(gradient)
     backward = {
         PLAIN: lambda: plain_gradient(network, x, label),
         ACCELERATED: lambda: accelerated_gradient(network, x, label),
     }
-    first_gradient, seconds_gradient = _measure("the gradient", backward, -(-rounds // 3), bars)
+    first_gradient, seconds_gradient, gradients = _measure("the gradient", backward, -(-rounds // 3), bars)
 
     dense = _named(accelerated, network, inputs)
     tables = [_answer_table(name, probabilities), _time_table((first, seconds), (first_gradient, seconds_gradient))]
@@ -150,7 +150,7 @@ def run_naming(
             ),
             (
                 "Relative difference of the gradient",
-                f"{relative_difference(backward[ACCELERATED](), backward[PLAIN]()):.1e}",
+                f"{relative_difference(gradients[ACCELERATED], gradients[PLAIN]):.1e}",
             ),
         ),
         pictures=tuple(
@@ -184,7 +184,7 @@ def _compare_pairs(
         fitted = pairs.find_pairs(network, x, calibration=calibration, seed=seed, progress=progress)
     paired = jaxcnn.accelerate(fitted.apply)
     calls = {ACCELERATED: accelerated, PAIRS: lambda: paired(fitted.params, x)}
-    _, seconds = _measure("the pairs", calls, rounds, bars)
+    _, seconds, _ = _measure("the pairs", calls, rounds, bars)
     with_pairs = (
         _named(jaxcnn.accelerate(of_weights.apply), of_weights.params, inputs),
         _named(paired, fitted.params, inputs),
@@ -194,11 +194,12 @@ def _compare_pairs(
 
 def _measure(
     what: str, calls: Mapping[str, Callable[[], Any]], rounds: int, bars: rich.progress.Progress
-) -> tuple[dict[str, float], dict[str, float]]:
-    """Returns seconds for the first call of each function, and for one call after that."""
-    first = timing.compile_all(calls, bars, what)
+) -> tuple[dict[str, float], dict[str, float], dict[str, Any]]:
+    """Returns seconds for the first call of each function, and for one call after that, and its result."""
+    first, results = timing.compile_all(calls, bars, what)
     task = bars.add_task(f"Timing {what}", total=rounds)
-    return first, timing.compare(calls, rounds=rounds, after_round=lambda: bars.advance(task))
+    seconds = timing.compare(calls, rounds=rounds, compiled=True, after_round=lambda: bars.advance(task))
+    return first, seconds, results
 
 
 def _answer(probabilities: np.ndarray) -> str:

@@ -82,7 +82,7 @@ def progress_bars(console: rich.console.Console, *, transient: bool = False) -> 
 
     Args:
       console: terminal that shows them.
-      transient: whether they disappear at the end.
+      transient: whether they disappear at the end; then only a terminal shows them.
     """
     return rich.progress.Progress(
         rich.progress.SpinnerColumn(finished_text=" "),
@@ -92,6 +92,7 @@ def progress_bars(console: rich.console.Console, *, transient: bool = False) -> 
         rich.progress.TimeElapsedColumn(),
         console=console,
         transient=transient,
+        disable=transient and not console.is_terminal,
     )
 
 

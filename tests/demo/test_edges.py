@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+import jaxcnn
 from jaxcnn.demo import edges, hed, images
 from support import demo_networks, terminal_tables
 
@@ -94,6 +95,20 @@ def test_real_network_at_a_quarter_of_its_multiplications_keeps_its_edges():
     assert float(figures["Relative error of the edge map"]) < 0.2
 
 
+def test_pairs_are_asked_for_in_the_body_alone(hed_network, monkeypatch):
+    asked = {}
+    monkeypatch.setattr(jaxcnn, "substitute", lambda f, params, *args, **options: asked.update(options, args=args))
+    x, other = np.zeros((1, 24, 24, 3)), np.ones((1, 24, 24, 3))
+    edges.find_pairs(hed_network, x, 0.7, calibration=[other], seed=3)
+    assert asked["args"] == (x,)
+    assert asked["calibration"] == [other]
+    assert (asked["macs"], asked["schemes"], asked["seed"]) == (0.7, "separable", 3)
+    assert {name for name in hed_network if any(part in name for part in asked["skip"])} == {"side1", "side2", "fuse"}
+    edges.find_pairs(hed_network, x, 0.7, calibration=(), seed=0)
+    assert asked["calibration"] is None
+
+
+@pytest.mark.slow
 def test_pairs_are_fitted_to_the_responses_to_photographs(hed_network):
     random = np.random.default_rng(1)
     x, other = (hed.preprocess(random.integers(0, 256, (24, 24, 3)).astype(np.uint8)) for _ in range(2))

@@ -85,7 +85,7 @@ def test_ranks_beyond_the_kernel_are_left_out_with_the_reason():
 
 
 def test_whole_command():
-    section = run(layer.SingleLayer((1, 8, 8, 4), (5, 5), 4, dtype="bfloat16"), ranks=(3, 99))
+    section = run(layer.SingleLayer((1, 8, 8, 2), (5, 5), 2, dtype="bfloat16"), ranks=(3, 99))
     (table,) = section.tables
     assert [row[0] for row in table.rows][:3] == ["lax, dense", "jaxcnn, dense", "separable R=3"]
     assert all(len(row) == len(table.columns) for row in table.rows)

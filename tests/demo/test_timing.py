@@ -43,6 +43,12 @@ def test_a_block_has_as_many_calls_as_fill_it():
     assert len(calls) == 2 + 2 * 4
 
 
+def test_what_is_compiled_is_called_once_before_the_measurement():
+    clock = Clock()
+    medians = timing.compare({"f": clock.takes(9.0, 3.0, 5.0)}, rounds=1, clock=clock, compiled=True)
+    assert medians == {"f": 3.0}
+
+
 def test_blocks_alternate_and_every_other_round_is_reversed():
     clock, order = Clock(), []
 
@@ -71,7 +77,10 @@ def test_first_calls_are_timed_and_counted(monkeypatch):
     monkeypatch.setattr(timing.time, "perf_counter", clock)
     with demo_networks.quiet_bars() as bars:
         bars.get_time = clock
-        first = timing.compile_all({"a": clock.takes(3.0, 1.0), "b": clock.takes(5.0, 1.0)}, bars, "two functions")
+        first, results = timing.compile_all(
+            {"a": clock.takes(3.0, 1.0), "b": lambda: clock.takes(5.0)() or 7}, bars, "two functions"
+        )
         (task,) = bars.tasks
     assert first == {"a": 3.0, "b": 5.0}
+    assert results == {"a": None, "b": 7}
     assert (task.description, task.completed, task.total) == ("Compiling two functions", 2, 2)
