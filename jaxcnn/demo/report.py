@@ -15,7 +15,6 @@ from importlib import metadata
 
 import jax
 import rich.box
-import rich.cells
 import rich.console
 import rich.markup
 import rich.progress
@@ -154,18 +153,12 @@ def _drawn(table: Table, *, gap: int) -> rich.table.Table:
     )
     for index, column in enumerate(table.columns):
         words = index < table.text_columns
-        lines = (
-            column.splitlines()
-            if words
-            else (cell for row in (table.columns, *table.rows) for cell in row[index].splitlines())
-        )
         shown.add_column(
             rich.markup.escape(column),
             justify="left" if words else "right",
             vertical="bottom",
             no_wrap=not words,
             overflow="fold",
-            min_width=max(map(rich.cells.cell_len, lines), default=0),
         )
     for row in table.rows:
         shown.add_row(*(rich.markup.escape(cell) for cell in row))
