@@ -178,7 +178,7 @@ def _parser() -> argparse.ArgumentParser:
         type=_integer(16, 4096),
         default=argparse.SUPPRESS,
         metavar="PIXELS",
-        help="larger images shrink to this (default: 256 to find edges in, or 512 with --full; 512 to name)",
+        help="larger images shrink to this (default: 224 to find edges in, or 512 with --full; 512 to name)",
     )
     demo.add_argument("--share", type=_share, default=0.25, help="share of its MACs that the edge detector keeps")
     demo.add_argument(

@@ -57,7 +57,7 @@ class Sizes:
 
 
 QUICK = Sizes(
-    long_side=256,
+    long_side=224,
     epochs=4,
     fine_tuning_epochs=2,
     small_kernels=("3x3 after 3x3",),

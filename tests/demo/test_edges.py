@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 import jaxcnn
-from jaxcnn.demo import edges, hed, images
+from jaxcnn.demo import edges, hed, images, run
 from support import demo_networks, terminal_tables
 
 
@@ -83,7 +83,7 @@ def test_whole_part_on_as_many_layers_as_the_real_network(tmp_path, calibrate, m
 @pytest.mark.slow
 @pytest.mark.optimized
 def test_real_network_at_a_quarter_of_its_multiplications_keeps_its_edges():
-    photograph = images.load_image("astronaut", long_side=256)
+    photograph = images.load_image("astronaut", long_side=run.QUICK.long_side)
     with demo_networks.quiet_bars() as bars:
         network = hed.load_network(hed.find_weights())
         section = edges.run_edges(
