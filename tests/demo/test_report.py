@@ -121,6 +121,15 @@ def test_words_are_folded_where_a_table_is_too_wide():
     terminal_tables.assert_whole(table)
 
 
+def test_a_wide_table_gives_up_the_room_between_columns_before_it_folds_words():
+    table = report.Table("t", ("way", *["m"] * 6), (("two words", *["10,000,000"] * 6),))
+    assert 80 - 7 < 9 + 6 * 11 <= 80  # one space before each figure fits, two do not
+    (row,) = [line for line in terminal_tables.shown(table).splitlines() if "10,000,000" in line]
+    assert row.startswith("two words 10,000,000 ")
+    narrow = report.Table("t", ("way", "m"), (("two words", "10"),))
+    assert "two words  10" in terminal_tables.shown(narrow)
+
+
 def test_a_heading_that_is_cut_off_is_seen():
     columns = tuple(f"heading-{number}-that-is-long" for number in range(6))
     with pytest.raises(AssertionError):
