@@ -138,7 +138,9 @@ def print_definitions(report: Report, console: rich.console.Console) -> None:
 def terminal_table(table: Table, console: rich.console.Console) -> rich.table.Table:
     """Returns the table as rich draws it: where it is too wide, words are folded; headings and figures are not."""
     roomy = _drawn(table, gap=1)
-    return roomy if console.measure(roomy).maximum <= console.width else _drawn(table, gap=0)
+    unbounded = console.options.update(max_width=10 * console.width)  # else the width is never more than the console's
+    fits = console.measure(roomy, options=unbounded).maximum <= console.width
+    return roomy if fits else _drawn(table, gap=0)
 
 
 def _drawn(table: Table, *, gap: int) -> rich.table.Table:
