@@ -32,12 +32,13 @@ class LargeKernels:
     rounds = 1
     repeat = 1
     number = 1
-    most_channels = 512
-    """Channels at most, for a run that only sees whether the benchmark works."""
+    quick: ClassVar = {
+        "calls": {"separable rank 002": (6, lambda kernel: jaxcnn.separable(kernel, rank=2))},
+        "params": [["separable rank 002"]],
+    }
 
     def setup(self, scheme):
         channels, self.decompose = self.calls[scheme]
-        channels = min(channels, self.most_channels)
         # Output channels of falling strength, as in a trained layer.
         mixing = array(channels, channels, seed=1) / jnp.arange(1, channels + 1, dtype=np.float32)[:, None]
         self.kernel = np.asarray(array(3, 3, channels, channels) @ mixing)
@@ -84,6 +85,7 @@ class MeasuredRanks:
 
     params: ClassVar = [["1x32x32x32", "1x64x64x32"]]
     param_names: ClassVar = ["image"]
+    quick: ClassVar = {"params": [["1x8x8x4"]]}
     timeout = 120
     rounds = 1
     repeat = 1

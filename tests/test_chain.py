@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from jaxcnn import KernelChain, compose, conv, conv_output_shape, conv_transpose, depthwise_conv
 from support.counting import block_diagonal_to_grouped, drawn_chains, drawn_options, loop_compose
+from support.drawn import drawn
 
 
 def integers(rng, shape, largest=3, dtype=np.float32):
@@ -370,8 +371,7 @@ def drawn_image(data, shapes, counts, seed, smallest=2):
     return integers(np.random.default_rng(seed), (1, *sizes, shapes[0][-2] * counts[0]))
 
 
-@settings(max_examples=30)
-@given(st.data(), drawn_chains(), st.integers(0, 2**32 - 1))
+@drawn(10, 30, st.data(), drawn_chains(), st.integers(0, 2**32 - 1))
 def test_a_chain_convolves_as_its_dense_kernel(data, drawn, seed):
     shapes, counts = drawn
     options = data.draw(drawn_options(len(shapes[0]) - 2))
@@ -385,8 +385,7 @@ def test_a_chain_convolves_as_its_dense_kernel(data, drawn, seed):
     equal_to_dense(conv, x, chain, options, looped_dense(chain))
 
 
-@settings(max_examples=20)
-@given(st.data(), drawn_chains(), st.integers(0, 2**32 - 1))
+@drawn(8, 20, st.data(), drawn_chains(), st.integers(0, 2**32 - 1))
 def test_a_chain_convolves_transposed_as_its_dense_kernel(data, drawn, seed):
     shapes, counts = drawn
     rank = len(shapes[0]) - 2

@@ -6,17 +6,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
 
 import jaxcnn
 from support import oracles
 from support.arrays import assert_close, integers, normal
 from support.cases import arranged, conv_cases
+from support.drawn import drawn
 from support.methods import by_each_method, tolerance
 
 
-@settings(max_examples=30)
-@given(conv_cases(transposed=True))
+@drawn(10, 30, conv_cases(transposed=True))
 def test_conv_transpose_equals_loops(case):
     expected = case["arrange"](oracles.conv_transpose(case["x"], case["kernel"], **case["oracle"]))
     x, kernel = case["given_x"], case["given_kernel"]
@@ -25,8 +24,7 @@ def test_conv_transpose_equals_loops(case):
         assert_close(result, expected, tolerance(method), method)
 
 
-@settings(max_examples=30)
-@given(conv_cases(transposed=True))
+@drawn(10, 30, conv_cases(transposed=True))
 def test_conv_transpose_is_the_adjoint_of_conv(case):
     # <conv(u, k), y> == <u, conv_transpose(y, k)> with the same arguments, wherever conv gives y's size.
     options = {**case["given"]}

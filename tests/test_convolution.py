@@ -9,18 +9,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
 from jax import lax
 
 import jaxcnn
 from support import oracles
 from support.arrays import assert_close, integers, normal
 from support.cases import arranged, conv_cases, pool_cases
+from support.drawn import drawn
 from support.methods import OF_ONE_GROUP, SPREADS, by_each_method, tolerance
 
 
-@settings(max_examples=60)
-@given(conv_cases())
+@drawn(20, 60, conv_cases())
 def test_conv_equals_loops(case):
     expected = case["arrange"](oracles.conv(case["x"], case["kernel"], **case["oracle"]))
     x, kernel = case["given_x"], case["given_kernel"]
@@ -34,8 +33,7 @@ def _as_lax(layout):
     return layout if isinstance(layout[0], str) else lax.ConvDimensionNumbers(*layout)
 
 
-@settings(max_examples=25)
-@given(conv_cases())
+@drawn(12, 25, conv_cases())
 def test_conv_in_a_triple_layout_equals_lax(case):
     options = case["given"]
     if isinstance(options["layout"], str | None) or options["padding_mode"] != "zeros":
@@ -218,8 +216,7 @@ def test_depthwise_equals_conv_with_as_many_groups(rng):
         assert_close(result, expected, tolerance(method), method)
 
 
-@settings(max_examples=25)
-@given(pool_cases())
+@drawn(12, 25, pool_cases())
 def test_extract_patches_equals_loops(case):
     if case["given"]["ceil_mode"]:
         case["oracle"]["ceil_mode"] = case["given"]["ceil_mode"] = False

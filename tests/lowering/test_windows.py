@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 import pytest
 
@@ -27,9 +27,18 @@ def test_winners_by_axis(window: tuple[int, ...], mode: str) -> None:
     values[values == 0] = -np.inf
     values[:, ::5, ...] = np.nan
     y = normal(spec.output_shape, 1, np.float32)
-    padded = windows._padded(jnp.asarray(values), spec.padding, direct.pool_identity(mode, spec.dtype))
-    index = windows._winner_by_axis(padded, spec, mode)
-    expected = direct.winner(jnp.asarray(values), spec, mode)
+
+    @jax.jit
+    def by_axis(values, y):
+        padded = windows._padded(values, spec.padding, direct.pool_identity(mode, spec.dtype))
+        index = windows._winner_by_axis(padded, spec, mode)
+        return index, windows._scatter_by_axis(y, index, spec)
+
+    @jax.jit
+    def directly(values, y):
+        index = direct.winner(values, spec, mode)
+        return index, direct.scatter(y, index, spec)
+
+    (index, spread), (expected, expected_spread) = by_axis(values, y), directly(values, y)
     np.testing.assert_array_equal(index, expected)
-    spread = windows._scatter_by_axis(jnp.asarray(y), index, spec)
-    np.testing.assert_allclose(spread, direct.scatter(jnp.asarray(y), expected, spec), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(spread, expected_spread, rtol=1e-5, atol=1e-6)
