@@ -25,7 +25,7 @@ LOWER_BOUNDS := import tomllib; \
 help:  ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*##/\1:/p' $(MAKEFILE_LIST) | awk -F': *' '{ printf "  make %-12s %s\n", $$1, $$2 }'
 
-demo: $(VENV)/.demo  ## Run trained networks with small kernels, and accelerated: a minute and a half
+demo: $(VENV)/.demo  ## Run trained networks with small kernels, and accelerated: less than two minutes
 	$(BIN)/jaxcnn demo $(ARGS)
 
 test: $(VENV)/.demo $(VENV)/.test  ## Run the tests, and every example in the documentation: 10 minutes

@@ -158,7 +158,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Find the edges in a photograph with a trained VGG-16, before and after its kernels are replaced "
         "by pairs of smaller ones; name what is in a photograph with EfficientNet-Lite0, plain and accelerated in one "
         "line; read real digits with LeNet-5 and chains of small kernels; and report speed and accuracy on this "
-        "machine, in about a minute and a half.",
+        "machine. It takes less than two minutes on two cores.",
         **defaults,
     )
     demo.add_argument("--part", choices=("edges", "naming", "digits", "all"), default="all", help="what to run")
