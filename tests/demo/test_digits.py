@@ -38,6 +38,7 @@ def convolution_macs(network):
 
 
 @pytest.mark.slow
+@pytest.mark.optimized
 @pytest.mark.parametrize("scheme", list(digits.SCHEMES.values()))
 def test_substituted_within_the_share(scheme):
     network, images = lenet.initialize(0), jax.random.uniform(jax.random.key(1), (4, 28, 28, 1))

@@ -53,6 +53,7 @@ def test_whole_part_on_a_tiny_network(lite0_network, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.optimized
 def test_pairs_stand_beside_it_in_the_longer_form(lite0_network, monkeypatch):
     monkeypatch.setattr(lite0, "SIDE", 32)
     *_, with_pairs = run_on_noise(lite0_network, with_pairs=True).tables
