@@ -39,10 +39,9 @@ def convolution_macs(network):
 
 @pytest.mark.slow
 @pytest.mark.optimized
-@pytest.mark.parametrize("scheme", list(digits.SCHEMES.values()))
-def test_substituted_within_the_share(scheme):
+def test_substituted_within_the_share():
     network, images = lenet.initialize(0), jax.random.uniform(jax.random.key(1), (4, 28, 28, 1))
-    small = digits.substitute(network, images, scheme, 0)
+    small = digits.substitute(network, images, "separable", 0)
     assert convolution_macs(small) <= digits.SHARE * convolution_macs(network)
     dense = {
         name: Layer(k.dense() if isinstance(k := layer.kernel, jaxcnn.KernelChain) else k, layer.bias)
