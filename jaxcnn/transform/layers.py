@@ -16,6 +16,7 @@ from jax.extend.core import JaxprEqn
 from jaxcnn.chain import KernelChain
 from jaxcnn.factorization._family import MULTIPLES, Family, Subject, count_while
 from jaxcnn.factorization._schemes import SCHEMES
+from jaxcnn.factorization.kernels import dense_blocks, merged_link
 from jaxcnn.factorization.response import (
     ResponseFits,
     Responses,
@@ -329,7 +330,10 @@ class Layer:
 
     def array(self, chain: KernelChain) -> jax.Array:
         """The parameter that holds a chain's dense kernels."""
-        return self.placement.holding(chain)
+        if self.placement.stack:
+            return self.placement.holding(chain)
+        # In NumPy: in JAX each rank would be a program to compile.
+        return jnp.asarray(self.placement.parameter(merged_link(dense_blocks(chain), chain.dtype)))
 
     def calls(self, chain: KernelChain | None) -> list[tuple[Callable[..., Any], tuple[Any, ...]]]:
         """For each convolution, the function that computes it with a chain or as it was, and its operands."""

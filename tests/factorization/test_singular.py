@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jaxcnn.factorization import _singular
-from jaxcnn.factorization._singular import left_singular
+from jaxcnn.factorization._singular import left_singular, singular_values
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(6, 9), (9, 6), (7, 7)])
@@ -14,10 +14,12 @@ def test_both_ways_of_finding_singular_vectors_agree(rows, columns, deficient, r
     if deficient:
         matrix[:, :, 2:] = matrix[:, :, :2] @ rng.standard_normal((2, 2, columns - 2))
     left, values = left_singular(matrix)
+    np.testing.assert_allclose(singular_values(matrix), values, atol=1e-12 * values.max())
     monkeypatch.setattr(f"{_singular.__name__}._LARGEST_SVD", 0)
     by_gram, gram_values = left_singular(matrix)
     assert by_gram.shape == left.shape == (2, rows, min(rows, columns))
     np.testing.assert_allclose(gram_values, values, atol=1e-7 * values.max())
+    np.testing.assert_allclose(singular_values(matrix), values, atol=1e-7 * values.max())
     assert (np.diff(gram_values, axis=1) <= 0).all()
     for basis in by_gram:
         np.testing.assert_allclose(basis.T @ basis, np.eye(min(rows, columns)), atol=1e-12)

@@ -61,6 +61,14 @@ def test_a_bar_is_shown_when_it_takes_long(monkeypatch, after, progress, shown):
     assert ("Measuring convolutions" in terminal.text) == shown
 
 
+def test_a_function_is_told_what_is_done_and_the_total_grows_with_it():
+    told = []
+    with clock.bar("Searching", 3, lambda done, total: told.append((done, total))) as advance:
+        for step in (1, 0.5, 2):
+            advance(step)
+    assert told == [(0, 3), (1, 3), (1.5, 3), (3.5, 3.5)]
+
+
 def test_rich_is_not_needed(monkeypatch):
     monkeypatch.setitem(sys.modules, "rich.console", None)
     assert jaxcnn.tune(jaxcnn.depthwise_conv, X, KERNEL, seconds=SHORT).entries

@@ -36,6 +36,13 @@ def test_skip():
     verified(found)
 
 
+def test_progress_is_told_to_a_function():
+    told = []
+    jaxcnn.substitute(F, PARAMS, X, **OPTIONS, progress=lambda done, total: told.append((done, total)))
+    layers = 3
+    assert told == [(done, layers + 1) for done in range(layers + 2)]
+
+
 def test_the_same_twice():
     first, second = substituted(macs=0.3), jaxcnn.substitute(F, PARAMS, X, macs=0.3)
     assert jax.tree.structure(first.params) == jax.tree.structure(second.params)
