@@ -28,10 +28,10 @@ help:  ## Show this list
 demo: $(VENV)/.demo  ## Run trained networks plain, accelerated, and with small kernels
 	$(BIN)/jaxcnn demo $(ARGS)
 
-test: $(VENV)/.demo $(VENV)/.test  ## Run the tests, and every example in the documentation: 10 minutes
+test: $(VENV)/.demo $(VENV)/.test  ## Run the tests, and every example in the documentation (10 minutes)
 	$(BIN)/python $(PYTEST) -m "not slow" $(ARGS)
 
-test-slow: $(VENV)/.demo $(VENV)/.test  ## Run the slow tests too that `make test` leaves out
+test-slow: $(VENV)/.demo $(VENV)/.test  ## Run the tests that `make test` leaves out
 	$(BIN)/python $(PYTEST) -m slow $(ARGS)
 
 test-leaks: $(VENV)/.test  ## Run the tests of transformations and primitives again, and look for leaked tracers
