@@ -32,10 +32,10 @@ help:  ## Show this list
 demo: $(VENV)/.demo  ## Run trained networks with small kernels, and accelerated: less than two minutes
 	$(BIN)/jaxcnn demo $(ARGS)
 
-test: $(VENV)/.demo $(VENV)/.test  ## Run the tests, and every example in the documentation: 10 minutes
+test: $(VENV)/.demo $(VENV)/.test  ## Run the tests, and every example in the documentation (10 minutes)
 	$(BIN)/python $(PYTEST) -m "not slow" $(ARGS)
 
-test-slow: $(VENV)/.demo $(VENV)/.test  ## Run the slow tests too that `make test` leaves out
+test-slow: $(VENV)/.demo $(VENV)/.test  ## Run the tests that `make test` leaves out
 	$(BIN)/python $(PYTEST) -m slow $(ARGS)
 
 test-without-native: $(VENV)/.test  ## Run the tests of values again, without the native kernels

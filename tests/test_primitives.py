@@ -544,9 +544,14 @@ KINDS = ["conv", "conv_reflect", "conv_transpose", "max_pool", "sum_pool", "max_
 MORE_KINDS = ["conv_cropped", "depthwise_conv", "conv_transpose_chain", "avg_pool", "max_unpool", "global_avg_pool"]
 
 
-@pytest.mark.parametrize(
-    ("name", "check_vma"), [*((name, True) for name in KINDS + MORE_KINDS), *((name, False) for name in KINDS)]
-)
+def of_each_kind(first, second):
+    """Every function with the first value of an option, every kind with the second; most of them slow."""
+    every = [(name, first) for name in KINDS] + [("conv", second), ("max_pool", second)]
+    slow = [(name, first) for name in MORE_KINDS] + [(name, second) for name in KINDS]
+    return every + [pytest.param(*pair, marks=pytest.mark.slow) for pair in slow if pair not in every]
+
+
+@pytest.mark.parametrize(("name", "check_vma"), of_each_kind(True, False))
 def test_shard_map(name, check_vma):
     with_gradients, leaves, sharded, by = _losses(name)
     mesh = jax.make_mesh((4,), ("d",), axis_types=(AxisType.Auto,))
@@ -564,9 +569,7 @@ def test_shard_map(name, check_vma):
     jax.tree.map(lambda a, b: assert_close(a, b, 1e-5), result, jax.jit(with_gradients)(*leaves))
 
 
-@pytest.mark.parametrize(
-    ("name", "kind"), [*((name, "Explicit") for name in KINDS + MORE_KINDS), *((name, "Auto") for name in KINDS)]
-)
+@pytest.mark.parametrize(("name", "kind"), of_each_kind("Explicit", "Auto"))
 def test_meshes(name, kind):
     with_gradients, leaves, sharded, _ = _losses(name)
     expected = jax.jit(with_gradients)(*leaves)
