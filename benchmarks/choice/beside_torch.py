@@ -34,7 +34,7 @@ from .torch_layers import as_lax, torch_function
 
 THREADS = 2
 HOPELESS_RATIO = 8.0
-"""Times the fastest library's call from which a library is timed by two calls in place of blocks."""
+"""Times the fastest library's call from which a library is timed by one or two calls in place of blocks."""
 TOLERANCE = 1e-4
 """Largest relative error of jaxcnn's and PyTorch's results to lax's."""
 
