@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 import math
 import multiprocessing
 import os
+from importlib.util import find_spec as util_find_spec
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +16,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from benchmarks import peer_families, peer_layers, peer_networks, peer_runtimes, peers
+from benchmarks import common, peer_families, peer_layers, peer_networks, peer_runtimes, peers
 from benchmarks.choice import families
 from benchmarks.common import relative_error
 from benchmarks.network_layers import draw
@@ -201,6 +203,35 @@ def test_a_network_is_measured_and_reported(role, monkeypatch):
     assert text.count("geometric mean") == text.count("first / lax") == 2
     for column in ("lax ms", "/ lax", "jaxcnn MB", "roofline", "lax first s", "first / lax"):
         assert column in text
+
+
+def test_the_command_measures_writes_and_prints(monkeypatch, tmp_path, capsys):
+    kept = []
+    monkeypatch.setattr(peers, "keep_to_processors", kept.append)
+    monkeypatch.setitem(NETWORKS, "tiny", Network(_tiny, 0, 8))
+    monkeypatch.setattr(
+        peer_runtimes.importlib.util, "find_spec", lambda name: None if name == "openvino" else util_find_spec(name)
+    )
+    path = tmp_path / "peers.json"
+    options = {"group": "networks", "network": "tiny", "batch": 1, "role": "forward", "seconds": 0, "threads": 3}
+    peers.main([f"--{name}={value}" for name, value in {**options, "json": path}.items()])
+    (record,) = json.loads(path.read_text())
+    assert (record["group"], record["role"], record["layer"]) == ("networks", "forward", "tiny 1x8x8x3")
+    assert {"jaxcnn", "lax"} <= set(record["milliseconds"])
+    assert "openvino" not in record["milliseconds"]
+    assert kept == [3]
+    lines = capsys.readouterr().out.splitlines()
+    assert "OpenVINO is left out: openvino not installed (pip install 'jaxcnn[peers]')" in map(str.strip, lines)
+    assert any(line.startswith("jaxcnn's native library is") for line in lines)
+
+
+def test_a_process_keeps_to_its_first_processors(monkeypatch):
+    kept = []
+    monkeypatch.setattr(common.os, "sched_getaffinity", lambda process: {7, 3, 5}, raising=False)
+    monkeypatch.setattr(common.os, "sched_setaffinity", lambda process, chosen: kept.append(chosen), raising=False)
+    assert common.processors() == 3
+    common.keep_to_processors(2)
+    assert kept == [[3, 5]]
 
 
 def test_seeded_layers_are_measured_and_reported(monkeypatch):

@@ -26,7 +26,7 @@ import numpy as np
 
 from jaxcnn.lowering.spec import ConvSpec, Role, spec_from_plain, spec_to_plain
 
-from ..common import relative_error
+from ..common import keep_to_processors, relative_error
 from ..timing import block_milliseconds, geometric_mean, torch_or_none
 from .families import FAMILIES, ROLES, family, macs
 from .layers import jaxcnn_function, lax_function, operands, program, short
@@ -169,8 +169,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.busy:  # read when PyTorch is imported
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    if hasattr(os, "sched_setaffinity"):  # XLA takes as many threads as there are processors
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.threads])
+    keep_to_processors(options.threads)
     # With one thread, the time that the processor spends on a call is what it takes on a machine that is not busy.
     clock = time.process_time if options.busy and options.threads == 1 else time.perf_counter
     rows: list[dict[str, Any]] = []

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import sys
 import time
@@ -23,7 +22,7 @@ from jaxcnn.lowering import table
 from jaxcnn.lowering.choice import METHODS
 from jaxcnn.lowering.spec import ConvSpec, Role, spec_to_plain
 
-from ..common import native_available
+from ..common import keep_to_processors, native_available, processors
 from ..timing import block_milliseconds
 from .families import FAMILIES, ROLES, family
 from .layers import operands, program
@@ -147,15 +146,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--limit", type=float, default=20.0, help="seconds after which a layer's methods compile no more"
     )
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="processors to use")
+    parser.add_argument("--threads", type=int, default=processors(), help="processors to use")
     parser.add_argument(
         "--busy",
         action="store_true",
         help="where other programs run: with --threads 1, processor time in place of time",
     )
     options = parser.parse_args(arguments)
-    if hasattr(os, "sched_setaffinity"):  # XLA takes as many threads as there are processors
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.threads])
+    keep_to_processors(options.threads)
     clock = "process_time" if options.busy and options.threads == 1 else "perf_counter"
     head = header(options.seed) | {"threads": options.threads, "clock": clock}
     layers = read(options.output, head)
