@@ -11,16 +11,14 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from jaxcnn import KernelChain, compose, conv, conv_output_shape, conv_transpose, depthwise_conv
+from support.arrays import integers
 from support.counting import block_diagonal_to_grouped, drawn_chains, drawn_options, loop_compose
+from support.drawn import drawn
 
 
-def integers(rng, shape, largest=3, dtype=np.float32):
-    """Whole numbers in floats: their convolutions are exact in float32, in any order of summation."""
-    return rng.integers(-largest, largest + 1, shape).astype(dtype)
-
-
-def chain_of(rng, shapes, counts=(), **options):
-    return KernelChain(tuple(jnp.asarray(integers(rng, shape, **options)) for shape in shapes), counts)
+def chain_of(rng, shapes, counts=(), largest=4, dtype=np.float32):
+    links = [integers(shape, rng, low=-largest, high=largest + 1, dtype=dtype) for shape in shapes]
+    return KernelChain(tuple(map(jnp.asarray, links)), counts)
 
 
 def random_chain(rng, shapes, counts=(), dtype=np.float32):
@@ -80,7 +78,7 @@ def test_tree_map_changes_the_links(rng):
 
 
 def test_a_chain_goes_through_jit_and_comes_out(rng):
-    chain, x = chain_of(rng, *MIXED), integers(rng, (1, 6, 6, 8))
+    chain, x = chain_of(rng, *MIXED), integers((1, 6, 6, 8), rng)
     out = jax.jit(lambda chain: jax.tree.map(lambda kernel: -kernel, chain))(chain)
     assert out.feature_group_counts == (8, 1)
     np.testing.assert_array_equal(out.kernels[0], -chain.kernels[0])
@@ -88,14 +86,14 @@ def test_a_chain_goes_through_jit_and_comes_out(rng):
 
 
 def test_a_chain_may_be_closed_over_by_jit(rng):
-    chain, x = chain_of(rng, PAIR), integers(rng, (1, 6, 6, 2))
+    chain, x = chain_of(rng, PAIR), integers((1, 6, 6, 2), rng)
     np.testing.assert_array_equal(jax.jit(lambda x: conv(x, chain))(x), conv(x, chain))
 
 
 def test_vmap_over_a_batch_of_chains(rng):
     chains = [chain_of(rng, *MIXED) for _ in range(3)]
     stacked = jax.tree.map(lambda *kernels: jnp.stack(kernels), *chains)
-    x = integers(rng, (1, 6, 6, 8))
+    x = integers((1, 6, 6, 8), rng)
     found = jax.vmap(lambda chain: conv(x, chain, strides=2))(stacked)
     np.testing.assert_array_equal(found, jnp.stack([conv(x, chain, strides=2) for chain in chains]))
     dense = jax.vmap(lambda chain: chain.dense())(stacked)
@@ -105,8 +103,8 @@ def test_vmap_over_a_batch_of_chains(rng):
 @pytest.mark.parametrize(("shapes", "counts"), [(PAIR, (1, 1)), MIXED])
 def test_the_gradient_of_a_chain_is_that_through_its_dense_kernel(shapes, counts, rng):
     chain = chain_of(rng, shapes, counts, largest=1)
-    x = integers(rng, (1, 6, 7, shapes[0][-2] * counts[0]), largest=2)
-    weights = integers(rng, conv_output_shape(x.shape, chain, strides=2), largest=2)
+    x = integers((1, 6, 7, shapes[0][-2] * counts[0]), rng, low=-2, high=3)
+    weights = integers(conv_output_shape(x.shape, chain, strides=2), rng, low=-2, high=3)
 
     def by_links(chain, x):
         return jnp.sum(weights * conv(x, chain, strides=2))
@@ -184,10 +182,10 @@ def test_float64_chains_stay_float64(x64, rng):
 
 def test_links_of_several_dtypes_promote_by_the_users_setting(rng, standard_promotion):
     chain = KernelChain(
-        (jnp.asarray(integers(rng, PAIR[0], dtype=ml_dtypes.bfloat16)), jnp.asarray(integers(rng, PAIR[1])))
+        (jnp.asarray(integers(PAIR[0], rng, dtype=ml_dtypes.bfloat16)), jnp.asarray(integers(PAIR[1], rng)))
     )
     assert chain.dtype == chain.dense().dtype == np.float32
-    assert conv(integers(rng, (1, 5, 5, 2)), chain).dtype == np.float32
+    assert conv(integers((1, 5, 5, 2), rng), chain).dtype == np.float32
 
 
 @pytest.mark.parametrize(
@@ -214,7 +212,7 @@ def test_links_that_do_not_fit_are_refused(shapes, counts, message):
 
 
 def test_lists_of_kernels_become_tuples(rng):
-    chain = KernelChain([integers(rng, shape) for shape in PAIR], [1, 1])
+    chain = KernelChain([integers(shape, rng) for shape in PAIR], [1, 1])
     assert isinstance(chain.kernels, tuple)
     assert chain.feature_group_counts == (1, 1)
     np.testing.assert_array_equal(chain.dense(), compose(*chain.kernels))
@@ -271,11 +269,11 @@ def test_compose_in_numbers():
 
 def test_compose_errors_are_the_chains(rng):
     with pytest.raises(ValueError, match=r"kernel 0 gives 4 channels, but kernel 1 takes 2 \* 1 groups = 2"):
-        compose(integers(rng, PAIR[0]), integers(rng, PAIR[0]))
+        compose(integers(PAIR[0], rng), integers(PAIR[0], rng))
 
 
 def test_compose_is_associative(rng):
-    a, b, c = (jnp.asarray(integers(rng, shape)) for shape in ((2, 3, 1, 2), (3, 1, 2, 3), (2, 2, 3, 2)))
+    a, b, c = (jnp.asarray(integers(shape, rng)) for shape in ((2, 3, 1, 2), (3, 1, 2, 3), (2, 2, 3, 2)))
     np.testing.assert_array_equal(compose(a, b, c), compose(compose(a, b), c))
     np.testing.assert_array_equal(compose(a, b, c), compose(a, compose(b, c)))
 
@@ -367,11 +365,10 @@ def drawn_image(data, shapes, counts, seed, smallest=2):
     rank = len(shapes[0]) - 2
     largest = {1: 9, 2: 6, 3: 4}[rank]
     sizes = tuple(data.draw(st.integers(smallest, largest)) for _ in range(rank))
-    return integers(np.random.default_rng(seed), (1, *sizes, shapes[0][-2] * counts[0]))
+    return integers((1, *sizes, shapes[0][-2] * counts[0]), np.random.default_rng(seed))
 
 
-@settings(max_examples=30)
-@given(st.data(), drawn_chains(), st.integers(0, 2**32 - 1))
+@drawn(10, 30, st.data(), drawn_chains(), st.integers(0, 2**32 - 1))
 def test_a_chain_convolves_as_its_dense_kernel(data, drawn, seed):
     shapes, counts = drawn
     options = data.draw(drawn_options(len(shapes[0]) - 2))
@@ -385,8 +382,7 @@ def test_a_chain_convolves_as_its_dense_kernel(data, drawn, seed):
     equal_to_dense(conv, x, chain, options, looped_dense(chain))
 
 
-@settings(max_examples=20)
-@given(st.data(), drawn_chains(), st.integers(0, 2**32 - 1))
+@drawn(8, 20, st.data(), drawn_chains(), st.integers(0, 2**32 - 1))
 def test_a_chain_convolves_transposed_as_its_dense_kernel(data, drawn, seed):
     shapes, counts = drawn
     rank = len(shapes[0]) - 2
@@ -399,7 +395,7 @@ def test_a_chain_convolves_transposed_as_its_dense_kernel(data, drawn, seed):
         )
     chain = chain_of(np.random.default_rng(seed), shapes, counts, largest=2)
     rng = np.random.default_rng(seed)
-    x = integers(rng, (1, *(data.draw(st.integers(1, {1: 6, 2: 4, 3: 3}[rank])) for _ in range(rank)), shapes[-1][-1]))
+    x = integers((1, *(data.draw(st.integers(1, {1: 6, 2: 4, 3: 3}[rank])) for _ in range(rank)), shapes[-1][-1]), rng)
     try:
         found = equal_to_dense(conv_transpose, x, chain, options, looped_dense(chain))
     except ValueError as error:
@@ -408,7 +404,7 @@ def test_a_chain_convolves_transposed_as_its_dense_kernel(data, drawn, seed):
     # The adjoint identity, <conv(u), x> = <u, conv_transpose(x)>, wherever conv gives that many pixels again.
     extra = options.pop("output_padding", (0,) * rank)
     if all(more < stride for more, stride in zip(extra, options["strides"], strict=True)):
-        u = integers(rng, found.shape)
+        u = integers(found.shape, rng)
         forward = np.asarray(conv(u, chain, **options))
         assert forward.shape == x.shape
         assert np.vdot(forward, x) == np.vdot(u, found)
@@ -420,7 +416,7 @@ def test_a_chain_convolves_transposed_as_its_dense_kernel(data, drawn, seed):
 def test_borders_are_exact(shapes, counts, strides, padding, rng):
     """Padding between the links would be wrong at the borders, and a stride on the first link everywhere."""
     chain = chain_of(rng, shapes, counts)
-    x = integers(rng, (2, 9, 8, chain.shape[-2]))
+    x = integers((2, 9, 8, chain.shape[-2]), rng)
     found = equal_to_dense(conv, x, chain, {"strides": strides, "padding": padding})
     assert np.abs(found).max() > 0
 
@@ -428,7 +424,7 @@ def test_borders_are_exact(shapes, counts, strides, padding, rng):
 @pytest.mark.parametrize("layout", ["NCHW", "HWNC", ("NCHW", "OIHW", "NHWC"), ("NWHC", "WHIO", "NCHW")])
 def test_layout_describes_the_images_and_not_the_links(layout, rng):
     chain = chain_of(rng, ((3, 1, 2, 4), (1, 2, 4, 6)))
-    x = integers(rng, (2, 7, 8, 2))
+    x = integers((2, 7, 8, 2), rng)
     expected = np.asarray(conv(x, chain, strides=(2, 1)))
     names_in, names_out = (layout, layout) if isinstance(layout, str) else (layout[0], layout[2])
     # Links are HWIO always: their axes, strides and padding are the layout's spatial axes in the kernel's order.
@@ -437,7 +433,7 @@ def test_layout_describes_the_images_and_not_the_links(layout, rng):
     moved = x.transpose([last.index(name) for name in names_in])
     found = conv(moved, chain, strides=(2, 1), layout=layout)
     np.testing.assert_array_equal(found, expected.transpose([last.index(name) for name in names_out]), strict=True)
-    y = integers(rng, (2, 4, 8, 6))
+    y = integers((2, 4, 8, 6), rng)
     expected = np.asarray(conv_transpose(y, chain, strides=(2, 1)))
     moved = y.transpose([last.index(name) for name in names_in])
     found = conv_transpose(moved, chain, strides=(2, 1), layout=layout)
@@ -447,7 +443,7 @@ def test_layout_describes_the_images_and_not_the_links(layout, rng):
 @pytest.mark.parametrize("batch", [(), (2, 3), (0,)])
 def test_batch_axes(batch, rng):
     chain = chain_of(rng, PAIR)
-    x = integers(rng, (*batch, 5, 6, 2))
+    x = integers((*batch, 5, 6, 2), rng)
     found = conv(x, chain)
     assert found.shape == (*batch, 5, 6, 6)
     np.testing.assert_array_equal(found, conv(x, chain.dense()))
@@ -455,7 +451,7 @@ def test_batch_axes(batch, rng):
 
 def test_depthwise_conv_takes_a_chain_of_as_many_groups(rng):
     chain = chain_of(rng, ((3, 1, 1, 4), (1, 3, 1, 8)), (4, 4))
-    x = integers(rng, (1, 6, 6, 4))
+    x = integers((1, 6, 6, 4), rng)
     found = depthwise_conv(x, chain, strides=2)
     np.testing.assert_array_equal(found, conv(x, chain.dense(), strides=2, feature_group_count=4))
     dense = np.asarray(chain.dense()).reshape(3, 3, 4, 2)
@@ -493,7 +489,7 @@ def test_16_bit_chains_round_once(dtype, digits, rng):
 def test_int8_chains_are_exact_in_int32(rng):
     shapes, counts = ((3, 3, 8, 16), (3, 3, 16, 4)), (1, 1)
     chain = chain_of(rng, shapes, counts, largest=127, dtype=np.int8)
-    x = integers(rng, (1, 6, 6, 8), largest=127, dtype=np.int8)
+    x = integers((1, 6, 6, 8), rng, low=-127, high=128, dtype=np.int8)
     wide = loop_compose(list(map(np.asarray, chain.kernels)), [1, 1])
     padded = np.pad(x.astype(np.float64), ((0, 0), (2, 2), (2, 2), (0, 0)))
     exact = np.zeros((1, 6, 6, 4))
@@ -507,7 +503,7 @@ def test_int8_chains_are_exact_in_int32(rng):
 
 def test_int8_chains_are_exact_in_int32_transposed(rng):
     chain = chain_of(rng, PAIR, largest=127, dtype=np.int8)
-    x = integers(rng, (1, 5, 5, 6), largest=127, dtype=np.int8)
+    x = integers((1, 5, 5, 6), rng, low=-127, high=128, dtype=np.int8)
     found = conv_transpose(x, chain, padding="VALID")
     assert found.dtype == np.int32
     dense = loop_compose(list(map(np.asarray, chain.kernels)), [1, 1])
@@ -525,12 +521,12 @@ def test_int8_chains_are_exact_in_int32_transposed(rng):
 def test_another_group_count_than_the_chains_is_refused(chain, groups, own, rng):
     chain = chain_of(rng, *chain)
     features = chain.shape[-2] * chain.feature_group_count
-    x = integers(rng, (1, 6, 6, features))
+    x = integers((1, 6, 6, features), rng)
     message = f"conv: the chain has a feature_group_count of its own, {own}, got {groups}"
     with pytest.raises(ValueError, match=message):
         conv(x, chain, feature_group_count=groups)
     with pytest.raises(ValueError, match=f"conv_transpose: the chain has a feature_group_count of its own, {own}"):
-        conv_transpose(integers(rng, (1, 6, 6, chain.shape[-1])), chain, feature_group_count=groups)
+        conv_transpose(integers((1, 6, 6, chain.shape[-1]), rng), chain, feature_group_count=groups)
     np.testing.assert_array_equal(conv(x, chain, feature_group_count=own), conv(x, chain), strict=True)
 
 
@@ -539,22 +535,22 @@ def test_a_chain_for_other_channels_is_refused(rng):
     with pytest.raises(
         ValueError, match=r"conv: x has 3 channels .* must have 3 input channels, got 2 .*\(3, 3, 2, 6\)"
     ):
-        conv(integers(rng, (1, 5, 5, 3)), chain)
+        conv(integers((1, 5, 5, 3), rng), chain)
     with pytest.raises(
         ValueError, match=r"conv_transpose: x has 3 channels, so kernel must have 3 output channels, got 6"
     ):
-        conv_transpose(integers(rng, (1, 5, 5, 3)), chain)
+        conv_transpose(integers((1, 5, 5, 3), rng), chain)
 
 
 def test_a_chain_larger_than_its_padded_input_is_refused(rng):
     chain = chain_of(rng, ((3, 3, 2, 2), (3, 3, 2, 2)))
     with pytest.raises(ValueError, match=r"it spans 5 \(dilation included\), the input has 4"):
-        conv(integers(rng, (1, 4, 4, 2)), chain, padding="VALID")
+        conv(integers((1, 4, 4, 2), rng), chain, padding="VALID")
 
 
 def test_a_chain_never_turns_back_into_a_dense_kernel(rng):
     chain = chain_of(rng, PAIR)
-    x = integers(rng, (1, 6, 6, 2))
+    x = integers((1, 6, 6, 2), rng)
     text = str(jax.make_jaxpr(conv)(x, chain))
     assert text.count("jaxcnn_conv") == 2
     assert "f32[3,3," not in text

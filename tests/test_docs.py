@@ -42,6 +42,7 @@ def test_every_page_is_in_the_table_of_contents():
     assert sorted(re.findall(r"^\w+$", contents, re.MULTILINE)) == sorted({page.stem for page in PAGES} - {"index"})
 
 
+@pytest.mark.slow
 def test_every_picture_is_drawn(tmp_path):
     pytest.importorskip("matplotlib")
     spec = importlib.util.spec_from_file_location("make_pictures", DOCS / "make_pictures.py")

@@ -17,12 +17,12 @@ import jaxcnn
 from support import oracles
 from support.arrays import assert_close, integers, normal
 from support.cases import SPATIAL, arranged, pool_cases
+from support.drawn import drawn
 
 POOLS = [jaxcnn.max_pool, jaxcnn.min_pool, jaxcnn.sum_pool, jaxcnn.avg_pool, jaxcnn.lp_pool]
 
 
-@settings(max_examples=40)
-@given(pool_cases())
+@drawn(15, 40, pool_cases())
 def test_pools_equal_loops(case):
     x, geometry, arrange = case["x"], case["oracle"], case["arrange"]
     highest, indices = oracles.extremum(x, "max", -np.inf, **geometry)

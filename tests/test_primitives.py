@@ -19,7 +19,7 @@ import jaxcnn
 from support import cases
 from support.arrays import assert_close, normal
 from support.cases import CALLS
-from support.methods import METHODS, by_each_method, tolerance
+from support.methods import METHODS, by_each_method, supporting, tolerance
 
 pytestmark = pytest.mark.leaks
 
@@ -59,34 +59,35 @@ CONVOLUTIONS = {
 CHECKED = ["plain", "depthwise", "everything"]
 
 
-def _check_all(functions, arguments):
-    """Derivatives of order 1 and 2 in both modes, of many functions as one: compilation is what takes the time."""
+def _check_all(functions, arguments, order=2):
+    """Derivatives up to an order in both modes, of many functions as one: compilation is what takes the time."""
 
     @jax.jit
     def every(arguments):
         return {name: function(*arguments[name]) for name, function in functions.items()}
 
-    check_grads(every, (arguments,), order=2, modes=("fwd", "rev"), atol=1e-5, rtol=1e-5)
+    check_grads(every, (arguments,), order=order, modes=("fwd", "rev"), atol=1e-5, rtol=1e-5)
 
 
 def _supports(method, options, x_shape, kernel_shape):
     shapes = (jax.ShapeDtypeStruct(x_shape, np.float64), jax.ShapeDtypeStruct(kernel_shape, np.float64))
-    try:
-        jax.eval_shape(partial(jaxcnn.conv, method=method, **options), *shapes)
-    except ValueError as error:
-        if f"method {method!r} does not support" not in str(error):
-            raise
-        return False
-    return True
+    return method in supporting(jaxcnn.conv, *shapes, **options)
+
+
+# Each method has a program for each role; the rules of derivation, which second derivatives test, are the same for all.
+FORCED = METHODS[1:]
+ORDERS = [("direct", 2), *((method, 1) for method in FORCED if method != "direct")]
+ORDERS += [pytest.param(method, 2, marks=pytest.mark.slow) for method in FORCED if method != "direct"]
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("method", METHODS[1:])
-def test_derivatives_of_conv(rng, method):
+@pytest.mark.parametrize(("method", "order"), ORDERS)
+def test_derivatives_of_conv(rng, method, order):
     chosen = {name: CONVOLUTIONS[name] for name in CHECKED if _supports(method, *CONVOLUTIONS[name])}
     _check_all(
         {name: partial(jaxcnn.conv, method=method, **options) for name, (options, _, _) in chosen.items()},
         {name: [normal(shape, rng, dtype=np.float64) for shape in shapes] for name, (_, *shapes) in chosen.items()},
+        order,
     )
 
 

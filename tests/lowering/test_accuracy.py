@@ -45,7 +45,7 @@ SHAPES = {
     "large window": ((1, 20, 24, 2), (5, 5, 1, 2), {"feature_group_count": 2, "padding": ((0, 3), (4, 0))}),
     "dense": ((2, 8, 9, 12), (3, 3, 12, 20), {}),
     "strided": ((2, 9, 8, 4), (3, 2, 4, 6), {"strides": (2, 2)}),
-    "grouped and dilated": ((1, 8, 10, 16), (3, 2, 4, 32), {"feature_group_count": 4, "kernel_dilation": (1, 2)}),
+    "grouped and dilated": ((1, 8, 10, 8), (3, 2, 2, 16), {"feature_group_count": 4, "kernel_dilation": (1, 2)}),
     "pointwise, many channels": ((1, 4, 4, 300), (1, 1, 300, 8), {}),
     "sequence": ((2, 40, 2), (5, 2, 3), {}),
     "stack": ((3, 1, 8, 8, 3), (3, 2, 2, 3, 4), {"stacked": True}),

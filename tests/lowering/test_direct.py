@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
 from hypothesis import strategies as st
 
 import jaxcnn
 from jaxcnn.lowering import direct
 from jaxcnn.lowering.spec import conv_spec
+from support.arrays import normal
 from support.cropping import assert_cropped
+from support.drawn import drawn
 
 
 @st.composite
@@ -37,12 +39,12 @@ def specs(draw, dtypes=(np.float32, np.float32)):
     x, kernel = (2, *ints(5, 8), 2 * groups), (*ints(1, 3), 2, 3 * groups)
     rng = np.random.default_rng(draw(st.integers(0, 9)))
 
-    def normal(shape, dtype):
-        return jnp.asarray(rng.standard_normal((*lead, *shape)).astype(dtype))
+    def operand(shape, dtype):
+        return jnp.asarray(normal((*lead, *shape), rng, dtype))
 
     forward = conv_spec(
-        normal(x, np.float32),
-        normal(kernel, np.float32),
+        operand(x, np.float32),
+        operand(kernel, np.float32),
         role="output",
         stacked=stacked,
         input_size=None,
@@ -52,30 +54,32 @@ def specs(draw, dtypes=(np.float32, np.float32)):
     y = forward.output_shape
     role = draw(st.sampled_from(["input", "kernel"]))
     shapes = (y, kernel) if role == "input" else (x, y)
-    lhs, rhs = (normal(shape, dtype) for shape, dtype in zip(shapes, dtypes, strict=True))
+    lhs, rhs = (operand(shape, dtype) for shape, dtype in zip(shapes, dtypes, strict=True))
     sizes = {"input_size": x[1:-1] if role == "input" else None, "window": kernel[:-2] if role == "kernel" else None}
     return lhs, rhs, conv_spec(lhs, rhs, role=role, stacked=stacked, **sizes, **options)
 
 
 def check(case, tolerance):
     lhs, rhs, spec = case
-    actual, expected = direct.lower_channels_last(lhs, rhs, spec), direct.lower(lhs, rhs, spec)
+    both = jax.jit(lambda a, b: (direct.lower_channels_last(a, b, spec), direct.lower(a, b, spec)))
+    actual, expected = both(lhs, rhs)
     assert (actual.shape, actual.dtype) == (expected.shape, expected.dtype)
     np.testing.assert_allclose(actual, expected, rtol=tolerance, atol=tolerance * float(jnp.abs(expected).max()))
 
 
-@given(specs())
+@drawn(8, 25, specs())
 def test_channels_last_equals_direct(case):
     check(case, 1e-5)
 
 
-@pytest.mark.parametrize("dtypes", [(jnp.float32, jnp.bfloat16), (jnp.bfloat16, jnp.bfloat16)])
-def test_mixed_dtypes(dtypes):
-    @given(specs(dtypes))
-    def run(case):
-        check(case, 1e-5)
+@drawn(8, 25, specs((jnp.float32, jnp.bfloat16)))
+def test_mixed_dtypes(case):
+    check(case, 1e-5)
 
-    run()
+
+@drawn(8, 25, specs((jnp.bfloat16, jnp.bfloat16)))
+def test_sixteen_bits(case):
+    check(case, 1e-5)
 
 
 @pytest.mark.parametrize("method", ["auto", "direct"])

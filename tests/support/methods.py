@@ -1,27 +1,24 @@
-"""Every method, forced on every case that it supports; and the share of the cases that each one supports."""
+"""Every method, forced on every case that it supports; one method against `direct` in all roles."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import jax
+import numpy as np
 
-from jaxcnn.lowering import choice
+from jaxcnn.lowering import choice, direct
+from jaxcnn.lowering.spec import ConvSpec, conv_spec
+from support.arrays import normal
+from support.counting import executed_convolutions
 
 METHODS = ("auto", *choice.METHODS)
 """What `method=` may be; a method that is added to the registry is tested by all tests that use this list."""
 
 OF_ONE_GROUP = tuple(method for method in METHODS if method != "groups")
 """What `method=` may be where there is one group."""
-
-FLOORS = {"auto": 1.0, "direct": 1.0, "shift": 0.9, "matmul": 0.9, "winograd": 0.05, "fft": 0.9, "groups": 0.2}
-"""The least share of the drawn cases that a method must support; raise it when a method learns more.
-
-Other seeds, as another release of Hypothesis may have, gave 0.94 to 1, and 0.08 to 0.29 for `winograd`: what they lack
-are dilated inputs.
-"""
 
 SPREADS = ("winograd", "fft", "groups", "auto")
 """The methods in which one NaN may reach outputs that do not see it."""
@@ -30,9 +27,8 @@ TOLERANCES = {"winograd": 2e-5, "fft": 1e-4, "groups": 2e-5}
 """Error relative to the largest result in float32; those not named have `TOLERANCE`."""
 TOLERANCE = 2e-6
 
-_ENOUGH = 80  # cases, below which shares say nothing (one test run alone): a whole run draws 90
-_asked: Counter[str] = Counter()
-_supported: Counter[str] = Counter()
+Case = tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]
+"""Shapes of an image and a kernel, and the options that differ from those of a plain convolution."""
 
 
 def tolerance(method: str) -> float:
@@ -40,65 +36,63 @@ def tolerance(method: str) -> float:
     return TOLERANCES.get(method, TOLERANCE)
 
 
-def by_each_method(
-    function: Callable[..., Any], *args: Any, counted: bool = False, **options: Any
-) -> Iterator[tuple[str, Any]]:
+def supporting(function: Callable[..., Any], *args: Any, **options: Any) -> list[str]:
+    """Returns the methods that support every convolution of a public function's call, "auto" among them."""
+    specs = []
+    for equation in executed_convolutions(partial(function, method=direct.NAME, **options), *args):
+        params = {name: value for name, value in equation.params.items() if name not in ("method", "sharding")}
+        specs.append(conv_spec(*(operand.aval for operand in equation.invars), **params))
+    supported = [name for name, module in choice.METHODS.items() if all(module.supports(s) is None for s in specs)]
+    return ["auto", *supported]
+
+
+def by_each_method(function: Callable[..., Any], *args: Any, **options: Any) -> Iterator[tuple[str, Any]]:
     """Each method's name and result, without the methods that do not support the case.
 
     Args:
-      function: a public function that takes `method`.
+      function: public function that takes `method`.
       *args: its arrays.
-      counted: whether the case is one of those drawn, whose shares are reported.
       **options: its other options.
     """
-    results = _all_methods(function, args, options)
-    for method in METHODS:
-        _asked[method] += counted
-        _supported[method] += counted and method in results
-    yield from results.items()
-
-
-def _all_methods(function: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]) -> dict[str, Any]:
+    methods = supporting(function, *args, **options)
     # One program for all methods: compilation is what takes the time.
-    @jax.jit
-    def run(*args: Any) -> dict[str, Any]:
-        results = {}
-        for method in METHODS:
-            try:
-                results[method] = function(*args, method=method, **options)
-            except ValueError as error:
-                if f"method {method!r} does not support" not in str(error):
-                    raise
-        return results
-
-    return run(*args)
+    run = jax.jit(lambda *args: {method: function(*args, method=method, **options) for method in methods})
+    yield from run(*args).items()
 
 
-def counts() -> dict[str, dict[str, int]]:
-    """What this process has counted, for the one that adds up."""
-    return {"asked": dict(_asked), "supported": dict(_supported)}
+def roles(x_shape: tuple[int, ...], kernel_shape: tuple[int, ...], **options: Any) -> list[tuple[ConvSpec, Any, Any]]:
+    """The convolution and its two transposes, with operands of float64."""
+    rank = len(x_shape) - 2
+    static = {
+        "strides": (1,) * rank,
+        "padding": ((0, 0),) * rank,
+        "input_dilation": (1,) * rank,
+        "kernel_dilation": (1,) * rank,
+        "feature_group_count": 1,
+        "precision": None,
+        "preferred_element_type": np.dtype(np.float64),
+        "stacked": False,
+        "input_size": x_shape[1:-1],
+        "window": kernel_shape[:-2],
+        **options,
+    }
+    x, kernel = normal(x_shape, 0, dtype=np.float64), normal(kernel_shape, 1, dtype=np.float64)
+    y = normal(conv_spec(x, kernel, role="output", **static).output_shape, 2, dtype=np.float64)
+    operands = {"output": (x, kernel), "input": (y, kernel), "kernel": (x, y)}
+    return [(conv_spec(a, b, role=role, **static), a, b) for role, (a, b) in operands.items()]
 
 
-def add_counts(others: dict[str, dict[str, int]]) -> None:
-    """Adds what another process has counted."""
-    _asked.update(others["asked"])
-    _supported.update(others["supported"])
+def assert_equals_direct(method: Any, cases: list[tuple[ConvSpec, Any, Any]]) -> None:
+    with jax.enable_x64(True):
 
+        @jax.jit
+        def both(operands: list[tuple[Any, Any]]) -> list[tuple[jax.Array, jax.Array]]:
+            return [
+                (method.lower(a, b, spec), direct.lower(a, b, spec))
+                for (spec, _, _), (a, b) in zip(cases, operands, strict=True)
+            ]
 
-def _shares() -> dict[str, float]:
-    return {method: _supported[method] / _asked[method] for method in METHODS if _asked[method] >= _ENOUGH}
-
-
-def share_report() -> list[str]:
-    """One line for each method."""
-    fallen = fallen_shares()
-    return [
-        f"method {method}: {share:.0%} of {_asked[method]} drawn cases"
-        + (f", but it was {FLOORS[method]:.0%}: FAILED" if method in fallen else "")
-        for method, share in _shares().items()
-    ]
-
-
-def fallen_shares() -> list[str]:
-    """The methods that support fewer of the drawn cases than `FLOORS` says."""
-    return [method for method, share in _shares().items() if share < FLOORS.get(method, 0)]
+        for (spec, _, _), (result, expected) in zip(cases, both([(a, b) for _, a, b in cases]), strict=True):
+            assert result.shape == expected.shape == spec.result_shape
+            assert result.dtype == expected.dtype
+            np.testing.assert_allclose(result, expected, rtol=0, atol=1e-11 * np.abs(expected).max(), err_msg=str(spec))

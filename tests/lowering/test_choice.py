@@ -1,0 +1,112 @@
+"""Which method computes a convolution: what each supports, and what is chosen of those."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxcnn.lowering import choice
+from jaxcnn.lowering.spec import ConvSpec, conv_spec
+from support.methods import roles
+
+SHARES = {"direct": 1.0, "shift": 0.88, "matmul": 0.88, "winograd": 0.19, "fft": 0.88, "groups": 0.34}
+"""The least share of drawn convolutions that a method must support; raise it when a method learns more."""
+
+
+def drawn_spec(seed: int) -> ConvSpec:
+    """Returns a convolution of one to three axes, every third as in most networks: odd windows, one group, no steps."""
+    rng = np.random.default_rng(seed)
+    rank, plain = int(rng.integers(1, 4)), rng.integers(3) == 0
+
+    def ints(low: int, high: int) -> tuple[int, ...]:
+        return tuple(rng.integers(low, high + 1, rank).tolist())
+
+    ones = (1,) * rank
+    groups = 1 if plain else int(rng.integers(1, 5))
+    window = tuple(rng.choice([1, 3, 5], rank).tolist()) if plain else ints(1, 4)
+    dilates = not plain and rng.integers(5) == 0
+    x = (2, *ints(1, 8), groups * int(rng.integers(1, 3)))
+    kernel = (*window, x[-1] // groups, groups * int(rng.integers(1, 4)))
+    return conv_spec(
+        *(jax.ShapeDtypeStruct(shape, np.float32) for shape in (x, kernel)),
+        role="output",
+        stacked=False,
+        strides=ones if plain else ints(1, 3),
+        padding=tuple((2 * n, 2 * n) for n in window),  # enough for every window to fit
+        input_dilation=ints(1, 2) if dilates else ones,
+        kernel_dilation=ones if plain else ints(1, 2),
+        feature_group_count=groups,
+        precision=None,
+        preferred_element_type=np.dtype(np.float32),
+        input_size=None,
+        window=None,
+    )
+
+
+def test_each_method_supports_its_share_of_convolutions() -> None:
+    specs = [drawn_spec(seed) for seed in range(400)]
+    supported: Counter[str] = Counter()
+    for name, module in choice.METHODS.items():
+        supported[name] = sum(module.supports(spec) is None for spec in specs)
+    shares = {name: supported[name] / len(specs) for name in choice.METHODS}
+    assert {name: share for name, share in shares.items() if share < SHARES[name]} == {}
+
+
+def chosen(x_shape: tuple[int, ...], kernel_shape: tuple[int, ...], role: str, **options: Any) -> str:
+    spec = next(spec for spec, _, _ in roles(x_shape, kernel_shape, **options) if spec.role == role)
+    float32 = {name: np.dtype(np.float32) for name in ("lhs_dtype", "rhs_dtype", "out_dtype")}
+    return choice.choose(ConvSpec(**{**vars(spec), **float32}), "auto", "cpu").method
+
+
+def test_the_choice_on_cpu() -> None:
+    same = {"padding": ((1, 1), (1, 1))}
+    depthwise = {"feature_group_count": 32, **same}
+    assert [chosen((1, 14, 14, 32), (3, 3, 1, 32), role, **depthwise) for role in ("output", "input", "kernel")] == [
+        "shift"
+    ] * 3
+    large = {"feature_group_count": 8, "padding": ((15, 15), (15, 15))}
+    by_role = [chosen((1, 32, 32, 8), (31, 31, 1, 8), role, **large) for role in ("output", "input", "kernel")]
+    assert by_role == ["shift", "shift", "fft"]
+    larger = {"feature_group_count": 8, "padding": ((20, 20), (20, 20))}
+    assert chosen((1, 41, 41, 8), (41, 41, 1, 8), "output", **larger) == "fft"
+    assert chosen((1, 14, 14, 64), (3, 3, 16, 64), "kernel", feature_group_count=4, **same) == "shift"
+    grouped = {"feature_group_count": 2, "padding": ((2, 2), (2, 2))}
+    for role in ("output", "input", "kernel"):
+        assert chosen((1, 27, 27, 96), (5, 5, 48, 256), role, **grouped) == "groups"
+    assert chosen((1, 14, 14, 256), (3, 3, 128, 256), "kernel", exported=True, **grouped) == "matmul"
+    assert chosen((1, 14, 14, 64), (1, 1, 1, 64), "output", feature_group_count=64) == "shift"
+    assert chosen((1, 14, 14, 64), (1, 1, 16, 64), "output", feature_group_count=4) == "matmul"
+    assert chosen((1, 14, 14, 64), (1, 1, 64, 32), "output") == "matmul"
+    assert [chosen((4, 56, 56, 3), (1, 1, 3, 8), role) for role in ("output", "input")] == ["shift", "matmul"]
+    strided = {"strides": (2, 2), "padding": ((1, 1), (1, 1))}
+    assert chosen((8, 56, 56, 128), (4, 4, 128, 32), "input", **strided) == "matmul"
+    assert chosen((8, 56, 56, 64), (3, 3, 64, 128), "input", **strided) == "direct"
+    assert chosen((1, 224, 224, 3), (3, 3, 3, 64), "output", **same) == "shift"
+    assert chosen((1, 35, 35, 3), (3, 3, 3, 64), "output", **same) == "direct"
+    volume = {"padding": ((1, 1),) * 3}
+    for role in ("output", "input"):
+        assert chosen((2, 16, 16, 16, 32), (3, 3, 3, 32, 32), role, **volume) == "matmul"
+    column = {"padding": ((1, 1), (0, 0))}
+    assert chosen((8, 56, 56, 64), (3, 1, 64, 192), "kernel", **column) == "matmul"
+    assert chosen((8, 56, 56, 64), (3, 1, 64, 16), "kernel", **column) == "direct"
+    assert chosen((8, 28, 28, 128), (3, 3, 128, 128), "kernel", **same) == "direct"
+    assert chosen((1, 56, 56, 64), (3, 3, 64, 64), "output", **same) == "winograd"
+    assert chosen((1, 56, 56, 64), (3, 3, 64, 64), "output", precision="highest", **same) != "winograd"
+    assert chosen((1, 28, 28, 512), (3, 3, 512, 512), "output", **same) == "winograd"
+    assert chosen((1, 7, 7, 512), (3, 3, 512, 512), "output", **same) == "direct"
+    assert chosen((1, 56, 56, 64), (3, 3, 64, 64), "output", exported=True, **same) == "direct"
+
+
+def test_windows_larger_than_the_image_are_left_to_products() -> None:
+    same = {"padding": ((1, 1), (1, 1))}
+    for exported in (False, True):
+        for role in ("output", "input"):
+            assert chosen((8, 2, 2, 64), (3, 3, 64, 64), role, exported=exported, **same) == "matmul"
+    assert chosen((8, 2, 2, 64), (3, 3, 64, 64), "output", strides=(2, 2), **same) == "matmul"
+    assert chosen((8, 2, 9, 64), (3, 3, 64, 64), "output", **same) == "direct"  # larger along one axis only
+    assert chosen((8, 2, 2, 16), (3, 3, 16, 16), "output", **same) == "direct"  # so few products are as fast
+    assert chosen((8, 2, 2, 64), (3, 3, 64, 64), "kernel", padding=((3, 3), (3, 3))) == "matmul"
+    assert chosen((4, 30, 64), (41, 64, 64), "output", padding=((20, 20),)) == "matmul"
