@@ -194,7 +194,7 @@ def test_layers_beside_torch_are_measured_and_reported(tiny, tmp_path, capsys, s
     lines = capsys.readouterr().out.splitlines()
     first = lines[1].split()
     worst = beside_torch.short(spec_from_plain(records[1]["spec"])).split()
-    assert first == [tiny, "output", "2", "4.00", "8.00", *worst, "0.50", "0.25", *worst]
+    assert first == [tiny, "output", "2", "4.00", "5.00", "8.00", *worst, "0.50", "0.40", "0.25", *worst]
     assert lines[3].split() == ["all", "4", "3.46", "0.58"]
 
 

@@ -95,7 +95,7 @@ def records(
 
 
 def report(rows: list[dict[str, Any]], console: Any, statistic: str = "milliseconds", layers: bool = False) -> None:
-    """Prints a line for each family and role: geometric means, and the layers at which jaxcnn does worst.
+    """Prints a line for each family and role: geometric means, medians, and the layers at which jaxcnn does worst.
 
     Args:
       rows: the records.
@@ -105,7 +105,19 @@ def report(rows: list[dict[str, Any]], console: Any, statistic: str = "milliseco
     """
     from rich.table import Table
 
-    names = ("family", "role", "layers", "jaxcnn/torch", "worst", "where", "lax/jaxcnn", "worst", "where")
+    names = (
+        "family",
+        "role",
+        "layers",
+        "jaxcnn/torch",
+        "median",
+        "worst",
+        "where",
+        "lax/jaxcnn",
+        "median",
+        "worst",
+        "where",
+    )
     table = Table(box=None, title_justify="left")
     for name in names:
         table.add_column(name, justify="left" if name in ("family", "role", "where") else "right", no_wrap=True)
@@ -120,16 +132,16 @@ def report(rows: list[dict[str, Any]], console: Any, statistic: str = "milliseco
                 if peer in row[statistic]
             ]
             if not pairs:
-                cells += ["", "", ""]
+                cells += [""] * 4
                 continue
-            mean = geometric_mean(ratio for ratio, _ in pairs)
+            mean, middle = (f(ratio for ratio, _ in pairs) for f in (geometric_mean, statistics.median))
             worst, where = max(pairs, key=lambda pair: pair[0])
             means[peer].append(mean)
-            turned = peer == "lax"
-            cells += [f"{1 / mean if turned else mean:.2f}", f"{1 / worst if turned else worst:.2f}", short(where)]
+            figures = [1 / figure if peer == "lax" else figure for figure in (mean, middle, worst)]
+            cells += [*(f"{figure:.2f}" for figure in figures), short(where)]
         table.add_row(*cells)
     total = geometric_mean(means["torch"]) if means["torch"] else float("nan")
-    table.add_row("all", "", str(len(rows)), f"{total:.2f}", "", "", f"{1 / geometric_mean(means['lax']):.2f}")
+    table.add_row("all", "", str(len(rows)), f"{total:.2f}", "", "", "", f"{1 / geometric_mean(means['lax']):.2f}")
     if layers:
         lines = Table(box=None)
         columns = ("family", "role", "layer", "million MACs", "jaxcnn ms", "torch ms", "lax ms", "jaxcnn/torch")
