@@ -291,7 +291,10 @@ def test_float64_stays_float64(rng):
     assert jaxcnn.conv(x.astype(np.float32), kernel.astype(np.float32)).dtype == np.float32
 
 
-@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int16, np.uint16, np.int32, np.uint32, np.bool_])
+MORE_INTEGERS = [pytest.param(dtype, marks=pytest.mark.slow) for dtype in (np.uint8, np.int16, np.uint32)]
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint16, np.int32, np.bool_, *MORE_INTEGERS])
 def test_integers_accumulate_in_32_bits(rng, dtype):
     x, kernel = rng.integers(0, 2, (2, 5, 5, 3)).astype(dtype), rng.integers(0, 2, (3, 3, 3, 2)).astype(dtype)
     if dtype is not np.bool_:

@@ -228,7 +228,7 @@ def test_the_gradient_of_a_window_with_nan_goes_to_the_first_nan():
     np.testing.assert_array_equal(gradient.ravel(), [0, 1, 0, 0])
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, np.float16])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, pytest.param(np.float16, marks=pytest.mark.slow)])
 def test_gradients_of_16_bit_floats(rng, dtype):
     x, kernel = jnp.asarray(normal((2, 6, 6, 4), rng), dtype), jnp.asarray(normal((3, 3, 2, 4), rng), dtype)
     options = {"strides": 2, "feature_group_count": 2}
