@@ -29,13 +29,13 @@ BUILT_FROM := pyproject.toml $(NATIVE_SOURCES)
 help:  ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*##/\1:/p' $(MAKEFILE_LIST) | awk -F': *' '{ printf "  make %-19s %s\n", $$1, $$2 }'
 
-demo: $(VENV)/.demo  ## Run trained networks plain, accelerated, and with small kernels
+demo: $(VENV)/.demo  ## Run trained networks with small kernels, and accelerated: less than two minutes
 	$(BIN)/jaxcnn demo $(ARGS)
 
-test: $(VENV)/.demo $(VENV)/.test  ## Run the tests, and every example in the documentation: 10 minutes
+test: $(VENV)/.demo $(VENV)/.test  ## Run the tests, and every example in the documentation (10 minutes)
 	$(BIN)/python $(PYTEST) -m "not slow" $(ARGS)
 
-test-slow: $(VENV)/.demo $(VENV)/.test  ## Run the slow tests too that `make test` leaves out
+test-slow: $(VENV)/.demo $(VENV)/.test  ## Run the tests that `make test` leaves out
 	$(BIN)/python $(PYTEST) -m slow $(ARGS)
 
 test-without-native: $(VENV)/.test  ## Run the tests of values again, without the native kernels

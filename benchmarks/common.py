@@ -9,6 +9,7 @@ class's `quick` in the place of its layers.
 import abc
 import dataclasses
 import importlib
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -49,6 +50,17 @@ def require(*names: str) -> None:
     for name in names:
         if not hasattr(jaxcnn, name):
             raise NotImplementedError(f"this commit has no jaxcnn.{name}")
+
+
+def processors() -> int:
+    """Returns the number of processors that this process may use, which is how many threads each library takes."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def keep_to_processors(count: int) -> None:
+    """Keeps this process to its first `count` processors, and libraries that are loaded later to as many threads."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:count])
 
 
 def native_available() -> bool:

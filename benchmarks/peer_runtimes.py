@@ -15,13 +15,12 @@ import numpy as np
 
 import jaxcnn
 
-from .common import array, native_available
+from .common import array, native_available, processors
 from .network_layers import OnnxLayers
 from .networks import Network
 from .timing import Program, program
 
 RUNTIMES = {"openvino": "OpenVINO", "onnxruntime": "ONNX Runtime"}
-THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 WITHOUT_LIBRARY = "without library"
 """Name of jaxcnn's column without the native library."""
 
@@ -54,7 +53,7 @@ def _onnxruntime(model: bytes, images: np.ndarray) -> Callable[[], np.ndarray]:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = THREADS, 1
+    options.intra_op_num_threads, options.inter_op_num_threads = processors(), 1
     # Its threads would look for work while others are measured.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
@@ -67,7 +66,7 @@ def _openvino(model: bytes, images: np.ndarray) -> Callable[[], np.ndarray]:
     import openvino
 
     options = {
-        "INFERENCE_NUM_THREADS": THREADS,
+        "INFERENCE_NUM_THREADS": processors(),
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_PRECISION_HINT": "f32",  # or it takes bfloat16 where the processor has it
     }

@@ -27,7 +27,7 @@ from . import peer_families, peer_layers, peer_networks, peer_runtimes
 from .choice.families import FAMILIES, family
 from .choice.families import ROLES as FAMILY_ROLES
 from .choice.layers import short
-from .common import native_available
+from .common import keep_to_processors, native_available, processors
 from .networks import NETWORKS
 from .peer_layers import GROUPS
 from .timing import Statistic, geometric_mean, torch_or_none
@@ -160,7 +160,9 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--json", help="also write the records to this file, as they come")
     parser.add_argument("--busy", action="store_true", help="best blocks in place of medians, where other programs run")
+    parser.add_argument("--threads", type=int, default=processors(), help="threads, and processors, of all libraries")
     options = parser.parse_args(arguments)
+    keep_to_processors(options.threads)
     statistic = min if options.busy else statistics.median
     if options.busy:  # read when PyTorch is imported
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -180,7 +182,7 @@ def main(arguments: list[str] | None = None) -> None:
     console.print(f"jaxcnn's native library is {'' if native_available() else 'not '}here")
     if NETWORKS_GROUP in chosen and "forward" in roles:
         for reason in peer_runtimes.missing().values():
-            console.print(reason)
+            console.print(reason, markup=False)  # it has brackets
     report(records, console)
 
 

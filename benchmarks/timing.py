@@ -45,13 +45,15 @@ def block_milliseconds(
     Args:
       functions: functions of no arguments, which wait for their results.
       seconds: time for all blocks.
-      hopeless: times of the fastest function's call from which a function has a single block of two calls.
+      hopeless: times of the fastest function's call from which a function has a single block of one or two calls.
       clock: seconds by which a call is timed; `time.process_time` leaves out what other programs take of a processor.
     """
-    once = {}
+    once: dict[str, float] = {}
     for name, function in functions.items():
-        function()
-        once[name] = min(_seconds(function, clock) for _ in range(2))
+        first = _seconds(function, clock)
+        # A first call is slower than the others, but not by so much.
+        slow = once and first > 4 * hopeless * min(once.values())
+        once[name] = first if slow else min(_seconds(function, clock) for _ in range(2))
     limit = hopeless * min(once.values())
     times = {name: [1e3 * call] if call > limit else [] for name, call in once.items()}
     functions = {name: function for name, function in functions.items() if not times[name]}

@@ -1,7 +1,8 @@
 """`fused_conv_p`: a convolution together with what follows it, which a method may apply before it stores its result.
 
-The equation holds its definition, the convolution and what follows as a jaxpr: derivatives and batching are those of
-this jaxpr, and so are the values wherever no method takes the epilogue over. A `Recipe` says what it amounts to.
+The equation holds its own definition: a jaxpr of the convolution and the operations that follow. Derivatives and
+batching are those of this jaxpr, and so are the values wherever no method takes the epilogue over. A `Recipe` says what
+the operations amount to.
 """
 
 from __future__ import annotations
@@ -47,12 +48,12 @@ def fusing_enabled() -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Epilogue:
-    """What is done to each result of a convolution: activation(result * scale[c] + bias[c] + residual).
+    """The epilogue of a convolution: y = activation(conv(x, kernel) * scale[c] + bias[c] + residual).
 
     Args:
-      has_scale: whether there is a factor for each output channel.
-      has_bias: whether there is a term for each output channel.
-      has_residual: whether an array of the result's shape is added.
+      has_scale: presence of a factor for each channel of the result.
+      has_bias: presence of a term for each channel of the result.
+      has_residual: presence of an array of the result's shape that is added.
       activation: one of `ACTIVATIONS`. A NaN stays one in all of them.
       alpha: factor of negative values in `"leaky_relu"`.
     """
@@ -70,15 +71,15 @@ Move = tuple[Ints, Ints] | Ints
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How an epilogue comes from the operands that follow the two of the convolution.
+    """A recipe makes an epilogue from the operands that a fused equation has beside the two of its convolution.
 
     Args:
-      steps: arithmetic by channel, in order: its name and the position of its operand, or a number. `"rsub"` is the
+      steps: pairs of an operation by channel and the position of its operand, or a number, in order. `"rsub"` is the
         operand minus the value.
       residual: position of the operand that is added whole, and the number of moves before it; or None.
-      moves: from the convolution's result as `conv_p` has it to the result, arithmetic aside.
-      activation: as in `Epilogue`.
-      alpha: as in `Epilogue`.
+      moves: reshapes and transpositions from the result of `conv_p` to that of the equation, in order.
+      activation: name, as in `Epilogue`.
+      alpha: number, as in `Epilogue`.
     """
 
     steps: tuple[tuple[str, int | float], ...]
@@ -88,7 +89,7 @@ class Recipe:
     alpha: float
 
     def by_channel(self, operands: Sequence[jax.Array], channels: int) -> tuple[jax.Array | None, jax.Array | None]:
-        """The factor and the term of each channel, (C,) in float32; None for a factor of 1 and a term of 0."""
+        """Returns the factor and the term of each channel, (C,) in float32, each None if there is none."""
         scale, bias = None, None
         for name, which in self.steps:
             value = _vector(which if isinstance(which, float) else operands[which], channels)
@@ -106,7 +107,7 @@ class Recipe:
         return scale, bias
 
     def residual_of(self, operands: Sequence[jax.Array]) -> jax.Array | None:
-        """The residual as the convolution's result lies in `conv_p`."""
+        """Returns the residual with the axes of the result of `conv_p`, or None."""
         if self.residual is None:
             return None
         position, count = self.residual
@@ -116,7 +117,7 @@ class Recipe:
         return value
 
     def moved(self, value: jax.Array) -> jax.Array:
-        """The convolution's result as the equation's lies."""
+        """Returns a result of `conv_p` with the axes of the equation's."""
         for move in self.moves:
             value = value.transpose(move) if _is_permutation(move) else value.reshape(move[1])
         return value
@@ -137,12 +138,12 @@ operands, and `recipe`."""
 
 
 def convolution_in(unfused: Any) -> JaxprEqn:
-    """The convolution of a fused equation."""
+    """Returns the equation of the convolution in the jaxpr of a fused equation."""
     return next(equation for equation in unfused.eqns if equation.primitive is conv_p)
 
 
 def _separate(*operands: Any, unfused: Any, recipe: Recipe) -> Any:
-    """The result, computed equation by equation."""
+    """Computes a fused equation operation by operation."""
     del recipe
     (result,) = jaxpr_as_fun(unfused)(*operands)
     return result
@@ -154,7 +155,7 @@ fused_conv_p.def_impl(_separate)
 @fused_conv_p.def_abstract_eval
 def _abstract(*operands: Any, unfused: Any, recipe: Recipe) -> Any:
     if list(operands) != list(unfused.in_avals):
-        # Such as in `shard_map`, where values vary over the mesh that did not where the function was traced.
+        # In `shard_map` values vary over the mesh that did not vary where the function was traced.
         unfused = jax.make_jaxpr(partial(_separate, unfused=unfused, recipe=recipe))(*operands)
     return unfused.out_avals[0]
 
@@ -188,15 +189,15 @@ ad.primitive_transposes[fused_conv_p] = _transpose
 
 
 def _with(values: Sequence[Any], places: Sequence[int], others: Sequence[Any]) -> list[Any]:
-    """The values, with others in some places."""
+    """Returns the values with others in some places."""
     replaced = dict(zip(places, others, strict=True))
     return [replaced.get(place, value) for place, value in enumerate(values)]
 
 
 def batched(operands: Sequence[Any], dims: Sequence[Any], **params: Any) -> Any:
-    """The closed jaxpr of a fused equation for a batch of operands, (B, ...) for its result.
+    """Returns the closed jaxpr of a fused equation for a batch of operands, with the batch first in its result.
 
-    The batching rule is where convolutions are found in jaxprs, since it fuses again.
+    The batching rule fuses again, so it stands beside the search for epilogues.
     """
     return jax.make_jaxpr(jax.vmap(partial(_separate, **params), tuple(dims)))(*operands)
 
@@ -215,7 +216,7 @@ mlir.register_lowering(fused_conv_p, _lower_on_cpu, platform="cpu")
 
 
 def _fused(unfused: Any, recipe: Recipe) -> Callable[..., jax.Array] | None:
-    """What computes a fused equation by the method that its convolution is given; None if that takes no epilogue."""
+    """Returns the function that computes a fused equation by its convolution's method; None if this has none."""
     equation = convolution_in(unfused)
     params = {name: value for name, value in equation.params.items() if name not in ("method", "sharding")}
     spec = conv_spec(*(variable.aval for variable in equation.invars), **params)

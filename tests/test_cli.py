@@ -99,7 +99,9 @@ def test_help(capsys, arguments):
     with pytest.raises(SystemExit) as exit_request:
         cli.main(arguments)
     assert exit_request.value.code == 0
-    assert "usage: jaxcnn" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "usage: jaxcnn" in printed
+    assert ("--full" in printed) == (arguments[0] == "demo")
 
 
 def test_missing_extra_names_the_command(capsys, monkeypatch):
@@ -222,7 +224,7 @@ def test_demo_command_writes_its_report(capsys, monkeypatch, tmp_path):
     """The command around a part that is replaced by something quick."""
     from jaxcnn.demo import digits, report
 
-    def quick(train, test, *, epochs, seed, bars):
+    def quick(train, test, *, epochs, seed, bars, **sizes):
         return report.Section("LeNet-5", f"{epochs} epochs, seed {seed}", figures=(("accuracy", "99%"),))
 
     monkeypatch.setattr(digits, "run_digits", quick)
@@ -236,8 +238,23 @@ def test_demo_command_writes_its_report(capsys, monkeypatch, tmp_path):
     assert "[report].html" in printed.replace("\n", "")
 
 
+@pytest.mark.parametrize("full", [False, True])
+def test_demo_options(monkeypatch, full):
+    asked = []
+    monkeypatch.setattr(run, "run_demo", asked.append)
+    arguments = ["--full"] if full else []
+    assert cli.main(["demo", *arguments]) == 0
+    assert asked == [run.DemoOptions(full=full)]
+    assert (
+        cli.main(["demo", *arguments, "--part", "edges", "--image", "x.png", "--long-side", "99", "--calibrate"]) == 0
+    )
+    assert asked[1] == run.DemoOptions(full=full, part="edges", image="x.png", long_side=99, calibrate=True)
+    assert cli.main(["demo", *arguments, "--share", "0.5", "--epochs", "3", "--seed", "2", "--output", "a.html"]) == 0
+    assert asked[2] == run.DemoOptions(full=full, share=0.5, epochs=3, seed=2, output="a.html")
+
+
 def test_what_any_part_lacks_is_told_before_work_begins(capsys, monkeypatch):
-    from jaxcnn.demo import DemoError, hed, lite0, naming
+    from jaxcnn.demo import DemoError, edges, hed, lite0
 
     def missing():
         raise DemoError("the weights are not installed")
@@ -245,10 +262,10 @@ def test_what_any_part_lacks_is_told_before_work_begins(capsys, monkeypatch):
     def too_early(*arguments, **options):
         raise AssertionError("a part has begun")
 
-    monkeypatch.setattr(lite0, "find_weights", lambda: None)
-    monkeypatch.setattr(lite0, "load_network", lambda path: {})
-    monkeypatch.setattr(hed, "find_weights", missing)
-    monkeypatch.setattr(naming, "run_naming", too_early)
+    monkeypatch.setattr(hed, "find_weights", lambda: None)
+    monkeypatch.setattr(hed, "load_network", lambda path: {})
+    monkeypatch.setattr(lite0, "find_weights", missing)
+    monkeypatch.setattr(edges, "run_edges", too_early)
     assert "the weights are not installed" in fails(capsys, "demo")
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 import math
 import multiprocessing
 import os
+from importlib.util import find_spec as util_find_spec
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +16,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from benchmarks import peer_families, peer_layers, peer_networks, peer_runtimes, peers
+from benchmarks import common, peer_families, peer_layers, peer_networks, peer_runtimes, peers
 from benchmarks.choice import families
 from benchmarks.common import relative_error
 from benchmarks.network_layers import draw
@@ -46,8 +48,19 @@ def _channels_last(tensor):
     return np.moveaxis(tensor.numpy(), 1, -1)
 
 
-@pytest.mark.parametrize("role", peers.ROLES)
-@pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: layer.name_and_shape)
+ALIKE = [LAYERS[index] for index in (3, 5, 7)]
+"""Layers whose gradients are those of another's kind."""
+
+
+@pytest.mark.parametrize(
+    ("layer", "role"),
+    [
+        pytest.param(layer, role, marks=pytest.mark.slow if role == "gradient" and layer in ALIKE else ())
+        for layer in LAYERS
+        for role in peers.ROLES
+    ],
+    ids=lambda value: getattr(value, "name_and_shape", value),
+)
 def test_layers_of_all_libraries_are_the_same(layer, role):
     calls, programs = peer_layers.functions(layer, role)
     assert set(programs) == {"jaxcnn", "lax"}
@@ -80,7 +93,7 @@ SMALL = {"Inception-v3": 75, "Xception": 35}
 """Images of few pixels after all strides, where 32 rows are not enough."""
 
 
-DEEP = {"ConvNeXt-T", "EfficientNet-B0", "Inception-v3", "ResNet-50", "Xception"}
+DEEP = {"ConvNeXt-T", "EfficientNet-B0", "Inception-v3", "MobileNetV2", "ResNet-50", "Xception"}
 """Networks that compile for long; the test of every layer's gradients holds all their kinds of layer."""
 
 
@@ -192,15 +205,44 @@ def test_a_network_is_measured_and_reported(role, monkeypatch):
     layer = Layer("layer", (1, 8, 8, 4), (3, 3), 0, 2, pool="max")
     monkeypatch.setattr(peers, "GROUPS", {"pool": [layer]})
     monkeypatch.setattr(peer_layers, "ceilings", lambda: (1e11, 1e10))
-    records = [*peers.measure_layers(["pool"], [role], 0.0), *peers.measure_networks(["tiny"], [1, 2], [role], 0.0)]
+    records = [*peers.measure_layers(["pool"], [role], 0.0), *peers.measure_networks(["tiny"], [2], [role], 0.0)]
     console = Console(file=io.StringIO(), width=200)
     peers.report(records, console)
     text = console.file.getvalue()
-    assert [record["layer"] for record in records] == ["layer 1x8x8x4", "tiny 1x8x8x3", "tiny 2x8x8x3"]
+    assert [record["layer"] for record in records] == ["layer 1x8x8x4", "tiny 2x8x8x3"]
     assert f"networks, {role}" in text
     assert text.count("geometric mean") == text.count("first / lax") == 2
     for column in ("lax ms", "/ lax", "jaxcnn MB", "roofline", "lax first s", "first / lax"):
         assert column in text
+
+
+def test_the_command_measures_writes_and_prints(monkeypatch, tmp_path, capsys):
+    kept = []
+    monkeypatch.setattr(peers, "keep_to_processors", kept.append)
+    monkeypatch.setitem(NETWORKS, "tiny", Network(_tiny, 0, 8))
+    monkeypatch.setattr(
+        peer_runtimes.importlib.util, "find_spec", lambda name: None if name == "openvino" else util_find_spec(name)
+    )
+    path = tmp_path / "peers.json"
+    options = {"group": "networks", "network": "tiny", "batch": 1, "role": "forward", "seconds": 0, "threads": 3}
+    peers.main([f"--{name}={value}" for name, value in {**options, "json": path}.items()])
+    (record,) = json.loads(path.read_text())
+    assert (record["group"], record["role"], record["layer"]) == ("networks", "forward", "tiny 1x8x8x3")
+    assert {"jaxcnn", "lax"} <= set(record["milliseconds"])
+    assert "openvino" not in record["milliseconds"]
+    assert kept == [3]
+    lines = capsys.readouterr().out.splitlines()
+    assert "OpenVINO is left out: openvino not installed (pip install 'jaxcnn[peers]')" in map(str.strip, lines)
+    assert any(line.startswith("jaxcnn's native library is") for line in lines)
+
+
+def test_a_process_keeps_to_its_first_processors(monkeypatch):
+    kept = []
+    monkeypatch.setattr(common.os, "sched_getaffinity", lambda process: {7, 3, 5}, raising=False)
+    monkeypatch.setattr(common.os, "sched_setaffinity", lambda process, chosen: kept.append(chosen), raising=False)
+    assert common.processors() == 3
+    common.keep_to_processors(2)
+    assert kept == [[3, 5]]
 
 
 def test_seeded_layers_are_measured_and_reported(monkeypatch):

@@ -228,7 +228,7 @@ def test_the_gradient_of_a_window_with_nan_goes_to_the_first_nan():
     np.testing.assert_array_equal(gradient.ravel(), [0, 1, 0, 0])
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, np.float16])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, pytest.param(np.float16, marks=pytest.mark.slow)])
 def test_gradients_of_16_bit_floats(rng, dtype):
     x, kernel = jnp.asarray(normal((2, 6, 6, 4), rng), dtype), jnp.asarray(normal((3, 3, 2, 4), rng), dtype)
     options = {"strides": 2, "feature_group_count": 2}
@@ -544,9 +544,14 @@ KINDS = ["conv", "conv_reflect", "conv_transpose", "max_pool", "sum_pool", "max_
 MORE_KINDS = ["conv_cropped", "depthwise_conv", "conv_transpose_chain", "avg_pool", "max_unpool", "global_avg_pool"]
 
 
-@pytest.mark.parametrize(
-    ("name", "check_vma"), [*((name, True) for name in KINDS + MORE_KINDS), *((name, False) for name in KINDS)]
-)
+def of_each_kind(first, second):
+    """Every function with the first value of an option, every kind with the second; most of them slow."""
+    every = [(name, first) for name in KINDS] + [("conv", second), ("max_pool", second)]
+    slow = [(name, first) for name in MORE_KINDS] + [(name, second) for name in KINDS]
+    return every + [pytest.param(*pair, marks=pytest.mark.slow) for pair in slow if pair not in every]
+
+
+@pytest.mark.parametrize(("name", "check_vma"), of_each_kind(True, False))
 def test_shard_map(name, check_vma):
     with_gradients, leaves, sharded, by = _losses(name)
     mesh = jax.make_mesh((4,), ("d",), axis_types=(AxisType.Auto,))
@@ -564,9 +569,7 @@ def test_shard_map(name, check_vma):
     jax.tree.map(lambda a, b: assert_close(a, b, 1e-5), result, jax.jit(with_gradients)(*leaves))
 
 
-@pytest.mark.parametrize(
-    ("name", "kind"), [*((name, "Explicit") for name in KINDS + MORE_KINDS), *((name, "Auto") for name in KINDS)]
-)
+@pytest.mark.parametrize(("name", "kind"), of_each_kind("Explicit", "Auto"))
 def test_meshes(name, kind):
     with_gradients, leaves, sharded, _ = _losses(name)
     expected = jax.jit(with_gradients)(*leaves)

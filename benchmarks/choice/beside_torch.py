@@ -26,7 +26,7 @@ import numpy as np
 
 from jaxcnn.lowering.spec import ConvSpec, Role, spec_from_plain, spec_to_plain
 
-from ..common import relative_error
+from ..common import keep_to_processors, relative_error
 from ..timing import block_milliseconds, geometric_mean, torch_or_none
 from .families import FAMILIES, ROLES, family, macs
 from .layers import jaxcnn_function, lax_function, operands, program, short
@@ -34,7 +34,7 @@ from .torch_layers import as_lax, torch_function
 
 THREADS = 2
 HOPELESS_RATIO = 8.0
-"""Times the fastest library's call from which a library is timed by two calls in place of blocks."""
+"""Times the fastest library's call from which a library is timed by one or two calls in place of blocks."""
 TOLERANCE = 1e-4
 """Largest relative error of jaxcnn's and PyTorch's results to lax's."""
 
@@ -95,7 +95,7 @@ def records(
 
 
 def report(rows: list[dict[str, Any]], console: Any, statistic: str = "milliseconds", layers: bool = False) -> None:
-    """Prints a line for each family and role: geometric means, and the layers at which jaxcnn does worst.
+    """Prints a line for each family and role: geometric means, medians, and the layers at which jaxcnn does worst.
 
     Args:
       rows: the records.
@@ -105,7 +105,19 @@ def report(rows: list[dict[str, Any]], console: Any, statistic: str = "milliseco
     """
     from rich.table import Table
 
-    names = ("family", "role", "layers", "jaxcnn/torch", "worst", "where", "lax/jaxcnn", "worst", "where")
+    names = (
+        "family",
+        "role",
+        "layers",
+        "jaxcnn/torch",
+        "median",
+        "worst",
+        "where",
+        "lax/jaxcnn",
+        "median",
+        "worst",
+        "where",
+    )
     table = Table(box=None, title_justify="left")
     for name in names:
         table.add_column(name, justify="left" if name in ("family", "role", "where") else "right", no_wrap=True)
@@ -120,16 +132,16 @@ def report(rows: list[dict[str, Any]], console: Any, statistic: str = "milliseco
                 if peer in row[statistic]
             ]
             if not pairs:
-                cells += ["", "", ""]
+                cells += [""] * 4
                 continue
-            mean = geometric_mean(ratio for ratio, _ in pairs)
+            mean, middle = (f(ratio for ratio, _ in pairs) for f in (geometric_mean, statistics.median))
             worst, where = max(pairs, key=lambda pair: pair[0])
             means[peer].append(mean)
-            turned = peer == "lax"
-            cells += [f"{1 / mean if turned else mean:.2f}", f"{1 / worst if turned else worst:.2f}", short(where)]
+            figures = [1 / figure if peer == "lax" else figure for figure in (mean, middle, worst)]
+            cells += [*(f"{figure:.2f}" for figure in figures), short(where)]
         table.add_row(*cells)
     total = geometric_mean(means["torch"]) if means["torch"] else float("nan")
-    table.add_row("all", "", str(len(rows)), f"{total:.2f}", "", "", f"{1 / geometric_mean(means['lax']):.2f}")
+    table.add_row("all", "", str(len(rows)), f"{total:.2f}", "", "", "", f"{1 / geometric_mean(means['lax']):.2f}")
     if layers:
         lines = Table(box=None)
         columns = ("family", "role", "layer", "million MACs", "jaxcnn ms", "torch ms", "lax ms", "jaxcnn/torch")
@@ -169,8 +181,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.busy:  # read when PyTorch is imported
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    if hasattr(os, "sched_setaffinity"):  # XLA takes as many threads as there are processors
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.threads])
+    keep_to_processors(options.threads)
     # With one thread, the time that the processor spends on a call is what it takes on a machine that is not busy.
     clock = time.process_time if options.busy and options.threads == 1 else time.perf_counter
     rows: list[dict[str, Any]] = []

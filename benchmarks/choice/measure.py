@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import sys
 import time
@@ -23,13 +22,13 @@ from jaxcnn.lowering import table
 from jaxcnn.lowering.choice import METHODS
 from jaxcnn.lowering.spec import ConvSpec, Role, spec_to_plain
 
-from ..common import native_available
+from ..common import keep_to_processors, native_available, processors
 from ..timing import block_milliseconds
 from .families import FAMILIES, ROLES, family
 from .layers import operands, program
 
 HOPELESS_RATIO = 8.0
-"""Times the fastest method's call from which a method is timed by two calls in place of blocks."""
+"""Times the fastest method's call from which a method is timed by one or two calls in place of blocks."""
 MAX_EQUATIONS = 1000
 """Most equations of a method's program: one of more takes seconds to compile, and no one would choose it."""
 BY_CHANNEL = "fft"
@@ -64,15 +63,18 @@ def method_calls(spec: ConvSpec, seconds: float) -> dict[str, Callable[[], Any]]
     return calls
 
 
-def measure(spec: ConvSpec, seconds: float, limit: float) -> dict[str, dict[str, float]]:
+def measure(
+    spec: ConvSpec, seconds: float, limit: float, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, dict[str, float]]:
     """Returns the median and the best milliseconds of a layer by method.
 
     Args:
       spec: the layer.
       seconds: time for the blocks of all methods.
       limit: wall time after which no other method is compiled.
+      clock: seconds by which a call is timed.
     """
-    blocks = block_milliseconds(method_calls(spec, limit), seconds, HOPELESS_RATIO)
+    blocks = block_milliseconds(method_calls(spec, limit), seconds, HOPELESS_RATIO, clock)
     return {
         "milliseconds": {name: round(statistics.median(times), 5) for name, times in blocks.items()},
         "best_milliseconds": {name: round(min(times), 5) for name, times in blocks.items()},
@@ -120,7 +122,11 @@ def work(names: Sequence[str], roles: Sequence[Role], seed: int, count: int) -> 
 
 
 def records(
-    layers: Sequence[tuple[str, ConvSpec]], done: Sequence[dict[str, Any]], seconds: float, limit: float
+    layers: Sequence[tuple[str, ConvSpec]],
+    done: Sequence[dict[str, Any]],
+    seconds: float,
+    limit: float,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Iterator[dict[str, Any]]:
     """A record for each layer that is not done."""
     from rich.console import Console
@@ -129,7 +135,7 @@ def records(
     known = {json.dumps(layer["spec"]) for layer in done}
     rest = [(name, spec) for name, spec in layers if json.dumps(spec_to_plain(spec)) not in known]
     for name, spec in track(rest, "Measuring layers", console=Console(stderr=True)) if rest else ():
-        yield {"family": name, "spec": spec_to_plain(spec), **measure(spec, seconds, limit)}
+        yield {"family": name, "spec": spec_to_plain(spec), **measure(spec, seconds, limit, clock)}
         jax.clear_caches()
 
 
@@ -145,14 +151,19 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--limit", type=float, default=20.0, help="seconds after which a layer's methods compile no more"
     )
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="processors to use")
+    parser.add_argument("--threads", type=int, default=processors(), help="processors to use")
+    parser.add_argument(
+        "--busy",
+        action="store_true",
+        help="where other programs run: with --threads 1, processor time in place of time",
+    )
     options = parser.parse_args(arguments)
-    if hasattr(os, "sched_setaffinity"):  # XLA takes as many threads as there are processors
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.threads])
-    head = header(options.seed) | {"threads": options.threads}
+    keep_to_processors(options.threads)
+    clock = "process_time" if options.busy and options.threads == 1 else "perf_counter"
+    head = header(options.seed) | {"threads": options.threads, "clock": clock}
     layers = read(options.output, head)
     chosen = work(options.family or list(FAMILIES), options.role or list(ROLES), options.seed, options.count)
-    for record in records(chosen, layers, options.seconds, options.limit):
+    for record in records(chosen, layers, options.seconds, options.limit, getattr(time, clock)):
         layers.append(record)
         write(options.output, head, layers)
 

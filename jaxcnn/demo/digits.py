@@ -1,6 +1,6 @@
-"""Part b of the demo: LeNet-5 on real digits, its 5x5 kernels replaced by smaller ones and trained a little further."""
+"""The demo's third part: LeNet-5 on real digits, its 5x5 kernels replaced by smaller ones and trained further."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,9 +15,9 @@ from jaxcnn.demo import lenet, timing
 from jaxcnn.demo.chains import separable_shapes, stack_shapes, widest_within
 from jaxcnn.demo.images import to_png
 from jaxcnn.demo.network import Layer, plain_convolution
-from jaxcnn.demo.report import Picture, Section, Table
+from jaxcnn.demo.report import Picture, Section, Table, steps
 
-#: The scheme that makes each of the networks with small kernels.
+#: What stands in the place of a 5x5 kernel, and the scheme of `jaxcnn.substitute` that makes it.
 SCHEMES = {"3x3 after 3x3": "stack", "1x5 after 5x1": "separable"}
 
 #: The share of the convolutions' MACs that small kernels may take. At 0.65 the first kernel stays dense for some seeds.
@@ -26,8 +26,6 @@ SHARE = 0.5
 #: The dense network once more, through jaxcnn.
 EXACT = "dense, jaxcnn.conv"
 
-#: Passes over the training digits after the substitution. The dense network gets them too, to be fair.
-FINE_TUNING_EPOCHS = 3
 TIMED_BATCH = 256
 TEST_SHARE = 0.2
 
@@ -35,8 +33,8 @@ DEFINITIONS = (
     (
         "Test accuracy",
         "The share of the test digits, none of which was trained on, that the network reads correctly: 'as "
-        f"substituted' right after the kernels are replaced, 'fine-tuned' after {FINE_TUNING_EPOCHS} more passes "
-        "over the training digits. The dense network gets these passes too.",
+        "substituted' right after the kernels are replaced, 'fine-tuned' after some more passes over the training "
+        "digits. The dense network gets these passes too.",
     ),
 )
 
@@ -54,15 +52,21 @@ def widest_saving(name: str, chain: Callable[..., jaxcnn.KernelChain]) -> int:
     return widest_within(lambda width: lenet.convolution_macs(name, chain(shape, width)), dense - 1)
 
 
-def substitute(network: lenet.Network, images: Any, scheme: str, seed: int) -> dict[str, Layer]:
-    """The network with its 5x5 kernels replaced by chains of one scheme, within the share of the MACs.
+def substitute(
+    network: lenet.Network,
+    images: Any,
+    scheme: str,
+    seed: int,
+    progress: Callable[[float, float], None] | bool = False,
+) -> dict[str, Layer]:
+    """Returns the network with its 5x5 kernels replaced by chains of one scheme, within the share of the MACs.
 
     The chains are fitted to the responses to one half of the images, and verified on the other.
     """
     scores = partial(lenet.scores, convolution=plain_convolution)
     fitted, others = jnp.split(jnp.asarray(images), 2)
     params: dict[str, Layer] = jaxcnn.substitute(
-        scores, dict(network), others, macs=SHARE, calibration=fitted, schemes=scheme, seed=seed
+        scores, dict(network), others, macs=SHARE, calibration=fitted, schemes=scheme, seed=seed, progress=progress
     ).params
     return params
 
@@ -72,18 +76,24 @@ def run_digits(
     test: lenet.Digits,
     *,
     epochs: int,
+    fine_tuning_epochs: int,
     seed: int,
     bars: rich.progress.Progress,
+    small_kernels: Sequence[str] = tuple(SCHEMES),
+    calibration_images: int = 256,
     rounds: int = 9,
 ) -> Section:
-    """Train LeNet-5, replace its 5x5 kernels in two ways, fine-tune, and report accuracy, cost and time.
+    """Trains LeNet-5, replaces its 5x5 kernels in some ways, fine-tunes, and reports accuracy, cost and time.
 
     Args:
       train: digits to train on.
       test: digits to measure the accuracy on.
       epochs: passes over the training digits for the dense network.
-      seed: of the first weights and of the order of training.
+      fine_tuning_epochs: passes after the substitution, for each of the networks.
+      seed: seed for the first weights and the order of training.
       bars: where progress is shown.
+      small_kernels: names of `SCHEMES`, each of which makes a network.
+      calibration_images: training digits to whose responses the small kernels are fitted.
       rounds: blocks of calls for each timing.
     """
 
@@ -99,18 +109,16 @@ def run_digits(
         )
 
     dense = trained(lenet.initialize(seed), "Training LeNet-5", epochs, 2e-3)
-    task = bars.add_task("Fitting small kernels", total=len(SCHEMES))
     networks = {"dense 5x5": dense}
-    seen = np.resize(train.images, (2 * TIMED_BATCH, 28, 28, 1))
-    for name, scheme in SCHEMES.items():
-        networks[name] = substitute(dense, seen, scheme, seed)
-        bars.advance(task)
+    calibration = np.resize(train.images, (2 * calibration_images, 28, 28, 1))
+    for name in small_kernels:
+        with steps(bars, f"Fitting {name}") as progress:
+            networks[name] = substitute(dense, calibration, SCHEMES[name], seed, progress)
     substituted = {name: lenet.accuracy(network, test) for name, network in networks.items()}
     tuned = {
-        name: trained(network, f"Fine-tuning {name}", FINE_TUNING_EPOCHS, 1e-3) for name, network in networks.items()
+        name: trained(network, f"Fine-tuning {name}", fine_tuning_epochs, 1e-3) for name, network in networks.items()
     }
 
-    task = bars.add_task(f"Timing a batch of {TIMED_BATCH}", total=rounds)
     images = jnp.asarray(np.resize(test.images, (TIMED_BATCH, 28, 28, 1)))
     plain, chained = jax.jit(partial(lenet.scores, convolution=plain_convolution)), jax.jit(lenet.scores)
     calls = {
@@ -118,7 +126,9 @@ def run_digits(
     }
     # What of the gain is the exact layer's, computed better, and not the small kernels'.
     calls[EXACT] = partial(chained, tuned["dense 5x5"], images)
-    seconds = timing.compare(calls, rounds=rounds, after_round=lambda: bars.advance(task))
+    timing.compile_all(calls, bars, "the networks")
+    task = bars.add_task(f"Timing a batch of {TIMED_BATCH}", total=rounds)
+    seconds = timing.compare(calls, rounds=rounds, compiled=True, after_round=lambda: bars.advance(task))
 
     final = {name: lenet.accuracy(network, test) for name, network in tuned.items()}
     results = _result_table(tuned, substituted, final, seconds)
@@ -129,7 +139,7 @@ def run_digits(
             f"LeNet-5 trained for {epochs} epochs on {len(train.labels):,} real handwritten digits and tested on "
             f"{len(test.labels):,} others; then its 5x5 kernels are replaced by smaller ones in a row, fitted to "
             f"their responses by jaxcnn.substitute within {SHARE:.0%} of the convolutions' MACs, and each network "
-            f"is trained {FINE_TUNING_EPOCHS} epochs further."
+            f"is trained further: {fine_tuning_epochs} more passes over the digits."
         ),
         figures=(
             ("LeNet-5, same kernels by jaxcnn: times faster", f"{base / seconds[EXACT]:.2f}x"),
@@ -154,6 +164,8 @@ def _width_table(networks: Mapping[str, lenet.Network]) -> Table:
             ("3x3 after 3x3", stack_shapes, "F", 9 * (channels + outputs)),
             ("1x5 after 5x1", separable_shapes, "R", 5 * (channels + outputs)),
         ):
+            if scheme not in networks:
+                continue
             kernel = networks[scheme][name].kernel
             replaced = isinstance(kernel, jaxcnn.KernelChain)
             used = f"{symbol} = {kernel.kernels[0].shape[-1]}" if replaced else "dense"
@@ -206,7 +218,7 @@ def _result_table(
     rows = [row(name, name) for name in tuned]
     rows.insert(1, row(EXACT, "dense 5x5"))
     return Table(
-        f"Three networks, a batch of {TIMED_BATCH} timed",
+        f"The networks, a batch of {TIMED_BATCH} timed",
         (
             "kernels",
             "accuracy as\nsubstituted",
@@ -241,6 +253,6 @@ def _misread(networks: Mapping[str, lenet.Network], test: lenet.Digits, most: in
     every = int(np.all(list(wrong.values()), axis=0).sum())
     caption = (
         f"Test digits that at least one network misreads ({len(rows)} of {len(test.labels):,}; the first "
-        f"{len(shown)} shown). Misread by {counts}; by all three {every}."
+        f"{len(shown)} shown). Misread by {counts}; by all of them {every}."
     )
     return (Picture(caption, to_png(np.kron(picture, np.ones((3, 3), picture.dtype)))),)

@@ -1,10 +1,11 @@
-"""Part a of the demo: VGG-16 looking at a photograph, before and after its 3x3 kernels become separable pairs."""
+"""The demo's first part: VGG-16 looking at a photograph, before and after its 3x3 kernels become separable pairs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import jax
 import numpy as np
+import rich.markup
 import rich.progress
 from scipy import ndimage
 
@@ -12,7 +13,7 @@ import jaxcnn
 from jaxcnn.demo import hed, timing
 from jaxcnn.demo.images import load_image, to_png
 from jaxcnn.demo.network import plain_convolution
-from jaxcnn.demo.report import Picture, Section, Table
+from jaxcnn.demo.report import Picture, Section, Table, steps
 
 #: Photographs to whose responses the pairs may be fitted.
 CALIBRATION = ("astronaut", "chelsea", "coffee", "rocket", "motorcycle", "retina")
@@ -56,17 +57,24 @@ def relative_error(after: np.ndarray, before: np.ndarray) -> float:
 
 
 def find_pairs(
-    network: hed.Network, x: jax.Array, share: float, *, calibration: Sequence[jax.Array], seed: int
+    network: hed.Network,
+    x: jax.Array,
+    share: float,
+    *,
+    calibration: Sequence[jax.Array],
+    seed: int,
+    progress: Callable[[float, float], None] | bool = False,
 ) -> jaxcnn.Substitution:
-    """The edge detector with the 3x3 kernels of VGG-16 replaced by pairs of 3x1 and 1x3 kernels.
+    """Returns the edge detector with the 3x3 kernels of VGG-16 replaced by pairs of 3x1 and 1x3 kernels.
 
     Args:
       network: the dense layers.
       x: preprocessed photograph, on which the result is verified.
-      share: of the multiply-accumulates of all convolutions that may stay.
+      share: share of the multiply-accumulates of all convolutions that may stay.
       calibration: preprocessed photographs to whose responses the pairs are fitted; if there are none, they are fitted
         to the weights.
-      seed: of the places where responses are taken.
+      seed: seed for the places where responses are taken.
+      progress: as `jaxcnn.substitute` takes it.
     """
     return jaxcnn.substitute(
         partial(hed.edge_map, convolution=plain_convolution),
@@ -77,6 +85,7 @@ def find_pairs(
         schemes="separable",
         skip=("side", "fuse"),
         seed=seed,
+        progress=progress,
     )
 
 
@@ -96,7 +105,9 @@ def run_edges(
     bars: rich.progress.Progress,
     rounds: int = 5,
 ) -> Section:
-    """Run the edge detector dense and with separable pairs, and report speed, error and pictures.
+    """Runs the edge detector dense and with separable pairs, and reports speed, error and pictures.
+
+    The times of the dense network are printed above the bars as soon as they are known.
 
     Args:
       photograph: uint8 RGB, (height, width, 3).
@@ -104,31 +115,28 @@ def run_edges(
       name: what the photograph is called in the report.
       share: the share of the multiply-accumulates that the network may keep, in (0, 1].
       calibrate: whether to fit the pairs to the responses to other photographs, which takes minutes.
-      seed: of the places where responses are taken.
+      seed: seed for the places where responses are taken.
       bars: where progress is shown.
       rounds: blocks of calls for each timing.
     """
     height, width = photograph.shape[:2]
     x = hed.preprocess(photograph)
-    photographs = calibration_photographs(name) if calibrate else []
-    label = "Fitting pairs of kernels to responses" if calibrate else "Finding pairs of kernels"
-    task = bars.add_task(label, total=None)
-    found = find_pairs(network, x, share, calibration=photographs, seed=seed)
-    bars.update(task, total=1, completed=1)
-
     dense_map = jax.jit(partial(hed.edge_map, convolution=plain_convolution))
-    exact_map, pair_map = jaxcnn.accelerate(hed.edge_map), jaxcnn.accelerate(found.apply)
+    exact_map = jaxcnn.accelerate(hed.edge_map)
+    calls = {"before": lambda: dense_map(network, x), "exact": lambda: exact_map(network, x)}
+    _, results = timing.compile_all(calls, bars, "the edge detector")
+    bars.console.print(_first_result(name, timing.compare(calls, rounds=2, compiled=True)), highlight=False)
+
+    photographs = calibration_photographs(name) if calibrate else []
+    with steps(bars, "Fitting pairs to responses" if calibrate else "Finding pairs of kernels") as progress:
+        found = find_pairs(network, x, share, calibration=photographs, seed=seed, progress=progress)
+
+    pair_map = jaxcnn.accelerate(found.apply)
+    calls["after"] = lambda: pair_map(found.params, x)
+    results |= timing.compile_all({"after": calls["after"]}, bars, "the pairs")[1]
     task = bars.add_task("Timing the whole network", total=rounds)
-    whole = timing.compare(
-        {
-            "before": lambda: dense_map(network, x),
-            "exact": lambda: exact_map(network, x),
-            "after": lambda: pair_map(found.params, x),
-        },
-        rounds=rounds,
-        after_round=lambda: bars.advance(task),
-    )
-    before, after = np.asarray(dense_map(network, x)), np.asarray(pair_map(found.params, x))
+    whole = timing.compare(calls, rounds=rounds, compiled=True, after_round=lambda: bars.advance(task))
+    before, after = np.asarray(results["before"]), np.asarray(results["after"])
 
     error = relative_error(after, before)
     masks = before > EDGE_THRESHOLD, after > EDGE_THRESHOLD
@@ -163,6 +171,15 @@ def run_edges(
     )
 
 
+def _first_result(name: str, seconds: Mapping[str, float]) -> str:
+    """Returns what is known before any kernel is replaced, as rich's markup."""
+    before, exact = seconds["before"], seconds["exact"]
+    return (
+        f"[bold]Edges in {rich.markup.escape(name)}[/bold], dense kernels: {1e3 * before:.0f} ms a call in jax.lax, "
+        f"{1e3 * exact:.0f} ms through jaxcnn.accelerate ({before / exact:.1f}x). Now with small kernels:"
+    )
+
+
 def _layer_table(report: jaxcnn.Report, whole: Mapping[str, float]) -> Table:
     """One row for each layer, then the network run as a whole."""
     rows: list[tuple[str, ...]] = []
@@ -176,12 +193,12 @@ def _layer_table(report: jaxcnn.Report, whole: Mapping[str, float]) -> Table:
                 row.name.removesuffix("/kernel"),
                 f"{'x'.join(map(str, window))} {channels}->{features}",
                 str(row.rank or "dense"),
-                f"{row.macs_before / 1e6:,.0f}",
-                f"{row.macs_after / 1e6:,.0f}",
+                f"{row.macs_before / 1e6:,.1f}",
+                f"{row.macs_after / 1e6:,.1f}",
                 *times,
             )
         )
-    macs = f"{report.macs_before / 1e6:,.0f}", f"{report.macs_after / 1e6:,.0f}"
+    macs = f"{report.macs_before / 1e6:,.1f}", f"{report.macs_after / 1e6:,.1f}"
     before, after = whole["before"], whole["after"]
     rows.append(("network", "", "", *macs, f"{1e3 * before:.2f}", f"{1e3 * after:.2f}", f"{before / after:.2f}x"))
     told = [row for row in report.rows if row.reason and not row.name.startswith(("side", "fuse"))]

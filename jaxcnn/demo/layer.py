@@ -188,8 +188,9 @@ def run_layer(
         links = tuple(random(link.shape) for link in candidate.chain.kernels)
         chain = jaxcnn.KernelChain(links, candidate.chain.feature_group_counts)
         calls[candidate.name] = partial(chained, x, chain)
+    timing.compile_all(calls, bars, "each way")
     task = bars.add_task("Timing", total=rounds)
-    seconds = timing.compare(calls, rounds=rounds, after_round=lambda: bars.advance(task))
+    seconds = timing.compare(calls, rounds=rounds, compiled=True, after_round=lambda: bars.advance(task))
 
     dense_words = _times(layer.window)
     dense_cost = layer.cost(layer.kernel_shape)

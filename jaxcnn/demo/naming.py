@@ -1,10 +1,9 @@
-"""The demo's first part: EfficientNet-Lite0 names a photograph, as it is written in plain JAX and accelerated.
+"""The demo's second part: EfficientNet-Lite0 names a photograph, as it is written in plain JAX and accelerated.
 
-`jaxcnn.accelerate` goes around a function that knows nothing of jaxcnn, and around its training gradient.  Beside
-that stands a substitution that is measured whichever way it falls: the depthwise 5x5 kernels as pairs of 5x1 and 1x5.
+`jaxcnn.accelerate` goes around a function that knows nothing of jaxcnn, and around its training gradient.  The longer
+form adds a substitution that gains nothing, and says so: the depthwise 5x5 kernels as pairs of 5x1 and 1x5.
 """
 
-import time
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,12 @@ import sklearn.datasets
 
 import jaxcnn
 from jaxcnn.demo import images, lite0, pairs, timing
-from jaxcnn.demo.report import Picture, Section, Table
+from jaxcnn.demo.report import Picture, Section, Table, steps
 
 #: The photograph named, unless the user has another.
 DEFAULT = "coffee"
 
-#: Photographs that come with scikit-image, on which the dense network and its pairs are compared.
+#: Photographs that come with scikit-image and are named too.
 PHOTOGRAPHS = ("coffee", "chelsea", "motorcycle", "rocket", "astronaut", "camera")
 
 #: Others of scikit-image, to whose responses the pairs are fitted, and two of scikit-learn.
@@ -54,7 +53,7 @@ DEFINITIONS = (
 
 
 def load_photographs(name: str | None, *, long_side: int) -> dict[str, np.ndarray]:
-    """The photograph to name, or the default, and after it the others to compare on.
+    """Returns the photograph to name, or the default, and after it the others.
 
     Raises:
       DemoError: if there is no such picture, or it cannot be read as one.
@@ -87,49 +86,48 @@ def run_naming(
     bars: rich.progress.Progress,
     rounds: int = 9,
     seed: int = 0,
+    with_pairs: bool = False,
 ) -> Section:
-    """Name the first photograph plain and accelerated, and all of them dense and with pairs; report answers and times.
+    """Names the first photograph plain and accelerated, and reports answers and times.
 
     Args:
       photographs: name to uint8 RGB of shape (height, width, 3).
       network: the layers, from `lite0.load_network`.
       bars: where progress is shown.
       rounds: blocks of calls for each timing of the forward pass; a third of them for the gradient, which is slow.
-      seed: of the parts of photographs to which the pairs are fitted.
+      seed: seed for the parts of photographs to which the pairs are fitted.
+      with_pairs: whether to replace the depthwise 5x5 kernels by pairs too, and to name all photographs with them.
     """
     name, photograph = next(iter(photographs.items()))
     squares = {other: lite0.central_square(pixels) for other, pixels in photographs.items()}
     inputs = {other: lite0.preprocess(square) for other, square in squares.items()}
     x = inputs[name]
-    task = bars.add_task("Fitting pairs of kernels to responses", total=None)
-    of_weights = pairs.find_pairs(network, x, calibration=(), seed=seed)
-    fitted = pairs.find_pairs(network, x, calibration=calibration_photographs(photographs), seed=seed)
-    bars.update(task, total=1, completed=1)
-
-    paired = jaxcnn.accelerate(fitted.apply)
     plain, accelerated = jax.jit(lite0.class_scores), jaxcnn.accelerate(lite0.class_scores)
     forward = {
         PLAIN: lambda: plain(network, x),
         ACCELERATED: lambda: accelerated(network, x),
-        PAIRS: lambda: paired(fitted.params, x),
     }
-    first, seconds = _measure("network", forward, rounds, bars)
-    probabilities = {way: np.asarray(jax.nn.softmax(call())[0]) for way, call in forward.items()}
+    first, seconds, scores = _measure("the network", forward, rounds, bars)
+    probabilities = {way: np.asarray(jax.nn.softmax(score)[0]) for way, score in scores.items()}
 
-    label = jnp.argmax(plain(network, x), axis=-1)
+    label = jnp.argmax(scores[PLAIN], axis=-1)
     gradient = jax.grad(lite0.cross_entropy)
     plain_gradient, accelerated_gradient = jax.jit(gradient), jaxcnn.accelerate(gradient)
     backward = {
         PLAIN: lambda: plain_gradient(network, x, label),
         ACCELERATED: lambda: accelerated_gradient(network, x, label),
     }
-    first_gradient, seconds_gradient = _measure("gradient", backward, -(-rounds // 3), bars)
+    first_gradient, seconds_gradient, gradients = _measure("the gradient", backward, -(-rounds // 3), bars)
 
-    def named(f: Callable[..., Any], layers: Any) -> dict[str, np.ndarray]:
-        return {other: np.asarray(jax.nn.softmax(f(layers, seen)[0])) for other, seen in inputs.items()}
-
-    dense = named(accelerated, network)
-    with_pairs = named(jax.jit(of_weights.apply), of_weights.params), named(paired, fitted.params)
+    dense = _named(accelerated, network, inputs)
+    tables = [_answer_table(name, probabilities), _time_table((first, seconds), (first_gradient, seconds_gradient))]
+    if with_pairs:
+        calibration = calibration_photographs(photographs)
+        tables.append(
+            _compare_pairs(
+                network, inputs, dense, forward[ACCELERATED], calibration, bars=bars, rounds=rounds, seed=seed
+            )
+        )
 
     height, width = photograph.shape[:2]
     return Section(
@@ -152,31 +150,56 @@ def run_naming(
             ),
             (
                 "Relative difference of the gradient",
-                f"{relative_difference(backward[ACCELERATED](), backward[PLAIN]()):.1e}",
+                f"{relative_difference(gradients[ACCELERATED], gradients[PLAIN]):.1e}",
             ),
         ),
         pictures=tuple(
             Picture(f"{other}: {_answer(dense[other])}", images.to_png(square)) for other, square in squares.items()
         ),
-        tables=(
-            _answer_table(name, probabilities),
-            _time_table((first, seconds), (first_gradient, seconds_gradient)),
-            _pair_table(dense, with_pairs, seconds, fitted.report.macs),
-        ),
+        tables=tuple(tables),
     )
+
+
+def _named(f: Callable[..., Any], layers: Any, inputs: Mapping[str, jax.Array]) -> dict[str, np.ndarray]:
+    """Returns the probabilities of each photograph's classes."""
+    return {name: np.asarray(jax.nn.softmax(f(layers, x)[0])) for name, x in inputs.items()}
+
+
+def _compare_pairs(
+    network: lite0.Network,
+    inputs: Mapping[str, jax.Array],
+    dense: Mapping[str, np.ndarray],
+    accelerated: Callable[[], Any],
+    calibration: list[np.ndarray],
+    *,
+    bars: rich.progress.Progress,
+    rounds: int,
+    seed: int,
+) -> Table:
+    """Returns the table of the network with pairs: fitted, timed beside the accelerated one, and its names."""
+    x = next(iter(inputs.values()))
+    with steps(bars, "Taking pairs of the weights") as progress:
+        of_weights = pairs.find_pairs(network, x, calibration=(), seed=seed, progress=progress)
+    with steps(bars, "Fitting pairs to responses") as progress:
+        fitted = pairs.find_pairs(network, x, calibration=calibration, seed=seed, progress=progress)
+    paired = jaxcnn.accelerate(fitted.apply)
+    calls = {ACCELERATED: accelerated, PAIRS: lambda: paired(fitted.params, x)}
+    _, seconds, _ = _measure("the pairs", calls, rounds, bars)
+    with_pairs = (
+        _named(jaxcnn.accelerate(of_weights.apply), of_weights.params, inputs),
+        _named(paired, fitted.params, inputs),
+    )
+    return _pair_table(dense, with_pairs, seconds, fitted.report.macs)
 
 
 def _measure(
     what: str, calls: Mapping[str, Callable[[], Any]], rounds: int, bars: rich.progress.Progress
-) -> tuple[dict[str, float], dict[str, float]]:
-    """Seconds for the first call of each function, and for one call after that."""
-    first = {}
-    for way, call in bars.track(calls.items(), description=f"Compiling the {what}"):
-        start = time.perf_counter()
-        jax.block_until_ready(call())
-        first[way] = time.perf_counter() - start
-    task = bars.add_task(f"Timing the {what}", total=rounds)
-    return first, timing.compare(calls, rounds=rounds, after_round=lambda: bars.advance(task))
+) -> tuple[dict[str, float], dict[str, float], dict[str, Any]]:
+    """Returns seconds for the first call of each function, and for one call after that, and its result."""
+    first, results = timing.compile_all(calls, bars, what)
+    task = bars.add_task(f"Timing {what}", total=rounds)
+    seconds = timing.compare(calls, rounds=rounds, compiled=True, after_round=lambda: bars.advance(task))
+    return first, seconds, results
 
 
 def _answer(probabilities: np.ndarray) -> str:
@@ -218,7 +241,7 @@ def _time_table(
         )
     return Table(
         "One photograph, plain and accelerated",
-        ("", "plain, ms", "accelerated, ms", "times\nfaster", "first call\nplain, s", "first call\naccelerated, s"),
+        ("", "plain\nms", "accelerated\nms", "times\nfaster", "first call\nplain, s", "first call\naccelerated, s"),
         tuple(rows),
         notes=(
             "On CPU most of what is gained is in the depthwise convolutions, which XLA computes slowly there. The "

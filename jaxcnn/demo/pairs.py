@@ -1,6 +1,6 @@
 """The depthwise 5x5 kernels of EfficientNet-Lite0 as separable pairs, of its weights or of its responses."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -29,16 +29,22 @@ def squares(photograph: np.ndarray, generator: np.random.Generator) -> list[np.n
 
 
 def find_pairs(
-    network: lite0.Network, x: jax.Array, *, calibration: Sequence[np.ndarray], seed: int
+    network: lite0.Network,
+    x: jax.Array,
+    *,
+    calibration: Sequence[np.ndarray],
+    seed: int,
+    progress: Callable[[float, float], None] | bool = False,
 ) -> jaxcnn.Substitution:
-    """The network with the kernel of each depthwise 5x5 layer replaced by a pair of 5x1 and 1x5.
+    """Returns the network with the kernel of each depthwise 5x5 layer replaced by a pair of 5x1 and 1x5.
 
     Args:
       network: the layers.
       x: preprocessed photograph, on which the result is verified.
       calibration: photographs, uint8 RGB, to whose responses the pairs are fitted; not those on which the result is
         judged. If there are none, the pairs are fitted to the weights.
-      seed: of the parts of photographs, and of the places where responses are taken.
+      seed: seed for the parts of photographs, and for the places where responses are taken.
+      progress: as `jaxcnn.substitute` takes it.
     """
     generator = np.random.default_rng(seed)
     seen = [lite0.preprocess(square) for photograph in calibration for square in squares(photograph, generator)]
@@ -56,4 +62,5 @@ def find_pairs(
         skip=is_left_alone,
         calibration=[jnp.concatenate(seen)] if seen else None,
         seed=seed,
+        progress=progress,
     )

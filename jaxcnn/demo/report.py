@@ -8,9 +8,10 @@ import base64
 import html
 import os
 import platform
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
-from typing import Any
 
 import jax
 import rich.box
@@ -73,15 +74,40 @@ def describe_machine() -> str:
     )
 
 
-def progress_bars(console: rich.console.Console) -> rich.progress.Progress:
-    """Progress bars with a description, a count and the time taken; use as a context."""
+def progress_bars(console: rich.console.Console, *, transient: bool = False) -> rich.progress.Progress:
+    """Returns progress bars with a description, a count and the time taken; use them as a context.
+
+    A spinner turns, and the time goes on, while one step takes long.
+
+    Args:
+      console: terminal that shows them.
+      transient: whether they disappear at the end; then only a terminal shows them.
+    """
     return rich.progress.Progress(
-        rich.progress.TextColumn("{task.description}", table_column=rich.table.Column(width=34)),
-        rich.progress.BarColumn(bar_width=30),
+        rich.progress.SpinnerColumn(finished_text=" "),
+        rich.progress.TextColumn("{task.description}", table_column=rich.table.Column(width=36)),
+        rich.progress.BarColumn(bar_width=22),
         rich.progress.MofNCompleteColumn(),
         rich.progress.TimeElapsedColumn(),
         console=console,
+        transient=transient,
+        disable=transient and not console.is_terminal,
     )
+
+
+@contextmanager
+def steps(bars: rich.progress.Progress, description: str) -> Iterator[Callable[[float, float], None]]:
+    """Yields a function `(done, total)` that moves one bar; the bar is full at the end, whatever total was told."""
+    task = bars.add_task(description, total=None)
+    told = 0.0
+
+    def move(done: float, total: float) -> None:
+        nonlocal told
+        told = done
+        bars.update(task, completed=done, total=total)
+
+    yield move
+    bars.update(task, completed=max(told, 1), total=max(told, 1))
 
 
 def print_section(section: Section, console: rich.console.Console) -> None:
@@ -91,7 +117,7 @@ def print_section(section: Section, console: rich.console.Console) -> None:
     console.print(rich.markup.escape(section.text), highlight=False)
     for table in section.tables:
         console.print()
-        console.print(_terminal_table(table))
+        console.print(terminal_table(table, console))
         for note in table.notes:
             console.print(rich.markup.escape(note), style="dim", highlight=False)
     if section.figures:
@@ -109,19 +135,33 @@ def print_definitions(report: Report, console: rich.console.Console) -> None:
     console.print(f"[bold]Machine[/bold]: {rich.markup.escape(report.machine)}", highlight=False)
 
 
-def _terminal_table(table: Table) -> rich.table.Table:
-    """The table as rich draws it."""
+def terminal_table(table: Table, console: rich.console.Console) -> rich.table.Table:
+    """Returns the table as rich draws it: where it is too wide, words are folded; headings and figures are not."""
+    roomy = _drawn(table, gap=1)
+    unbounded = console.options.update(max_width=10 * console.width)  # else the width is never more than the console's
+    fits = console.measure(roomy, options=unbounded).maximum <= console.width
+    return roomy if fits else _drawn(table, gap=0)
+
+
+def _drawn(table: Table, *, gap: int) -> rich.table.Table:
+    """Returns the table with so many spaces between columns, beside the one that the box puts there."""
     shown = rich.table.Table(
         title=rich.markup.escape(table.title),
         title_justify="left",
         title_style="bold",
         box=rich.box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),  # with `show_edge`, so that the widest table fits 80 columns
+        padding=(0, gap, 0, 0),
         show_edge=False,
     )
     for index, column in enumerate(table.columns):
-        justify: Any = "left" if index < table.text_columns else "right"
-        shown.add_column(rich.markup.escape(column), justify=justify, vertical="bottom", no_wrap=True)
+        words = index < table.text_columns
+        shown.add_column(
+            rich.markup.escape(column),
+            justify="left" if words else "right",
+            vertical="bottom",
+            no_wrap=not words,
+            overflow="fold",
+        )
     for row in table.rows:
         shown.add_row(*(rich.markup.escape(cell) for cell in row))
     return shown

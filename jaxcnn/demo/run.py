@@ -3,12 +3,14 @@
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import rich.console
 import rich.markup
+import rich.progress
 
 from jaxcnn.demo import DemoError, report, timing
 from jaxcnn.demo.layer import DEFINITIONS as LAYER_DEFINITIONS
@@ -32,70 +34,92 @@ BASELINE = (
 
 
 @dataclass(frozen=True)
+class Sizes:
+    """How much the demo does, and so how long it takes.
+
+    Args:
+      long_side: pixels to which the longer side of the photograph whose edges are found shrinks.
+      epochs: training epochs of the digit reader.
+      fine_tuning_epochs: epochs after its substitution.
+      small_kernels: what takes the place of its 5x5 kernels, by the names of `digits.SCHEMES`.
+      calibration_images: digits to whose responses its small kernels are fitted.
+      rounds: blocks of calls for each timing.
+      with_pairs: whether to try the pairs of EfficientNet-Lite0's depthwise kernels.
+    """
+
+    long_side: int
+    epochs: int
+    fine_tuning_epochs: int
+    small_kernels: tuple[str, ...]
+    calibration_images: int
+    rounds: int
+    with_pairs: bool
+
+
+QUICK = Sizes(
+    long_side=224,
+    epochs=4,
+    fine_tuning_epochs=2,
+    small_kernels=("3x3 after 3x3",),
+    calibration_images=64,
+    rounds=5,
+    with_pairs=False,
+)
+FULL = Sizes(
+    long_side=512,
+    epochs=10,
+    fine_tuning_epochs=3,
+    small_kernels=("3x3 after 3x3", "1x5 after 5x1"),
+    calibration_images=256,
+    rounds=9,
+    with_pairs=True,
+)
+
+#: Pixels at the longer side of a photograph that is to be named, of which the network sees 224x224.
+NAMED_LONG_SIDE = 512
+
+
+@dataclass(frozen=True)
 class DemoOptions:
-    """The options of `jaxcnn demo`, as its help describes them."""
+    """The options of `jaxcnn demo`, as its help describes them; `long_side` and `epochs` replace those of the sizes."""
 
     part: str = "all"
+    full: bool = False
     image: str | None = None  # each part has its own
-    long_side: int = 512
+    long_side: int | None = None
     share: float = 0.25
     calibrate: bool = False
-    epochs: int = 10
+    epochs: int | None = None
     seed: int = 0
     output: str = "jaxcnn-demo.html"
 
+    @property
+    def sizes(self) -> Sizes:
+        """The sizes of the quick or the full demo, with what the user sets instead."""
+        sizes = FULL if self.full else QUICK
+        return replace(sizes, long_side=self.long_side or sizes.long_side, epochs=self.epochs or sizes.epochs)
+
 
 def run_demo(options: DemoOptions) -> None:
-    """Run the demo, show its report on the terminal and write it as one HTML page.
+    """Runs the demo, shows its report on the terminal and writes it as one HTML page.
 
     Raises:
       DemoError: if the image, the weights or the folder of the output are not there.
     """
-    # Here, not above: `jaxcnn layer` has to run without the packages that these files import.
-    import threadpoolctl
+    import threadpoolctl  # which `jaxcnn layer` has to run without
 
-    # The fits are many small solves: with a BLAS thread on each core, on a busy machine, they wait for each other
-    # (31 s instead of 1 for one kernel of LeNet-5).
+    # The fits are many small solves: with a BLAS thread on each core, on a busy machine, they wait for each other.
     with threadpoolctl.threadpool_limits(1, "blas"):
         _run_parts(options)
 
 
 def _run_parts(options: DemoOptions) -> None:
-    from jaxcnn.demo import digits, edges, hed, images, lite0, naming
-
     start = time.perf_counter()
     output = check_output(options.output)
     console = rich.console.Console()
-    parts: list[Callable[..., report.Section]] = []
-    definitions: list[tuple[str, str]] = [MACS, BASELINE, TIME]
-
-    if options.part in ("naming", "all"):
-        photographs = naming.load_photographs(options.image, long_side=options.long_side)
-        lite = lite0.load_network(lite0.find_weights())
-        parts.append(partial(naming.run_naming, photographs, lite, seed=options.seed))
-        definitions.extend(naming.DEFINITIONS)
-
-    if options.part in ("edges", "all"):
-        name = options.image or EDGES_IMAGE
-        photograph = images.load_image(name, long_side=options.long_side)
-        network = hed.load_network(hed.find_weights())
-        parts.append(
-            partial(
-                edges.run_edges,
-                photograph,
-                network,
-                name=Path(name).name,
-                share=options.share,
-                calibrate=options.calibrate,
-                seed=options.seed,
-            )
-        )
-        definitions.extend(edges.DEFINITIONS)
-
-    if options.part in ("digits", "all"):
-        train, test = digits.load_digits(options.seed)
-        parts.append(partial(digits.run_digits, train, test, epochs=options.epochs, seed=options.seed))
-        definitions.extend(digits.DEFINITIONS)
+    # On a terminal alone, and gone before the first result.
+    with report.progress_bars(console, transient=True) as bars:
+        parts, definitions = _load_parts(options, bars)
 
     sections: list[report.Section] = []
     for part in parts:
@@ -121,7 +145,7 @@ def _run_parts(options: DemoOptions) -> None:
         title="jaxcnn demo: trained networks, faster",
         machine=report.describe_machine(),
         sections=(summary, *sections),
-        definitions=tuple(definitions),
+        definitions=(MACS, BASELINE, TIME, *definitions),
     )
     report.print_definitions(page, console)
     report.print_section(summary, console)
@@ -129,8 +153,54 @@ def _run_parts(options: DemoOptions) -> None:
     console.print(f"Report with pictures: {rich.markup.escape(str(output))}", highlight=False, soft_wrap=True)
 
 
+def _load_parts(
+    options: DemoOptions, bars: rich.progress.Progress
+) -> tuple[list[Callable[..., report.Section]], list[tuple[str, str]]]:
+    """Returns the parts, ready to run, and the terms that they use; what is missing is told here."""
+    with report.steps(bars, "Loading packages"):
+        # Here, not above: `jaxcnn layer` has to run without the packages that these files import.
+        from jaxcnn.demo import digits, edges, hed, images, lite0, naming
+
+    sizes, seed = options.sizes, options.seed
+    settings: dict[str, Any]
+    parts: list[Callable[..., report.Section]] = []
+    definitions: list[tuple[str, str]] = []
+
+    if options.part in ("edges", "all"):
+        name = options.image or EDGES_IMAGE
+        with report.steps(bars, "Loading the edge detector"):
+            photograph = images.load_image(name, long_side=sizes.long_side)
+            network = hed.load_network(hed.find_weights())
+        settings = {"share": options.share, "calibrate": options.calibrate, "rounds": sizes.rounds, "seed": seed}
+        parts.append(partial(edges.run_edges, photograph, network, name=Path(name).name, **settings))
+        definitions.extend(edges.DEFINITIONS)
+
+    if options.part in ("naming", "all"):
+        with report.steps(bars, "Loading EfficientNet-Lite0"):
+            photographs = naming.load_photographs(options.image, long_side=options.long_side or NAMED_LONG_SIDE)
+            lite = lite0.load_network(lite0.find_weights())
+        settings = {"rounds": sizes.rounds, "seed": seed, "with_pairs": sizes.with_pairs}
+        parts.append(partial(naming.run_naming, photographs, lite, **settings))
+        definitions.extend(naming.DEFINITIONS)
+
+    if options.part in ("digits", "all"):
+        with report.steps(bars, "Loading digits"):
+            train, test = digits.load_digits(seed)
+        settings = {
+            "epochs": sizes.epochs,
+            "fine_tuning_epochs": sizes.fine_tuning_epochs,
+            "small_kernels": sizes.small_kernels,
+            "calibration_images": sizes.calibration_images,
+            "rounds": sizes.rounds,
+            "seed": seed,
+        }
+        parts.append(partial(digits.run_digits, train, test, **settings))
+        definitions.extend(digits.DEFINITIONS)
+    return parts, definitions
+
+
 def run_single_layer(layer: SingleLayer, *, ranks: Sequence[int], seed: int) -> None:
-    """Measure one layer and show the comparison on the terminal.
+    """Measures one layer and shows the comparison on the terminal.
 
     Raises:
       DemoError: if the layer is not one that `jaxcnn.conv` accepts.

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import rich.progress
 
 #: How the timings of every report were taken, in the reader's words.
 HOW_TIMED = (
@@ -25,19 +26,22 @@ def compare(
     *,
     rounds: int = 5,
     block_seconds: float = 0.1,
+    compiled: bool = False,
     clock: Callable[[], float] = time.perf_counter,
     after_round: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
     """Median seconds for one call of each function, measured in alternating blocks.
 
-    Each function is called twice before the measurement: the first call compiles, the second decides how many
-    calls make a block of about `block_seconds`.  Then, `rounds` times over, each function runs one block; every
-    other round goes through them in the opposite order, so that none always follows the same neighbour.
+    Each function is called twice before the measurement: the first call compiles, and is left out with `compiled`;
+    the second decides how many calls make a block of about `block_seconds`.  Then, `rounds` times over, each function
+    runs one block; every other round goes through them in the opposite order, so that none always follows the same
+    neighbour.
 
     Args:
       functions: name to function; a function takes no arguments, and what it returns is waited for.
       rounds: the number of blocks for each function, at least 1.
       block_seconds: the length of a block aimed at; a function slower than this is called once in each block.
+      compiled: whether each function has been called before.
       clock: a function returning seconds, for tests.
       after_round: called after each round, for a progress bar.
 
@@ -53,6 +57,9 @@ def compare(
     """
     if rounds < 1:
         raise ValueError(f"compare: rounds must be at least 1, got {rounds}")
+    if not compiled:
+        for function in functions.values():
+            jax.block_until_ready(function())
     calls = {name: _calls_in_block(function, block_seconds, clock) for name, function in functions.items()}
     measured: dict[str, list[float]] = {name: [] for name in functions}
     for round_number in range(rounds):
@@ -63,9 +70,26 @@ def compare(
     return {name: statistics.median(blocks) for name, blocks in measured.items()}
 
 
+def compile_all(
+    functions: Mapping[str, Callable[[], Any]], bars: rich.progress.Progress, what: str
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """Returns the seconds of each function's first call, which compiles it, and its result, and shows a bar meanwhile.
+
+    Args:
+      functions: name to function; a function takes no arguments.
+      bars: where progress is shown.
+      what: words for what is compiled.
+    """
+    seconds, results = {}, {}
+    for name, function in bars.track(functions.items(), description=f"Compiling {what}"):
+        start = time.perf_counter()
+        results[name] = jax.block_until_ready(function())
+        seconds[name] = time.perf_counter() - start
+    return seconds, results
+
+
 def _calls_in_block(function: Callable[[], Any], block_seconds: float, clock: Callable[[], float]) -> int:
-    """How many calls of the function fill a block, found from its second call."""
-    jax.block_until_ready(function())
+    """How many calls of the function fill a block, found from one call."""
     seconds = _seconds(function, 1, clock)
     return max(1, min(1000, round(block_seconds / max(seconds, 1e-6))))
 

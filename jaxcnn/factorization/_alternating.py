@@ -82,10 +82,10 @@ def fit_links(
 
     Example:
         >>> generator = np.random.default_rng(0)
-        >>> dense = compose_links([generator.normal(size=(3, 3, 2, 4)), generator.normal(size=(3, 3, 4, 8))])
-        >>> links, error = fit_links(dense, ((3, 3), (3, 3)), (4,))
+        >>> dense = compose_links([generator.normal(size=(3, 3, 2, 2)), generator.normal(size=(3, 3, 2, 3))])
+        >>> links, error = fit_links(dense, ((3, 3), (3, 3)), (2,))
         >>> [link.shape for link in links], error < 1e-4
-        ([(3, 3, 2, 4), (3, 3, 4, 8)], True)
+        ([(3, 3, 2, 2), (3, 3, 2, 3)], True)
 
     References:
         Kuemmerle and Sigl, Harmonic Mean Iteratively Reweighted Least Squares for Low-Rank Matrix Recovery, 2018.

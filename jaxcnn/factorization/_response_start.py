@@ -190,12 +190,12 @@ def with_last_link(chain: KernelChain, samples: Any, *, ridge: float, rounds: in
     ]
     blocks = np.asarray(last, np.float64).reshape(size, groups, -1).swapaxes(0, 1)  # (g, taps i, o)
     for _ in range(rounds):
-        moments, _ = _moments(design, jnp.asarray(blocks, jnp.float32), *samples.wanted)
+        moments, _ = _moments(design, blocks.astype(np.float32), *samples.wanted)
         moments = np.asarray(moments, np.float64)
         # A step from the link that is there: the ridge holds it there, not at zero.
         blocks = blocks + np.stack([linalg.cho_solve(f, m) for f, m in zip(factors, moments, strict=True)])
-    solved = jnp.asarray(blocks.swapaxes(0, 1).reshape(last.shape), last.dtype)
+    solved = blocks.swapaxes(0, 1).reshape(last.shape).astype(last.dtype)
     # Of the same program: that of the chain's own error would take as long to compile as the design's.
-    rounded = jnp.asarray(solved, jnp.float32).reshape(size, groups, -1).swapaxes(0, 1)
+    rounded = solved.astype(np.float32).reshape(size, groups, -1).swapaxes(0, 1)
     _, square = _moments(design, rounded, *samples.wanted)
-    return KernelChain((*head, solved), chain.feature_group_counts), float(square)
+    return KernelChain((*head, jax.device_put(solved)), chain.feature_group_counts), float(square)

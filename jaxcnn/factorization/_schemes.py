@@ -12,7 +12,7 @@ import numpy as np
 from jaxcnn.chain import KernelChain
 from jaxcnn.factorization import tucker2 as tucker
 from jaxcnn.factorization._cp_als import full_rank
-from jaxcnn.factorization._singular import left_singular
+from jaxcnn.factorization._singular import singular_values
 from jaxcnn.factorization._usage import shapes_of
 from jaxcnn.factorization.cp import fitted
 from jaxcnn.factorization.depthwise_separable import depthwise_separable
@@ -66,7 +66,7 @@ def _parts(shape: Shape) -> tuple[int, Shape, int, int, Shape]:
 
 def _truncation_errors(matrix: np.ndarray) -> np.ndarray:
     """Relative error of rank 1, 2, ... of (N, m, n), all together."""
-    energy = np.square(left_singular(matrix)[1]).sum(0)
+    energy = np.square(singular_values(matrix)).sum(0)
     left = np.append(np.cumsum(energy[::-1])[::-1][1:], 0.0)
     return np.sqrt(left / (energy.sum() or 1.0))
 

@@ -32,6 +32,16 @@ def left_singular(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return left, values
 
 
+def singular_values(matrix: np.ndarray) -> np.ndarray:
+    """Singular values (G, r), descending, of (G, m, n), r = min(m, n): as `left_singular` has them, without vectors."""
+    _, rows, columns = matrix.shape
+    if min(rows, columns) <= _LARGEST_SVD:
+        return np.linalg.svd(matrix, compute_uv=False)
+    adjoint = np.swapaxes(matrix.conj(), 1, 2)
+    squares = np.linalg.eigvalsh(matrix @ adjoint if rows <= columns else adjoint @ matrix)
+    return np.sqrt(np.maximum(squares[..., ::-1], 0))
+
+
 def projected(
     operation: str, name: str, matrix: np.ndarray, rank: Any, tolerance: float | None
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxcnn.chain import KernelChain
 from jaxcnn.factorization._cp_als import Factors, fit_terms, full_rank
-from jaxcnn.factorization._singular import left_singular
+from jaxcnn.factorization._singular import singular_values
 from jaxcnn.factorization.kernels import grouped_kernel, merged_link
 from jaxcnn.factorization.ranks import check_rank, chosen_tolerance, smallest_rank
 from jaxcnn.layout import Layout
@@ -144,7 +144,7 @@ def lowest_rank(blocks: np.ndarray, tolerance: float) -> int:
     ranks = []
     for axis in range(1, blocks.ndim):
         matrix = np.moveaxis(blocks, axis, 1).reshape(len(blocks), blocks.shape[axis], -1)
-        ranks.append(smallest_rank(left_singular(matrix)[1], tolerance))
+        ranks.append(smallest_rank(singular_values(matrix), tolerance))
     return max(ranks)
 
 

@@ -52,8 +52,9 @@ def grouped_kernel(operation: str, kernel: Any, feature_group_count: int, layout
 def merged_link(blocks: np.ndarray, dtype: Any) -> Any:
     """(G, *window, I, O) as a link `(*window, I, G * O)` of that dtype."""
     merged = np.moveaxis(blocks, 0, -2)
-    # A NumPy kernel of float64 becomes what JAX makes of it under the user's setting, without a warning.
-    return jnp.asarray(merged.reshape(*merged.shape[:-2], -1), jax.dtypes.canonicalize_dtype(dtype))
+    # A NumPy kernel of float64 becomes what JAX makes of it under the user's setting, without a warning. It is cast by
+    # NumPy, for `jnp.asarray` compiles a program for each shape.
+    return jax.device_put(merged.reshape(*merged.shape[:-2], -1).astype(jax.dtypes.canonicalize_dtype(dtype)))
 
 
 def dense_blocks(chain: KernelChain) -> np.ndarray:

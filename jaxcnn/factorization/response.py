@@ -226,13 +226,13 @@ def _descend(chain: KernelChain, samples: Samples, centre: Any, ridge: float, it
     unit = np.sqrt(samples.scale / (2 * len(samples.targets)))
     metrics = link_metrics(chain.kernels, counts, samples.patches, ridge)
     inner = [whitened(link, *metric) / unit for link, metric in zip(chain.kernels, metrics, strict=True)]
-    whiteners = [tuple(jnp.asarray(matrix, jnp.float32) for matrix in metric) for metric in metrics]
+    whiteners = [tuple(jax.device_put(matrix.astype(np.float32)) for matrix in metric) for metric in metrics]
     ends = np.cumsum([link.size for link in inner])[:-1]
     weight = ridge * samples.power * len(samples.targets)
 
     def links_at(point: np.ndarray) -> list[Any]:
         parts = np.split(unit * point, ends)
-        return [jnp.asarray(part.reshape(link.shape), jnp.float32) for part, link in zip(parts, inner, strict=True)]
+        return [part.reshape(link.shape).astype(np.float32) for part, link in zip(parts, inner, strict=True)]
 
     def value_and_gradient(point: np.ndarray) -> tuple[float, np.ndarray]:
         arrays = samples.seen, *samples.wanted

@@ -9,7 +9,7 @@ from typing import Any
 
 from jaxcnn.arguments import IntOrInts
 from jaxcnn.factorization._family import Family, Subject
-from jaxcnn.factorization._singular import left_singular
+from jaxcnn.factorization._singular import singular_values
 from jaxcnn.factorization._usage import Usage
 from jaxcnn.factorization.ranks import check_tolerance, evbmf_rank
 from jaxcnn.geometry import Padding
@@ -116,6 +116,6 @@ def _above_noise(family: Family) -> Any:
         )
     ranks = []
     for stack in family.scheme.matrices(family.subject.blocks):
-        values = left_singular(stack)[1]
+        values = singular_values(stack)
         ranks.append(max(1, *(evbmf_rank(row, *stack.shape[1:]) for row in values)))
     return tuple(ranks) if isinstance(family.ranks[0], tuple) else ranks[0]

@@ -26,6 +26,10 @@ def accelerate(f: Callable[P, T], *, method: str = "auto") -> Callable[P, T]:
     Convolutions in any layout are computed channels-last, derivatives included, which in the body of a loop is 15 to 40
     times faster on CPU. On GPU and TPU the convolutions stay what they were.
 
+    A convolution in float32 is bound together with what follows it and nothing else reads: a bias, the normalization
+    of inference, a residual, an activation. A method may apply these before it stores its result; derivatives stay
+    those of the operations.
+
     Shapes, dtypes and weak types are f's; integers are equal bit for bit; 16-bit floats accumulate in float32; other
     values differ by rounding, as `method` says. Ties in the gradient of a max pool go to the first maximum, as in JAX;
     a NaN wins in it, where JAX's depends on the order. Negative padding crops, where XLA:CPU reads other memory for

@@ -1,4 +1,4 @@
-"""Which activation equations compute, however it is spelled: their expression in one form, and a table of those."""
+"""The activations that equations compute, however they are spelled: expressions in one form, and a table of them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _made(name: str, *operands: Expression) -> Expression:
 
 
 def expression(equation: JaxprEqn, operands: Sequence[Expression | None]) -> Expression | None:
-    """The expression of an equation's result from those of its operands; None if it is of no known form."""
+    """Returns the expression of an equation's result from those of its operands; None if it has none."""
     if any(operand is None for operand in operands) or len(equation.outvars) != 1:
         return None
     name, params = equation.primitive.name, equation.params
@@ -64,7 +64,7 @@ def expression(equation: JaxprEqn, operands: Sequence[Expression | None]) -> Exp
 
 
 def operand_of(atom: Any, known: dict[Any, Expression]) -> Expression | None:
-    """The expression of an equation's operand."""
+    """Returns the expression of an equation's operand; None if it has none."""
     if isinstance(atom, Literal):
         value = np.asarray(atom.val)
         return _number(value) if value.ndim == 0 and value.dtype.kind in "if" else None
@@ -122,7 +122,7 @@ _FORMS: list[tuple[Expression, str]] = [
 
 
 def activation(form: Expression) -> tuple[str, float] | None:
-    """The activation that an expression of `X` computes, by its name in an epilogue, and its alpha."""
+    """Returns the name in an epilogue of the activation that an expression of `X` is, and its alpha; None if none."""
     for known, name in _FORMS:
         numbers: list[float] = []
         if _same(known, form, numbers):
@@ -133,7 +133,7 @@ def activation(form: Expression) -> tuple[str, float] | None:
 
 
 def _same(known: Expression, form: Expression, numbers: list[float]) -> bool:
-    """Whether a form is the known one, with a number for alpha, which is noted."""
+    """Returns whether a form is the known one, with a number for alpha, which is noted."""
     if known == _ALPHA and isinstance(form, float):
         numbers.append(form)
         return True

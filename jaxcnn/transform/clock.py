@@ -15,6 +15,9 @@ _BLOCK_SECONDS = 0.02
 """Longest block aimed at, unless a single call takes longer."""
 _BAR_AFTER_SECONDS = 2.0
 
+Progress = bool | Callable[[float, float], Any]
+"""Whether to show a bar on a terminal; or what is told how many steps are done, and of how many."""
+
 
 def seconds_of(call: Callable[[], Any], count: int) -> float:
     """Mean seconds of so many calls, each of which waits for its results."""
@@ -41,18 +44,36 @@ def medians(calls: Mapping[str, Callable[[], Any]], end: float, advance: Callabl
 
 
 @contextmanager
-def bar(title: str, total: int, wanted: bool) -> Iterator[Callable[[float], None]]:
-    """A function that counts what is done, and shows it on a terminal once it takes long."""
+def bar(title: str, total: int, wanted: Progress) -> Iterator[Callable[[float], None]]:
+    """Yields a function that counts what is done, and shows it on a terminal once it takes long, or tells a caller."""
+    if callable(wanted):
+        tell, done = wanted, 0.0
+
+        def add(steps: float) -> None:
+            nonlocal done
+            done += steps
+            # A search may take more steps than it could announce.
+            tell(done, max(float(total), done))
+
+        tell(0.0, float(total))
+        yield add
+        return
     try:
+        from rich import progress
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
     except ImportError:
         wanted = False
     if not wanted or not (console := Console(stderr=True)).is_terminal:
         yield lambda done: None
         return
-    columns = TextColumn("{task.description}"), BarColumn(bar_width=30), MofNCompleteColumn(), TimeElapsedColumn()
-    bars = Progress(*columns, console=console, transient=True)
+    bars = progress.Progress(
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(bar_width=30),
+        progress.MofNCompleteColumn(),
+        progress.TimeElapsedColumn(),
+        console=console,
+        transient=True,
+    )
     task = bars.add_task(title, total=total)
     start = time.perf_counter()
 

@@ -51,7 +51,7 @@ class Convolution:
         return self.restored(conv_p.bind(lhs, rhs, **self.conv_params(method, rhs, kernel_waits)))
 
     def arranged(self, lhs: jax.Array, rhs: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The equation's operands as `conv_p` takes them."""
+        """Returns the equation's operands as `conv_p` takes them."""
         lhs_axes, rhs_axes, _ = self.axes
         if self.edges is not None:
             lhs = _padded(lhs, self.edges)
@@ -61,13 +61,13 @@ class Convolution:
         return lhs, _exchanged(rhs, self.spec) if self.flipped else rhs
 
     def conv_params(self, method: str, rhs: jax.Array, kernel_waits: bool) -> dict[str, Any]:
-        """The parameters with which `conv_p` is bound in a program that is rewritten as a whole."""
+        """Returns the parameters of `conv_p` in a program that is rewritten as a whole."""
         # There an image is the result of what comes before.
         known = {"computed": True, "kernel_waits": kernel_waits and isinstance(rhs, jax.core.Tracer)}
         return {**self.params, **known, "method": method}
 
     def restored(self, result: jax.Array) -> jax.Array:
-        """The equation's result from that of `conv_p`."""
+        """Returns the equation's result from that of `conv_p`."""
         if self.swapped:
             result = lax.rev(result, tuple(range(self.spec.rank)))
         return _transposed(result, tuple(map(int, np.argsort(self.axes[2]))))

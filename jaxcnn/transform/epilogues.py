@@ -1,4 +1,4 @@
-"""Epilogues in a jaxpr: what follows a convolution, by channel or by pixel, and is used nowhere else.
+"""The search for epilogues in a jaxpr: operations that follow a convolution, whose result nothing else uses.
 
 From the result of a convolution a chain is followed through equations that read it alone: arithmetic with one number
 for each channel (a bias, the normalization of inference), moves that keep the channels together, one addition of an
@@ -37,13 +37,13 @@ class Group:
     """A convolution and the equations that are computed with it.
 
     Args:
-      equation: the convolution's.
-      convolution: what it computes.
-      tail: the equations that follow, in order.
-      members: numbers of all equations that are needed nowhere else, the last one's aside.
+      equation: equation of the convolution.
+      convolution: description of it.
+      tail: equations that follow, in order.
+      members: numbers of all equations that nothing else needs, the last one's aside.
       last: number of the last one, whose result is the group's.
       operands: variables that the tail reads, in the order of the recipe's numbers.
-      recipe: what the tail amounts to.
+      recipe: meaning of the tail.
     """
 
     equation: JaxprEqn
@@ -56,7 +56,7 @@ class Group:
 
     @property
     def inputs(self) -> tuple[Any, ...]:
-        """What the group reads: the operands of its convolution, then those of its tail."""
+        """The operands of the convolution, then those of the tail."""
         return (*self.equation.invars, *self.operands)
 
     def bind(self, values: Sequence[Any], method: str, kernel_waits: bool) -> jax.Array:
@@ -86,7 +86,7 @@ def _at(equation: JaxprEqn) -> Any:
 
 
 def groups(jaxpr: Any) -> Iterator[Group]:
-    """The groups of a jaxpr, the jaxprs that it holds aside; no equation is in two of them."""
+    """Yields the groups of a jaxpr, not of those that it holds; no equation is in two of them."""
     equations = opened(jaxpr).eqns
     starts = [number for number, equation in enumerate(equations) if _may_start(equation)]
     if not starts:
@@ -97,10 +97,10 @@ def groups(jaxpr: Any) -> Iterator[Group]:
         chain.follow()
         if not chain.useful[0]:
             continue
-        found = convolution(equations[start])
-        if found is None or found.spec.role == "kernel" or found.spec.stacked is not None:
+        described = convolution(equations[start])
+        if described is None or described.spec.role == "kernel" or described.spec.stacked is not None:
             continue
-        group = chain.group(start, found)
+        group = chain.group(start, described)
         taken |= {*group.members, group.last}
         yield group
 
@@ -113,7 +113,7 @@ def _may_start(equation: JaxprEqn) -> bool:
 
 
 class _Uses:
-    """Who reads the variables of a jaxpr, and which equations make arrays of vectors."""
+    """The readers of each variable of a jaxpr, and the equations that spread one array over another shape."""
 
     def __init__(self, jaxpr: Any) -> None:
         self.equations: Sequence[JaxprEqn] = jaxpr.eqns
@@ -128,12 +128,12 @@ class _Uses:
         self.returned = {atom for atom in jaxpr.outvars if not isinstance(atom, Literal)}
 
     def count(self, variable: Any) -> int:
-        """How often a variable is read; the results of the jaxpr are read outside too, by no equation of it."""
+        """Returns how often a variable is read, once more for a result of the jaxpr."""
         return len(self.readers.get(variable, ())) + (variable in self.returned)
 
 
 class _Chain:
-    """What follows one convolution, as far as it was followed."""
+    """The equations that follow one convolution, as far as they were followed."""
 
     def __init__(self, uses: _Uses, taken: set[int], equation: JaxprEqn) -> None:
         self.uses, self.taken, self.equation = uses, taken, equation
@@ -207,7 +207,7 @@ class _Chain:
         return self.operands.setdefault(variable, len(self.operands))
 
     def _by_channel(self, atom: Any) -> int | float | None:
-        """An operand that has one number, or one for each channel: its position, or the number itself."""
+        """Returns the position of an operand with one number, or one for each channel, or the number; None if not."""
         aval = atom.aval
         if isinstance(atom, Literal):
             return float(atom.val) if aval.shape == () else None
@@ -276,28 +276,28 @@ class _Chain:
             result: Any = equation.outvars[0]
             known[result], unread[result] = form, self.uses.count(result)
             visited.append(number)
-            inner = any(left for variable, left in unread.items() if variable is not result)
-            found = None if inner or result.aval.shape != self.shape else activation(form)
-            if found is not None:
-                best, self.activation = len(visited), found
+            inner = any(count for variable, count in unread.items() if variable is not result)
+            match = None if inner or result.aval.shape != self.shape else activation(form)
+            if match is not None:
+                best, self.activation = len(visited), match
             for reader in self.uses.readers.get(result, ()):
                 if reader not in waiting:
                     heapq.heappush(waiting, reader)
         if best:
             self._take(visited[:best], self.uses.equations[visited[best - 1]].outvars[0], True)
 
-    def group(self, start: int, found: Convolution) -> Group:
-        """The group, without what was followed to no use."""
+    def group(self, start: int, described: Convolution) -> Group:
+        """Returns the group, without the equations that were followed to no use."""
         count, moves = self.useful
         chained, equations = self.chained[:count], self.uses.equations
         last = chained[-1]
         alone = [number for number in self.spreads if self.uses.count(equations[number].outvars[0]) == 1]
-        back = tuple(map(int, np.argsort(found.axes[2])))
+        back = tuple(map(int, np.argsort(described.axes[2])))
         first: tuple[Move, ...] = () if back == tuple(range(len(back))) else (back,)
         residual = None if self.residual is None else (self.residual[0], self.residual[1] + len(first))
         return Group(
             equation=self.equation,
-            convolution=found,
+            convolution=described,
             tail=tuple(equations[number] for number in sorted({*chained, *self.spreads})),
             members=frozenset((start, *chained[:-1], *alone)),
             last=last,
@@ -307,5 +307,5 @@ class _Chain:
 
 
 def _varies_along(shape: Sequence[int], axis: int) -> bool:
-    """Whether an array has more than one entry along an axis at most."""
+    """Returns whether an array has more than one entry along no other axis."""
     return all(size == 1 for other, size in enumerate(shape) if other != axis)

@@ -69,9 +69,9 @@ class Fusion:
     """Several equations of a jaxpr that are computed as one, in the place of the last of them.
 
     Args:
-      equation: the one whose name stack and source line stand for all.
-      inputs: what they read.
-      compute: the last one's result from the values of the inputs.
+      equation: equation whose name stack and source line stand for all.
+      inputs: atoms that they read.
+      compute: function from the values of the inputs to the result of the last one.
     """
 
     equation: JaxprEqn
@@ -90,7 +90,7 @@ class Walker:
     Args:
       rules: by primitive, what computes its equations.
       of_loops: what evaluates the bodies of loops; None where it is the same.
-      fusions: what is computed as one, whatever the rules.
+      fusions: function from a jaxpr to the equations that are computed as one, whatever the rules.
     """
 
     rules: Mapping[Primitive, Rule]

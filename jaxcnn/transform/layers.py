@@ -16,6 +16,7 @@ from jax.extend.core import JaxprEqn
 from jaxcnn.chain import KernelChain
 from jaxcnn.factorization._family import MULTIPLES, Family, Subject, count_while
 from jaxcnn.factorization._schemes import SCHEMES
+from jaxcnn.factorization.kernels import dense_blocks, merged_link
 from jaxcnn.factorization.response import (
     ResponseFits,
     Responses,
@@ -315,10 +316,11 @@ class Layer:
             self._fits[key] = family.fit(rank=family.ranks[-1] if sliced else rank)
         if not sliced:
             return self._fits[key]
-        first, second = self._fits[key].kernels
+        # By NumPy, for JAX compiles a program for each rank.
+        first, second = map(np.asarray, self._fits[key].kernels)
         split = first.reshape(*first.shape[:-1], self.groups, -1)[..., :rank]  # (*window, I, G, R)
         links = split.reshape(*first.shape[:-1], -1), second[..., :rank, :]
-        return KernelChain(links, self._fits[key].feature_group_counts)
+        return KernelChain(tuple(map(jax.device_put, links)), self._fits[key].feature_group_counts)
 
     def shapes(self, chain: KernelChain) -> KernelChain:
         """The shapes of the chain of one kernel."""
@@ -328,7 +330,10 @@ class Layer:
 
     def array(self, chain: KernelChain) -> jax.Array:
         """The parameter that holds a chain's dense kernels."""
-        return self.placement.holding(chain)
+        if self.placement.stack:
+            return self.placement.holding(chain)
+        # In NumPy: in JAX each rank would be a program to compile.
+        return jnp.asarray(self.placement.parameter(merged_link(dense_blocks(chain), chain.dtype)))
 
     def calls(self, chain: KernelChain | None) -> list[tuple[Callable[..., Any], tuple[Any, ...]]]:
         """For each convolution, the function that computes it with a chain or as it was, and its operands."""

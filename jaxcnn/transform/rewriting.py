@@ -21,7 +21,7 @@ from jaxcnn.transform.windows import POOLS, bind_pool, pool
 
 
 def _asked(found: Convolution, method: str) -> str:
-    """The method for a convolution, when `accelerate` was given one.
+    """Returns the method for a convolution, when `accelerate` was given one.
 
     What the user asked for in a call of jaxcnn's own stands; a method that cannot compute this one leaves it to the
     automatic choice.
@@ -71,7 +71,7 @@ def walker(method: str) -> Walker:
 
 
 def _batch(operands: Sequence[Any], dims: Sequence[Any], **params: Any) -> tuple[jax.Array, int]:
-    """The batching rule of fused convolutions, which fuses again what is left of them."""
+    """Computes a batch of fused convolutions, which are fused again."""
     closed = epilogue.batched(operands, dims, **params)
     waits = epilogue.convolution_in(params["unfused"]).params["kernel_waits"]
     (result,) = Walker({}, fusions=partial(_fusions, "auto", waits)).evaluate(closed, closed.consts, *operands)

@@ -95,7 +95,7 @@ class Search:
         def fast(share: float) -> Choice | None:
             nonlocal best
             chosen, chains = self._settled(partial(self._choose, share))
-            before, after = self._clock(chains)
+            before, after = self._clock(chains, self._run(chains))
             best = max(best, before / after)
             # Dense against itself is as fast, whatever two measurements of it say.
             return chosen if before / after >= speedup and (chosen or speedup <= 1) else None
@@ -169,12 +169,13 @@ class Search:
         if self.calibration is not None and fit:
             chains, fitted = self.calibration.fitted(chosen, chains)
             errors |= fitted
-        outputs = floats(self._run(chains)(*self.problem.values(chains)))
+        run = self._run(chains)
+        outputs = floats(run(*self.problem.values(chains)))
         if not all(np.isfinite(output).all() for output in outputs) and all(
             np.isfinite(output).all() for output in problem.outputs
         ):
             raise ValueError("substitute: the results with chains are not finite, though they were before")
-        before, after = self._clock(chains)
+        before, after = self._clock(chains, run)
         rows = [
             self._row(index, chosen.get(index), chains.get(index), errors.get(index, 0.0)) for index in problem.layers
         ]
@@ -215,11 +216,10 @@ class Search:
         traced = jax.make_jaxpr(problem.flat, return_shape=True)
         return jax.jit(lambda *values: evaluated(traced, problem.paths, values, known, False))
 
-    def _clock(self, chains: Chains) -> tuple[float, float]:
-        """Milliseconds of a call of the function as it was and with the chains."""
-        plain, other = self.problem.plain, self._run(chains)
-        values = self.problem.values(chains)
-        return alternating(lambda: plain(*self.problem.arrays), lambda: other(*values), _SECONDS)
+    def _clock(self, chains: Chains, run: Callable[..., Any]) -> tuple[float, float]:
+        """Milliseconds of a call of the function as it was and of `run`, with the chains."""
+        plain, values = self.problem.plain, self.problem.values(chains)
+        return alternating(lambda: plain(*self.problem.arrays), lambda: run(*values), _SECONDS)
 
 
 def _bisected(meets: Callable[[float], Any | None], wanted: float, last: float, steps: int) -> Any | None:

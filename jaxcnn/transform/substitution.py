@@ -17,7 +17,7 @@ from jaxcnn.chain import KernelChain
 from jaxcnn.factorization._schemes import SCHEMES
 from jaxcnn.transform import saving
 from jaxcnn.transform.chained import chained
-from jaxcnn.transform.clock import bar
+from jaxcnn.transform.clock import Progress, bar
 from jaxcnn.transform.report import Report
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ def substitute(
     calibration: Any = None,
     schemes: str | Sequence[str] | None = None,
     skip: str | Sequence[str] | Callable[[str], bool] | None = None,
-    progress: bool = False,
+    progress: Progress = False,
     seed: int = 0,
 ) -> Substitution:
     r"""The trained kernels of a function replaced by chains of smaller ones, within one budget for all of them.
@@ -172,7 +172,8 @@ def substitute(
         `"depthwise_separable"`. `"cp"` and `"stack"` are searches, which take minutes for large kernels.
       skip: which parameters stay dense: a part of their names (such as `conv1/kernel`), several, or a function of the
         name. A warning says if names are none.
-      progress: whether to show a progress bar on a terminal; needs rich.
+      progress: True to show a progress bar on a terminal, which needs rich; or a function `progress(done, total)` that
+        is told how many steps are done, and of how many, such as one that moves a bar of your own.
       seed: of the positions at which responses are taken, and of random arguments.
 
     Returns:

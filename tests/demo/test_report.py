@@ -3,9 +3,11 @@ import html.parser
 import io
 
 import numpy as np
+import pytest
 import rich.console
 
 from jaxcnn.demo import images, report
+from support import terminal_tables
 
 NASTY = '<script>alert("x")</script> & [bold]'
 
@@ -72,3 +74,63 @@ def test_machine_names_versions_and_device():
     assert "jaxcnn " in machine
     assert "jax " in machine
     assert "cpu" in machine
+
+
+def test_bar_moves_with_what_is_told_and_is_full_at_the_end():
+    with report.progress_bars(rich.console.Console(file=io.StringIO(), width=80)) as bars:
+        with report.steps(bars, "Searching") as move:
+            (task,) = bars.tasks
+            assert task.total is None  # a bar that pulses: nothing was told yet
+            move(2.5, 7)
+            assert (task.completed, task.total) == (2.5, 7)
+            assert not task.finished
+        assert task.finished
+        assert task.completed == 2.5
+        with report.steps(bars, "Nothing told"):
+            pass
+        assert bars.tasks[-1].finished
+
+
+def test_a_step_that_takes_long_still_shows_that_time_goes_on():
+    """Between two steps nobody tells anything: what is drawn changes by itself."""
+    now = 0.0
+    console = rich.console.Console(file=io.StringIO(), width=80, force_terminal=True)
+    bars = report.progress_bars(console)
+    bars.get_time = console.get_time = lambda: now
+    bars.add_task("Compiling", total=1)
+
+    def drawn():
+        stream = io.StringIO()
+        drawing = rich.console.Console(file=stream, width=80, force_terminal=True, color_system=None)
+        drawing.get_time = lambda: now
+        drawing.print(bars.get_renderable())
+        return stream.getvalue()
+
+    lines = []
+    for now in (0.0, 1.25, 2.5):  # noqa: B007
+        lines.append(drawn())
+    assert len(set(lines)) == 3
+    assert "0:00:02" in lines[-1]
+    assert all(len(line.rstrip("\n")) <= 80 for line in lines)
+
+
+def test_words_are_folded_where_a_table_is_too_wide():
+    table = report.Table("t", ("what there is", "how\nmany"), (("word " * 40, "1,234"),))
+    lines = terminal_tables.shown(table).splitlines()
+    assert sum(line.count("word") for line in lines) == 40
+    terminal_tables.assert_whole(table)
+
+
+def test_a_wide_table_gives_up_the_room_between_columns_before_it_folds_words():
+    table = report.Table("t", ("way", *["m"] * 6), (("two words", *["10,000,000"] * 6),))
+    assert 80 - 7 < 9 + 6 * 11 <= 80  # one space before each figure fits, two do not
+    (row,) = [line for line in terminal_tables.shown(table).splitlines() if "10,000,000" in line]
+    assert row.startswith("two words 10,000,000 ")
+    narrow = report.Table("t", ("way", "m"), (("two words", "10"),))
+    assert "two words  10" in terminal_tables.shown(narrow)
+
+
+def test_a_heading_that_is_cut_off_is_seen():
+    columns = tuple(f"heading-{number}-that-is-long" for number in range(6))
+    with pytest.raises(AssertionError):
+        terminal_tables.assert_whole(report.Table("t", columns, (("1",) * 6,)))

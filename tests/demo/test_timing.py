@@ -1,6 +1,7 @@
 import pytest
 
 from jaxcnn.demo import timing
+from support import demo_networks
 
 
 class Clock:
@@ -42,6 +43,12 @@ def test_a_block_has_as_many_calls_as_fill_it():
     assert len(calls) == 2 + 2 * 4
 
 
+def test_what_is_compiled_is_called_once_before_the_measurement():
+    clock = Clock()
+    medians = timing.compare({"f": clock.takes(9.0, 3.0, 5.0)}, rounds=1, clock=clock, compiled=True)
+    assert medians == {"f": 3.0}
+
+
 def test_blocks_alternate_and_every_other_round_is_reversed():
     clock, order = Clock(), []
 
@@ -63,3 +70,17 @@ def test_blocks_alternate_and_every_other_round_is_reversed():
 def test_no_rounds_is_refused():
     with pytest.raises(ValueError, match="rounds must be at least 1, got 0"):
         timing.compare({"f": lambda: None}, rounds=0)
+
+
+def test_first_calls_are_timed_and_counted(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(timing.time, "perf_counter", clock)
+    with demo_networks.quiet_bars() as bars:
+        bars.get_time = clock
+        first, results = timing.compile_all(
+            {"a": clock.takes(3.0, 1.0), "b": lambda: clock.takes(5.0)() or 7}, bars, "two functions"
+        )
+        (task,) = bars.tasks
+    assert first == {"a": 3.0, "b": 5.0}
+    assert results == {"a": None, "b": 7}
+    assert (task.description, task.completed, task.total) == ("Compiling two functions", 2, 2)

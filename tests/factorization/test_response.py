@@ -8,7 +8,6 @@ import pytest
 
 import jaxcnn
 from jaxcnn import KernelChain
-from jaxcnn.factorization import _features
 from jaxcnn.factorization.response import ResponseFits, Responses, refit, response_error, response_start
 from support.arrays import normal
 
@@ -70,7 +69,20 @@ def disturbed(rng, chain, amount=0.3):
     return KernelChain(tuple(links), chain.feature_group_counts)
 
 
-@pytest.mark.parametrize("name", CHAINS)
+QUICK = (
+    "separable, groups",
+    "separable, depthwise, 3-D",
+    "low_rank, 1-D",
+    "tucker2",
+    "depthwise_separable, groups",
+    "cp",
+)
+"""Each kind of link, of groups and of window: one fit takes two seconds, most of them to compile."""
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CHAINS]
+)
 def test_a_chain_is_found_again_from_its_responses(name, rng):
     chain = chain_of(rng, *CHAINS[name])
     groups = chain.feature_group_count
@@ -105,7 +117,7 @@ def test_groups_are_read_off_the_patches(inputs, groups, rng):
     assert response_error(kernel, other) == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("low", [None, np.full(6, 0.2, np.float32)])
+@pytest.mark.parametrize("low", [np.full(6, 0.2, np.float32), pytest.param(None, marks=pytest.mark.slow)])
 def test_correlated_inputs_are_fitted_better_than_the_weights(low, rng):
     kernel = normal((3, 3, 4, 6), rng)
     train, new = (responses_of(kernel, part, low=low) for part in np.split(correlated(rng, 800, (3, 3), 4), 2))
@@ -127,7 +139,13 @@ def test_what_a_relu_hides_is_not_fitted(rng):
 
 
 @pytest.mark.parametrize(
-    ("name", "count"), [("separable, groups", 1), ("low_rank, 1-D", 7), ("depthwise_separable", 40), ("cp", 7)]
+    ("name", "count"),
+    [
+        ("separable, groups", 1),
+        ("cp", 7),
+        pytest.param("low_rank, 1-D", 7, marks=pytest.mark.slow),
+        pytest.param("depthwise_separable", 40, marks=pytest.mark.slow),
+    ],
 )
 def test_few_samples_make_nothing_worse(name, count, rng):
     chain = chain_of(rng, *CHAINS[name])
@@ -167,7 +185,14 @@ def test_held_out_samples_stop_the_fit(rng):
     assert errors[0] < errors[1]
 
 
-@pytest.mark.parametrize("name", ["separable", "depthwise_separable, groups", "tucker2"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "depthwise_separable, groups",
+        pytest.param("separable", marks=pytest.mark.slow),
+        pytest.param("tucker2", marks=pytest.mark.slow),
+    ],
+)
 def test_channels_of_zeros(name, rng):
     chain = chain_of(rng, *CHAINS[name])
     groups = chain.feature_group_count
@@ -209,10 +234,11 @@ def test_a_chain_keeps_its_dtypes(rng):
     assert response_error(found, responses) < response_error(weights, responses)
 
 
-def test_rounding_to_16_bits_makes_nothing_worse(rng):
+@pytest.mark.parametrize("ranks", [(6,), pytest.param((2, 4, 9, 12), marks=pytest.mark.slow)])
+def test_rounding_to_16_bits_makes_nothing_worse(ranks, rng):
     kernel = jax.numpy.asarray(normal((3, 3, 4, 6), rng), jax.numpy.bfloat16)
     responses = responses_of(kernel.astype(np.float32), correlated(rng, 100, (3, 3), 4))
-    for rank in (2, 4, 6, 9, 12):
+    for rank in ranks:
         chain = jaxcnn.separable(kernel, rank=rank)
         for _ in range(3):
             found = refit(chain, responses)
@@ -238,7 +264,19 @@ SCHEMES = {
 }
 
 
-@pytest.mark.parametrize(("scheme", "groups"), [*((scheme, 1) for scheme in SCHEMES), ("separable", 2), ("tucker2", 2)])
+@pytest.mark.parametrize(
+    ("scheme", "groups"),
+    [
+        ("separable", 2),
+        ("low_rank", 1),
+        ("tucker2", 1),
+        ("depthwise_separable", 1),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (("separable", 1), ("tucker2", 2), ("cp", 1), ("stack", 1))
+        ),
+    ],
+)
 def test_a_curve_falls_with_the_rank(scheme, groups, rng):
     shape, ranks = SCHEMES[scheme]
     kernel = normal((*shape[:-1], shape[-1] * groups), rng)
@@ -298,14 +336,3 @@ def test_errors_name_what_does_not_fit(rng):
         refit(chain, responses, kernel=np.zeros((3, 3, 4, 5), np.float32))
     with pytest.raises(ValueError, match=r"held_out must be at least 0 and less than 1, got 1"):
         refit(chain, responses, held_out=1)
-
-
-def test_downstream_of_groups_is_that_of_each_group():
-    random = np.random.default_rng(0)
-    shapes, groups = ((5, 1, 3, 8), (1, 5, 2, 12), (2, 2, 3, 20)), 4
-    kernels = [random.normal(size=shape) for shape in shapes]
-    for index in range(len(kernels)):
-        found = _features._downstream(kernels, (groups,) * len(kernels), index)
-        for group in range(groups):
-            own = [np.split(kernel, groups, axis=-1)[group] for kernel in kernels]
-            np.testing.assert_allclose(found[group], _features._downstream(own, (1,) * len(own), index)[0])

@@ -23,23 +23,35 @@ def made(seed, widths, windows=((3, 3), (3, 3))):
 # Kernels that are made of small ones
 
 
+@pytest.mark.parametrize(("kernels", "needed"), [(3, 3), pytest.param(20, 18, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("widths", [(1, 1, 1), (1, 4, 6), (2, 3, 4), (3, 2, 5), (1, 8, 16), (4, 4, 4), (6, 1, 2)])
-def test_a_composed_kernel_comes_back(widths, x64):
-    errors = [error_of(stack(kernel, features=widths[1]), kernel) for kernel in (made(n, widths) for n in range(20))]
-    assert sum(error < 1e-4 for error in errors) >= 18, errors
+def test_a_composed_kernel_comes_back(widths, kernels, needed, x64):
+    errors = [
+        error_of(stack(kernel, features=widths[1]), kernel) for kernel in (made(n, widths) for n in range(kernels))
+    ]
+    assert sum(error < 1e-4 for error in errors) >= needed, errors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("widths", [(8, 8, 8), (6, 6, 16), (16, 4, 6)])
 def test_a_wide_composed_kernel_comes_back(widths, x64):
     errors = [error_of(stack(kernel, features=widths[1]), kernel) for kernel in (made(n, widths) for n in range(3))]
     assert max(errors) < 1e-4, errors
 
 
-@pytest.mark.parametrize(("widths", "needed"), [((1, 1, 1, 1), 5), ((1, 2, 2, 1), 3)])
-def test_three_3x3_for_a_7x7(widths, needed, x64):
+@pytest.mark.parametrize(
+    ("widths", "kernels", "needed"),
+    [
+        ((1, 1, 1, 1), 2, 2),
+        ((1, 2, 2, 1), 1, 0),
+        pytest.param((1, 1, 1, 1), 5, 5, marks=pytest.mark.slow),
+        pytest.param((1, 2, 2, 1), 5, 3, marks=pytest.mark.slow),
+    ],
+)
+def test_three_3x3_for_a_7x7(widths, kernels, needed, x64):
     """Three links have local minima: most kernels come back, and the others nearly."""
     windows, errors = ((3, 3),) * 3, []
-    for seed in range(5):
+    for seed in range(kernels):
         kernel = made(seed, widths, windows)
         assert kernel.shape[:2] == (7, 7)
         chain = stack(kernel, windows=windows, features=widths[1:-1])
@@ -83,22 +95,17 @@ def test_never_worse_than_zeros_and_better_with_every_doubling(x64, rng):
     assert errors[-1] < 0.5
 
 
-def test_never_worse_than_its_start(x64, rng):
-    """The start: the first link spans the best column space, found from the kernel itself; the second fits it."""
+@pytest.mark.parametrize("features", [4, *(pytest.param(width, marks=pytest.mark.slow) for width in (2, 6))])
+def test_never_worse_than_its_start(features, x64, rng):
+    """A start that anyone can make: the middle of the kernel, and a 3x3 that passes it on."""
     kernel = normal((5, 5, 3, 4), rng, dtype=np.float64)
-    for features in (2, 4, 6):
-        # A start that anyone can make: the middle of the kernel, and a 3x3 that passes it on.
-        rest = np.zeros((3, 3, 4, 4))
-        rest[1, 1] = np.eye(4)
-        if features >= 4:
-            first = np.zeros((3, 3, 3, features))
-            first[..., :4] = kernel[1:4, 1:4]
-            second = np.zeros((3, 3, features, 4))
-            second[:, :, :4] = rest
-            start = loop_compose([first, second], [1, 1])
-            middle = np.linalg.norm(start - kernel) / np.linalg.norm(kernel)
-            assert error_of(stack(kernel, features=features), kernel) < middle
-        assert error_of(stack(kernel, features=features), kernel) < 1
+    error, most = error_of(stack(kernel, features=features), kernel), 1.0
+    if features >= 4:
+        first, second = np.zeros((3, 3, 3, features)), np.zeros((3, 3, features, 4))
+        first[..., :4] = kernel[1:4, 1:4]
+        second[1, 1, :4] = np.eye(4)
+        most = np.linalg.norm(loop_compose([first, second], [1, 1]) - kernel) / np.linalg.norm(kernel)
+    assert error < most
 
 
 def test_the_reported_optimum_is_a_stationary_point(x64, rng):
@@ -219,11 +226,10 @@ def test_numpy_kernels_of_float64_become_float32_without_a_warning():
 
 def test_the_same_seed_gives_the_same_chain(rng):
     kernel = normal((5, 5, 2, 3), rng, dtype=np.float32)
-    first, again = stack(kernel, features=2), stack(kernel, features=2)
-    for link, other in zip(first.kernels, again.kernels, strict=True):
-        np.testing.assert_array_equal(link, other)
-    seeded, seeded_again = stack(kernel, features=2, seed=7), stack(kernel, features=2, seed=7)
-    np.testing.assert_array_equal(seeded.kernels[0], seeded_again.kernels[0])
+    for seed in (0, 7):
+        first, again = (stack(kernel[:3, :3], windows=((2, 2), (2, 2)), features=2, seed=seed) for _ in range(2))
+        for link, other in zip(first.kernels, again.kernels, strict=True):
+            np.testing.assert_array_equal(link, other)
 
 
 @pytest.mark.parametrize("options", [{}, {"features": 3}, {"tolerance": 0.1}])

@@ -1,9 +1,12 @@
-"""What computes fused convolutions, for the tests that ask for it."""
+"""Clocks for the tests of transformations, and what computes fused convolutions, for the tests that ask for them."""
 
 from __future__ import annotations
 
 import fusing
 import pytest
+
+from jaxcnn.transform import layers, problem, searching
+from support.planted import clock_by_arithmetic
 
 
 @pytest.fixture(params=["separate", "reference", "native"])
@@ -19,3 +22,27 @@ def fusion(request, monkeypatch):
 def fusing_on(monkeypatch):
     """Fusing switched on, computed by a stand-in for the kernels, which is the value."""
     return fusing.use(monkeypatch, "reference")
+
+
+@pytest.fixture
+def no_long_clock(monkeypatch):
+    """Times a whole function for no longer than it takes to run it."""
+    monkeypatch.setattr(searching, "_SECONDS", 0.01)
+
+
+@pytest.fixture
+def two_ranks_judged(monkeypatch):
+    """Tries the responses of a scheme at two ranks, each of which is a program to compile, and not at seven."""
+    monkeypatch.setattr(layers, "_JUDGED", 2)
+
+
+@pytest.fixture
+def clock_of_macs(monkeypatch, no_long_clock):
+    """A device on which a layer takes as long as it has multiply-accumulates."""
+    clock_by_arithmetic(monkeypatch)
+
+
+@pytest.fixture
+def chains_twice_as_fast(monkeypatch, no_long_clock):
+    """A device on which every chain takes half of its kernel's time."""
+    monkeypatch.setattr(problem.Problem, "milliseconds", lambda self, index, chain: (1.0, 0.5))

@@ -3,61 +3,27 @@
 from __future__ import annotations
 
 import inspect
-import time
 from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 import pytest
 from jax import lax
 
-import jaxcnn
 from jaxcnn import accelerate
+from support.accelerated import PARAMS, X, network, small
 from support.arrays import assert_same, jax_normal
-from support.counting import executed_convolutions
 
 pytestmark = pytest.mark.leaks
 
 
-def network(params, x, *, train=False):
-    """A small channels-first network with a strided, a depthwise and a dilated convolution, pools and a classifier."""
-    layout = ("NCHW", "OIHW", "NCHW")
-    conv = partial(lax.conv_general_dilated, dimension_numbers=layout, window_strides=(1, 1), padding="SAME")
-    x = jax.nn.relu(conv(x, params["stem"], window_strides=(2, 2)))
-    x = x + conv(x, params["depthwise"], feature_group_count=x.shape[1])
-    x = conv(x, params["grouped"], rhs_dilation=(2, 2), feature_group_count=2)
-    x = lax.reduce_window(x, -jnp.inf, lax.max, (1, 1, 3, 3), (1, 1, 2, 2), "SAME")
-    x = lax.reduce_window(x, 0.0, lax.add, (1, 1, 2, 2), (1, 1, 1, 1), "VALID")
-    if train:
-        x = x - x.mean((0, 2, 3), keepdims=True)
-    return x.mean((2, 3)) @ params["head"]
-
-
-def small(params, x):
-    """What there is of a network in one convolution and one pool: programs are compiled for it in no time."""
-    y = lax.conv_general_dilated(x, params["stem"][:3, :1], (1, 1), "SAME", feature_group_count=3)
-    return lax.reduce_window(jnp.sin(y), -jnp.inf, lax.max, (1, 1, 2, 2), (1, 1, 2, 2), "VALID")
-
-
-def parameters():
-    shapes = {"stem": (8, 3, 3, 3), "depthwise": (8, 1, 3, 3), "grouped": (8, 4, 3, 3), "head": (8, 5)}
-    return {name: jax_normal(shape, seed) / 3 for seed, (name, shape) in enumerate(shapes.items())}
-
-
-PARAMS, X = parameters(), jax_normal((2, 3, 17, 17), 9)
 LABELS = jnp.array([1, 4])
 
 
 def loss(params, x, labels):
     logits = network(params, x, train=True)
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), {"logits": logits}
-
-
-def convolutions(f, *args):
-    """The parameters of the convolutions that f binds, in order."""
-    return [equation.params for equation in executed_convolutions(f, *args)]
 
 
 def test_a_network_forward_and_backward():
@@ -146,85 +112,6 @@ def test_as_a_method_and_on_callable_objects():
     assert not hasattr(accelerate(model), "params")
 
 
-# Arguments and results.
-
-
-def test_leaves_that_are_not_arrays_reach_the_function_unchanged():
-    seen = []
-
-    def f(config, x, *args, **kwargs):
-        seen.append((config, args, kwargs))
-        return x
-
-    static = {"flag": True, "n": 3, "rate": 0.5, "name": "SAME", "none": None, "act": jax.nn.relu, "dtype": jnp.float32}
-    for _ in range(2):
-        accelerate(f)(static, X, 1, train=True, mutable=["batch_stats"])
-    assert all(item == (static, (1,), {"train": True, "mutable": ["batch_stats"]}) for item in seen)
-    assert type(seen[0][0]["flag"]) is bool
-    assert type(seen[0][1][0]) is int
-
-
-def test_they_are_part_of_the_cache_key(compilations):
-    traced = []
-
-    @accelerate
-    def f(x, value):
-        traced.append(value)
-        return x * jnp.float32(value)
-
-    x = jnp.ones(3)
-    for value in (1, 1.0, True, 0.0, -0.0, 2, float("nan"), 1, 1.0, True, 0.0, -0.0, 2, float("nan")):
-        f(x, value)
-    assert [str(value) for value in traced] == ["1", "1.0", "True", "0.0", "-0.0", "2", "nan"]
-    assert str(f(x, -0.0)[0]) == "-0.0"
-
-
-def test_arrays_are_traced_once_for_each_shape_and_dtype():
-    traced = []
-
-    @accelerate
-    def f(x):
-        traced.append(x.aval)
-        return x + 1
-
-    for x in (np.ones(3), np.zeros(3), jnp.ones(3), np.float32(1), jnp.ones(3), jnp.ones(4)):
-        f(x)
-    with jax.check_tracer_leaks(False):  # which forgets every trace
-        traced.clear()
-        for _ in range(3):
-            f(jnp.ones(5))
-        assert len(traced) == 1
-
-
-def test_an_argument_that_cannot_be_a_key_is_refused():
-    with pytest.raises(TypeError, match=r"accelerate: an argument that is not an array must be hashable, got \{1\}"):
-        accelerate(lambda s, x: x)({1}, X)
-
-
-def test_results_that_are_not_arrays_are_handed_on():
-    def f(x):
-        return {"y": jnp.sum(x), "name": "sum", "shape": x.shape, "flag": True, "none": None, "scale": 0.5}
-
-    result = accelerate(f)(X)
-    assert {**result, "y": 0} == {"y": 0, "name": "sum", "shape": X.shape, "flag": True, "none": None, "scale": 0.5}
-    assert type(result["flag"]) is bool
-
-
-def test_shapes_dtypes_and_weak_types():
-    def f(x):
-        return x.astype(int), x > 0, jnp.asarray(2.0), x * 2, jnp.int8(3), jnp.full((2,), 1)
-
-    assert_same(accelerate(f)(X), jax.jit(f)(X))
-    assert accelerate(lambda: jnp.zeros(3))().shape == (3,)
-    assert accelerate(lambda x: ())(X) == ()
-
-
-def test_a_structure_that_depends_on_the_shape():
-    f = accelerate(lambda x: {f"part {i}": x[i] for i in range(x.shape[0])})
-    for n in (2, 3, 2):
-        assert list(f(jnp.ones((n, 4)))) == [f"part {i}" for i in range(n)]
-
-
 def test_donated_arguments():
     x = jnp.array(X)
     f = jax.jit(accelerate(lambda x: jax.nn.relu(x) + 1), donate_argnums=0)
@@ -271,80 +158,8 @@ def test_inside_a_trace_what_f_closes_over_may_be_of_that_trace():
         assert_same(run(loss)(kernel, X), run(expected)(kernel, X), 1e-4)
 
 
-# Methods.
-
-
 def test_a_method_that_does_not_exist_is_refused():
     with pytest.raises(ValueError, match=r"accelerate: method must be one of 'auto', 'direct'.*, got 'winograd9'"):
         accelerate(network, method="winograd9")
     with pytest.raises(TypeError, match="accelerate: f must be a function, got 3"):
         accelerate(3)
-
-
-@pytest.mark.parametrize("method", ["direct", "shift", "matmul", "fft"])
-def test_forced_methods(method):
-    found = convolutions(accelerate(network, method=method), PARAMS, X)
-    assert {params["method"] for params in found} <= {method, "auto"}
-    assert any(params["method"] == method for params in found)
-    assert_same(accelerate(network, method=method)(PARAMS, X), network(PARAMS, X))
-
-
-def test_functions_that_call_jaxcnn():
-    def f(x, kernel):
-        y = jaxcnn.conv(x, kernel, strides=2, layout="NCHW", method="matmul")
-        y = jaxcnn.conv_transpose(y, kernel, strides=2, layout="NCHW")
-        return jaxcnn.max_pool(y, 2, layout="NCHW")
-
-    kernel = jax_normal((3, 3, 3, 3))
-    assert_same(accelerate(f)(X, kernel), f(X, kernel))
-    # The same but for what is known of the program: that it computes the images, and begins with no kernel.
-    own = str(jax.make_jaxpr(f)(X, kernel)).replace("computed=False", "computed=True")
-    own = own.replace("kernel_waits=False", "kernel_waits=True")
-    assert str(jax.make_jaxpr(accelerate(f))(X, kernel)) == own
-    forced = convolutions(accelerate(f, method="shift"), X, kernel)
-    assert [params["method"] for params in forced] == ["matmul", "shift"]  # the user's own word stands
-    gradient = jax.grad(lambda x, k: jnp.sum(f(x, k) ** 2), (0, 1))
-    assert_same(accelerate(gradient)(X, kernel), jax.jit(gradient)(X, kernel), 1e-4)
-
-
-def test_a_convolution_in_a_loop_is_channels_last():
-    def f(x, kernel):
-        def body(x, _):
-            return lax.conv_general_dilated(x, kernel, (1, 1), "SAME"), None
-
-        return lax.scan(body, x, length=3)[0]
-
-    x, kernel = jax_normal((1, 8, 8, 8)), jax_normal((8, 8, 3, 3)) / 9
-    assert_same(accelerate(f)(x, kernel), f(x, kernel))
-    text = jax.jit(accelerate(f, method="direct")).lower(x, kernel).as_text()
-    (line,) = (line for line in text.splitlines() if "stablehlo.convolution" in line)
-    assert "dim_numbers = [b, 0, 1, f]x[0, 1, i, o]->[b, 0, 1, f]" in line
-
-
-@pytest.mark.parametrize("platform", ["cuda", "tpu"])
-def test_on_other_platforms_there_is_one_convolution_for_each(platform):
-    def count(f):
-        text = jax.export.export(jax.jit(f), platforms=[platform])(PARAMS, X).mlir_module()
-        return text.count("stablehlo.convolution"), text.count("reduce_window")
-
-    assert count(accelerate(network)) == count(network)
-
-
-def test_a_call_costs_less_than_100_microseconds_more_than_jit():
-    def f(params, x):
-        return x + params["0"][0, 0, 0, 0]
-
-    params = {str(i): jnp.ones((1, 1, 1, 1)) for i in range(160)}  # as many as ResNet-50 has
-    x = jnp.ones(())
-
-    def seconds(g):
-        g(params, x)
-        times = []
-        for _ in range(50):
-            start = time.perf_counter()
-            g(params, x)
-            times.append(time.perf_counter() - start)
-        return sorted(times)[5]
-
-    with jax.check_tracer_leaks(False):
-        assert seconds(accelerate(f)) - seconds(jax.jit(f)) < 100e-6

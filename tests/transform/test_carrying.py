@@ -43,10 +43,10 @@ FEATURES = jax_normal((6,), 3) + 2
 @pytest.mark.parametrize(
     ("strides", "padding", "dilation"),
     [
-        ((1, 1), "SAME", (1, 1)),
         ((2, 3), "VALID", (1, 1)),
-        ((3, 1), "SAME", (2, 1)),
         ((2, 2), ((1, 2), (3, 0)), (1, 3)),
+        pytest.param((1, 1), "SAME", (1, 1), marks=pytest.mark.slow),
+        pytest.param((3, 1), "SAME", (2, 1), marks=pytest.mark.slow),
     ],
 )
 def test_options_of_a_convolution(strides, padding, dilation):
@@ -93,12 +93,24 @@ def test_orders_and_ranks(order, rank):
         )
 
 
-@pytest.mark.parametrize(("own", "groups"), [(GROUPED, 2), (DEPTHWISE, 4), (MULTIPLIED, 4)])
-@pytest.mark.parametrize("order", ["HWIO", "OIHW", "HWCM"])
+@pytest.mark.parametrize(
+    ("own", "groups", "order"),
+    [
+        (GROUPED, 2, "OIHW"),
+        (DEPTHWISE, 4, "HWIO"),
+        (MULTIPLIED, 4, "HWCM"),
+        *(
+            pytest.param(own, groups, order, marks=pytest.mark.slow)
+            for own, groups, orders in (
+                (GROUPED, 2, ("HWIO",)),
+                (DEPTHWISE, 4, ("OIHW", "HWCM")),
+                (MULTIPLIED, 4, ("HWIO", "OIHW")),
+            )
+            for order in orders
+        ),
+    ],
+)
 def test_groups(own, groups, order):
-    if order == "HWCM" and own is GROUPED:
-        pytest.skip("no depthwise kernel")
-
     def f(w, x):
         if order == "OIHW":
             return conv(x, w, dimension_numbers=("NHWC", "OIHW", "NHWC"), feature_group_count=groups)
@@ -119,8 +131,15 @@ def test_a_depthwise_convolution_of_jaxcnn():
     assert_chained(lambda w, x: jaxcnn.depthwise_conv(x, w, strides=2), MULTIPLIED, X, parameter=parameter)
 
 
-@pytest.mark.parametrize("padding", ["SAME", "VALID"])
-@pytest.mark.parametrize("strides", [(1, 1), (2, 3)])
+@pytest.mark.parametrize(
+    ("padding", "strides"),
+    [
+        ("SAME", (2, 3)),
+        ("VALID", (1, 1)),
+        pytest.param("SAME", (1, 1), marks=pytest.mark.slow),
+        pytest.param("VALID", (2, 3), marks=pytest.mark.slow),
+    ],
+)
 def test_transposed_convolutions(padding, strides):
     transpose = partial(lax.conv_transpose, strides=strides, padding=padding, dimension_numbers=chains.LAYOUTS[2])
 
@@ -135,7 +154,7 @@ def test_a_transposed_convolution_in_groups():
     assert_chained(lambda w, y: jaxcnn.conv_transpose(y, w, strides=2, feature_group_count=2), GROUPED, y)
 
 
-@pytest.mark.parametrize("convolve", [conv, jaxcnn.conv])
+@pytest.mark.parametrize("convolve", [conv, pytest.param(jaxcnn.conv, marks=pytest.mark.slow)])
 def test_the_derivative_by_x_inside(convolve):
     def f(w, x):
         return jax.grad(lambda x: jnp.sin(convolve(x, w, strides=(2, 3))).sum())(x)
@@ -183,7 +202,7 @@ def test_a_stopped_gradient():
     assert all((leaf == 0).all() for leaf in jax.tree.leaves(gradient))
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, np.float16])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, pytest.param(np.float16, marks=pytest.mark.slow)])
 def test_casts(dtype):
     assert_chained(lambda w, x: conv(x.astype(dtype), w.astype(dtype)), SEPARABLE, X, tolerance=1e-2)
     narrow = jax.tree.map(lambda link: link.astype(dtype), SEPARABLE)
@@ -217,7 +236,7 @@ def stacked_scan(ws, x, biases, reverse=False):
 BIASES = jax_normal((3, 4), 5)
 
 
-@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("reverse", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_stacked_kernels_in_scan(reverse):
     assert_chained(partial(stacked_scan, reverse=reverse), STACKED, X, BIASES, parameter=stack, gradients=True)
 
@@ -314,9 +333,9 @@ with_a_vjp.defvjp(lambda x, w: (with_a_vjp(x, w), (x, w)), lambda saved, g: jax.
 @pytest.mark.parametrize(
     "boundary",
     [
-        jax.jit(conv),
         jax.jit(lambda x, w: jax.jit(conv)(x, w[::-1])),
         jax.checkpoint(conv),
+        pytest.param(jax.jit(conv), marks=pytest.mark.slow),
         jax.checkpoint(conv, policy=jax.checkpoint_policies.nothing_saveable, prevent_cse=False),
         with_a_jvp,
         with_a_vjp,
@@ -329,6 +348,8 @@ def test_a_boundary(boundary):
     assert_chained(lambda w, x: boundary(x, w), SQUARE, X, gradients=True)
 
 
-@pytest.mark.parametrize("boundary", [jax.jit(conv), jax.checkpoint(conv), with_a_jvp])
+@pytest.mark.parametrize(
+    "boundary", [jax.checkpoint(conv), *(pytest.param(f, marks=pytest.mark.slow) for f in (jax.jit(conv), with_a_jvp))]
+)
 def test_the_derivative_by_x_inside_of_a_boundary(boundary):
     assert_chained(lambda w, x: jax.grad(lambda x: jnp.sin(boundary(x, w)).sum())(x), SQUARE, X)

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
 from hypothesis import strategies as st
 from jax import lax
 
@@ -18,6 +17,7 @@ from jaxcnn.transform.acceleration import accelerate
 from jaxcnn.transform.convolutions import convolution
 from support.arrays import assert_same, jax_normal
 from support.cropping import assert_cropped
+from support.drawn import drawn
 from support.jaxprs import equations_of
 
 pytestmark = pytest.mark.leaks
@@ -70,7 +70,7 @@ def convolutions(draw):
     return x, kernel, options
 
 
-@given(convolutions())
+@drawn(6, 50, convolutions())
 def test_any_layout_and_its_derivatives(case):
     x, kernel, options = case
 

@@ -16,6 +16,8 @@ from jax.sharding import PartitionSpec as P
 
 import jaxcnn
 from jaxcnn import accelerate
+from jaxcnn.epilogue import Epilogue
+from jaxcnn.lowering import direct
 
 X, KERNEL, BIAS = normal((2, 5, 6, 4), 1), normal((3, 3, 4, 4), 2) / 6, normal((4,), 3)
 conv = partial(
@@ -209,6 +211,18 @@ def test_channels_first(fusion):
     assert recipe.moves == ((0, 3, 1, 2),)
 
 
+def test_a_convolution_of_jaxcnn_in_any_layout(fusing_on):
+    def f(layout, x, kernel, bias):
+        return jax.nn.relu(jaxcnn.conv(x, kernel, layout=layout) + bias + x)
+
+    first = X.transpose(0, 3, 1, 2), KERNEL.transpose(3, 2, 0, 1), BIAS[None, :, None, None]
+    for layout, args in ((None, (X, KERNEL, BIAS[None, None, None])), ("NCHW", first)):
+        g = partial(f, layout)
+        (recipe,) = fused(accelerate(g), *args)
+        assert (recipe.residual is not None, recipe.activation) == (True, "relu")
+        assert_same(accelerate(g)(*args), g(*args))
+
+
 @pytest.mark.parametrize("rank", [1, 3])
 def test_other_ranks(rank, fusion):
     x, kernel = normal((2, *(4,) * rank, 3)), normal((*(3,) * rank, 3, 5)) / 9
@@ -294,6 +308,24 @@ def test_in_another_context_than_it_was_traced_in(fusing_on):
 
     mapped = jax.shard_map(again, mesh=mesh, in_specs=(P("batch"), P(), P()), out_specs=P("batch"))
     assert_same(jax.jit(mapped)(X, KERNEL, BIAS), jax.jit(f)(X, KERNEL, BIAS))
+
+
+def test_a_method_that_refuses_an_epilogue_leaves_it_to_the_operations(fusing_on, monkeypatch):
+    asked = []
+
+    def supports_fused(spec, epilogue):
+        asked.append(epilogue)
+        return "no residuals" if epilogue.has_residual else None
+
+    monkeypatch.setattr(direct, "supports_fused", supports_fused)
+    assert_same(accelerate(block, method="direct")(X, KERNEL, BIAS), jax.jit(block)(X, KERNEL, BIAS))
+    assert asked == [Epilogue(has_scale=True, has_bias=True, has_residual=True, activation="relu", alpha=0.0)]
+    assert not fusing_on.calls
+
+
+def test_nothing_is_fused_without_a_method_that_takes_it(monkeypatch):
+    monkeypatch.setattr("jaxcnn.epilogue.native", None)
+    assert not fused(accelerate(block), X, KERNEL, BIAS)
 
 
 def test_exported_and_for_other_platforms_it_is_the_operations(fusing_on):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
 
+import fusing
 import jax
 import jax.numpy as jnp
 import pytest
@@ -150,6 +152,16 @@ def test_the_whole_block_is_one_call(block, fusion):
     assert names == ["jaxcnn_fused_conv"]
     with jax.check_tracer_leaks(False):
         assert_same(accelerate(f)(params, X), jax.jit(f)(params, X))
+
+
+def test_no_pass_over_memory_is_left(monkeypatch):
+    if fusing.use(monkeypatch, "native") is None:
+        pytest.skip("there are no native kernels")
+    f, params = flax_linen()
+    text = jax.jit(accelerate(f)).lower(params, X).compile().as_text()
+    entry = text[text.index("ENTRY") :]
+    large = re.findall(r"= f32\[2,6,6,4\]\S* ([\w-]+)\(", entry)
+    assert sorted(set(large)) == ["custom-call", "parameter"]
 
 
 def test_derivatives_of_a_block(block, fusion):

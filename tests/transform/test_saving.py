@@ -10,19 +10,14 @@ import pytest
 import jaxcnn
 from jaxcnn.transform import searching
 from support.arrays import normal
-from support.planted import clock_by_arithmetic, conv, network, planted
+from support.planted import clock_by_arithmetic, conv, planted
+from support.substitutions import PARAMS, F, X, substituted
 
-F, PARAMS, X = network()
-
-
-@pytest.fixture(autouse=True)
-def every_chain_is_faster(monkeypatch):
-    clock_by_arithmetic(monkeypatch)
-    monkeypatch.setattr(searching, "_SECONDS", 0.01)
+pytestmark = pytest.mark.usefixtures("clock_of_macs")
 
 
 def test_saved_and_loaded(tmp_path):
-    found = jaxcnn.substitute(F, PARAMS, X, macs=0.3)
+    found = substituted(macs=0.3)
     path = tmp_path / "network.npz"
     found.save(path)
     loaded = jaxcnn.Substitution.load(path, F, PARAMS)
@@ -49,7 +44,7 @@ def test_sixteen_bits_are_saved(tmp_path):
     np.testing.assert_array_equal(loaded.apply(loaded.params, x), found.apply(found.params, x))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def small():
     """A substitution of one layer, quick to find: (found, f, params, x)."""
     params, x = {"kernel": planted(5, 5, 4, 4, 1), "bias": jnp.zeros(4)}, jnp.asarray(normal((1, 8, 8, 4)))
@@ -57,7 +52,10 @@ def small():
     def f(params, x):
         return conv(x, params["kernel"]) + params["bias"][None, None, None]
 
-    return jaxcnn.substitute(f, params, x, macs=0.6, schemes="separable"), f, params, x
+    with pytest.MonkeyPatch.context() as patch:
+        clock_by_arithmetic(patch)
+        patch.setattr(searching, "_SECONDS", 0.01)
+        return jaxcnn.substitute(f, params, x, macs=0.6, schemes="separable"), f, params, x
 
 
 def test_random_keys_are_saved(small, tmp_path):

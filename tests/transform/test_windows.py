@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
 from hypothesis import strategies as st
 from jax import lax
 
 from jaxcnn.transform.acceleration import accelerate
 from support.arrays import assert_same, jax_normal
+from support.drawn import drawn
 from support.jaxprs import primitives_of
 
 pytestmark = pytest.mark.leaks
@@ -42,7 +42,7 @@ def reductions(draw):
     return shape, options
 
 
-@given(reductions(), st.sampled_from(list(REDUCERS)), st.booleans())
+@drawn(6, 50, reductions(), st.sampled_from(list(REDUCERS)), st.booleans())
 def test_any_axes_and_derivatives(case, kind, ties):
     shape, options = case
     x = jax_normal(shape)

@@ -11,41 +11,48 @@ constexpr int64_t kDepth = 192;           // (tap, channel) pairs that a block s
 constexpr int64_t kPitch = kDepth + 16;   // floats from one row of a block to the next
 constexpr int64_t kBlockTiles = 16;       // register tiles in a block of rows
 
-// sums[r][c] = sum over k of a[r][k] * b[k][c].
+// A register tile's operands: sums[r][c] = sum over k of a[r * a_pitch + k] * b[k * b_pitch + c].
+struct Operands {
+  const float* a;
+  int64_t a_pitch;
+  const float* b;
+  int64_t b_pitch;
+  int64_t depth;
+};
+
+// Rows are reached by three from a register each, since there are fewer registers for addresses than rows.
 template <int kR, int kV>
-JAXCNN_INLINE void multiply(const float* a, const float* b, int64_t depth, Vec (&sums)[kR][kV]) {
+JAXCNN_INLINE void multiply(const Operands& in, Vec (&sums)[kR][kV]) {
 #pragma GCC unroll 16
   for (int r = 0; r < kR; ++r)
 #pragma GCC unroll 4
     for (int v = 0; v < kV; ++v) sums[r][v] = Vec{};
-  for (int64_t k = 0; k < depth; ++k) {
+  constexpr int kBases = (kR + 2) / 3;
+  const char* bases[kBases];
+  const int64_t pitch = in.a_pitch * 4;
+#pragma GCC unroll 8
+  for (int i = 0; i < kBases; ++i) bases[i] = reinterpret_cast<const char*>(in.a) + 3 * i * pitch;
+  const float* b = in.b;
+  for (int64_t k = 0; k < in.depth; ++k, b += in.b_pitch) {
     Vec column[kV];
 #pragma GCC unroll 4
-    for (int v = 0; v < kV; ++v) column[v] = load(b + k * (kV * kLanes) + v * kLanes);
-#pragma GCC unroll 16
-    for (int r = 0; r < kR; ++r) {
-      const Vec value = splat(a[r * kPitch + k]);
+    for (int v = 0; v < kV; ++v) column[v] = load(b + v * kLanes);
+#pragma GCC unroll 8
+    for (int i = 0; i < kBases; ++i) {
+      const char* base = bases[i];
+#if defined(__x86_64__)
+      // Keeps the compiler from making a pointer of each row.
+      __asm__("" : "+r"(base));
+#endif
+#pragma GCC unroll 3
+      for (int j = 0; j < 3; ++j) {
+        const int r = 3 * i + j;
+        if (r >= kR) break;
+        const Vec value = splat(*reinterpret_cast<const float*>(base + j * pitch));
 #pragma GCC unroll 4
-      for (int v = 0; v < kV; ++v) sums[r][v] += value * column[v];
-    }
-  }
-}
-
-// Writes (`first`) or adds a register tile to the rows of the result; `columns` are stored of each.
-template <int kR, int kV>
-JAXCNN_INLINE void put(float* const* rows, Vec (&sums)[kR][kV], int64_t columns, bool first) {
-#pragma GCC unroll 16
-  for (int r = 0; r < kR; ++r) {
-    float* row = rows[r];
-#pragma GCC unroll 4
-    for (int v = 0; v < kV; ++v) {
-      const int64_t lanes = columns - v * kLanes;
-      float* to = row + v * kLanes;
-      if (lanes >= kLanes) {
-        store(to, first ? sums[r][v] : load(to) + sums[r][v]);
-      } else if (lanes > 0) {
-        store_some(to, first ? sums[r][v] : load_some(to, lanes) + sums[r][v], lanes);
+        for (int v = 0; v < kV; ++v) sums[r][v] += value * column[v];
       }
+      bases[i] = base + 4;
     }
   }
 }
@@ -72,15 +79,33 @@ JAXCNN_INLINE void multiply_pixels(const float* const* pixels, int64_t channel, 
   }
 }
 
+// Writes (`first`) or adds a register tile to the rows of the result; `columns` are stored of each.
 template <int kR, int kV>
-__attribute__((noinline)) void tile(const float* a, const float* b, int64_t depth, float* const* rows, int64_t columns,
-                                    bool first) {
+JAXCNN_INLINE void put(float* const* rows, Vec (&sums)[kR][kV], int64_t columns, bool first) {
+#pragma GCC unroll 16
+  for (int r = 0; r < kR; ++r) {
+    float* row = rows[r];
+#pragma GCC unroll 4
+    for (int v = 0; v < kV; ++v) {
+      const int64_t lanes = columns - v * kLanes;
+      float* to = row + v * kLanes;
+      if (lanes >= kLanes) {
+        store(to, first ? sums[r][v] : load(to) + sums[r][v]);
+      } else if (lanes > 0) {
+        store_some(to, first ? sums[r][v] : load_some(to, lanes) + sums[r][v], lanes);
+      }
+    }
+  }
+}
+
+template <int kR, int kV>
+__attribute__((noinline)) void tile(const Operands& in, float* const* rows, int64_t columns, bool first) {
   Vec sums[kR][kV];
-  multiply<kR, kV>(a, b, depth, sums);
+  multiply<kR, kV>(in, sums);
   put<kR, kV>(rows, sums, columns, first);
 }
 
-using TileFunction = void (*)(const float*, const float*, int64_t, float* const*, int64_t, bool);
+using TileFunction = void (*)(const Operands&, float* const*, int64_t, bool);
 
 // The register tile of `count` rows, at most kRows.
 template <int kV, int kR = kRows>
@@ -237,6 +262,15 @@ inline void slide_dense(const Slide& slide, const float* source, const float* ke
   const int64_t block_tiles = ceil_div(tiles, blocks);
   const int64_t range_panels = ceil_div(panels, ranges);
   const bool plain = is_empty(epilogue);
+  // Windows of one tap that slide over all pixels read the source as it lies.
+  bool direct = true;
+  for (const SlideAxis& axis : slide.axis) {
+    direct = direct && axis.taps == 1 && axis.source_stride == 1 && axis.source_first == 0 &&
+             axis.source_size == axis.results;
+  }
+  // The kernel is copied where the copy is read often enough; its last columns always are.
+  constexpr int64_t kFewTiles = 5;
+  const bool in_place = !slide.transposed && block_tiles <= kFewTiles && slide.taps() == 1;
 
   parallel(runner, blocks * ranges * slide.groups, [&](int64_t task) {
     const int64_t range = task % ranges, group = task / ranges % slide.groups, block = task / ranges / slide.groups;
@@ -244,7 +278,7 @@ inline void slide_dense(const Slide& slide, const float* source, const float* ke
     const int64_t first_panel = range * range_panels, last_panel = least(first_panel + range_panels, panels);
     if (first_row >= last_row || first_panel >= last_panel) return;
     PixelReader reader(slide, source + group * slide.source_channels);
-    float* const rows_packed = Scratch::floats(0, block_tiles * kRows * kPitch);
+    float* const rows_packed = direct ? nullptr : Scratch::floats(0, block_tiles * kRows * kPitch);
     float* const columns_packed = Scratch::floats(1, kDepth * kColumns);
     // Where each row of the block lies in the result.
     float** const places = reinterpret_cast<float**>(Scratch::floats(2, 2 * block_tiles * kRows));
@@ -252,15 +286,15 @@ inline void slide_dense(const Slide& slide, const float* source, const float* ke
 
     for (int64_t begin = 0; begin == 0 || begin < depth; begin += kDepth) {
       const int64_t end = least(begin + kDepth, depth);
-      reader.choose(begin, end);
+      if (!direct) reader.choose(begin, end);
       int64_t rest = first_row;
       int64_t w = rest % wa->results;
       rest /= wa->results;
       int64_t h = rest % ha->results;
       rest /= ha->results;
       int64_t d = rest % da->results, image = rest / da->results;
-      for (int64_t row = first_row; row < last_row; ++row) {
-        reader.read(image, d, h, w, rows_packed + (row - first_row) * kPitch);
+      for (int64_t row = first_row; row < last_row && (begin == 0 || !direct); ++row) {
+        if (!direct) reader.read(image, d, h, w, rows_packed + (row - first_row) * kPitch);
         if (begin == 0) {
           const int64_t rd = da->result_first + d * da->result_step, rh = ha->result_first + h * ha->result_step;
           const int64_t rw = wa->result_first + w * wa->result_step;
@@ -281,7 +315,11 @@ inline void slide_dense(const Slide& slide, const float* source, const float* ke
       for (int64_t panel = first_panel; panel < last_panel; ++panel) {
         const int64_t column = panel * kColumns, width = least(kColumns, columns - column);
         const int64_t vectors = width > kLanes ? 2 : 1;
-        if (vectors == 2) {
+        Operands in = {nullptr, kPitch, columns_packed, vectors * kLanes, end - begin};
+        if (in_place && width == vectors * kLanes) {
+          in.b = kernel + begin * slide.result_pixel() + group * columns + column;
+          in.b_pitch = slide.result_pixel();
+        } else if (vectors == 2) {
           pack_columns<2>(slide, kernel, group, begin, end, column, width, columns_packed);
         } else {
           pack_columns<1>(slide, kernel, group, begin, end, column, width, columns_packed);
@@ -290,8 +328,13 @@ inline void slide_dense(const Slide& slide, const float* source, const float* ke
           const int64_t count = least(kRows, last_row - row);
           float* to[kRows];
           for (int64_t r = 0; r < count; ++r) to[r] = places[row - first_row + r] + column;
-          (vectors == 1 ? tile_of<1>(count) : tile_of<2>(count))(rows_packed + (row - first_row) * kPitch, columns_packed, end - begin, to, width,
-                                     begin == 0);
+          if (direct) {
+            in.a = source + row * slide.source_pixel() + group * slide.source_channels + begin;
+            in.a_pitch = slide.source_pixel();
+          } else {
+            in.a = rows_packed + (row - first_row) * kPitch;
+          }
+          (vectors == 1 ? tile_of<1>(count) : tile_of<2>(count))(in, to, width, begin == 0);
           if (end == depth && !plain) finish(to, count, width, group * columns + column, result, epilogue);
         }
       }

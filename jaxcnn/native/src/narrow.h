@@ -272,9 +272,12 @@ inline void slide_narrow(const Slide& slide, const float* source, const float* k
   const Blocks blocks(slide, bundle);
   const TileAdder adder = tile_adder(*wa, bundle.plain);
   const int64_t wanted = runner.threads() > 1 ? 4 * runner.threads() : 1;
+  // The last bundle, where it overlaps the one before, is computed by the same task: both write the same results.
+  const bool overlap = bundle.count > 1 && slide.groups % bundle.groups != 0;
+  const int64_t units = overlap ? bundle.count - 1 : bundle.count;
   int64_t ranges = 1;
-  while (blocks.count * ranges < wanted && ranges < bundle.count) ++ranges;
-  const int64_t range_bundles = ceil_div(bundle.count, ranges);
+  while (blocks.count * ranges < wanted && ranges < units) ++ranges;
+  const int64_t range_units = ceil_div(units, ranges);
 
   parallel(runner, blocks.count * ranges, [&](int64_t task) {
     const Block block(blocks, task / ranges);
@@ -282,8 +285,10 @@ inline void slide_narrow(const Slide& slide, const float* source, const float* k
     const int64_t tiles = ceil_div(block.columns, kTile);
     // Sums over the taps of the depth that came before.
     float* const partial = da->taps > 1 ? Scratch::floats(1, block.rows * tiles * kTile * kLanes) : nullptr;
-    const int64_t first_bundle = task % ranges * range_bundles;
-    for (int64_t index = first_bundle; index < least(first_bundle + range_bundles, bundle.count); ++index) {
+    const int64_t first_unit = least(task % ranges * range_units, units);
+    const int64_t last_unit = least(first_unit + range_units, units);
+    const int64_t last_bundle = first_unit < last_unit && last_unit == units ? bundle.count : last_unit;
+    for (int64_t index = first_unit; index < last_bundle; ++index) {
       const Channels channels = channels_of(bundle, slide, index);
       for (int64_t td = 0; td == 0 || td < da->taps; ++td) {
         copy_lines(blocks, block, td, source, channels.source, lines);

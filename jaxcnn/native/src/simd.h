@@ -129,9 +129,9 @@ JAXCNN_INLINE void clear(float* to, int64_t count) {
 // Lane-wise choice: `mask` is all ones or all zeros in each lane, as a comparison gives it.
 JAXCNN_INLINE Vec select(IntVec mask, Vec yes, Vec no) { return mask ? yes : no; }
 
-// max and min in which NaN wins, as in XLA.
-JAXCNN_INLINE Vec maximum(Vec a, Vec b) { return select((a > b) | (a != a), a, b); }
-JAXCNN_INLINE Vec minimum(Vec a, Vec b) { return select((a < b) | (a != a), a, b); }
+// max(x, low) and min(x, high), in which NaN wins, as in XLA.
+JAXCNN_INLINE Vec at_least(Vec x, float low) { return select(x <= low, splat(low), x); }
+JAXCNN_INLINE Vec at_most(Vec x, float high) { return select(x >= high, splat(high), x); }
 
 // exp(x) to within 2 units in the last place; NaN stays NaN, large arguments give infinity and small ones 0.
 JAXCNN_INLINE Vec exponential(Vec x) {
@@ -198,13 +198,12 @@ JAXCNN_INLINE Vec error_function(Vec x) {
 
 template <Activation kActivation>
 JAXCNN_INLINE Vec activate(Vec x, float alpha) {
-  const Vec zero = {};
-  if constexpr (kActivation == Activation::kRelu) return maximum(x, zero);
-  if constexpr (kActivation == Activation::kRelu6) return minimum(maximum(x, zero), splat(6.0f));
+  if constexpr (kActivation == Activation::kRelu) return at_least(x, 0.0f);
+  if constexpr (kActivation == Activation::kRelu6) return at_most(at_least(x, 0.0f), 6.0f);
   if constexpr (kActivation == Activation::kLeakyRelu) return select(x >= 0.0f, x, x * alpha);
   if constexpr (kActivation == Activation::kSilu) return x * sigmoid(x);
   if constexpr (kActivation == Activation::kHardSwish) {
-    return x * (minimum(maximum(x + 3.0f, zero), splat(6.0f)) * (1.0f / 6.0f));
+    return x * (at_most(at_least(x + 3.0f, 0.0f), 6.0f) * (1.0f / 6.0f));
   }
   if constexpr (kActivation == Activation::kGeluTanh) {
     return x * (0.5f * (1.0f + hyperbolic_tangent(0.7978845608f * (x + 0.044715f * (x * x * x)))));
@@ -213,7 +212,7 @@ JAXCNN_INLINE Vec activate(Vec x, float alpha) {
   if constexpr (kActivation == Activation::kSigmoid) return sigmoid(x);
   if constexpr (kActivation == Activation::kTanh) return hyperbolic_tangent(x);
   if constexpr (kActivation == Activation::kHardSigmoid) {
-    return minimum(maximum(x + 3.0f, zero), splat(6.0f)) * (1.0f / 6.0f);
+    return at_most(at_least(x + 3.0f, 0.0f), 6.0f) * (1.0f / 6.0f);
   }
   return x;
 }

@@ -235,8 +235,9 @@ void slide_tiles_of(const Slide& slide, const float* source, const float* kernel
             for (int64_t r = 0; r < rows; ++r) {
               to[r] = products + point * product_floats + (t + r) * filled + panel * kColumns;
             }
-            (vectors == 1 ? tile_of<1>(rows) : tile_of<2>(rows))(
-                sources + point * source_floats + (k * block_tiles + t) * kPitch, with, depth, to, width, k == 0);
+            const Operands in = {sources + point * source_floats + (k * block_tiles + t) * kPitch, kPitch, with, width,
+                                 depth};
+            (vectors == 1 ? tile_of<1>(rows) : tile_of<2>(rows))(in, to, width, k == 0);
           }
         }
       }

@@ -27,7 +27,7 @@ from jaxcnn import native
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # A second run compiles nothing that has not changed. JAX_ENABLE_COMPILATION_CACHE=false switches this off.
-jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parents[1] / ".jax_cache"))
+jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parent / ".jax_cache"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 hypothesis.settings.register_profile(
@@ -47,7 +47,10 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leaves out the tests that are not to be run under the check for leaked tracers."""
+    """Compiles the examples of the documentation as users do; under `--leaks`, keeps the tests so marked."""
+    for item in items:
+        if isinstance(item, pytest.DoctestItem):
+            item.add_marker("optimized")
     if config.getoption("--leaks"):
         config.hook.pytest_deselected(items=[item for item in items if not item.get_closest_marker("leaks")])
         items[:] = [item for item in items if item.get_closest_marker("leaks")]

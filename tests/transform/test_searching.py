@@ -1,4 +1,4 @@
-"""`substitute` at one rank for all layers, whatever that costs."""
+"""The search of `substitute`: budgets of arithmetic, error and time, and what the clock keeps dense."""
 
 from __future__ import annotations
 
@@ -9,17 +9,119 @@ import pytest
 from jax import lax
 
 import jaxcnn
-from jaxcnn.transform import searching
+from jaxcnn.transform import problem, searching
 from support.arrays import normal, relative_error
-from support.planted import clock_by_arithmetic, conv, network
+from support.planted import conv
+from support.substitutions import PARAMS, F, X, row_of, substituted, verified
 
-F, PARAMS, X = network()
+pytestmark = pytest.mark.usefixtures("clock_of_macs", "two_ranks_judged")
 
 
-@pytest.fixture(autouse=True)
-def every_chain_is_faster(monkeypatch):
-    clock_by_arithmetic(monkeypatch)
-    monkeypatch.setattr(searching, "_SECONDS", 0.01)
+@pytest.mark.parametrize("share", [0.9, 0.3, *(pytest.param(share, marks=pytest.mark.slow) for share in (0.5, 0.2))])
+def test_share_of_macs(share):
+    found = verified(substituted(macs=share))
+    assert found.report.macs <= share
+    assert [row.name for row in found.report.rows] == ["high/kernel", "low/kernel", "stem/kernel"]
+
+
+def test_tolerance_is_met_with_few_macs():
+    loose = verified(jaxcnn.substitute(F, PARAMS, X, tolerance=0.1))
+    tight = verified(jaxcnn.substitute(F, PARAMS, X, tolerance=0.01))
+    assert loose.report.error <= 0.1
+    assert tight.report.error <= 0.01
+    assert loose.report.macs < tight.report.macs < 0.5
+
+
+def test_no_tolerance_stays_dense():
+    found = verified(jaxcnn.substitute(F, PARAMS, X, tolerance=0.0))
+    assert found.report.macs == 1
+    assert all(row.reason for row in found.report.rows)
+
+
+def test_speedup(monkeypatch):
+    # A clock that goes by the multiply-accumulates of the whole function.
+    def clock(self, chains, run):
+        assert callable(run)
+        return self.problem.total_macs / 1e6, self.problem.macs(chains) / 1e6
+
+    monkeypatch.setattr(searching.Search, "_clock", clock)
+    found = verified(jaxcnn.substitute(F, PARAMS, X, speedup=2.5))
+    assert 2.5 <= found.report.speedup < 3.2
+    with pytest.raises(ValueError, match="speedup=1000 is not reached: the fastest chains make it"):
+        jaxcnn.substitute(F, PARAMS, X, speedup=1000)
+
+
+def slow(monkeypatch, *names):
+    """Makes chains of these layers three times as slow as their kernels."""
+
+    def milliseconds(self, index, chain):
+        return 1.0, 3.0 if self.layers[index].name in names else 0.5
+
+    monkeypatch.setattr(problem.Problem, "milliseconds", milliseconds)
+
+
+def test_a_layer_that_is_slower_as_a_chain_stays_dense(monkeypatch):
+    slow(monkeypatch, "low/kernel")
+    found = verified(jaxcnn.substitute(F, PARAMS, X, macs=0.7))
+    assert row_of(found, "low/kernel").scheme == "dense"
+    assert "takes 3.000 ms, the kernel 1.000" in row_of(found, "low/kernel").reason
+    assert row_of(found, "high/kernel").scheme != "dense"
+    assert found.report.macs <= 0.7
+
+
+def test_the_budget_comes_before_the_clock(monkeypatch):
+    slow(monkeypatch, "low/kernel", "high/kernel")
+    found = verified(jaxcnn.substitute(F, PARAMS, X, macs=0.3))
+    assert found.report.macs <= 0.3
+
+
+def test_the_clock_does_not_ruin_a_budget_of_arithmetic(monkeypatch):
+    # By "high" alone it could be met, at several times the error.
+    free = substituted(macs=0.52)
+    slow(monkeypatch, "low/kernel")
+    found = verified(jaxcnn.substitute(F, PARAMS, X, macs=0.52))
+    row = row_of(found, "low/kernel")
+    assert row.scheme != "dense"
+    assert row.reason == "its chain is slower than the kernel, and there because the budget asks for it"
+    assert "low/kernel: its chain is slower" in str(found.report)
+    assert "low/kernel stays dense" not in str(found.report)
+    assert found.report.error == free.report.error
+    # Below that, "high" alone cannot meet it.
+    assert row_of(jaxcnn.substitute(F, PARAMS, X, macs=0.2), "low/kernel").reason == row.reason
+
+
+def test_of_slow_layers_the_least_slow_goes_back_first(monkeypatch):
+    slowness = {"stem/kernel": 0.5, "low/kernel": 3.0, "high/kernel": 2.0}
+    monkeypatch.setattr(
+        problem.Problem, "milliseconds", lambda self, index, chain: (1.0, slowness[self.layers[index].name])
+    )
+    found = verified(jaxcnn.substitute(F, PARAMS, X, macs=0.7))
+    assert row_of(found, "low/kernel").scheme == "dense"
+    assert "budget asks for it" in row_of(found, "high/kernel").reason
+
+
+def test_an_error_is_met_by_the_layers_that_are_faster(monkeypatch):
+    slow(monkeypatch, "low/kernel")
+    found = verified(jaxcnn.substitute(F, PARAMS, X, tolerance=0.05))
+    assert row_of(found, "low/kernel").scheme == "dense"
+    assert row_of(found, "high/kernel").scheme != "dense"
+
+
+def test_a_curve_forgets_what_was_slow_at_another_share(monkeypatch):
+    slow(monkeypatch, "low/kernel")
+    first = jaxcnn.substitute(F, PARAMS, X, macs=0.7)
+    again = first.solve(0.2).solve(0.7)
+    assert [row.rank for row in again.report.rows] == [row.rank for row in first.report.rows]
+
+
+def test_a_budget_that_is_missed_says_what_stays_dense():
+    kernel = PARAMS["low"]["kernel"]
+    image = jnp.asarray(normal((1, 12, 12, 16)))
+    with pytest.raises(ValueError, match=r"the least is 1; low stays dense: it reaches integer_pow"):
+        jaxcnn.substitute(lambda p, x: conv(x, p["low"]) + (p["low"] ** 2).sum(), {"low": kernel}, image, macs=0.5)
+
+
+# One rank for all layers, whatever that costs
 
 
 def depthwise(params, x):
@@ -85,7 +187,7 @@ def test_responses_are_nearer_than_weights():
     assert [link.shape for link in fitted.params["first"].kernels] == [(5, 1, 1, 32), (1, 5, 2, 16)]
 
 
-@pytest.mark.parametrize("rank", [3, (3, 3), [3, 3]])
+@pytest.mark.parametrize("rank", [(3, 3), *(pytest.param(rank, marks=pytest.mark.slow) for rank in (3, [3, 3]))])
 def test_ranks_of_tucker2(rank):
     found = jaxcnn.substitute(F, PARAMS, X, rank=rank, schemes="tucker2", skip="stem")
     for name in ("low", "high"):
