@@ -20,7 +20,7 @@ import jax
 
 from jaxcnn.lowering import table
 from jaxcnn.lowering.choice import METHODS
-from jaxcnn.lowering.spec import ConvSpec, Role, spec_to_plain
+from jaxcnn.lowering.spec import ConvSpec, Role, spec_from_plain, spec_to_plain
 
 from ..common import keep_to_processors, native_available, processors
 from ..timing import block_milliseconds
@@ -38,18 +38,21 @@ ALWAYS = "direct"
 """The method that supports everything, measured even where a layer's time is over."""
 
 
-def method_calls(spec: ConvSpec, seconds: float) -> dict[str, Callable[[], Any]]:
+def method_calls(spec: ConvSpec, seconds: float, methods: Sequence[str] = ()) -> dict[str, Callable[[], Any]]:
     """Returns the compiled methods that support a layer.
 
     Args:
       spec: the layer.
       seconds: wall time after which no other method is compiled.
+      methods: names of the only methods that are wanted; all if there are none.
     """
     end = time.perf_counter() + seconds
     arrays = operands(spec)
     calls = {}
     # From the registry's end: the general methods at its start unroll large windows into programs slow to trace.
     for name in (ALWAYS, *(name for name in reversed(METHODS) if name != ALWAYS)):
+        if methods and name not in methods:
+            continue
         if METHODS[name].supports(spec) is not None or (name != ALWAYS and time.perf_counter() > end):
             continue
         if name == BY_CHANNEL and spec.kernel_shape[-2:] != (1, spec.feature_group_count):
@@ -74,11 +77,24 @@ def measure(
       limit: wall time after which no other method is compiled.
       clock: seconds by which a call is timed.
     """
-    blocks = block_milliseconds(method_calls(spec, limit), seconds, HOPELESS_RATIO, clock)
+    return summary(block_milliseconds(method_calls(spec, limit), seconds, HOPELESS_RATIO, clock))
+
+
+def summary(blocks: dict[str, list[float]]) -> dict[str, dict[str, float]]:
+    """Returns the median and the least milliseconds by method."""
     return {
         "milliseconds": {name: round(statistics.median(times), 5) for name, times in blocks.items()},
         "best_milliseconds": {name: round(min(times), 5) for name, times in blocks.items()},
     }
+
+
+def measured_again(layer: dict[str, Any], methods: Sequence[str], seconds: float, limit: float) -> dict[str, Any]:
+    """Returns a layer's record with new times of some methods: after a change of the compiled kernels, say."""
+    calls = method_calls(spec_from_plain(layer["spec"]), limit, methods)
+    if not calls:
+        return layer
+    times = summary(block_milliseconds(calls, seconds, HOPELESS_RATIO))
+    return layer | {statistic: layer[statistic] | times[statistic] for statistic in times}
 
 
 def header(seed: int) -> dict[str, Any]:
@@ -147,6 +163,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, required=True, help="file of JSON, new or of an interrupted run")
     parser.add_argument("--family", action="append", choices=list(FAMILIES), help="only this; may be repeated")
     parser.add_argument("--role", action="append", choices=ROLES, help="only this; may be repeated")
+    parser.add_argument("--again", action="append", choices=list(METHODS), help="only this, of the file's layers")
     parser.add_argument("--seconds", type=float, default=1.0, help="for the blocks of a layer")
     parser.add_argument(
         "--limit", type=float, default=20.0, help="seconds after which a layer's methods compile no more"
@@ -162,6 +179,14 @@ def main(arguments: list[str] | None = None) -> None:
     clock = "process_time" if options.busy and options.threads == 1 else "perf_counter"
     head = header(options.seed) | {"threads": options.threads, "clock": clock}
     layers = read(options.output, head)
+    if options.again:
+        families = options.family or list(FAMILIES)
+        for index, layer in enumerate(layers):
+            if layer["family"] in families:
+                layers[index] = measured_again(layer, options.again, options.seconds, options.limit)
+                jax.clear_caches()
+        write(options.output, head, layers)
+        return
     chosen = work(options.family or list(FAMILIES), options.role or list(ROLES), options.seed, options.count)
     for record in records(chosen, layers, options.seconds, options.limit, getattr(time, clock)):
         layers.append(record)

