@@ -7,7 +7,7 @@ import math
 from types import ModuleType
 
 from jaxcnn import native as library
-from jaxcnn.lowering import dense, direct, fft, groups, matmul, native, shift, windows, winograd
+from jaxcnn.lowering import costs, dense, direct, fft, groups, matmul, native, shift, windows, winograd
 from jaxcnn.lowering.forms import shape_unsupported
 from jaxcnn.lowering.lanes import LANES
 from jaxcnn.lowering.spec import ConvSpec, PoolSpec
@@ -99,16 +99,40 @@ def _choose_cpu(spec: ConvSpec) -> Choice:
     *window, kernel_in, features = spec.kernel_shape
     taps = math.prod(window)
     kernel_out = features // spec.feature_group_count
-    image_filter = kernel_in == kernel_out == 1 and spec.feature_group_count < LANES
+    filled = LANES if spec.role == "kernel" else costs.VECTOR
+    image_filter = kernel_in == kernel_out == 1 and spec.feature_group_count < filled
     refusal = native.supports(spec)
     if refusal is None and not image_filter:
-        if winograd.supports(spec) is None and winograd.native_pays(spec):
-            return Choice(winograd.NAME, "compiled tiles take fewer products, their transforms counted")
-        return Choice(native.NAME, "a compiled kernel")
+        return _choose_compiled(spec)
     form = _choose_form(spec, taps, kernel_in, kernel_out)
     if refusal is None or not library.is_available():
         return form
     return Choice(form.method, f"{form.reason}; no compiled kernel: {refusal}")
+
+
+def seconds(spec: ConvSpec, method: str) -> float:
+    """Returns the estimated time of a method; infinity where it has no estimate or does not support this."""
+    module = METHODS[method]
+    if module not in _ESTIMATED or module.supports(spec) is not None:
+        return math.inf
+    return costs.seconds(method, module.terms(spec))
+
+
+_ESTIMATED = (native, shift, matmul, winograd)
+
+
+def _choose_compiled(spec: ConvSpec) -> Choice:
+    """Of the compiled kernels and the forms that may take less time."""
+    if winograd.supports(spec) is None and winograd.native_pays(spec):
+        return Choice(winograd.NAME, "compiled tiles take fewer products, their transforms counted")
+    if groups.supports(spec) is None and groups.native_pays(spec):
+        return Choice(groups.NAME, "each group by compiled tiles, which take fewer products")
+    estimates = {module.NAME: seconds(spec, module.NAME) for module in _ESTIMATED}
+    least = min(estimates, key=lambda name: estimates[name])
+    if least == native.NAME or math.isinf(estimates[native.NAME]):
+        return Choice(native.NAME, "a compiled kernel")
+    microseconds = ", ".join(f"{name} {1e6 * estimates[name]:.0f}" for name in (least, native.NAME))
+    return Choice(least, f"the least estimated time, in microseconds: {microseconds}")
 
 
 def _choose_form(spec: ConvSpec, taps: int, kernel_in: int, kernel_out: int) -> Choice:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxcnn.lowering import dense, direct
+from jaxcnn.lowering import costs, dense, direct, winograd
 from jaxcnn.lowering.forms import settled, shape_unsupported
 from jaxcnn.lowering.spec import ConvSpec
 
@@ -39,18 +39,31 @@ def supports(spec: ConvSpec) -> str | None:
     return shape_unsupported(spec)
 
 
-def lower(lhs: jax.Array, rhs: jax.Array, spec: ConvSpec, sharding: object = None) -> jax.Array:
-    """Computes the array that `spec.role` names from the two others."""
-    del sharding
+def native_pays(spec: ConvSpec) -> bool:
+    """Returns whether each group by compiled tiles is estimated to take less time than the compiled kernel of all."""
+    one = _one(spec)
+    wide = min(one.input_shape[-1], one.output_shape[-1]) >= costs.VECTOR and spec.feature_group_count <= _UNROLLED
+    return wide and winograd.supports(one) is None and winograd.native_pays(one)
+
+
+def _one(spec: ConvSpec) -> ConvSpec:
+    """The convolution of one group."""
     groups = spec.feature_group_count
     # Of a kernel the output features alone lie group by group.
-    one = dataclasses.replace(
+    return dataclasses.replace(
         spec,
         input_shape=(*spec.input_shape[:-1], spec.input_shape[-1] // groups),
         kernel_shape=(*spec.kernel_shape[:-1], spec.kernel_shape[-1] // groups),
         output_shape=(*spec.output_shape[:-1], spec.output_shape[-1] // groups),
         feature_group_count=1,
     )
+
+
+def lower(lhs: jax.Array, rhs: jax.Array, spec: ConvSpec, sharding: object = None) -> jax.Array:
+    """Computes the array that `spec.role` names from the two others."""
+    del sharding
+    groups = spec.feature_group_count
+    one = _one(spec)
     method, _ = dense.choose(one)
     compute = direct.lower_channels_last if method is direct else method.lower
     if groups <= _UNROLLED and lhs.nbytes + rhs.nbytes <= _UNROLLED_BYTES:

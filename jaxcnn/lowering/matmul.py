@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxcnn.lowering import spread
+from jaxcnn.lowering import costs, spread
 from jaxcnn.lowering.forms import (
     Window,
     forward_window,
@@ -65,6 +65,16 @@ def supports(spec: ConvSpec) -> str | None:
     if jnp.issubdtype(sum_dtype(spec), jnp.complexfloating):
         return "its operands are complex"
     return shape_unsupported(spec)
+
+
+def terms(spec: ConvSpec) -> dict[str, float] | None:
+    """Returns what its time grows with, or None where compiled kernels take less."""
+    work = costs.work(spec)
+    if work is None or work.groups > 1 or work.results >= costs.VECTOR:
+        return None
+    if spec.role == "output" and max(spec.strides) > 1:  # it gathers every tap
+        return None
+    return {"call": 1.0, "macs": work.macs, "moved": work.macs / max(work.summed, work.results)}
 
 
 def lower(lhs: jax.Array, rhs: jax.Array, spec: ConvSpec, sharding: object = None) -> jax.Array:

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from jaxcnn import native as library
+from jaxcnn.lowering import costs
 from jaxcnn.lowering.forms import shape_unsupported
 from jaxcnn.lowering.spec import ConvSpec
 
@@ -51,6 +52,26 @@ def supports(spec: ConvSpec) -> str | None:
     if spec.exported:
         return "its program is exported, or partitioned over several devices"
     return shape_unsupported(spec)
+
+
+def terms(spec: ConvSpec) -> dict[str, float] | None:
+    """Returns what the kernels' time grows with, or None where it is not estimated."""
+    work = costs.work(spec)
+    if work is None or (work.groups > 1 and not work.by_channel):
+        return None
+    counts = {"call": 1.0, "floats": work.floats}
+    if not work.by_channel:
+        # Each tap's products of a vector begin with loads, which few channels do not outweigh.
+        name = "macs" if work.results >= costs.VECTOR else "narrow macs"
+        return counts | {name: work.filled, "taps": work.filled / work.summed}
+    counts["channel macs"] = work.filled
+    if max(spec.kernel_dilation) > 1:
+        counts["dilated channel macs"] = work.filled
+    if spec.rank == _LARGEST_RANK:
+        counts["volume channel macs"] = work.filled
+    if spec.role == "input" and max(spec.strides) > 1:
+        counts["spread channel macs"] = work.filled
+    return counts
 
 
 def lower(lhs: jax.Array, rhs: jax.Array, spec: ConvSpec, sharding: object = None, *, tiles: bool = False) -> jax.Array:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxcnn.lowering import lanes, tiles
+from jaxcnn.lowering import costs, lanes, tiles
 from jaxcnn.lowering.forms import (
     Window,
     balanced_sum,
@@ -30,6 +30,9 @@ from jaxcnn.lowering.forms import (
 from jaxcnn.lowering.spec import ConvSpec
 
 NAME = "shift"
+
+_FEW_CHANNELS, _FEW_CHANNELS_PRODUCTS = 12, 80
+"""Most channels that are added up, and most products of an output, for which a dense convolution is estimated."""
 
 _LARGEST_PRODUCTS = 2048
 """Most slices that are multiplied for one output: 31x31 depthwise, or 3x3 over 200 channels."""
@@ -57,6 +60,19 @@ def supports(spec: ConvSpec) -> str | None:
     if products > _LARGEST_PRODUCTS:
         return f"each output has {products} products, more than {_LARGEST_PRODUCTS} slices"
     return shape_unsupported(spec)
+
+
+def terms(spec: ConvSpec) -> dict[str, float] | None:
+    """Returns what its time grows with, or None where compiled kernels take less."""
+    work = costs.work(spec)
+    if work is None:
+        return None
+    if work.by_channel:
+        return {"call": 1.0, "taps": work.taps, "channel macs": work.macs, "floats": work.floats}
+    few = work.groups == 1 and work.summed <= _FEW_CHANNELS and work.results < costs.VECTOR
+    if few and work.taps * work.summed <= _FEW_CHANNELS_PRODUCTS:
+        return {"few channels": 1.0, "few channels' macs": work.macs}
+    return None
 
 
 def lower(lhs: jax.Array, rhs: jax.Array, spec: ConvSpec, sharding: object = None) -> jax.Array:
