@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import fusing
 import pytest
 
 from jaxcnn.transform import layers, problem, searching
+from support import fusing
 from support.planted import clock_by_arithmetic
 
 

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import keras
 import numpy as np
 import pytest
-from fusing import fused
 from jax import lax
 
 from jaxcnn import accelerate
+from support.fusing import fused
 
 LIBRARY_FUNCTIONS = {
     "relu": [jax.nn.relu, flax.linen.relu, keras.ops.relu, keras.activations.relu],

@@ -8,8 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from comparing import assert_same, normal
-from fusing import fused, walk
 from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -18,6 +16,9 @@ import jaxcnn
 from jaxcnn import accelerate
 from jaxcnn.epilogue import Epilogue
 from jaxcnn.lowering import direct
+from support.arrays import assert_same
+from support.arrays import jax_normal as normal
+from support.fusing import fused, walk
 
 X, KERNEL, BIAS = normal((2, 5, 6, 4), 1), normal((3, 3, 4, 4), 2) / 6, normal((4,), 3)
 conv = partial(

@@ -5,14 +5,15 @@ from __future__ import annotations
 import re
 from functools import partial
 
-import fusing
 import jax
 import jax.numpy as jnp
 import pytest
-from comparing import assert_same, normal
-from fusing import fused, walk
 
 from jaxcnn import accelerate
+from support import fusing
+from support.arrays import assert_same
+from support.arrays import jax_normal as normal
+from support.fusing import fused, walk
 
 SHAPE = (2, 6, 6, 4)
 
