@@ -17,15 +17,15 @@ VECTOR = 16
 
 NANOSECONDS: dict[str, dict[str, float]] = {
     "native": {
-        "call": 12400.0,
+        "call": 12200.0,
         "floats": 0.0899,
-        "channel macs": 0.00506,
-        "macs": 0.00589,
-        "taps": 0.0187,
-        "dilated channel macs": 0.0384,
-        "volume channel macs": 0.0209,
-        "narrow macs": 0.00967,
-        "spread channel macs": 0.00268,
+        "channel macs": 0.00528,
+        "macs": 0.00588,
+        "taps": 0.0192,
+        "dilated channel macs": 0.0396,
+        "volume channel macs": 0.0151,
+        "narrow macs": 0.00943,
+        "spread channel macs": 0.00177,
     },
     "shift": {
         "call": 21500.0,
@@ -36,9 +36,12 @@ NANOSECONDS: dict[str, dict[str, float]] = {
         "few channels' macs": 0.0127,
     },
     "matmul": {
-        "call": 39200.0,
-        "macs": 0.000742,
-        "moved": 0.282,
+        "call": 11700.0,
+        "macs": 0.00538,
+        "moved": 0.218,
+        "wide call": 44100.0,
+        "wide macs": 0.00625,
+        "wide moved": 0.099,
     },
     "winograd": {
         "macs": 0.00841,
@@ -56,7 +59,8 @@ class Work:
       groups: groups of channels.
       summed: channels of a group that a result adds up.
       results: channels of a group of the result.
-      macs: multiply-accumulates.
+      macs: multiply-accumulates, without those on what an image's gradient is padded with.
+      slid: multiply-accumulates of a window that slides over all of the result.
       floats: elements of both operands and the result.
     """
 
@@ -65,6 +69,7 @@ class Work:
     summed: int
     results: int
     macs: float
+    slid: float
     floats: float
 
     @property
@@ -76,7 +81,7 @@ class Work:
     def filled(self) -> float:
         """Returns the multiply-accumulates where vectors of the result's channels are filled up."""
         channels = self.groups if self.by_channel else self.results
-        return self.macs * -(-channels // VECTOR) * VECTOR / channels
+        return self.slid * -(-channels // VECTOR) * VECTOR / channels
 
 
 def work(spec: ConvSpec) -> Work | None:
@@ -87,12 +92,15 @@ def work(spec: ConvSpec) -> Work | None:
     kernel_out = features // spec.feature_group_count
     summed, results = (kernel_out, kernel_in) if spec.role == "input" else (kernel_in, kernel_out)
     taps = math.prod(window)
+    macs = float(math.prod(spec.output_shape) * taps * kernel_in)
+    pixels = math.prod(spec.input_shape[1:-1]) / math.prod((*spec.strides, *spec.output_shape[1:-1]))
     return Work(
         taps=taps,
         groups=spec.feature_group_count,
         summed=summed,
         results=results,
-        macs=float(math.prod(spec.output_shape) * taps * kernel_in),
+        macs=macs,
+        slid=macs * max(pixels, 1.0) if spec.role == "input" else macs,
         floats=float(sum(map(math.prod, (spec.input_shape, spec.kernel_shape, spec.output_shape)))),
     )
 

@@ -70,11 +70,16 @@ def supports(spec: ConvSpec) -> str | None:
 def terms(spec: ConvSpec) -> dict[str, float] | None:
     """Returns what its time grows with, or None where compiled kernels take less."""
     work = costs.work(spec)
-    if work is None or work.groups > 1 or work.results >= costs.VECTOR:
+    if work is None or work.groups > 1:
         return None
+    pixels = work.macs / (work.taps * work.summed * work.results)
+    axes = spread.gathered_axes(spec.window, round(pixels), work.summed, work.results)
+    moved = pixels * spread.moved(spec.window, work.summed, work.results, axes)
+    if work.results >= costs.VECTOR:
+        return {"wide call": 1.0, "wide macs": work.macs, "wide moved": moved} if spec.role == "input" else None
     if spec.role == "output" and max(spec.strides) > 1:  # it gathers every tap
         return None
-    return {"call": 1.0, "macs": work.macs, "moved": work.macs / max(work.summed, work.results)}
+    return {"call": 1.0, "macs": work.macs, "moved": moved}
 
 
 def lower(lhs: jax.Array, rhs: jax.Array, spec: ConvSpec, sharding: object = None) -> jax.Array:

@@ -114,12 +114,9 @@ def supports(spec: ConvSpec) -> str | None:
 def terms(spec: ConvSpec) -> dict[str, float] | None:
     """Returns what the time of XLA's form grows with, or None where compiled kernels take less."""
     work = costs.work(spec)
-    if (
-        work is None
-        or is_native(spec)
-        or min(work.summed, work.results) < _ROW_CHANNELS
-        or max(spec.window) < _ROW_TAPS
-    ):
+    if work is None or spec.rank != 2 or is_native(spec):
+        return None
+    if min(work.summed, work.results) < _ROW_CHANNELS or max(spec.window) < _ROW_TAPS:
         return None
     products = math.prod(1 if taps == 1 else (taps + _TILES[taps] - 1) / _TILES[taps] for taps in spec.window)
     return {"macs": work.macs * products / work.taps}

@@ -52,8 +52,14 @@ def test_what_the_choice_costs_on_layers_that_the_fit_has_not_seen(family):
 
 
 @needs_library
-def test_no_method_but_those_of_the_model_is_estimated():
-    _, spec, times = fit.layers(UNSEEN)[0]
-    estimates = {method: choice.seconds(spec, method) for method in choice.METHODS}
-    assert {method for method, time in estimates.items() if not math.isinf(time)} <= set(costs.NANOSECONDS)
-    assert 0.2 < 1e3 * estimates["native"] / times["native"] < 5
+def test_estimates_are_near_the_times():
+    pairs = [(choice.seconds(spec, "native"), times["native"]) for _, spec, times in fit.layers(UNSEEN)]
+    ratios = [1e3 * seconds / time for seconds, time in pairs if not math.isinf(seconds)]
+    assert len(ratios) > 40
+    assert 0.7 < geometric_mean(ratios) < 1.2
+    assert np.mean([1 / 3 < ratio < 3 for ratio in ratios]) > 0.9
+
+
+def test_a_kernel_gradient_is_not_estimated():
+    spec = next(spec for _, spec, _ in fit.layers(UNSEEN) if spec.role == "kernel")
+    assert all(math.isinf(choice.seconds(spec, method)) for method in choice.METHODS)
