@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from jaxcnn.lowering import table
 from jaxcnn.lowering.choice import METHODS
@@ -35,8 +34,6 @@ MAX_EQUATIONS = 1000
 BY_CHANNEL = "fft"
 """The method that is measured only where each channel is convolved by itself: between many channels its spectra are
 multiplied pair by pair, which takes hundreds of times as long as the best method."""
-KEPT_BYTES = 30 << 20
-"""Bytes of the largest array whose memory the C library keeps: at most 32 MB."""
 ALWAYS = "direct"
 """The method that supports everything, measured even where a layer's time is over."""
 
@@ -158,16 +155,6 @@ def records(
         jax.clear_caches()
 
 
-def settle_allocator() -> None:
-    """Frees a large array, from which on the C library keeps smaller ones' memory.
-
-    Until then every result of more than 128 kB is memory that the system clears at each call, which takes longer than
-    many layers do.
-    """
-    for _ in range(2):
-        jax.block_until_ready(jax.device_put(np.ones(KEPT_BYTES // 4, np.float32)) + 1)
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Measures, and writes the file after each layer."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.choice.measure", description=__doc__.splitlines()[0])
@@ -192,7 +179,6 @@ def main(arguments: list[str] | None = None) -> None:
     clock = "process_time" if options.busy and options.threads == 1 else "perf_counter"
     head = header(options.seed) | {"threads": options.threads, "clock": clock}
     layers = read(options.output, head)
-    settle_allocator()
     if options.again:
         families = options.family or list(FAMILIES)
         for index, layer in enumerate(layers):
