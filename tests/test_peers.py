@@ -206,7 +206,7 @@ def test_a_network_is_measured_and_reported(role, monkeypatch):
     monkeypatch.setattr(peers, "GROUPS", {"pool": [layer]})
     monkeypatch.setattr(peer_layers, "ceilings", lambda: (1e11, 1e10))
     records = [*peers.measure_layers(["pool"], [role], 0.0), *peers.measure_networks(["tiny"], [2], [role], 0.0)]
-    console = Console(file=io.StringIO(), width=200)
+    console = Console(file=io.StringIO(), width=400)
     peers.report(records, console)
     text = console.file.getvalue()
     assert [record["layer"] for record in records] == ["layer 1x8x8x4", "tiny 2x8x8x3"]

@@ -13,7 +13,7 @@ from support.schemes import ROUNDING, error_of, falling
 
 @pytest.mark.parametrize("name", list(SCHEMES))
 def test_a_curve_is_of_chains_that_are_made(name, rng):
-    kernel = falling(rng, (5, 5, 3, 4) if SCHEMES[name].searches else (5, 5, 4, 6))
+    kernel = falling(rng, (5, 5, 4, 6))
     image = (1, 12, 12, kernel.shape[-2])
     found = curve(kernel, name, points=4, input_shape=image, strides=2)
     assert found.scheme == name

@@ -25,6 +25,7 @@ def test_all_roles_equal_direct(name: str) -> None:
     assert_equals_direct(groups, roles(x_shape, kernel_shape, **options))
 
 
+@pytest.mark.without_native
 def test_they_are_computed_each_by_the_method_that_suits_it() -> None:
     operands = jnp.zeros((1, 56, 56, 128)), jnp.zeros((3, 3, 64, 128))
     by_group = jax.jit(lambda x, kernel: jaxcnn.conv(x, kernel, method="groups", feature_group_count=2))
