@@ -160,7 +160,8 @@ def test_every_method_is_measured_and_a_run_goes_on_where_it_stopped(tiny, tmp_p
     assert (first["seed"], first["jax"], len(first["layers"])) == (3, jax.__version__, 2)
     for layer in first["layers"]:
         spec = spec_from_plain(layer["spec"])
-        supporting = {name for name, method in METHODS.items() if method.supports(spec) is None}
+        # Spectra between many channels are hopeless, and left out.
+        supporting = {name for name, method in METHODS.items() if method.supports(spec) is None and name != "fft"}
         assert set(layer["milliseconds"]) == set(layer["best_milliseconds"]) == supporting
         assert all(0 < layer["best_milliseconds"][name] <= layer["milliseconds"][name] for name in supporting)
     monkeypatch.setattr(measure, "measure", lambda *args: {"milliseconds": {"direct": 1.0}})

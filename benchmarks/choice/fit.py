@@ -23,7 +23,7 @@ from jaxcnn.lowering.spec import ConvSpec, spec_from_plain
 from ..timing import geometric_mean
 from .layers import short
 
-ESTIMATED = ("native", "shift", "matmul", "winograd")
+ESTIMATED = ("native", "shift", "matmul")
 """The methods that have terms."""
 ROUNDS = 30
 DIGITS = 3

@@ -118,7 +118,7 @@ def seconds(spec: ConvSpec, method: str) -> float:
     return costs.seconds(method, module.terms(spec))
 
 
-_ESTIMATED = (native, shift, matmul, winograd)
+_ESTIMATED = (native, shift, matmul)
 _MARGINS = {shift.NAME: 0.95, matmul.NAME: 0.7}
 """Most that a form's estimated time may be, of the compiled kernel's: where the estimates err, the kernel errs less."""
 

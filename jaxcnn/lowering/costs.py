@@ -43,9 +43,6 @@ NANOSECONDS: dict[str, dict[str, float]] = {
         "wide macs": 0.00625,
         "wide moved": 0.099,
     },
-    "winograd": {
-        "macs": 0.00841,
-    },
 }
 """Nanoseconds of each term, by method."""
 

@@ -26,7 +26,7 @@ import numpy as np
 from jax import lax
 
 from jaxcnn._compat import FAST_CONVOLUTION
-from jaxcnn.lowering import costs, native
+from jaxcnn.lowering import native
 from jaxcnn.lowering.bands import BYTES, Band, band_within, in_bands
 from jaxcnn.lowering.forms import (
     Window,
@@ -40,9 +40,6 @@ from jaxcnn.lowering.forms import (
 from jaxcnn.lowering.spec import ConvSpec
 
 NAME = "winograd"
-
-_ROW_CHANNELS, _ROW_TAPS = 64, 5
-"""Fewest channels and taps of a window for which XLA's form is estimated beside compiled products."""
 
 _TILES = {3: 4, 5: 4, 7: 2}
 """Outputs of a tile by the taps of an axis: at most 8 points. F(4,7), of 10, errs by 4e-6, F(2,7) by 1e-6."""
@@ -109,17 +106,6 @@ def supports(spec: ConvSpec) -> str | None:
     if sum(taps > 1 for taps in spec.window) > 2 or math.prod(spec.window) > 25:
         return f"the error of tiles on a window of {spec.window} is too large"
     return shape_unsupported(spec)
-
-
-def terms(spec: ConvSpec) -> dict[str, float] | None:
-    """Returns what the time of XLA's form grows with, or None where compiled kernels take less."""
-    work = costs.work(spec)
-    if work is None or spec.rank != 2 or is_native(spec):
-        return None
-    if min(work.summed, work.results) < _ROW_CHANNELS or max(spec.window) < _ROW_TAPS:
-        return None
-    products = math.prod(1 if taps == 1 else (taps + _TILES[taps] - 1) / _TILES[taps] for taps in spec.window)
-    return {"macs": work.macs * products / work.taps}
 
 
 def lower(lhs: jax.Array, rhs: jax.Array, spec: ConvSpec, sharding: object = None) -> jax.Array:
