@@ -9,12 +9,13 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxcnn import native
 from jaxcnn.lowering import choice, direct
 from jaxcnn.lowering.spec import ConvSpec, conv_spec
 from support.arrays import normal
 from support.counting import executed_convolutions
 
-METHODS = ("auto", *choice.METHODS)
+METHODS = ("auto", *(name for name in choice.METHODS if name != "native" or native.is_available()))
 """What `method=` may be; a method that is added to the registry is tested by all tests that use this list."""
 
 OF_ONE_GROUP = tuple(method for method in METHODS if method != "groups")
