@@ -232,7 +232,7 @@ def test_the_command_measures_writes_and_prints(monkeypatch, tmp_path, capsys):
     assert "openvino" not in record["milliseconds"]
     assert kept == [3]
     lines = capsys.readouterr().out.splitlines()
-    assert "OpenVINO is left out: openvino not installed (pip install 'jaxcnn[peers]')" in map(str.strip, lines)
+    assert any(line.strip().startswith("OpenVINO is left out: openvino") for line in lines)
     assert any(line.startswith("jaxcnn's native library is") for line in lines)
 
 
