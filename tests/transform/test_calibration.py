@@ -159,7 +159,7 @@ def correlated(count, seed):
         *(pytest.param(f, {"macs": 0.35}, marks=pytest.mark.slow) for f in SHAPES),
         *(
             pytest.param(f, {"rank": 3}, marks=pytest.mark.slow)
-            for f in (repeated, in_two_loops, by_number, jitted, transposed_kernel)
+            for f in (in_two_loops, by_number, jitted, transposed_kernel)
         ),
     ],
 )
