@@ -35,14 +35,14 @@ demo: $(VENV)/.demo  ## Run trained networks with small kernels, and accelerated
 test: $(VENV)/.demo $(VENV)/.test  ## Run the tests, and every example in the documentation (10 minutes)
 	$(BIN)/python $(PYTEST) -m "not slow" $(ARGS)
 
-test-slow: $(VENV)/.demo $(VENV)/.test  ## Run the tests that `make test` leaves out
+test-slow: $(VENV)/.demo $(VENV)/.test  ## Run the tests that `make test` leaves out (8 minutes)
 	$(BIN)/python $(PYTEST) -m slow $(ARGS)
 
-test-without-native: $(VENV)/.test  ## Run the tests of values again, without the native kernels
+test-without-native: $(VENV)/.test  ## Run the tests of values again, without the native kernels (4 minutes)
 	JAXCNN_NATIVE=0 $(BIN)/python $(PYTEST) -m "not slow" $(ARGS) \
 		tests/lowering tests/test_convolution.py tests/test_primitives.py tests/test_conv_transpose.py jaxcnn README.md
 
-test-leaks: $(VENV)/.test  ## Run the tests of transformations and primitives again, and look for leaked tracers
+test-leaks: $(VENV)/.test  ## Run the tests of transformations and primitives again, and look for leaked tracers (5 minutes)
 	$(BIN)/python $(PYTEST) -m "not slow" --leaks $(ARGS)
 
 test-oldest: .venv-oldest/.test  ## Run the tests on the oldest jax, numpy and scipy allowed
