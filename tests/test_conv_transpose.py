@@ -11,7 +11,7 @@ import pytest
 
 import jaxcnn
 from support import oracles
-from support.arrays import assert_close, integers, normal
+from support.arrays import assert_close, integers, jax_normal, normal
 from support.cases import arranged, conv_cases
 from support.drawn import drawn
 from support.methods import by_each_method, tolerance
@@ -247,3 +247,11 @@ Y, KERNEL = np.ones((1, 4, 4, 8), np.float32), np.ones((3, 3, 4, 8), np.float32)
 def test_errors(changed, error, message):
     with pytest.raises(error, match="conv_transpose: .*" + message):
         jaxcnn.conv_transpose(**{"x": Y, "kernel": KERNEL, **changed})
+
+
+def test_vmap_over_kernels_of_several_groups():
+    # The kernel's input channels lie group by group in the result alone.
+    y, kernels = jax_normal((1, 5, 4, 6), 1), jax_normal((3, 3, 2, 4, 6), 2)
+    transposed = partial(jaxcnn.conv_transpose, feature_group_count=2, strides=2)
+    expected = jnp.stack([transposed(y, kernel) for kernel in kernels])
+    assert_close(jax.vmap(transposed, (None, 0))(y, kernels), expected)
