@@ -397,3 +397,19 @@ def test_forced():
         f = partial(jaxcnn.depthwise_conv, strides=2, method="native")
         assert kernels_called(f, forced, kernel) == 1
         assert_close(f(forced, kernel), jaxcnn.depthwise_conv(forced, kernel, strides=2, method="direct"), 1e-5)
+
+
+@needs_library
+@pytest.mark.parametrize(
+    ("x_shape", "kernel_shape", "groups"), [((1, 130, 129, 3), (3, 3, 3, 8), 1), ((2, 70, 71, 20), (3, 5, 1, 20), 20)]
+)
+def test_the_kernel_gradient_of_a_large_image_is_a_sum_of_parts(x_shape, kernel_shape, groups):
+    # Enough pixels, and few enough channels, that the pixels are divided into parts that are summed up at the end.
+    x, kernel = jax_normal(x_shape, 0), jax_normal(kernel_shape, 1)
+    y = jax_normal(jaxcnn.conv(x, kernel, feature_group_count=groups).shape, 2)
+
+    def gradient(method):
+        f = partial(jaxcnn.conv, x, feature_group_count=groups, method=method)
+        return jax.linear_transpose(f, kernel)(y)[0]
+
+    assert_close(gradient("native"), gradient("direct"), 2e-5)
