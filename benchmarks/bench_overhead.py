@@ -81,7 +81,7 @@ class Compile:
 
 
 class SpeedupOverItself:
-    """How far the ratio that all other benchmarks track is from 1 where it should be 1."""
+    """The distance from 1 of the ratio that all other benchmarks track, where it should be 1."""
 
     timeout = 60
     speedup_seconds = 0.8

@@ -219,4 +219,4 @@ def _one_block(k: Layers, x: Any) -> Any:
 
 
 QUICK = {"one block": Network(_one_block, 0, 16)}
-"""What tests of the benchmarks run in the place of all networks."""
+"""The network that tests of the benchmarks run in the place of all networks."""

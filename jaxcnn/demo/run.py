@@ -35,7 +35,7 @@ BASELINE = (
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much the demo does, and so how long it takes.
+    """The amount of work of a form of the demo, which decides how long it takes.
 
     Args:
       long_side: pixels to which the longer side of the photograph whose edges are found shrinks.

@@ -89,7 +89,7 @@ def compile_all(
 
 
 def _calls_in_block(function: Callable[[], Any], block_seconds: float, clock: Callable[[], float]) -> int:
-    """How many calls of the function fill a block, found from one call."""
+    """Returns the number of calls that fill a block, by the time of one call."""
     seconds = _seconds(function, 1, clock)
     return max(1, min(1000, round(block_seconds / max(seconds, 1e-6))))
 

@@ -124,7 +124,7 @@ _MARGINS = {shift.NAME: 0.95, matmul.NAME: 0.7}
 
 
 def _choose_compiled(spec: ConvSpec) -> Choice:
-    """Of the compiled kernels and the forms that may take less time."""
+    """Chooses among the compiled kernels and the forms that may take less time."""
     if winograd.supports(spec) is None and winograd.native_pays(spec):
         return Choice(winograd.NAME, "compiled tiles take fewer products, their transforms counted")
     if groups.supports(spec) is None and groups.native_pays(spec):
@@ -139,7 +139,7 @@ def _choose_compiled(spec: ConvSpec) -> Choice:
 
 
 def _choose_form(spec: ConvSpec, taps: int, kernel_in: int, kernel_out: int) -> Choice:
-    """Of the methods that are XLA's operations."""
+    """Chooses among the methods that are XLA's operations."""
     if kernel_in == kernel_out == 1 and (taps > 1 or spec.feature_group_count > 1):
         return _choose_by_channel(spec, taps)
     if spec.feature_group_count > 1:
