@@ -1,4 +1,4 @@
-"""Limits of what must stay quick on the host: decompositions of the largest layers, and the call of an accelerated function.
+"""Limits of what must stay quick on the host: decompositions of large layers, calls of an accelerated function.
 
 A regression here is what a user waits for, so that each benchmark names the limit that it is read against.
 """
