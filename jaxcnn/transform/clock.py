@@ -16,7 +16,7 @@ _BLOCK_SECONDS = 0.02
 _BAR_AFTER_SECONDS = 2.0
 
 Progress = bool | Callable[[float, float], Any]
-"""Whether to show a bar on a terminal; or what is told how many steps are done, and of how many."""
+"""A bar on a terminal or none; or a function that is told how many steps are done, and of how many."""
 
 
 def seconds_of(call: Callable[[], Any], count: int) -> float:

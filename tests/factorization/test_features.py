@@ -1,4 +1,4 @@
-"""What flows through a chain on patches, and the coordinates in which its links are fitted."""
+"""Tests of the values that flow through a chain on patches, and of the coordinates in which its links are fitted."""
 
 import numpy as np
 import pytest

@@ -151,7 +151,7 @@ def phi(z):
 
 
 def of_a_fine_grid(values, rows, columns):
-    """What a value's square must exceed, at the variance with the least energy."""
+    """Returns the bar that a value's square must exceed, at the variance with the least energy."""
     most = np.square(values).sum() / (rows * columns)
     grid = np.geomspace(most / 300, most, 400)
     best = grid[np.argmin([energy(values, rows, columns, variance)[0] for variance in grid])]

@@ -1,4 +1,4 @@
-"""What a chain costs where it is used: multiply-accumulates by formula, milliseconds by a clock that the calls move."""
+"""Tests of a chain's cost where it is used: MACs by formula, milliseconds by a clock that the calls move."""
 
 import jax
 import pytest

@@ -1,4 +1,4 @@
-"""Which method computes a convolution: what each supports, and what is chosen of those."""
+"""Tests of the choice: the convolutions that each method supports, and the method that is taken."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ FITTED, UNSEEN = RESULTS / "seed0.json", RESULTS / "seed1.json"
 MEAN, WORST = 1.10, 1.6
 """Most that the choice may cost, over the best method's time: in a family's geometric mean, and of one layer."""
 WORST_OF = {"grouped": 1.9}
-"""Where one layer costs more: groups of 29 channels, the image's gradient at a stride of 2."""
+"""Allowance for one layer that costs more: groups of 29 channels, the image's gradient at a stride of 2."""
 
 needs_library = pytest.mark.skipif(not native.is_available(), reason=f"needs the compiled library: {native.status()}")
 
