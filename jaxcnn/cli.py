@@ -15,7 +15,7 @@ import jax
 import jaxcnn
 from jaxcnn import native
 from jaxcnn.demo import DemoError
-from jaxcnn.transform.summary import PLATFORMS
+from jaxcnn.transform.summary.summarize import PLATFORMS
 
 #: Exit status of a command that was asked for something it cannot do; argparse's own.
 USAGE_ERROR = 2

@@ -21,7 +21,8 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from jaxcnn._compat import is_partitioned, varying_axes
-from jaxcnn.lowering import choice, direct
+from jaxcnn.lowering import choice
+from jaxcnn.lowering.methods import direct
 from jaxcnn.lowering.spec import PoolSpec, conv_spec
 
 # The source line of an operation is the user's that called jaxcnn, in profiles as in summaries.

@@ -18,7 +18,7 @@ from typing import Any
 
 import jax
 
-from jaxcnn.lowering import table
+from jaxcnn.lowering import tuning_table as table
 from jaxcnn.lowering.choice import METHODS
 from jaxcnn.lowering.spec import ConvSpec, Role, spec_from_plain, spec_to_plain
 

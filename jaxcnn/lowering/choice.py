@@ -7,11 +7,14 @@ import math
 from types import ModuleType
 
 from jaxcnn import native as library
-from jaxcnn.lowering import costs, dense, direct, fft, groups, matmul, native, shift, windows, winograd
-from jaxcnn.lowering.forms import shape_unsupported
-from jaxcnn.lowering.lanes import LANES
+from jaxcnn.lowering import choice_one_group as dense
+from jaxcnn.lowering import costs
+from jaxcnn.lowering.common.forms import shape_unsupported
+from jaxcnn.lowering.methods import direct, fft, groups, matmul, native, shift, winograd
+from jaxcnn.lowering.methods.shift_lanes import LANES
+from jaxcnn.lowering.pools import slices as windows
 from jaxcnn.lowering.spec import ConvSpec, PoolSpec
-from jaxcnn.lowering.table import active, times_text
+from jaxcnn.lowering.tuning_table import active, times_text
 
 METHODS: dict[str, ModuleType] = {
     module.NAME: module for module in (direct, shift, matmul, winograd, fft, groups, native)

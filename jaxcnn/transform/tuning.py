@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from jaxcnn.lowering import table as tables
-from jaxcnn.lowering.table import Measurement, TuningTable
-from jaxcnn.transform.acceleration import accelerate
-from jaxcnn.transform.arguments import split
-from jaxcnn.transform.clock import bar, medians, seconds_of
+from jaxcnn.lowering import tuning_table as tables
+from jaxcnn.lowering.tuning_table import Measurement, TuningTable
+from jaxcnn.transform.acceleration.accelerate import accelerate
+from jaxcnn.transform.jaxpr.signature import split
+from jaxcnn.transform.timing import bar, medians, seconds_of
 
 if TYPE_CHECKING:
     from jaxcnn.lowering.spec import ConvSpec
@@ -100,7 +100,8 @@ def _device() -> jax.Device:
 def _measured(spec: ConvSpec, platform: str, seconds: float, advance: Callable[[float], None]) -> Measurement:
     """The times of one convolution by each method that supports it, as far as the time goes."""
     # Imported here, as for the functions of arrays: they bring JAX's extension modules.
-    from jaxcnn.lowering import choice, direct
+    from jaxcnn.lowering import choice
+    from jaxcnn.lowering.methods import direct
 
     end = time.perf_counter() + seconds
     operands = jax.block_until_ready(_operands(spec))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from jaxcnn.factorization._usage import Usage
+from jaxcnn.factorization.selection.workload import Usage
 
 
 @pytest.fixture

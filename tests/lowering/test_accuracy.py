@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 
 import jaxcnn
-from jaxcnn.lowering import choice, direct
+from jaxcnn.lowering import choice
+from jaxcnn.lowering.methods import direct
 from jaxcnn.lowering.spec import PoolSpec, conv_spec
 from support import oracles
 

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxcnn import epilogue
-from jaxcnn.lowering import choice, direct
-from jaxcnn.transform.interpreter import held_jaxprs, opened
+from jaxcnn.lowering import choice
+from jaxcnn.lowering.methods import direct
+from jaxcnn.transform.jaxpr.walker import held_jaxprs, opened
 
 
 def walk(jaxpr):

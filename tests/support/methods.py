@@ -10,7 +10,8 @@ import jax
 import numpy as np
 
 from jaxcnn import native
-from jaxcnn.lowering import choice, direct
+from jaxcnn.lowering import choice
+from jaxcnn.lowering.methods import direct
 from jaxcnn.lowering.spec import ConvSpec, conv_spec
 from support.arrays import normal
 from support.counting import executed_convolutions

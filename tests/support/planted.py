@@ -8,7 +8,7 @@ import numpy as np
 from jax import lax
 
 import jaxcnn
-from jaxcnn.transform import problem
+from jaxcnn.transform.substitution import problem
 from support.arrays import normal
 
 NUMBERS = ("NHWC", "HWIO", "NHWC")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from jaxcnn.transform import layers, problem, searching
+from jaxcnn.transform.substitution import layer as layers
+from jaxcnn.transform.substitution import problem
+from jaxcnn.transform.substitution import search as searching
 from support import fusing
 from support.planted import clock_by_arithmetic
 

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 import jaxcnn
-from jaxcnn.lowering import choice, table
-from jaxcnn.transform import clock, tuning
+from jaxcnn.lowering import choice
+from jaxcnn.lowering import tuning_table as table
+from jaxcnn.transform import timing as clock
+from jaxcnn.transform import tuning
 
 pytestmark = pytest.mark.optimized
 

@@ -1,0 +1,1 @@
+"""Decompositions of matrices and kernels on the host, in NumPy and SciPy."""

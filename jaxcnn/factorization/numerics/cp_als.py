@@ -1,0 +1,190 @@
+"""Fit a sum of rank-one terms to a tensor: the numerical core of ``cp``.
+
+A tensor X with axes (window 1, ..., window n, I, O) is approximated by R terms, each the outer product of one unit
+vector for each axis, times a weight:
+
+    X[w1, ..., wn, i, o] = sum over r of weight[r] W1[w1, r] ... Wn[wn, r] A[i, r] B[o, r]
+
+Host-side NumPy in float64, alternating least squares. What is minimised is
+
+    norm(X - terms)^2 + ridge * norm(weights)^2        for X of norm 1,
+
+exactly, at every step, as each axis is solved for while the others' vectors have norm 1. So it never grows, and as it
+is at most 1 from the first step on, norm(weights) is at most 1 / sqrt(ridge): the ridge is a cap on the terms' norm.
+This matters, since a tensor may have no best approximation: terms that grow without bound and cancel fit ever better.
+"""
+
+from __future__ import annotations
+
+from functools import reduce
+from math import prod
+
+import numpy as np
+
+from jaxcnn.factorization.numerics.svd import left_singular
+
+Factors = list[np.ndarray]
+
+RIDGE = 1e-10
+LARGEST_NORM = 30.0  # of the weights for a tensor of norm 1; beyond it, the ridge grows
+_WORK = 150_000_000_000
+_PATIENCE = 20  # sweeps over which the error must fall by a thousandth
+_EXACT = 1e-7
+
+
+def fit_terms(tensor: np.ndarray, rank: int, *, seed: int = 0) -> tuple[Factors, np.ndarray, float]:
+    """Unit vectors (n, R) of each axis, the weights (R,) and the relative error of the best of several starts.
+
+    The first start is made of the tensor's singular vectors as a matrix, the others are random. All of them run for a
+    tenth of the sweeps, and the best one goes on.
+
+    Args:
+      tensor: (*window, I, O), float64.
+      rank: number of terms.
+      seed: of the random starts.
+    """
+    norm = np.linalg.norm(tensor)
+    if norm == 0:
+        return [np.zeros((size, rank)) for size in tensor.shape], np.zeros(rank), 0.0
+    if rank >= full_rank(tensor.shape):
+        return *_exact(tensor, rank), 0.0
+    # A sweep takes 4 * work multiplications and more, 0.1 s for 300 terms of a 3 x 3 window and 512 x 512 channels, and
+    # this many sweeps half a minute. The small ones are fast and have many local minima: they get more starts.
+    work = tensor.size * rank
+    sweeps = int(np.clip(_WORK // work, 50, 500))
+    starts = 10 if work <= 10**6 else 3
+    problem = _Problem(tensor / norm)
+    generator = np.random.default_rng(seed)
+    runs = []
+    for number in range(starts):
+        runs.append(problem.sweep(problem.start(rank, generator, number), sweeps // 10))
+        if runs[-1][2] < _EXACT:
+            break
+    best = min(runs, key=lambda run: run[2])
+    if best[2] > _EXACT:
+        best = problem.sweep(best[0], sweeps)
+    factors, weights, _ = best
+    return factors, weights * norm, problem.error(factors, weights)
+
+
+def full_rank(shape: tuple[int, ...]) -> int:
+    """A number of terms that is exact for every tensor of that shape: one for each fibre along the longest axis."""
+    return prod(shape) // max(shape)
+
+
+def _exact(tensor: np.ndarray, rank: int) -> tuple[Factors, np.ndarray]:
+    """One term for each fibre along the longest axis."""
+    longest = int(np.argmax(tensor.shape))
+    others = [axis for axis in range(tensor.ndim) if axis != longest]
+    places = np.indices([tensor.shape[axis] for axis in others]).reshape(len(others), -1)
+    factors = [np.zeros((size, rank)) for size in tensor.shape]
+    for axis, place in zip(others, places, strict=True):
+        factors[axis][place, np.arange(places.shape[1])] = 1.0
+    fibres = np.moveaxis(tensor, longest, 0).reshape(tensor.shape[longest], -1)
+    weights = np.zeros(rank)
+    weights[: fibres.shape[1]] = np.linalg.norm(fibres, axis=0)
+    factors[longest][:, : fibres.shape[1]] = _unit(fibres)[0]
+    return factors, weights
+
+
+def _unit(factor: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Columns of norm 1, and the norms; columns of zeros stay."""
+    norms = np.linalg.norm(factor, axis=0)
+    return factor / np.where(norms > 0, norms, 1.0), norms
+
+
+class _Problem:
+    """One tensor of norm 1."""
+
+    def __init__(self, tensor: np.ndarray):
+        self.tensor = tensor
+        *self.window, self.inputs, self.outputs = tensor.shape
+        # Both as matrices, ready for the only two large products of a sweep.
+        self.by_output = np.ascontiguousarray(tensor.reshape(-1, self.outputs))
+        self.by_input = np.ascontiguousarray(np.swapaxes(tensor, -1, -2).reshape(-1, self.inputs))
+
+    def error(self, factors: Factors, weights: np.ndarray) -> float:
+        terms = factors[0] * weights
+        for factor in factors[1:-1]:
+            terms = (terms[:, None] * factor).reshape(-1, len(weights))
+        return float(np.linalg.norm(self.by_output - terms @ factors[-1].T))
+
+    def start(self, rank: int, generator: np.random.Generator, number: int) -> Factors:
+        """Unit vectors; start 0 from singular vectors, the others random."""
+        random = [_unit(generator.standard_normal((size, rank)))[0] for size in self.tensor.shape]
+        if number:
+            return random
+        # The first half of the window with the inputs against the second half with the outputs: the matrix of a
+        # separable kernel. Each of its singular vectors is in turn replaced by its best, or nearly best, product.
+        half = len(self.window) // 2
+        near = [*range(half), len(self.window)]
+        far = [*range(half, len(self.window)), len(self.window) + 1]
+        rows = prod(self.tensor.shape[axis] for axis in near)
+        matrix = self.tensor.transpose(*near, *far).reshape(1, rows, -1)
+        left, _ = left_singular(matrix)
+        left = left[0, :, :rank]
+        right = matrix[0].T @ left
+        factors = random
+        for axes, vectors in ((near, left), (far, right)):
+            sizes = [self.tensor.shape[axis] for axis in axes]
+            for axis, factor in zip(axes, _products(vectors, sizes), strict=True):
+                factors[axis][:, : left.shape[1]] = factor
+        return factors
+
+    def sweep(self, factors: Factors, sweeps: int) -> tuple[Factors, np.ndarray, float]:
+        """Alternating least squares from unit vectors; the vectors, their weights and the relative error."""
+        factors = list(factors)
+        grams = [factor.T @ factor for factor in factors]
+        count, rank = len(self.window), factors[0].shape[1]
+        ridge = RIDGE
+        history: list[float] = []
+        weights = np.zeros(rank)
+        square = 1.0
+
+        def update(axis: int, products: np.ndarray) -> None:
+            # products: the tensor times the other axes' vectors, (n, R).
+            nonlocal weights, square
+            gram = reduce(np.multiply, (grams[other] for other in range(len(factors)) if other != axis))
+            solved = np.linalg.solve(gram + ridge * np.eye(rank), products.T).T
+            square = 1.0 - 2 * np.vdot(solved, products) + np.vdot(solved @ gram, solved)
+            factors[axis], weights = _unit(solved)
+            grams[axis] = factors[axis].T @ factors[axis]
+
+        for _ in range(sweeps):
+            for last, matrix in ((count, self.by_output), (count + 1, self.by_input)):
+                other = 2 * count + 1 - last
+                partial = (matrix @ factors[other]).reshape(*self.window, -1, rank)
+                axes = [*range(count), last]
+                for axis in axes:
+                    rest = [factors[a] if a != axis else None for a in axes]
+                    update(axis, _contracted(partial, rest))
+            if np.linalg.norm(weights) > LARGEST_NORM:
+                ridge = min(100 * ridge, LARGEST_NORM**-2)
+            history.append(float(np.sqrt(max(square, 0.0))))
+            if history[-1] < _EXACT or (len(history) > _PATIENCE and history[-1] > 0.999 * history[-1 - _PATIENCE]):
+                break
+        return factors, weights, history[-1]
+
+
+def _contracted(partial: np.ndarray, factors: list[np.ndarray | None]) -> np.ndarray:
+    """(n1, ..., nm, R) summed with the vectors (n, R) of all axes but the one that has none: (n, R)."""
+    # From the last axis to the first, so that the axes before keep their places.
+    for axis in range(len(factors) - 1, -1, -1):
+        factor = factors[axis]
+        if factor is not None:
+            shape = [1] * partial.ndim
+            shape[axis], shape[-1] = factor.shape
+            partial = (partial * factor.reshape(shape)).sum(axis)
+    return partial
+
+
+def _products(vectors: np.ndarray, sizes: list[int]) -> Factors:
+    """Unit vectors (n, R) of each axis, whose product is near each of (prod(sizes), R)."""
+    factors = []
+    rest = vectors.T  # (R, n1 n2 ...)
+    for size in sizes[:-1]:
+        matrix = rest.reshape(len(rest), size, -1)
+        left, _, right = np.linalg.svd(matrix, full_matrices=False)
+        factors.append(left[:, :, 0].T)
+        rest = right[:, 0]
+    return [*factors, _unit(rest.T)[0]]

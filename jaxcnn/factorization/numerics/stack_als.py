@@ -1,0 +1,342 @@
+"""Fit a chain of small kernels to a dense kernel: the numerical core of ``stack``.
+
+Convolutions in a row are one convolution, whose kernel is a product of matrix polynomials:
+
+    K[w] = sum over w1 + ... + wn = w of  k1[w1] @ k2[w2] @ ... @ kn[wn]
+
+``fit_links`` looks for links of given windows and widths whose product is closest to K in the Frobenius norm. It is
+host-side NumPy in float64, run once for each trained kernel. A start comes from `leading_link` (reweighted least
+squares on the lifted, linear problem); `alternate` sweeps over the links; `refine` finishes a small, nearly exact fit.
+
+Tried on products of random normal 3x3 links, recovered to 1e-4 (I, F, O are the widths before, between and after):
+
+- Plain alternation from a random start, 300 sweeps: solves F <= max(I, O) about two times in three, and I < F <= O
+  (2, 4, 16) never: it stops at a local minimum near 0.08. Longer runs and Levenberg-Marquardt stop at the same places.
+- The lifted start: from one start, 10 of 10 seeds for (4, 4, 4), (2, 3, 4) and (2, 4, 8) once refined, where random
+  starts of the same budget had 1 or 2 in 48 for (2, 3, 3) and (4, 6, 5). For kernels that are no exact product one
+  lifted start is on a par with the best of eight random ones.
+- Anderson's acceleration: 30 sweeps instead of 180 for (16, 16, 16), 100 instead of more than 300 for (3, 5, 3).
+- Hardest is a count of unknowns equal to the count of equations, which is F = O = 2 I: isolated solutions among many
+  local minima. Refining and more starts bring (2, 4, 4) from 2 of 20 seeds to 20 of 20, (1, 2, 2) from 7 to 17.
+- As it stands: 95 of 97 kernels of widths drawn from 1 to 16; 20 of 20 seeds for (1, 1, 1), (8, 8, 8) and (6, 6, 16),
+  19 for (4, 6, 5) and (5, 8, 7); three 3x3 for a 7x7, 10 of 10 for widths of 1, 2, 3 or 4 throughout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+import numpy as np
+
+from jaxcnn.factorization.numerics.stack_lifted import leading_link
+from jaxcnn.factorization.numerics.stack_links import (
+    Links,
+    adjoint,
+    balanced,
+    compose_links,
+    flatten,
+    ridged,
+    transposed,
+    unflatten,
+    widened,
+)
+
+EXACT = 1e-7  # a relative error below this is an exact factorization, and ends the search
+_RIDGE = 1e-13  # added to normal equations, relative to their mean diagonal, so that dead filters stay finite
+
+
+def fit_links(
+    kernel: np.ndarray,
+    windows: tuple[tuple[int, ...], ...],
+    features: tuple[int, ...],
+    *,
+    seed: int = 0,
+    starts: int = 6,
+    sweeps: int = 200,
+    initial: Sequence[np.ndarray] | None = None,
+) -> tuple[Links, float]:
+    """Find links of the given windows and widths whose product is close to a dense kernel.
+
+    Minimises ``norm(compose_links(links) - kernel)``. The problem has local minima, so the best of several starts is
+    kept; the result depends on ``seed`` and on nothing else.
+
+    Args:
+        kernel: Ungrouped dense kernel (*window, I, O).
+        windows: One window for each link; along each axis ``1 + sum(size - 1)`` must be the kernel's size.
+        features: One width for each gap between two links.
+        seed: Seed of the random starts.
+        starts: Most starts for a kernel that no start brings below a relative error of 0.1. A nearly exact one gets
+            up to 10000 / (number of unknowns) starts, and at most 100, because the exact product may be found yet.
+        sweeps: Most sweeps over the links for each start.
+        initial: Links of the same windows and of at most these widths, for the first start. The result is never worse
+            than they are: pass the result for narrower widths and the error cannot grow with the width.
+
+    Returns:
+        The float64 links, balanced so that no pair of neighbours could have a smaller sum of squares, and the relative
+        error ``norm(compose_links(links) - kernel) / norm(kernel)`` (0 for a kernel of zeros, whose links are zeros).
+
+    Raises:
+        ValueError: If the windows do not compose to the kernel's, a width is missing or below 1, ``starts`` is below
+            1, or the kernel has NaN or infinite entries.
+
+    Example:
+        >>> generator = np.random.default_rng(0)
+        >>> dense = compose_links([generator.normal(size=(3, 3, 2, 2)), generator.normal(size=(3, 3, 2, 3))])
+        >>> links, error = fit_links(dense, ((3, 3), (3, 3)), (2,))
+        >>> [link.shape for link in links], error < 1e-4
+        ([(3, 3, 2, 2), (3, 3, 2, 3)], True)
+
+    References:
+        Kuemmerle and Sigl, Harmonic Mean Iteratively Reweighted Least Squares for Low-Rank Matrix Recovery, 2018.
+        Walker and Ni, Anderson Acceleration for Fixed-Point Iterations, 2011.
+        Golub and Pereyra, The Differentiation of Pseudo-Inverses and Nonlinear Least Squares, 1973.
+    """
+    kernel = np.asarray(kernel, np.float64)
+    widths = (kernel.shape[-2], *features, kernel.shape[-1])
+    _check(kernel, windows, features, starts)
+    norm = np.linalg.norm(kernel)
+    shapes = [(*w, i, o) for w, i, o in zip(windows, widths, widths[1:], strict=False)]
+    if norm == 0:
+        return [np.zeros(shape) for shape in shapes], 0.0
+    if len(windows) == 1:
+        return [kernel.copy()], 0.0
+    generator = np.random.default_rng(seed)
+    given = [] if initial is None else [widened(initial, shapes, generator)]
+    # The search is cheaper with the smaller end first; transposing every matrix reverses the order of a product.
+    reverse = prod(shapes[0][:-1]) > prod(windows[-1]) * widths[-1]
+    if reverse:
+        kernel, windows, widths = kernel.swapaxes(-1, -2), windows[::-1], widths[::-1]
+        given = [transposed(links) for links in given]
+    problem = _Problem(kernel / norm, windows)
+    unknowns = sum(prod(shape) for shape in shapes)
+    best: Links = []
+    lowest = np.inf
+    number = 0
+    while number < (max(2, min(100, 10000 // unknowns)) if lowest < 0.1 else min(starts, max(2, 3000 // unknowns))):
+        links = given.pop() if given else problem.start(widths, generator, number)
+        # A step of refining costs head**3, so the larger the problem, the closer to exact it must be: 0.1 at (4, 8, 8),
+        # 0.006 at (8, 16, 16), whose step takes a quarter of a second. Where it is open, 20 sweeps before it suffice.
+        head = sum(link.size for link in links[:-1])
+        limit = min(0.1, 8000 / head**2) if head <= 1200 else 0.0
+        links, error = problem.alternate(links, min(sweeps, 20))
+        if error > max(limit, EXACT):
+            links, error = problem.alternate(links, sweeps)
+        if EXACT < error < limit:
+            links, error = problem.refine(links, 100)
+        if error < lowest:
+            best, lowest = links, error
+        if lowest < EXACT:
+            break
+        number += 1
+    best = balanced([*best[:-1], best[-1] * norm])
+    return (transposed(best) if reverse else best), lowest
+
+
+class _Problem:
+    """One dense kernel of unit norm and the windows to fit to it."""
+
+    def __init__(self, kernel: np.ndarray, windows: Sequence[tuple[int, ...]]):
+        self.kernel = kernel
+        self.windows = windows
+        self.dense = kernel.shape[:-2]
+        self.axes = tuple(range(len(self.dense)))
+        self.spectrum = self.transform(kernel)
+
+    # In frequency the product of polynomials is a product of matrices, frequency by frequency. The dense window is
+    # as large as the product, so the circular convolutions that this computes never wrap around.
+    def transform(self, array: np.ndarray) -> np.ndarray:
+        return np.fft.rfftn(array, self.dense, self.axes)
+
+    def inverse(self, spectrum: np.ndarray) -> np.ndarray:
+        return np.fft.irfftn(spectrum, self.dense, self.axes)
+
+    def error(self, links: Sequence[np.ndarray]) -> float:
+        return float(np.linalg.norm(self.kernel - compose_links(links)))
+
+    def start(self, widths: Sequence[int], generator: np.random.Generator, number: int) -> Links:
+        """Starts 0 and 1 peel links off the first and the last end, 2 is random, later ones peel at random."""
+        # The lifted problem has a matrix of `rows` squared: above 2000 (80 channels at 5x5) the start is random.
+        rows = [prod(self.dense) * width for width in (widths[0], widths[-1])]
+        if number == 2 or min(rows) > 2000:
+            scales = [1 / np.sqrt(prod(window) * width) for window, width in zip(self.windows, widths, strict=False)]
+            return [
+                scale * generator.standard_normal((*window, i, o))
+                for scale, window, i, o in zip(scales, self.windows, widths, widths[1:], strict=False)
+            ]
+        randomness = generator if number > 2 else None
+        if rows[0] > 2000 or (number % 2 and rows[1] <= 2000):
+            mirrored = _Problem(self.kernel.swapaxes(-1, -2), self.windows[::-1])
+            return transposed(mirrored.peel(widths[::-1], randomness))
+        return self.peel(widths, randomness)
+
+    def peel(self, widths: Sequence[int], generator: np.random.Generator | None) -> Links:
+        """Split into the first link and the rest, then the rest in the same way."""
+        first = leading_link(self.kernel, self.windows[0], widths[1], generator)
+        rest = tuple(full - own + 1 for full, own in zip(self.dense, self.windows[0], strict=False))
+        pair = _Problem(self.kernel, (self.windows[0], rest))
+        second = pair.solve([first, np.zeros((*rest, widths[1], widths[-1]))], 1)
+        if len(self.windows) == 2:
+            return [first, second]
+        (first, second), _ = pair.alternate([first, second], 100)
+        return [first, *_Problem(second, self.windows[1:]).peel(widths[1:], generator)]
+
+    def solve(self, links: Sequence[np.ndarray], position: int) -> np.ndarray:
+        """The link at ``position`` that is best with the others held: linear least squares."""
+        left, right = self.sides([self.transform(link) for link in links], position)
+        crop = tuple(slice(size) for size in self.windows[position])
+        target = self.inverse(adjoint(left) @ self.spectrum @ adjoint(right))[crop]
+        if position == len(links) - 1:
+            return self.solve_end(self.inverse(adjoint(left) @ left), target)
+        if position == 0:
+            lags = self.inverse(right.conj() @ right.swapaxes(-1, -2))
+            return self.solve_end(lags, target.swapaxes(-1, -2)).swapaxes(-1, -2)
+        return self.solve_middle(adjoint(left) @ left, right @ adjoint(right), target, links[position], crop)
+
+    def sides(self, spectra: Sequence[np.ndarray], position: int) -> tuple[np.ndarray, np.ndarray]:
+        """The products of all links before and of all links after a position, the identity where there are none."""
+        left, right = (np.eye(width) for width in self.kernel.shape[-2:])
+        for spectrum in spectra[:position]:
+            left = left @ spectrum
+        for spectrum in spectra[:position:-1]:
+            right = spectrum @ right
+        return left, right
+
+    def solve_end(self, lags: np.ndarray, target: np.ndarray) -> np.ndarray:
+        """Normal equations of the first or last link: block (s, t) is the other side's correlation at lag s - t."""
+        window, (features, outputs) = target.shape[:-2], target.shape[-2:]
+        offsets = np.array(list(np.ndindex(*window)))
+        difference = (offsets[:, None] - offsets[None]) % np.array(self.dense)
+        blocks = lags[tuple(np.moveaxis(difference, -1, 0))]
+        normal = ridged(blocks.swapaxes(1, 2).reshape(len(offsets) * features, -1), _RIDGE)
+        return np.linalg.solve(normal, target.reshape(-1, outputs)).reshape(target.shape)
+
+    def solve_middle(
+        self, left: np.ndarray, right: np.ndarray, target: np.ndarray, link: np.ndarray, crop: tuple[slice, ...]
+    ) -> np.ndarray:
+        """Conjugate gradients for a link between others, whose normal equations couple all its entries."""
+        origin = (0,) * len(self.dense)
+        left_scale = np.linalg.inv(ridged(self.inverse(left)[origin], 1e-10))
+        right_scale = np.linalg.inv(ridged(self.inverse(right)[origin], 1e-10))
+
+        def image(x: np.ndarray) -> np.ndarray:
+            return self.inverse(left @ self.transform(x) @ right)[crop]
+
+        residual = target - image(link)
+        scaled = left_scale @ residual @ right_scale
+        direction, size = scaled, np.vdot(residual, scaled)
+        floor = 1e-18 * np.vdot(target, left_scale @ target @ right_scale)
+        for _ in range(30):
+            if not size > floor:
+                break
+            applied = image(direction)
+            step = size / np.vdot(direction, applied)
+            link = link + step * direction
+            residual = residual - step * applied
+            scaled = left_scale @ residual @ right_scale
+            size, previous = np.vdot(residual, scaled), size
+            direction = scaled + size / previous * direction
+        return link
+
+    def alternate(self, links: Links, sweeps: int, memory: int = 8, patience: int = 20) -> tuple[Links, float]:
+        """Alternating least squares with Anderson's acceleration; the best links seen."""
+        links = list(links)
+        best, lowest = links, self.error(links)
+        points: list[np.ndarray] = []
+        images: list[np.ndarray] = []
+        history: list[float] = []
+        for _ in range(sweeps):
+            links = [*links[:-1], self.solve(links, len(links) - 1)]
+            error = self.error(links)
+            if len(points) > 1 and not error < lowest:  # the extrapolation failed: go on from the plain sweep
+                links, points, images = unflatten(images[-1], links), [], []
+                continue
+            if error < lowest:
+                best, lowest = links, error
+            history.append(lowest)
+            if lowest < EXACT or (len(history) > patience and lowest > 0.99 * history[-1 - patience]):
+                break
+            points = [*points[1 - memory :], flatten(links)]
+            for position in range(len(links) - 2, -1, -1):
+                links[position] = self.solve(links, position)
+            images = [*images[1 - memory :], flatten(links)]
+            if len(points) > 1:
+                links = unflatten(_extrapolated(np.array(points), np.array(images)), links)
+        return best, lowest
+
+    def refine(self, links: Links, iterations: int, patience: int = 10) -> tuple[Links, float]:
+        """Levenberg-Marquardt on all links but the last, always the best for the others (variable projection)."""
+        given = self.error(links)
+        head = balanced(links)[:-1]
+        basis, last, residual = self.project(head)
+        error = np.linalg.norm(residual)
+        history = [error]
+        damping = 1e-3
+        for _ in range(iterations):
+            jacobian = self.jacobian([*head, last])
+            flat = jacobian.reshape(len(basis), -1)
+            jacobian = (flat - basis @ (basis.T @ flat)).reshape(-1, jacobian.shape[-1])
+            normal = jacobian.T @ jacobian
+            gradient = jacobian.T @ residual.ravel()
+            while damping < 1e3:
+                step = np.linalg.solve(ridged(normal, damping), gradient)
+                trial = unflatten(flatten([*head, last]) + step, [*head, last])[:-1]
+                found = self.project(trial)
+                if np.linalg.norm(found[-1]) < error:
+                    break
+                damping *= 8
+            else:
+                break
+            damping = max(damping / 8, 1e-12)
+            head, (basis, last, residual) = trial, found
+            error = np.linalg.norm(residual)
+            history.append(error)
+            if error < EXACT or (len(history) > patience and error > 0.9 * history[-1 - patience]):
+                break
+        refined = [*head, last]
+        found_error = self.error(refined)
+        return (refined, found_error) if found_error < given else (links, given)
+
+    def project(self, head: Links) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """An orthonormal basis of the kernels that the head can reach, the best last link, and what remains."""
+        left = self.inverse(self.sides([self.transform(link) for link in head], len(head))[0])
+        window = self.windows[-1]
+        design = np.stack([np.roll(left, offset, self.axes) for offset in np.ndindex(*window)], -2)
+        targets = self.kernel.reshape(-1, self.kernel.shape[-1])
+        basis, triangle = np.linalg.qr(design.reshape(len(targets), -1))
+        moments = basis.T @ targets
+        last = np.linalg.lstsq(triangle, moments, rcond=1e-13)[0]
+        return basis, last.reshape(*window, left.shape[-1], -1), targets - basis @ moments
+
+    def jacobian(self, links: Links) -> np.ndarray:
+        """Derivative (*dense, I, O, unknowns) of the product by all links but the last."""
+        spectra = [self.transform(link) for link in links]
+        columns = []
+        for position in range(len(links) - 1):
+            left, right = self.sides(spectra, position)
+            outer = left[..., :, None, :, None] * right.swapaxes(-1, -2)[..., None, :, None, :]
+            placed = self.inverse(outer)
+            moved = [np.roll(placed, offset, self.axes) for offset in np.ndindex(*self.windows[position])]
+            columns.append(np.stack(moved, -3).reshape(*self.kernel.shape, -1))
+        return np.concatenate(columns, -1)
+
+
+def _extrapolated(points: np.ndarray, images: np.ndarray) -> np.ndarray:
+    """Anderson's step: the mixture of past images whose mixed moves nearly cancel."""
+    moves = images - points
+    mix = np.linalg.lstsq(np.diff(moves, axis=0).T, moves[-1], rcond=1e-10)[0]
+    return np.asarray(images[-1] - mix @ np.diff(images, axis=0))
+
+
+def _check(kernel: np.ndarray, windows: Sequence[tuple[int, ...]], features: Sequence[int], starts: int) -> None:
+    if len(features) != len(windows) - 1 or any(width < 1 for width in features):
+        raise ValueError(f"features must be {len(windows) - 1} positive widths, one for each inner gap, got {features}")
+    if any(len(window) != kernel.ndim - 2 for window in windows):
+        raise ValueError(f"each window must have {kernel.ndim - 2} axes like the kernel {kernel.shape}, got {windows}")
+    composed = tuple(1 + sum(size - 1 for size in sizes) for sizes in zip(*windows, strict=False))
+    if composed != kernel.shape[:-2]:
+        raise ValueError(f"windows {windows} compose to {composed}, but the kernel's window is {kernel.shape[:-2]}")
+    if starts < 1:
+        raise ValueError(f"starts must be at least 1, got {starts}")
+    if not np.isfinite(kernel).all():
+        raise ValueError(f"kernel {kernel.shape} has NaN or infinite entries")

@@ -1,0 +1,1 @@
+"""Fits chains to what a layer answers on calibration inputs."""

@@ -1,0 +1,169 @@
+"""`cp`: a kernel as 1x1, one-dimensional depthwise kernels and 1x1, by a sum of rank-one terms."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+
+from jaxcnn.chain import KernelChain
+from jaxcnn.factorization.numerics.blocks import grouped_kernel, merged_link
+from jaxcnn.factorization.numerics.cp_als import Factors, fit_terms, full_rank
+from jaxcnn.factorization.numerics.ranks import check_rank, chosen_tolerance, smallest_rank
+from jaxcnn.factorization.numerics.svd import singular_values
+from jaxcnn.layout import Layout
+
+CANCELLING = 10.0
+"""Norm of the terms, relative to the kernel's, from which they are said to cancel: 1 where they are orthogonal, up to
+8 in good fits of kernels with falling spectra."""
+
+
+def cp(
+    kernel: Any,
+    *,
+    rank: int | None = None,
+    tolerance: float | None = None,
+    feature_group_count: int = 1,
+    layout: Layout = None,
+    seed: int = 0,
+) -> KernelChain:
+    r"""A kernel as 1x1 from I to R channels, depthwise (kh, 1) and (1, kw), and 1x1 from R to O.
+
+    $K[a, b, i, o] \approx \sum_{r=1}^R A[i, r] V[a, r] H[b, r] B[r, o]$, and so on with one depthwise link for each
+    window axis: the canonical polyadic decomposition. The terms are fitted by alternating least squares from several
+    starts: a local minimum, not always the global one. It takes the fewest multiplications of all schemes,
+    $R (I + k_h + k_w + O)$ against $k_h k_w I O$, and is the hardest to fit and to train afterwards.
+
+    A kernel may have no best approximation: terms that grow and cancel fit ever better. The norm of all terms together,
+    $(\sum_r \lVert t_r \rVert^2)^{1/2}$, is kept below some 30 times the kernel's, and from 10 times on
+    a warning is given.
+
+    Args:
+      kernel: `(*window, I / feature_group_count, O)` with one or more window axes, or as `layout` says.
+      rank: number of terms, R, of each group. Full rank, which is exact, if neither rank nor tolerance is given: the
+        product of all axes of a group's kernel but the longest.
+      tolerance: relative error allowed, norm(chain - kernel) / norm(kernel); a rank whose fit meets it is taken, while
+        that of the rank below does not. Links of 16 bits, once rounded, may leave some more where terms cancel. Minutes
+        for kernels of 512 x 512 channels.
+      feature_group_count: number of groups of the kernel; each is fitted by itself, all at the same rank.
+      layout: how `kernel` is to be read: None (HWIO), a string such as `"NCHW"` (OIHW), or lax's triple.
+      seed: of the random starts; the same seed gives the same chain.
+
+    Returns:
+      A `KernelChain` of the kernel's dtype and groups, of `(1, ..., 1, I, R)`, one depthwise kernel for each window
+      axis and `(1, ..., 1, R, O)` in each group; all share the norm of each term evenly.
+
+    Raises:
+      ValueError: a rank or tolerance out of range; both rank and tolerance; NaN or infinity.
+      TypeError: a kernel of integers or complex numbers.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> sobel = jnp.array([[1.0, 0.0, -1.0], [2.0, 0.0, -2.0], [1.0, 0.0, -1.0]]).reshape(3, 3, 1, 1)
+      >>> mixing = jnp.outer(jnp.arange(1.0, 5.0), jnp.arange(1.0, 4.0)).reshape(1, 1, 4, 3)     # 4 channels to 3
+      >>> chain = cp(sobel * mixing, rank=1)
+      >>> [link.shape for link in chain.kernels], float(chain.relative_error(sobel * mixing)) < 1e-6
+      ([(1, 1, 4, 1), (3, 1, 1, 1), (1, 3, 1, 1), (1, 1, 1, 3)], True)
+
+    References:
+      Lebedev et al., "Speeding-up convolutional neural networks using fine-tuned CP-decomposition", 2015; Phan et al.,
+      "Stable low-rank tensor decomposition for compression of convolutional neural network", 2020, on terms that
+      cancel. `tensorly.decomposition.parafac`.
+    """
+    chain = fitted(kernel, rank, tolerance, feature_group_count, layout, seed)
+    ratio = cancellation(chain, float(np.linalg.norm(np.asarray(kernel, np.float64))))
+    if ratio > CANCELLING:
+        warnings.warn(
+            f"cp: the terms cancel, their norm is {ratio:.0f} times the kernel's: the chain loses digits and trains "
+            "badly; try another rank",
+            stacklevel=2,
+        )
+    return chain
+
+
+def fitted(
+    kernel: Any, rank: int | None, tolerance: float | None, feature_group_count: int, layout: Layout, seed: int
+) -> KernelChain:
+    """`cp` without the warning, for those who look at `cancellation` themselves."""
+    operation = "cp"
+    blocks = grouped_kernel(operation, kernel, feature_group_count, layout)
+    if np.iscomplexobj(blocks):
+        raise TypeError(f"{operation}: kernel must be of real floats, got dtype {np.asarray(kernel).dtype}")
+    error = chosen_tolerance(operation, "rank", rank, tolerance, blocks.ndim - 1, np.asarray(kernel).dtype)
+    full = full_rank(blocks.shape[1:])
+    if error is not None:
+        fits = _smallest(blocks, error, seed)
+    else:
+        count = full if rank is None else check_rank(operation, "rank", rank, full)
+        fits = [fit_terms(block, count, seed=seed) for block in blocks]
+    return _chain([_shared(factors, weights) for factors, weights, _ in fits], np.asarray(kernel).dtype)
+
+
+def cancellation(chain: KernelChain, norm: float) -> float:
+    """The norm of all terms of a chain of `cp` together, relative to a kernel's norm; 0 for a kernel of zeros."""
+    first, *depthwise, last = (np.asarray(link, np.float64) for link in chain.kernels)
+    squares = np.square(first).sum(tuple(range(first.ndim - 1)))  # of each term, group after group
+    for link in depthwise:
+        squares = squares * np.square(link).sum(tuple(range(link.ndim - 1)))
+    count = chain.feature_group_counts[-1]
+    outputs = np.square(last).reshape(-1, last.shape[-2], count, last.shape[-1] // count).sum((0, 3))  # (R, G)
+    return float(np.sqrt((squares * outputs.T.ravel()).sum())) / norm if norm else 0.0
+
+
+def _smallest(blocks: np.ndarray, tolerance: float, seed: int) -> list[tuple[Factors, np.ndarray, float]]:
+    """The fits of a rank that meets the tolerance, where that of the rank below does not."""
+    norms = np.linalg.norm(blocks.reshape(len(blocks), -1), axis=1)
+    limit = tolerance * float(np.linalg.norm(norms))
+
+    def fit(rank: int) -> tuple[list[tuple[Factors, np.ndarray, float]], bool]:
+        fits = [fit_terms(block, rank, seed=seed) for block in blocks]
+        errors = [error for _, _, error in fits]
+        return fits, bool(np.linalg.norm(errors * norms) <= limit)
+
+    # R terms are a matrix of rank R along every axis, so no smaller rank than a matrix needs can do.
+    low, high = lowest_rank(blocks, tolerance) - 1, full_rank(blocks.shape[1:])
+    rank = low + 1
+    fits, met = fit(rank)
+    while not met:
+        low, rank = rank, min(rank + max(1, rank // 3), high)
+        fits, met = fit(rank)
+    high = rank
+    while high - low > 1:
+        middle = (low + high) // 2
+        candidate, met = fit(middle)
+        if met:
+            fits, high = candidate, middle
+        else:
+            low = middle
+    return fits
+
+
+def lowest_rank(blocks: np.ndarray, tolerance: float) -> int:
+    """The least rank that the tolerance leaves possible, by the unfolding of (G, *window, I, O) along each axis."""
+    ranks = []
+    for axis in range(1, blocks.ndim):
+        matrix = np.moveaxis(blocks, axis, 1).reshape(len(blocks), blocks.shape[axis], -1)
+        ranks.append(smallest_rank(singular_values(matrix), tolerance))
+    return max(ranks)
+
+
+def _shared(factors: Factors, weights: np.ndarray) -> Factors:
+    """Vectors (n, R) of each axis whose products are the terms, all of a term of the same norm."""
+    share = weights ** (1 / len(factors))
+    return [factor * share for factor in factors]
+
+
+def _chain(groups: list[Factors], dtype: Any) -> KernelChain:
+    """The chain of each group's vectors: of the window's axes, then of inputs and of outputs."""
+    *window, inputs, outputs = (np.stack(vectors) for vectors in zip(*groups, strict=True))  # (G, n, R)
+    count, rank = len(groups), inputs.shape[-1]
+    ones = [1] * len(window)
+    links = [merged_link(inputs.reshape(count, *ones, -1, rank), dtype)]
+    for axis, vectors in enumerate(window):
+        shape = list(ones)
+        shape[axis] = vectors.shape[1]
+        depthwise = np.swapaxes(vectors, 1, 2).reshape(count * rank, *shape, 1, 1)
+        links.append(merged_link(depthwise, dtype))
+    links.append(merged_link(np.swapaxes(outputs, 1, 2).reshape(count, *ones, rank, -1), dtype))
+    return KernelChain(tuple(links), (count, *[count * rank] * len(window), count))

@@ -1,0 +1,72 @@
+"""`depthwise_separable`: a kernel as a depthwise one, then 1x1, by a decomposition of each input channel."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from jaxcnn.chain import KernelChain
+from jaxcnn.factorization.numerics.blocks import grouped_kernel, merged_link
+from jaxcnn.factorization.numerics.ranks import chosen_tolerance
+from jaxcnn.factorization.numerics.svd import truncated
+from jaxcnn.layout import Layout
+
+
+def depthwise_separable(
+    kernel: Any,
+    *,
+    multiplier: int | None = None,
+    tolerance: float | None = None,
+    feature_group_count: int = 1,
+    layout: Layout = None,
+) -> KernelChain:
+    r"""A kernel as a depthwise one, M filters for each input channel, followed by 1x1 that mixes them.
+
+    $K[w, i, o] \approx \sum_m D[w, i, m] P[i, m, o]$: for each input channel the best of rank M in the Frobenius norm
+    (Eckart and Young), exact at the full multiplier $\min(k, O)$ for k taps. It takes fewer multiplications than the
+    kernel where $M < k O / (k + O)$.
+
+    Args:
+      kernel: `(*window, I / feature_group_count, O)` with one or more window axes, or as `layout` says.
+      multiplier: filters of each input channel, M. The full multiplier if neither multiplier nor tolerance is given.
+      tolerance: relative error allowed, norm(chain - kernel) / norm(kernel); the smallest multiplier that meets it is
+        taken, the same for all channels.
+      feature_group_count: number of groups of the kernel.
+      layout: how `kernel` is to be read: None (HWIO), a string such as `"NCHW"` (OIHW), or lax's triple.
+
+    Returns:
+      A `KernelChain` of the kernel's dtype, of `(*window, 1, C M)` in C groups, C the number of input channels of all
+      groups together, and `(1, ..., 1, C M / feature_group_count, O)` in the kernel's groups; output channel c M + m of
+      the first is filter m of channel c, and both share the norm of each filter evenly.
+
+    Raises:
+      ValueError: a multiplier or tolerance out of range; both multiplier and tolerance; NaN or infinity.
+      TypeError: a kernel of integers.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> shapes = jnp.array([[1.0, 2.0, 1.0], [1.0, 0.0, -1.0]]).T.reshape(3, 2, 1)     # a window of 3 for 2 channels
+      >>> kernel = shapes * jnp.arange(1.0, 9.0).reshape(1, 2, 4)
+      >>> chain = depthwise_separable(kernel, multiplier=1)
+      >>> [link.shape for link in chain.kernels], chain.feature_group_counts
+      ([(3, 1, 2), (1, 2, 4)], (2, 1))
+      >>> float(chain.relative_error(kernel)) < 1e-6
+      True
+
+    References:
+      Howard et al., "MobileNets: efficient convolutional neural networks for mobile vision applications", 2017, for
+      the layers. Guo, Li, Lin and Chen, "Network decoupling: from regular to depthwise separable convolutions", 2018,
+      for the decomposition.
+    """
+    operation = "depthwise_separable"
+    blocks = grouped_kernel(operation, kernel, feature_group_count, layout)
+    dtype = np.asarray(kernel).dtype
+    groups, *window, in_features, out_features = blocks.shape
+    error = chosen_tolerance(operation, "multiplier", multiplier, tolerance, 2, dtype)
+    channels = groups * in_features
+    matrices = np.moveaxis(blocks, -2, 1).reshape(channels, -1, out_features)  # (C, k, O)
+    left, right = truncated(operation, "multiplier", matrices, multiplier, error)
+    depthwise = left.reshape(channels, *window, 1, -1)
+    pointwise = right.reshape(groups, *[1] * len(window), -1, out_features)  # (C, M, O) -> (G, 1, 1, I M, O)
+    return KernelChain((merged_link(depthwise, dtype), merged_link(pointwise, dtype)), (channels, groups))

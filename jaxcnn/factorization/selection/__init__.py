@@ -1,0 +1,1 @@
+"""Selects schemes and ranks by error and cost."""

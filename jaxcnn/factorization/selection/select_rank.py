@@ -1,0 +1,121 @@
+"""`select_rank`: the rank of a scheme by one of several rules."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+from jaxcnn.arguments import IntOrInts
+from jaxcnn.factorization.numerics.ranks import check_tolerance, evbmf_rank
+from jaxcnn.factorization.numerics.svd import singular_values
+from jaxcnn.factorization.selection.candidates import Family, Subject
+from jaxcnn.factorization.selection.workload import Usage
+from jaxcnn.geometry import Padding
+from jaxcnn.layout import Layout
+
+
+def select_rank(
+    kernel: Any,
+    scheme: str,
+    *,
+    tolerance: float | None = None,
+    energy: float | None = None,
+    macs: float | None = None,
+    milliseconds: float | None = None,
+    multiple: int = 1,
+    input_shape: Sequence[int] | None = None,
+    strides: IntOrInts = 1,
+    padding: Padding = "SAME",
+    kernel_dilation: IntOrInts = 1,
+    feature_group_count: int = 1,
+    layout: Layout = None,
+) -> Any:
+    r"""The rank at which a scheme meets a rule: an error, an energy, a share of the cost, a time, or the noise.
+
+    With none of the rules, the rank is the number of singular values that stand out of noise by empirical variational
+    Bayes (EVBMF): those with $s^2 > M \sigma^2 (1 + \tau) (1 + \alpha / \tau)$ for an L x M matrix, L <= M,
+    $\alpha = L / M$, noise variance $\sigma^2$ estimated from the matrix, and $\tau \approx 2.51 \sqrt{\alpha}$; at
+    least 1.
+
+    Args:
+      kernel: `(*window, I / feature_group_count, O)`, or as `layout` says.
+      scheme: `"separable"`, `"low_rank"`, `"tucker2"`, `"depthwise_separable"`, `"cp"` or `"stack"` (of 3x3).
+      tolerance: the smallest rank with at most this relative error.
+      energy: the smallest rank that keeps this share of the squared norm: tolerance $\sqrt{1 - \mathrm{energy}}$.
+      macs: the largest rank with at most this share of the kernel's multiply-accumulates.
+      milliseconds: the largest rank whose convolution takes at most this time, measured on this device.
+      multiple: of which the rank must be one, or else the full rank: 8 or 16 suit vector units. For an error, an energy
+        or the noise it is rounded up, for a share or a time down, but not below one multiple. Left at 1, a time also
+        finds multiples of 8 and 16 that take no longer than a smaller rank does.
+      input_shape: shape of x; for macs and milliseconds. Without it costs are those of one output pixel.
+      strides, padding, kernel_dilation: of the convolution, as in `conv`.
+      feature_group_count: number of groups of the kernel; the rank is the same for all, the largest where the rule is
+        the noise.
+      layout: how `kernel` and `input_shape` are to be read: None (channels-last, HWIO), a string such as `"NCHW"`
+        (OIHW), or lax's triple.
+
+    Returns:
+      An int; a tuple for tucker2 and for separable kernels of more than two axes. It goes into the scheme's function as
+      `rank`, `ranks`, `multiplier` or `features`. At least 1, or one multiple, even where that is more than the rule
+      allows.
+
+    Raises:
+      ValueError: more than one rule, or one out of range; a scheme that does not do for the kernel's window; a
+        tolerance that no rank meets; noise for cp and stack, which truncate no matrix; milliseconds without
+        `input_shape`.
+      TypeError: a kernel of integers.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> kernel = jnp.diag(jnp.array([4.0, 3.0, 0.0])).reshape(3, 3, 1, 1)       # singular values 4, 3, 0
+      >>> select_rank(kernel, "separable", energy=0.6), select_rank(kernel, "separable", energy=0.9)
+      (1, 2)
+
+    References:
+      Nakajima, Sugiyama, Babacan and Tomioka, "Global analytic solution of fully-observed variational Bayesian matrix
+      factorization", 2013; Kim et al., "Compression of deep convolutional neural networks for fast and low power mobile
+      applications", 2016, who choose Tucker ranks with it.
+    """
+    operation = "select_rank"
+    rules = {"tolerance": tolerance, "energy": energy, "macs": macs, "milliseconds": milliseconds}
+    given = {name: value for name, value in rules.items() if value is not None}
+    if len(given) > 1:
+        raise ValueError(f"{operation}: give one rule, got {' and '.join(given)}")
+    try:
+        multiple = operator.index(multiple)
+    except TypeError:
+        raise TypeError(f"{operation}: multiple must be an int, got {multiple!r}") from None
+    if multiple < 1:
+        raise ValueError(f"{operation}: multiple must be at least 1, got {multiple!r}")
+    if energy is not None and not 0 <= energy <= 1:
+        raise ValueError(f"{operation}: energy must be between 0 and 1, got {energy!r}")
+    if macs is not None and not 0 < macs <= 1:
+        raise ValueError(f"{operation}: macs must be a share in (0, 1], got {macs!r}")
+    usage = Usage(operation, input_shape, strides, padding, kernel_dilation, layout)
+    subject = Subject(operation, kernel, feature_group_count, layout)
+    family = Family(subject, scheme, usage.macs, multiple).require()
+    if energy is not None or tolerance is not None:
+        error = math.sqrt(1 - energy) if energy is not None else check_tolerance(operation, tolerance)
+        return family.ranks_within(error)[0]
+    if macs is not None:
+        return family.ranks[max(family.affordable(macs * usage.macs(subject.dense)) - 1, 0)]
+    if milliseconds is not None:
+        rank = family.largest_timed(usage.milliseconds, milliseconds, usage.macs(subject.dense))
+        return family.ranks[0] if rank is None else rank
+    return family.rounded(_above_noise(family), multiple)
+
+
+def _above_noise(family: Family) -> Any:
+    """The largest rank of any group's matrix above its noise."""
+    if family.scheme.matrices is None:
+        raise ValueError(
+            f"{family.subject.operation}: {family.name!r} truncates no matrix whose noise could be told; "
+            "give tolerance, energy, macs or milliseconds"
+        )
+    ranks = []
+    for stack in family.scheme.matrices(family.subject.blocks):
+        values = singular_values(stack)
+        ranks.append(max(1, *(evbmf_rank(row, *stack.shape[1:]) for row in values)))
+    return tuple(ranks) if isinstance(family.ranks[0], tuple) else ranks[0]

@@ -1,0 +1,1 @@
+"""Methods of computing a convolution, one file each."""

@@ -1,0 +1,140 @@
+"""The method `native`: kernels compiled from C++, for float32 on CPU.
+
+Dense and wide groups are products of matrices put together block by block; depthwise convolutions and narrow groups are
+shifted products on vectors of channels. Padding is zeros that are multiplied, so NaN and infinities go where `direct`
+sends them. Sums are in float32, in blocks of 192 products that are added up one after the other: the error is
+`direct`'s, within 4 epsilons of float32 of the sum of the magnitudes of an output's products. Results do not depend on
+the number of threads.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxcnn import native as library
+from jaxcnn.lowering import costs
+from jaxcnn.lowering.common.forms import shape_unsupported
+from jaxcnn.lowering.spec import ConvSpec
+
+NAME = "native"
+
+_LARGEST_RANK = 3
+
+_ACTIVATIONS = (
+    "none",
+    "relu",
+    "relu6",
+    "leaky_relu",
+    "silu",
+    "hard_swish",
+    "gelu",
+    "gelu_exact",
+    "sigmoid",
+    "tanh",
+    "hard_sigmoid",
+)
+"""The activations in the order of the enumeration in `kernels.h`."""
+
+
+def supports(spec: ConvSpec) -> str | None:
+    """Returns None, or why this convolution is not computed by the compiled kernels."""
+    if not library.is_available():
+        return library.status()
+    if not spec.lhs_dtype == spec.rhs_dtype == spec.out_dtype == np.float32:
+        return f"its operands are {spec.lhs_dtype} and {spec.rhs_dtype} and its result {spec.out_dtype}, not float32"
+    if spec.rank > _LARGEST_RANK:
+        return f"it has {spec.rank} spatial axes, more than {_LARGEST_RANK}"
+    if spec.stacked is not None:
+        return f"it is a stack of {spec.stacked}"
+    if spec.exported:
+        return "its program is exported, or partitioned over several devices"
+    return shape_unsupported(spec)
+
+
+def terms(spec: ConvSpec) -> dict[str, float] | None:
+    """Returns what the kernels' time grows with, or None where it is not estimated."""
+    work = costs.work(spec)
+    if work is None or (work.groups > 1 and not work.by_channel):
+        return None
+    counts = {"call": 1.0, "floats": work.floats}
+    if not work.by_channel:
+        # Each tap's products of a vector begin with loads, which few channels do not outweigh.
+        name = "macs" if work.results >= costs.VECTOR else "narrow macs"
+        return counts | {name: work.filled, "taps": work.filled / work.summed}
+    counts["channel macs"] = work.filled
+    if max(spec.kernel_dilation) > 1:
+        counts["dilated channel macs"] = work.filled
+    if spec.rank == _LARGEST_RANK:
+        counts["volume channel macs"] = work.filled
+    if spec.role == "input" and max(spec.strides) > 1:
+        counts["spread channel macs"] = work.filled
+    return counts
+
+
+def lower(lhs: jax.Array, rhs: jax.Array, spec: ConvSpec, sharding: object = None, *, tiles: bool = False) -> jax.Array:
+    """Computes the array that `spec.role` names from the two others, by tiles of fewer products if they are allowed."""
+    del sharding
+    target, attributes = "jaxcnn_kernel_gradient", options(spec)
+    if spec.role != "kernel":
+        target, attributes = "jaxcnn_slide", {**attributes, **slide_options(spec, tiles=tiles)}
+    return jax.ffi.ffi_call(target, jax.ShapeDtypeStruct(spec.result_shape, np.float32))(lhs, rhs, **attributes)
+
+
+def supports_fused(spec: ConvSpec, epilogue: Any) -> str | None:
+    """Returns None, or why the kernels do not apply this epilogue to the results of this convolution."""
+    if spec.role == "kernel":
+        return "it computes a kernel"
+    if epilogue.activation not in _ACTIVATIONS:
+        return f"{epilogue.activation} is not among its activations"
+    return supports(spec)
+
+
+def lower_fused(
+    lhs: jax.Array,
+    rhs: jax.Array,
+    scale: jax.Array | None,
+    bias: jax.Array | None,
+    residual: jax.Array | None,
+    spec: ConvSpec,
+    epilogue: Any,
+    *,
+    tiles: bool = False,
+) -> jax.Array:
+    """Computes activation(result * scale + bias + residual), scale and bias by channel of the result."""
+    operands = (scale, bias, residual)
+    attributes = slide_options(
+        spec,
+        operands=sum(1 << bit for bit, operand in enumerate(operands) if operand is not None),
+        activation=_ACTIVATIONS.index(epilogue.activation),
+        alpha=epilogue.alpha,
+        tiles=tiles,
+    )
+    call = jax.ffi.ffi_call("jaxcnn_slide", jax.ShapeDtypeStruct(spec.result_shape, np.float32))
+    extras = [operand for operand in operands if operand is not None]
+    return call(lhs, rhs, *extras, **options(spec), **attributes)
+
+
+def options(spec: ConvSpec) -> dict[str, Any]:
+    """Returns the attributes that all targets take."""
+    return {
+        "strides": np.array(spec.strides, np.int64),
+        "pad_low": np.array([low for low, _ in spec.padding], np.int64),
+        "dilation": np.array(spec.kernel_dilation, np.int64),
+        "groups": np.int64(spec.feature_group_count),
+    }
+
+
+def slide_options(
+    spec: ConvSpec, *, operands: int = 0, activation: int = 0, alpha: float = 0.0, tiles: bool = False
+) -> dict[str, Any]:
+    """Returns the attributes of the roles `"output"` and `"input"`: which it is, an epilogue, and whether by tiles."""
+    return {
+        "operands": np.int64(operands),
+        "activation": np.int64(activation),
+        "alpha": np.float32(alpha),
+        "transposed": np.bool_(spec.role == "input"),
+        "tiles": np.bool_(tiles),
+    }

@@ -1,0 +1,1 @@
+"""`accelerate`: any JAX function with its convolutions and pools computed by jaxcnn."""

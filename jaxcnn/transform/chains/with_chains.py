@@ -1,0 +1,158 @@
+"""`with_chains`: any JAX function, with chains in place of the kernels among its parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache, wraps
+from typing import TYPE_CHECKING, Any
+
+import jax
+
+from jaxcnn.chain import KernelChain
+from jaxcnn.transform.jaxpr.signature import Outputs, Signature, are_traced, split
+
+if TYPE_CHECKING:
+    from jaxcnn.transform.chains.placement import Placement
+
+_FUNCTIONS = 256
+"""Most sets of arguments that are not arrays for which a function keeps its programs."""
+
+
+def with_chains(f: Callable[..., Any], *, materialize: bool = False) -> Callable[..., Any]:
+    """The same function of arguments in which kernels have been replaced by `KernelChain`s.
+
+    f is traced as if it got the chains' dense kernels, and each chain is carried to the convolutions that take it,
+    lax's or jaxcnn's, which are computed link by link: the dense kernel is never made. On the way a chain passes
+    through casts, axis permutations, reversed window axes, reshapes between (..., C, M) and (..., 1, C * M), products
+    with a number or with one number for each output feature, and slices of stacked kernels; into `jit`, `scan`,
+    `while_loop`, `cond`, `checkpoint` and functions with custom derivatives, which are inlined (their derivative is
+    then that of what they compute).
+
+    Chains train: under `jax.grad` the links get the gradients. It goes around a model or a loss, inside or outside of
+    `jax.jit`, `jax.vmap` and `accelerate`.
+
+    Args:
+      f: a function of pytrees of arrays; its other leaves are treated as by `accelerate`.
+      materialize: whether an operation that takes arrays only (a penalty on the weights, say) gets the dense kernel.
+        By default it is an error.
+
+    Returns:
+      A function of the same arguments. A chain stands for a kernel in the order in which f has it: HWIO as in JAX's
+      libraries, OIHW as in Equinox, or a depthwise (*window, C, M) as in Keras; the first that f takes for all of
+      them. A chain whose links have one more axis in front, all of one size, stands for stacked kernels.
+      A parameter that f returns, scaled or cast but not moved, is a chain among the results.
+
+    Raises:
+      ValueError: when called, a chain that reaches an operation other than these; says which, and which chain.
+      TypeError: f is no function; when called, an argument that is neither an array nor hashable.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import jaxcnn
+      >>> def model(params, x):
+      ...     numbers = ("NHWC", "HWIO", "NHWC")
+      ...     return jax.lax.conv_general_dilated(x, params["kernel"], (1, 1), "SAME", dimension_numbers=numbers)
+      >>> x, kernel = jnp.ones((1, 8, 8, 1)), jnp.ones((5, 5, 1, 1))
+      >>> chain = jaxcnn.separable(kernel, rank=1)            # 25 weights as 5 + 5
+      >>> y = with_chains(model)({"kernel": chain}, x)
+      >>> bool(jnp.allclose(y, model({"kernel": kernel}, x), atol=1e-4))
+      True
+
+    References:
+      Equals f of the chains' dense kernels. Like `jax.grad`, it transforms functions and not modules.
+    """
+    if not callable(f):
+        raise TypeError(f"with_chains: f must be a function, got {f!r}")
+    return chained(f, None, materialize)
+
+
+def chained(f: Callable[..., Any], known: dict[str, Placement] | None, materialize: bool = False) -> Callable[..., Any]:
+    """f of chains whose kernels lie as is known by path, or as can be guessed."""
+
+    @lru_cache(maxsize=_FUNCTIONS)
+    def programs(signature: Signature) -> tuple[Callable[..., Outputs], Callable[..., Outputs]]:
+        traced, paths = jax.make_jaxpr(signature.flat(f), return_shape=True), signature.paths()
+
+        def inlined(*values: Any) -> Outputs:
+            return evaluated(traced, paths, values, known, materialize)
+
+        return inlined, jax.jit(inlined)
+
+    @wraps(f, updated=())
+    def run(*args: Any, **kwargs: Any) -> Any:
+        signature, values = split("with_chains", args, kwargs, (KernelChain,))
+        inlined, compiled = programs(signature)
+        inside = are_traced(jax.tree.leaves(values))
+        return (inlined if inside else compiled)(*values).results()
+
+    return run
+
+
+def evaluated(
+    traced: Callable[..., Any],
+    paths: Sequence[str],
+    values: Sequence[Any],
+    known: dict[str, Placement] | None,
+    materialize: bool,
+) -> Outputs:
+    """The results of a function, given as what traces it, for arrays and chains."""
+    from jaxcnn.transform.chains.carrier import ChainError
+
+    chains = [index for index, value in enumerate(values) if isinstance(value, KernelChain)]
+    errors: list[Exception] = []
+    for placements in _placements([values[index] for index in chains], [paths[index] for index in chains], known):
+        try:
+            return _evaluated(traced, paths, values, dict(zip(chains, placements, strict=True)), materialize)
+        except Exception as error:  # of the libraries' own classes too
+            errors.append(error)
+    # A chain that reached what it must not says more than shapes that do not fit in an order that f does not have.
+    chosen = next((error for error in errors if isinstance(error, ChainError)), errors[0])
+    if len(errors) > 1 and not isinstance(chosen, ChainError):
+        chosen.add_note(
+            "with_chains: f has this error with the chains' kernels in the order HWIO, and others if all are OIHW, "
+            "or (*window, C, M) where they are depthwise"
+        )
+    raise chosen
+
+
+def _placements(
+    chains: Sequence[KernelChain], paths: Sequence[str], known: dict[str, Placement] | None
+) -> Iterable[list[Placement]]:
+    from jaxcnn.transform.chains.placement import guesses
+
+    if not chains:
+        return [[]]
+    if known is not None and known.keys() >= set(paths):
+        return [[known[path] for path in paths]]
+    return guesses(chains)
+
+
+def _evaluated(
+    traced: Callable[..., Any],
+    paths: Sequence[str],
+    values: Sequence[Any],
+    placements: dict[int, Placement],
+    materialize: bool,
+) -> Outputs:
+    from jaxcnn.transform.chains.axis_views import View
+    from jaxcnn.transform.chains.carrier import Carried, Carrier
+
+    operands, shapes = list(values), list(values)
+    for index, placement in placements.items():
+        chain = values[index]
+        operands[index] = Carried(chain, View.whole(placement.shape), placement, paths[index])
+        shapes[index] = jax.ShapeDtypeStruct(placement.shape, chain.dtype)
+    jaxpr, outputs = traced(*shapes)
+    walker = Carrier(materialize=materialize)
+    results = walker.evaluate(jaxpr, jaxpr.consts, *operands)
+    return jax.tree.unflatten(jax.tree.structure(outputs), [_returned(walker, result) for result in results])
+
+
+def _returned(walker: Any, result: Any) -> Any:
+    """A result; a chain whose kernel lies as the parameter's did, scaled or cast perhaps, as a chain."""
+    from jaxcnn.transform.chains.axis_views import View
+    from jaxcnn.transform.chains.carrier import Carried
+
+    if isinstance(result, Carried) and result.view == View.whole(result.placement.shape):
+        return result.chain
+    return walker.array(result)

@@ -1,0 +1,1 @@
+"""Reads jaxprs and evaluates them again with rules by primitive."""

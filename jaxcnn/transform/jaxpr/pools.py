@@ -1,0 +1,161 @@
+"""Which pool an equation is: lax's window reductions and the derivatives of its maximum, as jaxcnn's primitives."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.extend.core import JaxprEqn, Primitive
+from jax.extend.core import primitives as lax_primitives
+
+from jaxcnn.lowering import choice
+from jaxcnn.lowering.spec import PoolSpec
+from jaxcnn.primitives import extremum_p, scatter_p, select_p, window_sum_p, winner_p
+from jaxcnn.transform.jaxpr.convolutions import avals, is_plain
+
+_REDUCTIONS: dict[Primitive, str] = {
+    lax_primitives.reduce_window_max_p: "max",
+    lax_primitives.reduce_window_min_p: "min",
+    lax_primitives.reduce_window_sum_p: "sum",
+}
+_BODIES: dict[Primitive, str] = {lax_primitives.max_p: "max", lax_primitives.min_p: "min"}
+_SELECTIONS: dict[Primitive, str] = {lax_primitives.ge_p: "max", lax_primitives.le_p: "min"}
+_INDEXED = (lax_primitives.select_and_scatter_add_p, lax_primitives.select_and_gather_add_p)
+
+POOLS = (*_REDUCTIONS, lax_primitives.reduce_window_p, *_INDEXED)
+"""The primitives of lax that may be pools."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Pool:
+    """A pool met in a jaxpr.
+
+    Args:
+      spec: the pool, over the equation's operand reshaped to (N, *spatial, C).
+      kind: `"max"`, `"min"` or `"sum"`.
+      shape: shape of the equation's own operand.
+      out_shape: shape of the equation's own result.
+      first: the first axis of the operand over which a window slides.
+    """
+
+    spec: PoolSpec
+    kind: str
+    shape: tuple[int, ...]
+    out_shape: tuple[int, ...]
+    first: int
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The static parameters that all of jaxcnn's pool primitives have."""
+        names = ("window_shape", "strides", "padding", "window_dilation")
+        return {name: getattr(self.spec, name) for name in names}
+
+
+def pool(equation: JaxprEqn) -> Pool | None:
+    """The pool that an equation of lax computes or differentiates; None if it is none, or one that only lax takes."""
+    primitive, params = equation.primitive, equation.params
+    if primitive not in POOLS:
+        return None
+    if primitive in _REDUCTIONS:
+        kind = _REDUCTIONS[primitive]
+    elif primitive in _INDEXED:
+        kind = _SELECTIONS.get(params["select_prim"], "")
+    else:
+        kind = _body_kind(equation)
+    # Of the derivatives of a maximum, the operand of the pool comes second.
+    every = avals(equation)
+    operand, result = every[1 if primitive in _INDEXED else 0], every[-1]
+    if (
+        not kind
+        or result.weak_type
+        or not (is_plain(operand) and is_plain(result))
+        or not jnp.issubdtype(operand.dtype, jnp.number)
+    ):
+        return None
+    if jnp.issubdtype(operand.dtype, jnp.complexfloating):
+        return None
+    ones = (1,) * operand.ndim
+    if max(params.get("base_dilation", ones)) > 1 or min(map(min, params["padding"])) < 0:
+        return None
+    spec, out_shape, first = _spec(operand, params)
+    found = Pool(spec, kind, operand.shape, out_shape, first)
+    selects = primitive is lax_primitives.select_and_gather_add_p
+    improves = choice.pool_method(spec, "cpu", selects=selects).NAME != "direct"
+    return found if improves else None
+
+
+def _body_kind(equation: JaxprEqn) -> str:
+    """The kind of a window reduction by a function: of a single maximum or minimum of its two arguments."""
+    body = equation.params["jaxpr"]
+    if len(equation.invars) != 2 or equation.params["consts"]:
+        return ""
+    while True:
+        body = getattr(body, "jaxpr", body)
+        if len(body.eqns) != 1 or body.constvars:
+            return ""
+        (inner,) = body.eqns
+        if {*map(id, inner.invars)} != {*map(id, body.invars)} or inner.outvars[0] is not body.outvars[0]:
+            return ""
+        if inner.primitive is not lax_primitives.jit_p:
+            return _BODIES.get(inner.primitive, "")
+        body = inner.params["jaxpr"]  # jnp.maximum is a jitted function
+
+
+def _spec(operand: Any, params: dict[str, Any]) -> tuple[PoolSpec, tuple[int, ...], int]:
+    """The pool over (N, *spatial, C), the shape of its result in the equation's own axes, and the first spatial axis.
+
+    The axes that no window slides over, before the first that one does, are N, and those after the last are C; those
+    in between have a window of one pixel. So no axis moves.
+    """
+    shape, ndim = operand.shape, operand.ndim
+    window, strides = (tuple(params[name]) for name in ("window_dimensions", "window_strides"))
+    padding = tuple((int(low), int(high)) for low, high in params["padding"])
+    dilation = tuple(params.get("window_dilation", (1,) * ndim))
+    slid = [a for a in range(ndim) if (window[a], strides[a], padding[a]) != (1, 1, (0, 0))]
+    first, last = (slid[0], slid[-1] + 1) if slid else (0, ndim)
+    spatial = slice(first, last)
+    spec = PoolSpec(
+        input_shape=(math.prod(shape[:first]), *shape[spatial], math.prod(shape[last:])),
+        window_shape=window[spatial],
+        strides=strides[spatial],
+        padding=padding[spatial],
+        window_dilation=dilation[spatial],
+        dtype=np.dtype(operand.dtype),
+    )
+    return spec, (*shape[:first], *spec.output_shape[1:-1], *shape[last:]), first
+
+
+def bind_pool(equation: JaxprEqn, found: Pool, operands: Sequence[Any]) -> jax.Array:
+    """Computes an equation's result from its operands by jaxcnn's primitives."""
+    spec, params = found.spec, found.params
+    out_shape = spec.output_shape
+    if equation.primitive is lax_primitives.select_and_scatter_add_p:
+        cotangent, operand = operands
+        index = winner_p.bind(lax.stop_gradient(operand).reshape(spec.input_shape), mode=found.kind, **params)
+        y = _widened(cotangent.reshape(out_shape))
+        result = scatter_p.bind(y, index, input_size=spec.input_shape[1:-1], sharding=None, **params)
+        return result.astype(cotangent.dtype).reshape(found.shape)
+    if equation.primitive is lax_primitives.select_and_gather_add_p:
+        tangent, operand = operands
+        index = winner_p.bind(lax.stop_gradient(operand).reshape(spec.input_shape), mode=found.kind, **params)
+        return select_p.bind(tangent.reshape(spec.input_shape), index, **params).reshape(found.out_shape)
+    x = operands[0].reshape(spec.input_shape)
+    if found.kind == "sum":
+        return window_sum_p.bind(_widened(x), **params).astype(x.dtype).reshape(found.out_shape)
+    result = extremum_p.bind(x, mode=found.kind, **params).reshape(found.out_shape)
+    if equation.primitive is lax_primitives.reduce_window_p:
+        # A reduction by a function starts from a value of the user's, which is the padding's too.
+        result = (lax.max if found.kind == "max" else lax.min)(result, jnp.broadcast_to(operands[1], result.shape))
+    return result
+
+
+def _widened(array: jax.Array) -> jax.Array:
+    """16-bit floats as float32, in which sums are added up."""
+    narrow = jnp.issubdtype(array.dtype, jnp.floating) and array.dtype.itemsize < 4
+    return array.astype(jnp.float32) if narrow else array

@@ -1,0 +1,1 @@
+"""`substitute`: trained kernels replaced by chains of small ones within a budget."""

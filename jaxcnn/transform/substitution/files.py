@@ -1,0 +1,118 @@
+"""A substitution as one file: arrays by name, and their structure as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import zipfile
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.lib.npyio import NpzFile
+
+from jaxcnn.chain import KernelChain
+from jaxcnn.transform.jaxpr.signature import Signature, short_name, split
+from jaxcnn.transform.substitution.report import Report
+
+if TYPE_CHECKING:
+    from jaxcnn.transform.chains.placement import Placement
+
+_FORMAT = 1
+_STRUCTURE = "structure"
+
+
+def _arrays(params: Any) -> tuple[list[str], list[Any], Signature]:
+    signature, values = split("substitute", (params,), {}, (KernelChain,))
+    return signature.paths(), values, signature
+
+
+def save(path: str | os.PathLike[str], params: Any, placements: Mapping[str, Placement], report: Report) -> None:
+    """Writes parameters, chains and report."""
+    paths, values, _ = _arrays(params)
+    arrays: dict[str, np.ndarray] = {}
+    entries = []
+    for at, value in zip(paths, values, strict=True):
+        links = value.kernels if isinstance(value, KernelChain) else (value,)
+        names = [f"array_{len(arrays) + number}" for number in range(len(links))]
+        entry: dict[str, Any] = {"path": at, "arrays": names, "dtypes": [str(link.dtype) for link in links]}
+        for name, link in zip(names, links, strict=True):
+            if jnp.issubdtype(link.dtype, jax.dtypes.prng_key):
+                entry["key"] = str(jax.random.key_impl(link))
+                link = jax.random.key_data(link)
+            array = np.asarray(link)
+            # NumPy has no name for bfloat16 and its like: their bits are kept.
+            arrays[name] = array if array.dtype.isbuiltin else array.view(f"u{array.dtype.itemsize}")
+        if isinstance(value, KernelChain):
+            entry["feature_group_counts"] = value.feature_group_counts
+            entry["placement"] = dataclasses.asdict(placements[at])
+        entries.append(entry)
+    structure = {"format": _FORMAT, "entries": entries, "report": json.loads(report.to_json())}
+    with open(path, "wb") as file:
+        np.savez(file, allow_pickle=False, **{**arrays, _STRUCTURE: np.array(json.dumps(structure))})
+
+
+def load(path: str | os.PathLike[str], params: Any) -> tuple[Any, Report, dict[str, Placement]]:
+    """The parameters with chains, the report and the placements of a file, for parameters of its structure."""
+    from jaxcnn.transform.chains.placement import Placement
+
+    name, file = os.fspath(path), _read(path)
+    structure = json.loads(str(file[_STRUCTURE]))
+    if structure["format"] != _FORMAT:
+        raise ValueError(f"load: {name} is of format {structure['format']}, this version reads {_FORMAT}")
+    paths, values, signature = _arrays(params)
+    entries = structure["entries"]
+    if [entry["path"] for entry in entries] != paths:
+        missing = sorted({entry["path"] for entry in entries} ^ set(paths))
+        names = ", ".join(map(short_name, missing[:3]))
+        raise ValueError(f"load: {name} is of parameters of another structure: {names}")
+    loaded: list[Any] = []
+    placements = {}
+    for entry, given in zip(entries, values, strict=True):
+        links = [
+            _array(file[array], dtype, entry.get("key"))
+            for array, dtype in zip(entry["arrays"], entry["dtypes"], strict=True)
+        ]
+        placement = None
+        if "placement" in entry:
+            placement = Placement(**{k: _tuples(v) for k, v in entry["placement"].items()})
+            placements[entry["path"]] = placement
+        shape = links[0].shape if placement is None else placement.shape
+        if not isinstance(given, KernelChain) and tuple(given.shape) != shape:
+            raise ValueError(
+                f"load: {name} is of another model: {short_name(entry['path'])} is {shape} there, in params "
+                f"{tuple(given.shape)}"
+            )
+        if placement is not None:
+            loaded.append(KernelChain(tuple(links), tuple(entry["feature_group_counts"])))
+        else:
+            loaded.append(links[0])
+    report = Report.from_json(json.dumps(structure["report"]))
+    return signature.unflatten(loaded)[0][0], report, placements
+
+
+def _read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """The arrays of a file that `save` wrote."""
+    foreign = f"load: {os.fspath(path)} is no substitution that was saved, or not all of it"
+    try:
+        with open(path, "rb") as opened:
+            file = np.load(opened, allow_pickle=False)
+            arrays = dict(file.items()) if isinstance(file, NpzFile) else {}
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(foreign) from error
+    if _STRUCTURE not in arrays:
+        raise ValueError(foreign)
+    return arrays
+
+
+def _array(values: np.ndarray, dtype: str, key: str | None) -> jax.Array:
+    if key is not None:
+        return jax.random.wrap_key_data(jnp.asarray(values), impl=key)
+    return jnp.asarray(values if values.dtype == dtype else values.view(jnp.dtype(dtype)))
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

@@ -1,0 +1,152 @@
+"""What follows a convolution: the responses beyond which its nonlinearity is constant."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.extend.core import JaxprEqn, Literal
+from jax.extend.core import primitives as lax_primitives
+
+from jaxcnn.transform.chains.find_kernels import INLINED
+from jaxcnn.transform.jaxpr.walker import bind_as_it_was, held_jaxprs, opened
+
+_FARTHEST = 32
+"""Equations after a convolution that are looked at: a batch norm in training takes a dozen."""
+
+_ARITHMETIC = {lax_primitives.add_p, lax_primitives.sub_p, lax_primitives.mul_p, lax_primitives.div_p}
+
+
+def constant_beyond(jaxpr: Any, position: int, known: Mapping[Any, Any], axis: int) -> tuple[np.ndarray, np.ndarray]:
+    """By output feature, the response of a convolution below and above which what follows does not depend on it.
+
+    Followed are sums and products with one number for each feature (a bias, a batch norm in inference) up to a ReLU or
+    another clipping. -infinity and infinity where there is none.
+
+    Args:
+      jaxpr: that holds the convolution.
+      position: of its equation.
+      known: values of variables that were computed before.
+      axis: of the features in the response.
+    """
+    response = jaxpr.eqns[position].outvars[0]
+    features = response.aval.shape[axis]
+    walk = _Following(axis, response.aval.ndim, np.ones(features), np.zeros(features))
+    walk.run(jaxpr, response, dict(known))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ends = [(end - walk.offset) / walk.scale for end in (walk.low, walk.high)]
+    rising = walk.scale > 0
+    low = np.where(rising, ends[0], ends[1])
+    high = np.where(rising, ends[1], ends[0])
+    dead = walk.scale == 0
+    return np.where(dead | np.isnan(low), -np.inf, low), np.where(dead | np.isnan(high), np.inf, high)
+
+
+class _Following:
+    """What was made of a response so far: scale * response + offset, and then kept between low and high."""
+
+    def __init__(self, axis: int, ndim: int, scale: np.ndarray, offset: np.ndarray) -> None:
+        self.axis, self.ndim, self.scale, self.offset = axis, ndim, scale, offset
+        self.low, self.high = -np.inf, np.inf
+
+    def run(self, jaxpr: Any, variable: Any, known: dict[Any, Any]) -> Any | None:
+        """Follows a variable as far as it goes; the last variable, or None where it is over."""
+        producers = {out: equation for equation in jaxpr.eqns for out in equation.outvars}
+        for _ in range(_FARTHEST):
+            readers = [equation for equation in jaxpr.eqns if any(atom is variable for atom in equation.invars)]
+            if variable in [atom for atom in jaxpr.outvars if not isinstance(atom, Literal)]:
+                return variable if not readers else None
+            if len(readers) != 1 or sum(atom is variable for atom in readers[0].invars) != 1:
+                return None
+            (equation,) = readers
+            position = next(n for n, atom in enumerate(equation.invars) if atom is variable)
+            others = [
+                None if n == position else _value(atom, known, producers) for n, atom in enumerate(equation.invars)
+            ]
+            if equation.primitive in INLINED:
+                if not self._into(equation, position, others):
+                    return None
+            elif not self._step(equation, position, others):
+                return None
+            variable = equation.outvars[0]
+        return None
+
+    def _into(self, equation: JaxprEqn, position: int, others: list[Any]) -> bool:
+        (inner,) = held_jaxprs(equation)
+        jaxpr = opened(inner)
+        if len(jaxpr.outvars) != 1:
+            return False
+        known = dict(zip(jaxpr.constvars, getattr(inner, "consts", ()), strict=False))
+        known.update((v, value) for v, value in zip(jaxpr.invars, others, strict=True) if value is not None)
+        return self.run(jaxpr, jaxpr.invars[position], known) is jaxpr.outvars[0]
+
+    def _step(self, equation: JaxprEqn, position: int, others: list[Any]) -> bool:
+        """Takes one equation into account, if it is one of those that are followed."""
+        primitive, known = equation.primitive, [value for value in others if value is not None]
+        if primitive is lax_primitives.convert_element_type_p or primitive is lax_primitives.copy_p:
+            return True
+        if primitive is lax_primitives.clamp_p and position == 1 and len(known) == 2:
+            return self._clip(max, known[0]) and self._clip(min, known[1])
+        if len(equation.invars) != 2 or len(known) != 1:
+            return False
+        if primitive is lax_primitives.max_p:
+            return self._clip(max, known[0])
+        if primitive is lax_primitives.min_p:
+            return self._clip(min, known[0])
+        if primitive not in _ARITHMETIC:  # such as another convolution, whose kernel has other axes
+            return False
+        number = self._by_feature(known[0])
+        if number is None or not (self.low == -np.inf and self.high == np.inf):
+            return False
+        if primitive is lax_primitives.add_p:
+            self.offset = self.offset + number
+        elif primitive is lax_primitives.sub_p:
+            sign = 1 if position == 0 else -1
+            self.scale, self.offset = sign * self.scale, sign * (self.offset - number)
+        elif primitive is lax_primitives.mul_p:
+            self.scale, self.offset = self.scale * number, self.offset * number
+        elif primitive is lax_primitives.div_p and position == 0:
+            self.scale, self.offset = self.scale / number, self.offset / number
+        else:
+            return False
+        return True
+
+    def _clip(self, which: Any, end: Any) -> bool:
+        if np.size(end) != 1:
+            return False
+        end = float(np.reshape(end, ()))
+        if which is max:
+            self.low = max(self.low, end)
+        else:
+            self.high = min(self.high, end)
+        return True
+
+    def _by_feature(self, value: Any) -> np.ndarray | None:
+        """One number for each feature, of an array that has as many axes as the response or none."""
+        array = np.asarray(value, np.float64)
+        if array.size == 1:
+            return np.full(self.scale.shape, array.reshape(()))
+        if array.ndim != self.ndim:
+            return None
+        first = array[tuple(slice(None) if axis == self.axis else slice(0, 1) for axis in range(array.ndim))]
+        if (array != first).any():
+            return None
+        return np.broadcast_to(first.reshape(-1), self.scale.shape)
+
+
+def _value(atom: Any, known: dict[Any, Any], producers: Mapping[Any, JaxprEqn], depth: int = _FARTHEST) -> Any | None:
+    """The value of an atom, computed from what is known; None if it depends on anything else."""
+    if isinstance(atom, Literal):
+        return atom.val
+    if atom in known:
+        return known[atom]
+    equation = producers.get(atom)
+    if equation is None or depth == 0:
+        return None
+    operands = [_value(each, known, producers, depth - 1) for each in equation.invars]
+    if any(operand is None for operand in operands):
+        return None
+    known.update(zip(equation.outvars, map(jax.block_until_ready, bind_as_it_was(equation, operands)), strict=True))
+    return known[atom]

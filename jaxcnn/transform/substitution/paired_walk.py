@@ -1,0 +1,224 @@
+"""The dense and the substituted function side by side, stopped at each layer whose chain is to be fitted."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Generator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import JaxprEqn, Literal
+from jax.extend.core import primitives as lax_primitives
+
+from jaxcnn.chain import KernelChain
+from jaxcnn.transform.chains.axis_views import Ints
+from jaxcnn.transform.chains.convolve import conv_options, convolved, direction, image_axes, is_forward
+from jaxcnn.transform.chains.find_kernels import INLINED, Found, Site
+from jaxcnn.transform.chains.placement import Placement
+from jaxcnn.transform.jaxpr.convolutions import avals
+from jaxcnn.transform.jaxpr.walker import bind_as_it_was, held_jaxprs, in_place_of, loop_parts, opened
+from jaxcnn.transform.substitution.nonlinearity import constant_beyond
+
+Pair = tuple[Any, Any]
+"""A value of the dense function, and of the substituted one."""
+
+Sites = Mapping[Ints, tuple[int, Site]]
+"""The convolutions to stop at, by their path: the argument that is the kernel, and the convolution."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Stop:
+    """A layer on the way.
+
+    Args:
+      index: the argument that is its kernel.
+      number: which of the kernels that the argument stacks.
+      site: the convolution.
+      image: its input in the substituted function.
+      response: its result in the dense function.
+      low, high: by output feature, the response below and above which what follows is constant.
+    """
+
+    index: int
+    number: int
+    site: Site
+    image: jax.Array
+    response: jax.Array
+    low: np.ndarray
+    high: np.ndarray
+
+
+Walk = Generator[Stop, KernelChain | None, list[Pair]]
+
+
+def is_fitted(found: Found) -> bool:
+    """Whether a kernel's chain can be fitted to responses: all of its convolutions are met, and see the same kernel."""
+    if found.refusal or any(site.hidden or site.scaled for site in found.sites):
+        return False
+    # One that takes inputs to outputs and one that takes outputs to inputs have no samples in common.
+    return len({direction(site, found.placement) for site in found.sites}) == 1
+
+
+def side_by_side(closed: Any, dense: Sequence[Any], substituted: Sequence[Any], sites: Sites) -> Walk:
+    """A walk through a closed jaxpr for the dense and the substituted arguments, loops turn by turn.
+
+    It stops at each of `sites`; it is to be sent the links to go on with, or None to go on as it was. Of an argument
+    that stacks their kernels, the substituted one is to be `numbered`.
+    """
+    inputs = list(zip(dense, substituted, strict=True))
+    return _walk(opened(closed), [(const, const) for const in closed.consts], inputs, sites, ())
+
+
+def numbered(placement: Placement, parameter: Any) -> jax.Array:
+    """In the place of a parameter that stacks kernels, each one's number: so a walk knows which one it meets."""
+    stack = [placement.shape[axis] for axis in placement.stack]
+    numbers = jnp.arange(math.prod(stack)).reshape(*stack, *(1,) * len(placement.kernel_shape))
+    return placement.parameter(jnp.broadcast_to(numbers, (*stack, *placement.kernel_shape))).astype(parameter.dtype)
+
+
+def _walk(jaxpr: Any, consts: Sequence[Pair], inputs: Sequence[Pair], sites: Sites, path: Ints) -> Walk:
+    values: dict[Any, Pair] = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *inputs), strict=True))
+    last_read = {
+        atom: position
+        for position, equation in enumerate(jaxpr.eqns)
+        for atom in equation.invars
+        if not isinstance(atom, Literal)
+    }
+    kept = {atom for atom in jaxpr.outvars if not isinstance(atom, Literal)}
+
+    def read(atom: Any) -> Pair:
+        return (atom.val, atom.val) if isinstance(atom, Literal) else values[atom]
+
+    for position, equation in enumerate(jaxpr.eqns):
+        operands = [read(atom) for atom in equation.invars]
+        own = (*path, id(equation))
+        holds = any(site[: len(own)] == own for site in sites)
+        if holds and own in sites:
+            results = yield from _stop(jaxpr, position, operands, values, sites[own])
+        elif holds and equation.primitive in INLINED:
+            (inner,) = held_jaxprs(equation)
+            results = yield from _walk(opened(inner), _consts(inner), operands, sites, own)
+        elif holds and equation.primitive is lax_primitives.scan_p and equation.params["length"]:
+            results = yield from _loop(equation, operands, sites, own)
+        else:
+            with in_place_of(equation), equation.ctx.manager:
+                plain = bind_as_it_was(equation, [dense for dense, _ in operands])
+                other = plain
+                if any(dense is not substituted for dense, substituted in operands):
+                    other = bind_as_it_was(equation, [substituted for _, substituted in operands])
+            results = list(zip(plain, other, strict=True))
+        values.update(zip(equation.outvars, results, strict=True))
+        # Images are large, and there are as many as equations.
+        for atom in equation.invars:
+            if not isinstance(atom, Literal) and last_read[atom] == position and atom not in kept:
+                values.pop(atom, None)
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+def _consts(jaxpr: Any) -> list[Pair]:
+    return [(const, const) for const in getattr(jaxpr, "consts", ())]
+
+
+def _loop(equation: JaxprEqn, operands: Sequence[Pair], sites: Sites, path: Ints) -> Walk:
+    """A scan, turn by turn."""
+    (inner,) = held_jaxprs(equation)
+    constants, carry, slices = loop_parts(equation, operands)
+    turns = range(equation.params["length"])
+    rows = []
+    for turn in reversed(turns) if equation.params["reverse"] else turns:
+        here = [_turn(pair, turn) for pair in slices]
+        results = yield from _walk(opened(inner), _consts(inner), [*constants, *carry, *here], sites, path)
+        carry = results[: len(carry)]
+        rows.append(results[len(carry) :])
+    columns = zip(*(rows[::-1] if equation.params["reverse"] else rows), strict=True)
+    return [*carry, *(_stacked(list(column)) for column in columns)]
+
+
+def _turn(pair: Pair, turn: int) -> Pair:
+    dense, substituted = pair
+    own = dense[turn]
+    return own, own if substituted is dense else substituted[turn]
+
+
+def _stacked(pairs: Sequence[Pair]) -> Pair:
+    dense, substituted = (list(side) for side in zip(*pairs, strict=True))
+    result = jnp.stack(dense)
+    same = all(a is b for a, b in pairs)
+    return result, result if same else jnp.stack(substituted)
+
+
+def _stop(
+    jaxpr: Any, position: int, operands: Sequence[Pair], values: Mapping[Any, Pair], site: tuple[int, Site]
+) -> Walk:
+    equation = jaxpr.eqns[position]
+    (plain, image), (kernel, number) = operands
+    (response,) = bind_as_it_was(equation, [plain, kernel])
+    axis = image_axes(equation)[1][-1]
+    known = {atom: dense for atom, (dense, _) in values.items()}
+    low, high = constant_beyond(jaxpr, position, known, axis)
+    which = 0 if number is kernel else int(number.reshape(-1)[0])
+    links = yield Stop(site[0], which, site[1], image, response, low, high)
+    return [(response, response if links is None else convolved(equation, image, links))]
+
+
+def samples(stop: Stop, count: int, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Patches of the image, (count, *window, C_in), and the responses to them, (count, C_out), at random places.
+
+    A convolution that is the transpose of another one sees its image with zeros between the pixels.
+    """
+    equation = stop.site.equation
+    image_order, result_order = image_axes(equation)
+    image = np.asarray(stop.image.astype(np.float32)).transpose(image_order)
+    response = np.asarray(stop.response.astype(np.float32)).transpose(result_order)
+    places = response.shape[:-1]
+    total = math.prod(places)
+    chosen = np.arange(total) if total <= count else np.sort(generator.choice(total, count, replace=False))
+    batch, *outputs = np.unravel_index(chosen, places)
+    rank = len(outputs)
+    index: list[np.ndarray] = [batch.reshape(-1, *(1,) * rank)]
+    inside = np.ones((len(chosen), *(1,) * rank), bool)
+    for axis in range(rank):
+        at, real = _pixels(equation, axis, outputs[axis], image.shape[axis + 1])
+        shape = (len(chosen), *(1,) * axis, -1, *(1,) * (rank - axis - 1))
+        index.append(at.reshape(shape))
+        inside = inside & real.reshape(shape)
+    return image[tuple(index)] * inside[..., None], response.reshape(total, -1)[chosen]
+
+
+def _pixels(equation: JaxprEqn, axis: int, outputs: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """The pixels of an axis under each tap for some outputs, (count, taps), and whether there is one."""
+    options = conv_options(equation)
+    steps, gaps = (options[name][axis] for name in ("strides", "input_dilation"))
+    low, _ = options["padding"][axis]
+    kernel = avals(equation)[1].shape
+    numbers = equation.params.get("dimension_numbers")
+    taps = np.arange(kernel[axis if numbers is None else numbers.rhs_spec[2 + axis]]) * options["kernel_dilation"][axis]
+    if is_forward(equation):
+        place = outputs[:, None] * steps - low + taps
+    else:
+        # Input pixel p gets y[o] k[t] from o s + t d = p e + low.
+        place, gaps = outputs[:, None] * gaps + low - taps, steps
+    at, between = np.divmod(place, gaps)
+    real = (between == 0) & (at >= 0) & (at < size)
+    return np.where(real, at, 0), real
+
+
+def together(walks: Sequence[Walk], visit: Callable[[list[Stop]], KernelChain | None]) -> None:
+    """Runs the walks of several batches of inputs in step; at each layer `visit` gives the links for all of them."""
+    stops = [next(walk, None) for walk in walks]
+    while any(stop is not None for stop in stops):
+        here = [stop for stop in stops if stop is not None]
+        if len(here) < len(stops) or len({(stop.index, stop.number) for stop in here}) > 1:
+            raise ValueError("substitute: calibration inputs must run through the same convolutions in the same order")
+        links = visit(here)
+        stops = [_sent(walk, links) for walk in walks]
+
+
+def _sent(walk: Walk, links: KernelChain | None) -> Stop | None:
+    try:
+        return walk.send(links)
+    except StopIteration:
+        return None

@@ -1,0 +1,159 @@
+"""What `substitute` did to each layer, as a table."""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+import json
+from typing import Any
+
+from jaxcnn.transform.summary.table import short
+
+_HEADER = ("layer", "kernel", "scheme", "rank", "MACs before", "after", "ms before", "after", "error")
+_WIDTH = 100
+_TEXT = 4
+"""Columns that are aligned to the left."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerReport:
+    """One kernel among the parameters.
+
+    Args:
+      name: where it stands in the parameters.
+      kernel: `(*window, I / groups, O)`.
+      groups: number of groups.
+      scheme: of its chain, or "dense".
+      rank: of its chain, or None.
+      macs_before, macs_after: multiply-accumulates of all convolutions that use it.
+      ms_before, ms_after: milliseconds of these alone, as they were and with the chain; None if they were not measured.
+      error: relative error of the chain: of the layer's responses behind its nonlinearity if it was calibrated, else of
+        the kernel.
+      reason: why it stayed dense, or why it has a chain although that is slower, or "".
+    """
+
+    name: str
+    kernel: tuple[int, ...]
+    groups: int
+    scheme: str
+    rank: Any
+    macs_before: int
+    macs_after: int
+    ms_before: float | None
+    ms_after: float | None
+    error: float
+    reason: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What was substituted, and what that does to the whole function; `print` shows a table.
+
+    Args:
+      rows: one `LayerReport` for each kernel among the parameters.
+      macs_before, macs_after: multiply-accumulates of all convolutions.
+      ms_before, ms_after: milliseconds of a call, jitted, as it was and with the chains.
+      error: relative error of the results, norm(after - before) / norm(before).
+    """
+
+    rows: tuple[LayerReport, ...]
+    macs_before: int
+    macs_after: int
+    ms_before: float
+    ms_after: float
+    error: float
+
+    @property
+    def macs(self) -> float:
+        """The share of the multiply-accumulates that is left."""
+        return self.macs_after / self.macs_before if self.macs_before else 1.0
+
+    @property
+    def speedup(self) -> float:
+        """How many times faster a call is."""
+        return self.ms_before / self.ms_after
+
+    def to_json(self) -> str:
+        """All of it as JSON."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Report:
+        """The report that `to_json` wrote."""
+        content = json.loads(text)
+        rows = tuple(
+            LayerReport(**{**row, "kernel": tuple(row["kernel"]), "rank": _rank(row["rank"])})
+            for row in content["rows"]
+        )
+        return cls(**{**content, "rows": rows})
+
+    def __str__(self) -> str:
+        cells = [_HEADER, *map(_cells, self.rows)]
+        widths = [max(len(line[column]) for line in cells) for column in range(len(_HEADER))]
+        widths[0] = max(8, widths[0] - max(0, sum(widths) + 2 * (len(widths) - 1) - _WIDTH))
+        lines = []
+        for line in cells:
+            parts = []
+            for column, (text, width) in enumerate(zip(line, widths, strict=True)):
+                fitted = text if len(text) <= width else "…" + text[len(text) - width + 1 :]
+                parts.append(fitted.ljust(width) if column < _TEXT else fitted.rjust(width))
+            lines.append("  ".join(parts).rstrip())
+        lines.insert(1, "-" * max(map(len, lines)))
+        lines += ["", *self._totals(), *self._reasons()]
+        return "\n".join(line if len(line) <= _WIDTH else line[: _WIDTH - 1] + "…" for line in lines)
+
+    def _totals(self) -> list[str]:
+        return [
+            f"{short(self.macs_before)} MACs of convolutions before, {short(self.macs_after)} after: "
+            f"{self.macs:.3f} of them",
+            f"{self.ms_before:.2f} ms a call before, {self.ms_after:.2f} ms after: {self.speedup:.2f} times faster",
+            f"relative error of the results: {self.error:.4f}",
+        ]
+
+    def _reasons(self) -> list[str]:
+        alike: dict[tuple[bool, str], list[str]] = {}
+        for row in self.rows:
+            if row.reason:
+                alike.setdefault((row.scheme == "dense", row.reason), []).append(row.name)
+        return [_reason(names, *key) for key, names in alike.items()]
+
+    def _repr_html_(self) -> str:
+        head = "".join(f"<th>{name}</th>" for name in _HEADER)
+        body = []
+        for row in self.rows:
+            parts = []
+            for column, text in enumerate(_cells(row)):
+                align = "" if column < _TEXT else ' style="text-align:right"'
+                title = f' title="{html.escape(row.reason)}"' if row.reason else ""
+                parts.append(f"<td{align}{title}>{html.escape(text)}</td>")
+            body.append(f"<tr>{''.join(parts)}</tr>")
+        tail = "".join(f"<p>{html.escape(line)}</p>" for line in self._totals())
+        return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>{tail}"
+
+
+def _reason(names: list[str], is_dense: bool, reason: str) -> str:
+    first, *others = names
+    if others:
+        first += f" and {len(others)} other{'s' * (len(others) > 1)}"
+    return f"{first} {'stay' if others else 'stays'} dense: {reason}" if is_dense else f"{first}: {reason}"
+
+
+def _rank(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _cells(row: LayerReport) -> tuple[str, ...]:
+    *window, inputs, outputs = row.kernel
+    groups = f" g{row.groups}" if row.groups > 1 else ""
+    rank = "x".join(map(str, row.rank)) if isinstance(row.rank, tuple) else str(row.rank or "")
+    return (
+        row.name,
+        f"{'x'.join(map(str, window))} {inputs * row.groups}->{outputs}{groups}",
+        row.scheme,
+        rank,
+        short(row.macs_before),
+        short(row.macs_after),
+        "" if row.ms_before is None else f"{row.ms_before:.2f}",
+        "" if row.ms_after is None else f"{row.ms_after:.2f}",
+        f"{row.error:.4f}" if row.scheme != "dense" else "",
+    )

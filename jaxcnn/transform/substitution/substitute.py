@@ -1,0 +1,326 @@
+"""`substitute`: the trained kernels of any JAX function replaced by chains within one budget."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import operator
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import jax
+
+from jaxcnn.chain import KernelChain
+from jaxcnn.factorization.schemes.registry import SCHEMES
+from jaxcnn.transform.chains.with_chains import chained
+from jaxcnn.transform.substitution import files as saving
+from jaxcnn.transform.substitution.report import Report
+from jaxcnn.transform.timing import Progress, bar
+
+if TYPE_CHECKING:
+    from jaxcnn.transform.chains.placement import Placement
+    from jaxcnn.transform.substitution.search import Solution
+
+
+_SHOWN = 5
+"""Names of layers in a warning."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TradeOff:
+    """What substitutions of one function gain and cost; its picture is `jaxcnn.drawing.draw_tradeoff`.
+
+    Args:
+      points: (share of multiply-accumulates, times faster, relative error) of each.
+    """
+
+    points: tuple[tuple[float, float, float], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Substitution:
+    """A function with chains in place of kernels.
+
+    Args:
+      f: the function as it was.
+      params: its parameters, with `KernelChain`s in place of kernels; train them, or replace some.
+      report: what was done to each layer, and to the whole; `print` shows a table.
+      placements: where each kernel lies in its parameter, by the parameter's path.
+      solve: the same for another share of multiply-accumulates; None for a substitution that was loaded.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import jaxcnn
+      >>> def model(params, x):
+      ...     return jaxcnn.conv(x, params["kernel"])
+      >>> ramp = jnp.outer(jnp.arange(1.0, 6.0), jnp.arange(1.0, 6.0))
+      >>> params = {"kernel": jnp.broadcast_to(ramp[..., None, None], (5, 5, 8, 8))}
+      >>> found = jaxcnn.substitute(model, params, jnp.ones((1, 16, 16, 8)), macs=0.5)
+      >>> found.report.macs <= 0.5, found.report.error < 1e-5
+      (True, True)
+    """
+
+    f: Callable[..., Any]
+    params: Any = dataclasses.field(repr=False)
+    report: Report
+    placements: Mapping[str, Placement] = dataclasses.field(repr=False)
+    solve: Callable[[float], Substitution] | None = dataclasses.field(default=None, repr=False, compare=False)
+
+    def __str__(self) -> str:
+        return str(self.report)
+
+    def _repr_html_(self) -> str:
+        return self.report._repr_html_()
+
+    @cached_property
+    def apply(self) -> Callable[..., Any]:
+        """f of parameters with chains: `apply(params, *args)`, a pure function."""
+        return chained(self.f, dict(self.placements))
+
+    def curve(self, shares: Sequence[float] = (0.7, 0.5, 0.35, 0.25, 0.18)) -> TradeOff:
+        """What each share of the multiply-accumulates gives on the clock and costs in error.
+
+        Every share is solved, verified and timed by itself, as this substitution was. Its picture is
+        `jaxcnn.drawing.draw_tradeoff`.
+
+        Args:
+          shares: of the multiply-accumulates that may stay; those below what the chains can do are left out.
+
+        Raises:
+          ValueError: a substitution that was loaded; a share not in (0, 1].
+        """
+        if self.solve is None:
+            raise ValueError("curve: a substitution that was loaded knows its own point only; substitute again")
+        for share in shares:
+            _checked_number("curve", "each of shares", share)
+        reports = []
+        for share in shares:
+            try:
+                reports.append(self.solve(share).report)
+            except ValueError:
+                continue
+        points = [(report.macs, report.speedup, report.error) for report in (*reports, self.report)]
+        return TradeOff(tuple(sorted(points, reverse=True)))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes parameters, chains and report to one `.npz` file: arrays, and their structure as JSON; no pickle."""
+        saving.save(path, self.params, self.placements, self.report)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], f: Callable[..., Any], params: Any) -> Substitution:
+        """The substitution that `save` wrote.
+
+        Args:
+          path: of the file.
+          f: the function, as given to `substitute`.
+          params: parameters of the structure that was given to `substitute`; their arrays are replaced by the file's.
+
+        Raises:
+          ValueError: the file is of another format, or of parameters of another structure.
+        """
+        return cls(f, *saving.load(path, params))
+
+
+def substitute(
+    f: Callable[..., Any],
+    params: Any,
+    *args: Any,
+    tolerance: float | None = None,
+    macs: float | None = None,
+    speedup: float | None = None,
+    rank: int | tuple[int, ...] | None = None,
+    calibration: Any = None,
+    schemes: str | Sequence[str] | None = None,
+    skip: str | Sequence[str] | Callable[[str], bool] | None = None,
+    progress: Progress = False,
+    seed: int = 0,
+) -> Substitution:
+    r"""The trained kernels of a function replaced by chains of smaller ones, within one budget for all of them.
+
+    f is traced for its arguments, and every parameter that is some convolution's kernel is found, also through casts,
+    transpositions, reshapes and loops. Each is a layer with many possible chains: the schemes' at their ranks. All
+    start dense, and the layer gives way that loses the least for each multiply-accumulate saved,
+    $\sum_l w_l(e_l) e_l^2$ being what is lost: $e_l$ is a layer's relative error and $w_l$ how much of it reaches the
+    results, measured at three of its errors. A layer whose chain is not faster than its dense kernel on this device's
+    clock stays dense as long as the budget can be met without it, and, where that is one of `macs`, as long as the
+    error expected of the results stays below 0.011 or grows by a tenth at most; else the least slow of them goes back.
+    With `rank` there is nothing to choose: every layer takes the chain of that rank. At last the whole function is run
+    on `args`, as it was and with the chains: `report.error` and the times are those of that run.
+
+    Args:
+      f: a function `f(params, *args)` of pytrees of arrays; other leaves are treated as by `accelerate`.
+      params: its trained parameters; kernels as in Flax, Haiku, Keras, Equinox or plain JAX.
+      *args: its other arguments, by which layers are weighed and on which the result is verified; best none of the
+        calibration inputs. Of a `jax.ShapeDtypeStruct` random numbers are drawn.
+      tolerance: the relative error of the results allowed, norm(after - before) / norm(before). Give this, `macs`,
+        `speedup` or `rank`.
+      macs: the share of the multiply-accumulates of all convolutions that may stay.
+      speedup: how many times faster than jitted f a call is to be, measured on this device.
+      rank: of the chain of every layer, in each group, as the one scheme's own function takes it: a number, or one for
+        each that the scheme has. A layer that has less than that takes its full rank. `schemes` must be one, and
+        neither the arithmetic nor the clock is asked.
+      calibration: inputs such as the function will meet: a list or generator of batches, each a tuple of what follows
+        params, or the array if that is one. With them the error of each layer is that of its responses behind its
+        nonlinearity, and its chain is fitted to the dense network's responses, given the chains before it. A handful of
+        photographs does. A kernel that is used several times is fitted to all its uses together; one in a `while` or a
+        branch, one multiplied by numbers on the way, one used in both directions and one that responds to all alike
+        keep the chain of their weights.
+      schemes: names of the schemes to choose from; by default `"separable"`, `"low_rank"`, `"tucker2"` and
+        `"depthwise_separable"`. `"cp"` and `"stack"` are searches, which take minutes for large kernels.
+      skip: which parameters stay dense: a part of their names (such as `conv1/kernel`), several, or a function of the
+        name. A warning says if names are none.
+      progress: True to show a progress bar on a terminal, which needs rich; or a function `progress(done, total)` that
+        is told how many steps are done, and of how many, such as one that moves a bar of your own.
+      seed: of the positions at which responses are taken, and of random arguments.
+
+    Returns:
+      A `Substitution`: `.apply(params, *args)`, `.params`, `.report`, `.curve()`, `.save(path)`.
+
+    Raises:
+      ValueError: no budget or more than one; one that no choice of chains meets; an unknown scheme or none, or `rank`
+        for other than one; params that
+        hold chains already, or no convolution's kernel: those that f closes over are not found; no calibration inputs,
+        or some of which a layer makes NaN; results without floating numbers, by which layers are weighed.
+      TypeError: f is no function, the budget no number.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import jaxcnn
+      >>> def model(params, x):
+      ...     return jax.nn.relu(jaxcnn.conv(x, params["conv"]["kernel"]) + params["conv"]["bias"][None, None, None])
+      >>> ramp = jnp.arange(1.0, 6.0)
+      >>> kernel = jnp.ones((5, 5, 8, 8)) * jnp.outer(ramp, ramp)[:, :, None, None]  # of rank one
+      >>> params = {"conv": {"kernel": kernel, "bias": jnp.zeros(8)}}
+      >>> found = jaxcnn.substitute(model, params, jnp.ones((1, 32, 32, 8)), macs=0.5)
+      >>> found.report.rows[0].name, found.report.macs <= 0.5, found.report.error < 1e-4
+      ('conv/kernel', True, True)
+
+    References:
+      Zhang, Zou, He and Sun, "Accelerating very deep convolutional networks for classification and detection", 2015:
+      responses instead of weights, one budget for all layers. Kim et al., "Compression of deep convolutional neural
+      networks for fast and low power mobile applications", 2016.
+    """
+    if not callable(f):
+        raise TypeError(f"substitute: f must be a function, got {f!r}")
+    given = {"tolerance": tolerance, "macs": macs, "speedup": speedup, "rank": rank}
+    budget = {name: value for name, value in given.items() if value is not None}
+    if len(budget) != 1:
+        raise ValueError(f"substitute: give one of tolerance, macs, speedup and rank, got {given}")
+    if any(isinstance(leaf, KernelChain) for leaf in jax.tree.leaves(params, is_leaf=_is_chain)):
+        raise ValueError("substitute: params hold chains already; give the dense parameters")
+    ((kind, most),) = budget.items()
+    names = _scheme_names(schemes)
+    limit = _checked_number("substitute", kind, most) if rank is None else _checked_rank(rank, names)
+    # Imported at the first call, as the rules of `accelerate` are.
+    from jaxcnn.transform.substitution.calibration import Calibration
+    from jaxcnn.transform.substitution.problem import Problem
+    from jaxcnn.transform.substitution.search import Search
+
+    batches = _batches(calibration)
+    problem = Problem(f, params, args, names, _skipped(skip), seed)
+    if not problem.convolutions:
+        raise ValueError("substitute: f has no convolution")
+    if not problem.layers:
+        raise ValueError(
+            f"substitute: of the {len(problem.convolutions)} convolutions of f none has its kernel from params; "
+            "kernels that f closes over, or takes as another argument, must be part of params"
+        )
+    layers = [layer.name for layer in problem.layers.values()]
+    if skip and not callable(skip) and not any(map(_skipped(skip), layers)):
+        more = ", ..." if len(layers) > _SHOWN else ""
+        warnings.warn(
+            f"substitute: skip={skip!r} is no layer; there are {', '.join(layers[:_SHOWN])}{more}", stacklevel=2
+        )
+    problem.check_outputs()
+    weighed, fitted = rank is None, bool(batches)
+    judged = weighed and fitted
+    work = len(problem.open) * (judged + weighed + fitted) + 1
+    with bar("Substituting kernels", work, progress) as advance:
+        calibration = Calibration(problem, batches, seed, advance) if batches else None
+        search = Search(problem, calibration, advance)
+        ways: dict[str, Callable[[Any], Solution]] = {
+            "tolerance": search.within_tolerance,
+            "macs": search.at_share,
+            "speedup": search.at_speedup,
+            "rank": search.of_rank,
+        }
+        solution = ways[kind](limit)
+        advance(1)
+
+    def solved(solution: Solution) -> Substitution:
+        chains, report = solution
+        placements = {problem.paths[index]: problem.layers[index].placement for index in chains}
+        return Substitution(
+            f, problem.params_with(chains), report, placements, lambda share: solved(search.at_share(share))
+        )
+
+    return solved(solution)
+
+
+def _is_chain(node: Any) -> bool:
+    return isinstance(node, KernelChain)
+
+
+def _checked_number(operation: str, name: str, given: Any) -> float:
+    try:
+        value = float(given)
+    except (TypeError, ValueError):
+        raise TypeError(f"{operation}: {name} must be a number, got {given!r}") from None
+    if name == "tolerance":
+        fits, wanted = 0 <= value < math.inf, "be at least 0"
+    elif name == "speedup":
+        fits, wanted = 0 < value < math.inf, "be positive"
+    else:
+        fits, wanted = 0 < value <= 1, "be a share in (0, 1]"
+    if not fits:
+        finite = "" if math.isfinite(value) else " and finite"
+        raise ValueError(f"{operation}: {name} must {wanted}{finite}, got {value:g}")
+    return value
+
+
+def _checked_rank(given: Any, schemes: Sequence[str]) -> int | tuple[int, ...]:
+    if len(schemes) != 1:
+        raise ValueError(f"substitute: rank is that of one scheme's chains, but schemes={schemes!r}; give one")
+    (scheme,) = schemes
+    try:
+        ranks = tuple(map(operator.index, given)) if isinstance(given, (tuple, list)) else (operator.index(given),)
+    except TypeError:
+        raise TypeError(f"substitute: rank must be a whole number, or a tuple of them, got {given!r}") from None
+    if not ranks or min(ranks) < 1:
+        raise ValueError(f"substitute: rank must be at least 1, got {given!r}")
+    if len(ranks) > 1 and scheme not in ("tucker2", "separable"):
+        raise ValueError(f"substitute: {scheme!r} has one rank, got rank={given!r}")
+    return ranks[0] if len(ranks) == 1 else ranks
+
+
+def _scheme_names(schemes: str | Sequence[str] | None) -> tuple[str, ...]:
+    if schemes is None:
+        return tuple(name for name, scheme in SCHEMES.items() if not scheme.searches)
+    names = (schemes,) if isinstance(schemes, str) else tuple(schemes)
+    if not names:
+        raise ValueError("substitute: schemes must hold at least one scheme, got none")
+    unknown = [name for name in names if name not in SCHEMES]
+    if unknown:
+        known = ", ".join(map(repr, SCHEMES))
+        raise ValueError(f"substitute: a scheme must be one of {known}, got {unknown[0]!r}")
+    return names
+
+
+def _skipped(skip: str | Sequence[str] | Callable[[str], bool] | None) -> Callable[[str], bool]:
+    if callable(skip):
+        return skip
+    parts = (skip,) if isinstance(skip, str) else tuple(skip or ())
+    return lambda name: any(part and part in name for part in parts)
+
+
+def _batches(calibration: Any) -> list[tuple[Any, ...]]:
+    """The batches of calibration inputs, each what follows the parameters."""
+    if calibration is None:
+        return []
+    batches = list(calibration) if isinstance(calibration, (list, Iterator)) else [calibration]
+    if not batches:
+        raise ValueError("substitute: calibration must hold at least one batch of inputs, got none")
+    return [batch if isinstance(batch, tuple) else (batch,) for batch in batches]

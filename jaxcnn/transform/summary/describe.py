@@ -1,0 +1,227 @@
+"""The row of an equation: what it computes, costs and sees, and how it would be computed."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from jax.extend import source_info_util
+from jax.extend.core import JaxprEqn
+from jax.extend.core import primitives as lax_primitives
+
+from jaxcnn import primitives as own
+from jaxcnn.cost import Cost
+from jaxcnn.geometry import dilated_size, window_hits
+from jaxcnn.lowering import choice
+from jaxcnn.lowering.spec import ConvSpec, PoolSpec
+from jaxcnn.transform.jaxpr.convolutions import Convolution, avals, convolution, counted
+from jaxcnn.transform.jaxpr.pools import pool
+from jaxcnn.transform.summary.receptive_fields import Value, field_of, through_convolution, through_window
+from jaxcnn.transform.summary.row import Row
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where an equation stands: the name stack and the line around it, how often it is executed, for which platform."""
+
+    name: str
+    count: int
+    platform: str
+    source: str = ""
+
+    def inside(self, equation: JaxprEqn, count: int = 1) -> Place:
+        """The place of what an equation holds."""
+        count *= self.count
+        return dataclasses.replace(self, name=self.name_of(equation), count=count, source=self.source_of(equation))
+
+    def source_of(self, equation: JaxprEqn) -> str:
+        """The user's line: of the call that holds the equation if the equation itself has none."""
+        return source_info_util.summarize(equation.source_info) or self.source
+
+    def name_of(self, equation: JaxprEqn) -> str:
+        """The whole name stack of an equation."""
+        return "/".join(filter(None, (self.name, str(equation.source_info.name_stack))))
+
+
+def row_of(equation: JaxprEqn, operands: Sequence[Value], place: Place) -> tuple[Row, Value] | None:
+    """The row of an equation and what is known of its result; None for equations that a summary leaves out."""
+    found = counted(equation)
+    if found is not None:
+        return _convolution_row(equation, found, operands, place)
+    if equation.primitive is lax_primitives.dot_general_p:
+        return _dense_row(equation, operands, place)
+    return _pool_row(equation, operands, place)
+
+
+def _row(equation: JaxprEqn, place: Place, cost: Cost, **columns: Any) -> Row:
+    every = avals(equation)
+    scaled = Cost(*(value * place.count for value in dataclasses.astuple(cost)))
+    return Row(
+        name=place.name_of(equation),
+        source=place.source_of(equation),
+        input_shape=tuple(every[0].shape),
+        output_shape=tuple(every[-1].shape),
+        count=place.count,
+        cost=dataclasses.replace(scaled, params=cost.params),
+        **columns,
+    )
+
+
+def _bytes(equation: JaxprEqn) -> int:
+    return sum(math.prod(aval.shape) * aval.dtype.itemsize for aval in avals(equation))
+
+
+def _convolution_row(
+    equation: JaxprEqn, found: Convolution, operands: Sequence[Value], place: Place
+) -> tuple[Row, Value]:
+    spec = found.spec
+    kernel = operands[1]
+    # Groups of the batch are what JAX makes of the kernel's gradient of groups of features.
+    of_kernel = spec.role == "kernel" or equation.params.get("batch_group_count", 1) > 1
+    weights = math.prod(spec.kernel_shape) * (spec.stacked or 1) * kernel.copies
+    params = 0 if of_kernel or kernel.image else weights
+    macs, valid = macs_of(spec)
+    computed = convolution(equation)
+    if computed is None:
+        method, reason = "direct", "left to XLA: only it takes these operands"
+    else:
+        chosen = choice.choose(computed.spec, computed.method, place.platform)
+        method, reason = chosen.method, chosen.reason
+    result = through_convolution(found, operands, avals(equation)[-1].ndim)
+    spatial = [] if of_kernel else [result.axes[axis] for axis in found.axes[2][-1 - spec.rank : -1]]
+    row = _row(
+        equation,
+        place,
+        Cost(macs, valid, 2 * macs, params, _bytes(equation)),
+        kind="kernel gradient" if of_kernel else {"output": "conv", "input": "transposed conv"}[spec.role],
+        kernel=spec.window,
+        strides=spec.strides,
+        padding=spec.padding,
+        dilation=spec.kernel_dilation,
+        groups=spec.feature_group_count,
+        receptive_field=field_of(spatial),
+        method=method,
+        reason=reason,
+    )
+    return row, result
+
+
+def macs_of(spec: ConvSpec) -> tuple[int, int]:
+    """MACs of the formula, and those whose tap falls on a pixel."""
+    products = spec.output_shape[0] * math.prod(spec.kernel_shape[-2:]) * (spec.stacked or 1)
+    hits = (
+        window_hits(
+            spec.input_shape[1 + axis],
+            spec.output_shape[1 + axis],
+            spec.window[axis],
+            spec.strides[axis],
+            spec.padding[axis][0],
+            spec.kernel_dilation[axis],
+            spec.input_dilation[axis],
+        )
+        for axis in range(spec.rank)
+    )
+    outputs = math.prod(spec.output_shape[1:-1])
+    return products * outputs * math.prod(spec.window), products * math.prod(hits)
+
+
+def _dense_row(equation: JaxprEqn, operands: Sequence[Value], place: Place) -> tuple[Row, Value]:
+    (contracted, _), (batch, _) = equation.params["dimension_numbers"]
+    lhs, rhs, out = avals(equation)
+    macs = math.prod(out.shape) * math.prod(lhs.shape[axis] for axis in contracted)
+    images = [value.image for value in operands]
+    weight = _weight(equation, operands)
+    counted = not (all(images) or batch)
+    params = math.prod((lhs, rhs)[weight].shape) * operands[weight].copies if counted else 0
+    row = _row(
+        equation,
+        place,
+        Cost(macs, macs, 2 * macs, params, _bytes(equation)),
+        kind="dense",
+        kernel=tuple(rhs.shape),
+        strides=(),
+        padding=(),
+        dilation=(),
+        groups=1,
+        receptive_field=None,
+        method="direct",
+        reason="a product of matrices is left to XLA",
+    )
+    return row, Value((None,) * len(out.shape), image=any(images))
+
+
+def _weight(equation: JaxprEqn, operands: Sequence[Value]) -> int:
+    """Which operand the weight is: the second of a convolution; of a product the one that depends on no image.
+
+    Of two such, the second.
+    """
+    images = [value.image for value in operands]
+    dense = equation.primitive is lax_primitives.dot_general_p
+    return images.index(False) if dense and images[0] != images[1] else 1
+
+
+def weight_of(equation: JaxprEqn, operands: Sequence[Value]) -> Value:
+    """What is known of the weight of an equation that has a row; a pool has none."""
+    return operands[_weight(equation, operands)] if len(operands) > 1 else Value(())
+
+
+_OWN_POOLS = {
+    own.extremum_p: " pool",
+    own.select_p: "max pool",
+    own.window_sum_p: "sum pool",
+    own.scatter_p: "max pool gradient",
+    own.window_spread_p: "sum pool gradient",
+}
+
+
+def _pool_row(equation: JaxprEqn, operands: Sequence[Value], place: Place) -> tuple[Row, Value] | None:
+    if equation.primitive in _OWN_POOLS:
+        params = equation.params
+        kind = params.get("mode", "") + _OWN_POOLS[equation.primitive]
+        shape = avals(equation)[0].shape
+        if "input_size" in params:
+            shape = (shape[0], *params["input_size"], shape[-1])
+        names = ("window_shape", "strides", "padding", "window_dilation")
+        spec = PoolSpec(shape, **{name: params[name] for name in names}, dtype=avals(equation)[0].dtype)
+        first = 1
+    else:
+        found = pool(equation)
+        if found is None:
+            return None
+        spec, first = found.spec, found.first
+        scatters = equation.primitive is lax_primitives.select_and_scatter_add_p
+        kind = f"{found.kind} pool gradient" if scatters else f"{found.kind} pool"
+    value = operands[0]
+    if not value.image and value.axes and not any(value.axes):
+        return None  # of a constant: the number of pixels in each window of an average
+    if "gradient" in kind:
+        result = Value((None,) * len(avals(equation)[-1].shape), image=True)
+        spatial: list[Any] = []
+    else:
+        windows = [(1, 1, 0)] * len(value.axes)
+        spatial_axes = range(first, first + spec.rank)
+        for axis, window, stride, (low, _), dilation in zip(
+            spatial_axes, spec.window_shape, spec.strides, spec.padding, spec.window_dilation, strict=True
+        ):
+            windows[axis] = dilated_size(window, dilation), stride, low
+        result = through_window(value, windows)
+        spatial = [result.axes[axis] for axis in spatial_axes]
+    module = choice.pool_method(spec, place.platform)
+    operations = math.prod(spec.output_shape) * (math.prod(spec.window_shape) - 1)
+    row = _row(
+        equation,
+        place,
+        Cost(flops=operations, bytes=_bytes(equation)),
+        kind=kind,
+        kernel=spec.window_shape,
+        strides=spec.strides,
+        padding=spec.padding,
+        dilation=spec.window_dilation,
+        groups=1,
+        receptive_field=field_of(spatial),
+        method=module.NAME,
+        reason="slices of the image, axis by axis" if module.NAME != "direct" else "XLA's own window reduction",
+    )
+    return row, result

@@ -1,0 +1,318 @@
+"""Receptive fields over the graph of a jaxpr: which pixels of the function's arguments each axis of a value sees."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Hashable, Sequence
+from fractions import Fraction
+from typing import Any
+
+import jax.numpy as jnp
+from jax.extend.core import JaxprEqn, Primitive
+from jax.extend.core import primitives as lax_primitives
+
+from jaxcnn.geometry import ReceptiveField, dilated_size
+from jaxcnn.transform.jaxpr.convolutions import Convolution, avals
+
+
+@dataclasses.dataclass(frozen=True)
+class AxisField:
+    """What the entries along one axis of a value see: entry `o` sees from `o * stride - offset`, `size` pixels.
+
+    Args:
+      source: whose axis the pixels are counted on: a number for the argument, and the axis.
+      size, stride, offset: as in `ReceptiveField`; fractions after a transposed convolution. A stride of 0: every entry
+        sees the same pixels, those of the whole axis.
+    """
+
+    source: tuple[int, int]
+    size: Fraction = Fraction(1)
+    stride: Fraction = Fraction(1)
+    offset: Fraction = Fraction(0)
+
+    def seen_through(self, extent: int, stride: int, low: int) -> AxisField:
+        """The field of the outputs of a window over this axis."""
+        return AxisField(
+            self.source,
+            self.size + (extent - 1) * self.stride,
+            self.stride * stride,
+            self.offset + low * self.stride,
+        )
+
+    def spread_through(self, extent: int, stride: int, low: int) -> AxisField:
+        """The field of the inputs of a window, computed from its outputs: what a transposed convolution gives."""
+        reached = (extent - 1) // stride + 1
+        before = Fraction(extent - 1 - low, stride)
+        return AxisField(
+            self.source,
+            self.size + (reached - 1) * self.stride,
+            self.stride / stride,
+            self.offset + before * self.stride,
+        )
+
+    def everywhere(self, entries: int) -> AxisField:
+        """What all entries along this axis see together."""
+        return AxisField(self.source, self.size + (entries - 1) * self.stride, Fraction(0), self.offset)
+
+    def united(self, other: AxisField) -> AxisField:
+        """The smallest field that holds both, at the wider stride; with the whole axis, the whole axis."""
+        offset = max(self.offset, other.offset)
+        end = max(self.size - self.offset, other.size - other.offset)
+        whole = 0 in (self.stride, other.stride)
+        return AxisField(self.source, offset + end, Fraction(0) if whole else max(self.stride, other.stride), offset)
+
+
+@dataclasses.dataclass(frozen=True)
+class Value:
+    """What is known of a value of the jaxpr.
+
+    Args:
+      axes: the field along each axis; None where an entry sees everything, or nothing that is counted.
+      image: whether the value depends on what was convolved; a kernel or a weight does not.
+      copies: how many values of it there are over the steps of a scan.
+      roots: the arguments and constants of the function that a weight was made from, or the slices of them; none where
+        that is not known. Values with the same roots are one weight.
+    """
+
+    axes: tuple[AxisField | None, ...]
+    image: bool = False
+    copies: int = 1
+    roots: frozenset[Hashable] = dataclasses.field(default=frozenset(), compare=False)
+
+
+def argument(number: int, ndim: int) -> Value:
+    """An argument of the function: each entry sees itself."""
+    return Value(tuple(AxisField((number, axis)) for axis in range(ndim)), roots=frozenset((number,)))
+
+
+def field_of(axes: Sequence[AxisField | None]) -> ReceptiveField | None:
+    """The receptive field along some axes, if it is known along all of them; fractions are rounded away from zero."""
+    known = [axis for axis in axes if axis is not None]
+    if len(known) < len(axes) or not axes:
+        return None
+    return ReceptiveField(
+        tuple(math.ceil(axis.size) for axis in known),
+        tuple(math.ceil(axis.stride) for axis in known),
+        tuple(math.ceil(axis.offset) for axis in known),
+    )
+
+
+def through_convolution(found: Convolution, operands: Sequence[Value], ndim: int) -> Value:
+    """The result of a convolution."""
+    axes: list[AxisField | None] = [None] * ndim
+    spec = found.spec
+    if spec.role == "kernel":
+        return Value(tuple(axes), image=True)
+    for index, (source, target) in enumerate(
+        zip(found.axes[0][-1 - spec.rank : -1], found.axes[2][-1 - spec.rank : -1], strict=True)
+    ):
+        before = operands[0].axes[source]
+        extent = dilated_size(spec.window[index], spec.kernel_dilation[index])
+        arguments = extent, spec.strides[index], spec.padding[index][0]
+        if before is not None and spec.role == "input":
+            axes[target] = before.spread_through(*arguments)
+        elif before is not None:
+            holes = AxisField(before.source, before.size, before.stride / spec.input_dilation[index], before.offset)
+            axes[target] = holes.seen_through(*arguments)
+    return Value(tuple(axes), image=True)
+
+
+def through_window(value: Value, windows: Sequence[tuple[int, int, int]]) -> Value:
+    """The result of a pool: for each axis the dilated window, its stride and its low padding."""
+    axes = (axis and axis.seen_through(*window) for axis, window in zip(value.axes, windows, strict=True))
+    return Value(tuple(axes), value.image)
+
+
+def through(equation: JaxprEqn, operands: Sequence[Value]) -> list[Value]:
+    """The results of any other equation."""
+    image = any(value.image for value in operands)
+    copies = max((value.copies for value in operands), default=1)
+    rule = _RULES.get(equation.primitive, _elementwise)
+    results = []
+    for variable in equation.outvars:
+        shape = getattr(variable.aval, "shape", ())
+        roots = frozenset() if image else _roots(equation, operands, variable.aval)
+        results.append(Value(tuple(rule(equation, operands, shape)), image, copies, roots))
+    return results
+
+
+def _roots(equation: JaxprEqn, operands: Sequence[Value], result: Any) -> frozenset[Hashable]:
+    """What a weight was made from: moved, cast and scaled it is the same weight, two slices of it are two."""
+    roots: frozenset[Hashable] = frozenset().union(*(value.roots for value in operands))
+    primitive = equation.primitive
+    if primitive is lax_primitives.slice_p:
+        part = equation.params["start_indices"], equation.params["limit_indices"], equation.params["strides"]
+        whole = _shape(equation) == result.shape
+        return roots if whole else frozenset((root, part) for root in roots)
+    if primitive in _MOVES:
+        return roots
+    # Integers are cast and moved, but what is computed from them (random bits from a key) is something else each time.
+    floating = all(jnp.issubdtype(aval.dtype, jnp.inexact) for aval in avals(equation))
+    return frozenset() if primitive in _PARTS or not floating else roots
+
+
+Axes = Sequence[AxisField | None]
+
+
+def _shape(equation: JaxprEqn, index: int = 0) -> tuple[int, ...]:
+    return avals(equation)[index].shape
+
+
+def _elementwise(equation: JaxprEqn, operands: Sequence[Value], shape: Sequence[int]) -> Axes:
+    """Where an operand has the result's rank, the union over the operands that are not broadcast on an axis."""
+    axes: list[AxisField | None] = [None] * len(shape)
+    # What depends on an image comes first: on its axes all others are counted.
+    order = sorted(range(len(operands)), key=lambda index: not operands[index].image)
+    for index in order:
+        value, own = operands[index], getattr(equation.invars[index].aval, "shape", ())
+        if len(own) != len(shape):
+            continue
+        for axis, (size, field) in enumerate(zip(own, value.axes, strict=True)):
+            if size != shape[axis] or field is None:
+                continue
+            known = axes[axis]
+            if known is None:
+                axes[axis] = field
+            elif known.source == field.source:
+                axes[axis] = known.united(field)
+    return axes
+
+
+def _concatenate(equation: JaxprEqn, operands: Sequence[Value], shape: Sequence[int]) -> Axes:
+    axes = list(_elementwise(equation, operands, shape))
+    axes[equation.params["dimension"]] = None
+    return axes
+
+
+def _transpose(equation: JaxprEqn, operands: Sequence[Value], shape: Sequence[int]) -> Axes:
+    del shape
+    return [operands[0].axes[axis] for axis in equation.params["permutation"]]
+
+
+def _broadcast(equation: JaxprEqn, operands: Sequence[Value], shape: Sequence[int]) -> Axes:
+    axes: list[AxisField | None] = [None] * len(shape)
+    for axis, target in enumerate(equation.params["broadcast_dimensions"]):
+        if _shape(equation)[axis] == shape[target]:
+            axes[target] = operands[0].axes[axis]
+    return axes
+
+
+def _reshape(equation: JaxprEqn, operands: Sequence[Value], shape: Sequence[int]) -> Axes:
+    """An axis that is neither merged nor split keeps its field."""
+    before, axes = _shape(equation), [None] * len(shape)
+    if equation.params.get("dimensions") is not None:
+        return axes
+    left = right = 0
+    result: list[AxisField | None] = list(axes)
+    while left < len(before) and right < len(shape):
+        if before[left] == shape[right]:
+            result[right] = operands[0].axes[left]
+            left, right = left + 1, right + 1
+            continue
+        a, b = before[left], shape[right]
+        left, right = left + 1, right + 1
+        while a != b and (left < len(before) or right < len(shape)):
+            if (a < b or right == len(shape)) and left < len(before):
+                a, left = a * before[left], left + 1
+            else:
+                b, right = b * shape[right], right + 1
+    return result
+
+
+def _reduce(equation: JaxprEqn, operands: Sequence[Value], shape: Sequence[int]) -> Axes:
+    del shape
+    gone = equation.params["axes"] if "axes" in equation.params else equation.params["dimensions"]
+    return [field for axis, field in enumerate(operands[0].axes) if axis not in {*gone}]
+
+
+def _slice(equation: JaxprEqn, operands: Sequence[Value], shape: Sequence[int]) -> Axes:
+    starts, steps = equation.params["start_indices"], equation.params["strides"] or (1,) * len(shape)
+    return [
+        field and field.seen_through(1, step, -start)
+        for field, start, step in zip(operands[0].axes, starts, steps, strict=True)
+    ]
+
+
+def _pad(equation: JaxprEqn, operands: Sequence[Value], shape: Sequence[int]) -> Axes:
+    del shape
+    return [
+        field
+        and AxisField(
+            field.source,
+            field.size,
+            field.stride / (inner + 1),
+            field.offset + Fraction(int(low), inner + 1) * field.stride,
+        )
+        for field, (low, _, inner) in zip(operands[0].axes, equation.params["padding_config"], strict=True)
+    ]
+
+
+def _along(equation: JaxprEqn, operands: Sequence[Value], shape: Sequence[int]) -> Axes:
+    """Each result sees the whole of the axes along which the equation runs."""
+    params, axes = equation.params, list(_elementwise(equation, operands, shape))
+    if equation.primitive is lax_primitives.fft_p:
+        whole = range(len(shape) - len(params["fft_lengths"]), len(shape))
+    else:
+        # Of the largest k entries, older releases of JAX know only those along the last axis.
+        axis = (
+            params["dimension"] if equation.primitive is lax_primitives.sort_p else params.get("axis", len(shape) - 1)
+        )
+        whole = range(axis, axis + 1)
+    for axis in whole:
+        # The result need not be as long as the operand.
+        fields = [value.axes[axis] for value in operands if len(value.axes) == len(shape)]
+        known = next((field for field in fields if field is not None), None)
+        axes[axis] = known and known.everywhere(_shape(equation)[axis])
+    return axes
+
+
+def _reduce_window(equation: JaxprEqn, operands: Sequence[Value], shape: Sequence[int]) -> Axes:
+    """A window reduction that is no pool."""
+    del shape
+    params = equation.params
+    dilation, holes = (
+        (params.get(name) or (1,) * len(_shape(equation))) for name in ("window_dilation", "base_dilation")
+    )
+    windows = zip(params["window_dimensions"], params["window_strides"], params["padding"], dilation, strict=True)
+    return [
+        field
+        and dataclasses.replace(field, stride=field.stride / hole).seen_through(dilated_size(window, step), stride, low)
+        for field, hole, (window, stride, (low, _), step) in zip(operands[0].axes, holes, windows, strict=True)
+    ]
+
+
+_REDUCTIONS = ("sum", "max", "min", "prod", "and", "or")
+_RULES: dict[Primitive, Callable[[JaxprEqn, Sequence[Value], Sequence[int]], Axes]] = {
+    lax_primitives.concatenate_p: _concatenate,
+    lax_primitives.transpose_p: _transpose,
+    lax_primitives.broadcast_in_dim_p: _broadcast,
+    lax_primitives.reshape_p: _reshape,
+    lax_primitives.squeeze_p: _reduce,
+    lax_primitives.slice_p: _slice,
+    lax_primitives.pad_p: _pad,
+    **{getattr(lax_primitives, f"reduce_{name}_p"): _reduce for name in _REDUCTIONS},
+    lax_primitives.argmax_p: _reduce,
+    lax_primitives.argmin_p: _reduce,
+    lax_primitives.sort_p: _along,
+    lax_primitives.top_k_p: _along,
+    lax_primitives.fft_p: _along,
+    **{getattr(lax_primitives, f"cum{name}_p"): _along for name in ("sum", "prod", "max", "min", "logsumexp")},
+    lax_primitives.reduce_window_p: _reduce_window,
+    **{getattr(lax_primitives, f"reduce_window_{name}_p"): _reduce_window for name in ("sum", "max", "min")},
+}
+
+_MOVES = (
+    lax_primitives.transpose_p,
+    lax_primitives.reshape_p,
+    lax_primitives.squeeze_p,
+    lax_primitives.broadcast_in_dim_p,
+    lax_primitives.rev_p,
+    lax_primitives.convert_element_type_p,
+    lax_primitives.copy_p,
+    lax_primitives.device_put_p,
+    lax_primitives.sharding_constraint_p,
+)
+"""What keeps all entries of a weight, integers too."""
+_PARTS = (lax_primitives.dynamic_slice_p, lax_primitives.gather_p)
+"""What takes some entries of a weight, of which it is not known which."""

@@ -1,0 +1,126 @@
+"""`summarize`: the convolutions, pools and dense products of a function, what they cost, and how they are computed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from jaxcnn import native
+from jaxcnn.cost import Cost
+from jaxcnn.geometry import ReceptiveField
+from jaxcnn.transform.jaxpr.signature import split
+from jaxcnn.transform.summary.row import Row
+from jaxcnn.transform.summary.table import html_table, text_table
+
+#: What `summarize` takes for `platform`, here and on the command line.
+PLATFORMS = ("cpu", "gpu", "cuda", "rocm", "tpu")
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """The convolutions, pools and dense products of a function, in order of execution; `print` shows a table.
+
+    Args:
+      rows: one `Row` for each.
+      notes: what was counted once although it may be executed more or less often, and what was not looked into.
+      native: line that says if this process has the compiled CPU kernels; empty for another platform.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import jaxcnn
+      >>> f = lambda x, kernel: jaxcnn.max_pool(jaxcnn.conv(x, kernel, strides=2), 2)
+      >>> summary = jaxcnn.summarize(f, jnp.ones((1, 8, 8, 3)), jnp.ones((3, 3, 3, 4)))
+      >>> [(row.kind, row.output_shape, row.cost.macs) for row in summary.rows]
+      [('conv', (1, 4, 4, 4), 1728), ('max pool', (1, 3, 3, 4), 0)]
+      >>> summary.total
+      Cost(macs=1728, macs_valid=1452, flops=3564, params=108, bytes=1856)
+    """
+
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...] = ()
+    native: str = ""
+
+    @property
+    def total(self) -> Cost:
+        """The cost of all rows; a weight that several share counts once."""
+        return sum((row.cost for row in self.rows), Cost())
+
+    @property
+    def receptive_field(self) -> ReceptiveField | None:
+        """The union of the receptive fields of all rows, at the stride of the widest; None if none is known."""
+        known = [row.receptive_field for row in self.rows if row.receptive_field]
+        if len({len(field.size) for field in known}) != 1:
+            return None
+        offset = tuple(map(max, zip(*(field.offset for field in known), strict=True)))
+        ends = ((size - low for size, low in zip(field.size, field.offset, strict=True)) for field in known)
+        size = tuple(low + max(end) for low, end in zip(offset, zip(*ends, strict=True), strict=True))
+        return ReceptiveField(size, max(known, key=lambda field: field.size).stride, offset)
+
+    def to_json(self) -> str:
+        """All rows, totals, notes and the state of the native kernels as JSON."""
+        content = {
+            "rows": [dataclasses.asdict(row) for row in self.rows],
+            "total": dataclasses.asdict(self.total),
+            "notes": self.notes,
+            "native": self.native,
+        }
+        return json.dumps(content)
+
+    def __str__(self) -> str:
+        return text_table(self.rows, self.total, self._remarks)
+
+    def _repr_html_(self) -> str:
+        return html_table(self.rows, self.total, self._remarks)
+
+    @property
+    def _remarks(self) -> tuple[str, ...]:
+        return (*self.notes, self.native) if self.native else self.notes
+
+
+def summarize(f: Callable[..., Any], *args: Any, platform: str | None = None) -> Summary:
+    """Each convolution, transposed convolution, pool and dense product of a function: where, its cost, the method.
+
+    f is traced, not run: nothing is compiled and no device is needed. Bodies of `scan` are multiplied by their length,
+    of a `cond` the branch with the most MACs is counted, and the body of a `while` once. A weight is the operand that
+    does not depend on what was convolved before; one that several rows share is counted in the first. The receptive
+    field is that of the whole graph: parallel branches give their union, a sort, a cumulative sum or a Fourier
+    transform sees its whole axis (stride 0); it is not known any more behind a reshape or a sum over the image.
+
+    Args:
+      f: a function of arrays: a model, a loss, a gradient, a training step, accelerated or not.
+      *args: its arguments; `jax.ShapeDtypeStruct`s may stand for arrays, and what is not an array reaches f unchanged.
+      platform: for which the method is told, `"cpu"` (if left out), `"gpu"`, `"cuda"`, `"rocm"` or `"tpu"`.
+
+    Returns:
+      A `Summary`: `.rows`, `.total`, `.to_json()`, and a table when printed or shown in a notebook.
+
+    Raises:
+      ValueError: an unknown platform.
+      TypeError: f is no function, or an argument that is not an array is not hashable.
+
+    Example:
+      >>> import jaxcnn
+      >>> x, kernel = jax.ShapeDtypeStruct((1, 32, 32, 8), "float32"), jax.ShapeDtypeStruct((3, 3, 1, 8), "float32")
+      >>> summary = jaxcnn.summarize(lambda x, kernel: jaxcnn.conv(x, kernel, feature_group_count=8), x, kernel)
+      >>> summary.rows[0].kind, summary.rows[0].cost.macs, summary.rows[0].receptive_field.size
+      ('conv', 73728, (3, 3))
+
+    References:
+      Receptive fields as in Araujo, Norris and Sim, Distill 2019; MACs as in `conv_cost`.
+    """
+    if not callable(f):
+        raise TypeError(f"summarize: f must be a function, got {f!r}")
+    if platform is not None and platform not in PLATFORMS:
+        known = ", ".join(map(repr, PLATFORMS))
+        raise ValueError(f"summarize: platform must be one of {known}, got {platform!r}")
+    # Imported at the first call, as the rules of `accelerate` are.
+    from jaxcnn.transform.summary.walk import survey
+
+    signature, arrays = split("summarize", args, {})
+    platform = platform or "cpu"
+    rows, notes = survey(jax.make_jaxpr(signature.flat(f))(*arrays), platform)
+    return Summary(rows, notes, native.status() if platform == "cpu" else "")

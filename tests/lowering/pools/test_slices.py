@@ -1,0 +1,45 @@
+"""Pools from shifted slices: winners by axis against `direct`."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+
+from jaxcnn.lowering.methods import direct
+from jaxcnn.lowering.pools import slices as windows
+from jaxcnn.lowering.spec import PoolSpec
+from support.arrays import normal
+
+
+@pytest.mark.parametrize("mode", ["max", "min"])
+@pytest.mark.parametrize("window", [(7, 6), (30,), (3, 4, 3)])
+def test_winners_by_axis(window: tuple[int, ...], mode: str) -> None:
+    rank = len(window)
+    spec = PoolSpec(
+        (2, *(13, 12, 9)[:rank], 3),
+        window if rank > 1 else (9,),
+        (2, 1, 2)[:rank],
+        ((3, 4), (2, 0), (1, 1))[:rank],
+        (1, 2, 1)[:rank],
+        np.dtype(np.float32),
+    )
+    values = np.random.default_rng(0).integers(0, 3, spec.input_shape).astype(np.float32)  # many ties
+    values[values == 0] = -np.inf
+    values[:, ::5, ...] = np.nan
+    y = normal(spec.output_shape, 1, np.float32)
+
+    @jax.jit
+    def by_axis(values, y):
+        padded = windows._padded(values, spec.padding, direct.pool_identity(mode, spec.dtype))
+        index = windows._winner_by_axis(padded, spec, mode)
+        return index, windows._scatter_by_axis(y, index, spec)
+
+    @jax.jit
+    def directly(values, y):
+        index = direct.winner(values, spec, mode)
+        return index, direct.scatter(y, index, spec)
+
+    (index, spread), (expected, expected_spread) = by_axis(values, y), directly(values, y)
+    np.testing.assert_array_equal(index, expected)
+    np.testing.assert_allclose(spread, expected_spread, rtol=1e-5, atol=1e-6)

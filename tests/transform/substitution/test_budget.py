@@ -1,0 +1,83 @@
+"""One budget for all layers, against the best of all choices."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from jaxcnn.transform.substitution.budget import Harm, allocate
+from jaxcnn.transform.substitution.layer import Option
+
+
+def layer(generator, count):
+    macs = sorted(generator.integers(10, 1000, count).tolist(), reverse=True)
+    errors = [0.0, *sorted(generator.uniform(0, 1, count - 1).tolist())]
+    return [
+        Option("dense" if error == 0 else "low_rank", None, each, error)
+        for each, error in zip(macs, errors, strict=True)
+    ]
+
+
+def squares(*weights):
+    """Harms of weight times error squared."""
+    return [Harm((1.0,), (weight,)) for weight in weights]
+
+
+def total(choice, harms):
+    return sum(harm.of(option.error) for option, harm in zip(choice, harms, strict=True))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_near_the_best_of_all_choices(seed):
+    generator = np.random.default_rng(seed)
+    options = [layer(generator, 6) for _ in range(4)]
+    harms = squares(*generator.uniform(0.1, 3, 4))
+    if seed % 2:
+        harms[0] = Harm((0.2, 0.5, 0.8), (1e-5, 1e-3, 0.5))
+    dense = sum(each[0].macs for each in options)
+    least = sum(each[-1].macs for each in options)
+    for budget in np.linspace(least, dense, 7):
+        choice = allocate(options, harms, budget)
+        assert sum(option.macs for option in choice) <= budget
+        within = (c for c in itertools.product(*options) if sum(o.macs for o in c) <= budget)
+        best = min(total(c, harms) for c in within)
+        # A greedy choice along the hull is the best but for the last step.
+        step = max(
+            harm.of(b.error) - harm.of(a.error)
+            for each, harm in zip(options, harms, strict=True)
+            for a, b in itertools.pairwise(each)
+        )
+        assert best - 1e-12 <= total(choice, harms) <= best + step
+
+
+def test_enough_for_all_is_dense_and_too_little_is_none():
+    options = [layer(np.random.default_rng(0), 5)]
+    assert allocate(options, squares(1.0), options[0][0].macs) == [options[0][0]]
+    assert allocate(options, squares(1.0), options[0][-1].macs - 1) is None
+    assert allocate([], [], 0) == []
+    assert allocate([], [], -1) is None
+
+
+def test_the_layer_that_loses_the_least_gives_way():
+    first = [Option("dense", None, 100, 0.0), Option("low_rank", 1, 50, 0.1)]
+    second = [Option("dense", None, 100, 0.0), Option("low_rank", 1, 50, 0.2)]
+    assert [option.macs for option in allocate([first, second], squares(1.0, 1.0), 150)] == [50, 100]
+    # What reaches the results counts, not the error alone.
+    assert [option.macs for option in allocate([first, second], squares(9.0, 1.0), 150)] == [100, 50]
+
+
+def test_what_the_last_step_saved_too_much_is_spent_again():
+    first = [Option("dense", None, 100, 0.0), Option("low_rank", 1, 10, 0.1)]
+    second = [Option("dense", None, 100, 0.0), Option("low_rank", 9, 90, 0.3), Option("low_rank", 1, 50, 0.9)]
+    assert [option.macs for option in allocate([first, second], squares(1.0, 1.0), 105)] == [10, 90]
+
+
+def test_harm_between_and_beyond_what_was_seen():
+    harm = Harm((0.2, 0.8), (0.01, 0.64))
+    assert harm.of(0.0) == 0
+    assert harm.of(0.1) == pytest.approx(0.0025)  # a quarter of that at 0.2
+    assert harm.of(0.2) == pytest.approx(0.01)
+    assert harm.of(0.4) == pytest.approx(0.08)  # halfway in logarithms
+    assert harm.of(1.6) == pytest.approx(2.56)

@@ -1,0 +1,56 @@
+"""A function whose kernels are to be replaced: its layers, what its results weigh, and the clock."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxcnn
+from jaxcnn.transform.substitution import problem
+from jaxcnn.transform.substitution.budget import Harm
+from support.arrays import normal, relative_error
+from support.substitutions import IMAGE, PARAMS, SMALL, F, X, two_layers
+
+
+def test_the_clock_of_this_device_is_asked(no_long_clock):
+    found = jaxcnn.substitute(F, PARAMS, X, macs=0.5)
+    for row in found.report.rows:
+        if row.scheme != "dense":
+            assert row.ms_before > 0
+            assert row.ms_after > 0
+    assert found.report.ms_before > 0
+    assert found.report.ms_after > 0
+
+
+def test_the_least_share_can_be_met():
+    found = problem.Problem(F, PARAMS, (X,), ("low_rank",), lambda name: False, 0)
+    found.harms = dict.fromkeys(found.layers, Harm((1.0,), (1.0,)))
+    # With some more convolutions that have no chains, until the product of the share falls short of what it came from.
+    own, saved = found.total_macs, round(found.total_macs * (1 - found.least_share(())))
+    found.total_macs = next(t for t in range(own, 2 * own) if (t - saved) / t * t < t - saved)
+    assert found.choose(found.least_share(()), ()) is not None
+
+
+def test_harm_is_the_squared_error_of_the_results_where_one_layer_errs():
+    params = {name: jnp.asarray(normal((5, 5, 4, 4), seed)) for seed, name in enumerate(SMALL)}  # of no low rank
+    found = problem.Problem(two_layers, params, (IMAGE,), ("separable",), lambda name: False, 0)
+    found.weigh(lambda done: None)
+    expected = two_layers(params, IMAGE)
+    for index, layer in found.layers.items():
+        assert len(layer.probes) == 3
+        squares = []
+        for chain, error in sorted(layer.probes, key=lambda probe: probe[1]):
+            results = two_layers({**params, layer.name: chain.dense()}, IMAGE)
+            squares.append(relative_error(results, expected) ** 2)
+            assert found.harms[index].of(error) == pytest.approx(max(squares), rel=1e-3)
+
+
+def test_the_relative_error_is_that_of_all_finite_results_together():
+    expected = problem.floats([np.array([3.0, np.inf], np.float32), np.complex64(4j), np.arange(3)])
+    assert [array.tolist() for array in expected] == [[3, np.inf], 0, 4]
+    actual = [np.array([3.0, 9.0]), np.array(0.0), np.array(3.0)]
+    assert problem.relative(actual, expected) == pytest.approx(1 / 5)
+    assert problem.relative([np.array([np.inf])], [np.ones(1)]) == np.inf
+    assert problem.relative([np.ones(1)], [np.zeros(1)]) == np.inf
+    assert problem.relative([np.zeros(1)], [np.zeros(1)]) == 0
