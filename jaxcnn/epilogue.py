@@ -22,7 +22,7 @@ from jax.interpreters import ad, mlir
 from jaxcnn import native
 from jaxcnn._compat import is_partitioned
 from jaxcnn.lowering import choice
-from jaxcnn.lowering.spec import ConvSpec, Ints, conv_spec
+from jaxcnn.lowering.spec import ConvSpec, Ints
 from jaxcnn.primitives import conv_p
 
 ACTIVATIONS = (
@@ -218,9 +218,9 @@ mlir.register_lowering(fused_conv_p, _lower_on_cpu, platform="cpu")
 def _fused(unfused: Any, recipe: Recipe) -> Callable[..., jax.Array] | None:
     """Returns the function that computes a fused equation by its convolution's method; None if this has none."""
     equation = convolution_in(unfused)
-    params = {name: value for name, value in equation.params.items() if name not in ("method", "sharding")}
-    spec = conv_spec(*(variable.aval for variable in equation.invars), **params)
-    module = choice.METHODS[choice.choose(spec, equation.params["method"], "cpu").method]
+    params = equation.params
+    spec = dataclasses.replace(params["spec"], computed=params["computed"], kernel_waits=params["kernel_waits"])
+    module = choice.METHODS[choice.choose(spec, params["method"], "cpu").method]
     names = [name for name, _ in recipe.steps]
     epilogue = Epilogue(
         has_scale=any(name in ("mul", "div", "rsub") for name in names),

@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
-from jaxcnn import Curve, Layer, TradeOff, conv_output_shape, extract_patches
+from jaxcnn import Curve, FieldLayer, TradeOff, conv_output_shape, extract_patches
 from jaxcnn.drawing import arithmetic, draw_arrays, draw_convolution, draw_curves, draw_receptive_field, draw_tradeoff
 
 CASES = [(6, 3, 2, 1), (7, 3, 2, 1), (6, 2, 3, 1), (7, 3, 3, 2), (6, 3, 1, 2)]  # size, window, stride, dilation
@@ -89,7 +89,9 @@ def test_a_single_output_has_one_window():
 
 
 def test_receptive_field_says_what_each_layer_sees():
-    figure = draw_receptive_field([Layer(3, padding=1), Layer(2, strides=2), Layer(3, padding=1, dilation=2)])
+    figure = draw_receptive_field(
+        [FieldLayer(3, padding=1), FieldLayer(2, strides=2), FieldLayer(3, padding=1, dilation=2)]
+    )
     written = texts(figure)
     assert written[::2] == ["window 3, dilation 2", "window 2, stride 2", "window 3", "input"]
     assert written[1::2] == ["1 pixel", "5 pixels", "10 pixels", "12 pixels"]
@@ -138,8 +140,8 @@ def test_the_same_call_gives_the_same_file(ending, tmp_path):
         (lambda: draw_convolution(5, 3, values=[1, 2]), "values must have shape (5,), got (2,)"),
         (lambda: draw_convolution(5, 3, results=[1]), "results must have shape (3,), got (1,)"),
         (lambda: draw_convolution(2, 3), "the window is larger than its padded input"),
-        (lambda: draw_receptive_field([]), "layers must be one or more `Layer`s in a row, got []"),
-        (lambda: draw_receptive_field([[[], []]]), "layers must be one or more `Layer`s in a row"),
+        (lambda: draw_receptive_field([]), "layers must be one or more `FieldLayer`s in a row, got []"),
+        (lambda: draw_receptive_field([[[], []]]), "layers must be one or more `FieldLayer`s in a row"),
         (draw_curves, "there must be at least one curve"),
         (draw_tradeoff, "there must be at least one curve"),
         (lambda: draw_arrays("="), "there must be arrays of one or two axes, got shapes []"),

@@ -12,7 +12,7 @@ from matplotlib.collections import PatchCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Polygon, Rectangle
 
-from jaxcnn import Layer, conv_output_shape, receptive_field
+from jaxcnn import FieldLayer, conv_output_shape, receptive_field
 from jaxcnn.drawing._saving import saved
 
 PIXEL, PADDING, EDGE, TEXT = "#dbe7f5", "#ffffff", "#5b6b80", "#1f2933"
@@ -69,7 +69,7 @@ def _resolved_padding(
         elif name:
             total = low = extent - 1 if name == "CAUSAL" else 0
         else:
-            low = receptive_field([Layer((1,) * rank, padding=padding)]).offset[axis]
+            low = receptive_field([FieldLayer((1,) * rank, padding=padding)]).offset[axis]
             unstrided = conv_output_shape((*sizes, 1), (*extents, 1, 1), padding=padding)[axis]
             total = unstrided - 1 + extent - size
         pairs.append((low, total - low))
@@ -191,14 +191,14 @@ def draw_convolution(
     return saved(figure, path)
 
 
-def draw_receptive_field(layers: Sequence[Layer], *, path: str | os.PathLike[str] | None = None) -> Figure:
+def draw_receptive_field(layers: Sequence[FieldLayer], *, path: str | os.PathLike[str] | None = None) -> Figure:
     """Picture of what one output pixel sees, layer by layer, along the first spatial axis.
 
     One row of pixels for each layer, the output on top and the input below. Filled are the pixels that the one output
     pixel depends on; what it sees of each row is written beside it.
 
     Args:
-      layers: `Layer`s from input to output, without parallel branches.
+      layers: `FieldLayer`s from input to output, without parallel branches.
       path: file to save the picture to; its ending says the format (`.png`, `.svg`, `.pdf`).
 
     Returns:
@@ -208,14 +208,14 @@ def draw_receptive_field(layers: Sequence[Layer], *, path: str | os.PathLike[str
       ValueError: no layers, or parallel branches.
 
     Example:
-      >>> from jaxcnn import Layer
-      >>> figure = draw_receptive_field([Layer(3, padding=1), Layer(3, strides=2, padding=1)])
+      >>> from jaxcnn import FieldLayer
+      >>> figure = draw_receptive_field([FieldLayer(3, padding=1), FieldLayer(3, strides=2, padding=1)])
       >>> len(figure.axes)
       1
     """
     layers = list(layers)
-    if not layers or not all(isinstance(layer, Layer) for layer in layers):
-        raise ValueError(f"draw_receptive_field: layers must be one or more `Layer`s in a row, got {layers!r}")
+    if not layers or not all(isinstance(layer, FieldLayer) for layer in layers):
+        raise ValueError(f"draw_receptive_field: layers must be one or more `FieldLayer`s in a row, got {layers!r}")
     count = len(layers)
     rows = []  # the input first: (seen below, stride, centre of pixel 0, first pixel seen, pixels seen)
     for index in range(count + 1):

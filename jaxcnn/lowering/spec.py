@@ -12,10 +12,9 @@ from typing import Any, Literal, get_args
 import numpy as np
 from jax import lax
 
-from jaxcnn.geometry import Pair, dilated_size, output_sizes
+from jaxcnn.geometry import Ints, Pair, dilated_size, output_sizes
 
 Role = Literal["output", "input", "kernel"]
-Ints = tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +130,7 @@ class PoolSpec:
     @property
     def output_shape(self) -> Ints:
         """(N, *spatial, C) of the result."""
-        sizes = output_sizes("pool", self.input_shape[1:-1], self.padding, self.extents, self.strides)
+        sizes = output_sizes(self.input_shape[1:-1], self.padding, self.extents, self.strides)
         return (self.input_shape[0], *sizes, self.input_shape[-1])
 
     @property
@@ -166,7 +165,7 @@ def conv_spec(
         input_shape, kernel_shape = lhs_shape, rhs_shape
         extents = tuple(dilated_size(w, d) for w, d in zip(kernel_shape[:-2], kernel_dilation, strict=True))
         dilated = tuple(dilated_size(n, d) for n, d in zip(input_shape[1:-1], input_dilation, strict=True))
-        sizes = output_sizes("conv", dilated, padding, extents, strides)
+        sizes = output_sizes(dilated, padding, extents, strides)
         output_shape = (input_shape[0], *sizes, kernel_shape[-1])
     elif role == "input":
         output_shape, kernel_shape = lhs_shape, rhs_shape

@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from jaxcnn.arguments import frozen
 from jaxcnn.chain import KernelChain
+from jaxcnn.errors import ErrorPrefix
 from jaxcnn.factorization.numerics.blocks import grouped_kernel, merged_link
 from jaxcnn.factorization.numerics.ranks import check_rank, check_tolerance, without_rounding
 from jaxcnn.factorization.numerics.stack_als import EXACT, fit_links
 from jaxcnn.geometry import axis_values
 from jaxcnn.layout import Layout
+from jaxcnn.options import frozen
 
 
 def stack(
@@ -72,7 +73,8 @@ def stack(
         raise TypeError(f"{operation}: kernel must be of real floats, got dtype {np.asarray(kernel).dtype}")
     *window, in_features, out_features = blocks.shape[1:]
     rank = len(window)
-    sizes = [axis_values(operation, "windows", size, rank) for size in frozen(tuple(windows))]
+    with ErrorPrefix(operation):
+        sizes = [axis_values("windows", size, rank) for size in frozen(tuple(windows))]
     if len(sizes) < 2:
         raise ValueError(f"{operation}: there must be at least two windows, got {windows!r}")
     made = [sum(axis) - len(axis) + 1 for axis in zip(*sizes, strict=True)]

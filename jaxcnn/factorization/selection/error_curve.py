@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from jaxcnn.arguments import IntOrInts
 from jaxcnn.factorization.selection.candidates import Family, Subject
 from jaxcnn.factorization.selection.workload import Usage
-from jaxcnn.geometry import Padding
+from jaxcnn.geometry import IntOrInts, Padding
 from jaxcnn.layout import Layout
 
 

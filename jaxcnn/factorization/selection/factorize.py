@@ -7,13 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from jaxcnn.arguments import IntOrInts
 from jaxcnn.chain import KernelChain
 from jaxcnn.factorization.numerics.ranks import check_tolerance
 from jaxcnn.factorization.schemes.registry import SCHEMES
 from jaxcnn.factorization.selection.candidates import MULTIPLES, Family, Subject, families
 from jaxcnn.factorization.selection.workload import Usage
-from jaxcnn.geometry import Padding
+from jaxcnn.geometry import IntOrInts, Padding
 from jaxcnn.layout import Layout
 
 _LARGEST_SEARCHED = 10_000

@@ -8,6 +8,9 @@ from typing import Any, ParamSpec, TypeVar
 
 import jax
 
+from jaxcnn.errors import ErrorPrefix
+from jaxcnn.lowering.choice import check_method
+from jaxcnn.transform.acceleration.rules import walker
 from jaxcnn.transform.jaxpr.signature import Outputs, Signature, are_traced, split
 
 P = ParamSpec("P")
@@ -72,11 +75,8 @@ def accelerate(f: Callable[P, T], *, method: str = "auto") -> Callable[P, T]:
     References:
       The slow cases on CPU are jax-ml/jax issues 12868, 13800 and 23713.
     """
-    # Imported at the first call: JAX's extension modules would be most of the time that importing jaxcnn takes.
-    from jaxcnn.lowering.choice import check_method
-    from jaxcnn.transform.acceleration.rules import walker
-
-    check_method("accelerate", method)
+    with ErrorPrefix("accelerate"):
+        check_method(method)
     if not callable(f):
         raise TypeError(f"accelerate: f must be a function, got {f!r}")
 

@@ -106,7 +106,10 @@ def groups(jaxpr: Any) -> Iterator[Group]:
 
 
 def _may_start(equation: JaxprEqn) -> bool:
-    if not is_convolution(equation) or equation.params.get("role") == "kernel" or equation.params.get("stacked"):
+    if not is_convolution(equation):
+        return False
+    spec = equation.params.get("spec")
+    if spec is not None and (spec.role == "kernel" or spec.stacked is not None):
         return False
     known = all(isinstance(size, int) and size > 0 for aval in avals(equation) for size in aval.shape)
     return known and all(aval.dtype == _FLOAT32 for aval in avals(equation))

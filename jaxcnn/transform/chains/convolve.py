@@ -20,17 +20,18 @@ from jaxcnn.primitives import conv_p
 from jaxcnn.transform.chains.axis_views import Ints
 from jaxcnn.transform.chains.find_kernels import Site
 from jaxcnn.transform.chains.placement import Placement
-from jaxcnn.transform.jaxpr.convolutions import Convolution, avals, described
+from jaxcnn.transform.jaxpr.convolutions import Convolution, avals, described, option
 from jaxcnn.transform.jaxpr.walker import held_jaxprs, opened
 from jaxcnn.transform.summary.describe import macs_of
 
 
 def conv_options(equation: JaxprEqn) -> dict[str, Any]:
     """The equation's options as `conv` and `conv_cost` take them, groups aside: a chain has its own."""
-    params = equation.params
     names = ("strides", "padding", "input_dilation", "kernel_dilation")
-    own = names if equation.primitive is conv_p else ("window_strides", "padding", "lhs_dilation", "rhs_dilation")
-    return {name: tuple(params[key]) for name, key in zip(names, own, strict=True)}
+    if equation.primitive is conv_p:
+        return {name: getattr(equation.params["spec"], name) for name in names}
+    lax_names = ("window_strides", "padding", "lhs_dilation", "rhs_dilation")
+    return {name: tuple(equation.params[key]) for name, key in zip(names, lax_names, strict=True)}
 
 
 def image_axes(equation: JaxprEqn) -> tuple[Ints, Ints]:
@@ -45,7 +46,7 @@ def image_axes(equation: JaxprEqn) -> tuple[Ints, Ints]:
 
 def is_forward(equation: JaxprEqn) -> bool:
     """Whether the equation computes outputs of its image, and not the other way round."""
-    return equation.primitive is not conv_p or equation.params["role"] == "output"
+    return equation.primitive is not conv_p or equation.params["spec"].role == "output"
 
 
 def direction(site: Site, placement: Placement) -> tuple[bool, Ints]:
@@ -72,7 +73,7 @@ def convolved(equation: JaxprEqn, x: jax.Array, chain: KernelChain) -> jax.Array
     out = avals(equation)[-1]
     if 0 in out.shape:
         return jnp.zeros(out.shape, out.dtype)  # which jaxcnn refuses, and lax does not
-    options = {**conv_options(equation), "precision": equation.params["precision"]}
+    options = {**conv_options(equation), "precision": option(equation, "precision")}
     if not is_forward(equation):
         # The transpose of the convolution, which is linear in its image; all of it in the dtype that `conv` keeps
         # between links.

@@ -13,7 +13,7 @@ from jax.extend.core import primitives as lax_primitives
 from jaxcnn.epilogue import fused_conv_p
 from jaxcnn.transform.chains.axis_views import Ints, View, moved
 from jaxcnn.transform.chains.placement import Placement, Use, use_of
-from jaxcnn.transform.jaxpr.convolutions import avals, described
+from jaxcnn.transform.jaxpr.convolutions import avals, described, option
 from jaxcnn.transform.jaxpr.walker import held_jaxprs, is_entered, loop_parts, opened
 
 INLINED = {
@@ -114,7 +114,7 @@ def _check(found: Found) -> None:
         if (other.taps, other.stack) != (own.taps, own.stack) or not same:
             found.refusal = found.refusal or "two convolutions have its axes in different order"
     # Features of a group are as many, and those of the image are not.
-    if len({site.equation.params["feature_group_count"] for site in found.sites}) > 1:
+    if len({option(site.equation, "feature_group_count") for site in found.sites}) > 1:
         found.refusal = found.refusal or "two convolutions have it in different numbers of groups"
 
 

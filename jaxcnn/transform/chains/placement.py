@@ -124,7 +124,8 @@ def use_of(equation: JaxprEqn, view: View) -> Use | None:
         if equation.params["batch_group_count"] > 1:
             return None
     elif equation.primitive is conv_p:
-        if equation.params["role"] == "kernel" or equation.params["stacked"]:
+        spec = equation.params["spec"]
+        if spec.role == "kernel" or spec.stacked is not None:
             return None
         *taps, inputs, features = range(len(view.axes))
     else:

@@ -26,7 +26,6 @@ class Convolution:
 
     Args:
       spec: the convolution, with the role that is computed.
-      params: the static parameters of `conv_p`, without its method.
       method: the method that the user asked for, `"auto"` for every convolution of lax.
       axes: of the equation's two operands and its result, each in the order that the role has them.
       flipped: whether the second operand is the kernel of the role `"output"` while the role is `"input"`: its window
@@ -35,15 +34,16 @@ class Convolution:
         reversed.
       edges: (low, high, interior) padding of the equation's first operand that comes before, where the equation has
         a negative one.
+      sharding: sharding of the result on an Explicit mesh, or None.
     """
 
     spec: ConvSpec
-    params: dict[str, Any]
     method: str
     axes: tuple[Ints, Ints, Ints]
     flipped: bool = False
     swapped: bool = False
     edges: tuple[tuple[int, int, int], ...] | None = None
+    sharding: Any = None
 
     def bind(self, lhs: jax.Array, rhs: jax.Array, method: str, kernel_waits: bool = False) -> jax.Array:
         """Computes the equation's result from its operands by `conv_p`."""
@@ -63,8 +63,9 @@ class Convolution:
     def conv_params(self, method: str, rhs: jax.Array, kernel_waits: bool) -> dict[str, Any]:
         """Returns the parameters of `conv_p` in a program that is rewritten as a whole."""
         # There an image is the result of what comes before.
-        known = {"computed": True, "kernel_waits": kernel_waits and isinstance(rhs, jax.core.Tracer)}
-        return {**self.params, **known, "method": method}
+        waits = kernel_waits and isinstance(rhs, jax.core.Tracer)
+        program = {"computed": True, "kernel_waits": waits}
+        return {"spec": self.spec, "method": method, "sharding": self.sharding, **program}
 
     def restored(self, result: jax.Array) -> jax.Array:
         """Returns the equation's result from that of `conv_p`."""
@@ -138,6 +139,11 @@ def is_convolution(equation: JaxprEqn) -> bool:
     return equation.primitive is conv_p or equation.primitive is conv_general_dilated_p
 
 
+def option(equation: JaxprEqn, name: str) -> Any:
+    """Returns an option of a convolution that lax and jaxcnn call by the same name."""
+    return getattr(equation.params["spec"], name) if equation.primitive is conv_p else equation.params[name]
+
+
 def counted(equation: JaxprEqn) -> Convolution | None:
     """As `described`, and to be counted alone the kernel's gradients that no role computes.
 
@@ -167,15 +173,16 @@ def is_plain(aval: Any) -> bool:
 
 
 def _own(equation: JaxprEqn) -> Convolution:
-    params = dict(equation.params)
-    method = params.pop("method")
+    spec, method, sharding = (equation.params[name] for name in ("spec", "method", "sharding"))
     lhs, rhs, out = avals(equation)
-    spec = conv_spec(lhs, rhs, **{name: value for name, value in params.items() if name != "sharding"})
     axes = tuple(range(lhs.ndim)), tuple(range(rhs.ndim)), tuple(range(out.ndim))
     found = None
     if spec.role == "output" and not spec.stacked and max(spec.input_dilation) > 1:
-        found = _input(equation, axes, params)
-    return Convolution(spec, params, method, axes) if found is None else dataclasses.replace(found, method=method)
+        names = ("strides", "padding", "input_dilation", "kernel_dilation", "feature_group_count", "precision")
+        found = _input(equation, axes, {name: getattr(spec, name) for name in names})
+    if found is None:
+        return Convolution(spec, method, axes, sharding=sharding)
+    return dataclasses.replace(found, method=method)
 
 
 def _of_lax(equation: JaxprEqn) -> Convolution | None:
@@ -215,7 +222,7 @@ def _batch_grouped(equation: JaxprEqn, groups: int) -> Convolution:
         window=None,
         **{**options, "feature_group_count": groups},
     )
-    return Convolution(spec, {}, "auto", axes)
+    return Convolution(spec, "auto", axes)
 
 
 def _sizes(aval: Any, axes: Sequence[int]) -> Ints:
@@ -241,7 +248,7 @@ def _found(
         "input_dilation": (1,) * len(given["strides"]),
         "input_size": None,
         "window": None,
-        "precision": equation.params["precision"],
+        "precision": option(equation, "precision"),
         "preferred_element_type": np.dtype(out.dtype),
         **given,
     }
@@ -249,7 +256,7 @@ def _found(
         *window, kernel_in, features = rhs.shape
         groups = params["feature_group_count"]
         rhs = jax.ShapeDtypeStruct((*window, features // groups, kernel_in * groups), rhs.dtype)
-    return Convolution(conv_spec(lhs, rhs, **params), {**params, "sharding": None}, "auto", axes, flipped, swapped)
+    return Convolution(conv_spec(lhs, rhs, **params), "auto", axes, flipped, swapped)
 
 
 def _output(equation: JaxprEqn) -> Convolution:

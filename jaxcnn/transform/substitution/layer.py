@@ -28,7 +28,7 @@ from jaxcnn.factorization.selection.candidates import MULTIPLES, Family, Subject
 from jaxcnn.transform.chains.convolve import convolved, direction, linked_macs, seen
 from jaxcnn.transform.chains.find_kernels import Found, Site
 from jaxcnn.transform.chains.placement import Placement
-from jaxcnn.transform.jaxpr.convolutions import avals
+from jaxcnn.transform.jaxpr.convolutions import avals, option
 
 _POINTS = 40
 """Most ranks of a scheme that are considered, evenly spread in the logarithm of their cost."""
@@ -111,7 +111,7 @@ class Layer:
     @cached_property
     def groups(self) -> int:
         """Number of groups of the convolution."""
-        return int(self.sites[0].equation.params["feature_group_count"])
+        return int(option(self.sites[0].equation, "feature_group_count"))
 
     @cached_property
     def kernels(self) -> list[np.ndarray]:

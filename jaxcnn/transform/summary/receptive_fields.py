@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from jax.extend.core import JaxprEqn, Primitive
 from jax.extend.core import primitives as lax_primitives
 
-from jaxcnn.geometry import ReceptiveField, dilated_size
+from jaxcnn.geometry import dilated_size
+from jaxcnn.receptive_field import ReceptiveField
 from jaxcnn.transform.jaxpr.convolutions import Convolution, avals
 
 

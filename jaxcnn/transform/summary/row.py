@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from jaxcnn.cost import Cost
-from jaxcnn.geometry import ReceptiveField
+from jaxcnn.receptive_field import ReceptiveField
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ import jax
 
 from jaxcnn import native
 from jaxcnn.cost import Cost
-from jaxcnn.geometry import ReceptiveField
+from jaxcnn.receptive_field import ReceptiveField
 from jaxcnn.transform.jaxpr.signature import split
 from jaxcnn.transform.summary.row import Row
 from jaxcnn.transform.summary.table import html_table, text_table
