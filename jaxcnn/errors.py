@@ -1,8 +1,16 @@
-"""Error messages: the code inside raises the fact, and the public function puts its name before it, here."""
+"""Errors that users read.
+
+The code inside raises a ValueError or a TypeError that states the fact; the public function puts its name before it by
+`ErrorPrefix`. What a command of the command line cannot do is a `CommandError`.
+"""
 
 from __future__ import annotations
 
 from types import TracebackType
+
+
+class CommandError(Exception):
+    """Tells the user of a command something that they can put right; its message is one line, for standard error."""
 
 
 class ErrorPrefix:

@@ -35,7 +35,7 @@ CLASSES = [
 NOT_MEASURED = {
     "Curve": "a record",
     "LayerReport": "a row of a report",
-    "Layer": "arithmetic on integers",
+    "FieldLayer": "arithmetic on integers",
     "ReceptiveField": "arithmetic on integers",
     "Report": "what substitute says of its result",
     "Row": "a row of what summarize returns",
