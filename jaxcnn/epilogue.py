@@ -1,7 +1,7 @@
-"""`fused_conv_p`: a convolution together with what follows it, which a method may apply before it stores its result.
+"""`fused_conv_p`: a convolution and the operations after it, which a method may apply before it stores its result.
 
-The equation holds its own definition: a jaxpr of the convolution and the operations that follow. Derivatives and
-batching are those of this jaxpr, and so are the values wherever no method takes the epilogue over. A `Recipe` says what
+The equation holds its own definition, a jaxpr of the convolution and the operations that follow. Derivatives and
+batching are those of this jaxpr, and so are the values where no method takes the epilogue over. A `Recipe` says what
 the operations amount to.
 """
 
@@ -42,7 +42,7 @@ ACTIVATIONS = (
 
 
 def fusing_enabled() -> bool:
-    """Returns whether a method is there that applies epilogues, without which nothing is gained by fusing."""
+    """Returns whether there is a method that applies epilogues; without one fusing gains nothing."""
     return native.is_available()
 
 
@@ -155,7 +155,7 @@ fused_conv_p.def_impl(_separate)
 @fused_conv_p.def_abstract_eval
 def _abstract(*operands: Any, unfused: Any, recipe: Recipe) -> Any:
     if list(operands) != list(unfused.in_avals):
-        # In `shard_map` values vary over the mesh that did not vary where the function was traced.
+        # In `shard_map` values may vary over the mesh that did not vary where the function was traced.
         unfused = jax.make_jaxpr(partial(_separate, unfused=unfused, recipe=recipe))(*operands)
     return unfused.out_avals[0]
 

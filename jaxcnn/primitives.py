@@ -1,7 +1,7 @@
 """The JAX primitives behind the public functions: abstract evaluation, derivatives, batching and lowering.
 
 `conv_p` has three roles, the partial derivatives of the trilinear form sum(y * conv(x, kernel)): each transpose of one
-is another of them. `extremum_p` (a max or min pool) is differentiated through the index of each window's winner,
+role is another role. `extremum_p` (a max or min pool) is differentiated through the index of each window's winner,
 `winner_p`, and a linear primitive that selects by it, `select_p`, whose transpose `scatter_p` adds back. `window_sum_p`
 and `window_spread_p` are each other's transpose.
 """
@@ -32,7 +32,7 @@ source_info_util.register_exclusion(os.path.join(os.path.dirname(__file__), ""))
 
 
 def _register(primitive: Primitive, run: Callable[..., jax.Array], static: Sequence[str]) -> None:
-    """Evaluation of a primitive by `run`, eager, abstract and lowered."""
+    """Defines a primitive's evaluation, eager, abstract and lowered, by a function of its operands and parameters."""
 
     @primitive.def_abstract_eval
     def _abstract(*operands: Any, **params: Any) -> Any:
@@ -46,21 +46,21 @@ def _register(primitive: Primitive, run: Callable[..., jax.Array], static: Seque
 
     @primitive.def_impl
     def _impl(*operands: jax.Array, **params: Any) -> jax.Array:
-        # Evaluated operation by operation, as by jax.disable_jit() and where a NaN is looked for, `apply` would call
-        # itself for ever.
+        # Where JAX evaluates operation by operation (jax.disable_jit, a search for NaN), `apply` would call itself for
+        # ever.
         with jax.disable_jit(False), jax.debug_nans(False), jax.debug_infs(False):
             result = apply(*operands, **params)
-        for name, found in (("nan", jnp.isnan), ("inf", jnp.isinf)):
+        for name, is_invalid in (("nan", jnp.isnan), ("inf", jnp.isinf)):
             if (
                 getattr(jax.config, f"jax_debug_{name}s")
                 and jnp.issubdtype(result.dtype, jnp.inexact)
-                and bool(found(result).any())
+                and bool(is_invalid(result).any())
             ):
                 raise FloatingPointError(f"invalid value ({name}) encountered in {primitive}")
         return result
 
     def run_on(platform: str, *operands: jax.Array, **params: Any) -> jax.Array:
-        # On an Explicit mesh JAX asks of each reshape how its result lies; there only `direct` knows.
+        # On an Explicit mesh each reshape needs a sharding for its result, which only `direct` gives.
         return run(*operands, platform=None if any(map(_is_explicit, operands)) else platform, **params)
 
     mlir.register_lowering(primitive, mlir.lower_fun(partial(run_on, "accelerator"), multiple_results=False))
@@ -92,7 +92,7 @@ def _run_conv(
     method: str,
     sharding: Any,
     platform: str | None = None,
-    **program: bool,
+    **program: Any,
 ) -> jax.Array:
     spec = dataclasses.replace(spec, **program)
     chosen = choice.choose(spec, method, platform)
@@ -171,8 +171,9 @@ def _conv_transpose_rule(
 
 ad.defbilinear(conv_p, partial(_conv_transpose_rule, 0), partial(_conv_transpose_rule, 1))
 
-# Where a `vmap` over one operand alone goes: into an axis of that operand which the result keeps. Each entry is that
-# axis of the operand and of the result, and whether its features lie group by group (a kernel's input features do not).
+# A `vmap` over one operand alone is folded into an axis of that operand which the result keeps. By role and position of
+# the operand: that axis of the operand and of the result, each with whether its features lie group by group (a kernel's
+# input features do not).
 _BATCH = 0
 _FOLDS = {
     ("output", 0): ((_BATCH, False), (_BATCH, False)),
@@ -188,13 +189,12 @@ def _fold(array: jax.Array, axis: int, groups: int) -> jax.Array:
     """Merges the leading axis B into `axis` of the rest: (B, ..., G * F, ...) -> (..., G * B * F, ...)."""
     size, shape = array.shape[0], array.shape[1:]
     axis %= len(shape)
-    moved = jnp.moveaxis(array, 0, axis)
-    split = moved.reshape(*shape[:axis], size, groups, shape[axis] // groups, *shape[axis + 1 :])
+    split = jnp.moveaxis(array, 0, axis).reshape(*shape[:axis], size, groups, shape[axis] // groups, *shape[axis + 1 :])
     return jnp.swapaxes(split, axis, axis + 1).reshape(*shape[:axis], size * shape[axis], *shape[axis + 1 :])
 
 
 def _unfold(array: jax.Array, axis: int, groups: int, size: int) -> jax.Array:
-    """The inverse of `_fold`: (..., G * B * F, ...) -> (B, ..., G * F, ...)."""
+    """Undoes `_fold`: (..., G * B * F, ...) -> (B, ..., G * F, ...)."""
     shape = array.shape
     axis %= len(shape)
     features = shape[axis] // size
@@ -210,8 +210,8 @@ def _conv_batching_rule(
     role, groups, stacked = spec.role, spec.feature_group_count, spec.stacked is not None
     operands = [arg if dim is None else jnp.moveaxis(arg, dim, 0) for arg, dim in zip(args, dims, strict=True)]
 
-    def bind(lhs: jax.Array, rhs: jax.Array, stacked: bool) -> jax.Array:
-        return conv_p.bind(lhs, rhs, spec=_with_operands(spec, lhs, rhs, stacked), sharding=None, **params)
+    def bind(operands: Sequence[Any], stacked: bool) -> jax.Array:
+        return conv_p.bind(*operands, spec=_with_operands(spec, operands, stacked), sharding=None, **params)
 
     if any(arg.shape[dim] == 0 for arg, dim in zip(args, dims, strict=True) if dim is not None):
         lead = () if spec.stacked is None else (spec.stacked,)
@@ -225,20 +225,19 @@ def _conv_batching_rule(
             for axis, grouped in _FOLDS[role, position]
         )
         operands[position] = _fold(operands[position], axis, grouped)
-        return _unfold(bind(*operands, stacked), result_axis, result_grouped, size), 0
+        return _unfold(bind(operands, stacked), result_axis, result_grouped, size), 0
     if not stacked:
-        return bind(*operands, stacked=True), 0
+        return bind(operands, stacked=True), 0
     size, stack = operands[0].shape[:2]
     merged = [operand.reshape(size * stack, *operand.shape[2:]) for operand in operands]
-    result = bind(*merged, stacked)
+    result = bind(merged, stacked)
     return result.reshape(size, stack, *result.shape[1:]), 0
 
 
-def _with_operands(spec: ConvSpec, lhs: jax.Array, rhs: jax.Array, stacked: bool) -> ConvSpec:
-    """Returns the spec of a convolution with the same options of operands with more images or channels."""
+def _with_operands(spec: ConvSpec, operands: Sequence[Any], stacked: bool) -> ConvSpec:
+    """Returns the spec of a convolution with the same options and operands of more images or channels."""
     return conv_spec(
-        lhs,
-        rhs,
+        *operands,
         role=spec.role,
         stacked=stacked,
         strides=spec.strides,
@@ -256,7 +255,7 @@ def _with_operands(spec: ConvSpec, lhs: jax.Array, rhs: jax.Array, stacked: bool
 batching.primitive_batchers[conv_p] = _conv_batching_rule
 
 
-# Pools. Every operand is (N, *spatial, C); a `vmap` is folded into N.
+# Pools. Every operand is (N, *spatial, C), and a `vmap` is folded into N.
 
 _POOL_STATIC = ("window_shape", "strides", "padding", "window_dilation")
 
@@ -351,7 +350,7 @@ ad.primitive_jvps[extremum_p] = _extremum_jvp
 
 
 def _linear_in_first(primitive: Primitive, transpose: Callable[..., jax.Array]) -> None:
-    """Derivatives of a primitive that is linear in its first operand and constant in the others."""
+    """Defines the derivatives of a primitive that is linear in its first operand and constant in the others."""
 
     def jvp(primals: Sequence[Any], tangents: Sequence[Any], **params: Any) -> tuple[jax.Array, jax.Array]:
         return primitive.bind(*primals, **params), primitive.bind(tangents[0], *primals[1:], **params)
@@ -370,7 +369,7 @@ def _window_params(params: dict[str, Any]) -> dict[str, Any]:
 
 
 def _to_input(primitive: Primitive) -> Callable[..., jax.Array]:
-    """The transpose of a primitive that takes inputs to outputs: `primitive`, which needs the input's size."""
+    """Returns the transpose of a primitive from inputs to outputs: `primitive`, which is told the input's size."""
 
     def transpose(cotangent: Any, aval: Any, *others: Any, **params: Any) -> jax.Array:
         size = tuple(aval.shape[1:-1])
@@ -380,7 +379,7 @@ def _to_input(primitive: Primitive) -> Callable[..., jax.Array]:
 
 
 def _to_output(primitive: Primitive) -> Callable[..., jax.Array]:
-    """The transpose of a primitive that takes outputs to inputs: `primitive`."""
+    """Returns the transpose of a primitive from outputs to inputs: `primitive`."""
 
     def transpose(cotangent: Any, aval: Any, *others: Any, **params: Any) -> jax.Array:
         del aval
