@@ -42,11 +42,11 @@ from jaxcnn.shapes import pool_output_shape as pool_output_shape
 from jaxcnn.transform.acceleration.accelerate import accelerate as accelerate
 from jaxcnn.transform.chains.with_chains import with_chains as with_chains
 from jaxcnn.transform.substitution.report import LayerReport as LayerReport
-from jaxcnn.transform.substitution.report import Report as Report
+from jaxcnn.transform.substitution.report import SubstitutionReport as SubstitutionReport
 from jaxcnn.transform.substitution.substitute import Substitution as Substitution
 from jaxcnn.transform.substitution.substitute import TradeOff as TradeOff
 from jaxcnn.transform.substitution.substitute import substitute as substitute
-from jaxcnn.transform.summary.row import Row as Row
+from jaxcnn.transform.summary.row import SummaryRow as SummaryRow
 from jaxcnn.transform.summary.summarize import Summary as Summary
 from jaxcnn.transform.summary.summarize import summarize as summarize
 from jaxcnn.transform.tuning import tune as tune
@@ -58,8 +58,8 @@ __all__ = [
     "Layer",
     "LayerReport",
     "ReceptiveField",
-    "Report",
-    "Row",
+    "SubstitutionReport",
+    "SummaryRow",
     "Substitution",
     "Summary",
     "TradeOff",

@@ -13,7 +13,7 @@ _FEWEST_ROUNDS, _MOST_ROUNDS = 3, 25
 """Blocks of calls for each function, of which the median is taken."""
 _BLOCK_SECONDS = 0.02
 """Longest block aimed at, unless a single call takes longer."""
-_BAR_AFTER_SECONDS = 2.0
+_SECONDS_BEFORE_BAR = 2.0
 
 Progress = bool | Callable[[float, float], Any]
 """A bar on a terminal or none; or a function that is told how many steps are done, and of how many."""
@@ -81,7 +81,7 @@ def bar(title: str, total: int, wanted: Progress) -> Iterator[Callable[[float], 
         bars.advance(task, done)
         # A search may take more steps than it could announce.
         bars.update(task, total=max(total, bars.tasks[0].completed))
-        if not bars.live.is_started and time.perf_counter() - start > _BAR_AFTER_SECONDS:
+        if not bars.live.is_started and time.perf_counter() - start > _SECONDS_BEFORE_BAR:
             bars.start()
 
     try:

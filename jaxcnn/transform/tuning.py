@@ -15,17 +15,17 @@ import numpy as np
 from jaxcnn.lowering import tuning_table as tables
 from jaxcnn.lowering.tuning_table import Measurement, TuningTable
 from jaxcnn.transform.acceleration.accelerate import accelerate
-from jaxcnn.transform.jaxpr.signature import split
+from jaxcnn.transform.jaxpr.signature import flatten_call
 from jaxcnn.transform.timing import bar, medians, seconds_of
 
 if TYPE_CHECKING:
     from jaxcnn.lowering.spec import ConvSpec
 
-_TIE = 1.05
+_TIE_RATIO = 1.05
 """`direct` is kept where it takes at most this many times as long as the fastest: two runs differ by as much."""
-_HOPELESS = 4.0
+_HOPELESS_RATIO = 4.0
 """A method whose second call takes this many times as long as the best so far is measured no further."""
-_LARGEST_PROGRAM = 1000
+_MAX_PROGRAM_EQUATIONS = 1000
 """Most equations of a program that is compiled only to be measured: 700 take XLA half a second, 1800 seven seconds."""
 
 
@@ -81,7 +81,7 @@ def tune(f: Callable[..., Any], *args: Any, seconds: float = 30.0, progress: boo
 
 def _recorded(f: Callable[..., Any], args: tuple[Any, ...]) -> list[ConvSpec]:
     """The distinct convolutions of f for which a method is chosen, in the order in which they are lowered."""
-    signature, arrays = split("tune", args, {})
+    signature, arrays = flatten_call("tune", args, {})
     recorder = tables.Recorder()
     tables.activate(recorder)
     try:
@@ -114,7 +114,7 @@ def _measured(spec: ConvSpec, platform: str, seconds: float, advance: Callable[[
         call = partial(_run, program, operands)
         call()  # compiles
         milliseconds[method] = 1e3 * seconds_of(call, 1)
-        if milliseconds[method] <= _HOPELESS * min(milliseconds.values()):
+        if milliseconds[method] <= _HOPELESS_RATIO * min(milliseconds.values()):
             calls[method] = call
         advance(0)
     if len(milliseconds) > 1:
@@ -125,7 +125,7 @@ def _measured(spec: ConvSpec, platform: str, seconds: float, advance: Callable[[
 def fastest(milliseconds: Mapping[str, float]) -> str:
     """The method with the least time, or `direct` if it is as fast within the error of a measurement."""
     best = min(milliseconds, key=lambda method: milliseconds[method])
-    return "direct" if milliseconds["direct"] <= _TIE * milliseconds[best] else best
+    return "direct" if milliseconds["direct"] <= _TIE_RATIO * milliseconds[best] else best
 
 
 def _program(method: str, spec: ConvSpec) -> Any:
@@ -144,7 +144,7 @@ def _compilable(
     """The methods whose programs take no absurd time to compile, as long as there is time."""
     # From the registry's end: the general methods at its start unroll large windows into programs slow to trace.
     for name in reversed(programs):
-        if time.perf_counter() < end and len(programs[name].trace(*operands).jaxpr.eqns) <= _LARGEST_PROGRAM:
+        if time.perf_counter() < end and len(programs[name].trace(*operands).jaxpr.eqns) <= _MAX_PROGRAM_EQUATIONS:
             yield name, programs[name]
 
 

@@ -55,7 +55,7 @@ def test_a_bar_is_shown_when_it_takes_long(monkeypatch, after, progress, shown):
     pytest.importorskip("rich")
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
-    monkeypatch.setattr(clock, "_BAR_AFTER_SECONDS", after)
+    monkeypatch.setattr(clock, "_SECONDS_BEFORE_BAR", after)
     monkeypatch.setenv("TERM", "xterm")
     jaxcnn.tune(jaxcnn.depthwise_conv, X, KERNEL, seconds=SHORT, progress=progress)
     assert ("Measuring convolutions" in terminal.text) == shown

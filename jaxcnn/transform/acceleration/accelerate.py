@@ -8,12 +8,12 @@ from typing import Any, ParamSpec, TypeVar
 
 import jax
 
-from jaxcnn.transform.jaxpr.signature import Outputs, Signature, are_traced, split
+from jaxcnn.transform.jaxpr.signature import Outputs, Signature, are_traced, flatten_call
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_FUNCTIONS = 256
+_PROGRAM_CACHE_SIZE = 256
 """Most sets of arguments that are not arrays for which a function keeps its programs."""
 
 
@@ -80,7 +80,7 @@ def accelerate(f: Callable[P, T], *, method: str = "auto") -> Callable[P, T]:
     if not callable(f):
         raise TypeError(f"accelerate: f must be a function, got {f!r}")
 
-    @lru_cache(maxsize=_FUNCTIONS)
+    @lru_cache(maxsize=_PROGRAM_CACHE_SIZE)
     def programs(signature: Signature) -> tuple[Callable[..., Outputs], Callable[..., Outputs]]:
         def inlined(*arrays: Any) -> Outputs:
             # A new function at each call: JAX would remember the trace, and with it values of another trace that f
@@ -93,7 +93,7 @@ def accelerate(f: Callable[P, T], *, method: str = "auto") -> Callable[P, T]:
 
     @wraps(f, updated=())
     def accelerated(*args: P.args, **kwargs: P.kwargs) -> T:
-        signature, arrays = split("accelerate", args, kwargs)
+        signature, arrays = flatten_call("accelerate", args, kwargs)
         inlined, compiled = programs(signature)
         return (inlined if are_traced(arrays) else compiled)(*arrays).results()
 

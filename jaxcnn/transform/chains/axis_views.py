@@ -63,7 +63,7 @@ class View:
         """The array's shape."""
         return tuple(map(size_of, self.axes))
 
-    def without(self, axis: int) -> View | None:
+    def index_axis(self, axis: int) -> View | None:
         """One index of an axis of the array, which stays with size 1; None unless it is an axis of the parameter."""
         whole = self._whole_axis(self.axes[axis])
         if whole is None or whole in self.flipped:
@@ -72,7 +72,7 @@ class View:
             self, axes=(*self.axes[:axis], (), *self.axes[axis + 1 :]), sliced=(*self.sliced, whole)
         )
 
-    def leaving(self, axis: int) -> View:
+    def drop_axis(self, axis: int) -> View:
         """The array without an axis of size 1."""
         return dataclasses.replace(self, axes=(*self.axes[:axis], *self.axes[axis + 1 :]))
 
@@ -112,7 +112,7 @@ class View:
             axes.append(merged(own))
         return None if left else dataclasses.replace(self, axes=tuple(axes))
 
-    def of(self, parameter: Any) -> Any:
+    def apply_to(self, parameter: Any) -> Any:
         """The array, made of the parameter without its sliced axes (each left with size 1)."""
         used = sorted({factor for factors in self.axes for factor in factors}, key=lambda f: (f[0], -f[1]))
         order = {factor: position for position, factor in enumerate(used)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -20,9 +19,8 @@ from jaxcnn.primitives import conv_p
 from jaxcnn.transform.chains.axis_views import Ints
 from jaxcnn.transform.chains.find_kernels import Site
 from jaxcnn.transform.chains.placement import Placement
-from jaxcnn.transform.jaxpr.convolutions import Convolution, avals, described
-from jaxcnn.transform.jaxpr.walker import held_jaxprs, opened
-from jaxcnn.transform.summary.describe import macs_of
+from jaxcnn.transform.jaxpr.convolutions import as_convolution
+from jaxcnn.transform.jaxpr.equations import all_equations, avals
 
 
 def conv_options(equation: JaxprEqn) -> dict[str, Any]:
@@ -55,7 +53,7 @@ def direction(site: Site, placement: Placement) -> tuple[bool, Ints]:
     return exchanged == is_forward(site.equation), site.use.flipped
 
 
-def seen(site: Site, chain: KernelChain, placement: Placement) -> KernelChain:
+def as_patches_see_it(site: Site, chain: KernelChain, placement: Placement) -> KernelChain:
     """The links that a convolution's patches meet, of a chain for the kernel at a placement; its own inverse."""
     backward, flipped = direction(site, placement)
     kernels, counts = chain.kernels, chain.feature_group_counts
@@ -67,7 +65,7 @@ def seen(site: Site, chain: KernelChain, placement: Placement) -> KernelChain:
     return KernelChain(kernels, counts)
 
 
-def convolved(equation: JaxprEqn, x: jax.Array, chain: KernelChain) -> jax.Array:
+def convolve_with_chain(equation: JaxprEqn, x: jax.Array, chain: KernelChain) -> jax.Array:
     """The equation's result for an image, with a chain for its kernel."""
     out = avals(equation)[-1]
     if 0 in out.shape:
@@ -87,24 +85,16 @@ def convolved(equation: JaxprEqn, x: jax.Array, chain: KernelChain) -> jax.Array
     return result.transpose(np.argsort(out_axes))
 
 
-def linked_macs(equation: JaxprEqn, chain: KernelChain) -> int:
+def macs_with_chain(equation: JaxprEqn, chain: KernelChain) -> int:
     """Multiply-accumulates of the equation with a chain for its kernel, as a summary counts them."""
     lhs, _, out = avals(equation)
     options = conv_options(equation)
     if max(options["input_dilation"]) > 1:
         # Not those with the zeros between pixels, which are left out where a convolution is the transpose of another.
-        closed = jax.make_jaxpr(lambda x, chain: convolved(equation, x, chain))(
+        closed = jax.make_jaxpr(lambda x, chain: convolve_with_chain(equation, x, chain))(
             jax.ShapeDtypeStruct(lhs.shape, lhs.dtype), chain
         )
-        return sum(macs_of(found.spec)[0] for found in _convolutions(closed))
+        convolutions = (as_convolution(inner, "describe") for inner in all_equations(closed))
+        return sum(conv.spec.macs for conv in convolutions if conv is not None)
     image, axes = (lhs, image_axes(equation)[0]) if is_forward(equation) else (out, range(out.ndim))
     return conv_cost(tuple(image.shape[axis] for axis in axes), chain, **options).macs
-
-
-def _convolutions(jaxpr: Any) -> Iterator[Convolution]:
-    for equation in opened(jaxpr).eqns:
-        found = described(equation)
-        if found is not None:
-            yield found
-        for inner in held_jaxprs(equation):
-            yield from _convolutions(inner)

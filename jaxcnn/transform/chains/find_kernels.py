@@ -13,8 +13,8 @@ from jax.extend.core import primitives as lax_primitives
 from jaxcnn.epilogue import fused_conv_p
 from jaxcnn.transform.chains.axis_views import Ints, View, moved
 from jaxcnn.transform.chains.placement import Placement, Use, use_of
-from jaxcnn.transform.jaxpr.convolutions import avals, described
-from jaxcnn.transform.jaxpr.walker import held_jaxprs, is_entered, loop_parts, opened
+from jaxcnn.transform.jaxpr.convolutions import as_convolution
+from jaxcnn.transform.jaxpr.equations import avals, inner_jaxpr, is_entered, loop_parts, sub_jaxprs
 
 INLINED = {
     lax_primitives.jit_p,
@@ -50,7 +50,7 @@ class Site:
 
 
 @dataclasses.dataclass
-class Found:
+class KernelUses:
     """What a function does with a parameter.
 
     Args:
@@ -88,11 +88,11 @@ class _Followed:
     scaled: frozenset[int] | None = None
 
 
-def kernels_of(closed: Any) -> tuple[dict[int, Found], list[tuple[JaxprEqn, int]]]:
+def find_kernels(closed: Any) -> tuple[dict[int, KernelUses], list[tuple[JaxprEqn, int]]]:
     """What becomes of each argument of a closed jaxpr that is some convolution's kernel; all convolutions, and how
     often each is executed."""
     search = _Search()
-    variables = opened(closed).invars
+    variables = inner_jaxpr(closed).invars
     followed = [
         _Followed(index, View.whole(variable.aval.shape)) if len(variable.aval.shape) > 2 else None
         for index, variable in enumerate(variables)
@@ -105,7 +105,7 @@ def kernels_of(closed: Any) -> tuple[dict[int, Found], list[tuple[JaxprEqn, int]
     return found, search.convolutions
 
 
-def _check(found: Found) -> None:
+def _check(found: KernelUses) -> None:
     """Refuses a kernel of which convolutions disagree where its axes are, or on its groups."""
     own = found.placement
     for site in found.sites:
@@ -120,16 +120,16 @@ def _check(found: Found) -> None:
 
 @dataclasses.dataclass
 class _Search:
-    found: dict[int, Found] = dataclasses.field(default_factory=dict)
+    found: dict[int, KernelUses] = dataclasses.field(default_factory=dict)
     convolutions: list[tuple[JaxprEqn, int]] = dataclasses.field(default_factory=list)
 
     def escape(self, value: _Followed | None, reason: str) -> None:
         if value is not None:
-            found = self.found.setdefault(value.index, Found())
+            found = self.found.setdefault(value.index, KernelUses())
             found.refusal = found.refusal or reason
 
     def walk(self, jaxpr: Any, values: Sequence[Any], place: _Place) -> list[_Followed | None]:
-        jaxpr = opened(jaxpr)
+        jaxpr = inner_jaxpr(jaxpr)
         known: dict[Any, _Followed | None] = dict.fromkeys(jaxpr.constvars)
         known.update(zip(jaxpr.invars, values, strict=True))
 
@@ -143,10 +143,10 @@ class _Search:
         return [read(atom) for atom in jaxpr.outvars]
 
     def _results(self, equation: JaxprEqn, operands: list[_Followed | None], place: _Place) -> list[_Followed | None]:
-        if described(equation) is not None:
+        if as_convolution(equation, "describe") is not None:
             self.convolutions.append((equation, place.count))
             operands = self._convolution(equation, operands, place)
-        elif held_jaxprs(equation) and is_entered(equation.primitive):
+        elif sub_jaxprs(equation) and is_entered(equation.primitive):
             return self._held(equation, operands, place)
         followed = [value for value in operands if value is not None]
         if len(followed) == 1 and len(equation.outvars) == 1:
@@ -173,11 +173,11 @@ class _Search:
             self.escape(kernel, "it is multiplied by numbers that vary along other axes than its output features")
         own = place.inside(equation)
         site = Site(equation, use, own.count, own.path, own.hidden, kernel.scaled is not None)
-        self.found.setdefault(kernel.index, Found()).sites.append(site)
+        self.found.setdefault(kernel.index, KernelUses()).sites.append(site)
         return [image, None]
 
     def _held(self, equation: JaxprEqn, operands: list[_Followed | None], place: _Place) -> list[_Followed | None]:
-        params, held = equation.params, held_jaxprs(equation)
+        params, held = equation.params, sub_jaxprs(equation)
         if equation.primitive is lax_primitives.scan_p:
             constants, carry, slices = loop_parts(equation, operands)
             inner = [self._slice(value) for value in slices]
@@ -198,16 +198,16 @@ class _Search:
             return self.walk(held[0], operands, place.inside(equation))
         for value in operands:
             self.escape(value, f"it reaches {equation.primitive}")
-        inside = [None] * len(opened(held[0]).invars)
+        inside = [None] * len(inner_jaxpr(held[0]).invars)
         self.walk(held[0], inside, place.inside(equation, hidden=True))
         return [None] * len(equation.outvars)
 
     def _slice(self, value: _Followed | None) -> _Followed | None:
-        view = None if value is None else value.view.without(0)
+        view = None if value is None else value.view.index_axis(0)
         if value is None or view is None:
             self.escape(value, "a loop slices it along another axis than one that numbers kernels")
             return None
-        return dataclasses.replace(value, view=view.leaving(0))
+        return dataclasses.replace(value, view=view.drop_axis(0))
 
     def _carried(self, before: Sequence[_Followed | None], after: Sequence[_Followed | None]) -> list[_Followed | None]:
         for old, new in zip(before, after, strict=True):
@@ -239,7 +239,7 @@ def _moved(equation: JaxprEqn, operands: Sequence[_Followed | None]) -> _Followe
     if primitive is lax_primitives.slice_p or primitive is lax_primitives.dynamic_slice_p:
         sizes = avals(equation)[-1].shape
         axes = [axis for axis, (new, old) in enumerate(zip(sizes, value.view.sizes, strict=True)) if new != old]
-        view = value.view.without(axes[0]) if len(axes) == 1 and sizes[axes[0]] == 1 else None
+        view = value.view.index_axis(axes[0]) if len(axes) == 1 and sizes[axes[0]] == 1 else None
         return None if view is None else dataclasses.replace(value, view=view)
     view = moved(equation, value.view)
     return None if view is None else dataclasses.replace(value, view=view)

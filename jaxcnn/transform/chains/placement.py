@@ -80,7 +80,7 @@ class Placement:
         """The kernel, `(*stack, *window, I / groups, O)`, in a parameter."""
         stack = tuple(factors_of(axis, self.shape[axis]) for axis in self.stack)
         view = View(self.shape, (*stack, *self.taps, self.inputs, self.outputs))
-        return view.of(parameter)
+        return view.apply_to(parameter)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import jax
 
 from jaxcnn.chain import KernelChain
-from jaxcnn.transform.jaxpr.signature import Outputs, Signature, are_traced, split
+from jaxcnn.transform.jaxpr.signature import Outputs, Signature, are_traced, flatten_call
 
 if TYPE_CHECKING:
     from jaxcnn.transform.chains.placement import Placement
 
-_FUNCTIONS = 256
+_PROGRAM_CACHE_SIZE = 256
 """Most sets of arguments that are not arrays for which a function keeps its programs."""
 
 
@@ -63,24 +63,26 @@ def with_chains(f: Callable[..., Any], *, materialize: bool = False) -> Callable
     """
     if not callable(f):
         raise TypeError(f"with_chains: f must be a function, got {f!r}")
-    return chained(f, None, materialize)
+    return apply_with_chains(f, None, materialize)
 
 
-def chained(f: Callable[..., Any], known: dict[str, Placement] | None, materialize: bool = False) -> Callable[..., Any]:
+def apply_with_chains(
+    f: Callable[..., Any], known: dict[str, Placement] | None, materialize: bool = False
+) -> Callable[..., Any]:
     """f of chains whose kernels lie as is known by path, or as can be guessed."""
 
-    @lru_cache(maxsize=_FUNCTIONS)
+    @lru_cache(maxsize=_PROGRAM_CACHE_SIZE)
     def programs(signature: Signature) -> tuple[Callable[..., Outputs], Callable[..., Outputs]]:
         traced, paths = jax.make_jaxpr(signature.flat(f), return_shape=True), signature.paths()
 
         def inlined(*values: Any) -> Outputs:
-            return evaluated(traced, paths, values, known, materialize)
+            return evaluate_with_chains(traced, paths, values, known, materialize)
 
         return inlined, jax.jit(inlined)
 
     @wraps(f, updated=())
     def run(*args: Any, **kwargs: Any) -> Any:
-        signature, values = split("with_chains", args, kwargs, (KernelChain,))
+        signature, values = flatten_call("with_chains", args, kwargs, (KernelChain,))
         inlined, compiled = programs(signature)
         inside = are_traced(jax.tree.leaves(values))
         return (inlined if inside else compiled)(*values).results()
@@ -88,7 +90,7 @@ def chained(f: Callable[..., Any], known: dict[str, Placement] | None, materiali
     return run
 
 
-def evaluated(
+def evaluate_with_chains(
     traced: Callable[..., Any],
     paths: Sequence[str],
     values: Sequence[Any],
@@ -96,7 +98,7 @@ def evaluated(
     materialize: bool,
 ) -> Outputs:
     """The results of a function, given as what traces it, for arrays and chains."""
-    from jaxcnn.transform.chains.carrier import ChainError
+    from jaxcnn.transform.chains.chain_walker import ChainError
 
     chains = [index for index, value in enumerate(values) if isinstance(value, KernelChain)]
     errors: list[Exception] = []
@@ -135,15 +137,15 @@ def _evaluated(
     materialize: bool,
 ) -> Outputs:
     from jaxcnn.transform.chains.axis_views import View
-    from jaxcnn.transform.chains.carrier import Carried, Carrier
+    from jaxcnn.transform.chains.chain_walker import ChainWalker, TracedChain
 
     operands, shapes = list(values), list(values)
     for index, placement in placements.items():
         chain = values[index]
-        operands[index] = Carried(chain, View.whole(placement.shape), placement, paths[index])
+        operands[index] = TracedChain(chain, View.whole(placement.shape), placement, paths[index])
         shapes[index] = jax.ShapeDtypeStruct(placement.shape, chain.dtype)
     jaxpr, outputs = traced(*shapes)
-    walker = Carrier(materialize=materialize)
+    walker = ChainWalker(materialize=materialize)
     results = walker.evaluate(jaxpr, jaxpr.consts, *operands)
     return jax.tree.unflatten(jax.tree.structure(outputs), [_returned(walker, result) for result in results])
 
@@ -151,8 +153,8 @@ def _evaluated(
 def _returned(walker: Any, result: Any) -> Any:
     """A result; a chain whose kernel lies as the parameter's did, scaled or cast perhaps, as a chain."""
     from jaxcnn.transform.chains.axis_views import View
-    from jaxcnn.transform.chains.carrier import Carried
+    from jaxcnn.transform.chains.chain_walker import TracedChain
 
-    if isinstance(result, Carried) and result.view == View.whole(result.placement.shape):
+    if isinstance(result, TracedChain) and result.view == View.whole(result.placement.shape):
         return result.chain
     return walker.array(result)

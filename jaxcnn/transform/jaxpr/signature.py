@@ -108,7 +108,7 @@ def short_name(path: str) -> str:
     return "/".join(re.findall(r"[^\[\].'\"]+", path.removeprefix("argument 0"))) or "params"
 
 
-def split(
+def flatten_call(
     operation: str, args: Sequence[Any], kwargs: dict[str, Any], kinds: tuple[type, ...] = ()
 ) -> tuple[Signature, list[Any]]:
     """The signature of a call and its arrays; objects of the further `kinds` count as arrays."""

@@ -26,7 +26,7 @@ class Harm:
     errors: tuple[float, ...]
     squares: tuple[float, ...]
 
-    def of(self, error: float) -> float:
+    def squared_error(self, error: float) -> float:
         """The squared error of the results for an error of the layer."""
         if error <= self.errors[0]:
             return self.squares[0] * (error / self.errors[0]) ** 2
@@ -58,10 +58,10 @@ def allocate(options: Sequence[Sequence[Option]], harms: Sequence[Harm], macs: f
     chosen = [hull[place] for hull, place in zip(hulls, places, strict=True)]
     while True:
         gains = [
-            (harm.of(own.error) - harm.of(other.error), layer, other)
+            (harm.squared_error(own.error) - harm.squared_error(other.error), layer, other)
             for layer, (own, each, harm) in enumerate(zip(chosen, options, harms, strict=True))
             for other in each
-            if total - own.macs + other.macs <= macs and harm.of(other.error) < harm.of(own.error)
+            if total - own.macs + other.macs <= macs and harm.squared_error(other.error) < harm.squared_error(own.error)
         ]
         if not gains:
             return chosen
@@ -71,7 +71,7 @@ def allocate(options: Sequence[Sequence[Option]], harms: Sequence[Harm], macs: f
 
 
 def _slope(before: Option, after: Option, harm: Harm) -> float:
-    return (harm.of(after.error) - harm.of(before.error)) / (before.macs - after.macs)
+    return (harm.squared_error(after.error) - harm.squared_error(before.error)) / (before.macs - after.macs)
 
 
 def _hull(options: Sequence[Option], harm: Harm) -> list[Option]:

@@ -13,15 +13,23 @@ import numpy as np
 
 from jaxcnn.chain import KernelChain
 from jaxcnn.factorization.responses.fit import Responses
-from jaxcnn.transform.chains.find_kernels import kernels_of
-from jaxcnn.transform.jaxpr.signature import split
+from jaxcnn.transform.chains.find_kernels import find_kernels
+from jaxcnn.transform.jaxpr.signature import flatten_call
 from jaxcnn.transform.substitution.layer import Layer, Option
-from jaxcnn.transform.substitution.paired_walk import Stop, Walk, is_fitted, numbered, samples, side_by_side, together
+from jaxcnn.transform.substitution.paired_walk import (
+    Stop,
+    Walk,
+    is_fitted,
+    kernel_numbers,
+    run_in_step,
+    samples,
+    side_by_side,
+)
 from jaxcnn.transform.substitution.problem import Problem
 
-_SAMPLES = 6000
+_MAX_SAMPLES = 6000
 """Most positions of all calibration inputs together at which a layer's responses are taken."""
-_SAMPLES_A_WEIGHT = 60
+_SAMPLES_PER_WEIGHT = 60
 """How many of them for each weight of an output feature: depthwise kernels have few, and patches of many features."""
 
 
@@ -41,7 +49,7 @@ class Calibration:
         self.problem, self.seed, self.advance = problem, seed, advance
         self.traces = []
         for batch in batches:
-            signature, arrays = split("substitute", (problem.params, *batch), {})
+            signature, arrays = flatten_call("substitute", (problem.params, *batch), {})
             if any(isinstance(array, jax.ShapeDtypeStruct) for array in arrays):
                 raise TypeError("substitute: calibration must hold arrays, got a jax.ShapeDtypeStruct")
             shapes = ", ".join(str(getattr(leaf, "shape", repr(leaf))) for leaf in jax.tree.leaves(batch))
@@ -53,7 +61,7 @@ class Calibration:
                     "all that follows params, as a tuple where that is more than one array"
                 )
                 raise
-            found, _ = kernels_of(closed)
+            found, _ = find_kernels(closed)
             if not found.keys() & problem.layers.keys():
                 raise ValueError(f"substitute: of an item of calibration, of shapes {shapes}, f makes no convolution")
             self.traces.append((closed, found, arrays))
@@ -66,7 +74,7 @@ class Calibration:
         def count(stops: list[Stop]) -> None:
             counted[_kernel(stops)] += 1
 
-        together(self._walks({}, self.problem.open), count)
+        run_in_step(self._walks({}, self.problem.open), count)
         return counted
 
     def _walks(self, chains: Mapping[int, KernelChain], indices: Container[int]) -> list[Walk]:
@@ -82,7 +90,7 @@ class Calibration:
                     other[index] = self.problem.layers[index].array(chain)
             for index, each in fits.items():
                 if each.placement.stack:
-                    other[index] = numbered(each.placement, dense[index])
+                    other[index] = kernel_numbers(each.placement, dense[index])
             walks.append(side_by_side(closed, dense, other, sites))
         return walks
 
@@ -98,7 +106,7 @@ class Calibration:
                 layer.judge(number, stops[0].site, responses)
                 self.advance(1 / len(layer.kernels))
 
-        together(self._walks({}, self.problem.open), visit)
+        run_in_step(self._walks({}, self.problem.open), visit)
 
     def fitted(
         self, chosen: Mapping[int, Option], chains: Mapping[int, KernelChain]
@@ -119,7 +127,7 @@ class Calibration:
         self, chosen: Mapping[int, Option], chains: Mapping[int, KernelChain], indices: Container[int]
     ) -> tuple[dict[int, KernelChain], dict[int, float]]:
         layers, pool = self.problem.layers, _Pool(self.seed, self.uses)
-        parts = {index: layers[index].apart(chain) for index, chain in chains.items()}
+        parts = {index: layers[index].unstack(chain) for index, chain in chains.items()}
         errors: dict[int, list[float]] = {}
 
         def visit(stops: list[Stop]) -> KernelChain:
@@ -132,8 +140,8 @@ class Calibration:
                 self.advance(1 / len(layer.kernels))
             return layer.links(site, parts[index][number])
 
-        together(self._walks(chains, indices), visit)
-        found = {index: layers[index].stacked(parts[index]) if index in errors else chains[index] for index in chains}
+        run_in_step(self._walks(chains, indices), visit)
+        found = {index: layers[index].stack(parts[index]) if index in errors else chains[index] for index in chains}
         return found, {index: float(np.sqrt(np.square(each).mean())) for index, each in errors.items()}
 
 
@@ -161,7 +169,7 @@ class _Pool:
         kernel = _kernel(stops)
         pieces = self.pieces.setdefault(kernel, [])
         generator = np.random.default_rng((self.seed, *kernel, len(pieces)))
-        wanted = min(_SAMPLES, _SAMPLES_A_WEIGHT * layer.weights_of_an_output(stops[0].site))
+        wanted = min(_MAX_SAMPLES, _SAMPLES_PER_WEIGHT * layer.weights_of_an_output(stops[0].site))
         count = max(1, wanted // (len(stops) * self.uses[kernel]))
         for stop in stops:
             patches, targets = samples(stop, count, generator)

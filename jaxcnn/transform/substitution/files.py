@@ -15,8 +15,8 @@ import numpy as np
 from numpy.lib.npyio import NpzFile
 
 from jaxcnn.chain import KernelChain
-from jaxcnn.transform.jaxpr.signature import Signature, short_name, split
-from jaxcnn.transform.substitution.report import Report
+from jaxcnn.transform.jaxpr.signature import Signature, flatten_call, short_name
+from jaxcnn.transform.substitution.report import SubstitutionReport
 
 if TYPE_CHECKING:
     from jaxcnn.transform.chains.placement import Placement
@@ -26,11 +26,13 @@ _STRUCTURE = "structure"
 
 
 def _arrays(params: Any) -> tuple[list[str], list[Any], Signature]:
-    signature, values = split("substitute", (params,), {}, (KernelChain,))
+    signature, values = flatten_call("substitute", (params,), {}, (KernelChain,))
     return signature.paths(), values, signature
 
 
-def save(path: str | os.PathLike[str], params: Any, placements: Mapping[str, Placement], report: Report) -> None:
+def save(
+    path: str | os.PathLike[str], params: Any, placements: Mapping[str, Placement], report: SubstitutionReport
+) -> None:
     """Writes parameters, chains and report."""
     paths, values, _ = _arrays(params)
     arrays: dict[str, np.ndarray] = {}
@@ -55,7 +57,7 @@ def save(path: str | os.PathLike[str], params: Any, placements: Mapping[str, Pla
         np.savez(file, allow_pickle=False, **{**arrays, _STRUCTURE: np.array(json.dumps(structure))})
 
 
-def load(path: str | os.PathLike[str], params: Any) -> tuple[Any, Report, dict[str, Placement]]:
+def load(path: str | os.PathLike[str], params: Any) -> tuple[Any, SubstitutionReport, dict[str, Placement]]:
     """The parameters with chains, the report and the placements of a file, for parameters of its structure."""
     from jaxcnn.transform.chains.placement import Placement
 
@@ -90,7 +92,7 @@ def load(path: str | os.PathLike[str], params: Any) -> tuple[Any, Report, dict[s
             loaded.append(KernelChain(tuple(links), tuple(entry["feature_group_counts"])))
         else:
             loaded.append(links[0])
-    report = Report.from_json(json.dumps(structure["report"]))
+    report = SubstitutionReport.from_json(json.dumps(structure["report"]))
     return signature.unflatten(loaded)[0][0], report, placements
 
 

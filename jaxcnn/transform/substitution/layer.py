@@ -25,24 +25,24 @@ from jaxcnn.factorization.responses.fit import (
 )
 from jaxcnn.factorization.schemes.registry import SCHEMES
 from jaxcnn.factorization.selection.candidates import MULTIPLES, Family, Subject, count_while
-from jaxcnn.transform.chains.convolve import convolved, direction, linked_macs, seen
-from jaxcnn.transform.chains.find_kernels import Found, Site
+from jaxcnn.transform.chains.convolve import as_patches_see_it, convolve_with_chain, direction, macs_with_chain
+from jaxcnn.transform.chains.find_kernels import KernelUses, Site
 from jaxcnn.transform.chains.placement import Placement
-from jaxcnn.transform.jaxpr.convolutions import avals
+from jaxcnn.transform.jaxpr.equations import avals
 
-_POINTS = 40
+_MAX_RANKS_PER_SCHEME = 40
 """Most ranks of a scheme that are considered, evenly spread in the logarithm of their cost."""
-_NEAR = 40
+_RANK_SEARCH_RADIUS = 40
 """How many ranks to each side of one are looked at for a multiple that the device likes: for each multiply-accumulate
 such ranks take 0.87 of the time of others."""
-_JUDGED = 7
+_MAX_RANKS_TRIED = 7
 """Ranks of a scheme whose chains are tried on a layer's responses."""
 _TYPICAL_ERRORS = (0.2, 0.5, 0.8)
 """Relative errors of the layers of a network at a quarter to a half of its multiply-accumulates; late ones may err by
 more. The pairs of an edge detector at a quarter, fitted to weights, err by 0.25 where each layer was probed at 0.2
 alone. A transposed kernel before a mean over the plane, fitted to responses, does 0.002 at 0.24 and 0.038 at 0.61,
 where the mean is lost too."""
-_SLICED = ("separable", "low_rank")
+_NESTED_SCHEMES = ("separable", "low_rank")
 """Schemes of two links whose chain of a rank is the beginning of the one of full rank, so that one decomposition
 gives all: 0.6 s at 512 channels and 3x3."""
 
@@ -91,7 +91,7 @@ class Layer:
     index: int
     path: str
     name: str
-    found: Found
+    found: KernelUses
     parameter: Any
     schemes: Sequence[str]
     refusal: str = ""
@@ -156,7 +156,7 @@ class Layer:
 
     def macs(self, chain: KernelChain) -> int:
         """Multiply-accumulates of all convolutions with a chain."""
-        return sum(site.count * linked_macs(site.equation, self.links(site, chain)) for site in self.sites)
+        return sum(site.count * macs_with_chain(site.equation, self.links(site, chain)) for site in self.sites)
 
     @cached_property
     def dense(self) -> Option:
@@ -195,7 +195,7 @@ class Layer:
         if count == 0:
             return []
         # A search has no errors beforehand, and takes long: few of its ranks.
-        points = 6 if family.scheme.searches else _POINTS
+        points = 6 if family.scheme.searches else _MAX_RANKS_PER_SCHEME
         ends = [self.macs(family.chain(index)) for index in (0, count - 1)]
         wanted = np.linspace(np.log(ends[0]), np.log(ends[1]), points)
         return sorted({self._suited(family, max(up_to(np.exp(macs) + 0.5, count) - 1, 0), count) for macs in wanted})
@@ -203,7 +203,8 @@ class Layer:
     def _suited(self, family: Family, index: int, count: int) -> int:
         """The rank nearest to a rank whose features are multiples of 8, if it costs within an eighth of it."""
         macs = self.macs(family.chain(index))
-        for near in sorted(range(max(index - _NEAR, 0), min(index + _NEAR + 1, count)), key=lambda n: abs(n - index)):
+        nearby = range(max(index - _RANK_SEARCH_RADIUS, 0), min(index + _RANK_SEARCH_RADIUS + 1, count))
+        for near in sorted(nearby, key=lambda n: abs(n - index)):
             chain = family.chain(near)
             multiples = all(link.shape[-1] % MULTIPLES[0] == 0 for link in chain.kernels[:-1])
             if multiples and abs(self.macs(chain) - macs) <= macs / 8:
@@ -233,7 +234,9 @@ class Layer:
         errors: list[float] = [self.dense.error]
         for scheme in self.families:
             options = [option for option in self.options if option.scheme == scheme]
-            few = sorted({round(place) for place in np.linspace(0, len(options) - 1, min(_JUDGED, len(options)))})
+            few = sorted(
+                {round(place) for place in np.linspace(0, len(options) - 1, min(_MAX_RANKS_TRIED, len(options)))}
+            )
             if few:  # some rank of the scheme has fewer multiply-accumulates
                 found = [solved(options[place])[1] for place in few]
                 errors += np.exp(np.interp(range(len(options)), few, np.log(np.maximum(found, 1e-12)))).tolist()
@@ -241,7 +244,7 @@ class Layer:
         # All kernels are weighed by the options that do for the first.
         weighing = self._judged[0].weighing if self._judged else _typical(own)
         tried = map(solved, weighing)
-        probes = [(seen(site, chain, self.placement), error) for chain, error in tried]
+        probes = [(as_patches_see_it(site, chain, self.placement), error) for chain, error in tried]
         self._judged.append(_Judged(number, errors, weighing, probes))
         if len(self._judged) == len(self.kernels):
             together = np.sqrt(np.square([judged.errors for judged in self._judged]).mean(0))
@@ -249,7 +252,7 @@ class Layer:
             ordered = sorted(self._judged, key=lambda judged: judged.number)
             # Their own errors, for those of the options may lie between two that were tried.
             self.probes = [
-                (self.stacked([chain for chain, _ in each]), float(np.sqrt(np.square([e for _, e in each]).mean())))
+                (self.stack([chain for chain, _ in each]), float(np.sqrt(np.square([e for _, e in each]).mean())))
                 for each in zip(*(judged.probes for judged in ordered), strict=True)
             ]
 
@@ -270,7 +273,9 @@ class Layer:
         return direction(site, self.placement) == (False, ())
 
     def _seen_fit(self, number: int, site: Site, option: Option) -> KernelChain:
-        return seen(site, self._fit(self.families[option.scheme][number], number, option.rank), self.placement)
+        return as_patches_see_it(
+            site, self._fit(self.families[option.scheme][number], number, option.rank), self.placement
+        )
 
     @cached_property
     def probes(self) -> list[tuple[KernelChain, float]]:
@@ -285,19 +290,19 @@ class Layer:
         else:
             # The schemes start in the metric of the kernel's inputs, which here are what leaves.
             start = self._seen_fit(number, site, option)
-        (dense,) = seen(site, KernelChain((kernel,), (self.groups,)), self.placement).kernels
+        (dense,) = as_patches_see_it(site, KernelChain((kernel,), (self.groups,)), self.placement).kernels
         chain = refit(start, responses, kernel=dense)
-        return seen(site, chain, self.placement), response_error(chain, responses)
+        return as_patches_see_it(site, chain, self.placement), response_error(chain, responses)
 
-    def stacked(self, chains: Sequence[KernelChain]) -> KernelChain:
+    def stack(self, chains: Sequence[KernelChain]) -> KernelChain:
         """The chains of all kernels as one, its links stacked as the parameter stacks kernels."""
         stack = [self.placement.shape[axis] for axis in self.placement.stack]
         if not stack:
             return chains[0]
         return jax.tree.map(lambda *links: jnp.stack(links).reshape(*stack, *links[0].shape), *chains)
 
-    def apart(self, chain: KernelChain) -> list[KernelChain]:
-        """The inverse of `stacked`."""
+    def unstack(self, chain: KernelChain) -> list[KernelChain]:
+        """The inverse of `stack`."""
         if not self.placement.stack:
             return [chain]
         lead = len(self.placement.stack)
@@ -307,10 +312,10 @@ class Layer:
     def chain(self, option: Option) -> KernelChain:
         """The chain of an option, its links stacked as the parameter stacks kernels."""
         families = self.families[option.scheme]
-        return self.stacked([self._fit(family, number, option.rank) for number, family in enumerate(families)])
+        return self.stack([self._fit(family, number, option.rank) for number, family in enumerate(families)])
 
     def _fit(self, family: Family, number: int, rank: Any) -> KernelChain:
-        sliced = family.name in _SLICED and len(self.placement.taps) == 2
+        sliced = family.name in _NESTED_SCHEMES and len(self.placement.taps) == 2
         key = family.name, number, None if sliced else rank
         if key not in self._fits:
             self._fits[key] = family.fit(rank=family.ranks[-1] if sliced else rank)
@@ -370,4 +375,4 @@ def _as_it_was(equation: JaxprEqn) -> Callable[..., Any]:
 
 
 def _chained(equation: JaxprEqn) -> Callable[..., Any]:
-    return jax.jit(lambda image, chain: convolved(equation, image, chain))
+    return jax.jit(lambda image, chain: convolve_with_chain(equation, image, chain))

@@ -15,12 +15,20 @@ from jax.extend.core import primitives as lax_primitives
 
 from jaxcnn.chain import KernelChain
 from jaxcnn.transform.chains.axis_views import Ints
-from jaxcnn.transform.chains.convolve import conv_options, convolved, direction, image_axes, is_forward
-from jaxcnn.transform.chains.find_kernels import INLINED, Found, Site
+from jaxcnn.transform.chains.convolve import conv_options, convolve_with_chain, direction, image_axes, is_forward
+from jaxcnn.transform.chains.find_kernels import KernelUses, Site
 from jaxcnn.transform.chains.placement import Placement
-from jaxcnn.transform.jaxpr.convolutions import avals
-from jaxcnn.transform.jaxpr.walker import bind_as_it_was, held_jaxprs, in_place_of, loop_parts, opened
-from jaxcnn.transform.substitution.nonlinearity import constant_beyond
+from jaxcnn.transform.jaxpr.equations import (
+    CALLS,
+    avals,
+    consts_of,
+    inner_jaxpr,
+    loop_parts,
+    rebind,
+    same_source,
+    sub_jaxprs,
+)
+from jaxcnn.transform.substitution.nonlinearity import clip_limits
 
 Pair = tuple[Any, Any]
 """A value of the dense function, and of the substituted one."""
@@ -54,7 +62,7 @@ class Stop:
 Walk = Generator[Stop, KernelChain | None, list[Pair]]
 
 
-def is_fitted(found: Found) -> bool:
+def is_fitted(found: KernelUses) -> bool:
     """Whether a kernel's chain can be fitted to responses: all of its convolutions are met, and see the same kernel."""
     if found.refusal or any(site.hidden or site.scaled for site in found.sites):
         return False
@@ -66,13 +74,13 @@ def side_by_side(closed: Any, dense: Sequence[Any], substituted: Sequence[Any], 
     """A walk through a closed jaxpr for the dense and the substituted arguments, loops turn by turn.
 
     It stops at each of `sites`; it is to be sent the links to go on with, or None to go on as it was. Of an argument
-    that stacks their kernels, the substituted one is to be `numbered`.
+    that stacks their kernels, the substituted one is to be `kernel_numbers`.
     """
     inputs = list(zip(dense, substituted, strict=True))
-    return _walk(opened(closed), [(const, const) for const in closed.consts], inputs, sites, ())
+    return _walk(inner_jaxpr(closed), [(const, const) for const in closed.consts], inputs, sites, ())
 
 
-def numbered(placement: Placement, parameter: Any) -> jax.Array:
+def kernel_numbers(placement: Placement, parameter: Any) -> jax.Array:
     """In the place of a parameter that stacks kernels, each one's number: so a walk knows which one it meets."""
     stack = [placement.shape[axis] for axis in placement.stack]
     numbers = jnp.arange(math.prod(stack)).reshape(*stack, *(1,) * len(placement.kernel_shape))
@@ -98,17 +106,17 @@ def _walk(jaxpr: Any, consts: Sequence[Pair], inputs: Sequence[Pair], sites: Sit
         holds = any(site[: len(own)] == own for site in sites)
         if holds and own in sites:
             results = yield from _stop(jaxpr, position, operands, values, sites[own])
-        elif holds and equation.primitive in INLINED:
-            (inner,) = held_jaxprs(equation)
-            results = yield from _walk(opened(inner), _consts(inner), operands, sites, own)
+        elif holds and equation.primitive in CALLS:
+            (inner,) = sub_jaxprs(equation)
+            results = yield from _walk(inner_jaxpr(inner), _consts(inner), operands, sites, own)
         elif holds and equation.primitive is lax_primitives.scan_p and equation.params["length"]:
             results = yield from _loop(equation, operands, sites, own)
         else:
-            with in_place_of(equation), equation.ctx.manager:
-                plain = bind_as_it_was(equation, [dense for dense, _ in operands])
+            with same_source(equation), equation.ctx.manager:
+                plain = rebind(equation, [dense for dense, _ in operands])
                 other = plain
                 if any(dense is not substituted for dense, substituted in operands):
-                    other = bind_as_it_was(equation, [substituted for _, substituted in operands])
+                    other = rebind(equation, [substituted for _, substituted in operands])
             results = list(zip(plain, other, strict=True))
         values.update(zip(equation.outvars, results, strict=True))
         # Images are large, and there are as many as equations.
@@ -119,18 +127,18 @@ def _walk(jaxpr: Any, consts: Sequence[Pair], inputs: Sequence[Pair], sites: Sit
 
 
 def _consts(jaxpr: Any) -> list[Pair]:
-    return [(const, const) for const in getattr(jaxpr, "consts", ())]
+    return [(const, const) for const in consts_of(jaxpr)]
 
 
 def _loop(equation: JaxprEqn, operands: Sequence[Pair], sites: Sites, path: Ints) -> Walk:
     """A scan, turn by turn."""
-    (inner,) = held_jaxprs(equation)
+    (inner,) = sub_jaxprs(equation)
     constants, carry, slices = loop_parts(equation, operands)
     turns = range(equation.params["length"])
     rows = []
     for turn in reversed(turns) if equation.params["reverse"] else turns:
         here = [_turn(pair, turn) for pair in slices]
-        results = yield from _walk(opened(inner), _consts(inner), [*constants, *carry, *here], sites, path)
+        results = yield from _walk(inner_jaxpr(inner), _consts(inner), [*constants, *carry, *here], sites, path)
         carry = results[: len(carry)]
         rows.append(results[len(carry) :])
     columns = zip(*(rows[::-1] if equation.params["reverse"] else rows), strict=True)
@@ -155,13 +163,13 @@ def _stop(
 ) -> Walk:
     equation = jaxpr.eqns[position]
     (plain, image), (kernel, number) = operands
-    (response,) = bind_as_it_was(equation, [plain, kernel])
+    (response,) = rebind(equation, [plain, kernel])
     axis = image_axes(equation)[1][-1]
     known = {atom: dense for atom, (dense, _) in values.items()}
-    low, high = constant_beyond(jaxpr, position, known, axis)
+    low, high = clip_limits(jaxpr, position, known, axis)
     which = 0 if number is kernel else int(number.reshape(-1)[0])
     links = yield Stop(site[0], which, site[1], image, response, low, high)
-    return [(response, response if links is None else convolved(equation, image, links))]
+    return [(response, response if links is None else convolve_with_chain(equation, image, links))]
 
 
 def samples(stop: Stop, count: int, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -206,7 +214,7 @@ def _pixels(equation: JaxprEqn, axis: int, outputs: np.ndarray, size: int) -> tu
     return np.where(real, at, 0), real
 
 
-def together(walks: Sequence[Walk], visit: Callable[[list[Stop]], KernelChain | None]) -> None:
+def run_in_step(walks: Sequence[Walk], visit: Callable[[list[Stop]], KernelChain | None]) -> None:
     """Runs the walks of several batches of inputs in step; at each layer `visit` gives the links for all of them."""
     stops = [next(walk, None) for walk in walks]
     while any(stop is not None for stop in stops):

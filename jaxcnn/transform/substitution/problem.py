@@ -15,22 +15,21 @@ import numpy as np
 from jax.extend.core import JaxprEqn
 
 from jaxcnn.chain import KernelChain
-from jaxcnn.transform.chains.find_kernels import kernels_of
-from jaxcnn.transform.jaxpr.convolutions import described
-from jaxcnn.transform.jaxpr.signature import short_name, split
+from jaxcnn.transform.chains.find_kernels import find_kernels
+from jaxcnn.transform.jaxpr.convolutions import as_convolution
+from jaxcnn.transform.jaxpr.signature import flatten_call, short_name
 from jaxcnn.transform.substitution.budget import Harm, allocate
 from jaxcnn.transform.substitution.layer import Layer, Option
-from jaxcnn.transform.summary.describe import macs_of
 from jaxcnn.transform.timing import medians
 
 _CLOCK_SECONDS = 0.15
 """How long a layer is timed, dense and as a chain by turns."""
 
-_MEASURED: dict[tuple[str, ...], tuple[float, float]] = {}
+_MILLISECONDS: dict[tuple[str, ...], tuple[float, float]] = {}
 """Milliseconds of a layer as it is and as a chain, by its convolution and the chain's shapes: two calls of `substitute`
 in one process must decide alike."""
 
-_RUINED = 1e6
+_ERROR_CAP = 1e6
 """What counts for results that are infinitely far off."""
 
 Chains = Mapping[int, KernelChain]
@@ -59,14 +58,14 @@ class Problem:
         seed: int,
     ) -> None:
         self.f, self.params = f, params
-        self.signature, self.arrays = split("substitute", (params, *args), {})
+        self.signature, self.arrays = flatten_call("substitute", (params, *args), {})
         generator = np.random.default_rng(seed)
         self.arrays = [_drawn(array, generator) for array in self.arrays]
         self.flat = self.signature.flat(f)
         self.paths = self.signature.paths()
         self.closed = jax.make_jaxpr(self.flat)(*self.arrays)
         self.layers: dict[int, Layer] = {}
-        found, self.convolutions = kernels_of(self.closed)
+        found, self.convolutions = find_kernels(self.closed)
         for index, each in found.items():
             path = self.paths[index]
             if not re.match(r"argument 0(\W|$)", path):
@@ -139,7 +138,7 @@ class Problem:
             made = [(chain, error) for chain, error in layer.probes if 0 < error < np.inf]
             probes = sorted(((error, self.error({index: chain})) for chain, error in made), key=lambda p: p[0])
             # More of an error is no less harm. A layer that does nothing to these results still may to others.
-            squares = np.maximum.accumulate([np.clip(seen, 1e-3 * error, _RUINED) ** 2 for error, seen in probes])
+            squares = np.maximum.accumulate([np.clip(seen, 1e-3 * error, _ERROR_CAP) ** 2 for error, seen in probes])
             errors = tuple(error for error, _ in probes)
             self.harms[index] = Harm(errors, tuple(squares.tolist())) if probes else Harm((1.0,), (1.0,))
             advance(1)
@@ -163,7 +162,7 @@ class Problem:
 
     def lost(self, chosen: Mapping[int, Option]) -> float:
         """What options lose, to first order the square of the results' relative error."""
-        return sum(self.harms[index].of(option.error) for index, option in chosen.items())
+        return sum(self.harms[index].squared_error(option.error) for index, option in chosen.items())
 
     def least_share(self, dense: Container[int]) -> float:
         """The share of multiply-accumulates below which there is no choice, with the layers in `dense` as they are."""
@@ -191,18 +190,18 @@ class Problem:
         before = after = 0.0
         calls = zip(layer.sites, layer.calls(None), layer.calls(chain), strict=True)
         for site, (plain, plain_args), (chained, chained_args) in calls:
-            key = str(described(site.equation)), str(jax.tree.map(jnp.shape, chained_args[1]))
-            if key not in _MEASURED:
-                _MEASURED[key] = alternating(partial(plain, *plain_args), partial(chained, *chained_args))
-            each = _MEASURED[key]
+            key = str(as_convolution(site.equation, "describe")), str(jax.tree.map(jnp.shape, chained_args[1]))
+            if key not in _MILLISECONDS:
+                _MILLISECONDS[key] = alternating(partial(plain, *plain_args), partial(chained, *chained_args))
+            each = _MILLISECONDS[key]
             before, after = before + site.count * each[0], after + site.count * each[1]
         return before, after
 
 
 def _macs(convolutions: Iterable[tuple[JaxprEqn, int]]) -> int:
     """Multiply-accumulates of convolutions as they are, each executed so often."""
-    specs = ((described(equation), count) for equation, count in convolutions)
-    return sum(count * macs_of(found.spec)[0] for found, count in specs if found is not None)
+    specs = ((as_convolution(equation, "describe"), count) for equation, count in convolutions)
+    return sum(count * conv.spec.macs for conv, count in specs if conv is not None)
 
 
 def _drawn(array: Any, generator: np.random.Generator) -> Any:

@@ -46,7 +46,7 @@ class LayerReport:
 
 
 @dataclasses.dataclass(frozen=True)
-class Report:
+class SubstitutionReport:
     """What was substituted, and what that does to the whole function; `print` shows a table.
 
     Args:
@@ -64,8 +64,8 @@ class Report:
     error: float
 
     @property
-    def macs(self) -> float:
-        """The share of the multiply-accumulates that is left."""
+    def macs_share(self) -> float:
+        """Share of the multiply-accumulates that is left."""
         return self.macs_after / self.macs_before if self.macs_before else 1.0
 
     @property
@@ -78,7 +78,7 @@ class Report:
         return json.dumps(dataclasses.asdict(self))
 
     @classmethod
-    def from_json(cls, text: str) -> Report:
+    def from_json(cls, text: str) -> SubstitutionReport:
         """The report that `to_json` wrote."""
         content = json.loads(text)
         rows = tuple(
@@ -105,7 +105,7 @@ class Report:
     def _totals(self) -> list[str]:
         return [
             f"{short(self.macs_before)} MACs of convolutions before, {short(self.macs_after)} after: "
-            f"{self.macs:.3f} of them",
+            f"{self.macs_share:.3f} of them",
             f"{self.ms_before:.2f} ms a call before, {self.ms_after:.2f} ms after: {self.speedup:.2f} times faster",
             f"relative error of the results: {self.error:.4f}",
         ]

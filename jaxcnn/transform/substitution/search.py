@@ -11,29 +11,29 @@ import jax
 import numpy as np
 
 from jaxcnn.chain import KernelChain
-from jaxcnn.transform.chains.with_chains import evaluated
+from jaxcnn.transform.chains.with_chains import evaluate_with_chains
 from jaxcnn.transform.substitution.calibration import Calibration
 from jaxcnn.transform.substitution.layer import Option
 from jaxcnn.transform.substitution.problem import Problem, alternating, floats, relative
-from jaxcnn.transform.substitution.report import LayerReport, Report
+from jaxcnn.transform.substitution.report import LayerReport, SubstitutionReport
 
-_STEPS = 7
+_BISECTION_STEPS = 7
 """Halvings of the interval in which the logarithm of the share of multiply-accumulates is searched."""
-_FEW_STEPS = 4
+_COSTLY_BISECTION_STEPS = 4
 """The same where each step compiles and times the function, or fits its chains to responses."""
-_SLOWER = 0.95
+_MAX_TIME_RATIO = 0.95
 """A chain must take less than this share of the dense kernel's time: two runs differ by as much."""
-_DEARER = 1.1
+_MAX_ERROR_GROWTH = 1.1
 """By how many times the error may grow so that no chain is slower than its kernel. Where the clock had the last word an
 edge detector at a quarter of its multiply-accumulates erred by 0.47, and by 0.29 where it had no say."""
-_NOTHING = 1e-2
+_NEGLIGIBLE_ERROR = 1e-2
 """An error of the results below which growth does not matter."""
-_SECONDS = 0.5
+_TIMING_SECONDS = 0.5
 """How long the whole function is timed."""
 
 Choice = dict[int, Option]
 Chains = dict[int, KernelChain]
-Solution = tuple[Chains, Report]
+Solution = tuple[Chains, SubstitutionReport]
 
 
 class Search:
@@ -55,7 +55,7 @@ class Search:
         self._weigh()
         self._slow = {}
         lost = self.problem.lost(self._choose(share))
-        chosen, _ = self._settled(partial(self._choose, share, _DEARER**2 * max(lost, _NOTHING**2)))
+        chosen, _ = self._settled(partial(self._choose, share, _MAX_ERROR_GROWTH**2 * max(lost, _NEGLIGIBLE_ERROR**2)))
         return self._solved(chosen)
 
     def within_tolerance(self, tolerance: float) -> Solution:
@@ -71,7 +71,7 @@ class Search:
                 chosen = self._choose(share)
                 return chosen if self.problem.error(self.problem.chains(chosen)) <= tolerance else None
 
-            return _bisected(meets, self.problem.least_share(self._slow), 1.0, _STEPS) or {}
+            return _bisected(meets, self.problem.least_share(self._slow), 1.0, _BISECTION_STEPS) or {}
 
         chosen, chains = self._settled(cheapest)
         if self.calibration is None:
@@ -84,7 +84,7 @@ class Search:
             return solution if solution[1].error <= tolerance else None
 
         lowest = max(self.problem.least_share(self._slow), share / 3)
-        found = _bisected(fitted, lowest, share, _FEW_STEPS)
+        found = _bisected(fitted, lowest, share, _COSTLY_BISECTION_STEPS)
         return self._solved(chosen, fit=False) if found is None else found
 
     def at_speedup(self, speedup: float) -> Solution:
@@ -101,7 +101,7 @@ class Search:
             return chosen if before / after >= speedup and (chosen or speedup <= 1) else None
 
         # Of the shares that are fast enough the largest is wanted; the smallest is the fastest.
-        chosen = _bisected(fast, 1.0, self.problem.least_share(self._slow), _FEW_STEPS)
+        chosen = _bisected(fast, 1.0, self.problem.least_share(self._slow), _COSTLY_BISECTION_STEPS)
         if chosen is None:
             raise ValueError(f"substitute: speedup={speedup:g} is not reached: the fastest chains make it {best:.2f}")
         return self._solved(chosen)
@@ -150,7 +150,7 @@ class Search:
             slow = {}
             for index in chains.keys() - asked:
                 before, after = self.problem.milliseconds(index, chains[index])
-                if after > _SLOWER * before:
+                if after > _MAX_TIME_RATIO * before:
                     option = chosen[index]
                     rank = "x".join(map(str, np.atleast_1d(option.rank)))
                     text = f"{option.scheme} of rank {rank} takes {after:.3f} ms, the kernel {before:.3f}"
@@ -179,7 +179,7 @@ class Search:
         rows = [
             self._row(index, chosen.get(index), chains.get(index), errors.get(index, 0.0)) for index in problem.layers
         ]
-        report = Report(
+        report = SubstitutionReport(
             tuple(rows), problem.total_macs, problem.macs(chains), before, after, relative(outputs, problem.outputs)
         )
         return chains, report
@@ -214,12 +214,12 @@ class Search:
         problem = self.problem
         known = {problem.paths[index]: problem.layers[index].placement for index in chains}
         traced = jax.make_jaxpr(problem.flat, return_shape=True)
-        return jax.jit(lambda *values: evaluated(traced, problem.paths, values, known, False))
+        return jax.jit(lambda *values: evaluate_with_chains(traced, problem.paths, values, known, False))
 
     def _clock(self, chains: Chains, run: Callable[..., Any]) -> tuple[float, float]:
         """Milliseconds of a call of the function as it was and of `run`, with the chains."""
         plain, values = self.problem.plain, self.problem.values(chains)
-        return alternating(lambda: plain(*self.problem.arrays), lambda: run(*values), _SECONDS)
+        return alternating(lambda: plain(*self.problem.arrays), lambda: run(*values), _TIMING_SECONDS)
 
 
 def _bisected(meets: Callable[[float], Any | None], wanted: float, last: float, steps: int) -> Any | None:

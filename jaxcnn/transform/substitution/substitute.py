@@ -15,9 +15,9 @@ import jax
 
 from jaxcnn.chain import KernelChain
 from jaxcnn.factorization.schemes.registry import SCHEMES
-from jaxcnn.transform.chains.with_chains import chained
+from jaxcnn.transform.chains.with_chains import apply_with_chains
 from jaxcnn.transform.substitution import files as saving
-from jaxcnn.transform.substitution.report import Report
+from jaxcnn.transform.substitution.report import SubstitutionReport
 from jaxcnn.transform.timing import Progress, bar
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from jaxcnn.transform.substitution.search import Solution
 
 
-_SHOWN = 5
+_MAX_NAMES_SHOWN = 5
 """Names of layers in a warning."""
 
 
@@ -59,13 +59,13 @@ class Substitution:
       >>> ramp = jnp.outer(jnp.arange(1.0, 6.0), jnp.arange(1.0, 6.0))
       >>> params = {"kernel": jnp.broadcast_to(ramp[..., None, None], (5, 5, 8, 8))}
       >>> found = jaxcnn.substitute(model, params, jnp.ones((1, 16, 16, 8)), macs=0.5)
-      >>> found.report.macs <= 0.5, found.report.error < 1e-5
+      >>> found.report.macs_share <= 0.5, found.report.error < 1e-5
       (True, True)
     """
 
     f: Callable[..., Any]
     params: Any = dataclasses.field(repr=False)
-    report: Report
+    report: SubstitutionReport
     placements: Mapping[str, Placement] = dataclasses.field(repr=False)
     solve: Callable[[float], Substitution] | None = dataclasses.field(default=None, repr=False, compare=False)
 
@@ -78,7 +78,7 @@ class Substitution:
     @cached_property
     def apply(self) -> Callable[..., Any]:
         """f of parameters with chains: `apply(params, *args)`, a pure function."""
-        return chained(self.f, dict(self.placements))
+        return apply_with_chains(self.f, dict(self.placements))
 
     def curve(self, shares: Sequence[float] = (0.7, 0.5, 0.35, 0.25, 0.18)) -> TradeOff:
         """What each share of the multiply-accumulates gives on the clock and costs in error.
@@ -102,7 +102,7 @@ class Substitution:
                 reports.append(self.solve(share).report)
             except ValueError:
                 continue
-        points = [(report.macs, report.speedup, report.error) for report in (*reports, self.report)]
+        points = [(report.macs_share, report.speedup, report.error) for report in (*reports, self.report)]
         return TradeOff(tuple(sorted(points, reverse=True)))
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -195,7 +195,7 @@ def substitute(
       >>> kernel = jnp.ones((5, 5, 8, 8)) * jnp.outer(ramp, ramp)[:, :, None, None]  # of rank one
       >>> params = {"conv": {"kernel": kernel, "bias": jnp.zeros(8)}}
       >>> found = jaxcnn.substitute(model, params, jnp.ones((1, 32, 32, 8)), macs=0.5)
-      >>> found.report.rows[0].name, found.report.macs <= 0.5, found.report.error < 1e-4
+      >>> found.report.rows[0].name, found.report.macs_share <= 0.5, found.report.error < 1e-4
       ('conv/kernel', True, True)
 
     References:
@@ -230,9 +230,10 @@ def substitute(
         )
     layers = [layer.name for layer in problem.layers.values()]
     if skip and not callable(skip) and not any(map(_skipped(skip), layers)):
-        more = ", ..." if len(layers) > _SHOWN else ""
+        more = ", ..." if len(layers) > _MAX_NAMES_SHOWN else ""
         warnings.warn(
-            f"substitute: skip={skip!r} is no layer; there are {', '.join(layers[:_SHOWN])}{more}", stacklevel=2
+            f"substitute: skip={skip!r} is no layer; there are {', '.join(layers[:_MAX_NAMES_SHOWN])}{more}",
+            stacklevel=2,
         )
     problem.check_outputs()
     weighed, fitted = rank is None, bool(batches)

@@ -13,13 +13,14 @@ from jax.extend.core import primitives as lax_primitives
 
 from jaxcnn import primitives as own
 from jaxcnn.cost import Cost
-from jaxcnn.geometry import dilated_size, window_hits
+from jaxcnn.geometry import dilated_size
 from jaxcnn.lowering import choice
-from jaxcnn.lowering.spec import ConvSpec, PoolSpec
-from jaxcnn.transform.jaxpr.convolutions import Convolution, avals, convolution, counted
-from jaxcnn.transform.jaxpr.pools import pool
+from jaxcnn.lowering.spec import PoolSpec
+from jaxcnn.transform.jaxpr.convolutions import Convolution, as_convolution
+from jaxcnn.transform.jaxpr.equations import avals
+from jaxcnn.transform.jaxpr.pools import as_pool
 from jaxcnn.transform.summary.receptive_fields import Value, field_of, through_convolution, through_window
-from jaxcnn.transform.summary.row import Row
+from jaxcnn.transform.summary.row import SummaryRow
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,20 +46,20 @@ class Place:
         return "/".join(filter(None, (self.name, str(equation.source_info.name_stack))))
 
 
-def row_of(equation: JaxprEqn, operands: Sequence[Value], place: Place) -> tuple[Row, Value] | None:
+def row_of(equation: JaxprEqn, operands: Sequence[Value], place: Place) -> tuple[SummaryRow, Value] | None:
     """The row of an equation and what is known of its result; None for equations that a summary leaves out."""
-    found = counted(equation)
-    if found is not None:
-        return _convolution_row(equation, found, operands, place)
+    conv = as_convolution(equation, "count")
+    if conv is not None:
+        return _convolution_row(equation, conv, operands, place)
     if equation.primitive is lax_primitives.dot_general_p:
         return _dense_row(equation, operands, place)
     return _pool_row(equation, operands, place)
 
 
-def _row(equation: JaxprEqn, place: Place, cost: Cost, **columns: Any) -> Row:
+def _row(equation: JaxprEqn, place: Place, cost: Cost, **columns: Any) -> SummaryRow:
     every = avals(equation)
     scaled = Cost(*(value * place.count for value in dataclasses.astuple(cost)))
-    return Row(
+    return SummaryRow(
         name=place.name_of(equation),
         source=place.source_of(equation),
         input_shape=tuple(every[0].shape),
@@ -74,27 +75,26 @@ def _bytes(equation: JaxprEqn) -> int:
 
 
 def _convolution_row(
-    equation: JaxprEqn, found: Convolution, operands: Sequence[Value], place: Place
-) -> tuple[Row, Value]:
-    spec = found.spec
+    equation: JaxprEqn, conv: Convolution, operands: Sequence[Value], place: Place
+) -> tuple[SummaryRow, Value]:
+    spec = conv.spec
     kernel = operands[1]
     # Groups of the batch are what JAX makes of the kernel's gradient of groups of features.
     of_kernel = spec.role == "kernel" or equation.params.get("batch_group_count", 1) > 1
     weights = math.prod(spec.kernel_shape) * (spec.stacked or 1) * kernel.copies
     params = 0 if of_kernel or kernel.image else weights
-    macs, valid = macs_of(spec)
-    computed = convolution(equation)
+    computed = as_convolution(equation, "compute")
     if computed is None:
         method, reason = "direct", "left to XLA: only it takes these operands"
     else:
         chosen = choice.choose(computed.spec, computed.method, place.platform)
         method, reason = chosen.method, chosen.reason
-    result = through_convolution(found, operands, avals(equation)[-1].ndim)
-    spatial = [] if of_kernel else [result.axes[axis] for axis in found.axes[2][-1 - spec.rank : -1]]
+    result = through_convolution(conv, operands, avals(equation)[-1].ndim)
+    spatial = [] if of_kernel else [result.axes[axis] for axis in conv.axes[2][-1 - spec.rank : -1]]
     row = _row(
         equation,
         place,
-        Cost(macs, valid, 2 * macs, params, _bytes(equation)),
+        Cost(spec.macs, spec.macs_valid, 2 * spec.macs, params, _bytes(equation)),
         kind="kernel gradient" if of_kernel else {"output": "conv", "input": "transposed conv"}[spec.role],
         kernel=spec.window,
         strides=spec.strides,
@@ -108,26 +108,7 @@ def _convolution_row(
     return row, result
 
 
-def macs_of(spec: ConvSpec) -> tuple[int, int]:
-    """MACs of the formula, and those whose tap falls on a pixel."""
-    products = spec.output_shape[0] * math.prod(spec.kernel_shape[-2:]) * (spec.stacked or 1)
-    hits = (
-        window_hits(
-            spec.input_shape[1 + axis],
-            spec.output_shape[1 + axis],
-            spec.window[axis],
-            spec.strides[axis],
-            spec.padding[axis][0],
-            spec.kernel_dilation[axis],
-            spec.input_dilation[axis],
-        )
-        for axis in range(spec.rank)
-    )
-    outputs = math.prod(spec.output_shape[1:-1])
-    return products * outputs * math.prod(spec.window), products * math.prod(hits)
-
-
-def _dense_row(equation: JaxprEqn, operands: Sequence[Value], place: Place) -> tuple[Row, Value]:
+def _dense_row(equation: JaxprEqn, operands: Sequence[Value], place: Place) -> tuple[SummaryRow, Value]:
     (contracted, _), (batch, _) = equation.params["dimension_numbers"]
     lhs, rhs, out = avals(equation)
     macs = math.prod(out.shape) * math.prod(lhs.shape[axis] for axis in contracted)
@@ -176,7 +157,7 @@ _OWN_POOLS = {
 }
 
 
-def _pool_row(equation: JaxprEqn, operands: Sequence[Value], place: Place) -> tuple[Row, Value] | None:
+def _pool_row(equation: JaxprEqn, operands: Sequence[Value], place: Place) -> tuple[SummaryRow, Value] | None:
     if equation.primitive in _OWN_POOLS:
         params = equation.params
         kind = params.get("mode", "") + _OWN_POOLS[equation.primitive]
@@ -187,12 +168,12 @@ def _pool_row(equation: JaxprEqn, operands: Sequence[Value], place: Place) -> tu
         spec = PoolSpec(shape, **{name: params[name] for name in names}, dtype=avals(equation)[0].dtype)
         first = 1
     else:
-        found = pool(equation)
-        if found is None:
+        pool = as_pool(equation)
+        if pool is None:
             return None
-        spec, first = found.spec, found.first
+        spec, first = pool.spec, pool.first
         scatters = equation.primitive is lax_primitives.select_and_scatter_add_p
-        kind = f"{found.kind} pool gradient" if scatters else f"{found.kind} pool"
+        kind = f"{pool.kind} pool gradient" if scatters else f"{pool.kind} pool"
     value = operands[0]
     if not value.image and value.axes and not any(value.axes):
         return None  # of a constant: the number of pixels in each window of an average

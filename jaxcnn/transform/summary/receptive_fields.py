@@ -13,7 +13,8 @@ from jax.extend.core import JaxprEqn, Primitive
 from jax.extend.core import primitives as lax_primitives
 
 from jaxcnn.geometry import ReceptiveField, dilated_size
-from jaxcnn.transform.jaxpr.convolutions import Convolution, avals
+from jaxcnn.transform.jaxpr.convolutions import Convolution
+from jaxcnn.transform.jaxpr.equations import avals
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,8 +12,8 @@ import jax
 from jaxcnn import native
 from jaxcnn.cost import Cost
 from jaxcnn.geometry import ReceptiveField
-from jaxcnn.transform.jaxpr.signature import split
-from jaxcnn.transform.summary.row import Row
+from jaxcnn.transform.jaxpr.signature import flatten_call
+from jaxcnn.transform.summary.row import SummaryRow
 from jaxcnn.transform.summary.table import html_table, text_table
 
 #: What `summarize` takes for `platform`, here and on the command line.
@@ -25,7 +25,7 @@ class Summary:
     """The convolutions, pools and dense products of a function, in order of execution; `print` shows a table.
 
     Args:
-      rows: one `Row` for each.
+      rows: one `SummaryRow` for each.
       notes: what was counted once although it may be executed more or less often, and what was not looked into.
       native: line that says if this process has the compiled CPU kernels; empty for another platform.
 
@@ -40,7 +40,7 @@ class Summary:
       Cost(macs=1728, macs_valid=1452, flops=3564, params=108, bytes=1856)
     """
 
-    rows: tuple[Row, ...]
+    rows: tuple[SummaryRow, ...]
     notes: tuple[str, ...] = ()
     native: str = ""
 
@@ -120,7 +120,7 @@ def summarize(f: Callable[..., Any], *args: Any, platform: str | None = None) ->
     # Imported at the first call, as the rules of `accelerate` are.
     from jaxcnn.transform.summary.walk import survey
 
-    signature, arrays = split("summarize", args, {})
+    signature, arrays = flatten_call("summarize", args, {})
     platform = platform or "cpu"
     rows, notes = survey(jax.make_jaxpr(signature.flat(f))(*arrays), platform)
     return Summary(rows, notes, native.status() if platform == "cpu" else "")

@@ -6,7 +6,7 @@ import html
 from collections.abc import Sequence
 
 from jaxcnn.cost import Cost
-from jaxcnn.transform.summary.row import Row
+from jaxcnn.transform.summary.row import SummaryRow
 
 _WIDTH = 100
 _HEADER = ("layer", "kind", "output", "kernel", "MACs", "params", "field", "method")
@@ -26,12 +26,12 @@ def short(number: int) -> str:
     return str(number)
 
 
-def _line(row: Row) -> str:
+def _line(row: SummaryRow) -> str:
     """The file's name and the line."""
     return ":".join(row.source.split(" ")[0].rsplit("/", 1)[-1].split(":")[:2])
 
 
-def _kernel(row: Row) -> str:
+def _kernel(row: SummaryRow) -> str:
     text = _sizes(row.kernel)
     if row.strides and max(row.strides) > 1:
         text += "/" + (str(row.strides[0]) if len({*row.strides}) == 1 else _sizes(row.strides))
@@ -40,7 +40,7 @@ def _kernel(row: Row) -> str:
     return text + (f" g{row.groups}" if row.groups > 1 else "")
 
 
-def _cells(row: Row) -> tuple[str, ...]:
+def _cells(row: SummaryRow) -> tuple[str, ...]:
     sizes = row.receptive_field.size if row.receptive_field else ()
     field = "" if not sizes else str(sizes[0]) if len({*sizes}) == 1 else _sizes(sizes)
     return (
@@ -62,7 +62,7 @@ def _totals(total: Cost) -> str:
     )
 
 
-def text_table(rows: Sequence[Row], total: Cost, notes: Sequence[str]) -> str:
+def text_table(rows: Sequence[SummaryRow], total: Cost, notes: Sequence[str]) -> str:
     """The table as text; what is too long for 100 columns loses its beginning."""
     cells = [_HEADER, *map(_cells, rows)]
     widths = [max(len(line[column]) for line in cells) for column in range(len(_HEADER))]
@@ -83,7 +83,7 @@ def text_table(rows: Sequence[Row], total: Cost, notes: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-def html_table(rows: Sequence[Row], total: Cost, notes: Sequence[str]) -> str:
+def html_table(rows: Sequence[SummaryRow], total: Cost, notes: Sequence[str]) -> str:
     """The table as HTML, each row with its source line and the reason of its method as tooltips."""
     head = "".join(f"<th>{name}</th>" for name in _HEADER)
     body = []

@@ -9,23 +9,23 @@ from typing import Any
 from jax.extend.core import JaxprEqn, Literal
 from jax.extend.core import primitives as lax_primitives
 
-from jaxcnn.transform.jaxpr.convolutions import avals, is_convolution
-from jaxcnn.transform.jaxpr.walker import held_jaxprs, is_entered, loop_parts, opened
+from jaxcnn.transform.jaxpr.convolutions import is_convolution
+from jaxcnn.transform.jaxpr.equations import avals, inner_jaxpr, is_entered, loop_parts, sub_jaxprs
 from jaxcnn.transform.summary.describe import Place, row_of, weight_of
 from jaxcnn.transform.summary.receptive_fields import Value, argument, through
-from jaxcnn.transform.summary.row import Row
+from jaxcnn.transform.summary.row import SummaryRow
 
-Counted = tuple[Row, frozenset[Hashable]]
+Counted = tuple[SummaryRow, frozenset[Hashable]]
 """A row, and the roots of its weight."""
 
-_LONGEST_LOOP = 1000
+_MAX_LOOP_PASSES = 1000
 """Steps of a scan after which a receptive field that still grows is given up."""
 
 
-def survey(closed: Any, platform: str) -> tuple[tuple[Row, ...], tuple[str, ...]]:
+def survey(closed: Any, platform: str) -> tuple[tuple[SummaryRow, ...], tuple[str, ...]]:
     """The rows of a closed jaxpr, whose arguments are those of the user's function, and notes on how they count."""
     walk = _Walk()
-    variables = (*opened(closed).constvars, *opened(closed).invars)
+    variables = (*inner_jaxpr(closed).constvars, *inner_jaxpr(closed).invars)
     values = [argument(number, _ndim(variable)) for number, variable in enumerate(variables)]
     for number, constant in enumerate(_constants(closed)):
         values[number] = dataclasses.replace(values[number], roots=constant.roots)
@@ -33,7 +33,7 @@ def survey(closed: Any, platform: str) -> tuple[tuple[Row, ...], tuple[str, ...]
     return _each_weight_once(found), tuple(dict.fromkeys(walk.notes))
 
 
-def _each_weight_once(found: Sequence[Counted]) -> tuple[Row, ...]:
+def _each_weight_once(found: Sequence[Counted]) -> tuple[SummaryRow, ...]:
     """The rows, with a weight that several share counted in the first of them."""
     rows, seen = [], set()
     for row, roots in found:
@@ -46,7 +46,7 @@ def _each_weight_once(found: Sequence[Counted]) -> tuple[Row, ...]:
 
 def _constants(jaxpr: Any) -> list[Value]:
     """What is known of a jaxpr's constants: an array that several jaxprs hold is one weight."""
-    variables = opened(jaxpr).constvars
+    variables = inner_jaxpr(jaxpr).constvars
     held = getattr(jaxpr, "consts", ()) or (None,) * len(variables)
     roots = [frozenset() if value is None else frozenset((("constant", id(value)),)) for value in held]
     return [Value((None,) * _ndim(v), roots=root) for v, root in zip(variables, roots, strict=True)]
@@ -64,7 +64,7 @@ class _Walk:
 
     def rows(self, jaxpr: Any, values: Sequence[Value], place: Place) -> tuple[list[Counted], list[Value]]:
         """The rows of a jaxpr and what is known of its results; `values`: of its constants, then its arguments."""
-        jaxpr = opened(jaxpr)
+        jaxpr = inner_jaxpr(jaxpr)
         known = dict(zip((*jaxpr.constvars, *jaxpr.invars), values, strict=True))
 
         def read(atom: Any) -> Value:
@@ -94,7 +94,7 @@ class _Walk:
         return self.rows(jaxpr, [*_constants(jaxpr), *operands], place)
 
     def _held(self, equation: JaxprEqn, operands: list[Value], place: Place) -> tuple[list[Counted], list[Value]]:
-        held = held_jaxprs(equation)
+        held = sub_jaxprs(equation)
         if not held:
             return [], through(equation, operands)
         inside = place.inside(equation)
@@ -110,7 +110,7 @@ class _Walk:
         if is_entered(equation.primitive):
             # Of the jaxprs of an equation of any other primitive there is one.
             return self._inner(held[0], operands, inside)
-        unknown = [[Value((None,) * _ndim(variable)) for variable in opened(jaxpr).invars] for jaxpr in held]
+        unknown = [[Value((None,) * _ndim(variable)) for variable in inner_jaxpr(jaxpr).invars] for jaxpr in held]
         if any(self._inner(jaxpr, values, inside)[0] for jaxpr, values in zip(held, unknown, strict=True)):
             self.notes.append(f"{equation.primitive} at {inside.name or 'the top'} is not looked into")
         return [], through(equation, operands)
@@ -122,7 +122,7 @@ class _Walk:
         slices = [Value(value.axes[1:], value.image, value.copies * length, value.roots) for value in scanned]
         rows: list[Counted] = []
         results = [*carry]
-        for step in range(min(length, _LONGEST_LOOP)):
+        for step in range(min(length, _MAX_LOOP_PASSES)):
             rows, results = self._inner(body, [*constants, *carry, *slices], place.inside(equation, length))
             # What becomes of a weight from step to step stays the weight that it was.
             kept = [value.roots for value in carry]
@@ -130,7 +130,7 @@ class _Walk:
             before, carry = carry, after
             if before == carry:
                 break
-            if step == _LONGEST_LOOP - 1:
+            if step == _MAX_LOOP_PASSES - 1:
                 carry = [Value((None,) * len(value.axes), value.image) for value in carry]
         stacked = [Value((None, *value.axes), value.image) for value in results[len(carry) :]]
         if not length:

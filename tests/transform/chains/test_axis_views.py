@@ -83,7 +83,7 @@ def test_a_view_is_what_the_moves_make(case):
             return
         view = after
         assert view.sizes == equation.outvars[0].aval.shape
-    np.testing.assert_array_equal(view.of(parameter), jax.device_get(run(jnp.asarray(parameter))))
+    np.testing.assert_array_equal(view.apply_to(parameter), jax.device_get(run(jnp.asarray(parameter))))
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_factors_that_are_neighbours_are_one():
 
 def test_one_index_of_an_axis():
     view = View.whole((3, 4, 5))
-    inner = view.without(1)
-    assert (inner.sizes, inner.sliced, inner.leaving(1).sizes) == ((3, 1, 5), (1,), (3, 5))
-    assert view.reshaped((12, 5)).without(0) is None
-    assert view.reversed((1,)).without(1) is None
+    inner = view.index_axis(1)
+    assert (inner.sizes, inner.sliced, inner.drop_axis(1).sizes) == ((3, 1, 5), (1,), (3, 5))
+    assert view.reshaped((12, 5)).index_axis(0) is None
+    assert view.reversed((1,)).index_axis(1) is None

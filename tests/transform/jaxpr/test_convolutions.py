@@ -14,7 +14,7 @@ from jax import lax
 import jaxcnn
 from jaxcnn.primitives import conv_p
 from jaxcnn.transform.acceleration.accelerate import accelerate
-from jaxcnn.transform.jaxpr.convolutions import convolution
+from jaxcnn.transform.jaxpr.convolutions import as_convolution
 from support.arrays import assert_same, jax_normal
 from support.cropping import assert_cropped
 from support.drawn import drawn
@@ -215,7 +215,7 @@ def test_preferred_element_type_and_precision_are_kept():
 
     x, kernel = jnp.ones((1, 2, 8), jnp.bfloat16), jnp.ones((2, 2, 3), jnp.bfloat16)
     (equation,) = (e for e in equations_of(accelerate(f), x, kernel) if e.primitive is conv_p)
-    assert convolution(equation).spec.out_dtype == np.float32
+    assert as_convolution(equation, "compute").spec.out_dtype == np.float32
     assert equation.params["precision"] == (lax.Precision.HIGHEST, lax.Precision.HIGHEST)
     assert accelerate(f)(x, kernel).dtype == np.float32
 

@@ -24,10 +24,10 @@ from jaxcnn.chain import KernelChain
 from jaxcnn.epilogue import fused_conv_p
 from jaxcnn.primitives import conv_p
 from jaxcnn.transform.chains.axis_views import View, moved
-from jaxcnn.transform.chains.convolve import convolved
+from jaxcnn.transform.chains.convolve import convolve_with_chain
 from jaxcnn.transform.chains.placement import Placement, use_of
-from jaxcnn.transform.jaxpr.convolutions import avals
-from jaxcnn.transform.jaxpr.walker import Rule, Walker, bind_as_it_was, held_jaxprs, loop_parts
+from jaxcnn.transform.jaxpr.equations import avals, loop_parts, rebind, sub_jaxprs
+from jaxcnn.transform.jaxpr.walker import Rule, Walker
 
 
 class ChainError(ValueError):
@@ -36,7 +36,7 @@ class ChainError(ValueError):
 
 @jax.tree_util.register_pytree_node_class
 @dataclasses.dataclass(frozen=True)
-class Carried:
+class TracedChain:
     """A chain on its way from a parameter to a convolution.
 
     Args:
@@ -57,7 +57,7 @@ class Carried:
         return (self.chain,), (self.view, self.placement, self.path)
 
     @classmethod
-    def tree_unflatten(cls, known: Any, children: Any) -> Carried:
+    def tree_unflatten(cls, known: Any, children: Any) -> TracedChain:
         """The inverse of `tree_flatten`."""
         return cls(*children, *known)
 
@@ -66,42 +66,42 @@ class Carried:
         """Axes in front of the links."""
         return len(self.placement.stack) - len(self.view.sliced)
 
-    def of_links(self, function: Callable[[jax.Array], jax.Array], **changes: Any) -> Carried:
+    def of_links(self, function: Callable[[jax.Array], jax.Array], **changes: Any) -> TracedChain:
         """The same with a function of each link."""
         kernels = tuple(map(function, self.chain.kernels))
         chain = KernelChain.tree_unflatten(self.chain.feature_group_counts, kernels)
         return dataclasses.replace(self, chain=chain, **changes)
 
-    def of_last(self, function: Callable[[jax.Array], jax.Array]) -> Carried:
+    def of_last(self, function: Callable[[jax.Array], jax.Array]) -> TracedChain:
         """The same with a function of the last link."""
         *links, last = self.chain.kernels
         chain = KernelChain.tree_unflatten(self.chain.feature_group_counts, (*links, function(last)))
         return dataclasses.replace(self, chain=chain)
 
-    def one(self, axis: int, take: Callable[[jax.Array], jax.Array] | None) -> Carried | None:
+    def index(self, axis: int, take: Callable[[jax.Array], jax.Array] | None) -> TracedChain | None:
         """One index of an axis of the array, which stays with size 1; None if it numbers no kernels.
 
         `take` gets it from a link, whose first axis it is; None if the links have lost theirs already.
         """
-        view = self.view.without(axis)
+        view = self.view.index_axis(axis)
         # An index of a second such axis is of the links' first axis only if the first one is gone.
         if view is None or view.sliced != self.placement.stack[: len(view.sliced)]:
             return None
         return dataclasses.replace(self, view=view) if take is None else self.of_links(take, view=view)
 
-    def slice(self) -> Carried | None:
+    def scan_element(self) -> TracedChain | None:
         """What is left inside a loop over the array's first axis; None if it numbers no kernels."""
-        found = self.one(0, None)
-        return None if found is None else dataclasses.replace(found, view=found.view.leaving(0))
+        found = self.index(0, None)
+        return None if found is None else dataclasses.replace(found, view=found.view.drop_axis(0))
 
     def array(self) -> jax.Array:
         """The array for which it stands."""
         parameter = self.placement.holding(self.chain, self.view.sliced)
-        return self.view.of(parameter)
+        return self.view.apply_to(parameter)
 
 
 @dataclasses.dataclass(frozen=True)
-class Carrier(Walker):
+class ChainWalker(Walker):
     """A walker for values of which some are chains.
 
     Args:
@@ -116,12 +116,12 @@ class Carrier(Walker):
     def evaluate(self, jaxpr: Any, consts: Sequence[Any], *args: Any) -> list[Any]:
         """As of any walker; what is noted of the values in a jaxpr, a loop's body say, goes with them."""
         inner = dataclasses.replace(self, _spread={})
-        return super(Carrier, inner).evaluate(jaxpr, consts, *args)
+        return super(ChainWalker, inner).evaluate(jaxpr, consts, *args)
 
     def _results(self, equation: JaxprEqn, operands: list[Any]) -> Sequence[Any]:
-        carried = [position for position, operand in enumerate(operands) if isinstance(operand, Carried)]
+        carried = [position for position, operand in enumerate(operands) if isinstance(operand, TracedChain)]
         if not carried:
-            results = bind_as_it_was(equation, operands)
+            results = rebind(equation, operands)
             if equation.primitive is lax_primitives.broadcast_in_dim_p:
                 # The result too, so that its id stays its own.
                 self._spread[id(results[0])] = results[0], operands[0], equation.params["broadcast_dimensions"]
@@ -132,11 +132,11 @@ class Carrier(Walker):
         result = self._one_result(equation, operands, carried[0]) if len(carried) == 1 else None
         if result is not None:
             return [result]
-        return bind_as_it_was(equation, [self.array(operand, equation) for operand in operands])
+        return rebind(equation, [self.array(operand, equation) for operand in operands])
 
     def array(self, value: Any, equation: JaxprEqn | None = None) -> Any:
         """An array as it is; for a chain the dense one, or an error, since the equation takes no chain."""
-        if not isinstance(value, Carried):
+        if not isinstance(value, TracedChain):
             return value
         if self.materialize:
             return value.array()
@@ -152,12 +152,12 @@ class Carrier(Walker):
 
     def _one_result(self, equation: JaxprEqn, operands: list[Any], position: int) -> Any | None:
         """The result of an equation of whose operands one is a chain; None if it takes no chain."""
-        carried: Carried = operands[position]
+        carried: TracedChain = operands[position]
         primitive, params = equation.primitive, equation.params
         if primitive is conv_p or primitive is conv_general_dilated_p:
             use = use_of(equation, carried.view) if position == 1 else None
             links = None if use is None else use.links(carried.chain, carried.placement)
-            return None if links is None else convolved(equation, operands[0], links)
+            return None if links is None else convolve_with_chain(equation, operands[0], links)
         if primitive is lax_primitives.neg_p:
             return carried.of_last(lax.neg)
         if (
@@ -182,7 +182,7 @@ class Carrier(Walker):
             return carried.of_links(lax.stop_gradient)
         return dataclasses.replace(carried, view=view)
 
-    def _factor(self, factor: Any, carried: Carried) -> jax.Array:
+    def _factor(self, factor: Any, carried: TracedChain) -> jax.Array:
         """A factor with as many axes as the array, of size 1 where it was broadcast."""
         shape = [1] * len(carried.view.axes)
         _, spread, places = self._spread.get(id(factor), (None, factor, range(np.ndim(factor))))
@@ -191,7 +191,7 @@ class Carrier(Walker):
         return jnp.reshape(spread, shape)
 
 
-def _scaled(carried: Carried, factor: jax.Array, scale: Callable[[Any, Any], jax.Array]) -> Carried | None:
+def _scaled(carried: TracedChain, factor: jax.Array, scale: Callable[[Any, Any], jax.Array]) -> TracedChain | None:
     """The chain with its last link scaled by a factor; None unless it is one number for each output feature."""
     if factor.size == 1:
         by_feature = jnp.reshape(factor, 1)
@@ -201,7 +201,7 @@ def _scaled(carried: Carried, factor: jax.Array, scale: Callable[[Any, Any], jax
         stack = [placement.shape[axis] for axis in placement.stack if axis not in view.sliced]
         kernel_shape = (*stack, *placement.kernel_shape)
         numbered = np.broadcast_to(np.arange(kernel_shape[-1]), kernel_shape)
-        features = view.of(placement.parameter(numbered, view.sliced))
+        features = view.apply_to(placement.parameter(numbered, view.sliced))
         numbers = np.broadcast_to(np.arange(factor.size).reshape(factor.shape), features.shape)
         number = np.zeros(kernel_shape[-1], int)
         number[features] = numbers
@@ -216,7 +216,7 @@ def _scaled(carried: Carried, factor: jax.Array, scale: Callable[[Any, Any], jax
     return carried.of_last(scaled)
 
 
-def _index(equation: JaxprEqn, operands: Sequence[Any]) -> Carried | None:
+def _index(equation: JaxprEqn, operands: Sequence[Any]) -> TracedChain | None:
     """One of stacked chains, of a slice of length 1 along the axis that numbers them; None for any other slice."""
     carried, *starts = operands
     sizes, params = carried.view.sizes, equation.params
@@ -233,18 +233,18 @@ def _index(equation: JaxprEqn, operands: Sequence[Any]) -> Carried | None:
         start = starts[axes[0]]
         return lax.dynamic_index_in_dim(link, start, keepdims=False, allow_negative_indices=False)
 
-    return carried.one(axes[0], take)
+    return carried.index(axes[0], take)
 
 
 # Descents into what holds jaxprs. Each is made again by JAX's own functions, for which a chain is a pytree.
 
 
-def _inlined(walker: Carrier, equation: JaxprEqn, operands: list[Any]) -> list[Any]:
-    (jaxpr,) = held_jaxprs(equation)
+def _inlined(walker: ChainWalker, equation: JaxprEqn, operands: list[Any]) -> list[Any]:
+    (jaxpr,) = sub_jaxprs(equation)
     return walker.evaluate(jaxpr, getattr(jaxpr, "consts", ()), *operands)
 
 
-def _into_remat(walker: Carrier, equation: JaxprEqn, operands: list[Any]) -> list[Any]:
+def _into_remat(walker: ChainWalker, equation: JaxprEqn, operands: list[Any]) -> list[Any]:
     params = equation.params
     run = jax.checkpoint(
         partial(walker.evaluate, params["jaxpr"], ()), prevent_cse=params["prevent_cse"], policy=params["policy"]
@@ -252,18 +252,19 @@ def _into_remat(walker: Carrier, equation: JaxprEqn, operands: list[Any]) -> lis
     return run(*operands)
 
 
-def _kept(carry: list[Any], after: list[Any], walker: Carrier, equation: JaxprEqn) -> list[Any]:
+def _kept(carry: list[Any], after: list[Any], walker: ChainWalker, equation: JaxprEqn) -> list[Any]:
     """What a loop's body gives for its carry: chains only where chains went in."""
     return [
-        new if isinstance(old, Carried) else walker.array(new, equation) for old, new in zip(carry, after, strict=True)
+        new if isinstance(old, TracedChain) else walker.array(new, equation)
+        for old, new in zip(carry, after, strict=True)
     ]
 
 
 def _initial(
-    carry: list[Any], body: Callable[[list[Any]], list[Any]], walker: Carrier, equation: JaxprEqn
+    carry: list[Any], body: Callable[[list[Any]], list[Any]], walker: ChainWalker, equation: JaxprEqn
 ) -> list[Any]:
     """A loop's carry, with an array for each chain of which the body does not give the same view."""
-    while any(isinstance(value, Carried) for value in carry):
+    while any(isinstance(value, TracedChain) for value in carry):
         after = jax.eval_shape(body, carry)
         before: list[Any] = list(map(jax.tree.structure, carry))
         same = [own == jax.tree.structure(new) for own, new in zip(before, after, strict=True)]
@@ -273,21 +274,25 @@ def _initial(
     return carry
 
 
-def _into_scan(walker: Carrier, equation: JaxprEqn, operands: list[Any]) -> list[Any]:
+def _into_scan(walker: ChainWalker, equation: JaxprEqn, operands: list[Any]) -> list[Any]:
     params, body = equation.params, equation.params["jaxpr"]
     constants, carry, slices = loop_parts(equation, operands)
     # The only slice along an axis of size 1 is the chain itself; None takes its place among what is sliced.
     only = {
-        place: dataclasses.replace(s, view=s.view.leaving(0))
+        place: dataclasses.replace(s, view=s.view.drop_axis(0))
         for place, s in enumerate(slices)
-        if isinstance(s, Carried) and s.view.sizes[0] == 1
+        if isinstance(s, TracedChain) and s.view.sizes[0] == 1
     }
     slices = [None if place in only else s for place, s in enumerate(slices)]
-    slices = [walker.array(s, equation) if isinstance(s, Carried) and s.slice() is None else s for s in slices]
+    slices = [
+        walker.array(s, equation) if isinstance(s, TracedChain) and s.scan_element() is None else s for s in slices
+    ]
 
     def step(carry: list[Any], slices: list[Any]) -> tuple[list[Any], list[Any]]:
         # The chain of a whole stack, whose links `scan` slices, is the chain of one of its kernels inside.
-        inner = [only.get(place, s.slice() if isinstance(s, Carried) else s) for place, s in enumerate(slices)]
+        inner = [
+            only.get(place, s.scan_element() if isinstance(s, TracedChain) else s) for place, s in enumerate(slices)
+        ]
         results = walker.evaluate(body, body.consts, *constants, *carry, *inner)
         after = _kept(carry, results[: len(carry)], walker, equation)
         return after, [walker.array(value, equation) for value in results[len(carry) :]]
@@ -300,7 +305,7 @@ def _into_scan(walker: Carrier, equation: JaxprEqn, operands: list[Any]) -> list
     return [*after, *stacked]
 
 
-def _into_while(walker: Carrier, equation: JaxprEqn, operands: list[Any]) -> list[Any]:
+def _into_while(walker: ChainWalker, equation: JaxprEqn, operands: list[Any]) -> list[Any]:
     params = equation.params
     first, last = params["cond_nconsts"], params["cond_nconsts"] + params["body_nconsts"]
     tested, constants, carry = operands[:first], operands[first:last], operands[last:]
@@ -316,7 +321,7 @@ def _into_while(walker: Carrier, equation: JaxprEqn, operands: list[Any]) -> lis
     )
 
 
-def _into_cond(walker: Carrier, equation: JaxprEqn, operands: list[Any]) -> list[Any]:
+def _into_cond(walker: ChainWalker, equation: JaxprEqn, operands: list[Any]) -> list[Any]:
     index, *arguments = operands
 
     def run(branch: Any, *arguments: Any) -> list[Any]:
@@ -327,7 +332,7 @@ def _into_cond(walker: Carrier, equation: JaxprEqn, operands: list[Any]) -> list
     return lax.switch(index, branches, *arguments)
 
 
-_DESCENTS: dict[Primitive, Callable[[Carrier, JaxprEqn, list[Any]], list[Any]]] = {
+_DESCENTS: dict[Primitive, Callable[[ChainWalker, JaxprEqn, list[Any]], list[Any]]] = {
     lax_primitives.jit_p: _inlined,
     lax_primitives.closed_call_p: _inlined,
     lax_primitives.custom_jvp_call_p: _inlined,
