@@ -118,7 +118,8 @@ class ChainWalker(Walker):
         inner = dataclasses.replace(self, _spread={})
         return super(ChainWalker, inner).evaluate(jaxpr, consts, *args)
 
-    def _results(self, equation: JaxprEqn, operands: list[Any]) -> Sequence[Any]:
+    def results(self, equation: JaxprEqn, operands: list[Any]) -> Sequence[Any]:
+        """Returns the results of one equation, chains where chains go on."""
         carried = [position for position, operand in enumerate(operands) if isinstance(operand, TracedChain)]
         if not carried:
             results = rebind(equation, operands)

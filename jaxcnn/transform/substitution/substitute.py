@@ -16,9 +16,9 @@ import jax
 from jaxcnn.chain import KernelChain
 from jaxcnn.factorization.schemes.registry import SCHEMES
 from jaxcnn.transform.chains.with_chains import apply_with_chains
+from jaxcnn.transform.progress import Progress, progress_bar
 from jaxcnn.transform.substitution import files as saving
 from jaxcnn.transform.substitution.report import SubstitutionReport
-from jaxcnn.transform.timing import Progress, bar
 
 if TYPE_CHECKING:
     from jaxcnn.transform.chains.placement import Placement
@@ -239,7 +239,7 @@ def substitute(
     weighed, fitted = rank is None, bool(batches)
     judged = weighed and fitted
     work = len(problem.open) * (judged + weighed + fitted) + 1
-    with bar("Substituting kernels", work, progress) as advance:
+    with progress_bar("Substituting kernels", work, progress) as advance:
         calibration = Calibration(problem, batches, seed, advance) if batches else None
         search = Search(problem, calibration, advance)
         ways: dict[str, Callable[[Any], Solution]] = {

@@ -14,7 +14,7 @@ from jaxcnn.cost import Cost
 from jaxcnn.geometry import ReceptiveField
 from jaxcnn.transform.jaxpr.signature import flatten_call
 from jaxcnn.transform.summary.row import SummaryRow
-from jaxcnn.transform.summary.table import html_table, text_table
+from jaxcnn.transform.summary.table import summary_table, totals_line
 
 #: What `summarize` takes for `platform`, here and on the command line.
 PLATFORMS = ("cpu", "gpu", "cuda", "rocm", "tpu")
@@ -71,14 +71,14 @@ class Summary:
         return json.dumps(content)
 
     def __str__(self) -> str:
-        return text_table(self.rows, self.total, self._remarks)
+        return summary_table(self.rows).text(self._remarks)
 
     def _repr_html_(self) -> str:
-        return html_table(self.rows, self.total, self._remarks)
+        return summary_table(self.rows).html(self._remarks)
 
     @property
     def _remarks(self) -> tuple[str, ...]:
-        return (*self.notes, self.native) if self.native else self.notes
+        return tuple(filter(None, (totals_line(self.total), *self.notes, self.native)))
 
 
 def summarize(f: Callable[..., Any], *args: Any, platform: str | None = None) -> Summary:
