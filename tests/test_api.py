@@ -49,7 +49,14 @@ TUNING = ["transform\\.(acceleration|summary|chains)(\\..*)?", *JAXPR, *FACTORIZ
 TRANSFORM = ["transform(\\..*)?", *FACTORIZATION]
 ROOMS = {
     r"__init__": TRANSFORM,
-    r"(cli|__main__|demo(\..*)?)": ["public", "cli", "native", "drawing", "demo(\\..*)?", "transform\\.summary\\.summarize"],
+    r"(cli|__main__|demo(\..*)?)": [
+        "public",
+        "cli",
+        "native",
+        "drawing",
+        "demo(\\..*)?",
+        "transform\\.summary\\.summarize",
+    ],
     r"drawing(\..*)?": ["public", "drawing(\\..*)?"],
     r"transform\.substitution(\..*)?": TRANSFORM,
     r"transform\.tuning": TUNING,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax
@@ -152,13 +152,11 @@ def _cropped(equation: JaxprEqn) -> Convolution | None:
 def _of_jaxcnn(equation: JaxprEqn) -> Convolution:
     params = dict(equation.params)
     method = params.pop("method")
-    lhs, rhs, out = avals(equation)
+    lhs, rhs, _ = avals(equation)
     spec = conv_spec(lhs, rhs, **{name: value for name, value in params.items() if name != "sharding"})
-    axes = tuple(range(lhs.ndim)), tuple(range(rhs.ndim)), tuple(range(out.ndim))
-    transposed = None
-    if spec.role == "output" and not spec.stacked and max(spec.input_dilation) > 1:
-        transposed = _input(equation, axes, params)
-    conv = transposed or Convolution(spec, params, method, axes)
+    dilated = spec.role == "output" and not spec.stacked and max(spec.input_dilation) > 1
+    transposed = _input(equation) if dilated else None
+    conv = transposed or Convolution(spec, params, method, forward_axes(equation))
     return dataclasses.replace(conv, method=method)
 
 
@@ -179,14 +177,16 @@ def _of_lax(equation: JaxprEqn) -> Convolution | None:
     if of_kernel:
         conv = _kernel_of_transposed(equation) if dilated else _kernel(equation)
     if conv is None and dilated:
-        conv = _input(equation, *_forward(equation))
-    return conv or _output(equation)
+        conv = _input(equation)
+    groups = params["feature_group_count"]
+    return conv or _in_role(
+        equation, "output", forward_axes(equation), **forward_options(equation), feature_group_count=groups
+    )
 
 
 def _batch_grouped(equation: JaxprEqn) -> Convolution:
     """Returns a convolution in groups of the batch as one in groups of features: each group's images side by side."""
-    axes, options = _forward(equation)
-    groups = equation.params["batch_group_count"]
+    axes, groups = forward_axes(equation), equation.params["batch_group_count"]
     lhs, rhs, out = avals(equation)
     batch, *sizes, features = _sizes(lhs, axes[0])
     spec = conv_spec(
@@ -198,7 +198,8 @@ def _batch_grouped(equation: JaxprEqn) -> Convolution:
         preferred_element_type=np.dtype(out.dtype),
         input_size=None,
         window=None,
-        **{**options, "feature_group_count": groups},
+        feature_group_count=groups,
+        **forward_options(equation),
     )
     return Convolution(spec, {}, "auto", axes)
 
@@ -237,32 +238,33 @@ def _in_role(
     return Convolution(conv_spec(lhs, rhs, **params), {**params, "sharding": None}, "auto", axes, flipped, swapped)
 
 
-def _output(equation: JaxprEqn) -> Convolution:
-    """Returns the equation as (x, kernel) -> y."""
-    axes, options = _forward(equation)
-    return _in_role(equation, "output", axes, **options)
+def forward_axes(equation: JaxprEqn) -> tuple[Ints, Ints, Ints]:
+    """Returns the axes of image, kernel and result in the order (N, *spatial, C), (*window, I, O), (N, *spatial, C)."""
+    if equation.primitive is conv_p:
+        lhs, rhs, out = (tuple(range(aval.ndim)) for aval in avals(equation))
+        return lhs, rhs, out
+    (n, c, *x_axes), (o, i, *taps), (out_n, out_c, *y_axes) = equation.params["dimension_numbers"]
+    return (n, *x_axes, c), (*taps, i, o), (out_n, *y_axes, out_c)
 
 
-def _forward(equation: JaxprEqn) -> tuple[tuple[Ints, Ints, Ints], dict[str, Any]]:
-    """Returns the axes of lax's operands and result as the role `"output"` has them, and its options."""
-    params = equation.params
-    (n, c, *x_axes), (o, i, *taps), (out_n, out_c, *y_axes) = params["dimension_numbers"]
-    options = {
-        "strides": tuple(params["window_strides"]),
+def forward_options(equation: JaxprEqn) -> dict[str, Any]:
+    """Returns a convolution's options as `jaxcnn.conv` takes them, without the groups."""
+    params, is_own = equation.params, equation.primitive is conv_p
+    return {
+        "strides": tuple(params["strides" if is_own else "window_strides"]),
         "padding": _pairs(params["padding"]),
-        "input_dilation": tuple(params["lhs_dilation"]),
-        "kernel_dilation": tuple(params["rhs_dilation"]),
-        "feature_group_count": params["feature_group_count"],
+        "input_dilation": tuple(params["input_dilation" if is_own else "lhs_dilation"]),
+        "kernel_dilation": tuple(params["kernel_dilation" if is_own else "rhs_dilation"]),
     }
-    return ((n, *x_axes, c), (*taps, i, o), (out_n, *y_axes, out_c)), options
 
 
 def _pairs(padding: Any) -> tuple[Pair, ...]:
     return tuple((int(low), int(high)) for low, high in padding)
 
 
-def _input(equation: JaxprEqn, axes: tuple[Ints, Ints, Ints], options: Mapping[str, Any]) -> Convolution | None:
+def _input(equation: JaxprEqn) -> Convolution | None:
     """Returns the equation, whose first operand is dilated, as (y, kernel) -> x with that dilation for strides."""
+    axes, options = forward_axes(equation), forward_options(equation)
     if max(options["strides"]) > 1:
         return None
     (_, *y_axes, _), (*taps, _, _), (_, *x_axes, _) = axes
@@ -281,7 +283,7 @@ def _input(equation: JaxprEqn, axes: tuple[Ints, Ints, Ints], options: Mapping[s
         strides=strides,
         padding=padding,
         kernel_dilation=dilation,
-        feature_group_count=options["feature_group_count"],
+        feature_group_count=equation.params["feature_group_count"],
         input_size=inputs,
     )
 

@@ -15,11 +15,13 @@ from jax.extend.core import primitives as lax_primitives
 
 from jaxcnn.chain import KernelChain
 from jaxcnn.transform.chains.axis_views import Ints
-from jaxcnn.transform.chains.convolve import conv_options, convolve_with_chain, direction, image_axes, is_forward
+from jaxcnn.transform.chains.convolve import convolve_with_chain, direction, is_forward
 from jaxcnn.transform.chains.find_kernels import KernelUses, Site
 from jaxcnn.transform.chains.placement import Placement
+from jaxcnn.transform.jaxpr.convolutions import forward_axes, forward_options
 from jaxcnn.transform.jaxpr.equations import (
     CALLS,
+    JaxprValues,
     avals,
     consts_of,
     inner_jaxpr,
@@ -88,7 +90,7 @@ def kernel_numbers(placement: Placement, parameter: Any) -> jax.Array:
 
 
 def _walk(jaxpr: Any, consts: Sequence[Pair], inputs: Sequence[Pair], sites: Sites, path: Ints) -> Walk:
-    values: dict[Any, Pair] = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *inputs), strict=True))
+    values: JaxprValues[Pair] = JaxprValues(jaxpr, [*consts, *inputs], lambda literal: (literal.val, literal.val))
     last_read = {
         atom: position
         for position, equation in enumerate(jaxpr.eqns)
@@ -96,21 +98,17 @@ def _walk(jaxpr: Any, consts: Sequence[Pair], inputs: Sequence[Pair], sites: Sit
         if not isinstance(atom, Literal)
     }
     kept = {atom for atom in jaxpr.outvars if not isinstance(atom, Literal)}
-
-    def read(atom: Any) -> Pair:
-        return (atom.val, atom.val) if isinstance(atom, Literal) else values[atom]
-
     for position, equation in enumerate(jaxpr.eqns):
-        operands = [read(atom) for atom in equation.invars]
-        own = (*path, id(equation))
-        holds = any(site[: len(own)] == own for site in sites)
-        if holds and own in sites:
-            results = yield from _stop(jaxpr, position, operands, values, sites[own])
+        operands = values.read(equation.invars)
+        here = (*path, id(equation))
+        holds = any(site[: len(here)] == here for site in sites)
+        if holds and here in sites:
+            results = yield from _stop(jaxpr, position, operands, values.known, sites[here])
         elif holds and equation.primitive in CALLS:
             (inner,) = sub_jaxprs(equation)
-            results = yield from _walk(inner_jaxpr(inner), _consts(inner), operands, sites, own)
+            results = yield from _walk(inner_jaxpr(inner), _consts(inner), operands, sites, here)
         elif holds and equation.primitive is lax_primitives.scan_p and equation.params["length"]:
-            results = yield from _loop(equation, operands, sites, own)
+            results = yield from _loop(equation, operands, sites, here)
         else:
             with same_source(equation), equation.ctx.manager:
                 plain = rebind(equation, [dense for dense, _ in operands])
@@ -118,12 +116,12 @@ def _walk(jaxpr: Any, consts: Sequence[Pair], inputs: Sequence[Pair], sites: Sit
                 if any(dense is not substituted for dense, substituted in operands):
                     other = rebind(equation, [substituted for _, substituted in operands])
             results = list(zip(plain, other, strict=True))
-        values.update(zip(equation.outvars, results, strict=True))
+        values.write(equation, results)
         # Images are large, and there are as many as equations.
         for atom in equation.invars:
             if not isinstance(atom, Literal) and last_read[atom] == position and atom not in kept:
-                values.pop(atom, None)
-    return [read(atom) for atom in jaxpr.outvars]
+                values.known.pop(atom, None)
+    return values.outputs()
 
 
 def _consts(jaxpr: Any) -> list[Pair]:
@@ -164,7 +162,7 @@ def _stop(
     equation = jaxpr.eqns[position]
     (plain, image), (kernel, number) = operands
     (response,) = rebind(equation, [plain, kernel])
-    axis = image_axes(equation)[1][-1]
+    axis = forward_axes(equation)[2][-1]
     known = {atom: dense for atom, (dense, _) in values.items()}
     low, high = clip_limits(jaxpr, position, known, axis)
     which = 0 if number is kernel else int(number.reshape(-1)[0])
@@ -178,7 +176,7 @@ def samples(stop: Stop, count: int, generator: np.random.Generator) -> tuple[np.
     A convolution that is the transpose of another one sees its image with zeros between the pixels.
     """
     equation = stop.site.equation
-    image_order, result_order = image_axes(equation)
+    image_order, _, result_order = forward_axes(equation)
     image = np.asarray(stop.image.astype(np.float32)).transpose(image_order)
     response = np.asarray(stop.response.astype(np.float32)).transpose(result_order)
     places = response.shape[:-1]
@@ -198,12 +196,11 @@ def samples(stop: Stop, count: int, generator: np.random.Generator) -> tuple[np.
 
 def _pixels(equation: JaxprEqn, axis: int, outputs: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
     """The pixels of an axis under each tap for some outputs, (count, taps), and whether there is one."""
-    options = conv_options(equation)
+    options = forward_options(equation)
     steps, gaps = (options[name][axis] for name in ("strides", "input_dilation"))
     low, _ = options["padding"][axis]
-    kernel = avals(equation)[1].shape
-    numbers = equation.params.get("dimension_numbers")
-    taps = np.arange(kernel[axis if numbers is None else numbers.rhs_spec[2 + axis]]) * options["kernel_dilation"][axis]
+    window = avals(equation)[1].shape[forward_axes(equation)[1][axis]]
+    taps = np.arange(window) * options["kernel_dilation"][axis]
     if is_forward(equation):
         place = outputs[:, None] * steps - low + taps
     else:

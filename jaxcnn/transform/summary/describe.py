@@ -1,4 +1,4 @@
-"""The row of an equation: what it computes, costs and sees, and how it would be computed."""
+"""The row of a summary for one equation: cost, receptive field, and method."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from jax.extend import source_info_util
 from jax.extend.core import JaxprEqn
 from jax.extend.core import primitives as lax_primitives
 
@@ -16,6 +15,7 @@ from jaxcnn.cost import Cost
 from jaxcnn.geometry import dilated_size
 from jaxcnn.lowering import choice
 from jaxcnn.lowering.spec import PoolSpec
+from jaxcnn.transform.jaxpr.abstract_walk import Place
 from jaxcnn.transform.jaxpr.convolutions import Convolution, as_convolution
 from jaxcnn.transform.jaxpr.equations import avals
 from jaxcnn.transform.jaxpr.pools import as_pool
@@ -23,47 +23,26 @@ from jaxcnn.transform.summary.receptive_fields import Value, field_of, through_c
 from jaxcnn.transform.summary.row import SummaryRow
 
 
-@dataclasses.dataclass(frozen=True)
-class Place:
-    """Where an equation stands: the name stack and the line around it, how often it is executed, for which platform."""
-
-    name: str
-    count: int
-    platform: str
-    source: str = ""
-
-    def inside(self, equation: JaxprEqn, count: int = 1) -> Place:
-        """The place of what an equation holds."""
-        count *= self.count
-        return dataclasses.replace(self, name=self.name_of(equation), count=count, source=self.source_of(equation))
-
-    def source_of(self, equation: JaxprEqn) -> str:
-        """The user's line: of the call that holds the equation if the equation itself has none."""
-        return source_info_util.summarize(equation.source_info) or self.source
-
-    def name_of(self, equation: JaxprEqn) -> str:
-        """The whole name stack of an equation."""
-        return "/".join(filter(None, (self.name, str(equation.source_info.name_stack))))
-
-
-def row_of(equation: JaxprEqn, operands: Sequence[Value], place: Place) -> tuple[SummaryRow, Value] | None:
-    """The row of an equation and what is known of its result; None for equations that a summary leaves out."""
+def row_of(
+    equation: JaxprEqn, operands: Sequence[Value], place: Place, platform: str
+) -> tuple[SummaryRow, Value] | None:
+    """Returns the row of an equation and what is known of its result; None if a summary leaves the equation out."""
     conv = as_convolution(equation, "count")
     if conv is not None:
-        return _convolution_row(equation, conv, operands, place)
+        return _convolution_row(equation, conv, operands, place, platform)
     if equation.primitive is lax_primitives.dot_general_p:
         return _dense_row(equation, operands, place)
-    return _pool_row(equation, operands, place)
+    return _pool_row(equation, operands, place, platform)
 
 
 def _row(equation: JaxprEqn, place: Place, cost: Cost, **columns: Any) -> SummaryRow:
-    every = avals(equation)
+    arrays = avals(equation)
     scaled = Cost(*(value * place.count for value in dataclasses.astuple(cost)))
     return SummaryRow(
         name=place.name_of(equation),
         source=place.source_of(equation),
-        input_shape=tuple(every[0].shape),
-        output_shape=tuple(every[-1].shape),
+        input_shape=tuple(arrays[0].shape),
+        output_shape=tuple(arrays[-1].shape),
         count=place.count,
         cost=dataclasses.replace(scaled, params=cost.params),
         **columns,
@@ -75,7 +54,7 @@ def _bytes(equation: JaxprEqn) -> int:
 
 
 def _convolution_row(
-    equation: JaxprEqn, conv: Convolution, operands: Sequence[Value], place: Place
+    equation: JaxprEqn, conv: Convolution, operands: Sequence[Value], place: Place, platform: str
 ) -> tuple[SummaryRow, Value]:
     spec = conv.spec
     kernel = operands[1]
@@ -87,7 +66,7 @@ def _convolution_row(
     if computed is None:
         method, reason = "direct", "left to XLA: only it takes these operands"
     else:
-        chosen = choice.choose(computed.spec, computed.method, place.platform)
+        chosen = choice.choose(computed.spec, computed.method, platform)
         method, reason = chosen.method, chosen.reason
     result = through_convolution(conv, operands, avals(equation)[-1].ndim)
     spatial = [] if of_kernel else [result.axes[axis] for axis in conv.axes[2][-1 - spec.rank : -1]]
@@ -134,17 +113,14 @@ def _dense_row(equation: JaxprEqn, operands: Sequence[Value], place: Place) -> t
 
 
 def _weight(equation: JaxprEqn, operands: Sequence[Value]) -> int:
-    """Which operand the weight is: the second of a convolution; of a product the one that depends on no image.
-
-    Of two such, the second.
-    """
+    """Returns the position of the weight: of a product the operand that depends on no image, else the second."""
     images = [value.image for value in operands]
     dense = equation.primitive is lax_primitives.dot_general_p
     return images.index(False) if dense and images[0] != images[1] else 1
 
 
 def weight_of(equation: JaxprEqn, operands: Sequence[Value]) -> Value:
-    """What is known of the weight of an equation that has a row; a pool has none."""
+    """Returns what is known of the weight of an equation that has a row; a pool has none."""
     return operands[_weight(equation, operands)] if len(operands) > 1 else Value(())
 
 
@@ -157,7 +133,9 @@ _OWN_POOLS = {
 }
 
 
-def _pool_row(equation: JaxprEqn, operands: Sequence[Value], place: Place) -> tuple[SummaryRow, Value] | None:
+def _pool_row(
+    equation: JaxprEqn, operands: Sequence[Value], place: Place, platform: str
+) -> tuple[SummaryRow, Value] | None:
     if equation.primitive in _OWN_POOLS:
         params = equation.params
         kind = params.get("mode", "") + _OWN_POOLS[equation.primitive]
@@ -189,7 +167,7 @@ def _pool_row(equation: JaxprEqn, operands: Sequence[Value], place: Place) -> tu
             windows[axis] = dilated_size(window, dilation), stride, low
         result = through_window(value, windows)
         spatial = [result.axes[axis] for axis in spatial_axes]
-    module = choice.pool_method(spec, place.platform)
+    module = choice.pool_method(spec, platform)
     operations = math.prod(spec.output_shape) * (math.prod(spec.window_shape) - 1)
     row = _row(
         equation,

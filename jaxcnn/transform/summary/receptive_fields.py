@@ -1,4 +1,4 @@
-"""Receptive fields over the graph of a jaxpr: which pixels of the function's arguments each axis of a value sees."""
+"""Receptive fields over the graph of a jaxpr: the pixels of the function's arguments that each axis of a value sees."""
 
 from __future__ import annotations
 

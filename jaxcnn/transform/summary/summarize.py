@@ -118,9 +118,9 @@ def summarize(f: Callable[..., Any], *args: Any, platform: str | None = None) ->
         known = ", ".join(map(repr, PLATFORMS))
         raise ValueError(f"summarize: platform must be one of {known}, got {platform!r}")
     # Imported at the first call, as the rules of `accelerate` are.
-    from jaxcnn.transform.summary.walk import survey
+    from jaxcnn.transform.summary.walk import rows_and_notes
 
     signature, arrays = flatten_call("summarize", args, {})
     platform = platform or "cpu"
-    rows, notes = survey(jax.make_jaxpr(signature.flat(f))(*arrays), platform)
+    rows, notes = rows_and_notes(jax.make_jaxpr(signature.flat(f))(*arrays), platform)
     return Summary(rows, notes, native.status() if platform == "cpu" else "")

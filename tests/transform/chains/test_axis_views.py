@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 
-from jaxcnn.transform.chains.axis_views import View, factors_of, merged, moved
+from jaxcnn.transform.chains.axis_views import View, factors_of, merged, view_after
 
 
 def resized(draw, shape):
@@ -76,7 +76,7 @@ def test_a_view_is_what_the_moves_make(case):
 
     view = View.whole(shape)
     for equation in jax.make_jaxpr(run)(parameter).eqns:
-        after = moved(equation, view)
+        after = view_after(equation, view)
         if after is None:  # one of a part of an axis, whose view would be no product of whole steps
             assert equation.primitive is not None
             assert equation.primitive.name in ("rev", "reshape")
@@ -100,7 +100,7 @@ def test_a_view_is_what_the_moves_make(case):
 def test_what_is_no_view(function):
     view = View.whole((4, 6))
     for equation in jax.make_jaxpr(function)(np.zeros((4, 6))).eqns:
-        view = view and moved(equation, view)
+        view = view and view_after(equation, view)
     assert view is None
 
 
