@@ -1,4 +1,4 @@
-"""`tune`: which method is the fastest for each convolution of a function, measured on this device."""
+"""`tune` measures which method is the fastest for each convolution of a function on this device."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from jaxcnn.lowering.spec import ConvSpec
 
 _TIE_RATIO = 1.05
-"""`direct` is kept where it takes at most this many times as long as the fastest: two runs differ by as much."""
+"""Largest ratio of the time of `direct` to the fastest at which it is kept: two runs differ by as much."""
 _HOPELESS_RATIO = 4.0
-"""A method whose second call takes this many times as long as the best so far is measured no further."""
+"""Ratio to the best time so far above which a method is measured no further."""
 _MAX_PROGRAM_EQUATIONS = 1000
-"""Most equations of a program that is compiled only to be measured: 700 take XLA half a second, 1800 seven seconds."""
+"""Most equations of a program that is compiled only to be measured; larger ones take XLA many seconds."""
 
 
 def tune(f: Callable[..., Any], *args: Any, seconds: float = 30.0, progress: bool = True) -> TuningTable:
@@ -39,12 +39,12 @@ def tune(f: Callable[..., Any], *args: Any, seconds: float = 30.0, progress: boo
     kept where it is within a twentieth of the fastest. A convolution for which the user asked for a method is left out.
 
     Args:
-      f: any function; `jax.grad` of a loss, or a whole training step, to tune derivatives too.
-      *args: its arguments. Arrays, and anything else with a shape and a dtype such as `jax.ShapeDtypeStruct`, are
+      f: function; `jax.grad` of a loss, or a whole training step, to tune derivatives too.
+      *args: arguments of f. Arrays, and anything else with a shape and a dtype such as `jax.ShapeDtypeStruct`, are
         traced; all other leaves (bool, int, float, str, None, functions) reach f as they are.
-      seconds: about how long to measure, shared among the convolutions. `direct` and the method that would be taken
-        without a table are measured in any case, a method that is left when the time is up is not.
-      progress: whether to show a progress bar on a terminal once the measurement has taken two seconds; needs rich.
+      seconds: approximate time of the measurement, shared among the convolutions. `direct` and the method that would be
+        taken without a table are measured in any case, a method that is left when the time is up is not.
+      progress: True to show a progress bar on a terminal once the measurement has taken two seconds; needs rich.
 
     Returns:
       A table to use by `with table:` or `table.install()`, and to keep by `table.save(path)`.
@@ -81,7 +81,7 @@ def tune(f: Callable[..., Any], *args: Any, seconds: float = 30.0, progress: boo
 
 
 def _recorded(f: Callable[..., Any], args: tuple[Any, ...]) -> list[ConvSpec]:
-    """The distinct convolutions of f for which a method is chosen, in the order in which they are lowered."""
+    """Returns the distinct convolutions of f for which a method is chosen, in the order in which they are lowered."""
     signature, arrays = flatten_call("tune", args, {})
     recorder = tables.Recorder()
     tables.activate(recorder)
@@ -93,13 +93,13 @@ def _recorded(f: Callable[..., Any], args: tuple[Any, ...]) -> list[ConvSpec]:
 
 
 def _device() -> jax.Device:
-    """The device on which a plain call runs."""
+    """Returns the device on which a plain call runs."""
     (device,) = jax.device_put(np.zeros((), np.float32)).devices()
     return device
 
 
 def _measured(spec: ConvSpec, platform: str, seconds: float, advance: Callable[[float], None]) -> Measurement:
-    """The times of one convolution by each method that supports it, as far as the time goes."""
+    """Measures one convolution by each method that supports it, as long as there is time."""
     # Imported here, as for the functions of arrays: they bring JAX's extension modules.
     from jaxcnn.lowering import choice
     from jaxcnn.lowering.methods import direct
@@ -124,7 +124,7 @@ def _measured(spec: ConvSpec, platform: str, seconds: float, advance: Callable[[
 
 
 def fastest(milliseconds: Mapping[str, float]) -> str:
-    """The method with the least time, or `direct` if it is as fast within the error of a measurement."""
+    """Returns the method with the least time, or `direct` if it is as fast within the error of a measurement."""
     best = min(milliseconds, key=lambda method: milliseconds[method])
     return "direct" if milliseconds["direct"] <= _TIE_RATIO * milliseconds[best] else best
 
@@ -142,7 +142,7 @@ def _run(program: Any, operands: tuple[jax.Array, jax.Array]) -> None:
 def _compilable(
     programs: dict[str, Any], operands: tuple[jax.Array, jax.Array], end: float
 ) -> Iterator[tuple[str, Any]]:
-    """The methods whose programs take no absurd time to compile, as long as there is time."""
+    """Yields the methods whose programs do not take too long to compile, as long as there is time."""
     # From the registry's end: the general methods at its start unroll large windows into programs slow to trace.
     for name in reversed(programs):
         if time.perf_counter() < end and len(programs[name].trace(*operands).jaxpr.eqns) <= _MAX_PROGRAM_EQUATIONS:
@@ -150,7 +150,7 @@ def _compilable(
 
 
 def _operands(spec: ConvSpec) -> tuple[jax.Array, jax.Array]:
-    """Random values; not zeros, which some processors multiply faster."""
+    """Returns random values; not zeros, which some processors multiply faster."""
     rng = np.random.default_rng(0)
     lhs, rhs = (rng.uniform(-1, 1, shape).astype(np.float32) for shape in spec.operand_shapes)
     if np.dtype(spec.lhs_dtype).kind in "iub":

@@ -56,7 +56,7 @@ class Group:
 
     @property
     def inputs(self) -> tuple[Any, ...]:
-        """The operands of the convolution, then those of the tail."""
+        """Operands of the convolution, then those of the tail."""
         return (*self.equation.invars, *self.operands)
 
     def bind(self, values: Sequence[Any], method: str, kernel_waits: bool) -> jax.Array:

@@ -37,10 +37,10 @@ def save(
     paths, values, _ = _arrays(params)
     arrays: dict[str, np.ndarray] = {}
     entries = []
-    for at, value in zip(paths, values, strict=True):
+    for parameter_path, value in zip(paths, values, strict=True):
         links = value.kernels if isinstance(value, KernelChain) else (value,)
         names = [f"array_{len(arrays) + number}" for number in range(len(links))]
-        entry: dict[str, Any] = {"path": at, "arrays": names, "dtypes": [str(link.dtype) for link in links]}
+        entry: dict[str, Any] = {"path": parameter_path, "arrays": names, "dtypes": [str(link.dtype) for link in links]}
         for name, link in zip(names, links, strict=True):
             if jnp.issubdtype(link.dtype, jax.dtypes.prng_key):
                 entry["key"] = str(jax.random.key_impl(link))
@@ -50,7 +50,7 @@ def save(
             arrays[name] = array if array.dtype.isbuiltin else array.view(f"u{array.dtype.itemsize}")
         if isinstance(value, KernelChain):
             entry["feature_group_counts"] = value.feature_group_counts
-            entry["placement"] = dataclasses.asdict(placements[at])
+            entry["placement"] = dataclasses.asdict(placements[parameter_path])
         entries.append(entry)
     structure = {"format": _FORMAT, "entries": entries, "report": json.loads(report.to_json())}
     with open(path, "wb") as file:
@@ -58,7 +58,7 @@ def save(
 
 
 def load(path: str | os.PathLike[str], params: Any) -> tuple[Any, SubstitutionReport, dict[str, Placement]]:
-    """The parameters with chains, the report and the placements of a file, for parameters of its structure."""
+    """Returns the parameters with chains, the report and the placements of a file, for parameters of its structure."""
     from jaxcnn.transform.chains.placement import Placement
 
     name, file = os.fspath(path), _read(path)
@@ -97,7 +97,7 @@ def load(path: str | os.PathLike[str], params: Any) -> tuple[Any, SubstitutionRe
 
 
 def _read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """The arrays of a file that `save` wrote."""
+    """Returns the arrays of a file that `save` wrote."""
     foreign = f"load: {os.fspath(path)} is no substitution that was saved, or not all of it"
     try:
         with open(path, "rb") as opened:

@@ -36,20 +36,20 @@ Pair = tuple[Any, Any]
 """A value of the dense function, and of the substituted one."""
 
 Sites = Mapping[Ints, tuple[int, Site]]
-"""The convolutions to stop at, by their path: the argument that is the kernel, and the convolution."""
+"""Convolutions to stop at, each with the argument that is its kernel, by their path."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Stop:
-    """A layer on the way.
+    """A layer at which a walk stops.
 
     Args:
-      index: the argument that is its kernel.
-      number: which of the kernels that the argument stacks.
-      site: the convolution.
-      image: its input in the substituted function.
-      response: its result in the dense function.
-      low, high: by output feature, the response below and above which what follows is constant.
+      index: position of the argument that is the kernel.
+      number: number of the kernel among those that the argument stacks.
+      site: convolution.
+      image: input of the convolution in the substituted function.
+      response: result of the convolution in the dense function.
+      low, high: responses, by output feature, below and above which what follows is constant.
     """
 
     index: int
@@ -64,26 +64,26 @@ class Stop:
 Walk = Generator[Stop, KernelChain | None, list[Pair]]
 
 
-def is_fitted(found: KernelUses) -> bool:
-    """Whether a kernel's chain can be fitted to responses: all of its convolutions are met, and see the same kernel."""
-    if found.refusal or any(site.hidden or site.scaled for site in found.sites):
+def is_fitted(uses: KernelUses) -> bool:
+    """Returns whether a kernel's chain can be fitted: all of its convolutions are met, and see the same kernel."""
+    if uses.refusal or any(site.hidden or site.scaled for site in uses.sites):
         return False
     # One that takes inputs to outputs and one that takes outputs to inputs have no samples in common.
-    return len({direction(site, found.placement) for site in found.sites}) == 1
+    return len({direction(site, uses.placement) for site in uses.sites}) == 1
 
 
 def side_by_side(closed: Any, dense: Sequence[Any], substituted: Sequence[Any], sites: Sites) -> Walk:
-    """A walk through a closed jaxpr for the dense and the substituted arguments, loops turn by turn.
+    """Returns a walk through a closed jaxpr with the dense and the substituted arguments, loops step by step.
 
-    It stops at each of `sites`; it is to be sent the links to go on with, or None to go on as it was. Of an argument
-    that stacks their kernels, the substituted one is to be `kernel_numbers`.
+    The walk stops at each of `sites`. Send it the links to go on with, or None to go on with the dense kernel. In place
+    of a substituted argument that stacks kernels it takes `kernel_numbers`.
     """
     inputs = list(zip(dense, substituted, strict=True))
     return _walk(inner_jaxpr(closed), [(const, const) for const in closed.consts], inputs, sites, ())
 
 
 def kernel_numbers(placement: Placement, parameter: Any) -> jax.Array:
-    """In the place of a parameter that stacks kernels, each one's number: so a walk knows which one it meets."""
+    """Returns an array in place of a parameter that stacks kernels, with the number of each kernel for its values."""
     stack = [placement.shape[axis] for axis in placement.stack]
     numbers = jnp.arange(math.prod(stack)).reshape(*stack, *(1,) * len(placement.kernel_shape))
     return placement.parameter(jnp.broadcast_to(numbers, (*stack, *placement.kernel_shape))).astype(parameter.dtype)
@@ -129,7 +129,7 @@ def _consts(jaxpr: Any) -> list[Pair]:
 
 
 def _loop(equation: JaxprEqn, operands: Sequence[Pair], sites: Sites, path: Ints) -> Walk:
-    """A scan, turn by turn."""
+    """Walks through a scan, step by step."""
     (inner,) = sub_jaxprs(equation)
     constants, carry, slices = loop_parts(equation, operands)
     turns = range(equation.params["length"])
@@ -171,7 +171,7 @@ def _stop(
 
 
 def samples(stop: Stop, count: int, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Patches of the image, (count, *window, C_in), and the responses to them, (count, C_out), at random places.
+    """Returns patches of the image, (count, *window, C_in), and responses to them, (count, C_out), at random places.
 
     A convolution that is the transpose of another one sees its image with zeros between the pixels.
     """
@@ -195,7 +195,7 @@ def samples(stop: Stop, count: int, generator: np.random.Generator) -> tuple[np.
 
 
 def _pixels(equation: JaxprEqn, axis: int, outputs: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """The pixels of an axis under each tap for some outputs, (count, taps), and whether there is one."""
+    """Returns the pixels of an axis under each tap for some outputs, (count, taps), and a mask of those that exist."""
     options = forward_options(equation)
     steps, gaps = (options[name][axis] for name in ("strides", "input_dilation"))
     low, _ = options["padding"][axis]

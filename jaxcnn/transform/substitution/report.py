@@ -68,16 +68,16 @@ class SubstitutionReport:
 
     @property
     def speedup(self) -> float:
-        """How many times faster a call is."""
+        """Ratio of the time of a call before to that after."""
         return self.ms_before / self.ms_after
 
     def to_json(self) -> str:
-        """All of it as JSON."""
+        """Returns the report as JSON."""
         return json.dumps(dataclasses.asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> SubstitutionReport:
-        """The report that `to_json` wrote."""
+        """Returns the report that `to_json` wrote."""
         content = json.loads(text)
         rows = tuple(
             LayerReport(**{**row, "kernel": tuple(row["kernel"]), "rank": _rank(row["rank"])})

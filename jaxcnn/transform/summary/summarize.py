@@ -26,7 +26,7 @@ class Summary:
 
     Args:
       rows: one `SummaryRow` for each.
-      notes: what was counted once although it may be executed more or less often, and what was not looked into.
+      notes: remarks on what was counted once although it may be executed more or less often, or not looked into.
       native: line that says if this process has the compiled CPU kernels; empty for another platform.
 
     Example:
@@ -46,12 +46,12 @@ class Summary:
 
     @property
     def total(self) -> Cost:
-        """The cost of all rows; a weight that several share counts once."""
+        """Cost of all rows; a weight that several share counts once."""
         return sum((row.cost for row in self.rows), Cost())
 
     @property
     def receptive_field(self) -> ReceptiveField | None:
-        """The union of the receptive fields of all rows, at the stride of the widest; None if none is known."""
+        """Union of the receptive fields of all rows, at the stride of the widest; None if none is known."""
         known = [row.receptive_field for row in self.rows if row.receptive_field]
         if len({len(field.size) for field in known}) != 1:
             return None
@@ -61,7 +61,7 @@ class Summary:
         return ReceptiveField(size, max(known, key=lambda field: field.size).stride, offset)
 
     def to_json(self) -> str:
-        """All rows, totals, notes and the state of the native kernels as JSON."""
+        """Returns all rows, totals, notes and the state of the native kernels as JSON."""
         content = {
             "rows": [dataclasses.asdict(row) for row in self.rows],
             "total": dataclasses.asdict(self.total),
@@ -82,7 +82,7 @@ class Summary:
 
 
 def summarize(f: Callable[..., Any], *args: Any, platform: str | None = None) -> Summary:
-    """Each convolution, transposed convolution, pool and dense product of a function: where, its cost, the method.
+    """Returns a table of the convolutions, pools and dense products of a function, with the cost and method of each.
 
     f is traced, not run: nothing is compiled and no device is needed. Bodies of `scan` are multiplied by their length,
     of a `cond` the branch with the most MACs is counted, and the body of a `while` once. A weight is the operand that
@@ -91,15 +91,15 @@ def summarize(f: Callable[..., Any], *args: Any, platform: str | None = None) ->
     transform sees its whole axis (stride 0); it is not known any more behind a reshape or a sum over the image.
 
     Args:
-      f: a function of arrays: a model, a loss, a gradient, a training step, accelerated or not.
-      *args: its arguments; `jax.ShapeDtypeStruct`s may stand for arrays, and what is not an array reaches f unchanged.
-      platform: for which the method is told, `"cpu"` (if left out), `"gpu"`, `"cuda"`, `"rocm"` or `"tpu"`.
+      f: function of arrays: a model, a loss, a gradient, a training step, accelerated or not.
+      *args: arguments of f; `jax.ShapeDtypeStruct`s may stand for arrays, and what is not an array reaches f unchanged.
+      platform: platform for which the method is told, `"cpu"` (if left out), `"gpu"`, `"cuda"`, `"rocm"` or `"tpu"`.
 
     Returns:
       A `Summary`: `.rows`, `.total`, `.to_json()`, and a table when printed or shown in a notebook.
 
     Raises:
-      ValueError: an unknown platform.
+      ValueError: the platform is unknown.
       TypeError: f is no function, or an argument that is not an array is not hashable.
 
     Example:
