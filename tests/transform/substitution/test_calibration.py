@@ -33,7 +33,7 @@ def substitutions(request):
     """Fitted to the weights, and to responses twice."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(problem.Problem, "milliseconds", lambda self, index, chain: (1.0, 0.5))
-        patch.setattr(searching, "_SECONDS", 0.01)
+        patch.setattr(searching, "_TIMING_SECONDS", 0.01)
         options = {**request.param, "schemes": "separable", "skip": "stem"}
         x, batches = blurred(4, 1), [(blurred(4, 2),), blurred(3, 3)]
         plain = jaxcnn.substitute(F, PARAMS, x, **options)
