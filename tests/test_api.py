@@ -55,7 +55,7 @@ ROOMS = {
         "native",
         "drawing",
         "demo(\\..*)?",
-        "transform\\.summary\\.summarize",
+        "transform\\.summary(\\..*)?",
     ],
     r"drawing(\..*)?": ["public", "drawing(\\..*)?"],
     r"transform\.substitution(\..*)?": TRANSFORM,
