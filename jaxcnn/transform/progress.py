@@ -1,4 +1,4 @@
-"""A progress bar on a terminal."""
+"""A progress bar for searches and measurements."""
 
 from __future__ import annotations
 
@@ -7,21 +7,22 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-_SECONDS_BEFORE_BAR = 2.0
+_BAR_AFTER_SECONDS = 2.0
 
 Progress = bool | Callable[[float, float], Any]
 """A bar on a terminal or none; or a function that is told how many steps are done, and of how many."""
 
 
 @contextmanager
-def progress_bar(title: str, total: int, progress: Progress) -> Iterator[Callable[[float], None]]:
-    """Yields a function that adds to the steps done, which a bar shows on a terminal or the caller's function is told.
+def bar(title: str, total: int, progress: Progress) -> Iterator[Callable[[float], None]]:
+    """Yields a function that adds to the number of steps done.
+
+    A bar appears on a terminal once the steps take longer than two seconds.
 
     Args:
       title: text before the bar.
-      total: number of steps that are announced.
-      progress: True for a bar once the work takes long, False for none, or a function that is told the steps done and
-        their total.
+      total: number of steps expected.
+      progress: True for a bar, False for none, or a function that is told the steps done and their total.
     """
     if callable(progress):
         tell, done = progress, 0.0
@@ -58,7 +59,7 @@ def progress_bar(title: str, total: int, progress: Progress) -> Iterator[Callabl
         bars.advance(task, done)
         # A search may take more steps than it could announce.
         bars.update(task, total=max(total, bars.tasks[0].completed))
-        if not bars.live.is_started and time.perf_counter() - start > _SECONDS_BEFORE_BAR:
+        if not bars.live.is_started and time.perf_counter() - start > _BAR_AFTER_SECONDS:
             bars.start()
 
     try:

@@ -16,7 +16,7 @@ from jaxcnn.lowering import tuning_table as tables
 from jaxcnn.lowering.tuning_table import Measurement, TuningTable
 from jaxcnn.transform.acceleration.accelerate import accelerate
 from jaxcnn.transform.jaxpr.signature import flatten_call
-from jaxcnn.transform.progress import progress_bar
+from jaxcnn.transform.progress import bar
 from jaxcnn.transform.timing import medians, seconds_of
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def tune(f: Callable[..., Any], *args: Any, seconds: float = 30.0, progress: boo
     device = _device()
     end = time.perf_counter() + seconds
     entries = []
-    with progress_bar("Measuring convolutions", len(specs), progress) as advance:
+    with bar("Measuring convolutions", len(specs), progress) as advance:
         for index, spec in enumerate(specs):
             share = max(end - time.perf_counter(), 0.0) / (len(specs) - index)
             entries.append(_measured(spec, device.platform, share, advance))

@@ -1,4 +1,4 @@
-"""The bar that shows how far a measurement or a search is."""
+"""The progress bar of searches and measurements."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_bar_is_shown_when_it_takes_long(monkeypatch, after, progress, shown):
     pytest.importorskip("rich")
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
-    monkeypatch.setattr(bars, "_SECONDS_BEFORE_BAR", after)
+    monkeypatch.setattr(bars, "_BAR_AFTER_SECONDS", after)
     monkeypatch.setenv("TERM", "xterm")
     jaxcnn.tune(jaxcnn.depthwise_conv, X, KERNEL, seconds=SHORT, progress=progress)
     assert ("Measuring convolutions" in terminal.text) == shown
@@ -45,7 +45,7 @@ def test_a_bar_is_shown_when_it_takes_long(monkeypatch, after, progress, shown):
 
 def test_a_function_is_told_what_is_done_and_the_total_grows_with_it():
     told = []
-    with bars.progress_bar("Searching", 3, lambda done, total: told.append((done, total))) as advance:
+    with bars.bar("Searching", 3, lambda done, total: told.append((done, total))) as advance:
         for step in (1, 0.5, 2):
             advance(step)
     assert told == [(0, 3), (1, 3), (1.5, 3), (3.5, 3.5)]

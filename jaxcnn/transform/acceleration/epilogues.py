@@ -22,7 +22,7 @@ from jax.extend.core import JaxprEqn, Literal, Var
 from jaxcnn.epilogue import Move, Recipe, fused_conv_p
 from jaxcnn.primitives import conv_p
 from jaxcnn.transform.acceleration.activations import X, activation, expression, operand_of
-from jaxcnn.transform.jaxpr.convolutions import Convolution, as_convolution, is_convolution
+from jaxcnn.transform.jaxpr.convolutions import Convolution, as_convolution, is_convolution, is_stacked, role_of
 from jaxcnn.transform.jaxpr.equations import avals, has_known_sizes, inner_jaxpr, rebind
 
 _FLOAT32 = np.dtype(np.float32)
@@ -106,7 +106,7 @@ def groups(jaxpr: Any) -> Iterator[Group]:
 
 
 def _may_start(equation: JaxprEqn) -> bool:
-    if not is_convolution(equation) or equation.params.get("role") == "kernel" or equation.params.get("stacked"):
+    if not is_convolution(equation) or role_of(equation) == "kernel" or is_stacked(equation):
         return False
     return all(has_known_sizes(aval) and aval.dtype == _FLOAT32 for aval in avals(equation))
 

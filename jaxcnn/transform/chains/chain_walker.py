@@ -18,14 +18,13 @@ from jax import lax
 from jax.extend import source_info_util
 from jax.extend.core import JaxprEqn, Primitive
 from jax.extend.core import primitives as lax_primitives
-from jax.extend.core.primitives import conv_general_dilated_p
 
 from jaxcnn.chain import KernelChain
-from jaxcnn.primitives import conv_p
 from jaxcnn.transform.chains.axis_views import View
 from jaxcnn.transform.chains.convolve import convolve_with_chain
 from jaxcnn.transform.chains.moves import Move, factor_by_feature, move_of, spread_shape
 from jaxcnn.transform.chains.placement import Placement, use_of
+from jaxcnn.transform.jaxpr.convolutions import is_convolution
 from jaxcnn.transform.jaxpr.equations import CALLS, loop_parts, rebind, while_parts
 from jaxcnn.transform.jaxpr.walker import Rule, Walker, inline
 
@@ -148,7 +147,7 @@ class ChainWalker(Walker):
         """Returns the result of an equation of whose operands one is a chain; None if it takes no chain."""
         traced: TracedChain = operands[position]
         primitive, params = equation.primitive, equation.params
-        if primitive is conv_p or primitive is conv_general_dilated_p:
+        if is_convolution(equation):
             use = use_of(equation, traced.view) if position == 1 else None
             links = None if use is None else use.links(traced.chain, traced.placement)
             return None if links is None else convolve_with_chain(equation, operands[0], links)

@@ -12,17 +12,16 @@ from jaxcnn.chain import KernelChain
 from jaxcnn.convolution import conv
 from jaxcnn.cost import conv_cost
 from jaxcnn.dtypes import floating_at_least_float32
-from jaxcnn.primitives import conv_p
 from jaxcnn.transform.chains.axis_views import Ints
 from jaxcnn.transform.chains.find_kernels import Site
 from jaxcnn.transform.chains.placement import Placement, turned
-from jaxcnn.transform.jaxpr.convolutions import as_convolution, forward_axes, forward_options
+from jaxcnn.transform.jaxpr.convolutions import as_convolution, forward_axes, forward_options, option, role_of
 from jaxcnn.transform.jaxpr.equations import all_equations, avals
 
 
 def is_forward(equation: JaxprEqn) -> bool:
     """Returns whether the equation computes outputs of its image, and not the other way round."""
-    return equation.primitive is not conv_p or equation.params["role"] == "output"
+    return role_of(equation) == "output"
 
 
 def direction(site: Site, placement: Placement) -> tuple[bool, Ints]:
@@ -42,7 +41,7 @@ def convolve_with_chain(equation: JaxprEqn, x: jax.Array, chain: KernelChain) ->
     out = avals(equation)[-1]
     if 0 in out.shape:
         return jnp.zeros(out.shape, out.dtype)  # which jaxcnn refuses, and lax does not
-    options = {**forward_options(equation), "precision": equation.params["precision"]}
+    options = {**forward_options(equation), "precision": option(equation, "precision")}
     if not is_forward(equation):
         # The transpose of the convolution, in the dtype that `conv` keeps between links.
         dtype = floating_at_least_float32(out.dtype)

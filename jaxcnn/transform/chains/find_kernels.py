@@ -14,7 +14,7 @@ from jaxcnn.transform.chains.axis_views import Ints, View
 from jaxcnn.transform.chains.moves import factor_by_feature, move_of, spread_shape
 from jaxcnn.transform.chains.placement import Placement, Use, use_of
 from jaxcnn.transform.jaxpr.abstract_walk import AbstractWalk, Place
-from jaxcnn.transform.jaxpr.convolutions import as_convolution
+from jaxcnn.transform.jaxpr.convolutions import as_convolution, option
 from jaxcnn.transform.jaxpr.equations import inner_jaxpr, is_entered, shape_of, sub_jaxprs
 
 
@@ -82,7 +82,7 @@ def find_kernels(closed: Any) -> tuple[dict[int, KernelUses], list[tuple[JaxprEq
 
 def _check(uses: KernelUses) -> None:
     """Refuses a kernel of which convolutions disagree where its axes are, or on its groups."""
-    groups = [site.equation.params["feature_group_count"] for site in uses.sites]
+    groups = [option(site.equation, "feature_group_count") for site in uses.sites]
     relations = [
         uses.placement.relation(site.use.placement, count) for site, count in zip(uses.sites, groups, strict=True)
     ]

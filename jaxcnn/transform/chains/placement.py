@@ -10,13 +10,11 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from jax.extend.core import JaxprEqn
-from jax.extend.core.primitives import conv_general_dilated_p
 
 from jaxcnn.chain import KernelChain
 from jaxcnn.lowering.common.forms import transposed_kernel
-from jaxcnn.primitives import conv_p
 from jaxcnn.transform.chains.axis_views import Factor, Factors, Ints, View, factors_of, merged, size_of
-from jaxcnn.transform.jaxpr.convolutions import forward_axes
+from jaxcnn.transform.jaxpr.convolutions import forward_axes, is_convolution, is_stacked, role_of
 
 Relation = Literal["same", "exchanged"]
 """A kernel is another one itself, or takes its outputs to its inputs."""
@@ -136,12 +134,9 @@ def turned(chain: KernelChain, exchanged: bool, flipped: Ints) -> KernelChain:
 
 def use_of(equation: JaxprEqn, view: View) -> Use | None:
     """Returns the use of a parameter by a convolution whose second operand is a view of it; None for any other."""
-    params = equation.params
-    if equation.primitive is conv_general_dilated_p:
-        takes_kernel = params["batch_group_count"] == 1
-    else:
-        takes_kernel = equation.primitive is conv_p and params["role"] != "kernel" and not params["stacked"]
-    if not takes_kernel:
+    if not is_convolution(equation) or equation.params.get("batch_group_count", 1) > 1:
+        return None
+    if role_of(equation) == "kernel" or is_stacked(equation):
         return None
     *taps, inputs, features = forward_axes(equation)[1]
     windows = tuple(view.axes[axis] for axis in taps)

@@ -238,6 +238,21 @@ def _in_role(
     return Convolution(conv_spec(lhs, rhs, **params), {**params, "sharding": None}, "auto", axes, flipped, swapped)
 
 
+def option(equation: JaxprEqn, name: str) -> Any:
+    """Returns an option of a convolution that lax and jaxcnn call by the same name."""
+    return equation.params[name]
+
+
+def role_of(equation: JaxprEqn) -> Role:
+    """Returns the role that the equation names; every convolution of lax has the role `"output"`."""
+    return equation.params["role"] if equation.primitive is conv_p else "output"
+
+
+def is_stacked(equation: JaxprEqn) -> bool:
+    """Returns whether operands and result of a convolution have one more axis in front."""
+    return equation.primitive is conv_p and bool(equation.params["stacked"])
+
+
 def forward_axes(equation: JaxprEqn) -> tuple[Ints, Ints, Ints]:
     """Returns the axes of image, kernel and result in the order (N, *spatial, C), (*window, I, O), (N, *spatial, C)."""
     if equation.primitive is conv_p:

@@ -28,6 +28,7 @@ from jaxcnn.factorization.selection.candidates import MULTIPLES, Family, Subject
 from jaxcnn.transform.chains.convolve import as_patches_see_it, convolve_with_chain, direction, macs_with_chain
 from jaxcnn.transform.chains.find_kernels import KernelUses, Site
 from jaxcnn.transform.chains.placement import Placement
+from jaxcnn.transform.jaxpr.convolutions import option
 from jaxcnn.transform.jaxpr.equations import avals
 
 _MAX_RANKS_PER_SCHEME = 40
@@ -106,7 +107,7 @@ class Layer:
     @cached_property
     def groups(self) -> int:
         """Number of groups of the convolution."""
-        return int(self.sites[0].equation.params["feature_group_count"])
+        return int(option(self.sites[0].equation, "feature_group_count"))
 
     @cached_property
     def kernels(self) -> list[np.ndarray]:

@@ -16,7 +16,7 @@ import jax
 from jaxcnn.chain import KernelChain
 from jaxcnn.factorization.schemes.registry import SCHEMES
 from jaxcnn.transform.chains.with_chains import apply_with_chains
-from jaxcnn.transform.progress import Progress, progress_bar
+from jaxcnn.transform.progress import Progress, bar
 from jaxcnn.transform.substitution import files as saving
 from jaxcnn.transform.substitution.report import SubstitutionReport
 
@@ -246,7 +246,7 @@ def substitute(
     weighed, fitted = rank is None, bool(batches)
     judged = weighed and fitted
     work = len(problem.open) * (judged + weighed + fitted) + 1
-    with progress_bar("Substituting kernels", work, progress) as advance:
+    with bar("Substituting kernels", work, progress) as advance:
         calibration = Calibration(problem, batches, seed, advance) if batches else None
         search = Search(problem, calibration, advance)
         ways: dict[str, Callable[[Any], Solution]] = {
