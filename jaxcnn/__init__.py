@@ -53,11 +53,11 @@ if TYPE_CHECKING:
     from jaxcnn.transform.acceleration.accelerate import accelerate as accelerate
     from jaxcnn.transform.chains.with_chains import with_chains as with_chains
     from jaxcnn.transform.substitution.report import LayerReport as LayerReport
-    from jaxcnn.transform.substitution.report import Report as Report
+    from jaxcnn.transform.substitution.report import SubstitutionReport as SubstitutionReport
     from jaxcnn.transform.substitution.substitute import Substitution as Substitution
     from jaxcnn.transform.substitution.substitute import TradeOff as TradeOff
     from jaxcnn.transform.substitution.substitute import substitute as substitute
-    from jaxcnn.transform.summary.row import Row as Row
+    from jaxcnn.transform.summary.row import SummaryRow as SummaryRow
     from jaxcnn.transform.summary.summarize import Summary as Summary
     from jaxcnn.transform.summary.summarize import summarize as summarize
     from jaxcnn.transform.tuning import tune as tune
@@ -87,9 +87,9 @@ _PUBLIC_NAMES = {
     "shapes": ("conv_output_shape", "pool_output_shape"),
     "transform.acceleration.accelerate": ("accelerate",),
     "transform.chains.with_chains": ("with_chains",),
-    "transform.substitution.report": ("LayerReport", "Report"),
+    "transform.substitution.report": ("LayerReport", "SubstitutionReport"),
     "transform.substitution.substitute": ("Substitution", "TradeOff", "substitute"),
-    "transform.summary.row": ("Row",),
+    "transform.summary.row": ("SummaryRow",),
     "transform.summary.summarize": ("Summary", "summarize"),
     "transform.tuning": ("tune",),
 }
@@ -97,7 +97,7 @@ _PUBLIC_NAMES = {
 
 _MODULES = {name: module for module, names in _PUBLIC_NAMES.items() for name in names}
 
-_RENAMED = {"Layer": "FieldLayer"}
+_RENAMED = {"Layer": "FieldLayer", "Report": "SubstitutionReport", "Row": "SummaryRow"}
 """Former public names, and the names that replace them."""
 
 _SUBMODULES = (

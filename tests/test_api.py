@@ -45,6 +45,8 @@ LOWERING = ["lowering(\\..*)?", "native", "_compat", *COST]
 PRIMITIVES = ["primitives", "epilogue", *LOWERING]
 FUNCTIONS_ROOM = ["convolution", "pooling", "adaptive_pooling", "links", *PRIMITIVES]
 FACTORIZATION = ["factorization(\\..*)?", *FUNCTIONS_ROOM]
+JAXPR = ["transform\\.(jaxpr(\\..*)?|tables|timing|progress)", *FUNCTIONS_ROOM]
+TUNING = ["transform\\.(acceleration|summary|chains)(\\..*)?", *JAXPR, *FACTORIZATION]
 TRANSFORM = ["transform(\\..*)?", *FACTORIZATION]
 ROOMS = {
     r"__init__": TRANSFORM,
@@ -58,7 +60,13 @@ ROOMS = {
         "transform\\.summary(\\..*)?",
     ],
     r"drawing(\..*)?": ["public", "drawing(\\..*)?"],
-    r"transform(\..*)?": TRANSFORM,
+    r"transform\.substitution(\..*)?": TRANSFORM,
+    r"transform\.tuning": TUNING,
+    r"transform\.acceleration(\..*)?": ["transform\\.acceleration(\\..*)?", *JAXPR],
+    r"transform\.summary(\..*)?": ["transform\\.summary(\\..*)?", *JAXPR],
+    r"transform\.chains(\..*)?": ["transform\\.chains(\\..*)?", *JAXPR],
+    r"transform\.(jaxpr(\..*)?|tables|timing|progress)": JAXPR,
+    r"transform": [],
     r"factorization(\..*)?": FACTORIZATION,
     r"(convolution|pooling|adaptive_pooling)": FUNCTIONS_ROOM,
     r"links": PRIMITIVES + OPTIONS,
@@ -216,6 +224,16 @@ def test_imports_run_downwards(name):
             continue
         known = any(re.fullmatch(pattern, rest) or re.match(pattern + r"\.\w+$", rest) for pattern in allowed)
         assert known, f"{module} imports jaxcnn.{rest}"
+
+
+def test_no_file_imports_itself_through_others():
+    files = {name.removesuffix(".py").replace("/", ".").removesuffix(".__init__"): ROOT / name for name in NAMES}
+    files.pop("__init__")
+    graph = {name: {module.removeprefix("jaxcnn.") for module in _imports(path)} for name, path in files.items()}
+    graph = {name: (imported & files.keys()) - {name} for name, imported in graph.items()}
+    while free := [name for name, imported in graph.items() if not imported]:
+        graph = {name: imported.difference(free) for name, imported in graph.items() if imported}
+    assert not graph, "these files import each other in a circle"
 
 
 def _python(code, *options):

@@ -1,4 +1,4 @@
-"""`Row`: one line of a summary."""
+"""`SummaryRow`: one line of a summary."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from jaxcnn.receptive_field import ReceptiveField
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class SummaryRow:
     """One convolution, pool or dense product of a function.
 
     Args:
