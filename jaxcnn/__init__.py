@@ -93,7 +93,7 @@ _PUBLIC_NAMES = {
     "transform.summary.summarize": ("Summary", "summarize"),
     "transform.tuning": ("tune",),
 }
-"""The public names of each module."""
+"""Public names of each module."""
 
 _MODULES = {name: module for module, names in _PUBLIC_NAMES.items() for name in names}
 
@@ -104,7 +104,7 @@ _SUBMODULES = (
     *("adaptive_pooling", "convolution", "cost", "dtypes", "epilogue", "factorization", "geometry", "layout", "links"),
     *("lowering", "native", "options", "pooling", "primitives", "shapes", "transform"),
 )
-"""The modules that are attributes of the package without an import of their own."""
+"""Modules that are attributes of the package without an import of their own."""
 
 __all__ = sorted(_MODULES)
 

@@ -83,34 +83,34 @@ class KernelChain:
 
     @property
     def windows(self) -> tuple[Ints, ...]:
-        """Window of each link."""
+        """Returns the window of each link."""
         return tuple(tuple(kernel.shape[:-2]) for kernel in self.kernels)
 
     @property
     def feature_group_count(self) -> int:
-        """Number of groups of the dense kernel: the greatest common divisor of the links'."""
+        """Returns the number of groups of the dense kernel, the greatest common divisor of the links' numbers."""
         return math.gcd(*self.feature_group_counts)
 
     @property
     def shape(self) -> Ints:
-        """Shape `(*window, I / groups, O)` of the dense kernel."""
+        """Returns the shape `(*window, I / groups, O)` of the dense kernel."""
         window = tuple(sum(sizes) - len(sizes) + 1 for sizes in zip(*self.windows, strict=True))
         in_features = self.kernels[0].shape[-2] * self.feature_group_counts[0]
         return (*window, in_features // self.feature_group_count, self.kernels[-1].shape[-1])
 
     @property
     def ndim(self) -> int:
-        """Number of axes of the dense kernel."""
+        """Returns the number of axes of the dense kernel."""
         return len(self.kernels[0].shape)
 
     @property
     def dtype(self) -> Any:
-        """Dtype to which the links promote."""
+        """Returns the dtype to which the links promote."""
         return jnp.result_type(*self.kernels)
 
     @property
     def num_params(self) -> int:
-        """Number of weights in all links."""
+        """Returns the number of weights in all links."""
         return sum(math.prod(kernel.shape) for kernel in self.kernels)
 
     def dense(self) -> jax.Array:

@@ -38,7 +38,7 @@ ACTIVATIONS = (
     "sigmoid",
     "tanh",
 )
-"""The activations of an epilogue, as `jax.nn` names them; `"gelu"` is the one by tanh, `"gelu_exact"` by erf."""
+"""Activations of an epilogue, as `jax.nn` names them; `"gelu"` is computed by tanh and `"gelu_exact"` by erf."""
 
 
 def fusing_enabled() -> bool:
@@ -48,13 +48,13 @@ def fusing_enabled() -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Epilogue:
-    """The epilogue of a convolution: y = activation(conv(x, kernel) * scale[c] + bias[c] + residual).
+    """Describes the epilogue of a convolution: y = activation(conv(x, kernel) * scale[c] + bias[c] + residual).
 
     Args:
       has_scale: presence of a factor for each channel of the result.
       has_bias: presence of a term for each channel of the result.
       has_residual: presence of an array of the result's shape that is added.
-      activation: one of `ACTIVATIONS`. A NaN stays one in all of them.
+      activation: name, one of `ACTIVATIONS`; all of them keep NaN.
       alpha: factor of negative values in `"leaky_relu"`.
     """
 
@@ -71,7 +71,7 @@ Move = tuple[Ints, Ints] | Ints
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """A recipe makes an epilogue from the operands that a fused equation has beside the two of its convolution.
+    """Makes an epilogue from the operands of a fused equation, other than the two of its convolution.
 
     Args:
       steps: pairs of an operation by channel and the position of its operand, or a number, in order. `"rsub"` is the

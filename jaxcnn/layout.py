@@ -71,7 +71,7 @@ class AxisOrder:
 
     @property
     def kernel_axes(self) -> Ints:
-        """Axes of a kernel array in the order spatial, input feature, output feature."""
+        """Returns the axes of a kernel array in the order spatial, input feature, output feature."""
         return tuple(self.kernel.index(name) for name in _SPATIAL[: self.rank] + "IO")
 
     def _canonical_axes(self, names: str, shape: Sequence[int]) -> Ints:

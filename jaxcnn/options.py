@@ -1,4 +1,4 @@
-"""The options of convolutions and pools, and the geometry that they have on operands of given shapes.
+"""Options of convolutions and pools, and the geometry that they have on operands of given shapes.
 
 A public function makes its options once, as `ConvOptions` or `PoolOptions`. They are hashable, so that they are the one
 static argument of the jitted function below it. `geometry` checks them against the operands' shapes and returns what
@@ -221,12 +221,12 @@ class ConvGeometry:
 
     @property
     def output_shape(self) -> Ints:
-        """Shape of the convolution's output, in the user's layout."""
+        """Returns the shape of the convolution's output, in the user's layout."""
         return self.order.output_shape(self.batch_shape, self.output_sizes, self.out_features)
 
     @property
     def transposed_output_shape(self) -> Ints:
-        """Shape of the transposed convolution's output, in the user's layout."""
+        """Returns the shape of the transposed convolution's output, in the user's layout."""
         return self.order.output_shape(self.batch_shape, self.sizes, self.in_features)
 
 
@@ -359,7 +359,7 @@ class PoolGeometry:
 
     @property
     def output_shape(self) -> Ints:
-        """Shape of the output, in the user's layout."""
+        """Returns the shape of the output, in the user's layout."""
         return self.order.output_shape(self.batch_shape, self.output_sizes, self.features)
 
 
