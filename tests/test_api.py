@@ -295,7 +295,9 @@ def test_a_name_that_does_not_exist_is_an_attribute_error():
         jaxcnn.convolve  # noqa: B018
 
 
-@pytest.mark.parametrize(("former", "name"), [("Layer", "FieldLayer"), ("Report", "SubstitutionReport"), ("Row", "SummaryRow")])
+@pytest.mark.parametrize(
+    ("former", "name"), [("Layer", "FieldLayer"), ("Report", "SubstitutionReport"), ("Row", "SummaryRow")]
+)
 def test_a_former_name_warns_and_is_the_new_one(former, name):
     with pytest.warns(DeprecationWarning, match=rf"jaxcnn\.{former} is now jaxcnn\.{name}"):
         assert getattr(jaxcnn, former) is getattr(jaxcnn, name)
