@@ -1,73 +1,218 @@
-"""The cost model: estimates of a method's time by what a convolution holds, and all of its coefficients.
+"""The cost model: the estimated time of each method, and all coefficients that the estimates have.
 
-A method's `terms(spec)` counts what takes time: calls, products, numbers that are moved. Each count has a coefficient
-in nanoseconds. `python -m benchmarks.choice.fit` prints the coefficients that fit the measured layers best.
+A method's `terms(spec)` counts what its time grows with: calls, multiply-accumulates, numbers that are moved. The
+estimate is the sum of the counts, each times its coefficient in `NANOSECONDS`. The coefficients are fitted to measured
+layers: `python -m benchmarks.choice.fit --write` fits them again and writes this file. To change a method, change its
+`terms`, measure the method again (`python -m benchmarks.choice.measure --again METHOD`), and fit.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from types import ModuleType
 
 from jaxcnn.lowering.spec import ConvSpec
+
+Terms = Mapping[str, float]
+"""Counts by the name of their coefficient."""
+
+NEVER: Terms = {"never": math.inf}
+"""Terms of a convolution that a method is too slow for."""
 
 VECTOR = 16
 """Channels that a kernel computes together: its cost grows in steps of as many."""
 
+CLIFF_BYTES = 32 << 20
+"""Largest memory that the C library keeps between calls. It returns larger memory, which the system clears again."""
+
+# Written by `benchmarks.choice.fit`.
 NANOSECONDS: dict[str, dict[str, float]] = {
-    "native": {
-        "call": 12200.0,
-        "floats": 0.0899,
-        "channel macs": 0.00528,
-        "macs": 0.00588,
-        "taps": 0.0192,
-        "dilated channel macs": 0.0396,
-        "volume channel macs": 0.0151,
-        "narrow macs": 0.00943,
-        "spread channel macs": 0.00177,
+    "direct": {
+        "call": 23300.0,
+        "channel input macs": 1.52,
+        "channel input packed": 1.52,
+        "channel kernel macs": 0.51,
+        "channel kernel packed": 0.51,
+        "channel output macs": 1.07,
+        "channel output packed": 1.07,
+        "dilated call": 76800.0,
+        "dilated macs": 0.00373,
+        "dilated packed": 0.158,
+        "few results' macs": 0.00671,
+        "floats": 0.15,
+        "grouped input call": 914000.0,
+        "grouped input macs": 0.0401,
+        "grouped input packed": 0.556,
+        "grouped kernel call": 1380000.0,
+        "grouped kernel macs": 3.29,
+        "grouped kernel packed": 25.9,
+        "grouped output packed": 1.25,
+        "kernel call": 3570.0,
+        "kernel floats": 0.445,
+        "kernel macs": 0.00707,
+        "kernel packed": 0.069,
+        "kernel runs": 0.552,
+        "line kernel call": 355000.0,
+        "line kernel floats": 1.83,
+        "macs": 0.00599,
+        "packed": 0.0276,
+        "runs": 0.935,
+        "single kernel call": 59100.0,
+        "single kernel few results' macs": 0.0742,
+        "single kernel floats": 0.0807,
+        "single kernel macs": 0.00552,
+        "single kernel packed": 0.298,
+        "single kernel runs": 0.298,
+        "stretched call": 128000.0,
+        "stretched few results' macs": 0.00656,
+        "stretched floats": 0.185,
+        "stretched macs": 0.00109,
+        "volume call": 220000.0,
+        "volume floats": 1.84,
+        "volume kernel call": 94500.0,
+        "volume kernel few results' macs": 0.00929,
+        "volume kernel floats": 4.07,
+        "volume kernel macs": 0.106,
+        "volume kernel packed": 0.264,
+        "volume kernel runs": 0.264,
+        "volume macs": 0.00253,
+        "volume packed": 0.855,
+        "volume runs": 1.71,
     },
     "shift": {
-        "call": 21500.0,
-        "taps": 128.0,
-        "channel macs": 0.021,
-        "floats": 0.0748,
-        "few channels": 51400.0,
-        "few channels' macs": 0.0127,
+        "block call": 14600.0,
+        "block macs": 0.0101,
+        "block products": 283.0,
+        "channel block call": 2770.0,
+        "channel block macs": 0.0389,
+        "channel floats": 0.0507,
+        "channel loop call": 22200.0,
+        "channel loop macs": 0.0289,
+        "channel loop products": 23.7,
+        "channel tile floats": 0.0695,
+        "channel tile macs": 0.0216,
+        "floats": 0.117,
+        "interleaved": 0.049,
+        "large": 0.00425,
+        "loop macs": 0.0676,
+        "loop products": 1000.0,
+        "tile call": 8150.0,
+        "tile floats": 0.0371,
+        "tile macs": 0.0168,
     },
     "matmul": {
-        "call": 11700.0,
-        "macs": 0.00538,
-        "moved": 0.218,
-        "wide call": 44100.0,
-        "wide macs": 0.00625,
-        "wide moved": 0.099,
+        "call": 34200.0,
+        "grouped kernel moved": 1.4,
+        "grouped moved": 0.858,
+        "kernel call": 31800.0,
+        "kernel macs": 0.00508,
+        "kernel moved": 0.328,
+        "kernel taps call": 4420.0,
+        "kernel taps few results' macs": 0.0161,
+        "kernel taps macs": 0.00488,
+        "kernel taps moved": 0.328,
+        "macs": 0.00506,
+        "moved": 0.127,
+    },
+    "winograd": {
+        "call": 64900.0,
+        "kernel floats": 0.165,
+        "large": 0.361,
+        "macs": 0.00298,
+        "native kernel floats": 0.29,
+        "native tile floats": 0.173,
+        "tile floats": 0.441,
+    },
+    "fft": {
+        "channel call": 229000.0,
+        "channel large": 0.042,
+        "channel transformed": 0.471,
+        "products": 0.0738,
+        "transformed": 2.16,
+    },
+    "native": {
+        "call": 12200.0,
+        "channel macs": 0.00352,
+        "dilated channel macs": 0.0298,
+        "few channel floats": 0.0473,
+        "few channel macs": 0.00598,
+        "floats": 0.101,
+        "grouped macs": 0.0108,
+        "grouped narrow macs": 0.00835,
+        "grouped narrow taps": 0.0123,
+        "kernel channel macs": 0.0062,
+        "kernel dilated channel macs": 0.019,
+        "kernel few channel floats": 0.401,
+        "kernel floats": 0.13,
+        "kernel grouped narrow macs": 0.00328,
+        "kernel grouped narrow taps": 0.0737,
+        "kernel macs": 0.00569,
+        "kernel narrow macs": 0.00296,
+        "kernel narrow taps": 0.182,
+        "kernel strided channel macs": 0.00211,
+        "kernel taps": 0.029,
+        "kernel volume channel macs": 0.00662,
+        "macs": 0.00568,
+        "narrow macs": 0.00846,
+        "narrow taps": 0.0299,
+        "strided channel macs": 0.00367,
+        "taps": 0.0159,
+        "volume channel macs": 0.0126,
+    },
+    "per_group": {
+        "floats": 0.0772,
+        "groups' nanoseconds": 1.42,
+        "looped floats": 1.89,
+        "looped groups' nanoseconds": 0.187,
     },
 }
 """Nanoseconds of each term, by method."""
+# End of what is written.
+
+
+def seconds(method: ModuleType, spec: ConvSpec) -> float:
+    """Returns the estimated time of a method that supports a convolution."""
+    coefficients, terms = NANOSECONDS[method.NAME], method.terms(spec)
+    if terms is NEVER:
+        return math.inf
+    return 1e-9 * sum(coefficients.get(name, 0.0) * count for name, count in terms.items())
+
+
+def least(methods: Iterable[ModuleType], spec: ConvSpec) -> tuple[ModuleType, float]:
+    """Returns the method with the least estimated time among those that support a convolution, and this time."""
+    estimates = [(method, seconds(method, spec)) for method in methods if method.supports(spec) is None]
+    return min(estimates, key=lambda estimate: estimate[1])
 
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """Counts of a convolution in the roles `"output"` and `"input"`.
+    """Counts of one convolution.
 
     Args:
+      stack: convolutions in the stack.
       taps: elements of the window.
       groups: groups of channels.
-      summed: channels of a group that a result adds up.
-      results: channels of a group of the result.
-      macs: multiply-accumulates, without those on what an image's gradient is padded with.
-      slid: multiply-accumulates of a window that slides over all of the result.
+      summed: channels of a group that a result adds up; of x, in the role `"kernel"`.
+      results: channels of a group of the result; of y, in the role `"kernel"`.
+      pixels: positions of the result, or of y in the role `"kernel"`, in all images.
+      macs: multiply-accumulates, without those on the zeros between the pixels of a strided y.
+      slid: multiply-accumulates of a window that slides over all pixels of the result, padding counted.
       floats: elements of both operands and the result.
+      result: elements of the result.
     """
 
+    stack: int
     taps: int
     groups: int
     summed: int
     results: int
+    pixels: int
     macs: float
     slid: float
     floats: float
+    result: float
 
     @property
     def by_channel(self) -> bool:
@@ -75,35 +220,44 @@ class Work:
         return self.summed == self.results == 1
 
     @property
-    def filled(self) -> float:
+    def gathered(self) -> float:
+        """Returns the pixels under all taps, each as often as a tap meets it."""
+        return self.slid / self.results
+
+    def filled(self, macs: float, vector: int = VECTOR) -> float:
         """Returns the multiply-accumulates where vectors of the result's channels are filled up."""
         channels = self.groups if self.by_channel else self.results
-        return self.slid * -(-channels // VECTOR) * VECTOR / channels
+        return macs * filled(channels, vector) / channels
 
 
-def work(spec: ConvSpec) -> Work | None:
-    """Returns the counts of a convolution; None of one that computes a kernel, of which no method has an estimate."""
-    if spec.role == "kernel":
-        return None
+def work(spec: ConvSpec) -> Work:
+    """Returns the counts of a convolution."""
     *window, kernel_in, features = spec.kernel_shape
     kernel_out = features // spec.feature_group_count
     summed, results = (kernel_out, kernel_in) if spec.role == "input" else (kernel_in, kernel_out)
-    taps = math.prod(window)
-    macs = float(math.prod(spec.output_shape) * taps * kernel_in)
-    pixels = math.prod(spec.input_shape[1:-1]) / math.prod((*spec.strides, *spec.output_shape[1:-1]))
+    stack, taps = spec.stacked or 1, math.prod(window)
+    shape = spec.input_shape if spec.role == "input" else spec.output_shape
+    macs = float(stack * math.prod(spec.output_shape) * taps * kernel_in)
+    met = math.prod(spec.output_shape[1:-1]) * math.prod(spec.strides)
     return Work(
+        stack=stack,
         taps=taps,
         groups=spec.feature_group_count,
         summed=summed,
         results=results,
+        pixels=math.prod(shape[:-1]),
         macs=macs,
-        slid=macs * max(pixels, 1.0) if spec.role == "input" else macs,
-        floats=float(sum(map(math.prod, (spec.input_shape, spec.kernel_shape, spec.output_shape)))),
+        slid=macs * max(math.prod(spec.input_shape[1:-1]) / met, 1.0) if spec.role == "input" else macs,
+        floats=float(stack * sum(map(math.prod, (spec.input_shape, spec.kernel_shape, spec.output_shape)))),
+        result=float(stack * math.prod(spec.result_shape)),
     )
 
 
-def seconds(method: str, terms: Mapping[str, float] | None) -> float:
-    """Returns the estimated time of a method; infinity where it has no terms."""
-    if terms is None:
-        return math.inf
-    return 1e-9 * sum(NANOSECONDS[method][name] * count for name, count in terms.items())
+def filled(channels: int, vector: int = VECTOR) -> int:
+    """Returns the channels of whole vectors."""
+    return -(-channels // vector) * vector
+
+
+def above_cliff(size: float) -> float:
+    """Returns the bytes of a temporary that is larger than the memory that is kept, else 0."""
+    return size if size > CLIFF_BYTES else 0.0

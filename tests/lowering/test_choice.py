@@ -81,7 +81,7 @@ def test_the_choice_on_cpu() -> None:
     grouped = {"feature_group_count": 2, "padding": ((2, 2), (2, 2))}
     for role in ("output", "input", "kernel"):
         assert chosen((1, 27, 27, 96), (5, 5, 48, 256), role, **grouped) == "groups"
-    assert chosen((1, 14, 14, 256), (3, 3, 128, 256), "kernel", exported=True, **grouped) == "matmul"
+    assert chosen((1, 14, 14, 256), (3, 3, 128, 256), "kernel", xla_only=True, **grouped) == "matmul"
     assert chosen((1, 14, 14, 64), (1, 1, 1, 64), "output", feature_group_count=64) == "shift"
     assert chosen((1, 14, 14, 64), (1, 1, 16, 64), "output", feature_group_count=4) == "matmul"
     assert chosen((1, 14, 14, 64), (1, 1, 64, 32), "output") == "matmul"
@@ -102,7 +102,7 @@ def test_the_choice_on_cpu() -> None:
     assert chosen((1, 56, 56, 64), (3, 3, 64, 64), "output", precision="highest", **same) != "winograd"
     assert chosen((1, 28, 28, 512), (3, 3, 512, 512), "output", **same) == "winograd"
     assert chosen((1, 7, 7, 512), (3, 3, 512, 512), "output", **same) == "direct"
-    assert chosen((1, 56, 56, 64), (3, 3, 64, 64), "output", exported=True, **same) == "direct"
+    assert chosen((1, 56, 56, 64), (3, 3, 64, 64), "output", xla_only=True, **same) == "direct"
 
 
 @pytest.mark.without_native
@@ -110,7 +110,7 @@ def test_windows_larger_than_the_image_are_left_to_products() -> None:
     same = {"padding": ((1, 1), (1, 1))}
     for exported in (False, True):
         for role in ("output", "input"):
-            assert chosen((8, 2, 2, 64), (3, 3, 64, 64), role, exported=exported, **same) == "matmul"
+            assert chosen((8, 2, 2, 64), (3, 3, 64, 64), role, xla_only=exported, **same) == "matmul"
     assert chosen((8, 2, 2, 64), (3, 3, 64, 64), "output", strides=(2, 2), **same) == "matmul"
     assert chosen((8, 2, 9, 64), (3, 3, 64, 64), "output", **same) == "direct"  # larger along one axis only
     assert chosen((8, 2, 2, 16), (3, 3, 16, 16), "output", **same) == "direct"  # so few products are as fast
@@ -127,7 +127,7 @@ def test_the_choice_on_cpu_with_the_compiled_kernels() -> None:
         assert chosen((1, 56, 56, 64), (1, 11, 64, 64), role, padding=((0, 0), (5, 5))) == "native"
         assert chosen((8, 56, 56, 64), (3, 3, 64, 128), role, strides=(2, 2), **same) == "native"
         assert chosen((4, 30, 64), (5, 64, 64), role) == "native"
-        for other in ({"exported": True}, {"input_dilation": (2, 2)}):
+        for other in ({"xla_only": True}, {"input_dilation": (2, 2)}):
             assert chosen((1, 14, 14, 32), (3, 3, 32, 32), role, **other) != "native"
         # An image filter's channels do not fill a vector.
         assert chosen((1, 224, 224, 3), (5, 5, 1, 3), role, feature_group_count=3) == "shift"

@@ -63,4 +63,4 @@ def test_large_kernel_gradients_go_image_by_image(
 
 def test_an_exported_program_takes_the_same_values_by_other_forms() -> None:
     x_shape, kernel_shape, options = CASES["groups of several channels"]
-    assert_equals_direct(shift, roles(x_shape, kernel_shape, exported=True, **options))
+    assert_equals_direct(shift, roles(x_shape, kernel_shape, xla_only=True, **options))
