@@ -14,7 +14,7 @@ from jaxcnn.lowering import choice
 from jaxcnn.lowering.spec import ConvSpec, conv_spec
 from support.methods import roles
 
-SHARES = {"direct": 1.0, "shift": 0.88, "matmul": 0.88, "winograd": 0.19, "fft": 0.88, "groups": 0.34, "native": 0.8}
+SHARES = {"direct": 1.0, "shift": 0.88, "matmul": 0.88, "winograd": 0.19, "fft": 0.88, "per_group": 0.34, "native": 0.8}
 """The least share of drawn convolutions that a method must support; raise it when a method learns more."""
 
 

@@ -42,7 +42,8 @@ def terms(spec: ConvSpec) -> costs.Terms:
             f"{channel}{spec.role} packed": work.gathered * zeros,
         }
     if _is_outsized(spec):
-        return {"outsized macs": work.macs}
+        # In plain loops, as where each channel is convolved by itself.
+        return {"channel output macs": work.macs}
     runs, volume = float(work.pixels * work.taps), spec.rank > 2
     if spec.role == "kernel":
         # The images take the place of the channels: with one image no vectors are filled.

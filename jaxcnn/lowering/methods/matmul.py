@@ -68,7 +68,7 @@ def terms(spec: ConvSpec) -> costs.Terms:
         }
     phases = math.prod(spec.strides) if spec.role == "input" else 1
     if grouped:
-        return {"grouped call": phases, "grouped macs": work.slid, "grouped moved": work.gathered + work.result}
+        return {"grouped call": 1, "grouped phases": phases - 1, "grouped macs": work.slid, "grouped moved": work.gathered + work.result}
     window, strides, sizes = spec.window, spec.strides, spec.output_shape[1:-1]
     read = spec.input_shape[1:-1]
     if spec.role == "input":
@@ -83,12 +83,14 @@ def terms(spec: ConvSpec) -> costs.Terms:
     macs = float(rows * math.prod(window) * work.summed * work.results)
     moved = rows * moved_numbers(window, work.summed, work.results, axes)
     return {
-        "call": phases,
+        "call": 1,
+        "phases": phases - 1,
         "macs": macs,
         "few results' macs": macs if work.results < costs.VECTOR else 0.0,
         "moved": moved,
         "floats": work.floats + (work.result if phases > 1 else 0.0),
-        "large": costs.above_cliff(4 * moved / spec.input_shape[0]),
+        "floats in turn": work.floats if spec.input_shape[0] > 1 and 4 * moved > MAX_PRODUCT_BYTES else 0.0,
+        "large": costs.above_cliff(8 * moved / spec.input_shape[0]),
     }
 
 

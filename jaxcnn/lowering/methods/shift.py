@@ -34,7 +34,7 @@ NAME = "shift"
 MAX_PRODUCTS = 2048
 """Most slices that are multiplied for one output: 31x31 depthwise, or 3x3 over 200 channels."""
 MAX_ESTIMATED_PRODUCTS = 128
-"""Most products of an output over several channels for which this method has an estimate: XLA vectorizes no more."""
+"""Most products of an output in one loop for which this method has an estimate: XLA vectorizes no more."""
 MAX_LOOP_PRODUCTS = 10
 """Most products of an output over several channels that are added in one loop over all channels."""
 
@@ -56,23 +56,26 @@ def terms(spec: ConvSpec) -> costs.Terms:
     filled = work.filled(work.slid, shift_lanes.LANES)
     if spec.role == "kernel":
         # A row of taps at a time reads both images.
-        line, rows = "line " if spec.rank == 1 else "", work.taps // spec.window[-1]
+        narrow = not channels and work.results < shift_lanes.LANES
+        form = f"{channels}line " if spec.rank == 1 else "narrow " if narrow else channels
+        rows = work.taps // spec.window[-1]
         read = work.stack * math.prod(spec.input_shape) / math.prod(spec.strides[:-1])
         return {
-            f"{channels}{line}tile call": rows,
-            f"{channels}{line}tile macs": filled,
-            f"{channels}{line}tile floats": rows * (read + work.stack * math.prod(spec.output_shape)),
+            f"{form}tile call": rows,
+            f"{form}tile macs": work.macs if narrow else filled,
+            f"{form}tile floats": rows * (read + work.stack * math.prod(spec.output_shape)),
         }
     strides = spec.strides if spec.role == "input" else (1,) * spec.rank
     phases = math.prod(strides)
     # In the role "input" a smaller window for each residue of the pixels by the strides.
     phase_taps = math.prod(-(-taps // stride) for taps, stride in zip(spec.window, strides, strict=True))
-    if work.summed > 1 and phase_taps * work.summed > MAX_ESTIMATED_PRODUCTS:
+    if (work.summed > 1 or spec.xla_only) and phase_taps * work.summed > MAX_ESTIMATED_PRODUCTS:
         return costs.NEVER
     blocks = _in_blocks(phase_taps, work.summed, work.results, spec.xla_only)
     form = "block " if blocks else "loop "
     return {
-        f"{channels}{form}call": phases,
+        f"{channels}{form}call": 1,
+        "phases": phases - 1,
         f"{channels}{form}products": phases * phase_taps * work.summed,
         f"{channels}{form}macs": filled if blocks else work.slid,
         f"{channels}floats": work.floats,

@@ -72,6 +72,8 @@ def supports(spec: ConvSpec) -> str | None:
 
 def terms(spec: ConvSpec) -> costs.Terms:
     """Returns the counts that its time grows with."""
+    if spec.xla_only:
+        return costs.NEVER  # without layout constraints XLA computes the transforms again for every product
     work = costs.work(spec)
     tiles, points = work.stack * spec.result_shape[0], 1
     for size, taps in zip(spec.result_shape[1:-1], spec.window, strict=True):
