@@ -223,7 +223,7 @@ def spec_from_plain(plain: Any) -> ConvSpec:
     counts = [plain["feature_group_count"]] + ([] if plain["stacked"] is None else [plain["stacked"]])
     _ints("feature_group_count and stacked", counts)
     if not isinstance(plain["xla_only"], bool):
-        raise ValueError(f"xla_only must be true or false, got {plain['exported']!r}")
+        raise ValueError(f"xla_only must be true or false, got {plain['xla_only']!r}")
     spec = ConvSpec(**values)
     ranks = {len(getattr(spec, name)) - 2 for name in _SHAPES} | {len(getattr(spec, name)) for name in _PER_AXIS}
     if spec.role not in get_args(Role) or ranks != {len(spec.padding)} or {len(p) for p in spec.padding} != {2}:

@@ -19,8 +19,18 @@ from jaxcnn.lowering import choice, costs
 
 MEAN, WORST = 1.10, 1.6
 """Most that the choice may cost, over the best method's time: in a family's geometric mean, and of one layer."""
-ALLOWANCES: dict[tuple[str, bool], tuple[float, float]] = {}
-"""The same for families that cost more, with and without the library."""
+ALLOWANCES = {
+    ("depthwise", True): (1.35, 4.2),  # images of fewer channels than a vector
+    ("grouped", True): (MEAN, 1.7),
+    ("dense", True): (1.12, 1.85),
+    ("one_dimensional", True): (1.12, 1.75),
+    ("strided", True): (MEAN, 1.65),
+    ("one_axis", True): (1.25, 3.0),  # kernel gradients of long signals
+    ("transposed", True): (1.11, 1.85),
+    ("one_dimensional", False): (1.17, 1.8),
+    ("one_axis", False): (1.17, 1.65),
+}
+"""The same for families that cost more, with the library (True) and without it."""
 
 
 def measured(paths: list[Any]) -> list[fit.Layer]:
@@ -38,8 +48,8 @@ def test_the_coefficients_are_those_of_the_measurements() -> None:
 
 def test_the_fit_has_not_seen_the_layers_that_judge_it() -> None:
     fitted, unseen = ({layer.spec for layer in measured(paths)} for paths in (fit.FITTED, fit.UNSEEN))
-    assert len(fitted) == 180
-    assert len(unseen) == 100
+    assert len(fitted) == 198
+    assert len(unseen) == 110
     assert not fitted & unseen
 
 

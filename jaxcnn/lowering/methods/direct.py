@@ -55,10 +55,11 @@ def terms(spec: ConvSpec) -> costs.Terms:
     few = work.results < costs.VECTOR
     return {
         f"{form}call": 1,
-        f"{form}macs": work.slid * zeros,
-        f"{form}packed": work.gathered * zeros,
+        f"{form}macs": work.slid,
+        f"{form}zeros": work.slid * (zeros - 1),
+        f"{form}packed": work.gathered,
         f"{form}runs": runs,
-        f"{form}few results' macs": work.slid * zeros if few else 0.0,
+        f"{form}few results' macs": work.slid if few else 0.0,
         f"{form}floats": work.floats,
     }
 
