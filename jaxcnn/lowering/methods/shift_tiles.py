@@ -8,6 +8,7 @@ and one product with ones adds up the tiles.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import jax
@@ -23,20 +24,31 @@ MAX_GROUP_PIXELS, MAX_CHANNEL_PIXELS = 28, 14
 """Most pixels of a tile, whose products are one loop's, in groups of several channels and by channel."""
 
 MAX_TEMPORARY_BYTES = 20 << 20
-"""Most bytes of copies and partial sums for all images at once. Where there are more, the images go one by one."""
+"""Most bytes of copies and partial sums at once. Where there are more, the images or the channels go in turn."""
 
 
 def kernel_gradient(x: jax.Array, y: jax.Array, window: Window, kernel_shape: tuple[int, ...]) -> jax.Array:
     """(N, *spatial, G * I), (N, *outputs, G * O) -> (*taps, I, G * O)."""
+    features = kernel_shape[-1]
     sums = y.nbytes * math.prod(kernel_shape[:-1]) // (MAX_CHANNEL_PIXELS if kernel_shape[-2] == 1 else MAX_GROUP_PIXELS)
-    if len(x) == 1 or x.nbytes + y.nbytes + sums <= MAX_TEMPORARY_BYTES:
-        return _at_once(x, y, window, kernel_shape)
+    parts = -(-(x.nbytes + y.nbytes + sums) // MAX_TEMPORARY_BYTES)
+    if parts > 1 and len(x) > 1:
 
-    def of_image(total: jax.Array, image: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-        x, y = image
-        return total + _at_once(x[None], y[None], window, kernel_shape), None
+        def of_image(total: jax.Array, image: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+            x, y = image
+            return total + kernel_gradient(x[None], y[None], window, kernel_shape), None
 
-    return lax.scan(of_image, jnp.zeros(kernel_shape, x.dtype), (x, y))[0]
+        return lax.scan(of_image, jnp.zeros(kernel_shape, x.dtype), (x, y))[0]
+    if parts > 1 and window.groups == features:
+        some = max(n for n in range(1, features // parts + 1) if features % n == 0) if parts <= features else 1
+
+        def of_channels(start: jax.Array) -> jax.Array:
+            x_some, y_some = (lax.dynamic_slice_in_dim(array, start, some, axis=-1) for array in (x, y))
+            return _at_once(x_some, y_some, dataclasses.replace(window, groups=some), (*kernel_shape[:-1], some))
+
+        results = lax.map(of_channels, jnp.arange(0, features, some))  # (parts, *taps, 1, channels of a part)
+        return jnp.moveaxis(results, 0, -2).reshape(kernel_shape)
+    return _at_once(x, y, window, kernel_shape)
 
 
 def _at_once(x: jax.Array, y: jax.Array, window: Window, kernel_shape: tuple[int, ...]) -> jax.Array:
