@@ -94,9 +94,7 @@ _CONV_STATIC = (
 )
 
 
-def _run_conv(
-    lhs: jax.Array, rhs: jax.Array, *, method: str, platform: str | None = None, **params: Any
-) -> jax.Array:
+def _run_conv(lhs: jax.Array, rhs: jax.Array, *, method: str, platform: str | None = None, **params: Any) -> jax.Array:
     spec = conv_spec(lhs, rhs, platform=platform, **params)
     return choice.METHODS[choice.choose(spec, method, platform).method].lower(lhs, rhs, spec)
 

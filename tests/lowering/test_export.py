@@ -118,7 +118,9 @@ def test_depthwise_and_grouped_layers_hold_no_convolution_on_cpu(role):
             for module in on_cpu(*form(name, role)):
                 # Where each group is computed by itself it may be a convolution of one group.
                 text = convolutions(module)
-                assert not text if "depthwise" in name else all("feature_group_count = 1 " in line for line in text), name
+                assert not text if "depthwise" in name else all("feature_group_count = 1 " in line for line in text), (
+                    name
+                )
 
 
 def test_no_batch_groups_on_cpu():

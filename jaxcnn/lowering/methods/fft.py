@@ -86,7 +86,8 @@ def fast_length(length: int) -> int:
 def tile_lengths(pixels: Sequence[int], extents: Sequence[int]) -> tuple[int, ...]:
     """Returns the length of the transform on each axis, for as many padded pixels under a window of that extent."""
     return tuple(
-        fast_length(min(size, max(TILE_WINDOWS * extent, MIN_TILE))) for size, extent in zip(pixels, extents, strict=True)
+        fast_length(min(size, max(TILE_WINDOWS * extent, MIN_TILE)))
+        for size, extent in zip(pixels, extents, strict=True)
     )
 
 

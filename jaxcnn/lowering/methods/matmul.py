@@ -68,7 +68,12 @@ def terms(spec: ConvSpec) -> costs.Terms:
         }
     phases = math.prod(spec.strides) if spec.role == "input" else 1
     if grouped:
-        return {"grouped call": 1, "grouped phases": phases - 1, "grouped macs": work.slid, "grouped moved": work.gathered + work.result}
+        return {
+            "grouped call": 1,
+            "grouped phases": phases - 1,
+            "grouped macs": work.slid,
+            "grouped moved": work.gathered + work.result,
+        }
     window, strides, sizes = spec.window, spec.strides, spec.output_shape[1:-1]
     read = spec.input_shape[1:-1]
     if spec.role == "input":

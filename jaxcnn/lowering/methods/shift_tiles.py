@@ -30,7 +30,9 @@ MAX_TEMPORARY_BYTES = 20 << 20
 def kernel_gradient(x: jax.Array, y: jax.Array, window: Window, kernel_shape: tuple[int, ...]) -> jax.Array:
     """(N, *spatial, G * I), (N, *outputs, G * O) -> (*taps, I, G * O)."""
     features = kernel_shape[-1]
-    sums = y.nbytes * math.prod(kernel_shape[:-1]) // (MAX_CHANNEL_PIXELS if kernel_shape[-2] == 1 else MAX_GROUP_PIXELS)
+    sums = (
+        y.nbytes * math.prod(kernel_shape[:-1]) // (MAX_CHANNEL_PIXELS if kernel_shape[-2] == 1 else MAX_GROUP_PIXELS)
+    )
     parts = -(-(x.nbytes + y.nbytes + sums) // MAX_TEMPORARY_BYTES)
     if parts > 1 and len(x) > 1:
 

@@ -183,7 +183,9 @@ def _forward(x: jax.Array, kernel: jax.Array, window: Window, *, precision: Any,
     """(N, *spatial, I), (*taps, I, O) -> (N, *outputs, O)."""
     sizes = kernel.shape[:-2]
     tile = [1 if taps == 1 else 2 if narrow else TILE_OUTPUTS[taps] for taps in sizes]
-    return _outputs(_transformed(x, sizes, tile, window), _transformed_kernel(kernel, tile), sizes, tile, window, precision)
+    return _outputs(
+        _transformed(x, sizes, tile, window), _transformed_kernel(kernel, tile), sizes, tile, window, precision
+    )
 
 
 def _transformed(x: jax.Array, sizes: Sequence[int], tile: Sequence[int], window: Window) -> jax.Array:

@@ -160,7 +160,9 @@ def window_spread(y: jax.Array, spec: PoolSpec) -> jax.Array:
             padding[axis] = axis_taps.padding
             padded = _padded(y, padding, 0)
             phases.append(
-                _slide(padded, axis + 1, axis_taps.taps, 1, axis_taps.dilation, count, lax.add, idempotent=False, spec=spec)
+                _slide(
+                    padded, axis + 1, axis_taps.taps, 1, axis_taps.dilation, count, lax.add, idempotent=False, spec=spec
+                )
             )
         y = _interleaved(phases, axis + 1, size)
     return y
