@@ -13,11 +13,6 @@ from jax.experimental.layout import Layout, with_layout_constraint
 from jax.extend.core import Primitive
 from jax.interpreters import mlir
 
-FAST_CONVOLUTION = jax.__version_info__ >= (0, 11)
-"""Whether XLA's dense convolution on CPU is as fast as its product of matrices for windows along one axis, and for few
-or uneven features: 1x7 over 56x56x64 takes 1.8 ms on jax 0.10.2 (the product 1.0), 1.07 (1.2) on 0.11.2 and 1.05 (1.08)
-on 0.12.0; 40 shapes drawn at random take 1.08 times as long by products on 0.12.0."""
-
 
 def varying_axes(value: Any) -> frozenset[str]:
     """The manual mesh axes over which a value varies inside `jax.shard_map`."""

@@ -60,7 +60,7 @@ def conv(
       preferred_element_type: dtype of the result. By default that of the operands, and int32 for narrower integers;
         16-bit floats are accumulated in float32 and rounded once.
       method: `"auto"`, or the name of the method to compute it with: `"direct"`, `"shift"`, `"matmul"`,
-        `"winograd"`, `"fft"` or `"groups"`.
+        `"winograd"`, `"fft"` or `"per_group"`.
 
     Returns:
       `(*batch, *output, C_out)` in x's order of axes, where

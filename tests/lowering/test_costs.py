@@ -34,7 +34,7 @@ ALLOWANCES = {
 
 
 def measured(paths: list[Any]) -> list[fit.Layer]:
-    return [layer for path in paths for layer in fit.layers(path)]
+    return [timed for path in paths for timed in fit.layers(path)]
 
 
 def test_the_coefficients_are_those_of_the_measurements() -> None:
@@ -47,7 +47,7 @@ def test_the_coefficients_are_those_of_the_measurements() -> None:
 
 
 def test_the_fit_has_not_seen_the_layers_that_judge_it() -> None:
-    fitted, unseen = ({layer.spec for layer in measured(paths)} for paths in (fit.FITTED, fit.UNSEEN))
+    fitted, unseen = ({timed.spec for timed in measured(paths)} for paths in (fit.FITTED, fit.UNSEEN))
     assert len(fitted) == 198
     assert len(unseen) == 110
     assert not fitted & unseen
@@ -56,7 +56,7 @@ def test_the_fit_has_not_seen_the_layers_that_judge_it() -> None:
 @pytest.mark.parametrize("path", fit.UNSEEN, ids=lambda path: path.stem)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_the_choice_costs_on_layers_that_the_fit_has_not_seen(path: Any, family: str) -> None:
-    layers = [layer for layer in fit.layers(path) if layer.family == family]
+    layers = [timed for timed in fit.layers(path) if timed.family == family]
     rows = fit.outcomes_by_family(layers)[family]
     assert len(rows) >= 6
     mean, worst = ALLOWANCES.get((family, layers[0].native), (MEAN, WORST))
@@ -68,12 +68,12 @@ def test_what_the_choice_costs_on_layers_that_the_fit_has_not_seen(path: Any, fa
 @pytest.mark.parametrize("method", ["native", "shift", "matmul", "direct"])
 def test_estimates_are_near_the_times(method: str) -> None:
     ratios = []
-    for layer in measured(fit.UNSEEN):
-        best = min(layer.milliseconds.values())
+    for timed in measured(fit.UNSEEN):
+        times = timed.milliseconds
         # Where a method takes many times as long as the best one its estimate need not be near.
-        if method in layer.milliseconds and layer.milliseconds[method] < 3 * best:
-            with fit.as_measured(layer):
-                ratios.append(1e3 * choice.seconds(layer.spec, method) / layer.milliseconds[method])
+        if method in times and times[method] < 3 * min(times.values()):
+            with fit.as_measured(timed):
+                ratios.append(1e3 * choice.seconds(timed.spec, method) / times[method])
     assert len(ratios) > 40
     assert 0.6 < geometric_mean(ratios) < 1.3
     assert np.mean([1 / 3 < ratio < 3 for ratio in ratios]) > 0.9

@@ -118,7 +118,7 @@ def transposed_kernel(kernel: jax.Array, groups: int) -> jax.Array:
 
 
 def input_by_phases(y: jax.Array, kernel: jax.Array, spec: ConvSpec, forward: Forward) -> jax.Array:
-    """Computes the role `"input"` by convolutions of stride 1 over y, one for each residue of the pixels by the strides.
+    """Computes the role `"input"` by convolutions of stride 1 over y, one for each residue of pixels by the strides.
 
     Input pixel j = s q + r gets y[o] k[t] from o s + t d = j + low: of the taps t only those of one residue class, so
     no zero of an interior padding is ever multiplied. `forward(y, kernel, window)` computes each.

@@ -147,7 +147,8 @@ def _forward(x: jax.Array, kernel: jax.Array, window: Window, *, precision: Any)
         return sum(parts[1:], parts[0])
 
     numbers = math.prod((len(x), *window.outputs)) * (columns * features + weights.shape[1] * groups)
-    if len(x) > 1 and numbers * x.dtype.itemsize > MAX_PRODUCT_BYTES:
+    # A loop over images that lie on several devices would gather them.
+    if len(x) > 1 and numbers * x.dtype.itemsize > MAX_PRODUCT_BYTES and not window.xla_only:
         return lax.map(lambda image: of_images(image[None])[0], x)
     return of_images(x)
 
@@ -175,7 +176,7 @@ def _gathered(x: jax.Array, sizes: Sequence[int], window: Window, axes: Ints) ->
 
 
 def _shifted(part: jax.Array, tap: dict[int, int], window: Window) -> jax.Array:
-    """Returns what one tap adds to each output, of its product with each pixel: (N, *spatial, O) -> (N, *outputs, O)."""
+    """Returns what one tap adds to each output: (N, *spatial, O), its products by pixel, -> (N, *outputs, O)."""
     edges = [(0, 0, 0)] * part.ndim
     for axis, index in tap.items():
         low = window.padding[axis][0] - index * window.dilation[axis]

@@ -33,7 +33,8 @@ def kernel_gradient(x: jax.Array, y: jax.Array, window: Window, kernel_shape: tu
     sums = (
         y.nbytes * math.prod(kernel_shape[:-1]) // (MAX_CHANNEL_PIXELS if kernel_shape[-2] == 1 else MAX_GROUP_PIXELS)
     )
-    parts = -(-(x.nbytes + y.nbytes + sums) // MAX_TEMPORARY_BYTES)
+    # A loop over images that lie on several devices would gather them.
+    parts = 1 if window.xla_only else -(-(x.nbytes + y.nbytes + sums) // MAX_TEMPORARY_BYTES)
     if parts > 1 and len(x) > 1:
 
         def of_image(total: jax.Array, image: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:

@@ -47,7 +47,7 @@ def extremum(x: jax.Array, spec: PoolSpec, mode: str) -> jax.Array:
 
 
 def winner(x: jax.Array, spec: PoolSpec, mode: str) -> jax.Array:
-    """Returns the flat index in the unpadded plane of each window's first extremum, int32; -1 where there is no pixel."""
+    """Returns the flat index in the unpadded plane of each window's first extremum, int32; -1 without a pixel."""
     if _is_empty(spec):
         return jnp.full(spec.output_shape, -1, jnp.int32)
     shape = x.shape

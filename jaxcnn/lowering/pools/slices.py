@@ -46,7 +46,7 @@ def supports(spec: PoolSpec, *, selects: bool = False) -> str | None:
 
 
 def _padded(x: jax.Array, padding: Sequence[Pair], fill: Any) -> jax.Array:
-    """Returns (N, *spatial, C) padded with a value. A fused pad would test the borders at every tap: hence the barrier."""
+    """Returns (N, *spatial, C) padded with a value, behind a barrier: a fused pad tests the borders at every tap."""
     if not any(map(any, padding)):
         return x
     config = ((0, 0, 0), *((low, high, 0) for low, high in padding), (0, 0, 0))
@@ -241,7 +241,7 @@ def _tap_slices(x: jax.Array, spec: PoolSpec) -> list[tuple[int, jax.Array]]:
 
 
 def winner(x: jax.Array, spec: PoolSpec, mode: str) -> jax.Array:
-    """Returns the flat index in the unpadded plane of each window's first extremum, int32; -1 where there is no pixel."""
+    """Returns the flat index in the unpadded plane of each window's first extremum, int32; -1 without a pixel."""
     identity = pool_identity(mode, spec.dtype)
     padded = _padded(x, spec.padding, identity)
     if math.prod(spec.window_shape) > MAX_COMPARISON_TAPS:
@@ -296,7 +296,7 @@ def select(x: jax.Array, index: jax.Array, spec: PoolSpec) -> jax.Array:
 
 
 def scatter(y: jax.Array, index: jax.Array, spec: PoolSpec) -> jax.Array:
-    """Adds up for each pixel the windows that it won, one residue by the strides at a time: the transpose of `select`."""
+    """Adds up the windows that each pixel won, one residue by the strides at a time: the transpose of `select`."""
     y, index = materialize((y, index), spec.xla_only)
     if math.prod(spec.window_shape) > MAX_COMPARISON_TAPS:
         return _scatter_by_axis(y, index, spec)
