@@ -13,10 +13,6 @@ from jax.experimental.layout import Layout, with_layout_constraint
 from jax.extend.core import Primitive
 from jax.interpreters import mlir
 
-FAST_CONVOLUTION = jax.__version_info__ >= (0, 11)
-"""True where XLA's dense convolution on CPU is as fast as its product of matrices for windows along one axis, and for
-few or uneven features."""
-
 
 def varying_axes(value: Any) -> frozenset[str]:
     """Returns the manual mesh axes over which a value varies inside `jax.shard_map`."""

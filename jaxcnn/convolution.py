@@ -62,7 +62,7 @@ def conv(
       preferred_element_type: dtype of the result. The default is the dtype of the operands, and int32 for narrower
         integers; 16-bit floats are accumulated in float32 and rounded once.
       method: name of the method that computes the result: `"auto"`, `"direct"`, `"shift"`, `"matmul"`,
-        `"winograd"`, `"fft"`, `"groups"` or `"native"`.
+        `"winograd"`, `"fft"`, `"per_group"` or `"native"`.
 
     Returns:
       `(*batch, *output, C_out)` in x's order of axes, where

@@ -21,8 +21,9 @@ from jax.interpreters import ad, mlir
 
 from jaxcnn import native
 from jaxcnn._compat import is_partitioned
+from jaxcnn.geometry import Ints
 from jaxcnn.lowering import choice
-from jaxcnn.lowering.spec import ConvSpec, Ints
+from jaxcnn.lowering.spec import ConvSpec
 from jaxcnn.primitives import conv_p
 
 ACTIVATIONS = (
@@ -219,7 +220,7 @@ def _fused(unfused: Any, recipe: Recipe) -> Callable[..., jax.Array] | None:
     """Returns the function that computes a fused equation by its convolution's method; None if this has none."""
     equation = convolution_in(unfused)
     params = equation.params
-    spec = dataclasses.replace(params["spec"], computed=params["computed"], kernel_waits=params["kernel_waits"])
+    spec: ConvSpec = params["spec"]
     module = choice.METHODS[choice.choose(spec, params["method"], "cpu").method]
     names = [name for name, _ in recipe.steps]
     epilogue = Epilogue(

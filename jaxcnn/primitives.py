@@ -24,7 +24,6 @@ from jax.interpreters import ad, batching, mlir
 
 from jaxcnn._compat import is_partitioned, varying_axes
 from jaxcnn.lowering import choice
-from jaxcnn.lowering.methods import direct
 from jaxcnn.lowering.spec import ConvSpec, PoolSpec, Role, conv_spec
 
 # The source line of an operation is the user's that called jaxcnn, in profiles as in summaries.
@@ -66,8 +65,8 @@ def _register(primitive: Primitive, run: Callable[..., jax.Array], static: Seque
     mlir.register_lowering(primitive, mlir.lower_fun(partial(run_on, "accelerator"), multiple_results=False))
 
     def lower_on_cpu(context: mlir.LoweringRuleContext, *operands: Any, **params: Any) -> Any:
-        exported = context.module_context.lowering_parameters.for_export or is_partitioned(context)
-        rule = mlir.lower_fun(partial(run_on, "cpu", exported=exported), multiple_results=False)
+        xla_only = context.module_context.lowering_parameters.for_export or is_partitioned(context)
+        rule = mlir.lower_fun(partial(run_on, "cpu", xla_only=xla_only), multiple_results=False)
         return rule(context, *operands, **params)
 
     mlir.register_lowering(primitive, lower_on_cpu, platform="cpu")
@@ -81,27 +80,17 @@ def _is_explicit(operand: jax.Array) -> bool:
 
 conv_p = Primitive("jaxcnn_conv")
 """Parameters: `spec`, the convolution; `method`, the name that the user asked for; `sharding` of the result on an
-Explicit mesh; `computed` and `kernel_waits`, which are fields of `ConvSpec` about the program around it."""
+Explicit mesh, or None."""
 
 
 def _run_conv(
-    lhs: jax.Array,
-    rhs: jax.Array,
-    *,
-    spec: ConvSpec,
-    method: str,
-    sharding: Any,
-    platform: str | None = None,
-    **program: Any,
+    lhs: jax.Array, rhs: jax.Array, *, spec: ConvSpec, method: str, platform: str | None = None, **program: Any
 ) -> jax.Array:
-    spec = dataclasses.replace(spec, **program)
-    chosen = choice.choose(spec, method, platform)
-    if platform == "cpu" and chosen.method == direct.NAME:
-        return direct.lower_channels_last(lhs, rhs, spec)
-    return choice.METHODS[chosen.method].lower(lhs, rhs, spec, sharding)
+    spec = dataclasses.replace(spec, platform=platform, **program)
+    return choice.METHODS[choice.choose(spec, method, platform).method].lower(lhs, rhs, spec)
 
 
-_register(conv_p, _run_conv, ("spec", "method", "sharding", "computed", "kernel_waits"))
+_register(conv_p, _run_conv, ("spec", "method", "sharding"))
 
 
 def bind_conv(lhs: jax.Array, rhs: jax.Array, *, method: str, sharding: Any = None, **options: Any) -> jax.Array:
@@ -120,7 +109,7 @@ def bind_conv(lhs: jax.Array, rhs: jax.Array, *, method: str, sharding: Any = No
     lhs, rhs = _match_varying(lhs, rhs)
     spec = conv_spec(lhs, rhs, **{"role": "output", "stacked": False, "input_size": None, "window": None, **options})
     choice.check_supported(method, spec)
-    return conv_p.bind(lhs, rhs, spec=spec, method=method, sharding=sharding, computed=False, kernel_waits=False)
+    return conv_p.bind(lhs, rhs, spec=spec, method=method, sharding=sharding)
 
 
 def _match_varying(*operands: jax.Array) -> tuple[jax.Array, ...]:
@@ -285,10 +274,8 @@ def _pool_primitive(name: str, run: Callable[..., jax.Array], static: Sequence[s
 
 def _pool_spec_of(operand: Any, params: dict[str, Any], input_size: tuple[int, ...] | None = None) -> PoolSpec:
     shape = operand.shape if input_size is None else (operand.shape[0], *input_size, operand.shape[-1])
-    exported = params.get("exported", False)
-    return PoolSpec(
-        input_shape=tuple(shape), dtype=jnp.dtype(operand.dtype), exported=exported, **_window_params(params)
-    )
+    flags = {name: params[name] for name in ("xla_only", "sharding") if name in params}
+    return PoolSpec(input_shape=tuple(shape), dtype=jnp.dtype(operand.dtype), **flags, **_window_params(params))
 
 
 def _run_extremum(operand: jax.Array, *, mode: str, platform: str | None = None, **params: Any) -> jax.Array:
@@ -311,12 +298,11 @@ def _run_scatter(
     index: jax.Array,
     *,
     input_size: tuple[int, ...],
-    sharding: Any,
     platform: str | None = None,
     **params: Any,
 ) -> jax.Array:
     spec = _pool_spec_of(operand, params, input_size)
-    return choice.pool_method(spec, platform).scatter(operand, index, spec, sharding)
+    return choice.pool_method(spec, platform).scatter(operand, index, spec)
 
 
 def _run_window_sum(operand: jax.Array, *, platform: str | None = None, **params: Any) -> jax.Array:
@@ -325,10 +311,10 @@ def _run_window_sum(operand: jax.Array, *, platform: str | None = None, **params
 
 
 def _run_window_spread(
-    operand: jax.Array, *, input_size: tuple[int, ...], sharding: Any, platform: str | None = None, **params: Any
+    operand: jax.Array, *, input_size: tuple[int, ...], platform: str | None = None, **params: Any
 ) -> jax.Array:
     spec = _pool_spec_of(operand, params, input_size)
-    return choice.pool_method(spec, platform).window_spread(operand, spec, sharding)
+    return choice.pool_method(spec, platform).window_spread(operand, spec)
 
 
 extremum_p = _pool_primitive("jaxcnn_extremum", _run_extremum, (*_POOL_STATIC, "mode"))

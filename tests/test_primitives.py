@@ -603,7 +603,7 @@ def test_a_batch_sharded_convolution_gathers_nothing():
         assert "all-to-all" not in text, name
 
 
-# By tiles, in bands of rows, by products and channel by channel, on one device.
+# By tiles, image by image, by products and channel by channel, on one device.
 @pytest.mark.parametrize(
     ("x_shape", "kernel_shape"),
     [

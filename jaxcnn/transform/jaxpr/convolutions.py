@@ -46,10 +46,10 @@ class Convolution:
     edges: tuple[tuple[int, int, int], ...] | None = None
     sharding: Any = None
 
-    def bind(self, lhs: jax.Array, rhs: jax.Array, method: str, kernel_waits: bool = False) -> jax.Array:
+    def bind(self, lhs: jax.Array, rhs: jax.Array, method: str) -> jax.Array:
         """Computes the equation's result from its operands by `conv_p`."""
         lhs, rhs = self.arranged(lhs, rhs)
-        return self.restored(conv_p.bind(lhs, rhs, **self.conv_params(method, rhs, kernel_waits)))
+        return self.restored(conv_p.bind(lhs, rhs, **self.conv_params(method)))
 
     def arranged(self, lhs: jax.Array, rhs: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Returns the equation's operands as `conv_p` takes them."""
@@ -61,11 +61,9 @@ class Convolution:
         lhs, rhs = _transposed(lhs, lhs_axes), _transposed(rhs, rhs_axes)
         return lhs, _exchanged(rhs, self.spec) if self.flipped else rhs
 
-    def conv_params(self, method: str, rhs: jax.Array, kernel_waits: bool) -> dict[str, Any]:
-        """Returns the parameters of `conv_p` in a program that is rewritten as a whole."""
-        # There an image is the result of what comes before.
-        known = {"computed": True, "kernel_waits": kernel_waits and isinstance(rhs, jax.core.Tracer)}
-        return {"spec": self.spec, "method": method, "sharding": self.sharding, **known}
+    def conv_params(self, method: str) -> dict[str, Any]:
+        """Returns the parameters of `conv_p`."""
+        return {"spec": self.spec, "method": method, "sharding": self.sharding}
 
     def restored(self, result: jax.Array) -> jax.Array:
         """Returns the equation's result from that of `conv_p`."""
