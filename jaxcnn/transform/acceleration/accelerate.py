@@ -7,7 +7,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import jax
 
-from jaxcnn.transform.jaxpr.signature import Outputs, Signature, transformed
+from jaxcnn.transform.jaxpr.signature import Outputs, Signature, cache_programs
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -86,4 +86,4 @@ def accelerate(f: Callable[P, T], *, method: str = "auto") -> Callable[P, T]:
 
         return accelerated
 
-    return transformed("accelerate", f, program_of)
+    return cache_programs("accelerate", f, program_of)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 
 from jaxcnn.chain import KernelChain
-from jaxcnn.transform.jaxpr.signature import Outputs, Signature, transformed
+from jaxcnn.transform.jaxpr.signature import Outputs, Signature, cache_programs
 
 if TYPE_CHECKING:
     from jaxcnn.transform.chains.placement import Placement
@@ -71,7 +71,7 @@ def apply_with_chains(
         traced, paths = jax.make_jaxpr(signature.flat(f), return_shape=True), signature.paths()
         return lambda *values: evaluate_with_chains(traced, paths, values, known, materialize)
 
-    return transformed("with_chains", f, program_of, (KernelChain,))
+    return cache_programs("with_chains", f, program_of, (KernelChain,))
 
 
 def evaluate_with_chains(
