@@ -10,7 +10,7 @@ import jax
 from jaxcnn.errors import ErrorPrefix
 from jaxcnn.lowering.choice import check_method
 from jaxcnn.transform.acceleration.rules import walker
-from jaxcnn.transform.jaxpr.signature import Outputs, Signature, transformed
+from jaxcnn.transform.jaxpr.signature import Outputs, Signature, cache_programs
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -86,4 +86,4 @@ def accelerate(f: Callable[P, T], *, method: str = "auto") -> Callable[P, T]:
 
         return accelerated
 
-    return transformed("accelerate", f, program_of)
+    return cache_programs("accelerate", f, program_of)

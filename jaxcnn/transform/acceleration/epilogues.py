@@ -61,13 +61,13 @@ class Group:
 
     def bind(self, values: Sequence[Any], method: str) -> jax.Array:
         """Binds `fused_conv_p` for values of the inputs."""
-        lhs, rhs = self.convolution.arranged(*values[:2])
+        lhs, rhs = self.convolution.arrange(*values[:2])
         params = self.convolution.conv_params(method)
 
         def separate(lhs: jax.Array, rhs: jax.Array, *operands: Any) -> Any:
             known = dict(zip(self.operands, operands, strict=True))
             with _at(self.equation):
-                known[self.equation.outvars[0]] = self.convolution.restored(conv_p.bind(lhs, rhs, **params))
+                known[self.equation.outvars[0]] = self.convolution.restore(conv_p.bind(lhs, rhs, **params))
             for equation in self.tail:
                 read = [atom.val if isinstance(atom, Literal) else known[atom] for atom in equation.invars]
                 with _at(equation):

@@ -26,7 +26,7 @@ def size_of(factors: Factors) -> int:
     return math.prod(size for _, _, size in factors)
 
 
-def merged(factors: Iterable[Factor]) -> Factors:
+def merge_factors(factors: Iterable[Factor]) -> Factors:
     """Returns the factors of an axis, with neighbours joined that are parts of one axis of the parameter in order."""
     joined: list[Factor] = []
     for axis, step, size in factors:
@@ -89,7 +89,7 @@ class View:
             return factors[0][0]
         return None
 
-    def reversed(self, axes: Iterable[int]) -> View | None:
+    def reverse(self, axes: Iterable[int]) -> View | None:
         """Returns the view with axes reversed; None where a part of an axis of the parameter would be."""
         flipped = self.flipped
         for axis in axes:
@@ -100,7 +100,7 @@ class View:
                 flipped ^= {whole}
         return dataclasses.replace(self, flipped=flipped)
 
-    def reshaped(self, sizes: Sequence[int]) -> View | None:
+    def reshape(self, sizes: Sequence[int]) -> View | None:
         """Returns the view reshaped; None where an axis would run through a part of a factor that is no factor."""
         rest = [factor for factors in self.axes for factor in factors]
         axes = []
@@ -117,7 +117,7 @@ class View:
                     rest.insert(0, (axis, step, length // taken))
                 factors.append((axis, step * (length // taken), taken))
                 size //= taken
-            axes.append(merged(factors))
+            axes.append(merge_factors(factors))
         return None if rest else dataclasses.replace(self, axes=tuple(axes))
 
     def apply_to(self, parameter: Any) -> Any:
@@ -142,10 +142,10 @@ def view_after(equation: JaxprEqn, view: View) -> View | None:
     if primitive is lax_primitives.transpose_p:
         return dataclasses.replace(view, axes=tuple(view.axes[axis] for axis in params["permutation"]))
     if primitive is lax_primitives.rev_p:
-        return view.reversed(params["dimensions"])
+        return view.reverse(params["dimensions"])
     if primitive is lax_primitives.reshape_p:
         order = params["dimensions"] or range(len(view.axes))
-        return dataclasses.replace(view, axes=tuple(view.axes[axis] for axis in order)).reshaped(params["new_sizes"])
+        return dataclasses.replace(view, axes=tuple(view.axes[axis] for axis in order)).reshape(params["new_sizes"])
     if primitive is lax_primitives.squeeze_p:
         gone = {axis % len(view.axes) for axis in params["dimensions"]}
         return dataclasses.replace(

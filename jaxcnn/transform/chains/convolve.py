@@ -14,7 +14,7 @@ from jaxcnn.cost import conv_cost
 from jaxcnn.dtypes import floating_at_least_float32
 from jaxcnn.transform.chains.axis_views import Ints
 from jaxcnn.transform.chains.find_kernels import Site
-from jaxcnn.transform.chains.placement import Placement, turned
+from jaxcnn.transform.chains.placement import Placement, turn
 from jaxcnn.transform.jaxpr.convolutions import as_convolution, forward_axes, forward_options, option, role_of
 from jaxcnn.transform.jaxpr.equations import all_equations, avals
 
@@ -33,7 +33,7 @@ def direction(site: Site, placement: Placement) -> tuple[bool, Ints]:
 
 def as_patches_see_it(site: Site, chain: KernelChain, placement: Placement) -> KernelChain:
     """Returns the chain that a convolution's patches meet, of one for the kernel at a placement; its own inverse."""
-    return turned(chain, *direction(site, placement))
+    return turn(chain, *direction(site, placement))
 
 
 def convolve_with_chain(equation: JaxprEqn, x: jax.Array, chain: KernelChain) -> jax.Array:

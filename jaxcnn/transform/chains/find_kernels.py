@@ -187,18 +187,18 @@ class _Search(AbstractWalk[_Value, None]):
             self.refuse(value, "a loop slices it along another axis than one that numbers kernels")
         return None if view is None else dataclasses.replace(value, view=view)
 
-    def stacked(self, value: _Value) -> _Value:
+    def stack(self, value: _Value) -> _Value:
         self.refuse(value, "a loop or a branch returns it")
         return None
 
-    def joined(self, before: _Value, after: _Value) -> _Value:
+    def join(self, before: _Value, after: _Value) -> _Value:
         if before == after:
             return before
         self.refuse(before, "a loop changes it")
         self.refuse(after, "a loop carries it")
         return None
 
-    def widened(self, value: _Value) -> _Value:
+    def widen(self, value: _Value) -> _Value:
         return value
 
     def branches(
@@ -210,7 +210,7 @@ class _Search(AbstractWalk[_Value, None]):
                 self.refuse(value, "a loop or a branch returns it")
         return [None] * len(equation.outvars)
 
-    def unfollowed(self, equation: JaxprEqn, operands: list[_Value], place: Place) -> list[_Value]:
+    def other_holder(self, equation: JaxprEqn, operands: list[_Value], place: Place) -> list[_Value]:
         for value in operands:
             self.refuse(value, f"it reaches {equation.primitive}")
         body = sub_jaxprs(equation)[0]

@@ -13,7 +13,7 @@ from jax.extend.core import JaxprEqn
 
 from jaxcnn.chain import KernelChain
 from jaxcnn.lowering.common.forms import transposed_kernel
-from jaxcnn.transform.chains.axis_views import Factor, Factors, Ints, View, factors_of, merged, size_of
+from jaxcnn.transform.chains.axis_views import Factor, Factors, Ints, View, factors_of, merge_factors, size_of
 from jaxcnn.transform.jaxpr.convolutions import forward_axes, is_convolution, is_stacked, role_of
 
 Relation = Literal["same", "exchanged"]
@@ -53,13 +53,13 @@ class Placement:
         factors = self._factors
         return len(set(factors)) == len(factors) and math.prod(f[2] for f in factors) == math.prod(self.shape)
 
-    def exchanged(self, groups: int) -> Placement | None:
+    def exchange(self, groups: int) -> Placement | None:
         """Returns the axes of the kernel that takes outputs to inputs, in as many groups; None if it has none."""
-        split = View(self.shape, (self.outputs,)).reshaped((groups, size_of(self.outputs) // groups))
+        split = View(self.shape, (self.outputs,)).reshape((groups, size_of(self.outputs) // groups))
         if split is None:
             return None
         group, features = split.axes
-        return dataclasses.replace(self, inputs=features, outputs=merged((*group, *self.inputs)))
+        return dataclasses.replace(self, inputs=features, outputs=merge_factors((*group, *self.inputs)))
 
     def relation(self, other: Placement, groups: int) -> Relation | None:
         """Returns how a kernel at another placement, in the same parameter and as many groups, is this one."""
@@ -70,7 +70,7 @@ class Placement:
             return None
         if (other.inputs, other.outputs) == (self.inputs, self.outputs):
             return "same"
-        exchanged = self.exchanged(groups)
+        exchanged = self.exchange(groups)
         if exchanged is not None and (other.inputs, other.outputs) == (exchanged.inputs, exchanged.outputs):
             return "exchanged"
         return None
@@ -118,10 +118,10 @@ class Use:
             return None
         lead = len(set(placement.stack) - set(self.placement.stack))
         links = tuple(link.reshape(link.shape[lead:]) for link in chain.kernels)
-        return turned(KernelChain(links, chain.feature_group_counts), relation == "exchanged", self.flipped)
+        return turn(KernelChain(links, chain.feature_group_counts), relation == "exchanged", self.flipped)
 
 
-def turned(chain: KernelChain, exchanged: bool, flipped: Ints) -> KernelChain:
+def turn(chain: KernelChain, exchanged: bool, flipped: Ints) -> KernelChain:
     """Returns a chain from outputs to inputs if these are exchanged, with window axes flipped."""
     kernels, counts = chain.kernels, chain.feature_group_counts
     if exchanged:

@@ -11,7 +11,7 @@ from jaxcnn.chain import KernelChain
 from jaxcnn.transform.chains.axis_views import View
 from jaxcnn.transform.chains.chain_walker import ChainError, ChainWalker, TracedChain
 from jaxcnn.transform.chains.placement import Placement, guesses
-from jaxcnn.transform.jaxpr.signature import Outputs, Signature, transformed
+from jaxcnn.transform.jaxpr.signature import Outputs, Signature, cache_programs
 
 
 def with_chains(f: Callable[..., Any], *, materialize: bool = False) -> Callable[..., Any]:
@@ -71,7 +71,7 @@ def apply_with_chains(
         traced, paths = jax.make_jaxpr(signature.flat(f), return_shape=True), signature.paths()
         return lambda *values: evaluate_with_chains(traced, paths, values, known, materialize)
 
-    return transformed("with_chains", f, program_of, (KernelChain,))
+    return cache_programs("with_chains", f, program_of, (KernelChain,))
 
 
 def evaluate_with_chains(

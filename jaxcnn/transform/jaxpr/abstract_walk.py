@@ -104,15 +104,15 @@ class AbstractWalk(abc.ABC, Generic[V, R]):
         """Returns the value of one of the slices, `length` in all, that a scan takes."""
 
     @abc.abstractmethod
-    def stacked(self, value: V) -> V:
+    def stack(self, value: V) -> V:
         """Returns the value of a scan's results that are stacked, each of which has `value`."""
 
     @abc.abstractmethod
-    def joined(self, before: V, after: V) -> V:
+    def join(self, before: V, after: V) -> V:
         """Returns the value of a loop's carry that was `before` a step, and `after` it."""
 
     @abc.abstractmethod
-    def widened(self, value: V) -> V:
+    def widen(self, value: V) -> V:
         """Returns the value of a loop's carry that changes from step to step, and is followed no further."""
 
     @abc.abstractmethod
@@ -120,7 +120,7 @@ class AbstractWalk(abc.ABC, Generic[V, R]):
         """Returns the values of the results of branches, from those and the records of each, which it may keep."""
 
     @abc.abstractmethod
-    def unfollowed(self, equation: JaxprEqn, operands: list[V], place: Place) -> list[V]:
+    def other_holder(self, equation: JaxprEqn, operands: list[V], place: Place) -> list[V]:
         """Returns the values of the results of an equation that holds jaxprs and is no scan, while, cond or call."""
 
     def after_while(self, equation: JaxprEqn, records: list[R], place: Place) -> None:
@@ -135,13 +135,13 @@ class AbstractWalk(abc.ABC, Generic[V, R]):
             return self._while(equation, operands, place)
         if equation.primitive is lax_primitives.cond_p:
             inside = place.inside(equation, hidden=True)
-            outcomes = [self.recorded(branch, operands[1:], inside) for branch in sub_jaxprs(equation)]
+            outcomes = [self.walk_apart(branch, operands[1:], inside) for branch in sub_jaxprs(equation)]
             return self.branches(outcomes, equation, place)
         if equation.primitive in CALLS:
             return self.walk(sub_jaxprs(equation)[0], operands, place.inside(equation))
-        return self.unfollowed(equation, operands, place)
+        return self.other_holder(equation, operands, place)
 
-    def recorded(self, jaxpr: Any, operands: Sequence[V], place: Place) -> tuple[list[V], list[R]]:
+    def walk_apart(self, jaxpr: Any, operands: Sequence[V], place: Place) -> tuple[list[V], list[R]]:
         """Returns the values of a jaxpr's results and the records of it, which are left out of the walk's own."""
         before, self.records = self.records, []
         try:
@@ -156,23 +156,23 @@ class AbstractWalk(abc.ABC, Generic[V, R]):
         elements = [self.element(value, length) for value in scanned]
         passes = max(1, min(length, self.max_loop_passes))
         for _ in range(passes):
-            results, records = self.recorded(body, [*constants, *carry, *elements], inside)
-            before, carry = carry, list(map(self.joined, carry, results))
+            results, records = self.walk_apart(body, [*constants, *carry, *elements], inside)
+            before, carry = carry, list(map(self.join, carry, results))
             if before == carry:
                 break
         else:
             if passes == self.max_loop_passes:
-                carry = list(map(self.widened, carry))
+                carry = list(map(self.widen, carry))
         self.records += records
-        return [*carry, *map(self.stacked, results[len(carry) :])]
+        return [*carry, *map(self.stack, results[len(carry) :])]
 
     def _while(self, equation: JaxprEqn, operands: list[V], place: Place) -> list[V]:
         inside = place.inside(equation, hidden=True)
         tested, constants, carry = while_parts(equation, operands)
-        _, of_condition = self.recorded(equation.params["cond_jaxpr"], [*tested, *carry], inside)
-        results, of_body = self.recorded(equation.params["body_jaxpr"], [*constants, *carry], inside)
+        _, of_condition = self.walk_apart(equation.params["cond_jaxpr"], [*tested, *carry], inside)
+        results, of_body = self.walk_apart(equation.params["body_jaxpr"], [*constants, *carry], inside)
         self.records += (records := [*of_condition, *of_body])
         self.after_while(equation, records, place)
         # How much changes depends on the number of steps.
-        after = map(self.joined, carry, results)
-        return [new if new == old else self.widened(new) for old, new in zip(carry, after, strict=True)]
+        after = map(self.join, carry, results)
+        return [new if new == old else self.widen(new) for old, new in zip(carry, after, strict=True)]

@@ -48,39 +48,39 @@ class Convolution:
 
     def bind(self, lhs: jax.Array, rhs: jax.Array, method: str) -> jax.Array:
         """Computes the equation's result from its operands by `conv_p`."""
-        lhs, rhs = self.arranged(lhs, rhs)
-        return self.restored(conv_p.bind(lhs, rhs, **self.conv_params(method)))
+        lhs, rhs = self.arrange(lhs, rhs)
+        return self.restore(conv_p.bind(lhs, rhs, **self.conv_params(method)))
 
-    def arranged(self, lhs: jax.Array, rhs: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def arrange(self, lhs: jax.Array, rhs: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Returns the equation's operands as `conv_p` takes them."""
         lhs_axes, rhs_axes, _ = self.axes
         if self.edges is not None:
-            lhs = _padded(lhs, self.edges)
+            lhs = _pad(lhs, self.edges)
         if self.swapped:
             lhs, rhs = rhs, lhs
-        lhs, rhs = _transposed(lhs, lhs_axes), _transposed(rhs, rhs_axes)
-        return lhs, _exchanged(rhs, self.spec) if self.flipped else rhs
+        lhs, rhs = _transpose(lhs, lhs_axes), _transpose(rhs, rhs_axes)
+        return lhs, _exchange_features(rhs, self.spec) if self.flipped else rhs
 
     def conv_params(self, method: str) -> dict[str, Any]:
         """Returns the parameters of `conv_p`."""
         return {"spec": self.spec, "method": method, "sharding": self.sharding}
 
-    def restored(self, result: jax.Array) -> jax.Array:
+    def restore(self, result: jax.Array) -> jax.Array:
         """Returns the equation's result from that of `conv_p`."""
         if self.swapped:
             result = lax.rev(result, tuple(range(self.spec.rank)))
-        return _transposed(result, tuple(map(int, np.argsort(self.axes[2]))))
+        return _transpose(result, tuple(map(int, np.argsort(self.axes[2]))))
 
 
-def _padded(lhs: jax.Array, edges: Sequence[tuple[int, int, int]]) -> jax.Array:
+def _pad(lhs: jax.Array, edges: Sequence[tuple[int, int, int]]) -> jax.Array:
     return lax.pad(lhs, jnp.zeros((), lhs.dtype), edges)
 
 
-def _transposed(array: jax.Array, axes: Ints) -> jax.Array:
+def _transpose(array: jax.Array, axes: Ints) -> jax.Array:
     return array if axes == tuple(range(array.ndim)) else array.transpose(axes)
 
 
-def _exchanged(kernel: jax.Array, spec: ConvSpec) -> jax.Array:
+def _exchange_features(kernel: jax.Array, spec: ConvSpec) -> jax.Array:
     return transposed_kernel(lax.rev(kernel, tuple(range(spec.rank))), spec.feature_group_count)
 
 
@@ -139,7 +139,7 @@ def _cropped(equation: JaxprEqn) -> Convolution | None:
 
     def convolve_cropped(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
         options = {**params, "padding": tuple(padding), "lhs_dilation": tuple(dilation)}
-        return conv_general_dilated_p.bind(_padded(lhs, edges), rhs, **options)
+        return conv_general_dilated_p.bind(_pad(lhs, edges), rhs, **options)
 
     shapes = (jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in operands)
     *_, equation = jax.make_jaxpr(convolve_cropped)(*shapes).eqns

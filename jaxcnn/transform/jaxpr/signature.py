@@ -129,7 +129,7 @@ def flatten_call(
     return Signature(structure, statics), [leaf for index, leaf in enumerate(leaves) if index not in fixed]
 
 
-def transformed(
+def cache_programs(
     operation: str,
     f: Callable[..., Any],
     program_of: Callable[[Signature], Callable[..., Outputs]],

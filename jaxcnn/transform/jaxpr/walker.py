@@ -107,7 +107,7 @@ class Walker:
             self._touched[id(jaxpr)] = jaxpr, any(map(self.touches, jaxpr.eqns))
         return self._touched[id(jaxpr)][1]
 
-    def rebuilt(self, jaxpr: Any) -> Any:
+    def rebuild(self, jaxpr: Any) -> Any:
         """Returns a closed jaxpr with the rules applied, the same object at each call, so that it is lowered once."""
         if id(jaxpr) not in self._rebuilt:
             run = partial(self.evaluate, jaxpr, jaxpr.consts)
@@ -115,7 +115,7 @@ class Walker:
             self._rebuilt[id(jaxpr)] = jaxpr, closed
         return self._rebuilt[id(jaxpr)][1]
 
-    def rebuilt_around(self, jaxpr: Any, known: Mapping[int, Any]) -> Any:
+    def rebuild_around(self, jaxpr: Any, known: Mapping[int, Any]) -> Any:
         """Returns a closed jaxpr with the rules applied, which holds and ignores those arguments that are known."""
 
         def run(*args: Any) -> list[Any]:
@@ -123,7 +123,7 @@ class Walker:
 
         return jax.make_jaxpr(run)(*(variable.aval for variable in inner_jaxpr(jaxpr).invars))
 
-    def rewritten(self, f: Callable[..., Any]) -> Callable[..., Any]:
+    def rewrite(self, f: Callable[..., Any]) -> Callable[..., Any]:
         """Returns f with the rules applied; f is traced at each call, its arguments and results are pytrees."""
 
         def run(*args: Any) -> Any:
@@ -165,7 +165,7 @@ def _bind_rebuilt(*names: str) -> Descent:
         params = dict(equation.primitive.get_bind_params(equation.params))
         for name in names:
             held = params[name]
-            params[name] = tuple(map(walker.rebuilt, held)) if isinstance(held, tuple) else walker.rebuilt(held)
+            params[name] = tuple(map(walker.rebuild, held)) if isinstance(held, tuple) else walker.rebuild(held)
         return equation.primitive.bind(*operands, **params)
 
     return descend
@@ -178,7 +178,7 @@ def _into_jit(walker: Walker, equation: JaxprEqn, operands: list[Any]) -> list[A
     if not known:
         return _bind_rebuilt("jaxpr")(walker, equation, operands)
     params = dict(equation.primitive.get_bind_params(equation.params))
-    params["jaxpr"] = walker.rebuilt_around(params["jaxpr"], known)
+    params["jaxpr"] = walker.rebuild_around(params["jaxpr"], known)
     # Zeros of the same type, so that the program holds each value once.
     ignored = [jnp.zeros_like(value) if index in known else value for index, value in enumerate(operands)]
     return equation.primitive.bind(*ignored, **params)
@@ -289,10 +289,10 @@ def _into_custom(walker: Walker, equation: JaxprEqn, operands: list[Any]) -> lis
     function: Any
     if equation.primitive is lax_primitives.custom_jvp_call_p:
         function = jax.custom_jvp(rewritten)
-        function.defjvp(walker.rewritten(jvp))
+        function.defjvp(walker.rewrite(jvp))
     else:
         function = jax.custom_vjp(rewritten)
-        function.defvjp(walker.rewritten(forward), walker.rewritten(backward))
+        function.defvjp(walker.rewrite(forward), walker.rewrite(backward))
     return function(*(operands[place] for place in call.places))
 
 
@@ -305,7 +305,7 @@ def _into_custom_vmap(walker: Walker, equation: JaxprEqn, operands: list[Any]) -
         # The user's rule is traced through the call as it was, and rewritten then.
         axes = [0 if is_batched else None for is_batched in batched]
         original = jax.vmap(lambda *args: rebind(equation, args), axes, axis_size=size)
-        results = walker.rewritten(original)(*args)
+        results = walker.rewrite(original)(*args)
         return results, [True] * len(results)
 
     return list(mapped(*operands))

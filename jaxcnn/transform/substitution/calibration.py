@@ -108,22 +108,22 @@ class Calibration:
 
         run_in_step(self._walks({}, self.problem.open), visit)
 
-    def fitted(
+    def fit(
         self, chosen: Mapping[int, Option], chains: Mapping[int, KernelChain]
     ) -> tuple[dict[int, KernelChain], dict[int, float]]:
         """Returns the chains of options, fitted layer by layer given those before, and their errors of responses.
 
         Those that cannot be fitted stay the `chains` of the weights.
         """
-        fits, errors = self._fitted(chosen, chains, chains.keys())
+        fits, errors = self._fit_once(chosen, chains, chains.keys())
         shared = {index for (index, _), count in self.uses.items() if count > 1 and index in chains}
         if not shared:
             return fits, errors
         # Layers after the first use of a kernel met its chain before it was fitted, so all are fitted again.
-        again, others = self._fitted(chosen, {**chains, **{i: fits[i] for i in shared}}, chains.keys() - shared)
+        again, others = self._fit_once(chosen, {**chains, **{i: fits[i] for i in shared}}, chains.keys() - shared)
         return again, errors | others
 
-    def _fitted(
+    def _fit_once(
         self, chosen: Mapping[int, Option], chains: Mapping[int, KernelChain], indices: Container[int]
     ) -> tuple[dict[int, KernelChain], dict[int, float]]:
         layers, pool = self.problem.layers, _Pool(self.seed, self.uses)
@@ -135,7 +135,7 @@ class Calibration:
             layer, site = layers[index], stops[0].site
             responses = pool.responses(stops, layer)
             if responses is not None:
-                parts[index][number], error = layer.fitted(number, site, chosen[index], responses)
+                parts[index][number], error = layer.fit(number, site, chosen[index], responses)
                 errors.setdefault(index, []).append(error)
                 self.advance(1 / len(layer.kernels))
             return layer.links(site, parts[index][number])

@@ -278,7 +278,7 @@ class Layer:
         """Chains by which the layer is weighed, each with its error; none if no chain makes an error."""
         return [(self.chain(option), option.error) for option in _typical(self.options)]
 
-    def fitted(self, number: int, site: Site, option: Option, responses: Responses) -> tuple[KernelChain, float]:
+    def fit(self, number: int, site: Site, option: Option, responses: Responses) -> tuple[KernelChain, float]:
         """Returns the chain of an option for one kernel, fitted to responses, and its error."""
         scheme, rank, kernel = option.scheme, option.rank, self.kernels[number]
         if self._is_plain(site):

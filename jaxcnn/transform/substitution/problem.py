@@ -60,7 +60,7 @@ class Problem:
         self.f, self.params = f, params
         self.signature, self.arrays = flatten_call("substitute", (params, *args), {})
         generator = np.random.default_rng(seed)
-        self.arrays = [_drawn(array, generator) for array in self.arrays]
+        self.arrays = [_draw(array, generator) for array in self.arrays]
         self.flat = self.signature.flat(f)
         self.paths = self.signature.paths()
         self.closed = jax.make_jaxpr(self.flat)(*self.arrays)
@@ -205,7 +205,7 @@ def _macs(convolutions: Iterable[tuple[JaxprEqn, int]]) -> int:
     return sum(count * conv.spec.macs for conv, count in specs if conv is not None)
 
 
-def _drawn(array: Any, generator: np.random.Generator) -> Any:
+def _draw(array: Any, generator: np.random.Generator) -> Any:
     if not isinstance(array, jax.ShapeDtypeStruct):
         return jnp.asarray(array)
     if jnp.issubdtype(array.dtype, jnp.inexact):

@@ -57,8 +57,8 @@ class Search:
         self._weigh()
         self._slow = {}
         lost = self.problem.lost(self._choose(share))
-        chosen, _ = self._settled(partial(self._choose, share, _MAX_ERROR_GROWTH**2 * max(lost, _NEGLIGIBLE_ERROR**2)))
-        return self._solved(chosen)
+        chosen, _ = self._settle(partial(self._choose, share, _MAX_ERROR_GROWTH**2 * max(lost, _NEGLIGIBLE_ERROR**2)))
+        return self._solve(chosen)
 
     def within_tolerance(self, tolerance: float) -> Solution:
         """Returns chains with the fewest multiply-accumulates within an error of the results."""
@@ -73,20 +73,20 @@ class Search:
                 chosen = self._choose(share)
                 return chosen if self.problem.error(self.problem.chains(chosen)) <= tolerance else None
 
-            return _bisected(meets, self.problem.least_share(self._slow), 1.0, _BISECTION_STEPS) or {}
+            return _bisect(meets, self.problem.least_share(self._slow), 1.0, _BISECTION_STEPS) or {}
 
-        chosen, chains = self._settled(cheapest)
+        chosen, chains = self._settle(cheapest)
         if self.calibration is None:
-            return self._solved(chosen)
+            return self._solve(chosen)
         # Fitted to responses, fewer multiply-accumulates make the same error.
         share = self.problem.macs(chains) / self.problem.total_macs
 
         def fitted(share: float) -> Solution | None:
-            solution = self._solved(self._settled(partial(self._choose, share))[0])
+            solution = self._solve(self._settle(partial(self._choose, share))[0])
             return solution if solution[1].error <= tolerance else None
 
         lowest = max(self.problem.least_share(self._slow), share / 3)
-        return _bisected(fitted, lowest, share, _COSTLY_BISECTION_STEPS) or self._solved(chosen, fit=False)
+        return _bisect(fitted, lowest, share, _COSTLY_BISECTION_STEPS) or self._solve(chosen, fit=False)
 
     def at_speedup(self, speedup: float) -> Solution:
         """Returns chains of the least error at a measured speed-up."""
@@ -95,17 +95,17 @@ class Search:
 
         def fast(share: float) -> Choice | None:
             nonlocal best
-            chosen, chains = self._settled(partial(self._choose, share))
+            chosen, chains = self._settle(partial(self._choose, share))
             before, after = self._clock(chains, self._run(chains))
             best = max(best, before / after)
             # Dense against itself is as fast, whatever two measurements of it say.
             return chosen if before / after >= speedup and (chosen or speedup <= 1) else None
 
         # Of the shares that are fast enough the largest is wanted; the smallest is the fastest.
-        chosen = _bisected(fast, 1.0, self.problem.least_share(self._slow), _COSTLY_BISECTION_STEPS)
+        chosen = _bisect(fast, 1.0, self.problem.least_share(self._slow), _COSTLY_BISECTION_STEPS)
         if chosen is None:
             raise ValueError(f"substitute: speedup={speedup:g} is not reached: the fastest chains make it {best:.2f}")
-        return self._solved(chosen)
+        return self._solve(chosen)
 
     def of_rank(self, rank: Any) -> Solution:
         """Returns chains of one rank for all layers, whatever they cost."""
@@ -114,7 +114,7 @@ class Search:
         if not chosen:
             reasons = "; ".join(f"{layer.name}: {layer.why_dense}" for layer in list(self.problem.layers.values())[:3])
             raise ValueError(f"substitute: no layer can take a chain of rank {rank}: {reasons}")
-        return self._solved(chosen)
+        return self._solve(chosen)
 
     def _weigh(self) -> None:
         """Measures once how each layer's error reaches the results."""
@@ -142,7 +142,7 @@ class Search:
                 )
             del self._slow[min(self._slow, key=lambda index: self._slow[index][0])]
 
-    def _settled(self, choose: Callable[[], Choice]) -> tuple[Choice, Chains]:
+    def _settle(self, choose: Callable[[], Choice]) -> tuple[Choice, Chains]:
         """Returns options and their chains, after each layer whose chain is slow was left dense once."""
         asked: set[int] = set(self._slow)
         while True:
@@ -163,12 +163,12 @@ class Search:
 
     # What comes of a choice
 
-    def _solved(self, chosen: Choice, fit: bool = True) -> Solution:
+    def _solve(self, chosen: Choice, fit: bool = True) -> Solution:
         """Returns the chains of a choice, fitted, and the report of a run of the whole function with them."""
         problem = self.problem
         chains, errors = problem.chains(chosen), {index: option.error for index, option in chosen.items()}
         if self.calibration is not None and fit:
-            chains, fitted = self.calibration.fitted(chosen, chains)
+            chains, fitted = self.calibration.fit(chosen, chains)
             errors |= fitted
         run = self._run(chains)
         outputs = floats(run(*self.problem.values(chains)))
@@ -223,7 +223,7 @@ class Search:
         return alternating(lambda: plain(*self.problem.arrays), lambda: run(*values), _TIMING_SECONDS)
 
 
-def _bisected(meets: Callable[[float], Any | None], wanted: float, last: float, steps: int) -> Any | None:
+def _bisect(meets: Callable[[float], Any | None], wanted: float, last: float, steps: int) -> Any | None:
     """Returns the result of `meets` for the share nearest to the wanted one for which it is not None.
 
     The wanted share is tried first, then the last one, and if only that has a result, some shares between. None if

@@ -97,7 +97,7 @@ class Substitution:
                 "curve: a substitution that was loaded or released knows its own point only; substitute again"
             )
         for share in shares:
-            _checked_number("curve", "each of shares", share)
+            _check_number("curve", "each of shares", share)
         reports = []
         for share in shares:
             try:
@@ -219,7 +219,7 @@ def substitute(
         raise ValueError("substitute: params hold chains already; give the dense parameters")
     ((kind, most),) = budget.items()
     names = _scheme_names(schemes)
-    limit = _checked_number("substitute", kind, most) if rank is None else _checked_rank(rank, names)
+    limit = _check_number("substitute", kind, most) if rank is None else _check_rank(rank, names)
     batches = _batches(calibration)
     problem = Problem(f, params, args, names, _skipped(skip), seed)
     if not problem.convolutions:
@@ -252,21 +252,21 @@ def substitute(
         solution = ways[kind](limit)
         advance(1)
 
-    def solved(solution: Solution) -> Substitution:
+    def substitution_of(solution: Solution) -> Substitution:
         chains, report = solution
         placements = {problem.paths[index]: problem.layers[index].placement for index in chains}
         return Substitution(
-            f, problem.params_with(chains), report, placements, lambda share: solved(search.at_share(share))
+            f, problem.params_with(chains), report, placements, lambda share: substitution_of(search.at_share(share))
         )
 
-    return solved(solution)
+    return substitution_of(solution)
 
 
 def _is_chain(node: Any) -> bool:
     return isinstance(node, KernelChain)
 
 
-def _checked_number(operation: str, name: str, given: Any) -> float:
+def _check_number(operation: str, name: str, given: Any) -> float:
     try:
         value = float(given)
     except (TypeError, ValueError):
@@ -283,7 +283,7 @@ def _checked_number(operation: str, name: str, given: Any) -> float:
     return value
 
 
-def _checked_rank(given: Any, schemes: Sequence[str]) -> int | tuple[int, ...]:
+def _check_rank(given: Any, schemes: Sequence[str]) -> int | tuple[int, ...]:
     if len(schemes) != 1:
         raise ValueError(f"substitute: rank is that of one scheme's chains, but schemes={schemes!r}; give one")
     (scheme,) = schemes

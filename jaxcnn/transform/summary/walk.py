@@ -96,14 +96,14 @@ class _SummaryWalk(AbstractWalk[Value, _Record]):
     def element(self, value: Value, length: int) -> Value:
         return Value(value.axes[1:], value.image, value.copies * length, value.roots)
 
-    def stacked(self, value: Value) -> Value:
+    def stack(self, value: Value) -> Value:
         return Value((None, *value.axes), value.image)
 
-    def joined(self, before: Value, after: Value) -> Value:
+    def join(self, before: Value, after: Value) -> Value:
         # A weight that changes from step to step stays the weight that it was.
         return dataclasses.replace(after, roots=before.roots)
 
-    def widened(self, value: Value) -> Value:
+    def widen(self, value: Value) -> Value:
         return Value((None,) * len(value.axes), value.image)
 
     def branches(
@@ -119,13 +119,13 @@ class _SummaryWalk(AbstractWalk[Value, _Record]):
         if records:
             self._note(equation, place, ": its body is counted once")
 
-    def unfollowed(self, equation: JaxprEqn, operands: list[Value], place: Place) -> list[Value]:
+    def other_holder(self, equation: JaxprEqn, operands: list[Value], place: Place) -> list[Value]:
         bodies, inside = sub_jaxprs(equation), place.inside(equation)
         if is_entered(equation.primitive):
             return self.walk(bodies[0], operands, inside)
         for body in bodies:
             unknown = [self.unknown(variable.aval) for variable in inner_jaxpr(body).invars]
-            if self.recorded(body, unknown, inside)[1]:
+            if self.walk_apart(body, unknown, inside)[1]:
                 self._note(equation, place, " is not looked into")
                 break
         return through(equation, operands)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 
-from jaxcnn.transform.chains.axis_views import View, factors_of, merged, view_after
+from jaxcnn.transform.chains.axis_views import View, factors_of, merge_factors, view_after
 
 
 def resized(draw, shape):
@@ -105,8 +105,8 @@ def test_what_is_no_view(function):
 
 
 def test_factors_that_are_neighbours_are_one():
-    assert merged([(0, 6, 2), (0, 2, 3), (0, 1, 2)]) == ((0, 1, 12),)
-    assert merged([(0, 2, 3), (1, 1, 2), (0, 1, 2)]) == ((0, 2, 3), (1, 1, 2), (0, 1, 2))
+    assert merge_factors([(0, 6, 2), (0, 2, 3), (0, 1, 2)]) == ((0, 1, 12),)
+    assert merge_factors([(0, 2, 3), (1, 1, 2), (0, 1, 2)]) == ((0, 2, 3), (1, 1, 2), (0, 1, 2))
     assert factors_of(3, 1) == ()
 
 
@@ -114,5 +114,5 @@ def test_one_index_of_an_axis():
     view = View.whole((3, 4, 5))
     inner = view.index_axis(1)
     assert (inner.sizes, inner.sliced, inner.drop_axis(1).sizes) == ((3, 1, 5), (1,), (3, 5))
-    assert view.reshaped((12, 5)).index_axis(0) is None
-    assert view.reversed((1,)).index_axis(1) is None
+    assert view.reshape((12, 5)).index_axis(0) is None
+    assert view.reverse((1,)).index_axis(1) is None

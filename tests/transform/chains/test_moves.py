@@ -217,5 +217,5 @@ def test_the_entry_of_a_factor_for_each_feature():
     placement = in_the_order_of(PARAMETER)
     np.testing.assert_array_equal(factor_by_feature(placement, view, (1, 1, 1, 4)), range(4))
     assert factor_by_feature(placement, view, (1, 1, 4, 1)) is None
-    back = view.reversed((3,))
+    back = view.reverse((3,))
     np.testing.assert_array_equal(factor_by_feature(placement, back, (1, 1, 1, 4)), [3, 2, 1, 0])

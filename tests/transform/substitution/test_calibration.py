@@ -179,7 +179,7 @@ def test_hard_shapes_are_fitted_to_their_responses(f, budget):
 
 
 def test_layers_after_a_shared_kernel_are_fitted_to_what_its_fitted_chain_makes(monkeypatch):
-    patches, fit = [], Layer.fitted
+    patches, fit = [], Layer.fit
 
     def fitted(self, number, site, option, responses):
         if self.name == "last":
@@ -189,7 +189,7 @@ def test_layers_after_a_shared_kernel_are_fitted_to_what_its_fitted_chain_makes(
     def f(params, x):
         return conv(twice(params, x), params["last"])
 
-    monkeypatch.setattr(Layer, "fitted", fitted)
+    monkeypatch.setattr(Layer, "fit", fitted)
     params, images = {"k": SINGLE, "last": noisy(5)}, correlated(2, 2)
     options = {"rank": 3, "schemes": "separable", "calibration": images}
     chain = jaxcnn.substitute(f, params, correlated(2, 1), **options).params["k"]
@@ -206,7 +206,7 @@ def test_as_many_samples_for_the_weights_of_an_output_whichever_way_the_kernel_g
         taken.append(len(responses))
         return self.unstack(self.chain(option))[number], option.error
 
-    monkeypatch.setattr(Layer, "fitted", fitted)
+    monkeypatch.setattr(Layer, "fit", fitted)
     kernel, x = jnp.asarray(normal((3, 3, 6, 1))), jnp.asarray(normal((6, 30, 30, 6), 1))
     options = {"rank": 2, "schemes": "separable", "calibration": x}
     jaxcnn.substitute(lambda k, x: conv(x, k), kernel, x[:1], **options)
