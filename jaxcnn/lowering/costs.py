@@ -13,6 +13,8 @@ import math
 from collections.abc import Iterable, Mapping
 from types import ModuleType
 
+import numpy as np
+
 from jaxcnn.lowering.spec import ConvSpec
 
 Terms = Mapping[str, float]
@@ -26,6 +28,9 @@ VECTOR = 16
 
 CLIFF_BYTES = 32 << 20
 """Largest memory that the C library keeps between calls. It returns larger memory, which the system clears again."""
+
+OF_PRODUCTS, OTHER_DTYPES_FACTOR = ("matmul", "winograd"), 2.0
+"""Methods that XLA's products of matrices bound, and how much slower these are for dtypes other than float32."""
 
 NANOSECONDS: dict[str, dict[str, float]] = {
     "direct": {
@@ -184,7 +189,9 @@ def seconds(method: ModuleType, spec: ConvSpec) -> float:
     coefficients, terms = NANOSECONDS[method.NAME], method.terms(spec)
     if terms is NEVER:
         return math.inf
-    return 1e-9 * sum(coefficients.get(name, 0.0) * count for name, count in terms.items())
+    estimate = 1e-9 * sum(coefficients.get(name, 0.0) * count for name, count in terms.items())
+    products_of_others = method.NAME in OF_PRODUCTS and not spec.lhs_dtype == spec.rhs_dtype == np.float32
+    return OTHER_DTYPES_FACTOR * estimate if products_of_others else estimate
 
 
 def least(methods: Iterable[ModuleType], spec: ConvSpec) -> tuple[ModuleType, float]:
