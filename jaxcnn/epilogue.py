@@ -220,7 +220,7 @@ def _fused(unfused: Any, recipe: Recipe) -> Callable[..., jax.Array] | None:
     """Returns the function that computes a fused equation by its convolution's method; None if this has none."""
     equation = convolution_in(unfused)
     params = {name: value for name, value in equation.params.items() if name not in ("method", "sharding")}
-    spec = conv_spec(*(variable.aval for variable in equation.invars), **params)
+    spec = conv_spec(*(variable.aval for variable in equation.invars), platform="cpu", **params)
     module = choice.METHODS[choice.choose(spec, equation.params["method"], "cpu").method]
     names = [name for name, _ in recipe.steps]
     epilogue = Epilogue(
