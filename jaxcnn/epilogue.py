@@ -219,9 +219,8 @@ mlir.register_lowering(fused_conv_p, _lower_on_cpu, platform="cpu")
 def _fused(unfused: Any, recipe: Recipe) -> Callable[..., jax.Array] | None:
     """Returns the function that computes a fused equation by its convolution's method; None if this has none."""
     equation = convolution_in(unfused)
-    params = equation.params
-    spec: ConvSpec = params["spec"]
-    module = choice.METHODS[choice.choose(spec, params["method"], "cpu").method]
+    spec: ConvSpec = dataclasses.replace(equation.params["spec"], platform="cpu")
+    module = choice.METHODS[choice.choose(spec, equation.params["method"], "cpu").method]
     names = [name for name, _ in recipe.steps]
     epilogue = Epilogue(
         has_scale=any(name in ("mul", "div", "rsub") for name in names),

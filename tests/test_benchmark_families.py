@@ -76,6 +76,7 @@ def _kinds(name):
         "depthwise": all(spec.kernel_shape[-2] == 1 < spec.feature_group_count for spec in specs),
         "grouped": all(1 < spec.feature_group_count < spec.input_shape[-1] for spec in specs),
         "dense": all(spec.feature_group_count == 1 == max(spec.strides) < max(spec.window) for spec in specs),
+        "square": all(spec.window in ((3, 3), (5, 5)) and spec.feature_group_count == 1 for spec in specs),
         "pointwise": all(spec.window == (1, 1) for spec in specs),
         "one_dimensional": all(min(spec.window) == 1 < max(spec.window) for spec in specs),
         "strided": all(min(spec.strides) > 1 for spec in specs),

@@ -1,7 +1,8 @@
 """Times every method on seeded families of layers: `python -m benchmarks.choice.measure --seed 0 --count 9 --output F`.
 
-The file is what the cost model is fitted on, and what the choice of a method is tested on. Each layer is computed by
-every method that supports it, in one process, in blocks that take turns. The file holds the median and the least of the
+The file is what the cost model is fitted on, and what the choice of a method is tested on. The files
+`seed?_without_library.json` are measured with `JAXCNN_NATIVE=0` in the environment. Each layer is computed by every
+method that supports it, in one process, in blocks that take turns. The file holds the median and the least of the
 blocks' best calls. A run that was interrupted goes on where it stopped when it is started again with the same file.
 """
 

@@ -13,6 +13,8 @@ import math
 from collections.abc import Iterable, Mapping
 from types import ModuleType
 
+import numpy as np
+
 from jaxcnn.lowering.spec import ConvSpec
 
 Terms = Mapping[str, float]
@@ -27,7 +29,9 @@ VECTOR = 16
 CLIFF_BYTES = 32 << 20
 """Largest memory that the C library keeps between calls. It returns larger memory, which the system clears again."""
 
-# Written by `benchmarks.choice.fit`.
+OF_PRODUCTS, OTHER_DTYPES_FACTOR = ("matmul", "winograd"), 2.0
+"""Methods that XLA's products of matrices bound, and how much slower these are for dtypes other than float32."""
+
 NANOSECONDS: dict[str, dict[str, float]] = {
     "direct": {
         "call": 31400.0,
@@ -96,16 +100,15 @@ NANOSECONDS: dict[str, dict[str, float]] = {
         "floats": 0.126,
         "interleaved": 0.141,
         "large": 0.0137,
-        "line tile call": 3310.0,
-        "line tile floats": 2.98,
-        "line tile macs": 0.0173,
+        "line tile macs": 0.022,
         "loop macs": 0.0662,
         "loop products": 1030.0,
-        "narrow tile call": 39300.0,
-        "narrow tile macs": 0.0327,
-        "tile call": 13200.0,
-        "tile floats": 0.0497,
-        "tile macs": 0.0133,
+        "narrow tile call": 63700.0,
+        "narrow tile floats": 0.00145,
+        "narrow tile macs": 0.000383,
+        "tile call": 14100.0,
+        "tile floats": 0.0883,
+        "tile macs": 0.0118,
     },
     "matmul": {
         "call": 46800.0,
@@ -172,13 +175,13 @@ NANOSECONDS: dict[str, dict[str, float]] = {
         "volume channel macs": 0.0126,
     },
     "per_group": {
-        "groups' nanoseconds": 1.41,
+        "floats": 0.0364,
+        "groups' nanoseconds": 1.44,
         "looped floats": 1.81,
-        "looped groups' nanoseconds": 0.154,
+        "looped groups' nanoseconds": 0.155,
     },
 }
 """Nanoseconds of each term, by method."""
-# End of what is written.
 
 
 def seconds(method: ModuleType, spec: ConvSpec) -> float:
@@ -186,7 +189,9 @@ def seconds(method: ModuleType, spec: ConvSpec) -> float:
     coefficients, terms = NANOSECONDS[method.NAME], method.terms(spec)
     if terms is NEVER:
         return math.inf
-    return 1e-9 * sum(coefficients.get(name, 0.0) * count for name, count in terms.items())
+    estimate = 1e-9 * sum(coefficients.get(name, 0.0) * count for name, count in terms.items())
+    products_of_others = method.NAME in OF_PRODUCTS and not spec.lhs_dtype == spec.rhs_dtype == np.float32
+    return OTHER_DTYPES_FACTOR * estimate if products_of_others else estimate
 
 
 def least(methods: Iterable[ModuleType], spec: ConvSpec) -> tuple[ModuleType, float]:

@@ -10,6 +10,7 @@ import pytest
 import jaxcnn
 from jaxcnn.lowering import choice
 from jaxcnn.lowering import tuning_table as table
+from jaxcnn.lowering.methods import direct
 from jaxcnn.transform import timing as clock
 from jaxcnn.transform import tuning
 
@@ -125,6 +126,22 @@ def test_every_method_is_measured_if_there_is_time_and_the_result_is_taken(monke
     with found:
         assert choice.choose(entry.spec, "auto", "cpu").method == entry.method
         np.testing.assert_allclose(jaxcnn.depthwise_conv(X, KERNEL)[0, 3, 3], 9, rtol=1e-5)
+
+
+def test_direct_is_measured_as_it_is_computed_on_this_device(monkeypatch):
+    lower, platforms = direct.lower, []
+
+    def noted(lhs, rhs, spec):
+        platforms.append(spec.platform)
+        return lower(lhs, rhs, spec)
+
+    monkeypatch.setattr(direct, "lower", noted)
+    gradient = jax.grad(lambda kernel: jaxcnn.conv(X, kernel, strides=2).sum())
+    (entry,) = jaxcnn.tune(gradient, KERNELS["dense"], seconds=SHORT).entries
+    assert entry.spec.role == "kernel"
+    assert platforms
+    assert set(platforms) <= {None, jax.default_backend()}
+    assert platforms[-1] == jax.default_backend()
 
 
 def test_direct_is_kept_where_it_is_as_fast():

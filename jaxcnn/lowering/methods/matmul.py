@@ -53,6 +53,8 @@ def supports(spec: ConvSpec) -> str | None:
 
 def terms(spec: ConvSpec) -> costs.Terms:
     """Returns the counts that its time grows with."""
+    if not jnp.issubdtype(sum_dtype(spec), jnp.inexact):
+        return costs.NEVER  # XLA computes products of integers in plain loops
     work = costs.work(spec)
     grouped = "grouped " if work.groups > 1 else ""
     if spec.role == "kernel":

@@ -58,7 +58,7 @@ def terms(spec: ConvSpec) -> costs.Terms:
         if min(work.summed, work.results) > costs.VECTOR:
             return costs.NEVER  # products of matrices are large enough there
         # A row of taps at a time reads both images.
-        narrow = not channels and work.results < shift_lanes.LANES
+        narrow = not channels and 2 * work.results <= shift_lanes.LANES
         form = f"{channels}line " if spec.rank == 1 else "narrow " if narrow else channels
         rows = work.taps // spec.window[-1]
         read = work.stack * math.prod(spec.input_shape) / math.prod(spec.strides[:-1])
