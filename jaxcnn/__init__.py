@@ -22,7 +22,7 @@ from jaxcnn.factorization.schemes.low_rank import low_rank as low_rank
 from jaxcnn.factorization.schemes.separable import separable as separable
 from jaxcnn.factorization.schemes.stack import stack as stack
 from jaxcnn.factorization.schemes.tucker2 import tucker2 as tucker2
-from jaxcnn.factorization.selection.error_curve import Curve as Curve
+from jaxcnn.factorization.selection.error_curve import RankCurve as RankCurve
 from jaxcnn.factorization.selection.error_curve import curve as curve
 from jaxcnn.factorization.selection.factorize import factorize as factorize
 from jaxcnn.factorization.selection.select_rank import select_rank as select_rank
@@ -53,10 +53,10 @@ from jaxcnn.transform.tuning import tune as tune
 
 __all__ = [
     "Cost",
-    "Curve",
     "KernelChain",
     "Layer",
     "LayerReport",
+    "RankCurve",
     "ReceptiveField",
     "Report",
     "Row",

@@ -43,14 +43,23 @@ COST = ["cost", "shapes", *ARGUMENTS]
 LOWERING = ["lowering(\\..*)?", "native", "_compat", *COST]
 PRIMITIVES = ["primitives", "operands", "epilogue", *LOWERING]
 FUNCTIONS_ROOM = ["convolution", "pooling", "adaptive_pooling", "_convolution", "_pooling", *PRIMITIVES]
-FACTORIZATION = ["factorization(\\..*)?", *FUNCTIONS_ROOM]
+NUMERICS = ["factorization\\.numerics(\\..*)?", "norms", *ARGUMENTS]
+SCHEMES = ["factorization\\.schemes(\\..*)?", *NUMERICS]
+FACTORIZATION = ["factorization(\\..*)?", "norms", *FUNCTIONS_ROOM]
 TRANSFORM = ["transform(\\..*)?", *FACTORIZATION]
 ROOMS = {
     r"__init__": TRANSFORM,
-    r"(cli|__main__|demo(\..*)?)": ["public", "cli", "native", "drawing", "demo(\\..*)?", "transform\\.summary"],
+    r"demo\.chains": ["factorization\\.schemes\\.registry"],
+    r"(cli|__main__|demo(\..*)?)": [
+        *("public", "cli", "native", "norms", "drawing", "demo(\\..*)?", "transform\\.summary"),
+    ],
     r"drawing(\..*)?": ["public", "drawing(\\..*)?"],
     r"transform(\..*)?": TRANSFORM,
-    r"factorization(\..*)?": FACTORIZATION,
+    r"factorization\.(exact|numerics)(\..*)?": NUMERICS,
+    r"factorization\.schemes(\..*)?": SCHEMES,
+    r"factorization\.responses(\..*)?": ["factorization\\.responses(\\..*)?", *SCHEMES],
+    r"factorization\.selection(\..*)?": ["factorization\\.selection(\\..*)?", *SCHEMES, *FUNCTIONS_ROOM],
+    r"factorization": [],
     r"(_?(convolution|pooling)|adaptive_pooling)": FUNCTIONS_ROOM,
     r"operands": ["primitives", *LOWERING],
     r"primitives": LOWERING,
@@ -59,7 +68,7 @@ ROOMS = {
     r"(cost|shapes)": COST,
     r"arguments": ARGUMENTS,
     r"chain": ["layout", *GEOMETRY],
-    r"(geometry|layout|dtypes|_compat|native)": [],
+    r"(geometry|layout|dtypes|norms|_compat|native)": [],
 }
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcnn.chain import KernelChain
-from jaxcnn.factorization.responses.fit import Responses
+from jaxcnn.factorization.responses.samples import Responses
 from jaxcnn.transform.chains.find_kernels import kernels_of
 from jaxcnn.transform.jaxpr.signature import split
 from jaxcnn.transform.substitution.layer import Layer, Option

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from jaxcnn import KernelChain, cp, low_rank
-from jaxcnn.factorization.numerics.cp_als import LARGEST_NORM, _Problem, fit_terms, full_rank
-from jaxcnn.factorization.schemes.cp import CANCELLING, cancellation, lowest_rank
+from jaxcnn.factorization.numerics.cp_als import MAX_TERMS_NORM, _Problem, fit_terms, full_rank
+from jaxcnn.factorization.schemes.cp import CANCELLING_TERMS_NORM, lowest_rank, terms_norm
 from support.arrays import normal
 from support.schemes import ROUNDING, error_of
 
@@ -136,11 +136,11 @@ def nearly_parallel(distance):
 def test_the_ridge_caps_the_norm_of_terms_that_cancel(monkeypatch):
     tensor = UNREACHABLE.astype(np.float64) / np.linalg.norm(UNREACHABLE)
     _, weights, error = _Problem(tensor).sweep(nearly_parallel(1e-3), 300)
-    assert np.linalg.norm(weights) <= 1.05 * LARGEST_NORM
+    assert np.linalg.norm(weights) <= 1.05 * MAX_TERMS_NORM
     assert error < 0.01
-    monkeypatch.setattr("jaxcnn.factorization.numerics.cp_als.LARGEST_NORM", np.inf)
+    monkeypatch.setattr("jaxcnn.factorization.numerics.cp_als.MAX_TERMS_NORM", np.inf)
     _, weights, _ = _Problem(tensor).sweep(nearly_parallel(1e-3), 300)
-    assert np.linalg.norm(weights) > 10 * LARGEST_NORM, "without the cap they stay large"
+    assert np.linalg.norm(weights) > 10 * MAX_TERMS_NORM, "without the cap they stay large"
 
 
 def test_terms_that_cancel_are_told(monkeypatch):
@@ -149,9 +149,9 @@ def test_terms_that_cancel_are_told(monkeypatch):
         chain = cp(UNREACHABLE, rank=2)
         assert error_of(cp(UNREACHABLE, rank=3), UNREACHABLE) < 1e-5
     # Left alone, the terms grow so slowly that the search ends before they are said to cancel.
-    size = cancellation(chain, np.linalg.norm(UNREACHABLE))
-    assert 2 < size < CANCELLING
-    monkeypatch.setattr("jaxcnn.factorization.schemes.cp.CANCELLING", size - 0.1)
+    size = terms_norm(chain, np.linalg.norm(UNREACHABLE))
+    assert 2 < size < CANCELLING_TERMS_NORM
+    monkeypatch.setattr("jaxcnn.factorization.schemes.cp.CANCELLING_TERMS_NORM", size - 0.1)
     with pytest.warns(UserWarning, match=f"cp: the terms cancel, their norm is {size:.0f} times the kernel's"):
         cp(UNREACHABLE, rank=2)
 
@@ -166,8 +166,8 @@ def test_cancellation_is_the_norm_of_the_terms(rng):
             inputs, taps = links[0][0, :, column], links[1][:, 0, column]
             outputs = links[2][0, term, 5 * group : 5 * group + 5]
             squares += np.square(np.einsum("a,b,c->abc", inputs, taps, outputs)).sum()
-    assert cancellation(chain, 2.0) == pytest.approx(np.sqrt(squares) / 2)
-    assert cancellation(chain, 0.0) == 0
+    assert terms_norm(chain, 2.0) == pytest.approx(np.sqrt(squares) / 2)
+    assert terms_norm(chain, 0.0) == 0
 
 
 @pytest.mark.slow

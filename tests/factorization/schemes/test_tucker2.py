@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxcnn import tucker2
-from jaxcnn.factorization.schemes.tucker2 import leading_bases, truncation_errors
+from jaxcnn.factorization.numerics.tucker_als import leading_bases, start_errors
 from support.arrays import normal
 from support.counting import loop_compose
 from support.schemes import ROUNDING, error_of
@@ -56,7 +56,7 @@ def test_with_one_axis_at_full_rank_it_is_optimal(rng):
 def test_errors_of_the_start_at_all_ranks(rng):
     kernel = normal((3, 3, 4, 6), rng)
     tensor = kernel.astype(np.float64).reshape(1, 9, 4, 6)
-    errors = np.sqrt(truncation_errors(tensor, leading_bases(tensor)))
+    errors = np.sqrt(start_errors(tensor, leading_bases(tensor)))
     for first, second in itertools.product(range(1, 5), range(1, 7)):
         assert errors[first - 1, second - 1] == pytest.approx(start_error(kernel, (first, second)), abs=1e-12)
     assert errors[-1, -1] == 0
