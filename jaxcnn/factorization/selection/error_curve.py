@@ -95,9 +95,9 @@ def curve(
     if points < 1:
         raise ValueError(f"{operation}: points must be at least 1, got {points!r}")
     workload = Workload(operation, input_shape, strides, padding, kernel_dilation, layout)
-    given = GivenKernel(operation, kernel, feature_group_count, layout)
-    candidates = SchemeCandidates(given, scheme, workload.macs).require()
-    dense_macs = workload.macs(given.dense)
+    given_kernel = GivenKernel(operation, kernel, feature_group_count, layout)
+    candidates = SchemeCandidates(given_kernel, scheme, workload.macs).require()
+    dense_macs = workload.macs(given_kernel.dense)
     # The smallest rank is always there, even if it is no cheaper than the kernel.
     last = max(candidates.affordable(dense_macs) - 1, 0)
     ends = [workload.macs(candidates.shapes_at(index)) for index in (0, last)]
@@ -106,7 +106,7 @@ def curve(
     if candidates.errors is not None and not candidates.scheme.has_pairs:
         errors = [float(candidates.errors[index]) for index in indices]
     else:
-        errors = [given.error(candidates.fit(rank=candidates.ranks[index])) for index in indices]
+        errors = [given_kernel.error(candidates.fit(rank=candidates.ranks[index])) for index in indices]
     return RankCurve(
         scheme,
         tuple(candidates.ranks[index] for index in indices),

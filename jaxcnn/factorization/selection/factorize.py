@@ -94,11 +94,11 @@ def factorize(
     workload = Workload(operation, input_shape, strides, padding, kernel_dilation, layout)
     if unit == "ms" and input_shape is None:
         raise ValueError(f"{operation}: milliseconds are measured on an image, so unit='ms' needs input_shape")
-    given = GivenKernel(operation, kernel, feature_group_count, layout)
-    schemes_to_try = candidates_of(given, _names(schemes, given), workload.macs)
+    given_kernel = GivenKernel(operation, kernel, feature_group_count, layout)
+    schemes_to_try = candidates_of(given_kernel, _names(schemes, given_kernel), workload.macs)
     if cost is not None:
-        return _most_exact(given, schemes_to_try, workload, unit, float(cost))
-    return _cheapest(given, schemes_to_try, workload, unit, check_tolerance(operation, tolerance))
+        return _most_exact(given_kernel, schemes_to_try, workload, unit, float(cost))
+    return _cheapest(given_kernel, schemes_to_try, workload, unit, check_tolerance(operation, tolerance))
 
 
 def _names(schemes: str | Sequence[str] | None, kernel: GivenKernel) -> list[str]:

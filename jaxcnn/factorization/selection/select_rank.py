@@ -96,12 +96,12 @@ def select_rank(
     if macs is not None and not 0 < macs <= 1:
         raise ValueError(f"{operation}: macs must be a share in (0, 1], got {macs!r}")
     workload = Workload(operation, input_shape, strides, padding, kernel_dilation, layout)
-    given = GivenKernel(operation, kernel, feature_group_count, layout)
-    candidates = SchemeCandidates(given, scheme, workload.macs, multiple).require()
+    given_kernel = GivenKernel(operation, kernel, feature_group_count, layout)
+    candidates = SchemeCandidates(given_kernel, scheme, workload.macs, multiple).require()
     if energy is not None or tolerance is not None:
         error = math.sqrt(1 - energy) if energy is not None else check_tolerance(operation, tolerance)
         return candidates.ranks_within(error)[0]
-    dense_macs = workload.macs(given.dense)
+    dense_macs = workload.macs(given_kernel.dense)
     if macs is not None:
         return candidates.ranks[max(candidates.affordable(macs * dense_macs) - 1, 0)]
     if milliseconds is not None:
