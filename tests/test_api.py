@@ -49,9 +49,15 @@ FACTORIZATION = ["factorization(\\..*)?", "norms", *FUNCTIONS_ROOM]
 TRANSFORM = ["transform(\\..*)?", *FACTORIZATION]
 ROOMS = {
     r"__init__": TRANSFORM,
-    r"demo\.chains": ["factorization\\.schemes\\.registry"],
+    r"demo\.chains": ["public", "factorization\\.schemes\\.registry"],
     r"(cli|__main__|demo(\..*)?)": [
-        *("public", "cli", "native", "norms", "drawing", "demo(\\..*)?", "transform\\.summary"),
+        "public",
+        "cli",
+        "native",
+        "norms",
+        "drawing",
+        "demo(\\..*)?",
+        "transform\\.summary(\\..*)?",
     ],
     r"drawing(\..*)?": ["public", "drawing(\\..*)?"],
     r"transform(\..*)?": TRANSFORM,
