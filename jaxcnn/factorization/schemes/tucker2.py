@@ -117,9 +117,9 @@ def _matrices(blocks: np.ndarray) -> list[np.ndarray]:
     return [np.moveaxis(tensor, axis, 1).reshape(len(tensor), tensor.shape[axis], -1) for axis in (2, 3)]
 
 
-def _shapes(shape: Shape, ranks: Ranks) -> KernelChain:
+def _shapes(shape: Shape, ranks: int | Sequence[int]) -> KernelChain:
     groups, window, in_features, out_features, ones = split_shape(shape)
-    first, second = ranks
+    first, second = _pair(ranks)
     return KernelChain.of_shapes(
         ((*ones, in_features, groups * first), groups),
         ((*window, first, groups * second), groups),
