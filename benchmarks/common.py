@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxcnn
+from jaxcnn.norms import relative_error
 
 
 def array(*shape: int, seed: int = 0) -> jax.Array:
@@ -96,15 +97,6 @@ def speedup(ours: Callable, plain: Callable, *args: Any, seconds: float = 0.8) -
             times[which] = blocked_seconds((ours, plain)[which], args, calls[which])
         ratios.append(times[1] / times[0])
     return statistics.median(ratios)
-
-
-def relative_error(result: Any, reference: Any) -> float:
-    """norm(result - reference) / norm(reference) over all arrays of two results."""
-    pairs = list(zip(jax.tree.leaves(result), jax.tree.leaves(reference), strict=True))
-    wide = [(np.asarray(a, np.float64), np.asarray(b, np.float64)) for a, b in pairs]
-    error = np.sqrt(sum(np.sum((a - b) ** 2) for a, b in wide))
-    norm = np.sqrt(sum(np.sum(b**2) for _, b in wide))
-    return float(error / norm) if norm else float(error)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from jaxcnn.factorization.schemes.separable import separable as separable
     from jaxcnn.factorization.schemes.stack import stack as stack
     from jaxcnn.factorization.schemes.tucker2 import tucker2 as tucker2
-    from jaxcnn.factorization.selection.error_curve import Curve as Curve
+    from jaxcnn.factorization.selection.error_curve import RankCurve as RankCurve
     from jaxcnn.factorization.selection.error_curve import curve as curve
     from jaxcnn.factorization.selection.factorize import factorize as factorize
     from jaxcnn.factorization.selection.select_rank import select_rank as select_rank
@@ -78,7 +78,7 @@ _PUBLIC_NAMES = {
     "factorization.schemes.separable": ("separable",),
     "factorization.schemes.stack": ("stack",),
     "factorization.schemes.tucker2": ("tucker2",),
-    "factorization.selection.error_curve": ("Curve", "curve"),
+    "factorization.selection.error_curve": ("RankCurve", "curve"),
     "factorization.selection.factorize": ("factorize",),
     "factorization.selection.select_rank": ("select_rank",),
     "lowering.tuning_table": ("TuningTable",),
@@ -97,7 +97,7 @@ _PUBLIC_NAMES = {
 
 _MODULES = {name: module for module, names in _PUBLIC_NAMES.items() for name in names}
 
-_RENAMED = {"Layer": "FieldLayer", "Report": "SubstitutionReport", "Row": "SummaryRow"}
+_RENAMED = {"Curve": "RankCurve", "Layer": "FieldLayer", "Report": "SubstitutionReport", "Row": "SummaryRow"}
 """Former public names, and the names that replace them."""
 
 _SUBMODULES = (

@@ -81,6 +81,17 @@ class KernelChain:
         object.__setattr__(chain, "feature_group_counts", feature_group_counts)
         return chain
 
+    @classmethod
+    def of_shapes(cls, *links: tuple[Ints, int], dtype: Any = np.float32) -> KernelChain:
+        """Returns a chain without numbers, whose links are `jax.ShapeDtypeStruct`s: for shapes and costs alone.
+
+        Args:
+          *links: Shape and group count of each link.
+          dtype: Dtype of all links.
+        """
+        kernels = tuple(jax.ShapeDtypeStruct(shape, dtype) for shape, _ in links)
+        return cls(kernels, tuple(count for _, count in links))
+
     @property
     def windows(self) -> tuple[Ints, ...]:
         """Returns the window of each link."""

@@ -44,17 +44,21 @@ COST = ["cost", "shapes", *OPTIONS]
 LOWERING = ["lowering(\\..*)?", "native", "_compat", *COST]
 PRIMITIVES = ["primitives", "epilogue", *LOWERING]
 FUNCTIONS_ROOM = ["convolution", "pooling", "adaptive_pooling", "links", *PRIMITIVES]
-FACTORIZATION = ["factorization(\\..*)?", *FUNCTIONS_ROOM]
+NUMERICS = ["factorization\\.numerics(\\..*)?", "norms", *OPTIONS]
+SCHEMES = ["factorization\\.schemes(\\..*)?", *NUMERICS]
+FACTORIZATION = ["factorization(\\..*)?", "norms", *FUNCTIONS_ROOM]
 JAXPR = ["transform\\.(jaxpr(\\..*)?|tables|timing|progress)", *FUNCTIONS_ROOM]
 TUNING = ["transform\\.(acceleration|summary|chains)(\\..*)?", *JAXPR, *FACTORIZATION]
 TRANSFORM = ["transform(\\..*)?", *FACTORIZATION]
 ROOMS = {
     r"__init__": TRANSFORM,
+    r"demo\.chains": ["public", "factorization\\.schemes\\.registry"],
     r"(cli|__main__|demo(\..*)?)": [
         "public",
         "cli",
         "errors",
         "native",
+        "norms",
         "drawing",
         "demo(\\..*)?",
         "transform\\.summary(\\..*)?",
@@ -67,7 +71,12 @@ ROOMS = {
     r"transform\.chains(\..*)?": ["transform\\.chains(\\..*)?", *JAXPR],
     r"transform\.(jaxpr(\..*)?|tables|timing|progress)": JAXPR,
     r"transform": [],
-    r"factorization(\..*)?": FACTORIZATION,
+    r"factorization\.exact(\..*)?": OPTIONS,
+    r"factorization\.numerics(\..*)?": NUMERICS,
+    r"factorization\.schemes(\..*)?": SCHEMES,
+    r"factorization\.responses(\..*)?": ["factorization\\.responses(\\..*)?", *SCHEMES],
+    r"factorization\.selection(\..*)?": ["factorization\\.selection(\\..*)?", *SCHEMES, *FUNCTIONS_ROOM],
+    r"factorization": [],
     r"(convolution|pooling|adaptive_pooling)": FUNCTIONS_ROOM,
     r"links": PRIMITIVES + OPTIONS,
     r"primitives": LOWERING,
@@ -77,7 +86,7 @@ ROOMS = {
     r"options": OPTIONS,
     r"chain": ARITHMETIC,
     r"(layout|receptive_field)": ["geometry", "errors"],
-    r"(geometry|dtypes|errors|_compat|native)": [],
+    r"(geometry|dtypes|errors|norms|_compat|native)": [],
 }
 
 
@@ -299,7 +308,8 @@ def test_a_name_that_does_not_exist_is_an_attribute_error():
 
 
 @pytest.mark.parametrize(
-    ("former", "name"), [("Layer", "FieldLayer"), ("Report", "SubstitutionReport"), ("Row", "SummaryRow")]
+    ("former", "name"),
+    [("Curve", "RankCurve"), ("Layer", "FieldLayer"), ("Report", "SubstitutionReport"), ("Row", "SummaryRow")],
 )
 def test_a_former_name_warns_and_is_the_new_one(former, name):
     with pytest.warns(DeprecationWarning, match=rf"jaxcnn\.{former} is now jaxcnn\.{name}"):

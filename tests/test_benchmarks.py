@@ -33,7 +33,7 @@ CLASSES = [
 ]
 
 NOT_MEASURED = {
-    "Curve": "a record",
+    "RankCurve": "a record",
     "LayerReport": "a row of a report",
     "FieldLayer": "arithmetic on integers",
     "ReceptiveField": "arithmetic on integers",

@@ -12,7 +12,7 @@ import rich.progress
 
 import jaxcnn
 from jaxcnn.demo import lenet, timing
-from jaxcnn.demo.chains import separable_shapes, stack_shapes, widest_within
+from jaxcnn.demo.chains import chain_shapes, widest_within
 from jaxcnn.demo.images import to_png
 from jaxcnn.demo.network import Layer, plain_convolution
 from jaxcnn.demo.report import Picture, Section, Table, steps
@@ -45,11 +45,11 @@ def load_digits(seed: int) -> tuple[lenet.Digits, lenet.Digits]:
     return lenet.split_digits(images, labels, test_share=TEST_SHARE, seed=seed)
 
 
-def widest_saving(name: str, chain: Callable[..., jaxcnn.KernelChain]) -> int:
-    """The greatest width at which this chain still has fewer MACs than the dense layer; 0 if there is none."""
+def widest_saving(name: str, scheme: str) -> int:
+    """Returns the greatest width at which a scheme's chain has fewer MACs than the dense layer; 0 if there is none."""
     shape = lenet.CONVOLUTIONS[name][1]
     dense = lenet.convolution_macs(name, shape)
-    return widest_within(lambda width: lenet.convolution_macs(name, chain(shape, width)), dense - 1)
+    return widest_within(lambda width: lenet.convolution_macs(name, chain_shapes(scheme, shape, width)), dense - 1)
 
 
 def substitute(
@@ -160,22 +160,22 @@ def _width_table(networks: Mapping[str, lenet.Network]) -> Table:
     for name, (_, shape, _) in lenet.CONVOLUTIONS.items():
         *_, channels, outputs = shape
         dense = lenet.convolution_macs(name, shape)
-        for scheme, chain, symbol, each in (
-            ("3x3 after 3x3", stack_shapes, "F", 9 * (channels + outputs)),
-            ("1x5 after 5x1", separable_shapes, "R", 5 * (channels + outputs)),
+        for way, symbol, macs in (
+            ("3x3 after 3x3", "F", 9 * (channels + outputs)),
+            ("1x5 after 5x1", "R", 5 * (channels + outputs)),
         ):
-            if scheme not in networks:
+            if way not in networks:
                 continue
-            kernel = networks[scheme][name].kernel
+            kernel = networks[way][name].kernel
             replaced = isinstance(kernel, jaxcnn.KernelChain)
             used = f"{symbol} = {kernel.kernels[0].shape[-1]}" if replaced else "dense"
             rows.append(
                 (
                     f"{name}, {channels}->{outputs}",
-                    scheme,
+                    way,
                     f"{25 * channels * outputs:,}",
-                    f"{each}{symbol}",
-                    f"{symbol} <= {widest_saving(name, chain)}",
+                    f"{macs}{symbol}",
+                    f"{symbol} <= {widest_saving(name, SCHEMES[way])}",
                     used,
                     f"{lenet.convolution_macs(name, kernel if replaced else shape) / dense:.0%}",
                 )

@@ -14,6 +14,7 @@ from jaxcnn.demo import hed, timing
 from jaxcnn.demo.images import load_image, to_png
 from jaxcnn.demo.network import plain_convolution
 from jaxcnn.demo.report import Picture, Section, Table, steps
+from jaxcnn.norms import relative_error
 
 #: Photographs to whose responses the pairs may be fitted.
 CALIBRATION = ("astronaut", "chelsea", "coffee", "rocket", "motorcycle", "retina")
@@ -49,11 +50,6 @@ def edge_f1(before: np.ndarray, after: np.ndarray, *, tolerance: float = 0.0) ->
     precision = float((ndimage.distance_transform_edt(~before)[after] <= tolerance).mean())
     recall = float((ndimage.distance_transform_edt(~after)[before] <= tolerance).mean())
     return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
-
-
-def relative_error(after: np.ndarray, before: np.ndarray) -> float:
-    """norm(after - before) / norm(before)."""
-    return float(np.linalg.norm(after - before) / np.linalg.norm(before))
 
 
 def find_pairs(

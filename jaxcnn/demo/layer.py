@@ -12,7 +12,7 @@ from jax import lax
 
 import jaxcnn
 from jaxcnn.demo import timing
-from jaxcnn.demo.chains import separable_shapes, stack_shapes, widest_within
+from jaxcnn.demo.chains import chain_shapes, widest_within
 from jaxcnn.demo.report import Section, Table
 
 #: Shares of the dense layer's MACs for which a rank or a width is chosen, where the user names no rank.
@@ -98,7 +98,7 @@ def separable_candidates(layer: SingleLayer, ranks: Sequence[int]) -> tuple[list
         return [], ["separable: it needs a window with extent along two axes or more"]
     *window, channels, features = layer.kernel_shape
     in_words = " ".join(_window_words(axis, window) for axis in range(len(window)))
-    chain = partial(separable_shapes, layer.kernel_shape, groups=layer.groups)
+    chain = partial(chain_shapes, "separable", layer.kernel_shape, groups=layer.groups)
     exact = min(
         min(math.prod(window[: gap + 1]) * channels, math.prod(window[gap + 1 :]) * features // layer.groups)
         for gap in range(len(window) - 1)
@@ -116,7 +116,7 @@ def stack_candidates(layer: SingleLayer) -> tuple[list[Candidate], list[str]]:
     if set(layer.window) != {size} or size % 2 == 0 or size < 5:
         wanted = "an odd window of 5 or more, the same along each axis"
         return [], [f"stack: 3-wide kernels in a row make up {wanted}; this one is {_times(layer.window)}"]
-    chain = partial(stack_shapes, layer.kernel_shape, groups=layer.groups)
+    chain = partial(chain_shapes, "stack", layer.kernel_shape, groups=layer.groups)
     *_, channels, features = layer.kernel_shape
     widths = sorted({*_widths_at_shares(layer, chain), min(channels, features // layer.groups)})
     in_words = f"{(size - 1) // 2} of {_times((3,) * len(layer.window))}"

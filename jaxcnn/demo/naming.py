@@ -17,6 +17,7 @@ import sklearn.datasets
 import jaxcnn
 from jaxcnn.demo import images, lite0, pairs, timing
 from jaxcnn.demo.report import Picture, Section, Table, steps
+from jaxcnn.norms import relative_error
 
 #: The photograph named, unless the user has another.
 DEFAULT = "coffee"
@@ -70,13 +71,6 @@ def calibration_photographs(judged: Collection[str]) -> list[np.ndarray]:
     """Photographs that come with packages, other than those that are named."""
     bundled = [images.load_image(name) for name in CALIBRATION if name not in judged]
     return [*bundled, *sklearn.datasets.load_sample_images().images]
-
-
-def relative_difference(after: Any, before: Any) -> float:
-    """norm(after - before) / norm(before), over all arrays of two pytrees."""
-    pairs = list(zip(jax.tree.leaves(after), jax.tree.leaves(before), strict=True))
-    difference = sum(float(jnp.sum((a - b) ** 2)) for a, b in pairs)
-    return float(np.sqrt(difference / sum(float(jnp.sum(b**2)) for _, b in pairs)))
 
 
 def run_naming(
@@ -150,7 +144,7 @@ def run_naming(
             ),
             (
                 "Relative difference of the gradient",
-                f"{relative_difference(gradients[ACCELERATED], gradients[PLAIN]):.1e}",
+                f"{relative_error(gradients[ACCELERATED], gradients[PLAIN]):.1e}",
             ),
         ),
         pictures=tuple(

@@ -1,7 +1,8 @@
-"""A given kernel as what the schemes work on: float64 on the host, HWIO, one block for each group."""
+"""Kernels by groups, as the schemes see them: float64 on the host, HWIO, one block for each group."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -15,7 +16,7 @@ from jaxcnn.options import group_count
 
 
 def grouped_kernel(operation: str, kernel: Any, feature_group_count: int, layout: Layout) -> np.ndarray:
-    """(G, *window, I, O) of each group's kernel, float64 or complex128, from a kernel in any layout."""
+    """Returns the kernel of each group, (G, *window, I, O) in float64 or complex128, of a kernel in any layout."""
     if isinstance(kernel, KernelChain):
         raise TypeError(f"{operation}: kernel is a KernelChain already; its dense kernel is chain.dense()")
     try:
@@ -52,15 +53,20 @@ def grouped_kernel(operation: str, kernel: Any, feature_group_count: int, layout
 
 
 def merged_link(blocks: np.ndarray, dtype: Any) -> Any:
-    """(G, *window, I, O) as a link `(*window, I, G * O)` of that dtype."""
+    """Returns the link `(*window, I, G * O)` of the given dtype whose groups are the blocks (G, *window, I, O)."""
     merged = np.moveaxis(blocks, 0, -2)
-    # A NumPy kernel of float64 becomes what JAX makes of it under the user's setting, without a warning. It is cast by
-    # NumPy, for `jnp.asarray` compiles a program for each shape.
+    # NumPy does the cast: `jnp.asarray` compiles a program for each shape, and warns where float64 is switched off.
     return jax.device_put(merged.reshape(*merged.shape[:-2], -1).astype(jax.dtypes.canonicalize_dtype(dtype)))
 
 
+def chain_of_blocks(links: Iterable[np.ndarray], dtype: Any) -> KernelChain:
+    """Returns the chain of the given dtype whose links are given by groups, each (G, *window, I, O) with its own G."""
+    links = list(links)
+    return KernelChain(tuple(merged_link(link, dtype) for link in links), tuple(map(len, links)))
+
+
 def dense_blocks(chain: KernelChain) -> np.ndarray:
-    """(G, *window, I, O) of a chain's dense kernel by groups, in float64 or complex128: nothing is compiled for it."""
+    """Returns a chain's dense kernel by groups, (G, *window, I, O) in float64 or complex128, without compiling."""
     groups = chain.feature_group_count
     in_features = chain.shape[-2]
     dense = np.broadcast_to(np.eye(in_features), (groups, *[1] * (chain.ndim - 2), in_features, in_features))
@@ -77,7 +83,7 @@ def dense_blocks(chain: KernelChain) -> np.ndarray:
         total = np.zeros((groups, *window, in_features, features // groups), np.result_type(dense, link))
         for offset in np.ndindex(*size):
             product = np.swapaxes(image @ parts[offset], -3, -2)
-            place = tuple(slice(start, start + own) for start, own in zip(offset, dense.shape[1:-2], strict=True))
+            place = tuple(slice(start, start + extent) for start, extent in zip(offset, dense.shape[1:-2], strict=True))
             total[(slice(None), *place)] += product.reshape(*product.shape[:-2], -1)
         dense = total
     return dense

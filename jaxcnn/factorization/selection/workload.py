@@ -1,11 +1,11 @@
-"""What a kernel or a chain costs where it is used: multiply-accumulates by formula, milliseconds by the clock."""
+"""Costs of a chain in a given convolution: multiply-accumulates by formula, milliseconds by the clock."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -18,18 +18,35 @@ from jaxcnn.cost import conv_cost
 from jaxcnn.layout import Layout
 from jaxcnn.options import frozen
 
-_SECONDS = 0.02  # of one block of calls
+_BLOCK_SECONDS = 0.02
 _BLOCKS = 5
 
 
+def milliseconds(program: Callable[[], Any]) -> float:
+    """Returns the time of one call of a compiled program: the least mean of several blocks of calls.
+
+    Other work on the machine can only add to a time, so the least is nearest to the truth.
+    """
+    jax.block_until_ready(program())
+
+    def seconds(calls: int) -> float:
+        start = time.perf_counter()
+        for _ in range(calls):
+            jax.block_until_ready(program())
+        return (time.perf_counter() - start) / calls
+
+    calls = max(1, min(1000, int(_BLOCK_SECONDS / max(seconds(1), 1e-6))))
+    return 1000 * min(seconds(calls) for _ in range(_BLOCKS))
+
+
 @dataclasses.dataclass(frozen=True)
-class Usage:
-    """The images and the options of the convolution that a kernel is for.
+class Workload:
+    """The convolution that a kernel is for: its images and its options.
 
     Args:
-      operation: what errors call the caller.
-      input_shape: shape of x; None counts one output pixel, far from borders.
-      strides, padding, kernel_dilation, layout: as in `conv`.
+      operation: Name of the caller in error texts.
+      input_shape: Shape of x; None counts one output pixel, far from borders.
+      strides, padding, kernel_dilation, layout: Options of `conv`.
     """
 
     operation: str
@@ -59,16 +76,13 @@ class Usage:
         }
 
     def macs(self, chain: KernelChain) -> int:
-        """Multiply-accumulates on the image; for one pixel, with no image, as many as there are weights."""
+        """Returns multiply-accumulates on the image; without an image those of one pixel, one for each weight."""
         if self.input_shape is None:
             return chain.num_params
         return conv_cost(self.input_shape, chain, **self.options).macs
 
     def milliseconds(self, chain: KernelChain) -> float:
-        """Time of one call on this device: the least mean of several blocks of calls, compiled and warmed up.
-
-        What else runs on the machine only ever adds to a time, so the least is the nearest to the truth.
-        """
+        """Returns the time of one call with random numbers on this device."""
         if self.input_shape is None:
             raise ValueError(f"{self.operation}: milliseconds are measured on an image, so they need input_shape")
         generator = np.random.default_rng(0)
@@ -80,20 +94,5 @@ class Usage:
         def call(x: jax.Array, chain: KernelChain) -> jax.Array:
             return conv(x, chain, **self.options)
 
-        function = jax.jit(call)
-        jax.block_until_ready(function(x, random))
-
-        def seconds(calls: int) -> float:
-            start = time.perf_counter()
-            for _ in range(calls):
-                jax.block_until_ready(function(x, random))
-            return (time.perf_counter() - start) / calls
-
-        calls = max(1, min(1000, int(_SECONDS / max(seconds(1), 1e-6))))
-        return 1000 * min(seconds(calls) for _ in range(_BLOCKS))
-
-
-def shapes_of(*links: tuple[tuple[int, ...], int], dtype: Any = np.float32) -> KernelChain:
-    """A chain given by (shape, group count) of its links alone: for counting before anything is fitted."""
-    kernels = tuple(jax.ShapeDtypeStruct(shape, dtype) for shape, _ in links)
-    return KernelChain(kernels, tuple(count for _, count in links))
+        compiled = jax.jit(call)
+        return milliseconds(lambda: compiled(x, random))

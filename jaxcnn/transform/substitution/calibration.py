@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcnn.chain import KernelChain
-from jaxcnn.factorization.responses.fit import Responses
+from jaxcnn.factorization.responses.samples import Responses
 from jaxcnn.transform.chains.find_kernels import find_kernels
 from jaxcnn.transform.jaxpr.signature import flatten_call
 from jaxcnn.transform.substitution.layer import Layer, Option

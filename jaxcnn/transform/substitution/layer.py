@@ -15,16 +15,12 @@ from jax.extend.core import JaxprEqn
 
 from jaxcnn.chain import KernelChain
 from jaxcnn.factorization.numerics.blocks import dense_blocks, merged_link
-from jaxcnn.factorization.responses.fit import (
-    ResponseFits,
-    Responses,
-    last_link_solved,
-    refit,
-    response_error,
-    response_start,
-)
+from jaxcnn.factorization.responses.fit import refit
+from jaxcnn.factorization.responses.samples import Responses, response_error
+from jaxcnn.factorization.responses.start import ResponseFits, last_link_solved, response_start
 from jaxcnn.factorization.schemes.registry import SCHEMES
-from jaxcnn.factorization.selection.candidates import MULTIPLES, Family, Subject, count_while
+from jaxcnn.factorization.schemes.scheme import first_channels
+from jaxcnn.factorization.selection.candidates import FAST_MULTIPLES, GivenKernel, SchemeCandidates, count_while
 from jaxcnn.transform.chains.convolve import as_patches_see_it, convolve_with_chain, direction, macs_with_chain
 from jaxcnn.transform.chains.find_kernels import KernelUses, Site
 from jaxcnn.transform.chains.placement import Placement
@@ -39,8 +35,6 @@ _MAX_RANKS_TRIED = 7
 """Ranks of a scheme whose chains are tried on a layer's responses."""
 _TYPICAL_ERRORS = (0.2, 0.5, 0.8)
 """Relative errors of a layer at which its effect on the results is probed."""
-_NESTED_SCHEMES = ("separable", "low_rank")
-"""Schemes of two links whose chain of a rank is the beginning of the one of full rank: one decomposition gives all."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,16 +119,16 @@ class Layer:
         return "; ".join(f"no {scheme} chain: {SCHEMES[scheme].refusal(blocks)}" for scheme in self.schemes)
 
     @cached_property
-    def families(self) -> dict[str, list[Family]]:
+    def families(self) -> dict[str, list[SchemeCandidates]]:
         """Chains that there are for each kernel, by scheme."""
         families = {}
-        subjects = [Subject("substitute", kernel, self.groups, None) for kernel in self.kernels]
+        subjects = [GivenKernel("substitute", kernel, self.groups, None) for kernel in self.kernels]
         blocks = np.concatenate([subject.blocks for subject in subjects])
         for scheme in self.schemes:
             if SCHEMES[scheme].refusal(subjects[0].blocks.shape) is None:
                 # Of stacked kernels one rank must do for all, so they share the ranks and errors of all together.
-                family = Family(subjects[0], scheme, self.macs, table=SCHEMES[scheme].ranks(blocks))
-                families[scheme] = [family.of(subject) for subject in subjects]
+                family = SchemeCandidates(subjects[0], scheme, self.macs, table=SCHEMES[scheme].ranks(blocks))
+                families[scheme] = [family.for_kernel(subject) for subject in subjects]
         return families
 
     def weights_of_an_output(self, site: Site) -> int:
@@ -167,7 +161,7 @@ class Layer:
         for scheme, families in self.families.items():
             family = families[0]
             for index in self._indices(family):
-                macs = self.macs(family.chain(index))
+                macs = self.macs(family.shapes_at(index))
                 options.append(Option(scheme, family.ranks[index], macs, self._error(scheme, index)))
         return options
 
@@ -177,32 +171,32 @@ class Layer:
         It may have more multiply-accumulates than the kernel. None if no scheme does.
         """
         for scheme, families in self.families.items():
-            allowed = families[0].allowed(rank)
+            allowed = families[0].clipped(rank)
             return Option(scheme, allowed, self.macs(families[0].shapes(allowed)), self._fit_error(scheme, allowed))
         return None
 
-    def _indices(self, family: Family) -> list[int]:
+    def _indices(self, family: SchemeCandidates) -> list[int]:
         """Returns the positions of ranks with fewer multiply-accumulates than the kernel, spread over their cost."""
 
         def up_to(macs: float, count: int) -> int:
-            return count_while(count, lambda index: self.macs(family.chain(index)) <= macs)
+            return count_while(count, lambda index: self.macs(family.shapes_at(index)) <= macs)
 
         count = up_to(self.dense.macs - 1, len(family.ranks))
         if count == 0:
             return []
         # A search has no errors beforehand, and takes long: few of its ranks.
-        points = 6 if family.scheme.searches else _MAX_RANKS_PER_SCHEME
-        ends = [self.macs(family.chain(index)) for index in (0, count - 1)]
+        points = 6 if family.scheme.is_search else _MAX_RANKS_PER_SCHEME
+        ends = [self.macs(family.shapes_at(index)) for index in (0, count - 1)]
         wanted = np.linspace(np.log(ends[0]), np.log(ends[1]), points)
         return sorted({self._suited(family, max(up_to(np.exp(macs) + 0.5, count) - 1, 0), count) for macs in wanted})
 
-    def _suited(self, family: Family, index: int, count: int) -> int:
+    def _suited(self, family: SchemeCandidates, index: int, count: int) -> int:
         """Returns a near rank whose features are multiples of 8, if its cost is within an eighth of this one's."""
-        macs = self.macs(family.chain(index))
+        macs = self.macs(family.shapes_at(index))
         nearby = range(max(index - _RANK_SEARCH_RADIUS, 0), min(index + _RANK_SEARCH_RADIUS + 1, count))
         for near in sorted(nearby, key=lambda n: abs(n - index)):
-            chain = family.chain(near)
-            multiples = all(link.shape[-1] % MULTIPLES[0] == 0 for link in chain.kernels[:-1])
+            chain = family.shapes_at(near)
+            multiples = all(link.shape[-1] % FAST_MULTIPLES[0] == 0 for link in chain.kernels[:-1])
             if multiples and abs(self.macs(chain) - macs) <= macs / 8:
                 return near
         return index
@@ -310,18 +304,13 @@ class Layer:
         families = self.families[option.scheme]
         return self.stack([self._fit(family, number, option.rank) for number, family in enumerate(families)])
 
-    def _fit(self, family: Family, number: int, rank: Any) -> KernelChain:
-        sliced = family.name in _NESTED_SCHEMES and len(self.placement.taps) == 2
-        key = family.name, number, None if sliced else rank
+    def _fit(self, family: SchemeCandidates, number: int, rank: Any) -> KernelChain:
+        # One decomposition, at full rank, serves all ranks of a scheme that can be sliced.
+        is_sliceable = family.scheme.is_sliceable(family.kernel.shape)
+        key = family.name, number, None if is_sliceable else rank
         if key not in self._fits:
-            self._fits[key] = family.fit(rank=family.ranks[-1] if sliced else rank)
-        if not sliced:
-            return self._fits[key]
-        # By NumPy, for JAX compiles a program for each rank.
-        first, second = map(np.asarray, self._fits[key].kernels)
-        split = first.reshape(*first.shape[:-1], self.groups, -1)[..., :rank]  # (*window, I, G, R)
-        links = split.reshape(*first.shape[:-1], -1), second[..., :rank, :]
-        return KernelChain(tuple(map(jax.device_put, links)), self._fits[key].feature_group_counts)
+            self._fits[key] = family.fit(rank=family.ranks[-1] if is_sliceable else rank)
+        return first_channels(self._fits[key], rank) if is_sliceable else self._fits[key]
 
     def shapes(self, chain: KernelChain) -> KernelChain:
         """Returns the shapes of the chain of one kernel."""

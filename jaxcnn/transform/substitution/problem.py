@@ -15,6 +15,7 @@ import numpy as np
 from jax.extend.core import JaxprEqn
 
 from jaxcnn.chain import KernelChain
+from jaxcnn.norms import relative_error
 from jaxcnn.transform.chains.find_kernels import find_kernels
 from jaxcnn.transform.jaxpr.convolutions import as_convolution
 from jaxcnn.transform.jaxpr.signature import flatten_call, short_name
@@ -127,7 +128,7 @@ class Problem:
     def error(self, chains: Chains) -> float:
         """Returns the relative error of all results together, with the chains' dense kernels."""
         dense = {index: self.layers[index].array(chain) for index, chain in chains.items()}
-        return relative(floats(self.plain(*self.values(dense))), self.outputs)
+        return relative_error(floats(self.plain(*self.values(dense))), self.outputs)
 
     def weigh(self, advance: Callable[[float], None]) -> None:
         """Finds how much a layer's relative error does to the results, by replacing one layer at a time."""
@@ -223,17 +224,6 @@ def floats(outputs: Any) -> list[np.ndarray]:
         elif jnp.issubdtype(leaf.dtype, jnp.floating):
             arrays.append(np.asarray(leaf).astype(np.float64))
     return arrays
-
-
-def relative(actual: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> float:
-    """Returns norm(actual - expected) / norm(expected) of all arrays together, where these are finite."""
-    finite = [np.isfinite(array) for array in expected]
-    pairs = [(a[where], b[where]) for a, b, where in zip(actual, expected, finite, strict=True)]
-    difference = np.sqrt(sum(float(np.square(a - b).sum()) for a, b in pairs))
-    norm = np.sqrt(sum(float(np.square(b).sum()) for _, b in pairs))
-    if not np.isfinite(difference):
-        return np.inf
-    return float(difference / norm) if norm else (0.0 if difference == 0 else np.inf)
 
 
 def alternating(

@@ -11,10 +11,11 @@ import jax
 import numpy as np
 
 from jaxcnn.chain import KernelChain
+from jaxcnn.norms import relative_error
 from jaxcnn.transform.chains.with_chains import evaluate_with_chains
 from jaxcnn.transform.substitution.calibration import Calibration
 from jaxcnn.transform.substitution.layer import Option
-from jaxcnn.transform.substitution.problem import Problem, alternating, floats, relative
+from jaxcnn.transform.substitution.problem import Problem, alternating, floats
 from jaxcnn.transform.substitution.report import LayerReport, SubstitutionReport
 
 _BISECTION_STEPS = 7
@@ -181,7 +182,12 @@ class Search:
             self._row(index, chosen.get(index), chains.get(index), errors.get(index, 0.0)) for index in problem.layers
         ]
         report = SubstitutionReport(
-            tuple(rows), problem.total_macs, problem.macs(chains), before, after, relative(outputs, problem.outputs)
+            tuple(rows),
+            problem.total_macs,
+            problem.macs(chains),
+            before,
+            after,
+            relative_error(outputs, problem.outputs),
         )
         return chains, report
 

@@ -293,14 +293,14 @@ def _check_rank(given: Any, schemes: Sequence[str]) -> int | tuple[int, ...]:
         raise TypeError(f"substitute: rank must be a whole number, or a tuple of them, got {given!r}") from None
     if not ranks or min(ranks) < 1:
         raise ValueError(f"substitute: rank must be at least 1, got {given!r}")
-    if len(ranks) > 1 and scheme not in ("tucker2", "separable"):
+    if len(ranks) > 1 and not SCHEMES[scheme].several_ranks:
         raise ValueError(f"substitute: {scheme!r} has one rank, got rank={given!r}")
     return ranks[0] if len(ranks) == 1 else ranks
 
 
 def _scheme_names(schemes: str | Sequence[str] | None) -> tuple[str, ...]:
     if schemes is None:
-        return tuple(name for name, scheme in SCHEMES.items() if not scheme.searches)
+        return tuple(name for name, scheme in SCHEMES.items() if not scheme.is_search)
     names = (schemes,) if isinstance(schemes, str) else tuple(schemes)
     if not names:
         raise ValueError("substitute: schemes must hold at least one scheme, got none")

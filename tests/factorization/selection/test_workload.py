@@ -4,11 +4,11 @@ import jax
 import pytest
 
 import jaxcnn
-from jaxcnn.factorization.selection import workload as _usage
-from jaxcnn.factorization.selection.workload import Usage
+from jaxcnn.factorization.selection import workload as workload_module
+from jaxcnn.factorization.selection.workload import Workload
 from support.arrays import normal
 
-USAGE = Usage("test", (1, 9, 9, 4), 2, "SAME", 1, None)
+WORKLOAD = Workload("test", (1, 9, 9, 4), 2, "SAME", 1, None)
 CHAIN = jaxcnn.KernelChain((normal((3, 1, 4, 2)), normal((1, 3, 2, 4))))
 
 
@@ -23,9 +23,9 @@ def test_milliseconds_are_the_least_mean_of_several_blocks(monkeypatch):
         calls += 1
         return value
 
-    monkeypatch.setattr(_usage.time, "perf_counter", lambda: now)
+    monkeypatch.setattr(workload_module.time, "perf_counter", lambda: now)
     monkeypatch.setattr(jax, "block_until_ready", wait)
-    assert USAGE.milliseconds(CHAIN) == pytest.approx(2.0)
+    assert WORKLOAD.milliseconds(CHAIN) == pytest.approx(2.0)
     assert calls == 52
 
 
@@ -36,14 +36,14 @@ def test_the_clock_runs_the_chain_on_the_image(monkeypatch):
         shapes.append((x.shape, [link.shape for link in chain.kernels], options["strides"]))
         return jaxcnn.conv(x, chain, **options)
 
-    monkeypatch.setattr(_usage, "conv", conv)
-    monkeypatch.setattr(_usage, "_SECONDS", 0.001)
-    assert USAGE.milliseconds(CHAIN) > 0
+    monkeypatch.setattr(workload_module, "conv", conv)
+    monkeypatch.setattr(workload_module, "_BLOCK_SECONDS", 0.001)
+    assert WORKLOAD.milliseconds(CHAIN) > 0
     assert shapes == [((1, 9, 9, 4), [(3, 1, 4, 2), (1, 3, 2, 4)], 2)]
 
 
 def test_macs_are_those_of_conv_cost_or_the_weights():
-    assert USAGE.macs(CHAIN) == jaxcnn.conv_cost((1, 9, 9, 4), CHAIN, strides=2).macs
-    assert Usage("test", None, 1, "SAME", 1, None).macs(CHAIN) == CHAIN.num_params
+    assert WORKLOAD.macs(CHAIN) == jaxcnn.conv_cost((1, 9, 9, 4), CHAIN, strides=2).macs
+    assert Workload("test", None, 1, "SAME", 1, None).macs(CHAIN) == CHAIN.num_params
     with pytest.raises(ValueError, match="milliseconds are measured on an image"):
-        Usage("test", None, 1, "SAME", 1, None).milliseconds(CHAIN)
+        Workload("test", None, 1, "SAME", 1, None).milliseconds(CHAIN)

@@ -1,4 +1,4 @@
-"""Small kernels in a row: their product, and what the fit of them needs of linear algebra."""
+"""Products of small kernels in a row, and other forms of links that have the same product."""
 
 from __future__ import annotations
 
@@ -10,17 +10,11 @@ Links = list[np.ndarray]
 
 
 def compose_links(links: Sequence[np.ndarray]) -> np.ndarray:
-    """Multiply the links out to the dense kernel of the convolutions in a row (the formula above).
-
-    Args:
-        links: Kernels (*window, I, F1), (*window, F1, F2), ..., (*window, F, O).
-
-    Returns:
-        The kernel (*window, I, O), whose window is ``1 + sum(window - 1)`` along each axis.
+    """Returns the dense kernel (*window, I, O) of links (*window, I, F1), (*window, F1, F2), ..., (*window, F, O).
 
     Example:
-        >>> compose_links([np.ones((3, 1, 1)), np.ones((3, 1, 1))]).ravel().tolist()
-        [1.0, 2.0, 3.0, 2.0, 1.0]
+      >>> compose_links([np.ones((3, 1, 1)), np.ones((3, 1, 1))]).ravel().tolist()
+      [1.0, 2.0, 3.0, 2.0, 1.0]
     """
     dense = np.asarray(links[0])
     for link in links[1:]:
@@ -33,7 +27,7 @@ def compose_links(links: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def balanced(links: Links) -> Links:
-    """The same product with every neighbouring pair brought to U sqrt(S) and sqrt(S) V, the least sum of norms."""
+    """Returns links of the same product whose neighbours are U sqrt(S) and sqrt(S) V: the least sum of squares."""
     links = list(links)
     for _ in range(2):
         for position in range(len(links) - 1):
@@ -51,7 +45,7 @@ def balanced(links: Links) -> Links:
 
 
 def widened(links: Sequence[np.ndarray], shapes: Sequence[tuple[int, ...]], generator: np.random.Generator) -> Links:
-    """The same product at greater widths: new output filters random, and the next link's weights for them zero."""
+    """Returns wider links of the same product: new filters are random, and the next link's weights for them zero."""
     wide = []
     for link, shape in zip(links, shapes, strict=False):
         new = np.zeros(shape)
@@ -64,27 +58,33 @@ def widened(links: Sequence[np.ndarray], shapes: Sequence[tuple[int, ...]], gene
 
 
 def flatten(links: Links) -> np.ndarray:
+    """Returns the weights of all links but the last as one vector."""
     return np.concatenate([link.ravel() for link in links[:-1]])
 
 
 def unflatten(flat: np.ndarray, links: Links) -> Links:
+    """Returns links with the weights of a vector that `flatten` made; the last link is that of `links`."""
     ends = np.cumsum([link.size for link in links[:-1]])
     parts = np.split(flat, ends[:-1])
     return [*(part.reshape(link.shape) for part, link in zip(parts, links, strict=False)), links[-1]]
 
 
 def ridged(gram: np.ndarray, ridge: float) -> np.ndarray:
+    """Returns a Gram matrix plus `ridge` times its mean diagonal, positive definite even for zeros."""
     amount = ridge * np.trace(gram) / len(gram) + 1e-300
     return np.asarray(gram + amount * np.eye(len(gram)))
 
 
 def adjoint(spectrum: np.ndarray) -> np.ndarray:
+    """Returns the conjugate transpose of each matrix in (..., m, n)."""
     return spectrum.conj().swapaxes(-1, -2)
 
 
 def transposed(links: Links) -> Links:
+    """Returns the links whose product is the transpose of the product: each transposed, in reverse order."""
     return [link.swapaxes(-1, -2) for link in links[::-1]]
 
 
 def shifted_by(offset: tuple[int, ...], window: tuple[int, ...]) -> tuple[slice, ...]:
+    """Returns the index of a window's place in a larger one, at an offset along each axis."""
     return tuple(slice(start, start + size) for start, size in zip(offset, window, strict=False))
