@@ -23,6 +23,9 @@ Terms = Mapping[str, float]
 NEVER: Terms = {"never": math.inf}
 """Terms of a convolution that a method is too slow for."""
 
+KNOWN = "known nanoseconds"
+"""Name of a term that is no count but a time, which another method's coefficients give."""
+
 VECTOR = 16
 """Channels that a kernel computes together: its cost grows in steps of as many."""
 
@@ -33,6 +36,36 @@ OF_PRODUCTS, OTHER_DTYPES_FACTOR = ("matmul", "winograd"), 2.0
 """Methods that XLA's products of matrices bound, and how much slower these are for dtypes other than float32."""
 
 NANOSECONDS: dict[str, dict[str, float]] = {
+    "native": {
+        "call": 12100.0,
+        "channel macs": 0.00349,
+        "dilated channel macs": 0.0299,
+        "few channel macs": 0.00594,
+        "few channel pixels": 0.855,
+        "floats": 0.102,
+        "grouped macs": 0.0108,
+        "grouped narrow macs": 0.00829,
+        "grouped narrow taps": 0.0126,
+        "kernel channel macs": 0.00622,
+        "kernel dilated channel macs": 0.0191,
+        "kernel few channel macs": 0.0142,
+        "kernel few channel pixels": 12.7,
+        "kernel floats": 0.129,
+        "kernel grouped narrow macs": 0.00603,
+        "kernel grouped narrow taps": 0.0352,
+        "kernel macs": 0.00527,
+        "kernel narrow macs": 0.00298,
+        "kernel narrow taps": 0.181,
+        "kernel strided channel macs": 0.00226,
+        "kernel taps": 0.0341,
+        "kernel volume channel macs": 0.00631,
+        "macs": 0.00543,
+        "narrow macs": 0.00845,
+        "narrow taps": 0.03,
+        "strided channel macs": 0.00364,
+        "taps": 0.0167,
+        "volume channel macs": 0.0126,
+    },
     "direct": {
         "call": 31400.0,
         "channel input macs": 1.52,
@@ -133,10 +166,9 @@ NANOSECONDS: dict[str, dict[str, float]] = {
         "kernel floats": 0.212,
         "large": 0.296,
         "macs": 0.00342,
-        "native call": 3590.0,
-        "native kernel floats": 0.222,
-        "native macs": 0.00176,
-        "native tile floats": 0.137,
+        "native kernel floats": 0.19,
+        "native macs": 0.00227,
+        "native tile floats": 0.121,
         "tile floats": 0.428,
     },
     "fft": {
@@ -144,41 +176,12 @@ NANOSECONDS: dict[str, dict[str, float]] = {
         "large": 0.0452,
         "transformed": 0.47,
     },
-    "native": {
-        "call": 12100.0,
-        "channel macs": 0.00349,
-        "dilated channel macs": 0.0299,
-        "few channel macs": 0.00594,
-        "few channel pixels": 0.855,
-        "floats": 0.102,
-        "grouped macs": 0.0108,
-        "grouped narrow macs": 0.00829,
-        "grouped narrow taps": 0.0126,
-        "kernel channel macs": 0.00622,
-        "kernel dilated channel macs": 0.0191,
-        "kernel few channel macs": 0.0142,
-        "kernel few channel pixels": 12.7,
-        "kernel floats": 0.129,
-        "kernel grouped narrow macs": 0.00603,
-        "kernel grouped narrow taps": 0.0352,
-        "kernel macs": 0.00527,
-        "kernel narrow macs": 0.00298,
-        "kernel narrow taps": 0.181,
-        "kernel strided channel macs": 0.00226,
-        "kernel taps": 0.0341,
-        "kernel volume channel macs": 0.00631,
-        "macs": 0.00543,
-        "narrow macs": 0.00845,
-        "narrow taps": 0.03,
-        "strided channel macs": 0.00364,
-        "taps": 0.0167,
-        "volume channel macs": 0.0126,
-    },
     "per_group": {
-        "floats": 0.0364,
-        "groups' nanoseconds": 1.44,
-        "looped floats": 1.81,
-        "looped groups' nanoseconds": 0.155,
+        "floats": 0.0525,
+        "groups' nanoseconds": 1.54,
+        "looped floats": 1.75,
+        "looped groups": 448.0,
+        "looped groups' nanoseconds": 0.189,
     },
 }
 """Nanoseconds of each term, by method."""
@@ -189,7 +192,7 @@ def seconds(method: ModuleType, spec: ConvSpec) -> float:
     coefficients, terms = NANOSECONDS[method.NAME], method.terms(spec)
     if terms is NEVER:
         return math.inf
-    estimate = 1e-9 * sum(coefficients.get(name, 0.0) * count for name, count in terms.items())
+    estimate = 1e-9 * sum(coefficients.get(name, float(name == KNOWN)) * count for name, count in terms.items())
     products_of_others = method.NAME in OF_PRODUCTS and not spec.lhs_dtype == spec.rhs_dtype == np.float32
     return OTHER_DTYPES_FACTOR * estimate if products_of_others else estimate
 
