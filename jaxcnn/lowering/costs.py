@@ -32,6 +32,10 @@ VECTOR = 16
 CLIFF_BYTES = 32 << 20
 """Largest memory that the C library keeps between calls. It returns larger memory, which the system clears again."""
 
+MAX_KEPT_BYTES, MAX_KEPT_KERNEL_BYTES, CLEARING_NANOSECONDS = 8 << 20, 1 << 20, 0.75
+"""Largest temporary, and largest copy of a kernel, that hardly add to the memory of a network; the time to clear a byte
+of others."""
+
 OF_PRODUCTS, OTHER_DTYPES_FACTOR = ("matmul", "winograd"), 2.0
 """Methods that XLA's products of matrices bound, and how much slower these are for dtypes other than float32."""
 
@@ -144,32 +148,30 @@ NANOSECONDS: dict[str, dict[str, float]] = {
         "tile macs": 0.0118,
     },
     "matmul": {
-        "call": 46800.0,
-        "few results' macs": 0.000431,
-        "floats in turn": 0.31,
+        "call": 47200.0,
+        "few results' macs": 0.000124,
+        "floats": 0.0114,
+        "floats in turn": 0.345,
         "grouped kernel moved": 1.61,
         "grouped moved": 0.858,
         "kernel call": 37200.0,
+        "kernel floats": 0.0857,
         "kernel macs": 0.00477,
         "kernel moved": 0.328,
-        "kernel taps call": 5850.0,
-        "kernel taps few results' macs": 0.0197,
-        "kernel taps macs": 0.00476,
-        "kernel taps moved": 0.302,
-        "large": 0.0664,
-        "macs": 0.00469,
-        "moved": 0.11,
-        "phases": 10000.0,
+        "kernel taps call": 55000.0,
+        "kernel taps macs": 0.00187,
+        "large": 0.05,
+        "macs": 0.00375,
+        "moved": 0.129,
+        "phases": 9670.0,
     },
     "winograd": {
-        "call": 41800.0,
-        "kernel floats": 0.212,
-        "large": 0.296,
-        "macs": 0.00342,
+        "call": 65600.0,
+        "large": 0.312,
         "native kernel floats": 0.19,
         "native macs": 0.00227,
         "native tile floats": 0.121,
-        "tile floats": 0.428,
+        "tile floats": 0.435,
     },
     "fft": {
         "call": 230000.0,
@@ -177,11 +179,11 @@ NANOSECONDS: dict[str, dict[str, float]] = {
         "transformed": 0.47,
     },
     "per_group": {
-        "floats": 0.0525,
-        "groups' nanoseconds": 1.54,
-        "looped floats": 1.75,
-        "looped groups": 448.0,
-        "looped groups' nanoseconds": 0.189,
+        "floats": 0.0154,
+        "groups' nanoseconds": 1.6,
+        "looped floats": 1.76,
+        "looped groups": 512.0,
+        "looped groups' nanoseconds": 0.178,
     },
 }
 """Nanoseconds of each term, by method."""
@@ -273,6 +275,22 @@ def work(spec: ConvSpec) -> Work:
 def filled(channels: int, vector: int = VECTOR) -> int:
     """Returns the channels of whole vectors."""
     return -(-channels // vector) * vector
+
+
+def clearing(size: float) -> float:
+    """Returns the nanoseconds in which the system clears a temporary that adds to the memory of a whole program.
+
+    A single layer that is measured alone does not show them: the memory of a small program is kept between calls.
+    """
+    return CLEARING_NANOSECONDS * size if size > MAX_KEPT_BYTES else 0.0
+
+
+def clearing_of_kernel(size: float) -> float:
+    """Returns the nanoseconds of `clearing` for a copy of a kernel, of which a program holds all at once.
+
+    XLA:CPU begins a program with all that its arguments are enough for, and keeps it until it is read.
+    """
+    return CLEARING_NANOSECONDS * size if size > MAX_KEPT_KERNEL_BYTES else 0.0
 
 
 def above_cliff(size: float) -> float:
