@@ -31,8 +31,8 @@ RESULTS = Path(__file__).parent / "results"
 FITTED, UNSEEN = sorted(RESULTS.glob("seed0*.json")), sorted(RESULTS.glob("seed1*.json"))
 WITH_LIBRARY = ("native", "winograd", "per_group")
 """The methods whose programs depend on the compiled library. The others are fitted to the measurements without it."""
-BUILT_ON_OTHERS = "per_group"
-"""The method whose estimate is made of the others' estimates, and so is fitted last."""
+FIRST, LAST = "native", "per_group"
+"""The method whose calls' time others take over, and the one whose estimate is made of the others' estimates."""
 MIN_WEIGHT = 0.25
 DIGITS = 3
 
@@ -97,19 +97,20 @@ def samples(method: str, measured: Iterable[Layer]) -> list[Sample]:
 
 def fit_method(measured: Sequence[Sample]) -> dict[str, float]:
     """Returns the nanoseconds of each term."""
-    names = sorted({name for terms, *_ in measured for name, count in terms.items() if count})
+    names = sorted({name for terms, *_ in measured for name, count in terms.items() if count} - {costs.KNOWN})
     relative = np.array([[terms.get(name, 0.0) / time for name in names] for terms, time, _ in measured])
+    known = np.array([terms.get(costs.KNOWN, 0.0) / time for terms, time, _ in measured])
     weights = np.array([weight for *_, weight in measured])
     scale = relative.max(axis=0)
     relative /= scale
-    start, _ = nnls(relative * weights[:, None], weights)
+    start, _ = nnls(relative * weights[:, None], weights * np.maximum(1 - known, 0.0))
 
     def residuals(logarithms: np.ndarray) -> np.ndarray:
-        return weights * np.log(relative @ np.exp(logarithms))
+        return weights * np.log(known + relative @ np.exp(logarithms))
 
     def jacobian(logarithms: np.ndarray) -> np.ndarray:
         parts = relative * np.exp(logarithms)
-        return weights[:, None] * parts / parts.sum(axis=1, keepdims=True)
+        return weights[:, None] * parts / (known + parts.sum(axis=1))[:, None]
 
     starts = (np.maximum(start, 0.01), np.full(len(names), 0.3 / len(names)), np.full(len(names), 0.3))
     fits = [least_squares(residuals, np.log(values), jac=jacobian, loss="soft_l1", f_scale=0.5) for values in starts]
@@ -120,10 +121,10 @@ def fit_method(measured: Sequence[Sample]) -> dict[str, float]:
 
 def coefficients(measured: Sequence[Layer]) -> dict[str, dict[str, float]]:
     """Returns the nanoseconds of each term by method."""
-    methods = [method for method in METHODS if method != BUILT_ON_OTHERS]
-    fitted = {method: fit_method(samples(method, measured)) for method in methods}
-    with mock.patch.dict(costs.NANOSECONDS, fitted):
-        fitted[BUILT_ON_OTHERS] = fit_method(samples(BUILT_ON_OTHERS, measured))
+    fitted: dict[str, dict[str, float]] = {}
+    for method in sorted(METHODS, key=lambda method: (method != FIRST, method == LAST)):
+        with mock.patch.dict(costs.NANOSECONDS, fitted):
+            fitted[method] = fit_method(samples(method, measured))
     return fitted
 
 

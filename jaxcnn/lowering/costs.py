@@ -23,16 +23,53 @@ Terms = Mapping[str, float]
 NEVER: Terms = {"never": math.inf}
 """Terms of a convolution that a method is too slow for."""
 
+KNOWN = "known nanoseconds"
+"""Name of a term that is no count but a time, which another method's coefficients give."""
+
 VECTOR = 16
 """Channels that a kernel computes together: its cost grows in steps of as many."""
 
 CLIFF_BYTES = 32 << 20
 """Largest memory that the C library keeps between calls. It returns larger memory, which the system clears again."""
 
+MAX_KEPT_BYTES, MAX_KEPT_KERNEL_BYTES, CLEARING_NANOSECONDS = 8 << 20, 1 << 20, 0.75
+"""Largest temporary, and largest copy of a kernel, that hardly add to the memory of a network; the time to clear a byte
+of others."""
+
 OF_PRODUCTS, OTHER_DTYPES_FACTOR = ("matmul", "winograd"), 2.0
 """Methods that XLA's products of matrices bound, and how much slower these are for dtypes other than float32."""
 
 NANOSECONDS: dict[str, dict[str, float]] = {
+    "native": {
+        "call": 12100.0,
+        "channel macs": 0.00349,
+        "dilated channel macs": 0.0299,
+        "few channel macs": 0.00594,
+        "few channel pixels": 0.855,
+        "floats": 0.102,
+        "grouped macs": 0.0108,
+        "grouped narrow macs": 0.00829,
+        "grouped narrow taps": 0.0126,
+        "kernel channel macs": 0.00622,
+        "kernel dilated channel macs": 0.0191,
+        "kernel few channel macs": 0.0142,
+        "kernel few channel pixels": 12.7,
+        "kernel floats": 0.129,
+        "kernel grouped narrow macs": 0.00603,
+        "kernel grouped narrow taps": 0.0352,
+        "kernel macs": 0.00527,
+        "kernel narrow macs": 0.00298,
+        "kernel narrow taps": 0.181,
+        "kernel strided channel macs": 0.00226,
+        "kernel taps": 0.0341,
+        "kernel volume channel macs": 0.00631,
+        "macs": 0.00543,
+        "narrow macs": 0.00845,
+        "narrow taps": 0.03,
+        "strided channel macs": 0.00364,
+        "taps": 0.0167,
+        "volume channel macs": 0.0126,
+    },
     "direct": {
         "call": 31400.0,
         "channel input macs": 1.52,
@@ -111,74 +148,42 @@ NANOSECONDS: dict[str, dict[str, float]] = {
         "tile macs": 0.0118,
     },
     "matmul": {
-        "call": 46800.0,
-        "few results' macs": 0.000431,
-        "floats in turn": 0.31,
+        "call": 47200.0,
+        "few results' macs": 0.000124,
+        "floats": 0.0114,
+        "floats in turn": 0.345,
         "grouped kernel moved": 1.61,
         "grouped moved": 0.858,
         "kernel call": 37200.0,
+        "kernel floats": 0.0857,
         "kernel macs": 0.00477,
         "kernel moved": 0.328,
-        "kernel taps call": 5850.0,
-        "kernel taps few results' macs": 0.0197,
-        "kernel taps macs": 0.00476,
-        "kernel taps moved": 0.302,
-        "large": 0.0664,
-        "macs": 0.00469,
-        "moved": 0.11,
-        "phases": 10000.0,
+        "kernel taps call": 55000.0,
+        "kernel taps macs": 0.00187,
+        "large": 0.05,
+        "macs": 0.00375,
+        "moved": 0.129,
+        "phases": 9670.0,
     },
     "winograd": {
-        "call": 41800.0,
-        "kernel floats": 0.212,
-        "large": 0.296,
-        "macs": 0.00342,
-        "native call": 3590.0,
-        "native kernel floats": 0.222,
-        "native macs": 0.00176,
-        "native tile floats": 0.137,
-        "tile floats": 0.428,
+        "call": 65600.0,
+        "large": 0.312,
+        "native kernel floats": 0.19,
+        "native macs": 0.00227,
+        "native tile floats": 0.121,
+        "tile floats": 0.435,
     },
     "fft": {
         "call": 230000.0,
         "large": 0.0452,
         "transformed": 0.47,
     },
-    "native": {
-        "call": 12100.0,
-        "channel macs": 0.00349,
-        "dilated channel macs": 0.0299,
-        "few channel macs": 0.00594,
-        "few channel pixels": 0.855,
-        "floats": 0.102,
-        "grouped macs": 0.0108,
-        "grouped narrow macs": 0.00829,
-        "grouped narrow taps": 0.0126,
-        "kernel channel macs": 0.00622,
-        "kernel dilated channel macs": 0.0191,
-        "kernel few channel macs": 0.0142,
-        "kernel few channel pixels": 12.7,
-        "kernel floats": 0.129,
-        "kernel grouped narrow macs": 0.00603,
-        "kernel grouped narrow taps": 0.0352,
-        "kernel macs": 0.00527,
-        "kernel narrow macs": 0.00298,
-        "kernel narrow taps": 0.181,
-        "kernel strided channel macs": 0.00226,
-        "kernel taps": 0.0341,
-        "kernel volume channel macs": 0.00631,
-        "macs": 0.00543,
-        "narrow macs": 0.00845,
-        "narrow taps": 0.03,
-        "strided channel macs": 0.00364,
-        "taps": 0.0167,
-        "volume channel macs": 0.0126,
-    },
     "per_group": {
-        "floats": 0.0364,
-        "groups' nanoseconds": 1.44,
-        "looped floats": 1.81,
-        "looped groups' nanoseconds": 0.155,
+        "floats": 0.0154,
+        "groups' nanoseconds": 1.6,
+        "looped floats": 1.76,
+        "looped groups": 512.0,
+        "looped groups' nanoseconds": 0.178,
     },
 }
 """Nanoseconds of each term, by method."""
@@ -189,7 +194,7 @@ def seconds(method: ModuleType, spec: ConvSpec) -> float:
     coefficients, terms = NANOSECONDS[method.NAME], method.terms(spec)
     if terms is NEVER:
         return math.inf
-    estimate = 1e-9 * sum(coefficients.get(name, 0.0) * count for name, count in terms.items())
+    estimate = 1e-9 * sum(coefficients.get(name, float(name == KNOWN)) * count for name, count in terms.items())
     products_of_others = method.NAME in OF_PRODUCTS and not spec.lhs_dtype == spec.rhs_dtype == np.float32
     return OTHER_DTYPES_FACTOR * estimate if products_of_others else estimate
 
@@ -270,6 +275,22 @@ def work(spec: ConvSpec) -> Work:
 def filled(channels: int, vector: int = VECTOR) -> int:
     """Returns the channels of whole vectors."""
     return -(-channels // vector) * vector
+
+
+def clearing(size: float) -> float:
+    """Returns the nanoseconds in which the system clears a temporary that adds to the memory of a whole program.
+
+    A single layer that is measured alone does not show them: the memory of a small program is kept between calls.
+    """
+    return CLEARING_NANOSECONDS * size if size > MAX_KEPT_BYTES else 0.0
+
+
+def clearing_of_kernel(size: float) -> float:
+    """Returns the nanoseconds of `clearing` for a copy of a kernel, of which a program holds all at once.
+
+    XLA:CPU begins a program with all that its arguments are enough for, and keeps it until it is read.
+    """
+    return CLEARING_NANOSECONDS * size if size > MAX_KEPT_KERNEL_BYTES else 0.0
 
 
 def above_cliff(size: float) -> float:

@@ -67,6 +67,7 @@ def terms(spec: ConvSpec) -> costs.Terms:
             f"{prefix}macs": work.macs,
             f"{prefix}few results' macs": work.macs if work.results < costs.VECTOR else 0.0,
             f"{prefix}moved": work.gathered,
+            costs.KNOWN: costs.clearing(4 * work.gathered),
         }
     phases = math.prod(spec.strides) if spec.role == "input" else 1
     if grouped:
@@ -89,12 +90,16 @@ def terms(spec: ConvSpec) -> costs.Terms:
     rows *= math.prod(size if axis in axes else read[axis] for axis, size in enumerate(sizes))
     macs = float(rows * math.prod(window) * work.summed * work.results)
     moved = rows * moved_numbers(window, work.summed, work.results, axes)
+    copies = spec.role == "input" or len(axes) < sum(taps > 1 for taps in window)  # the kernel in another order
+    kernel_floats = float(work.stack * math.prod(spec.kernel_shape)) if copies and work.taps > 1 else 0.0
     return {
         "call": 1,
         "phases": phases - 1,
         "macs": macs,
         "few results' macs": macs if work.results < costs.VECTOR else 0.0,
         "moved": moved,
+        "kernel floats": kernel_floats,
+        costs.KNOWN: costs.clearing_of_kernel(4 * kernel_floats),
         "floats": work.floats + (work.result if phases > 1 else 0.0),
         "floats in turn": work.floats if spec.input_shape[0] > 1 and 4 * moved > MAX_PRODUCT_BYTES else 0.0,
         "large": costs.above_cliff(8 * moved / spec.input_shape[0]),

@@ -40,10 +40,14 @@ def supports(spec: ConvSpec) -> str | None:
 def terms(spec: ConvSpec) -> costs.Terms:
     """Returns the counts that its time grows with."""
     _, seconds = costs.least((direct, shift, matmul, winograd), _one_group(spec))
-    nanoseconds = 1e9 * spec.feature_group_count * seconds
-    if spec.feature_group_count <= MAX_UNROLLED_GROUPS:
-        return {"groups' nanoseconds": nanoseconds, "floats": costs.work(spec).floats}
-    return {"looped groups' nanoseconds": nanoseconds, "looped floats": costs.work(spec).floats}
+    program = costs.NANOSECONDS["native"]["call"]  # the call of a program, which all groups share
+    looped = "looped " if spec.feature_group_count > MAX_UNROLLED_GROUPS else ""
+    return {
+        costs.KNOWN: program,
+        f"{looped}groups' nanoseconds": spec.feature_group_count * max(1e9 * seconds - program, 0.0),
+        "looped groups": spec.feature_group_count if looped else 0,
+        f"{looped}floats": costs.work(spec).floats,
+    }
 
 
 def _one_group(spec: ConvSpec) -> ConvSpec:

@@ -85,7 +85,7 @@ def terms(spec: ConvSpec) -> costs.Terms:
     if is_native(spec):
         large = "large " if costs.above_cliff(4 * kernel_floats / 2) else ""
         return {
-            "native call": 1,
+            costs.KNOWN: costs.NANOSECONDS[native.NAME]["call"],
             "native macs": work.filled(tiles * kernel_floats),
             "native tile floats": tiles * points * sum(map(costs.filled, (work.summed, work.results))),
             f"native {large}kernel floats": kernel_floats,
@@ -93,6 +93,7 @@ def terms(spec: ConvSpec) -> costs.Terms:
         }
     return {
         "call": 1,
+        costs.KNOWN: costs.clearing_of_kernel(4 * kernel_floats),
         "macs": tiles * kernel_floats / work.stack,
         "tile floats": tile_floats,
         "kernel floats": kernel_floats,
