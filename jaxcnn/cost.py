@@ -227,14 +227,7 @@ def pool_cost(
       XLA's cost analysis counts a window reduction the same way.
     """
     with ErrorPrefix("pool_cost"):
-        options = PoolOptions.of(
-            window_shape=window_shape,
-            strides=strides,
-            padding=padding,
-            window_dilation=window_dilation,
-            ceil_mode=ceil_mode,
-            layout=layout,
-        )
+        options = PoolOptions.of(window_shape, strides, padding, window_dilation, ceil_mode, layout)
         shape = shape_of(x_shape)
         geometry = options.geometry(shape)
     outputs = math.prod(geometry.output_shape)

@@ -73,14 +73,7 @@ def max_pool(
       stride is 1 as in Flax, not the window as in PyTorch. `lax.reduce_window` has no gradient with dilation.
     """
     with ErrorPrefix("max_pool"):
-        options = PoolOptions.of(
-            window_shape=window_shape,
-            strides=strides,
-            padding=padding,
-            window_dilation=window_dilation,
-            ceil_mode=ceil_mode,
-            layout=layout,
-        )
+        options = PoolOptions.of(window_shape, strides, padding, window_dilation, ceil_mode, layout)
         return extremum(x, options, mode="max")
 
 
@@ -119,14 +112,7 @@ def min_pool(
       Equals `flax.linen.min_pool`.
     """
     with ErrorPrefix("min_pool"):
-        options = PoolOptions.of(
-            window_shape=window_shape,
-            strides=strides,
-            padding=padding,
-            window_dilation=window_dilation,
-            ceil_mode=ceil_mode,
-            layout=layout,
-        )
+        options = PoolOptions.of(window_shape, strides, padding, window_dilation, ceil_mode, layout)
         return extremum(x, options, mode="min")
 
 
@@ -221,14 +207,7 @@ def sum_pool(
       bfloat16) and wraps int8.
     """
     with ErrorPrefix("sum_pool"):
-        options = PoolOptions.of(
-            window_shape=window_shape,
-            strides=strides,
-            padding=padding,
-            window_dilation=window_dilation,
-            ceil_mode=ceil_mode,
-            layout=layout,
-        )
+        options = PoolOptions.of(window_shape, strides, padding, window_dilation, ceil_mode, layout)
         return _sum(x, options)
 
 
@@ -289,14 +268,7 @@ def avg_pool(
       TensorFlow and Keras never count padding.
     """
     with ErrorPrefix("avg_pool"):
-        options = PoolOptions.of(
-            window_shape=window_shape,
-            strides=strides,
-            padding=padding,
-            window_dilation=window_dilation,
-            ceil_mode=ceil_mode,
-            layout=layout,
-        )
+        options = PoolOptions.of(window_shape, strides, padding, window_dilation, ceil_mode, layout)
         return average(x, options, count_include_pad=bool(count_include_pad))
 
 
@@ -386,14 +358,7 @@ def lp_pool(
         p_order = float(p)
         if not p_order >= 1:
             raise ValueError(f"p must be at least 1, got {p!r}")
-        options = PoolOptions.of(
-            window_shape=window_shape,
-            strides=strides,
-            padding=padding,
-            window_dilation=window_dilation,
-            ceil_mode=ceil_mode,
-            layout=layout,
-        )
+        options = PoolOptions.of(window_shape, strides, padding, window_dilation, ceil_mode, layout)
         return _norm(x, options, p=p_order)
 
 
@@ -453,14 +418,7 @@ def max_pool_with_indices(
       `max_unpool` puts the values back.
     """
     with ErrorPrefix("max_pool_with_indices"):
-        options = PoolOptions.of(
-            window_shape=window_shape,
-            strides=strides,
-            padding=padding,
-            window_dilation=window_dilation,
-            ceil_mode=ceil_mode,
-            layout=layout,
-        )
+        options = PoolOptions.of(window_shape, strides, padding, window_dilation, ceil_mode, layout)
         return _max_with_indices(x, options)
 
 

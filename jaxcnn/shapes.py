@@ -101,12 +101,5 @@ def pool_output_shape(
       `torch.nn.MaxPool2d` for `ceil_mode`.
     """
     with ErrorPrefix("pool_output_shape"):
-        options = PoolOptions.of(
-            window_shape=window_shape,
-            strides=strides,
-            padding=padding,
-            window_dilation=window_dilation,
-            ceil_mode=ceil_mode,
-            layout=layout,
-        )
+        options = PoolOptions.of(window_shape, strides, padding, window_dilation, ceil_mode, layout)
         return options.geometry(shape_of(x_shape)).output_shape
