@@ -59,7 +59,7 @@ def terms(spec: ConvSpec) -> costs.Terms:
     grouped = "grouped " if work.groups > 1 else ""
     if spec.role == "kernel":
         if grouped:
-            return {"grouped kernel call": 1, "grouped kernel macs": work.macs, "grouped kernel moved": work.gathered}
+            return {"grouped kernel call": 1, "kernel macs": work.macs, "grouped kernel moved": work.gathered}
         at_once = 4 * work.gathered <= MAX_GATHERED_BYTES
         prefix = "kernel " if at_once else "kernel taps "
         return {
@@ -74,7 +74,7 @@ def terms(spec: ConvSpec) -> costs.Terms:
         return {
             "grouped call": 1,
             "grouped phases": phases - 1,
-            "grouped macs": work.slid,
+            "macs": work.slid,
             "grouped moved": work.gathered + work.result,
         }
     window, strides, sizes = spec.window, spec.strides, spec.output_shape[1:-1]
