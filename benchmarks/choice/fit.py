@@ -97,7 +97,9 @@ def samples(method: str, measured: Iterable[Layer]) -> list[Sample]:
 
 def fit_method(measured: Sequence[Sample]) -> dict[str, float]:
     """Returns the nanoseconds of each term."""
-    names = sorted({name for terms, *_ in measured for name, count in terms.items() if count} - {costs.KNOWN})
+    names = sorted(
+        {name for terms, *_ in measured for name, count in terms.items() if count} - {costs.KNOWN, costs.CLEARING}
+    )
     relative = np.array([[terms.get(name, 0.0) / time for name in names] for terms, time, _ in measured])
     known = np.array([terms.get(costs.KNOWN, 0.0) / time for terms, time, _ in measured])
     weights = np.array([weight for *_, weight in measured])

@@ -59,7 +59,7 @@ def terms(spec: ConvSpec) -> costs.Terms:
     grouped = "grouped " if work.groups > 1 else ""
     if spec.role == "kernel":
         if grouped:
-            return {"grouped kernel call": 1, "grouped kernel macs": work.macs, "grouped kernel moved": work.gathered}
+            return {"grouped kernel call": 1, "kernel macs": work.macs, "grouped kernel moved": work.gathered}
         at_once = 4 * work.gathered <= MAX_GATHERED_BYTES
         prefix = "kernel " if at_once else "kernel taps "
         return {
@@ -67,14 +67,14 @@ def terms(spec: ConvSpec) -> costs.Terms:
             f"{prefix}macs": work.macs,
             f"{prefix}few results' macs": work.macs if work.results < costs.VECTOR else 0.0,
             f"{prefix}moved": work.gathered,
-            costs.KNOWN: costs.clearing(4 * work.gathered),
+            costs.CLEARING: costs.clearing(4 * work.gathered),
         }
     phases = math.prod(spec.strides) if spec.role == "input" else 1
     if grouped:
         return {
             "grouped call": 1,
             "grouped phases": phases - 1,
-            "grouped macs": work.slid,
+            "macs": work.slid,
             "grouped moved": work.gathered + work.result,
         }
     window, strides, sizes = spec.window, spec.strides, spec.output_shape[1:-1]
@@ -99,7 +99,7 @@ def terms(spec: ConvSpec) -> costs.Terms:
         "few results' macs": macs if work.results < costs.VECTOR else 0.0,
         "moved": moved,
         "kernel floats": kernel_floats,
-        costs.KNOWN: costs.clearing_of_kernel(4 * kernel_floats),
+        costs.CLEARING: costs.clearing_of_kernel(4 * kernel_floats),
         "floats": work.floats + (work.result if phases > 1 else 0.0),
         "floats in turn": work.floats if spec.input_shape[0] > 1 and 4 * moved > MAX_PRODUCT_BYTES else 0.0,
         "large": costs.above_cliff(8 * moved / spec.input_shape[0]),

@@ -93,7 +93,7 @@ def terms(spec: ConvSpec) -> costs.Terms:
         }
     return {
         "call": 1,
-        costs.KNOWN: costs.clearing_of_kernel(4 * kernel_floats),
+        costs.CLEARING: costs.clearing_of_kernel(4 * kernel_floats),
         "macs": tiles * kernel_floats / work.stack,
         "tile floats": tile_floats,
         "kernel floats": kernel_floats,
