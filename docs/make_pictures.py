@@ -112,8 +112,17 @@ def fields(folder):
     """Receptive fields, and windows with dilation and causal padding."""
     draw_receptive_field([FieldLayer(3)] * 2, path=folder / "two_threes.svg")
     draw_receptive_field([FieldLayer(3)] * 5, path=folder / "five_threes.svg")
-    draw_receptive_field([FieldLayer(3, padding=1), FieldLayer(2, 2), FieldLayer(3, padding=1)], path=folder / "field.svg")
-    alexnet = [FieldLayer(11, 4), FieldLayer(3, 2), FieldLayer(5, 1, 2), FieldLayer(3, 2), *[FieldLayer(3, 1, 1)] * 3, FieldLayer(3, 2)]
+    draw_receptive_field(
+        [FieldLayer(3, padding=1), FieldLayer(2, 2), FieldLayer(3, padding=1)], path=folder / "field.svg"
+    )
+    alexnet = [
+        FieldLayer(11, 4),
+        FieldLayer(3, 2),
+        FieldLayer(5, 1, 2),
+        FieldLayer(3, 2),
+        *[FieldLayer(3, 1, 1)] * 3,
+        FieldLayer(3, 2),
+    ]
     draw_receptive_field(alexnet, path=folder / "alexnet.svg")
     draw_convolution((7, 7), (3, 3), padding="VALID", kernel_dilation=2, path=folder / "dilation.svg")
     draw_convolution(8, 3, padding="CAUSAL", path=folder / "causal.svg")
