@@ -1,7 +1,8 @@
 """Programs for several devices: each device computes its own part of a windowed operation, by the form of one device.
 
-XLA's partitioner does not see into compiled kernels, and splits the forms that methods are made of badly. So a primitive in a partitioned program is lowered as one opaque operation (`custom_partitioning`) that says along which
-axes it may be split. Along batch, stack and channels each device computes with its own parts, and sums that run over
+XLA's partitioner does not see into compiled kernels, and splits the forms that methods are made of badly. So a
+primitive in a partitioned program is lowered as one opaque operation (`custom_partitioning`) that says along which axes
+it may be split. Along batch, stack and channels each device computes with its own parts, and sums that run over
 several devices are added up. Along a spatial axis each device first gets the rows that its windows reach into from its
 neighbours, and from nobody else.
 """
@@ -12,29 +13,17 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental.custom_partitioning import custom_partitioning
-from jax.extend.core import ClosedJaxpr
 from jax.sharding import NamedSharding, PartitionSpec
 
 MeshAxes = tuple[str, ...]
 """Names of the mesh axes along which one axis of an array is split, in order; none if it is whole."""
-
-
-@cache
-def needs_devices() -> ClosedJaxpr:
-    """Returns a jaxpr that tells `jax.jit` to hand the devices to lowering rules, as a parameter of an equation.
-
-    JAX does so for programs that hold a `custom_partitioning`, in equations or in their parameters.
-    """
-    marker = custom_partitioning(lambda x: x)
-    marker.def_partition(partition=lambda *_: None, sharding_rule="i -> i")
-    return jax.make_jaxpr(marker)(jax.ShapeDtypeStruct((1,), jnp.float32))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +70,7 @@ class Split:
     Args:
       operands: names of each operand's axes.
       result: names of the result's axes.
-      sizes: sizes of the names that only occur in pairs.
+      sizes: number of groups and of a group's channels, by name.
       windows: window on each spatial axis.
       fill: number that stands for the pixels beyond each operand's ends.
       dtype: dtype of the result.
@@ -97,15 +86,32 @@ class Split:
     dtype: Any
     local: Callable[[Sequence[jax.Array], Sequence[Window], Any], jax.Array]
 
-    def lower(self, whole: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-        """Returns a function that XLA splits over the devices.
+    def over_devices(self, shape: tuple[int, ...]) -> Callable[..., jax.Array]:
+        """Returns a function of the whole operands that XLA splits over the devices of its program.
 
         Args:
-          whole: function of the whole operands, for a program that turns out to be one device's.
+          shape: shape of the result.
         """
-        function = custom_partitioning(whole)
-        function.def_partition(partition=self._partition, sharding_rule=self._rule(), **self.sizes)
+        # Of the function itself JAX takes the type of the result alone: what is computed is one device's part.
+        function = custom_partitioning(lambda *operands: jnp.zeros(shape, self.dtype))
+        pairs = {factor for names in self._arrays for name in names if " " in name for factor in name.split()}
+        whole_axes = {name for names in self._arrays for name in names}
+        sizes = {factor: size for factor, size in self.sizes.items() if factor in pairs - whole_axes}
+        function.def_partition(partition=self._partition, sharding_rule=self._rule(), **sizes)
         return function
+
+    def result_spec(self, operands: Sequence[PartitionSpec]) -> PartitionSpec:
+        """Returns how the result is split where the operands are split in a certain way."""
+        axes: dict[str, Any] = {}
+        for names, spec in zip(self.operands, operands, strict=True):
+            for name, entry in zip(names, spec, strict=False):
+                if name and entry is not None:
+                    axes.setdefault(_factor(name), entry)
+        return PartitionSpec(*(axes.get(_factor(name)) if name else None for name in self.result))
+
+    @property
+    def _arrays(self) -> tuple[tuple[str, ...], ...]:
+        return (*self.operands, self.result)
 
     def _rule(self) -> str:
         """Returns the axes that are split alike, in the notation of `custom_partitioning`."""
@@ -133,7 +139,7 @@ class Split:
                 count = _count(mesh, mesh_axes)
                 factor = _factor(name)
                 is_taken = factor in axes or any(axis in taken for taken in axes.values() for axis in mesh_axes)
-                fits = self.sizes[factor] % count == 0 if " " in name else size >= count
+                fits = self.sizes[factor] % count == 0 if factor in self.sizes else size >= count
                 if factor and count > 1 and fits and not is_taken:
                     axes[factor] = mesh_axes
         return axes
@@ -152,8 +158,8 @@ class Split:
                     operands[position] = _without_rest(operands[position], axis, size, split, self.fill[position])
         windows, skipped = list(self.windows), {}
         for number, window in enumerate(self.windows):
-            split = axes.get(f"h{number}")
-            if split is None:
+            split = axes.get(f"h{number}", ())
+            if not split:
                 continue
             count, makes_image = _count(mesh, split), f"x{number}" in self.result
             source = f"y{number}" if makes_image else f"x{number}"

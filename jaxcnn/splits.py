@@ -32,15 +32,16 @@ def conv_split(spec: ConvSpec, run: Run) -> Split:
         tuple(f"{side}{axis}" if split else "" for axis, split in enumerate(is_split)) for side in ("x", "y")
     )
     whole = ("",) * spec.rank
+    group_in, group_out = spec.kernel_shape[-2], spec.kernel_shape[-1] // groups
+    kernel_in, channels_in, channels_out, sizes = "i", "i", "o", {}
     if groups > 1:
-        names = {"input": "g i", "kernel": ("", "g o"), "output": "g o"}
-        sizes = {"g": groups, "i": spec.kernel_shape[-2], "o": spec.kernel_shape[-1] // groups}
-    else:
-        names, sizes = {"input": "i", "kernel": ("i", "o"), "output": "o"}, {}
+        # A group of one channel is no axis of its own.
+        channels_in, channels_out = ("g i" if group_in > 1 else "g"), ("g o" if group_out > 1 else "g")
+        kernel_in, sizes = "", {"g": groups, "i": group_in, "o": group_out}
     axes = {
-        "input": (*lead, "n", *image, names["input"]),
-        "kernel": (*lead, *whole, *names["kernel"]),
-        "output": (*lead, "n", *outputs, names["output"]),
+        "input": (*lead, "n", *image, channels_in),
+        "kernel": (*lead, *whole, kernel_in, channels_out),
+        "output": (*lead, "n", *outputs, channels_out),
     }
     first, second = (array for role, array in axes.items() if role != spec.role)
 
@@ -106,7 +107,8 @@ def pool_split(kind: str, spec: PoolSpec, fill: Any, dtype: Any, run: Run) -> Sp
         batch, *_, channels = parts[0].shape
         image = tuple(window.image for window in windows)
         padding = tuple(window.padding for window in windows)
-        return run(*parts, dataclasses.replace(spec, input_shape=(batch, *image, channels), padding=padding))
+        part = dataclasses.replace(spec, input_shape=(batch, *image, channels), padding=padding)
+        return run(*parts, spec=part)
 
     return Split(tuple(operands), result, {}, _windows(spec), (fill, 0)[: len(operands)], dtype, local)
 
