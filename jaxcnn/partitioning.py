@@ -74,8 +74,8 @@ class Split:
       windows: window on each spatial axis.
       fill: number that stands for the pixels beyond each operand's ends.
       dtype: dtype of the result.
-      local: function from the parts of the operands, the window on each of them and the dtype of sums to a part of the
-        result.
+      local: function from the parts of the operands, the window on each of them, the pixel of the whole image at which
+        each axis of the part begins, and the dtype of sums, to a part of the result.
     """
 
     operands: tuple[tuple[str, ...], ...]
@@ -84,7 +84,7 @@ class Split:
     windows: tuple[Window, ...]
     fill: tuple[Any, ...]
     dtype: Any
-    local: Callable[[Sequence[jax.Array], Sequence[Window], Any], jax.Array]
+    local: Callable[[Sequence[jax.Array], Sequence[Window], Sequence[Any], Any], jax.Array]
 
     def over_devices(self, shape: tuple[int, ...]) -> Callable[..., jax.Array]:
         """Returns a function of the whole operands that XLA splits over the devices of its program.
@@ -100,14 +100,22 @@ class Split:
         function.def_partition(partition=self._partition, sharding_rule=self._rule(), **sizes)
         return function
 
-    def result_spec(self, operands: Sequence[PartitionSpec]) -> PartitionSpec:
-        """Returns how the result is split where the operands are split in a certain way."""
-        axes: dict[str, Any] = {}
-        for names, spec in zip(self.operands, operands, strict=True):
-            for name, entry in zip(names, spec, strict=False):
-                if name and entry is not None:
-                    axes.setdefault(_factor(name), entry)
-        return PartitionSpec(*(axes.get(_factor(name)) if name else None for name in self.result))
+    def result_sharding(self, operands: Sequence[Any], shape: Sequence[int]) -> NamedSharding:
+        """Returns how the result is split where the operands are split in a certain way.
+
+        Args:
+          operands: arrays or their types on an Explicit mesh.
+          shape: shape of the result. An axis that does not divide evenly is whole.
+        """
+        mesh = next(operand.sharding.mesh for operand in operands if not operand.sharding.mesh.empty)
+        axes = self._mesh_axes(mesh, list(zip(self.operands, operands, strict=True)))
+        parts = [axes.get(_factor(name), ()) for name in self.result]
+        return NamedSharding(
+            mesh,
+            PartitionSpec(
+                *(part if size % _count(mesh, part) == 0 else None for part, size in zip(parts, shape, strict=True))
+            ),
+        )
 
     @property
     def _arrays(self) -> tuple[tuple[str, ...], ...]:
@@ -157,22 +165,27 @@ class Split:
                     size, split = shapes[position][axis], axes[_factor(name)]
                     operands[position] = _without_rest(operands[position], axis, size, split, self.fill[position])
         windows, skipped = list(self.windows), {}
+        origins: list[Any] = [0] * len(windows)
         for number, window in enumerate(self.windows):
             split = axes.get(f"h{number}", ())
             if not split:
                 continue
             count, makes_image = _count(mesh, split), f"x{number}" in self.result
             source = f"y{number}" if makes_image else f"x{number}"
+            device = lax.axis_index(split)
             if makes_image:
                 slab, windows[number], skipped[number] = _outputs_that_reach(window, count)
+                origins[number] = device * (windows[number].image - max(skipped[number]))
+                origins[number] -= jnp.asarray(skipped[number])[device]
             else:
                 slab, windows[number] = _image_of_outputs(window, count)
+                origins[number] = jnp.asarray(slab.starts)[device]
             for position, names in enumerate(self.operands):
                 if source in names:
                     rows = _Rows(names.index(source), split, count, self.fill[position])
                     operands[position] = rows.of(operands[position], slab)
         is_narrow = bool(summed) and jnp.issubdtype(self.dtype, jnp.floating) and jnp.finfo(self.dtype).bits < 32
-        value = self.local(operands, windows, jnp.float32 if is_narrow else self.dtype)
+        value = self.local(operands, windows, origins, jnp.float32 if is_narrow else self.dtype)
         for number, skips in skipped.items():
             if max(skips):
                 start = jnp.asarray(skips)[lax.axis_index(axes[f"h{number}"])]

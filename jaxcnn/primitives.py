@@ -47,16 +47,11 @@ def _register(
 
     @primitive.def_abstract_eval
     def _abstract(*operands: Any, **params: Any) -> Any:
-        mesh = next((operand.sharding.mesh for operand in operands if _is_explicit(operand)), None)
-        if mesh is None:
+        if not any(map(_is_explicit, operands)):
             # Tracing on the abstract values keeps the mesh axes over which a value varies in shard_map.
             return jax.make_jaxpr(partial(run, **params))(*operands).out_avals[0]
-        plain = [jax.ShapeDtypeStruct(operand.shape, operand.dtype) for operand in operands]
-        result = jax.make_jaxpr(partial(run, **{**params, **dict.fromkeys(params.keys() & {"sharding"})}))(
-            *plain
-        ).out_avals[0]
-        spec = split(*operands, **params).result_spec([operand.sharding.spec for operand in operands])
-        sharding = params.get("sharding") or jax.sharding.NamedSharding(mesh, spec)
+        result = _type_of_result(run, operands, params)
+        sharding = params.get("sharding") or split(*operands, **params).result_sharding(operands, result.shape)
         return result.update(sharding=sharding)
 
     @partial(jax.jit, static_argnames=tuple(static))
@@ -96,6 +91,14 @@ def _register(
         return rule(context, *operands, **params)
 
     mlir.register_lowering(primitive, lower_on_cpu, platform="cpu")
+
+
+def _type_of_result(run: Callable[..., jax.Array], operands: Sequence[Any], params: dict[str, Any]) -> Any:
+    """Returns the type of a primitive's result from operands whose shardings do not matter."""
+    plain = [jax.ShapeDtypeStruct(operand.shape, operand.dtype) for operand in operands]
+    return jax.make_jaxpr(partial(run, **{**params, **dict.fromkeys(params.keys() & {"sharding"})}))(*plain).out_avals[
+        0
+    ]
 
 
 def _is_explicit(aval: Any) -> bool:
@@ -311,7 +314,7 @@ def _pool_primitive(name: str, run: Callable[..., jax.Array], static: Sequence[s
 
         spec = _pool_spec_of(operands[0], {**params, "sharding": None}, params.get("input_size"))
         fill = pool_identity(params["mode"], operands[0].dtype) if "mode" in params else 0
-        dtype = jax.eval_shape(partial(run, **params), *operands).dtype
+        dtype = _type_of_result(run, operands, params).dtype
         return pool_split(name, spec, fill, dtype, run_part)
 
     _register(primitive, run, split, static)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxcnn.lowering.spec import ConvSpec, PoolSpec
@@ -40,12 +41,13 @@ def conv_split(spec: ConvSpec, run: Run) -> Split:
         kernel_in, sizes = "", {"g": groups, "i": group_in, "o": group_out}
     axes = {
         "input": (*lead, "n", *image, channels_in),
-        "kernel": (*lead, *whole, kernel_in, channels_out),
         "output": (*lead, "n", *outputs, channels_out),
+        "kernel": (*lead, *whole, kernel_in, channels_out),
     }
     first, second = (array for role, array in axes.items() if role != spec.role)
 
-    def local(operands: Sequence[jax.Array], windows: Sequence[Window], dtype: Any) -> jax.Array:
+    def local(operands: Sequence[jax.Array], windows: Sequence[Window], origins: Any, dtype: Any) -> jax.Array:
+        del origins
         return run(*operands, _local_conv(spec, [operand.shape for operand in operands], windows, dtype))
 
     return Split((first, second), axes[spec.role], sizes, _windows(spec), (0, 0), spec.out_dtype, local)
@@ -102,15 +104,58 @@ def pool_split(kind: str, spec: PoolSpec, fill: Any, dtype: Any, run: Run) -> Sp
     """
     *operands, result = (("n", *(f"{side}{axis}" for axis in range(spec.rank)), "c") for side in _POOL_AXES[kind])
 
-    def local(parts: Sequence[jax.Array], windows: Sequence[Window], dtype: Any) -> jax.Array:
-        del dtype
+    def local(parts: Sequence[jax.Array], windows: Sequence[Window], origins: Any, dtype: Any) -> jax.Array:
         batch, *_, channels = parts[0].shape
         image = tuple(window.image for window in windows)
-        padding = tuple(window.padding for window in windows)
-        part = dataclasses.replace(spec, input_shape=(batch, *image, channels), padding=padding)
-        return run(*parts, spec=part)
+        part = dataclasses.replace(
+            spec, input_shape=(batch, *image, channels), padding=tuple(window.padding for window in windows)
+        )
+        places = _Places(spec, image, origins)
+        value = run(parts[0], *map(places.to_part, parts[1:]), spec=part)
+        return (places.to_whole(value) if kind == "winner" else value).astype(dtype)
 
-    return Split(tuple(operands), result, {}, _windows(spec), (fill, 0)[: len(operands)], dtype, local)
+    return Split(tuple(operands), result, {}, _windows(spec), (fill, -1)[: len(operands)], dtype, local)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Places:
+    """Flat indices of pixels in the plane of a whole image, and in that of one device's part of it.
+
+    Args:
+      spec: the whole pool.
+      image: pixels of the part on each spatial axis.
+      origins: pixel of the whole at which the part begins, on each spatial axis.
+    """
+
+    spec: PoolSpec
+    image: tuple[int, ...]
+    origins: Sequence[Any]
+
+    def to_part(self, index: jax.Array) -> jax.Array:
+        """Returns indices into the part; -1 of a pixel that lies in another part, and of none."""
+        coordinates = jnp.unravel_index(jnp.maximum(index, 0), self.spec.input_shape[1:-1])
+        shifted = [coordinate - origin for coordinate, origin in zip(coordinates, self.origins, strict=True)]
+        return _raveled(shifted, self.image, index >= 0)
+
+    def to_whole(self, index: jax.Array) -> jax.Array:
+        """Returns indices into the whole image; -1 of none."""
+        coordinates = []
+        for coordinate, origin, gap in zip(
+            jnp.unravel_index(jnp.maximum(index, 0), self.image), self.origins, self.spec.window_dilation, strict=True
+        ):
+            pixel = coordinate + origin
+            # Where padding won, all pixels equal it, and the first real one wins.
+            coordinates.append(jnp.where(pixel < 0, pixel + -(pixel // gap) * gap, pixel))
+        return _raveled(coordinates, self.spec.input_shape[1:-1], index >= 0)
+
+
+def _raveled(coordinates: Sequence[jax.Array], sizes: Sequence[int], is_valid: jax.Array) -> jax.Array:
+    """Returns flat indices of coordinates, -1 where they lie outside or are not valid."""
+    flat = jnp.zeros(is_valid.shape, jnp.int32)
+    for coordinate, size in zip(coordinates, sizes, strict=True):
+        is_valid &= (coordinate >= 0) & (coordinate < size)
+        flat = flat * size + coordinate.astype(jnp.int32)
+    return jnp.where(is_valid, flat, -1)
 
 
 def _windows(spec: ConvSpec | PoolSpec) -> tuple[Window, ...]:
