@@ -25,7 +25,7 @@ from jaxcnn.geometry import IntOrInts, Ints, Padding, Pair, axis_values
 from jaxcnn.layout import Layout
 from jaxcnn.lowering.pools.direct import pool_identity
 from jaxcnn.options import PoolGeometry, PoolOptions, frozen, window_order
-from jaxcnn.primitives import batch_sharding, extremum_p, select_p, window_sum_p, winner_p
+from jaxcnn.primitives import extremum_p, select_p, window_sum_p, winner_p
 
 
 def max_pool(
