@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -58,6 +59,24 @@ def is_partitioned(context: mlir.LoweringRuleContext) -> bool:
     if hasattr(axes, "num_devices"):
         return axes.num_devices not in (None, 1)
     return axes.mesh.size > 1 and set(axes.manual_axes) != set(axes.mesh.axis_names)
+
+
+def with_devices(context: mlir.LoweringRuleContext) -> mlir.LoweringRuleContext | None:
+    """Returns a context in which `custom_partitioning` can be lowered; None where no mesh is known for all devices.
+
+    JAX tells lowering rules of a mesh only in programs that hold a `custom_partitioning`. Here it is the one that the
+    operands lie on. Which devices stand for it does not matter: parts are told by the names of the mesh's axes.
+    """
+    axes: Any = context.module_context.axis_context
+    if not hasattr(axes, "num_devices") or axes.num_devices is None:
+        return None
+    shardings = (getattr(aval, "sharding", None) for aval in context.avals_in)
+    meshes = {sharding.mesh for sharding in shardings if sharding is not None and not sharding.mesh.empty}
+    devices = axes.device_assignment or tuple(jax.devices()[: axes.num_devices])
+    if len(meshes) != 1 or {mesh.size for mesh in meshes} != {axes.num_devices} or len(devices) != axes.num_devices:
+        return None
+    known = replace(axes, device_assignment=devices, abstract_mesh=meshes.pop())
+    return context.replace(module_context=context.module_context.replace(axis_context=known))
 
 
 def row_major(value: jax.Array) -> jax.Array:

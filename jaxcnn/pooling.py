@@ -25,7 +25,7 @@ from jaxcnn.geometry import IntOrInts, Ints, Padding, Pair, axis_values
 from jaxcnn.layout import Layout
 from jaxcnn.lowering.pools.direct import pool_identity
 from jaxcnn.options import PoolGeometry, PoolOptions, frozen, window_order
-from jaxcnn.primitives import batch_sharding, extremum_p, select_p, window_sum_p, winner_p
+from jaxcnn.primitives import extremum_p, select_p, window_sum_p, winner_p
 
 
 def max_pool(
@@ -498,8 +498,10 @@ def _unpool(values: jax.Array, indices: jax.Array, *, output_shape: Any, layout:
     # cannot hold such an index.
     positions = indices.astype(integer_at_least_int32(indices.dtype)).reshape(batch, pixels, features)
     positions = jnp.where(positions < 0, jnp.asarray(plane, positions.dtype), positions)
-    rows, columns = np.arange(batch)[:, None, None], np.arange(features)[None, None, :]
-    sharding = batch_sharding(flat)
-    result = jnp.zeros((batch, plane, features), values.dtype, device=sharding)
-    result = result.at[rows, positions, columns].set(flat, mode="drop", out_sharding=sharding)
+
+    def unpooled(values: jax.Array, positions: jax.Array) -> jax.Array:
+        return jnp.zeros(plane, values.dtype).at[positions].set(values, mode="drop")
+
+    # Mapped over images and features, so that a program for several devices splits along both.
+    result = jax.vmap(jax.vmap(unpooled, -1, -1))(flat, positions)
     return order.from_canonical(result.reshape(batch, *sizes, features), batch_shape)

@@ -22,22 +22,37 @@ from jax.extend import source_info_util
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from jaxcnn._compat import is_partitioned, varying_axes
+from jaxcnn._compat import is_partitioned, varying_axes, with_devices
 from jaxcnn.lowering import choice
+from jaxcnn.lowering.pools.direct import pool_identity
 from jaxcnn.lowering.spec import ConvSpec, PoolSpec, Role, conv_spec
+from jaxcnn.partitioning import Split
+from jaxcnn.splits import conv_split, pool_split
 
 # The source line of an operation is the user's that called jaxcnn, in profiles as in summaries.
 source_info_util.register_exclusion(os.path.join(os.path.dirname(__file__), ""))
 
 
-def _register(primitive: Primitive, run: Callable[..., jax.Array], static: Sequence[str]) -> None:
-    """Defines a primitive's evaluation, eager, abstract and lowered, by a function of its operands and parameters."""
+def _register(
+    primitive: Primitive, run: Callable[..., jax.Array], split: Callable[..., Split], static: Sequence[str]
+) -> None:
+    """Defines a primitive's evaluation, eager, abstract and lowered.
+
+    Args:
+      primitive: the primitive.
+      run: function of its operands and parameters.
+      split: function of its abstract operands and parameters, which returns how it is split over devices.
+      static: names of its parameters.
+    """
 
     @primitive.def_abstract_eval
     def _abstract(*operands: Any, **params: Any) -> Any:
-        # Tracing on the abstract values keeps what a bare shape and dtype would lose: explicit sharding and the mesh
-        # axes over which a value varies in shard_map.
-        return jax.make_jaxpr(partial(run, **params))(*operands).out_avals[0]
+        if not any(map(_is_explicit, operands)):
+            # Tracing on the abstract values keeps the mesh axes over which a value varies in shard_map.
+            return jax.make_jaxpr(partial(run, **params))(*operands).out_avals[0]
+        result = _type_of_result(run, operands, params)
+        sharding = params.get("sharding") or split(*operands, **params).result_sharding(operands, result.shape)
+        return result.update(sharding=sharding)
 
     @partial(jax.jit, static_argnames=tuple(static))
     def apply(*operands: jax.Array, **params: Any) -> jax.Array:
@@ -60,20 +75,35 @@ def _register(primitive: Primitive, run: Callable[..., jax.Array], static: Seque
 
     def run_on(platform: str, *operands: jax.Array, **params: Any) -> jax.Array:
         # On an Explicit mesh each reshape needs a sharding for its result, which only `direct` gives.
-        return run(*operands, platform=None if any(map(_is_explicit, operands)) else platform, **params)
+        return run(
+            *operands, platform=None if any(map(_is_explicit, map(jax.typeof, operands))) else platform, **params
+        )
 
     mlir.register_lowering(primitive, mlir.lower_fun(partial(run_on, "accelerator"), multiple_results=False))
 
     def lower_on_cpu(context: mlir.LoweringRuleContext, *operands: Any, **params: Any) -> Any:
-        xla_only = context.module_context.lowering_parameters.for_export or is_partitioned(context)
+        for_export = context.module_context.lowering_parameters.for_export
+        xla_only = for_export or is_partitioned(context)
+        if xla_only and not for_export and (with_mesh := with_devices(context)) is not None:
+            parts = split(*context.avals_in, **params).over_devices(context.avals_out[0].shape)
+            return mlir.lower_fun(parts, multiple_results=False)(with_mesh, *operands)
         rule = mlir.lower_fun(partial(run_on, "cpu", xla_only=xla_only), multiple_results=False)
         return rule(context, *operands, **params)
 
     mlir.register_lowering(primitive, lower_on_cpu, platform="cpu")
 
 
-def _is_explicit(operand: jax.Array) -> bool:
-    return jax.sharding.AxisType.Explicit in jax.typeof(operand).sharding.mesh.axis_types
+def _type_of_result(run: Callable[..., jax.Array], operands: Sequence[Any], params: dict[str, Any]) -> Any:
+    """Returns the type of a primitive's result from operands whose shardings do not matter."""
+    plain = [jax.ShapeDtypeStruct(operand.shape, operand.dtype) for operand in operands]
+    return jax.make_jaxpr(partial(run, **{**params, **dict.fromkeys(params.keys() & {"sharding"})}))(*plain).out_avals[
+        0
+    ]
+
+
+def _is_explicit(aval: Any) -> bool:
+    sharding = getattr(aval, "sharding", None)
+    return sharding is not None and jax.sharding.AxisType.Explicit in sharding.mesh.axis_types
 
 
 # Convolution. No parameter may be called g, x or y: ad.defbilinear uses these names.
@@ -87,10 +117,17 @@ def _run_conv(
     lhs: jax.Array, rhs: jax.Array, *, spec: ConvSpec, method: str, platform: str | None = None, **program: Any
 ) -> jax.Array:
     spec = dataclasses.replace(spec, platform=platform, **program)
+    # Without a platform only the type of the result matters.
+    method = method if platform else "direct"
     return choice.METHODS[choice.choose(spec, method, platform).method].lower(lhs, rhs, spec)
 
 
-_register(conv_p, _run_conv, ("spec", "method", "sharding"))
+def _split_conv(lhs: Any, rhs: Any, *, spec: ConvSpec, method: str, **program: Any) -> Split:
+    del program
+    return conv_split(spec, lambda lhs, rhs, part: _run_conv(lhs, rhs, spec=part, method=method, platform="cpu"))
+
+
+_register(conv_p, _run_conv, _split_conv, ("spec", "method", "sharding"))
 
 
 def bind_conv(lhs: jax.Array, rhs: jax.Array, *, method: str, sharding: Any = None, **options: Any) -> jax.Array:
@@ -266,8 +303,21 @@ def _pool_batching_rule(
 
 
 def _pool_primitive(name: str, run: Callable[..., jax.Array], static: Sequence[str]) -> Primitive:
-    primitive = Primitive(name)
-    _register(primitive, run, static)
+    primitive = Primitive(f"jaxcnn_{name}")
+
+    def split(*operands: Any, **params: Any) -> Split:
+        options = {key: value for key, value in params.items() if key not in ("padding", "input_size", "sharding")}
+
+        def run_part(*parts: jax.Array, spec: PoolSpec) -> jax.Array:
+            sizes = {"input_size": spec.input_shape[1:-1], "sharding": None} if "input_size" in params else {}
+            return run(*parts, **options, **sizes, padding=spec.padding, platform="cpu")
+
+        spec = _pool_spec_of(operands[0], {**params, "sharding": None}, params.get("input_size"))
+        fill = pool_identity(params["mode"], operands[0].dtype) if "mode" in params else 0
+        dtype = _type_of_result(run, operands, params).dtype
+        return pool_split(name, spec, fill, dtype, run_part)
+
+    _register(primitive, run, split, static)
     batching.primitive_batchers[primitive] = partial(_pool_batching_rule, primitive)
     return primitive
 
@@ -317,12 +367,12 @@ def _run_window_spread(
     return choice.pool_method(spec, platform).window_spread(operand, spec)
 
 
-extremum_p = _pool_primitive("jaxcnn_extremum", _run_extremum, (*_POOL_STATIC, "mode"))
-winner_p = _pool_primitive("jaxcnn_winner", _run_winner, (*_POOL_STATIC, "mode"))
-select_p = _pool_primitive("jaxcnn_select", _run_select, _POOL_STATIC)
-scatter_p = _pool_primitive("jaxcnn_scatter", _run_scatter, (*_POOL_STATIC, "input_size", "sharding"))
-window_sum_p = _pool_primitive("jaxcnn_window_sum", _run_window_sum, _POOL_STATIC)
-window_spread_p = _pool_primitive("jaxcnn_window_spread", _run_window_spread, (*_POOL_STATIC, "input_size", "sharding"))
+extremum_p = _pool_primitive("extremum", _run_extremum, (*_POOL_STATIC, "mode"))
+winner_p = _pool_primitive("winner", _run_winner, (*_POOL_STATIC, "mode"))
+select_p = _pool_primitive("select", _run_select, _POOL_STATIC)
+scatter_p = _pool_primitive("scatter", _run_scatter, (*_POOL_STATIC, "input_size", "sharding"))
+window_sum_p = _pool_primitive("window_sum", _run_window_sum, _POOL_STATIC)
+window_spread_p = _pool_primitive("window_spread", _run_window_spread, (*_POOL_STATIC, "input_size", "sharding"))
 
 
 def _extremum_jvp(primals: Sequence[Any], tangents: Sequence[Any], **params: Any) -> tuple[jax.Array, jax.Array]:
