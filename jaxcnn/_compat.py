@@ -1,4 +1,4 @@
-"""What JAX's releases spell differently, or offer in no single call."""
+"""Parts of JAX that its releases spell differently, or that it offers in no single call."""
 
 from __future__ import annotations
 
@@ -14,20 +14,19 @@ from jax.extend.core import Primitive
 from jax.interpreters import mlir
 
 FAST_CONVOLUTION = jax.__version_info__ >= (0, 11)
-"""Whether XLA's dense convolution on CPU is as fast as its product of matrices for windows along one axis, and for few
-or uneven features: 1x7 over 56x56x64 takes 1.8 ms on jax 0.10.2 (the product 1.0), 1.07 (1.2) on 0.11.2 and 1.05 (1.08)
-on 0.12.0; 40 shapes drawn at random take 1.08 times as long by products on 0.12.0."""
+"""True where XLA's dense convolution on CPU is as fast as its product of matrices for windows along one axis, and for
+few or uneven features."""
 
 
 def varying_axes(value: Any) -> frozenset[str]:
-    """The manual mesh axes over which a value varies inside `jax.shard_map`."""
+    """Returns the manual mesh axes over which a value varies inside `jax.shard_map`."""
     aval = jax.typeof(value)
     manual = getattr(aval, "manual_axis_type", None)
     return manual.varying if manual is not None else getattr(aval, "vma", frozenset())
 
 
 def example(shape: tuple[int, ...], dtype: Any, sharding: Any, *operands: jax.Array) -> Any:
-    """What `jax.linear_transpose` may take for an argument of that type that varies over the operands' mesh axes."""
+    """Returns an argument of that type for `jax.linear_transpose`, which varies over the operands' mesh axes."""
     axes = frozenset().union(*map(varying_axes, operands))
     if axes:
         return lax.pcast(jnp.zeros(shape, dtype), tuple(sorted(axes)), to="varying")
@@ -36,7 +35,7 @@ def example(shape: tuple[int, ...], dtype: Any, sharding: Any, *operands: jax.Ar
 
 @cache
 def shard_map_primitive() -> Primitive:
-    """The primitive of `jax.shard_map`, which has no public name, from a trace that needs no device."""
+    """Returns the primitive of `jax.shard_map`, which has no public name, from a trace that needs no device."""
     spec = jax.sharding.PartitionSpec()
     mesh = jax.sharding.AbstractMesh((1,), ("a",), axis_types=(jax.sharding.AxisType.Auto,))
     with jax.sharding.use_abstract_mesh(mesh):
@@ -45,20 +44,20 @@ def shard_map_primitive() -> Primitive:
 
 
 def manual_axes(params: dict[str, Any]) -> Any:
-    """The mesh axes over which a `jax.shard_map`, given by its equation's parameters, is manual."""
+    """Returns the mesh axes over which a `jax.shard_map`, given by its equation's parameters, is manual."""
     return params["newly_manual_axes"] if "newly_manual_axes" in params else params["manual_axes"]
 
 
 @cache
 def custom_vmap_primitive() -> Primitive:
-    """The primitive of `jax.custom_batching.custom_vmap`, which has no public name."""
+    """Returns the primitive of `jax.custom_batching.custom_vmap`, which has no public name."""
     mapped = custom_vmap(lambda x: x)
     mapped.def_vmap(lambda size, batched, x: (x, batched[0]))
     return jax.make_jaxpr(mapped)(jax.ShapeDtypeStruct((), jnp.float32)).eqns[0].primitive
 
 
 def is_partitioned(context: mlir.LoweringRuleContext) -> bool:
-    """Whether XLA will partition the program that is lowered over several devices, `jax.shard_map` apart."""
+    """Returns whether XLA will partition the lowered program over several devices, other than by `jax.shard_map`."""
     axes = context.module_context.axis_context
     if hasattr(axes, "num_devices"):
         return axes.num_devices not in (None, 1)
@@ -66,5 +65,5 @@ def is_partitioned(context: mlir.LoweringRuleContext) -> bool:
 
 
 def row_major(value: jax.Array) -> jax.Array:
-    """The value laid out in memory in the order of its axes, which also keeps XLA from fusing it into what reads it."""
+    """Lays a value out in memory in the order of its axes, which also keeps XLA from fusing it into its readers."""
     return with_layout_constraint(value, Layout(tuple(range(value.ndim))))

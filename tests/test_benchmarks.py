@@ -35,10 +35,10 @@ CLASSES = [
 NOT_MEASURED = {
     "RankCurve": "a record",
     "LayerReport": "a row of a report",
-    "Layer": "arithmetic on integers",
+    "FieldLayer": "arithmetic on integers",
     "ReceptiveField": "arithmetic on integers",
-    "Report": "what substitute says of its result",
-    "Row": "a row of what summarize returns",
+    "SubstitutionReport": "what substitute says of its result",
+    "SummaryRow": "a row of what summarize returns",
     "Substitution": "what substitute returns",
     "Summary": "what summarize returns",
     "TradeOff": "a record",

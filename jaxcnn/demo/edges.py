@@ -147,13 +147,13 @@ def run_edges(
         text=(
             f"The trained edge detector HED (13 convolutions of VGG-16) on {name}, {height} x {width} pixels: "
             f"dense, and with its 3x3 kernels replaced by pairs of 3x1 and 1x3 kernels that keep at most {share:.4g} "
-            f"of the network's MACs ({found.report.macs:.4f}), by jaxcnn.substitute: each layer as many as serve the "
-            f"whole best. The pairs are {how}; nothing was trained again."
+            f"of the network's MACs ({found.report.macs_share:.4f}), by jaxcnn.substitute: each layer as many as serve "
+            f"the whole best. The pairs are {how}; nothing was trained again."
         ),
         figures=(
             ("Edge detector, same kernels by jaxcnn: times faster", f"{whole['before'] / whole['exact']:.2f}x"),
             ("Edge detector, pairs of kernels: times faster", f"{whole['before'] / whole['after']:.2f}x"),
-            ("Edge detector: times fewer MACs", f"{1 / found.report.macs:.2f}x"),
+            ("Edge detector: times fewer MACs", f"{1 / found.report.macs_share:.2f}x"),
             ("Relative error of the edge map", f"{error:.3f}"),
             ("Edge F1, same pixel", f"{exact:.3f}"),
             ("Edge F1, within 1 pixel", f"{near:.3f}"),
@@ -176,7 +176,7 @@ def _first_result(name: str, seconds: Mapping[str, float]) -> str:
     )
 
 
-def _layer_table(report: jaxcnn.Report, whole: Mapping[str, float]) -> Table:
+def _layer_table(report: jaxcnn.SubstitutionReport, whole: Mapping[str, float]) -> Table:
     """One row for each layer, then the network run as a whole."""
     rows: list[tuple[str, ...]] = []
     for row in report.rows:

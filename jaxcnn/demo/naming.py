@@ -183,7 +183,7 @@ def _compare_pairs(
         _named(jaxcnn.accelerate(of_weights.apply), of_weights.params, inputs),
         _named(paired, fitted.params, inputs),
     )
-    return _pair_table(dense, with_pairs, seconds, fitted.report.macs)
+    return _pair_table(dense, with_pairs, seconds, fitted.report.macs_share)
 
 
 def _measure(

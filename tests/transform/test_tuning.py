@@ -134,7 +134,7 @@ def test_direct_is_kept_where_it_is_as_fast():
 
 
 def test_programs_that_take_absurdly_long_to_compile_are_not_measured(monkeypatch):
-    monkeypatch.setattr(tuning, "_LARGEST_PROGRAM", 0)
+    monkeypatch.setattr(tuning, "_MAX_PROGRAM_EQUATIONS", 0)
     monkeypatch.setattr(clock, "_MOST_ROUNDS", 3)
     (entry,) = jaxcnn.tune(jaxcnn.depthwise_conv, X, KERNEL, seconds=60).entries
     assert {name for name, _ in entry.milliseconds} == {"direct", choice.choose(entry.spec, "auto", "cpu").method}

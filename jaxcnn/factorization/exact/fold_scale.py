@@ -11,6 +11,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from jaxcnn.chain import KernelChain
+from jaxcnn.errors import ErrorPrefix
 from jaxcnn.layout import Layout, parse_layout
 
 
@@ -69,7 +70,8 @@ def fold_scale(
             f"fold_scale: kernel must have at least one window axis, an input and an output feature axis, "
             f"got shape {array.shape}"
         )
-    out_axis = parse_layout("fold_scale", None if chain else layout, array.ndim - 2).kernel_axes[-1]
+    with ErrorPrefix("fold_scale"):
+        out_axis = parse_layout(None if chain else layout, array.ndim - 2).kernel_axes[-1]
     features = array.shape[out_axis]
     dtype = jnp.result_type(array)
     if not jnp.issubdtype(dtype, jnp.inexact):

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxcnn.chain import KernelChain
+from jaxcnn.errors import ErrorPrefix
 from jaxcnn.layout import Layout, parse_layout
 
 
@@ -63,7 +64,8 @@ def merge(
             f"merge: all kernels must have the same number of axes, at least one window axis and two feature axes, "
             f"got {shapes}"
         )
-    order = parse_layout("merge", layout, len(shapes[0]) - 2)
+    with ErrorPrefix("merge"):
+        order = parse_layout(layout, len(shapes[0]) - 2)
     *window_axes, in_axis, out_axis = order.kernel_axes
     if len({(shape[in_axis], shape[out_axis]) for shape in shapes}) > 1:
         raise ValueError(f"merge: all kernels must have the same input and output channels, got {shapes}")

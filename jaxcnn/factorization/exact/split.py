@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxcnn.arguments import IntOrInts
 from jaxcnn.chain import KernelChain
-from jaxcnn.geometry import Padding, Pair, axis_values, dilated_size, resolve_padding
+from jaxcnn.errors import ErrorPrefix
+from jaxcnn.geometry import IntOrInts, Padding, Pair, axis_values, dilated_size, resolve_padding
 from jaxcnn.layout import Layout, parse_layout
 
 Piece = tuple[jax.Array, tuple[Pair, ...]]
@@ -61,23 +61,23 @@ def split(
     References:
       Ding, Zhang, Han and Ding, "Scaling up your kernels to 31x31", 2022, on large kernels and what runs them.
     """
-    operation = "split"
-    if isinstance(kernel, KernelChain):
-        raise TypeError(f"{operation}: kernel is a KernelChain; its dense kernel is chain.dense()")
-    array = jnp.asarray(kernel)
-    if array.ndim < 3:
-        raise ValueError(
-            f"{operation}: kernel must have at least one window axis, an input and an output feature axis, "
-            f"got shape {array.shape}"
-        )
-    rank = array.ndim - 2
-    window_axes = parse_layout(operation, layout, rank).kernel_axes[:rank]
-    window = [array.shape[axis] for axis in window_axes]
-    largest = axis_values(operation, "window_shape", window_shape, rank)
-    dilation = axis_values(operation, "kernel_dilation", kernel_dilation, rank)
-    extents = tuple(map(dilated_size, window, dilation))
-    # At stride 1 the padding of a name depends on the window alone, so any image size will do.
-    pairs = resolve_padding(operation, padding, extents, extents, (1,) * rank)
+    with ErrorPrefix("split"):
+        if isinstance(kernel, KernelChain):
+            raise TypeError("kernel is a KernelChain; its dense kernel is chain.dense()")
+        array = jnp.asarray(kernel)
+        if array.ndim < 3:
+            raise ValueError(
+                "kernel must have at least one window axis, an input and an output feature axis, "
+                f"got shape {array.shape}"
+            )
+        rank = array.ndim - 2
+        window_axes = parse_layout(layout, rank).kernel_axes[:rank]
+        window = [array.shape[axis] for axis in window_axes]
+        largest = axis_values("window_shape", window_shape, rank)
+        dilation = axis_values("kernel_dilation", kernel_dilation, rank)
+        extents = tuple(map(dilated_size, window, dilation))
+        # At stride 1 the padding of a name depends on the window alone, so any image size will do.
+        pairs = resolve_padding(padding, extents, extents, (1,) * rank)
     starts = (range(0, size, most) for size, most in zip(window, largest, strict=True))
     pieces = []
     for start in itertools.product(*starts):

@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcnn.arguments import group_count
 from jaxcnn.chain import KernelChain
+from jaxcnn.errors import ErrorPrefix
 from jaxcnn.layout import Layout, parse_layout
+from jaxcnn.options import group_count
 
 
 def grouped_kernel(operation: str, kernel: Any, feature_group_count: int, layout: Layout) -> np.ndarray:
@@ -37,8 +38,9 @@ def grouped_kernel(operation: str, kernel: Any, feature_group_count: int, layout
     wide = array.astype(np.complex128 if jnp.issubdtype(array.dtype, jnp.complexfloating) else np.float64)
     if not np.isfinite(wide).all():
         raise ValueError(f"{operation}: kernel has {int((~np.isfinite(wide)).sum())} values that are NaN or infinite")
-    wide = parse_layout(operation, layout, array.ndim - 2).kernel_to_canonical(wide)
-    groups = group_count(operation, feature_group_count)
+    with ErrorPrefix(operation):
+        wide = parse_layout(layout, array.ndim - 2).kernel_to_canonical(wide)
+        groups = group_count(feature_group_count)
     if wide.shape[-1] % groups:
         raise ValueError(
             f"{operation}: the kernel's {wide.shape[-1]} output channels do not divide into "

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxcnn.arguments import frozen
 from jaxcnn.chain import KernelChain
+from jaxcnn.errors import ErrorPrefix
 from jaxcnn.factorization.numerics.blocks import chain_of_blocks, grouped_kernel
 from jaxcnn.factorization.numerics.link_products import Links
 from jaxcnn.factorization.numerics.ranks import check_rank, chosen_tolerance
@@ -17,6 +17,7 @@ from jaxcnn.factorization.numerics.stack_als import EXACT_ERROR, fit_links
 from jaxcnn.factorization.schemes.scheme import RankTable, Scheme, Shape, all_up_to, split_shape
 from jaxcnn.geometry import axis_values
 from jaxcnn.layout import Layout
+from jaxcnn.options import frozen
 
 
 def stack(
@@ -75,7 +76,8 @@ def stack(
     if np.iscomplexobj(blocks):
         raise TypeError(f"{operation}: kernel must be of real floats, got dtype {dtype}")
     *window, in_features, out_features = blocks.shape[1:]
-    sizes = tuple(axis_values(operation, "windows", size, len(window)) for size in frozen(tuple(windows)))
+    with ErrorPrefix(operation):
+        sizes = tuple(axis_values("windows", size, len(window)) for size in frozen(tuple(windows)))
     if len(sizes) < 2:
         raise ValueError(f"{operation}: there must be at least two windows, got {windows!r}")
     composed = [sum(axis) - len(axis) + 1 for axis in zip(*sizes, strict=True)]

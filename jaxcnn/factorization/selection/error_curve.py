@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from jaxcnn.arguments import IntOrInts
 from jaxcnn.factorization.selection.candidates import GivenKernel, SchemeCandidates
 from jaxcnn.factorization.selection.workload import Workload
-from jaxcnn.geometry import Padding
+from jaxcnn.geometry import IntOrInts, Padding
 from jaxcnn.layout import Layout
 
 

@@ -7,13 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from jaxcnn.arguments import IntOrInts
 from jaxcnn.chain import KernelChain
 from jaxcnn.factorization.numerics.ranks import check_tolerance
 from jaxcnn.factorization.schemes.registry import SCHEMES
 from jaxcnn.factorization.selection.candidates import FAST_MULTIPLES, GivenKernel, SchemeCandidates, candidates_of
 from jaxcnn.factorization.selection.workload import Workload
-from jaxcnn.geometry import Padding
+from jaxcnn.geometry import IntOrInts, Padding
 from jaxcnn.layout import Layout
 
 _MAX_SEARCHED_WEIGHTS = 10_000

@@ -7,12 +7,11 @@ import operator
 from collections.abc import Sequence
 from typing import Any
 
-from jaxcnn.arguments import IntOrInts
 from jaxcnn.factorization.numerics.ranks import check_tolerance, evbmf_rank
 from jaxcnn.factorization.numerics.svd import singular_values
 from jaxcnn.factorization.selection.candidates import GivenKernel, SchemeCandidates
 from jaxcnn.factorization.selection.workload import Workload
-from jaxcnn.geometry import Padding
+from jaxcnn.geometry import IntOrInts, Padding
 from jaxcnn.layout import Layout
 
 

@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcnn.arguments import frozen
 from jaxcnn.chain import KernelChain
 from jaxcnn.convolution import conv
 from jaxcnn.cost import conv_cost
 from jaxcnn.layout import Layout
+from jaxcnn.options import frozen
 
 _BLOCK_SECONDS = 0.02
 _BLOCKS = 5

@@ -324,7 +324,7 @@ def test_a_kernel_large_enough_for_the_gram_path(rng):
 @pytest.mark.parametrize(
     ("shape", "options", "error", "message"),
     [
-        ((3, 2, 2), {}, ValueError, r"separable: cannot represent this kernel: it needs two or more window axes, .* \(3,\)"),
+        ((3, 2, 2), {}, ValueError, r"separable: cannot represent .* two or more window axes, .* window is \(3,\)"),
         ((3, 2), {}, ValueError, r"separable: kernel must have at least one window axis.* got shape \(3, 2\)"),
         ((3, 3, 2, 4), {"rank": 2, "tolerance": 0.1}, ValueError, r"give rank or tolerance, not both, got 2 and 0\.1"),
         ((3, 3, 2, 4), {"rank": 7}, ValueError, r"separable: rank must be between 1 and 6, the full rank, got 7"),

@@ -43,7 +43,7 @@ def test_harm_is_the_squared_error_of_the_results_where_one_layer_errs():
         for chain, error in sorted(layer.probes, key=lambda probe: probe[1]):
             results = two_layers({**params, layer.name: chain.dense()}, IMAGE)
             squares.append(relative_error(results, expected) ** 2)
-            assert found.harms[index].of(error) == pytest.approx(max(squares), rel=1e-3)
+            assert found.harms[index].squared_error(error) == pytest.approx(max(squares), rel=1e-3)
 
 
 def test_floats_are_the_floating_results_alone_and_complex_ones_twice():

@@ -12,7 +12,7 @@ from jax import lax
 
 import jaxcnn
 from jaxcnn.transform.chains.placement import Placement
-from jaxcnn.transform.chains.with_chains import chained
+from jaxcnn.transform.chains.with_chains import apply_with_chains
 from support import chains
 from support.arrays import jax_normal
 from support.chains import (
@@ -284,11 +284,11 @@ def test_scans_in_scans():
 
         return lax.scan(outer, x, ws)[0]
 
-    actual = chained(f, {"argument 0": placement})(own, X)
+    actual = apply_with_chains(f, {"argument 0": placement})(own, X)
     np.testing.assert_allclose(actual, f(dense(own, 2), X), atol=1e-5)
-    dense_again = chained(lambda ws: ws, {"argument 0": placement}, materialize=True)
+    dense_again = apply_with_chains(lambda ws: ws, {"argument 0": placement}, materialize=True)
     np.testing.assert_array_equal(dense_again(own).kernels[0], own.kernels[0])
-    turned = chained(lambda ws: ws.transpose(0, 1, 5, 4, 2, 3), {"argument 0": placement}, materialize=True)
+    turned = apply_with_chains(lambda ws: ws.transpose(0, 1, 5, 4, 2, 3), {"argument 0": placement}, materialize=True)
     np.testing.assert_allclose(turned(own), dense(own, 2).transpose(0, 1, 5, 4, 2, 3), atol=1e-6)
 
 
