@@ -76,7 +76,7 @@ def split(
         largest = axis_values("window_shape", window_shape, rank)
         dilation = axis_values("kernel_dilation", kernel_dilation, rank)
         extents = tuple(map(dilated_size, window, dilation))
-        # At stride 1 a name pads by the window alone, whatever the image.
+        # At stride 1 the padding of a name depends on the window alone, so any image size will do.
         pairs = resolve_padding(padding, extents, extents, (1,) * rank)
     starts = (range(0, size, most) for size, most in zip(window, largest, strict=True))
     pieces = []
