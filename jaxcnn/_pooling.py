@@ -16,7 +16,7 @@ from jaxcnn.arguments import PoolArguments, pool_arguments, window_order
 from jaxcnn.dtypes import accumulation_dtype, floating_at_least_float32, integer_at_least_int32
 from jaxcnn.geometry import Pair, axis_values
 from jaxcnn.layout import Layout, parse_layout
-from jaxcnn.lowering.methods.direct import pool_identity
+from jaxcnn.lowering.pools.direct import pool_identity
 from jaxcnn.operands import batch_sharding, check_arrays
 from jaxcnn.primitives import extremum_p, select_p, window_sum_p, winner_p
 

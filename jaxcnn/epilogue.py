@@ -22,7 +22,8 @@ from jax.interpreters import ad, mlir
 from jaxcnn import native
 from jaxcnn._compat import is_partitioned
 from jaxcnn.lowering import choice
-from jaxcnn.lowering.spec import ConvSpec, Ints, conv_spec
+from jaxcnn.geometry import Ints
+from jaxcnn.lowering.spec import ConvSpec, conv_spec
 from jaxcnn.primitives import conv_p
 
 ACTIVATIONS = (

@@ -22,7 +22,6 @@ from jax.interpreters import ad, batching, mlir
 
 from jaxcnn._compat import is_partitioned, varying_axes
 from jaxcnn.lowering import choice
-from jaxcnn.lowering.methods import direct
 from jaxcnn.lowering.spec import PoolSpec, conv_spec
 
 # The source line of an operation is the user's that called jaxcnn, in profiles as in summaries.
@@ -64,8 +63,8 @@ def _register(primitive: Primitive, run: Callable[..., jax.Array], static: Seque
     mlir.register_lowering(primitive, mlir.lower_fun(partial(run_on, "accelerator"), multiple_results=False))
 
     def lower_on_cpu(context: mlir.LoweringRuleContext, *operands: Any, **params: Any) -> Any:
-        exported = context.module_context.lowering_parameters.for_export or is_partitioned(context)
-        rule = mlir.lower_fun(partial(run_on, "cpu", exported=exported), multiple_results=False)
+        xla_only = context.module_context.lowering_parameters.for_export or is_partitioned(context)
+        rule = mlir.lower_fun(partial(run_on, "cpu", xla_only=xla_only), multiple_results=False)
         return rule(context, *operands, **params)
 
     mlir.register_lowering(primitive, lower_on_cpu, platform="cpu")
@@ -91,20 +90,13 @@ _CONV_STATIC = (
     "method",
     "input_size",
     "window",
-    "computed",
-    "kernel_waits",
     "sharding",
 )
 
 
-def _run_conv(
-    lhs: jax.Array, rhs: jax.Array, *, method: str, sharding: Any, platform: str | None = None, **params: Any
-) -> jax.Array:
-    spec = conv_spec(lhs, rhs, **params)  # `exported` too, where the platform is known
-    chosen = choice.choose(spec, method, platform)
-    if platform == "cpu" and chosen.method == direct.NAME:
-        return direct.lower_channels_last(lhs, rhs, spec)
-    return choice.METHODS[chosen.method].lower(lhs, rhs, spec, sharding)
+def _run_conv(lhs: jax.Array, rhs: jax.Array, *, method: str, platform: str | None = None, **params: Any) -> jax.Array:
+    spec = conv_spec(lhs, rhs, platform=platform, **params)
+    return choice.METHODS[choice.choose(spec, method, platform).method].lower(lhs, rhs, spec)
 
 
 _register(conv_p, _run_conv, _CONV_STATIC)
@@ -118,7 +110,6 @@ def bind_conv(lhs: jax.Array, rhs: jax.Array, *, method: str, **params: Any) -> 
     """
     lhs, rhs = _match_varying(lhs, rhs)
     full = {"role": "output", "stacked": False, "input_size": None, "window": None, **params}
-    full = {"computed": False, "kernel_waits": False, **full}
     sharding = full.pop("sharding", None)
     choice.check_supported(method, conv_spec(lhs, rhs, **full))
     return conv_p.bind(lhs, rhs, method=method, sharding=sharding, **full)
@@ -264,10 +255,8 @@ def _pool_primitive(name: str, run: Callable[..., jax.Array], static: Sequence[s
 
 def _pool_spec_of(operand: Any, params: dict[str, Any], input_size: tuple[int, ...] | None = None) -> PoolSpec:
     shape = operand.shape if input_size is None else (operand.shape[0], *input_size, operand.shape[-1])
-    exported = params.get("exported", False)
-    return PoolSpec(
-        input_shape=tuple(shape), dtype=jnp.dtype(operand.dtype), exported=exported, **_window_params(params)
-    )
+    flags = {name: params[name] for name in ("xla_only", "sharding") if name in params}
+    return PoolSpec(input_shape=tuple(shape), dtype=jnp.dtype(operand.dtype), **flags, **_window_params(params))
 
 
 def _run_extremum(operand: jax.Array, *, mode: str, platform: str | None = None, **params: Any) -> jax.Array:
@@ -290,12 +279,11 @@ def _run_scatter(
     index: jax.Array,
     *,
     input_size: tuple[int, ...],
-    sharding: Any,
     platform: str | None = None,
     **params: Any,
 ) -> jax.Array:
     spec = _pool_spec_of(operand, params, input_size)
-    return choice.pool_method(spec, platform).scatter(operand, index, spec, sharding)
+    return choice.pool_method(spec, platform).scatter(operand, index, spec)
 
 
 def _run_window_sum(operand: jax.Array, *, platform: str | None = None, **params: Any) -> jax.Array:
@@ -304,10 +292,10 @@ def _run_window_sum(operand: jax.Array, *, platform: str | None = None, **params
 
 
 def _run_window_spread(
-    operand: jax.Array, *, input_size: tuple[int, ...], sharding: Any, platform: str | None = None, **params: Any
+    operand: jax.Array, *, input_size: tuple[int, ...], platform: str | None = None, **params: Any
 ) -> jax.Array:
     spec = _pool_spec_of(operand, params, input_size)
-    return choice.pool_method(spec, platform).window_spread(operand, spec, sharding)
+    return choice.pool_method(spec, platform).window_spread(operand, spec)
 
 
 extremum_p = _pool_primitive("jaxcnn_extremum", _run_extremum, (*_POOL_STATIC, "mode"))

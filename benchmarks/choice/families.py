@@ -128,6 +128,12 @@ def _dense(rng: np.random.Generator) -> Draft:
     return _layer(rng, _image(rng, 7, 224), (window,) * 2, *channels)
 
 
+def _square(rng: np.random.Generator) -> Draft:
+    """The layers of most networks, which tiles of fewer products compute too."""
+    window = _pick(rng, 3, 3, 3, 5)
+    return _layer(rng, _image(rng, 7, 112), (window,) * 2, *_pair(rng, 16, 512, ratio=2.0))
+
+
 def _pointwise(rng: np.random.Generator) -> Draft:
     strides = _pick(rng, 1, 1, 1, 2)
     return _layer(rng, _image(rng, 7, 128), (1, 1), *_pair(rng, 16, 2048, ratio=6.0), strides)
@@ -195,6 +201,7 @@ FAMILIES: dict[str, Callable[[np.random.Generator], Draft]] = {
     "depthwise": _depthwise,
     "grouped": _grouped,
     "dense": _dense,
+    "square": _square,
     "pointwise": _pointwise,
     "one_dimensional": _one_dimensional,
     "strided": _strided,

@@ -1,8 +1,8 @@
-"""Fits the cost model's coefficients to measured layers: `python -m benchmarks.choice.fit FILE`, of `measure`.
+"""Fits the cost model's coefficients to measured layers: `python -m benchmarks.choice.fit --write`.
 
-Prints the coefficients as they stand in `jaxcnn/lowering/costs.py`. They are not negative, and make the sum of the
-squared relative errors of the estimates least, an estimate above the measured time counted relative to itself.
-With `--judge` it prints instead what the choice of a method costs on these layers.
+Writes the coefficients into `jaxcnn/lowering/costs.py`, or prints them. They are not negative and make the sum of the
+squared logarithms of estimate over time least, on the layers of `results/seed0*.json`. With `--judge` it prints instead
+what the choice of a method costs on layers that the fit has not seen, those of `results/seed1*.json`.
 """
 
 from __future__ import annotations
@@ -11,88 +11,191 @@ import argparse
 import json
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
+from unittest import mock
 
 import numpy as np
-from scipy.optimize import nnls
+from scipy.optimize import least_squares, nnls
 
+from jaxcnn import native as library
+from jaxcnn.lowering import costs
 from jaxcnn.lowering.choice import METHODS, choose
 from jaxcnn.lowering.spec import ConvSpec, spec_from_plain
 
 from ..timing import geometric_mean
 from .layers import short
 
-ESTIMATED = ("native", "shift", "matmul")
-"""The methods that have terms."""
-ROUNDS = 30
+RESULTS = Path(__file__).parent / "results"
+FITTED, UNSEEN = sorted(RESULTS.glob("seed0*.json")), sorted(RESULTS.glob("seed1*.json"))
+WITH_LIBRARY = ("native", "winograd", "per_group")
+"""The methods whose programs depend on the compiled library. The others are fitted to the measurements without it."""
+BUILT_ON_OTHERS = "per_group"
+"""The method whose estimate is made of the others' estimates, and so is fitted last."""
+MIN_WEIGHT = 0.25
 DIGITS = 3
 
-Layer = tuple[str, ConvSpec, dict[str, float]]
-"""A family, a layer of it, and milliseconds by method."""
+
+class Layer(NamedTuple):
+    """One measured layer.
+
+    Args:
+      family: name of the layer's family.
+      spec: the convolution.
+      milliseconds: time of each method.
+      native: whether the compiled library was there.
+    """
+
+    family: str
+    spec: ConvSpec
+    milliseconds: dict[str, float]
+    native: bool
 
 
 def layers(path: Path) -> list[Layer]:
     """Returns the measured layers of a file."""
-    records = json.loads(path.read_text(encoding="utf-8"))["layers"]
-    return [(record["family"], spec_from_plain(record["spec"]), record["milliseconds"]) for record in records]
+    content = json.loads(path.read_text(encoding="utf-8"))
+    return [
+        Layer(record["family"], spec_from_plain(record["spec"]), record["milliseconds"], content["native"])
+        for record in content["layers"]
+    ]
 
 
-def coefficients(measured: Iterable[Layer]) -> dict[str, dict[str, float]]:
-    """Returns nanoseconds of each term by method."""
-    measured = list(measured)
-    fitted = {}
-    for method in ESTIMATED:
-        pairs = [(METHODS[method].terms(spec), times[method]) for _, spec, times in measured if method in times]
-        pairs = [(terms, 1e6 * time) for terms, time in pairs if terms is not None]
-        names = list(dict.fromkeys(name for terms, _ in pairs for name in terms))
-        relative = np.array([[terms.get(name, 0.0) / time for name in names] for terms, time in pairs])
-        scale = relative.max(axis=0)
-        relative /= scale
-        weights = np.ones(len(pairs))
-        for _ in range(ROUNDS):
-            solution, _ = nnls(relative * weights[:, None], weights)
-            weights = 1 / np.maximum(relative @ solution, 1.0)
-        fitted[method] = {
-            name: float(f"{value:.{DIGITS}g}") for name, value in zip(names, solution / scale, strict=True)
-        }
+def as_measured(layer: Layer) -> AbstractContextManager[object]:
+    """Returns a context in which the methods are those of the measurement, with or without the compiled library."""
+    return mock.patch.object(library, "is_available", return_value=layer.native)
+
+
+class Sample(NamedTuple):
+    """One measurement of a method.
+
+    Args:
+      terms: counts of the layer.
+      nanoseconds: time of the method.
+      weight: weight in the fit, less where the method takes many times as long as the best one.
+    """
+
+    terms: costs.Terms
+    nanoseconds: float
+    weight: float
+
+
+def samples(method: str, measured: Iterable[Layer]) -> list[Sample]:
+    """Returns the measurements of a method that it is fitted to."""
+    selected = []
+    for layer in measured:
+        if method in layer.milliseconds and layer.native <= (method in WITH_LIBRARY):
+            with as_measured(layer):
+                terms = METHODS[method].terms(layer.spec)
+            time = layer.milliseconds[method]
+            weight = max(min(layer.milliseconds.values()) / time, MIN_WEIGHT)
+            if terms is not costs.NEVER:
+                selected.append(Sample(terms, 1e6 * time, weight))
+    return selected
+
+
+def fit_method(measured: Sequence[Sample]) -> dict[str, float]:
+    """Returns the nanoseconds of each term."""
+    names = sorted({name for terms, *_ in measured for name, count in terms.items() if count})
+    relative = np.array([[terms.get(name, 0.0) / time for name in names] for terms, time, _ in measured])
+    weights = np.array([weight for *_, weight in measured])
+    scale = relative.max(axis=0)
+    relative /= scale
+    start, _ = nnls(relative * weights[:, None], weights)
+
+    def residuals(logarithms: np.ndarray) -> np.ndarray:
+        return weights * np.log(relative @ np.exp(logarithms))
+
+    def jacobian(logarithms: np.ndarray) -> np.ndarray:
+        parts = relative * np.exp(logarithms)
+        return weights[:, None] * parts / parts.sum(axis=1, keepdims=True)
+
+    starts = (np.maximum(start, 0.01), np.full(len(names), 0.3 / len(names)), np.full(len(names), 0.3))
+    fits = [least_squares(residuals, np.log(values), jac=jacobian, loss="soft_l1", f_scale=0.5) for values in starts]
+    solution = np.exp(min(fits, key=lambda fit: fit.cost).x)
+    rounded = {name: float(f"{value:.{DIGITS}g}") for name, value in zip(names, solution / scale, strict=True)}
+    return {name: value for name, value in rounded.items() if value * scale[names.index(name)] > 1e-3}
+
+
+def coefficients(measured: Sequence[Layer]) -> dict[str, dict[str, float]]:
+    """Returns the nanoseconds of each term by method."""
+    methods = [method for method in METHODS if method != BUILT_ON_OTHERS]
+    fitted = {method: fit_method(samples(method, measured)) for method in methods}
+    with mock.patch.dict(costs.NANOSECONDS, fitted):
+        fitted[BUILT_ON_OTHERS] = fit_method(samples(BUILT_ON_OTHERS, measured))
     return fitted
 
 
-def costs_by_family(measured: Iterable[Layer]) -> dict[str, list[tuple[float, ConvSpec, str, str]]]:
-    """Returns for each family the layers with the chosen method's time over the best one's, and both methods."""
-    table: dict[str, list[tuple[float, ConvSpec, str, str]]] = {}
-    for family, spec, times in measured:
-        chosen, best = choose(spec, "auto", "cpu").method, min(times, key=lambda name: times[name])
+class Outcome(NamedTuple):
+    """What the choice of a method costs on one layer.
+
+    Args:
+      ratio: time of the chosen method over that of the best.
+      spec: the convolution.
+      chosen: method that is chosen.
+      best: method that takes the least time.
+    """
+
+    ratio: float
+    spec: ConvSpec
+    chosen: str
+    best: str
+
+
+def outcomes_by_family(measured: Iterable[Layer]) -> dict[str, list[Outcome]]:
+    """Returns what the choice costs on each layer, by family."""
+    table: dict[str, list[Outcome]] = {}
+    for layer in measured:
+        with as_measured(layer):
+            chosen = choose(layer.spec, "auto", "cpu").method
+        times = layer.milliseconds
+        best = min(times, key=lambda name: times[name])
         # A method that was not measured, as its program is too large, is as slow as the slowest.
         ratio = times.get(chosen, max(times.values())) / times[best]
-        table.setdefault(family, []).append((ratio, spec, chosen, best))
+        table.setdefault(layer.family, []).append(Outcome(ratio, layer.spec, chosen, best))
     return table
 
 
 def judge(measured: Sequence[Layer]) -> None:
     """Prints a line for each family: what the choice costs in the geometric mean, and where it costs most."""
-    for family, rows in costs_by_family(measured).items():
-        worst, spec, chosen, best = max(rows, key=lambda row: row[0])
-        mean = geometric_mean(ratio for ratio, *_ in rows)
-        print(f"{family:16} {len(rows):3} {mean:.3f} {worst:.2f} {spec.role} {short(spec)}: {chosen}, best {best}")
+    for family, rows in outcomes_by_family(measured).items():
+        worst = max(rows, key=lambda row: row.ratio)
+        mean = geometric_mean(row.ratio for row in rows)
+        layer = f"{worst.spec.role} {short(worst.spec)}: {worst.chosen}, best {worst.best}"
+        print(f"{family:16} {len(rows):3} {mean:.3f} {worst.ratio:.2f} {layer}")
+
+
+def table_text(fitted: dict[str, dict[str, float]]) -> str:
+    """Returns the coefficients as they stand in `costs.py`."""
+    lines = ["NANOSECONDS: dict[str, dict[str, float]] = {"]
+    for method, terms in fitted.items():
+        lines.append(f'    "{method}": {{')
+        lines += [f'        "{name}": {value!r},' for name, value in terms.items()]
+        lines.append("    },")
+    return "\n".join([*lines, "}\n"])
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Fits, or judges."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.choice.fit", description=__doc__.splitlines()[0])
-    parser.add_argument("file", type=Path, help="measured layers")
-    parser.add_argument("--judge", action="store_true", help="print what the choice costs on these layers")
+    parser.add_argument("files", type=Path, nargs="*", help="measured layers in place of the committed ones")
+    parser.add_argument("--judge", action="store_true", help="print what the choice of a method costs on these layers")
+    parser.add_argument("--write", action="store_true", help="write the coefficients into costs.py")
     options = parser.parse_args(arguments)
+    files = options.files or (UNSEEN if options.judge else FITTED)
     if options.judge:
-        judge(layers(options.file))
+        for path in files:
+            print(path.name)
+            judge(layers(path))
         return
-    lines: list[Any] = ["NANOSECONDS: dict[str, dict[str, float]] = {"]
-    for method, terms in coefficients(layers(options.file)).items():
-        lines.append(f'    "{method}": {{')
-        lines += [f'        "{name}": {value!r},' for name, value in terms.items()]
-        lines.append("    },")
-    print("\n".join([*lines, "}"]))
+    text = table_text(coefficients([layer for path in files for layer in layers(path)]))
+    if not options.write:
+        print(text, end="")
+        return
+    path = Path(costs.__file__)
+    before, rest = path.read_text(encoding="utf-8").split("NANOSECONDS: dict", 1)
+    path.write_text(before + text + rest.split("\n}\n", 1)[1], encoding="utf-8")
 
 
 if __name__ == "__main__":

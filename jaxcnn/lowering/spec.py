@@ -12,10 +12,9 @@ from typing import Any, Literal, get_args
 import numpy as np
 from jax import lax
 
-from jaxcnn.geometry import Pair, dilated_size, output_sizes
+from jaxcnn.geometry import Ints, Pair, dilated_size, output_sizes
 
 Role = Literal["output", "input", "kernel"]
-Ints = tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,12 +39,10 @@ class ConvSpec:
       out_dtype: dtype of the result.
       precision: as in `lax.conv_general_dilated`.
       stacked: size of the leading axis that operands and result carry, or None.
-      exported: whether the program must do without XLA's layout constraints: `jax.export` refuses them, and where a
-        program is partitioned over several devices XLA gathers on each of them what such a constraint is on.
-      kernel_waits: whether what is computed of the kernel alone waits for the first operand, since a program would
-        begin with it and keep it; no part of its identity.
-      computed: whether the first operand is taken for a value that the same program computes, so that XLA pads it in
-        the loop that computes it; says nothing of the convolution itself, and is no part of its identity.
+      xla_only: whether the program is exported, or partitioned over several devices. It then holds no compiled kernel
+        and no layout constraint: `jax.export` refuses both, and XLA gathers their operands on every device.
+      platform: platform that the program is compiled for, or None. The convolution is the same; equality ignores it.
+      sharding: sharding of the result on an Explicit mesh, or None. Equality ignores it.
     """
 
     role: Role
@@ -62,35 +59,35 @@ class ConvSpec:
     out_dtype: np.dtype
     precision: Any
     stacked: int | None
-    exported: bool = False
-    kernel_waits: bool = dataclasses.field(default=False, compare=False)
-    computed: bool = dataclasses.field(default=False, compare=False)
+    xla_only: bool = False
+    platform: str | None = dataclasses.field(default=None, compare=False)
+    sharding: Any = dataclasses.field(default=None, compare=False)
 
     @property
     def rank(self) -> int:
-        """Number of spatial axes."""
+        """Returns the number of spatial axes."""
         return len(self.strides)
 
     @property
     def window(self) -> Ints:
-        """Taps of the kernel on each spatial axis."""
+        """Returns the taps of the kernel on each spatial axis."""
         return self.kernel_shape[:-2]
 
     @property
     def result_shape(self) -> Ints:
-        """Shape of the computed array, without the stacked axis."""
+        """Returns the shape of the computed array, without the stacked axis."""
         return {"output": self.output_shape, "input": self.input_shape, "kernel": self.kernel_shape}[self.role]
 
     @property
     def operand_shapes(self) -> tuple[Ints, Ints]:
-        """Shapes of the two operands, with the stacked axis."""
+        """Returns the shapes of the two operands, with the stacked axis."""
         shapes = {"input": self.input_shape, "output": self.output_shape, "kernel": self.kernel_shape}
         lead = () if self.stacked is None else (self.stacked,)
         lhs, rhs = ((*lead, *shape) for role, shape in shapes.items() if role != self.role)
         return lhs, rhs
 
     def __str__(self) -> str:
-        """One line for a reader: role, shapes, and the options that are not the default."""
+        """Returns a line for a reader: role, shapes, and the options that are not the default."""
         shapes = (self.input_shape, self.kernel_shape, self.output_shape)
         x, kernel, y = ("x".join(map(str, shape)) for shape in shapes)
         options = {"strides": self.strides, "kernel_dilation": self.kernel_dilation}
@@ -112,7 +109,8 @@ class PoolSpec:
       padding: (low, high) on each spatial axis, none negative.
       window_dilation: distance between neighbouring taps on each spatial axis.
       dtype: dtype of x and of the result.
-      exported: as in `ConvSpec`.
+      xla_only: as in `ConvSpec`.
+      sharding: as in `ConvSpec`.
     """
 
     input_shape: Ints
@@ -121,23 +119,24 @@ class PoolSpec:
     padding: tuple[Pair, ...]
     window_dilation: Ints
     dtype: np.dtype
-    exported: bool = False
+    xla_only: bool = False
+    sharding: Any = dataclasses.field(default=None, compare=False)
 
     @property
     def rank(self) -> int:
-        """Number of spatial axes."""
+        """Returns the number of spatial axes."""
         return len(self.strides)
 
     @property
     def output_shape(self) -> Ints:
-        """(N, *spatial, C) of the result."""
+        """Returns the shape (N, *spatial, C) of the result."""
         sizes = output_sizes("pool", self.input_shape[1:-1], self.padding, self.extents, self.strides)
         return (self.input_shape[0], *sizes, self.input_shape[-1])
 
     @property
     def extents(self) -> Ints:
-        """Pixels that the dilated window spans on each spatial axis."""
-        return tuple(dilated_size(w, d) for w, d in zip(self.window_shape, self.window_dilation, strict=True))
+        """Returns the pixels that the dilated window spans on each spatial axis."""
+        return tuple(map(dilated_size, self.window_shape, self.window_dilation))
 
 
 def conv_spec(
@@ -146,57 +145,53 @@ def conv_spec(
     *,
     role: Role,
     stacked: bool,
-    strides: Ints,
-    padding: tuple[Pair, ...],
-    input_dilation: Ints,
-    kernel_dilation: Ints,
-    feature_group_count: int,
-    precision: Any,
-    preferred_element_type: np.dtype,
     input_size: Ints | None,
     window: Ints | None,
-    computed: bool = False,
-    kernel_waits: bool = False,
-    exported: bool = False,
+    preferred_element_type: Any,
+    **options: Any,
 ) -> ConvSpec:
-    """The spec of operands (anything with `shape` and `dtype`) and the static parameters of the primitive."""
+    """Returns the spec of a primitive's operands and parameters.
+
+    Args:
+      lhs: first operand, anything with `shape` and `dtype`.
+      rhs: second operand.
+      role: which array is computed.
+      stacked: whether operands and result carry one more leading axis.
+      input_size: pixels of x on each spatial axis, for the role `"input"`.
+      window: taps on each spatial axis, for the role `"kernel"`.
+      preferred_element_type: dtype of the result.
+      **options: other fields of `ConvSpec`.
+    """
     lead = 1 if stacked else 0
     lhs_shape, rhs_shape = tuple(lhs.shape[lead:]), tuple(rhs.shape[lead:])
+    groups = options["feature_group_count"]
     if role == "output":
         input_shape, kernel_shape = lhs_shape, rhs_shape
-        extents = tuple(dilated_size(w, d) for w, d in zip(kernel_shape[:-2], kernel_dilation, strict=True))
-        dilated = tuple(dilated_size(n, d) for n, d in zip(input_shape[1:-1], input_dilation, strict=True))
-        sizes = output_sizes("conv", dilated, padding, extents, strides)
+        extents = tuple(map(dilated_size, kernel_shape[:-2], options["kernel_dilation"]))
+        dilated = tuple(map(dilated_size, input_shape[1:-1], options["input_dilation"]))
+        sizes = output_sizes("conv", dilated, options["padding"], extents, options["strides"])
         output_shape = (input_shape[0], *sizes, kernel_shape[-1])
     elif role == "input":
         output_shape, kernel_shape = lhs_shape, rhs_shape
-        input_shape = (output_shape[0], *(input_size or ()), kernel_shape[-2] * feature_group_count)
+        input_shape = (output_shape[0], *(input_size or ()), kernel_shape[-2] * groups)
     else:
         input_shape, output_shape = lhs_shape, rhs_shape
-        kernel_shape = (*(window or ()), input_shape[-1] // feature_group_count, output_shape[-1])
+        kernel_shape = (*(window or ()), input_shape[-1] // groups, output_shape[-1])
     return ConvSpec(
         role=role,
         input_shape=input_shape,
         kernel_shape=kernel_shape,
         output_shape=output_shape,
-        strides=strides,
-        padding=padding,
-        input_dilation=input_dilation,
-        kernel_dilation=kernel_dilation,
-        feature_group_count=feature_group_count,
         lhs_dtype=np.dtype(lhs.dtype),
         rhs_dtype=np.dtype(rhs.dtype),
         out_dtype=np.dtype(preferred_element_type),
-        precision=precision,
         stacked=lhs.shape[0] if stacked else None,
-        exported=exported,
-        kernel_waits=kernel_waits,
-        computed=computed,
+        **options,
     )
 
 
 def spec_to_plain(spec: ConvSpec) -> dict[str, Any]:
-    """A spec as JSON can hold it, from which `spec_from_plain` makes the same one again.
+    """Returns a spec as JSON can hold it; `spec_from_plain` reads it.
 
     Raises:
       ValueError: a shape is symbolic, or the precision has no name.
@@ -209,10 +204,10 @@ def spec_to_plain(spec: ConvSpec) -> dict[str, Any]:
 
 
 def spec_from_plain(plain: Any) -> ConvSpec:
-    """The spec that `spec_to_plain` wrote.
+    """Returns the spec that `spec_to_plain` wrote.
 
     Raises:
-      ValueError: it did not write that; says which field is wrong.
+      ValueError: a field is missing or wrong; the message names it.
     """
     if not isinstance(plain, dict) or plain.keys() != set(_IDENTITY):
         raise ValueError(f"a convolution must have the fields {sorted(_IDENTITY)}, got {plain!r}")
@@ -227,8 +222,8 @@ def spec_from_plain(plain: Any) -> ConvSpec:
             raise ValueError(f"{name} must name a dtype, got {plain[name]!r}") from None
     counts = [plain["feature_group_count"]] + ([] if plain["stacked"] is None else [plain["stacked"]])
     _ints("feature_group_count and stacked", counts)
-    if not isinstance(plain["exported"], bool):
-        raise ValueError(f"exported must be true or false, got {plain['exported']!r}")
+    if not isinstance(plain["xla_only"], bool):
+        raise ValueError(f"xla_only must be true or false, got {plain['xla_only']!r}")
     spec = ConvSpec(**values)
     ranks = {len(getattr(spec, name)) - 2 for name in _SHAPES} | {len(getattr(spec, name)) for name in _PER_AXIS}
     if spec.role not in get_args(Role) or ranks != {len(spec.padding)} or {len(p) for p in spec.padding} != {2}:
@@ -249,13 +244,13 @@ def _ints(name: str, value: Any) -> Ints:
 
 
 def _precision_to_plain(precision: Any) -> Any:
-    """None and a user's string as they are, `lax.Precision.HIGHEST` as its name, a pair as a list."""
+    """Returns None and a string as they are, `lax.Precision.HIGHEST` as its name, a pair as a list."""
     if precision is None or isinstance(precision, str):
         return precision
     if isinstance(precision, lax.Precision):
         return f"Precision.{precision.name}"
     if isinstance(precision, tuple):
-        return [_precision_to_plain(each) for each in precision]
+        return [_precision_to_plain(part) for part in precision]
     raise ValueError(f"a precision must be None, a string or a lax.Precision to have a plain form, got {precision!r}")
 
 

@@ -131,7 +131,7 @@ def fastest(milliseconds: Mapping[str, float]) -> str:
 def _program(method: str, spec: ConvSpec) -> Any:
     from jaxcnn.lowering import choice
 
-    return jax.jit(lambda lhs, rhs: choice.METHODS[method].lower(lhs, rhs, spec, None))
+    return jax.jit(lambda lhs, rhs: choice.METHODS[method].lower(lhs, rhs, spec))
 
 
 def _run(program: Any, operands: tuple[jax.Array, jax.Array]) -> None:

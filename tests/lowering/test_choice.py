@@ -14,7 +14,7 @@ from jaxcnn.lowering import choice
 from jaxcnn.lowering.spec import ConvSpec, conv_spec
 from support.methods import roles
 
-SHARES = {"direct": 1.0, "shift": 0.88, "matmul": 0.88, "winograd": 0.19, "fft": 0.88, "groups": 0.34, "native": 0.8}
+SHARES = {"direct": 1.0, "shift": 0.88, "matmul": 0.88, "winograd": 0.19, "fft": 0.88, "per_group": 0.34, "native": 0.8}
 """The least share of drawn convolutions that a method must support; raise it when a method learns more."""
 
 
@@ -65,72 +65,77 @@ def chosen(x_shape: tuple[int, ...], kernel_shape: tuple[int, ...], role: str, *
     return choice.choose(ConvSpec(**{**vars(spec), **float32}), "auto", "cpu").method
 
 
+SAME = {"padding": ((1, 1), (1, 1))}
+ROLES = ("output", "input", "kernel")
+
+
 @pytest.mark.without_native
 def test_the_choice_on_cpu() -> None:
-    same = {"padding": ((1, 1), (1, 1))}
-    depthwise = {"feature_group_count": 32, **same}
-    assert [chosen((1, 14, 14, 32), (3, 3, 1, 32), role, **depthwise) for role in ("output", "input", "kernel")] == [
-        "shift"
-    ] * 3
-    large = {"feature_group_count": 8, "padding": ((15, 15), (15, 15))}
-    by_role = [chosen((1, 32, 32, 8), (31, 31, 1, 8), role, **large) for role in ("output", "input", "kernel")]
-    assert by_role == ["shift", "shift", "fft"]
-    larger = {"feature_group_count": 8, "padding": ((20, 20), (20, 20))}
-    assert chosen((1, 41, 41, 8), (41, 41, 1, 8), "output", **larger) == "fft"
-    assert chosen((1, 14, 14, 64), (3, 3, 16, 64), "kernel", feature_group_count=4, **same) == "shift"
+    depthwise = {"feature_group_count": 32, **SAME}
+    assert [chosen((1, 14, 14, 32), (3, 3, 1, 32), role, **depthwise) for role in ROLES] == ["shift"] * 3
+    large = {"feature_group_count": 8, "padding": ((20, 20), (20, 20))}
+    assert [chosen((1, 41, 41, 8), (41, 41, 1, 8), role, **large) for role in ("output", "input")] == ["fft"] * 2
+    assert chosen((1, 14, 14, 64), (3, 3, 16, 64), "kernel", feature_group_count=4, **SAME) == "shift"
     grouped = {"feature_group_count": 2, "padding": ((2, 2), (2, 2))}
-    for role in ("output", "input", "kernel"):
-        assert chosen((1, 27, 27, 96), (5, 5, 48, 256), role, **grouped) == "groups"
-    assert chosen((1, 14, 14, 256), (3, 3, 128, 256), "kernel", exported=True, **grouped) == "matmul"
-    assert chosen((1, 14, 14, 64), (1, 1, 1, 64), "output", feature_group_count=64) == "shift"
-    assert chosen((1, 14, 14, 64), (1, 1, 16, 64), "output", feature_group_count=4) == "matmul"
-    assert chosen((1, 14, 14, 64), (1, 1, 64, 32), "output") == "matmul"
-    assert [chosen((4, 56, 56, 3), (1, 1, 3, 8), role) for role in ("output", "input")] == ["shift", "matmul"]
-    strided = {"strides": (2, 2), "padding": ((1, 1), (1, 1))}
-    assert chosen((8, 56, 56, 128), (4, 4, 128, 32), "input", **strided) == "matmul"
-    assert chosen((8, 56, 56, 64), (3, 3, 64, 128), "input", **strided) == "direct"
-    assert chosen((1, 224, 224, 3), (3, 3, 3, 64), "output", **same) == "shift"
-    assert chosen((1, 35, 35, 3), (3, 3, 3, 64), "output", **same) == "direct"
+    for role in ROLES:
+        assert chosen((1, 27, 27, 96), (5, 5, 48, 256), role, **grouped) == "per_group"
+        assert chosen((1, 14, 14, 256), (1, 1, 256, 1024), role) == "matmul"
+    assert chosen((4, 56, 56, 3), (1, 1, 3, 8), "output") == "shift"
+    assert chosen((1, 224, 224, 3), (3, 3, 3, 64), "output", **SAME) == "shift"
     volume = {"padding": ((1, 1),) * 3}
-    for role in ("output", "input"):
+    for role in ROLES:
         assert chosen((2, 16, 16, 16, 32), (3, 3, 3, 32, 32), role, **volume) == "matmul"
-    column = {"padding": ((1, 1), (0, 0))}
-    assert chosen((8, 56, 56, 64), (3, 1, 64, 192), "kernel", **column) == "matmul"
-    assert chosen((8, 56, 56, 64), (3, 1, 64, 16), "kernel", **column) == "direct"
-    assert chosen((8, 28, 28, 128), (3, 3, 128, 128), "kernel", **same) == "direct"
-    assert chosen((1, 56, 56, 64), (3, 3, 64, 64), "output", **same) == "winograd"
-    assert chosen((1, 56, 56, 64), (3, 3, 64, 64), "output", precision="highest", **same) != "winograd"
-    assert chosen((1, 28, 28, 512), (3, 3, 512, 512), "output", **same) == "winograd"
-    assert chosen((1, 7, 7, 512), (3, 3, 512, 512), "output", **same) == "direct"
-    assert chosen((1, 56, 56, 64), (3, 3, 64, 64), "output", exported=True, **same) == "direct"
+    assert chosen((8, 56, 56, 64), (3, 1, 64, 192), "kernel", padding=((1, 1), (0, 0))) == "matmul"
+    assert chosen((8, 135, 146, 16), (3, 3, 16, 32), "output", **SAME) == "direct"
+    for role in ("output", "input"):
+        assert chosen((1, 56, 56, 64), (3, 3, 64, 64), role, **SAME) == "winograd"
+        assert chosen((8, 28, 28, 128), (3, 3, 128, 128), role, **SAME) == "winograd"
+        assert chosen((1, 7, 7, 512), (3, 3, 512, 512), role, **SAME) == "matmul"
+        assert chosen((1, 56, 56, 64), (3, 3, 64, 64), role, precision="highest", **SAME) != "winograd"
+        # Without layout constraints the transforms are computed again for every product.
+        assert chosen((1, 56, 56, 64), (3, 3, 64, 64), role, xla_only=True, **SAME) != "winograd"
+        # One loop of so many products is not vectorized.
+        exported = {"xla_only": True, "feature_group_count": 64, "padding": ((6, 6), (6, 6))}
+        assert chosen((1, 14, 14, 64), (13, 13, 1, 64), role, **exported) == "fft"
 
 
 @pytest.mark.without_native
 def test_windows_larger_than_the_image_are_left_to_products() -> None:
-    same = {"padding": ((1, 1), (1, 1))}
-    for exported in (False, True):
+    for xla_only in (False, True):
         for role in ("output", "input"):
-            assert chosen((8, 2, 2, 64), (3, 3, 64, 64), role, exported=exported, **same) == "matmul"
-    assert chosen((8, 2, 2, 64), (3, 3, 64, 64), "output", strides=(2, 2), **same) == "matmul"
-    assert chosen((8, 2, 9, 64), (3, 3, 64, 64), "output", **same) == "direct"  # larger along one axis only
-    assert chosen((8, 2, 2, 16), (3, 3, 16, 16), "output", **same) == "direct"  # so few products are as fast
+            assert chosen((8, 2, 2, 64), (3, 3, 64, 64), role, xla_only=xla_only, **SAME) == "matmul"
+    assert chosen((8, 2, 2, 64), (3, 3, 64, 64), "output", strides=(2, 2), **SAME) == "matmul"
+    assert chosen((8, 2, 9, 64), (3, 3, 64, 64), "output", **SAME) == "direct"  # larger along one axis only
     assert chosen((8, 2, 2, 64), (3, 3, 64, 64), "kernel", padding=((3, 3), (3, 3))) == "matmul"
     assert chosen((4, 30, 64), (41, 64, 64), "output", padding=((20, 20),)) == "matmul"
 
 
+def test_the_least_estimate_is_taken_and_named() -> None:
+    for shapes in (((1, 14, 14, 32), (3, 3, 32, 32)), ((2, 30, 30, 16), (5, 5, 16, 8))):
+        for spec, _, _ in roles(*shapes):
+            supporting = [name for name, module in choice.METHODS.items() if module.supports(spec) is None]
+            least = min(supporting, key=lambda name: choice.seconds(spec, name))
+            decided = choice.choose(spec, "auto", "cpu")
+            assert decided.method == least
+            assert decided.reason.startswith(f"the least estimated time, in microseconds: {least} ")
+
+
 @pytest.mark.skipif(not native.is_available(), reason=f"needs the compiled library: {native.status()}")
 def test_the_choice_on_cpu_with_the_compiled_kernels() -> None:
-    same = {"padding": ((1, 1), (1, 1))}
-    for role in ("output", "input", "kernel"):
-        assert chosen((1, 14, 14, 32), (3, 3, 1, 32), role, feature_group_count=32, **same) == "native"
-        assert chosen((1, 14, 14, 64), (3, 3, 16, 64), role, feature_group_count=4, **same) == "native"
+    for role in ROLES:
+        assert chosen((1, 14, 14, 32), (3, 3, 1, 32), role, feature_group_count=32, **SAME) == "native"
         assert chosen((1, 56, 56, 64), (1, 11, 64, 64), role, padding=((0, 0), (5, 5))) == "native"
-        assert chosen((8, 56, 56, 64), (3, 3, 64, 128), role, strides=(2, 2), **same) == "native"
+        assert chosen((8, 28, 28, 128), (4, 4, 128, 96), role, strides=(2, 2), **SAME) == "native"
         assert chosen((4, 30, 64), (5, 64, 64), role) == "native"
-        for other in ({"exported": True}, {"input_dilation": (2, 2)}):
+        for other in ({"xla_only": True}, {"input_dilation": (2, 2)}):
             assert chosen((1, 14, 14, 32), (3, 3, 32, 32), role, **other) != "native"
         # An image filter's channels do not fill a vector.
         assert chosen((1, 224, 224, 3), (5, 5, 1, 3), role, feature_group_count=3) == "shift"
+    assert chosen((1, 56, 56, 64), (3, 3, 64, 64), "output", **SAME) == "winograd"
+    for xla_only in (False, True):
+        spec = next(spec for spec, _, _ in roles((1, 14, 14, 32), (3, 3, 32, 32), xla_only=xla_only))
+        decided = choice.choose(ConvSpec(**{**vars(spec), "lhs_dtype": np.dtype(np.float32)}), "auto", "cpu")
+        assert "no compiled kernel: " in decided.reason, "its operands are of float32 and float64"
     for platform in ("gpu", "tpu", None):
         spec, *_ = (spec for spec, _, _ in roles((1, 14, 14, 32), (3, 3, 1, 32), feature_group_count=32))
         assert choice.choose(spec, "auto", platform).method == "direct"

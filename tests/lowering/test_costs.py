@@ -1,67 +1,89 @@
 """The cost model: its coefficients are those of the committed measurements, and what its choice costs on others.
 
-The layers of `seed0.json` are what the coefficients are fitted on; those of `seed1.json` the fit has not seen. No clock
-is read: the times of every method stand in the files.
+The layers of `seed0*.json` are what the coefficients are fitted on; those of `seed1*.json` the fit has not seen. No
+clock is read: the times of every method stand in the files, with the compiled library and without it.
 """
 
 from __future__ import annotations
 
-import math
-from pathlib import Path
+import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
 
 from benchmarks.choice import fit
-from benchmarks.choice.families import FAMILIES
+from benchmarks.choice.families import FAMILIES, ROLES, layer
 from benchmarks.timing import geometric_mean
-from jaxcnn import native
 from jaxcnn.lowering import choice, costs
-
-RESULTS = Path(__file__).parents[2] / "benchmarks" / "choice" / "results"
-FITTED, UNSEEN = RESULTS / "seed0.json", RESULTS / "seed1.json"
 
 MEAN, WORST = 1.10, 1.6
 """Most that the choice may cost, over the best method's time: in a family's geometric mean, and of one layer."""
-WORST_OF = {"grouped": 1.9}
-"""Allowance for one layer that costs more: groups of 29 channels, the image's gradient at a stride of 2."""
+ALLOWANCES = {
+    ("depthwise", True): (1.35, 4.2),  # images of fewer channels than a vector
+    ("grouped", True): (MEAN, 1.7),
+    ("dense", True): (1.12, 1.85),
+    ("one_dimensional", True): (1.12, 1.75),
+    ("strided", True): (MEAN, 1.65),
+    ("one_axis", True): (1.25, 3.0),  # kernel gradients of long signals
+    ("transposed", True): (1.11, 1.85),
+    ("one_dimensional", False): (1.17, 1.8),
+    ("one_axis", False): (1.17, 1.65),
+}
+"""The same for families that cost more, with the library (True) and without it."""
 
-needs_library = pytest.mark.skipif(not native.is_available(), reason=f"needs the compiled library: {native.status()}")
+
+def measured(paths: list[Any]) -> list[fit.Layer]:
+    return [layer for path in paths for layer in fit.layers(path)]
 
 
-def test_the_coefficients_are_those_of_the_measurements():
-    fitted = fit.coefficients(fit.layers(FITTED))
+def test_the_coefficients_are_those_of_the_measurements() -> None:
+    fitted = fit.coefficients(measured(fit.FITTED))
     assert {method: list(terms) for method, terms in fitted.items()} == {
         method: list(terms) for method, terms in costs.NANOSECONDS.items()
     }
     for method, terms in fitted.items():
-        np.testing.assert_allclose(list(terms.values()), list(costs.NANOSECONDS[method].values()), rtol=0.02)
+        np.testing.assert_allclose(list(terms.values()), list(costs.NANOSECONDS[method].values()), rtol=0.05)
 
 
-def test_the_two_files_have_no_layer_in_common():
-    fitted, unseen = ({spec for _, spec, _ in fit.layers(path)} for path in (FITTED, UNSEEN))
+def test_the_fit_has_not_seen_the_layers_that_judge_it() -> None:
+    fitted, unseen = ({layer.spec for layer in measured(paths)} for paths in (fit.FITTED, fit.UNSEEN))
+    assert len(fitted) == 198
+    assert len(unseen) == 110
     assert not fitted & unseen
 
 
-@needs_library
+@pytest.mark.parametrize("path", fit.UNSEEN, ids=lambda path: path.stem)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_what_the_choice_costs_on_layers_that_the_fit_has_not_seen(family):
-    rows = fit.costs_by_family(layer for layer in fit.layers(UNSEEN) if layer[0] == family)[family]
+def test_what_the_choice_costs_on_layers_that_the_fit_has_not_seen(path: Any, family: str) -> None:
+    layers = [layer for layer in fit.layers(path) if layer.family == family]
+    rows = fit.outcomes_by_family(layers)[family]
     assert len(rows) >= 6
-    assert geometric_mean(ratio for ratio, *_ in rows) <= MEAN
-    for ratio, spec, chosen, best in rows:
-        assert ratio <= WORST_OF.get(family, WORST), f"{chosen} takes {ratio:.2f} times as long as {best}: {spec}"
+    mean, worst = ALLOWANCES.get((family, layers[0].native), (MEAN, WORST))
+    assert geometric_mean(row.ratio for row in rows) <= mean
+    for row in rows:
+        assert row.ratio <= worst, f"{row.chosen} takes {row.ratio:.2f} times as long as {row.best}: {row.spec}"
 
 
-@needs_library
-def test_estimates_are_near_the_times():
-    pairs = [(choice.seconds(spec, "native"), times["native"]) for _, spec, times in fit.layers(UNSEEN)]
-    ratios = [1e3 * seconds / time for seconds, time in pairs if not math.isinf(seconds)]
+@pytest.mark.parametrize("method", ["native", "shift", "matmul", "direct"])
+def test_estimates_are_near_the_times(method: str) -> None:
+    ratios = []
+    for layer in measured(fit.UNSEEN):
+        best = min(layer.milliseconds.values())
+        # Where a method takes many times as long as the best one its estimate need not be near.
+        if method in layer.milliseconds and layer.milliseconds[method] < 3 * best:
+            with fit.as_measured(layer):
+                ratios.append(1e3 * choice.seconds(layer.spec, method) / layer.milliseconds[method])
     assert len(ratios) > 40
-    assert 0.7 < geometric_mean(ratios) < 1.2
+    assert 0.6 < geometric_mean(ratios) < 1.3
     assert np.mean([1 / 3 < ratio < 3 for ratio in ratios]) > 0.9
 
 
-def test_a_kernel_gradient_is_not_estimated():
-    spec = next(spec for _, spec, _ in fit.layers(UNSEEN) if spec.role == "kernel")
-    assert all(math.isinf(choice.seconds(spec, method)) for method in choice.METHODS)
+@pytest.mark.parametrize("xla_only", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_method_has_an_estimate_of_every_layer_that_it_supports(family: str, xla_only: bool) -> None:
+    for seed in range(50, 56):
+        for role in ROLES:
+            spec = dataclasses.replace(layer(family, seed, seed % 2, role), xla_only=xla_only)
+            supporting = [name for name, module in choice.METHODS.items() if module.supports(spec) is None]
+            assert min(choice.seconds(spec, name) for name in supporting) > 5e-6, spec

@@ -62,7 +62,7 @@ def spec_of(**changes):
 
 VARIED = [
     SPEC,
-    spec_of(role="input", exported=True),
+    spec_of(role="input", xla_only=True),
     spec_of(role="kernel", stacked=3),
     spec_of(precision=lax.Precision.HIGHEST),
     spec_of(precision=(lax.Precision.HIGH, lax.Precision.DEFAULT)),
@@ -129,7 +129,7 @@ def changed(plain, path, value):
         (["entries", 0, "spec", "padding", 0], 1, "padding must hold whole numbers, got 1"),
         (["entries", 0, "spec", "lhs_dtype"], "real", "lhs_dtype must name a dtype, got 'real'"),
         (["entries", 0, "spec", "precision"], "Precision.BEST", "precision must be None, a string or one of"),
-        (["entries", 0, "spec", "exported"], 1, "exported must be true or false, got 1"),
+        (["entries", 0, "spec", "xla_only"], 1, "xla_only must be true or false, got 1"),
         (["entries", 0, "spec", "stacked"], "yes", "feature_group_count and stacked must hold whole numbers"),
     ],
 )
@@ -291,6 +291,6 @@ def test_a_table_of_a_gpu_is_asked_there(monkeypatch):
 
 def test_derivatives_take_their_methods_from_the_table():
     gradient = jax.jit(jax.grad(lambda kernel: (conv(X, kernel) * 2).sum()))
-    assert "stablehlo.dot_general" not in text(gradient, KERNEL)
-    with made("matmul", spec_of(role="kernel")):
-        assert "stablehlo.dot_general" in text(gradient, KERNEL)
+    assert not is_direct(text(gradient, KERNEL))
+    with made("direct", spec_of(role="kernel")):
+        assert is_direct(text(gradient, KERNEL))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -57,7 +59,7 @@ class Reference:
             assert vector is None or (vector.shape, vector.dtype) == (spec.result_shape[-1:], jnp.float32)
         assert residual is None or (residual.shape, residual.dtype) == (spec.result_shape, jnp.float32)
         self.calls.append((spec, epilogue))
-        y = direct.lower_channels_last(lhs, rhs, spec)
+        y = direct.lower(lhs, rhs, dataclasses.replace(spec, platform="cpu"))
         channel = (y.ndim - 1,)
         y = y if scale is None else y * lax.broadcast_in_dim(scale, y.shape, channel)
         y = y if bias is None else y + lax.broadcast_in_dim(bias, y.shape, channel)

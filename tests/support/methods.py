@@ -19,13 +19,13 @@ from support.counting import executed_convolutions
 METHODS = ("auto", *(name for name in choice.METHODS if name != "native" or native.is_available()))
 """What `method=` may be; a method that is added to the registry is tested by all tests that use this list."""
 
-OF_ONE_GROUP = tuple(method for method in METHODS if method != "groups")
+OF_ONE_GROUP = tuple(method for method in METHODS if method != "per_group")
 """What `method=` may be where there is one group."""
 
-SPREADS = ("winograd", "fft", "groups", "auto")
+SPREADS = ("winograd", "fft", "per_group", "auto")
 """The methods in which one NaN may reach outputs that do not see it."""
 
-TOLERANCES = {"winograd": 2e-5, "fft": 1e-4, "groups": 2e-5}
+TOLERANCES = {"winograd": 2e-5, "fft": 1e-4, "per_group": 2e-5}
 """Error relative to the largest result in float32; those not named have `TOLERANCE`."""
 TOLERANCE = 2e-6
 

@@ -1,4 +1,4 @@
-"""What several methods share: padded inputs, windows as slices, the role `"input"` as convolutions forward."""
+"""Forms that several methods share: padded images, windows as slices, the role `"input"` as forward convolutions."""
 
 from __future__ import annotations
 
@@ -14,15 +14,13 @@ from jax import lax
 
 from jaxcnn._compat import row_major
 from jaxcnn.dtypes import accumulation_dtype
-from jaxcnn.geometry import Pair, dilated_size
+from jaxcnn.geometry import Ints, Pair, dilated_size
 from jaxcnn.lowering.spec import ConvSpec
-
-Ints = tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class Window:
-    """A convolution forward, as the methods compute it: how the window slides, and how many outputs there are.
+    """A forward convolution: how the window slides, and how many outputs there are.
 
     Args:
       strides: step on each spatial axis.
@@ -30,8 +28,7 @@ class Window:
       dilation: distance between neighbouring taps on each spatial axis.
       outputs: number of outputs on each spatial axis.
       groups: number of groups.
-      exported: as in `ConvSpec`.
-      computed: as in `ConvSpec`.
+      xla_only: as in `ConvSpec`.
     """
 
     strides: Ints
@@ -39,30 +36,28 @@ class Window:
     dilation: Ints
     outputs: Ints
     groups: int
-    exported: bool = False
-    computed: bool = False
+    xla_only: bool = False
 
 
 def forward_window(spec: ConvSpec) -> Window:
-    """The window of a spec in the role `"output"` or `"kernel"`."""
+    """Returns the window of a spec in the role `"output"` or `"kernel"`."""
     return Window(
         spec.strides,
         spec.padding,
         spec.kernel_dilation,
         spec.output_shape[1:-1],
         spec.feature_group_count,
-        spec.exported,
-        spec.computed,
+        spec.xla_only,
     )
 
 
 def sum_dtype(spec: ConvSpec) -> np.dtype:
-    """The dtype in which products are added up: float32 for 16-bit floats, at least int32 for integers."""
+    """Returns the dtype of sums of products: float32 for 16-bit floats, at least int32 for integers."""
     return accumulation_dtype(np.promote_types(np.promote_types(spec.lhs_dtype, spec.rhs_dtype), spec.out_dtype))
 
 
 def shape_unsupported(spec: ConvSpec) -> str | None:
-    """Why a convolution's shape keeps every method but `direct` from computing it, or None."""
+    """Returns why only `direct` computes a convolution of this shape, or None."""
     if not all(isinstance(n, int) for n in (*spec.input_shape, *spec.output_shape)):
         return "its shape is symbolic"
     if 0 in (*spec.input_shape, *spec.output_shape):
@@ -73,14 +68,14 @@ def shape_unsupported(spec: ConvSpec) -> str | None:
 
 
 def demands_highest(precision: Any) -> bool:
-    """Whether a precision asks for HIGHEST on any operand."""
+    """Returns whether a precision asks for HIGHEST on any operand."""
     if isinstance(precision, tuple):
         return any(map(demands_highest, precision))
     return precision == lax.Precision.HIGHEST or precision in ("highest", "float32")
 
 
 def pad_spatial(x: jax.Array, padding: Sequence[Pair]) -> jax.Array:
-    """(N, *spatial, C) padded with zeros, cropped where negative."""
+    """Returns (N, *spatial, C) padded with zeros, and cropped where the padding is negative."""
     if not any(map(any, padding)):
         return x
     config = ((0, 0, 0), *((low, high, 0) for low, high in padding), (0, 0, 0))
@@ -88,12 +83,12 @@ def pad_spatial(x: jax.Array, padding: Sequence[Pair]) -> jax.Array:
 
 
 def taps(shape: Sequence[int]) -> Sequence[Ints]:
-    """The taps of a window, in row-major order."""
+    """Returns the taps of a window in row-major order."""
     return list(np.ndindex(*shape))
 
 
 def tap_slice(x: jax.Array, tap: Sequence[int], window: Window) -> jax.Array:
-    """The pixels of the padded (N, *spatial, C) that one tap sees, one for each output."""
+    """Returns the pixels of the padded (N, *spatial, C) under one tap, one for each output."""
     starts = [t * d for t, d in zip(tap, window.dilation, strict=True)]
     limits = [
         start + (output - 1) * stride + 1
@@ -103,7 +98,7 @@ def tap_slice(x: jax.Array, tap: Sequence[int], window: Window) -> jax.Array:
 
 
 def balanced_sum(terms: Sequence[Any]) -> Any:
-    """A sum as four independent chains: one chain of additions would wait for each one's latency."""
+    """Returns a sum as four chains of additions, which do not wait for one another."""
     chains: list[Any] = []
     for index, term in enumerate(terms):
         if index < 4:
@@ -116,14 +111,14 @@ def balanced_sum(terms: Sequence[Any]) -> Any:
 
 
 def transposed_kernel(kernel: jax.Array, groups: int) -> jax.Array:
-    """(*window, I, G * O) -> (*window, O, G * I): the kernel that takes outputs to inputs, not flipped."""
+    """Returns the kernel that takes outputs to inputs, not flipped: (*window, I, G * O) -> (*window, O, G * I)."""
     *window, kernel_in, features = kernel.shape
     split = kernel.reshape(*window, kernel_in, groups, features // groups)
     return jnp.swapaxes(split, -3, -1).reshape(*window, features // groups, groups * kernel_in)
 
 
 def input_by_phases(y: jax.Array, kernel: jax.Array, spec: ConvSpec, forward: Forward) -> jax.Array:
-    """The role `"input"` as convolutions of stride 1 over y, one for each residue of the input's pixels by the strides.
+    """Computes the role `"input"` by convolutions of stride 1 over y, one for each residue of the pixels by the strides.
 
     Input pixel j = s q + r gets y[o] k[t] from o s + t d = j + low: of the taps t only those of one residue class, so
     no zero of an interior padding is ever multiplied. `forward(y, kernel, window)` computes each.
@@ -146,19 +141,18 @@ def input_by_phases(y: jax.Array, kernel: jax.Array, spec: ConvSpec, forward: Fo
             )
             for a in range(rank)
         ]
-        found = [axis for axis in axes if axis is not None]
-        if len(found) < rank:
+        reached = [axis for axis in axes if axis is not None]
+        if len(reached) < rank:
             parts.append(jnp.zeros((y.shape[0], *counts, spec.input_shape[-1]), sum_dtype(spec)))
             continue
-        sub = kernel[tuple(slice(axis.first, None, axis.step) for axis in found)]
+        sub = kernel[tuple(slice(axis.first, None, axis.step) for axis in reached)]
         sub = jnp.flip(sub, tuple(range(rank)))
-        paddings, dilations = tuple(axis.padding for axis in found), tuple(axis.dilation for axis in found)
-        window = Window(
-            (1,) * rank, paddings, dilations, counts, spec.feature_group_count, spec.exported, spec.computed
-        )
+        paddings, dilations = tuple(axis.padding for axis in reached), tuple(axis.dilation for axis in reached)
+        window = Window((1,) * rank, paddings, dilations, counts, spec.feature_group_count, spec.xla_only)
         parts.append(forward(y, sub, window))
     if len(parts) == 1:
         return parts[0]
+    parts = [materialize(part, spec.xla_only) for part in parts]  # or XLA computes them in the loop that interleaves
     # (phases..., N, *counts, C) -> (N, count, phase, count, phase, ..., C)
     stacked = jnp.stack(parts).reshape(*spec.strides, *parts[0].shape)
     order = [rank]
@@ -175,9 +169,15 @@ Forward = Callable[[jax.Array, jax.Array, Window], jax.Array]
 
 
 def by_role(
-    lhs: jax.Array, rhs: jax.Array, spec: ConvSpec, forward: Forward, kernel: Callable[..., jax.Array] | None = None
+    lhs: jax.Array,
+    rhs: jax.Array,
+    spec: ConvSpec,
+    forward: Forward,
+    kernel: Callable[..., jax.Array] | None = None,
+    *,
+    in_turn: bool = False,
 ) -> jax.Array:
-    """What a method's `lower` does around its forms: the dtype of sums, the three roles, the stacked axis.
+    """Computes a convolution by the forms of a method: converts to the dtype of sums, and vectorizes over a stack.
 
     Args:
       lhs: the first operand.
@@ -185,6 +185,7 @@ def by_role(
       spec: the convolution.
       forward: `forward(x, kernel, window)`.
       kernel: `kernel(x, y, spec)`, of a method that computes the role `"kernel"`.
+      in_turn: whether the entries of a stack go one after the other.
     """
     dtype = sum_dtype(spec)
 
@@ -196,15 +197,21 @@ def by_role(
             return input_by_phases(a, b, spec, forward)
         return kernel(a, b, spec)
 
-    run = single if spec.stacked is None else jax.vmap(single)
-    return run(lhs, rhs).astype(spec.out_dtype)
+    if spec.stacked is None:
+        result = single(lhs, rhs)
+    elif in_turn:
+        result = lax.map(lambda operands: single(*operands), (lhs, rhs))
+    else:
+        result = jax.vmap(single)(lhs, rhs)
+    return result.astype(spec.out_dtype)
 
 
-def settled(value: Any, exported: bool) -> Any:
-    """An array, or several, computed once: fused into each slice that reads it, it would be computed for each."""
-    if exported:
-        return lax.optimization_barrier(value)
-    return jax.tree.map(row_major, value)
+def materialize(value: Any, xla_only: bool) -> Any:
+    """Returns an array, or several, computed once and not again in each slice that reads it.
+
+    A layout constraint keeps XLA from fusing. Programs without layout constraints have a barrier, which keeps it less.
+    """
+    return lax.optimization_barrier(value) if xla_only else jax.tree.map(row_major, value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,7 +234,7 @@ class Phase:
 
 
 def phase_axis(phase: int, stride: int, dilation: int, low: int, taps: int, outputs: int, count: int) -> Phase | None:
-    """The phase of input pixels `phase`, `phase + stride`, ... (`count` of them); None if no tap falls on it."""
+    """Returns the phase of the `count` input pixels `phase`, `phase + stride`, ...; None if no tap falls on them."""
     common = math.gcd(stride, dilation)
     if (phase + low) % common:
         return None

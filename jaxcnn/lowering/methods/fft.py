@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxcnn.geometry import dilated_size
+from jaxcnn.lowering import costs
 from jaxcnn.lowering.common.forms import (
     Window,
     by_role,
@@ -29,12 +30,14 @@ from jaxcnn.lowering.spec import ConvSpec
 
 NAME = "fft"
 
-_TILE_FACTOR = 4
-"""An image is cut into tiles where it is more than this many windows long; a tile is then this many windows long."""
+TILE_WINDOWS = 4
+"""Length of a tile in windows. Longer images are cut into tiles."""
+MIN_TILE = 64
+"""Fewest pixels of a tile along an axis."""
 
 
 def supports(spec: ConvSpec) -> str | None:
-    """None, or why this convolution is not computed from spectra."""
+    """Returns None, or why this convolution is not computed from spectra."""
     if not jnp.issubdtype(sum_dtype(spec), jnp.floating):
         return f"its products are {sum_dtype(spec)}, and spectra are of floats"
     if demands_highest(spec.precision):
@@ -44,23 +47,47 @@ def supports(spec: ConvSpec) -> str | None:
     return shape_unsupported(spec)
 
 
-def lower(lhs: jax.Array, rhs: jax.Array, spec: ConvSpec, sharding: object = None) -> jax.Array:
+def terms(spec: ConvSpec) -> costs.Terms:
+    """Returns the counts that its time grows with."""
+    work = costs.work(spec)
+    if not work.by_channel:
+        return costs.NEVER  # between many channels the products of spectra take hundreds of times as long
+    kernel = spec.role == "kernel"
+    phases = math.prod(spec.strides) if spec.role == "input" else 1
+    tiles, length = spec.output_shape[0] * phases, 1.0
+    for output, taps, dilation, stride in zip(
+        spec.output_shape[1:-1], spec.window, spec.kernel_dilation, spec.strides, strict=True
+    ):
+        extent = dilated_size(taps, dilation)
+        pixels = output + extent / stride if spec.role == "input" else output * stride + extent
+        of_tile = pixels if kernel else min(pixels, max(TILE_WINDOWS * extent, MIN_TILE))
+        tiles *= math.ceil(pixels / max(of_tile - extent, of_tile / TILE_WINDOWS))
+        length *= of_tile
+    images = 2 * tiles * length * work.groups
+    return {
+        "call": 1,
+        "transformed": images + phases * length * work.groups,
+        "large": costs.above_cliff(8 * images),
+    }
+
+
+def lower(lhs: jax.Array, rhs: jax.Array, spec: ConvSpec) -> jax.Array:
     """Computes the array that `spec.role` names from the two others."""
-    del sharding
     return by_role(lhs, rhs, spec, _forward, _kernel)
 
 
 def fast_length(length: int) -> int:
-    """The smallest length not below this one whose transform is fast."""
+    """Returns the smallest length not below this one whose transform is fast."""
     from scipy import fft  # imported here: `import jaxcnn` must not wait for it
 
     return int(fft.next_fast_len(length, real=True))
 
 
 def tile_lengths(pixels: Sequence[int], extents: Sequence[int]) -> tuple[int, ...]:
-    """Length of the transform on each axis, for as many padded pixels under a window of that extent."""
+    """Returns the length of the transform on each axis, for as many padded pixels under a window of that extent."""
     return tuple(
-        fast_length(min(size, max(_TILE_FACTOR * extent, 64))) for size, extent in zip(pixels, extents, strict=True)
+        fast_length(min(size, max(TILE_WINDOWS * extent, MIN_TILE)))
+        for size, extent in zip(pixels, extents, strict=True)
     )
 
 

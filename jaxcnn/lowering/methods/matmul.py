@@ -1,226 +1,209 @@
 """The method `matmul`: convolutions as products of matrices, batched over groups.
 
-1x1 windows are one product; the kernel gradient is one product for each tap; dense windows of stride 1 have their taps
-on both sides of products (`spread`); everything else is a product of the patches of the image, gathered in one matrix,
-with the kernel. Sums are in float32 at least and exact for integers: the
-error is `direct`'s, within 4 epsilons of float32 of the sum of the magnitudes of an output's products.
+A 1x1 window is one product. At stride 1 the pixels under the taps along some axes of a dense window are gathered beside
+each other, in the rows of a matrix; the taps along the other axes are spread over the columns of the kernel's matrix,
+and the results that one product gives for them are shifted and added up. Other convolutions gather all taps. A kernel
+gradient is one product with the pixels under all taps, or one product for each tap. Sums are in float32 at least and
+exact for integers: the error is `direct`'s, within 4 epsilons of float32 of the sum of the magnitudes of an output's
+products.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxcnn.geometry import Ints
 from jaxcnn.lowering import costs
 from jaxcnn.lowering.common.forms import (
     Window,
+    by_role,
     forward_window,
-    input_by_phases,
     pad_spatial,
-    settled,
     shape_unsupported,
     sum_dtype,
     tap_slice,
     taps,
 )
-from jaxcnn.lowering.methods import matmul_spread as spread
 from jaxcnn.lowering.spec import ConvSpec
 
 NAME = "matmul"
 
-_STACKED_BYTES = 8 * 2**20
-"""Most bytes of patches of one group for which a stack is one batched product and not a loop over its entries: 0.7 ms
-against 1.5 of the loop at 1.8 MB, 36 against 14 at 29 MB (`direct` 1.2 and 28)."""
-
-_GATHERED_BYTES = 5 * 2**20
-"""Most bytes of the pixels under all taps for which a dense kernel's gradient is one product with them, and not one for
-each tap: 3x3 at 512 channels over 7x7 takes 1.5 ms as one, 2.4 by taps (`direct` 2.8); 8 images of 28x28x128 30 and 16
-(`direct` 13)."""
-_KERNEL_FEATURES, _KERNEL_CHANNELS, _KERNEL_MACS = 96, 8, 10e6
-"""Fewest of each for which that product takes less time than XLA's convolution: of 354 shapes drawn at random (strides
-1 and 2) the 145 that meet the bounds take 0.67 of its time in the geometric mean, 7 more than 1.1 times; those of 64
-features take as long."""
-
-
-_FEW_TAPS, _BY_TAPS_FEATURES, _BY_TAPS_NARROWING, _BY_TAPS_STRIDED = 7, 48, 4, 128
-"""When one product for each tap takes less time than XLA's convolution: windows of few taps in one row or column, or
-2x2, of images; the fewest features, the most channels for each of them, and the fewest of both for a stride. Set on 33
-shapes drawn at random that meet them, they took 0.52 of its time in the geometric mean of 35 others, at worst 1.11; 3x1
-over 8x56x56x64 to 192 takes 19 ms instead of 65."""
-
-
-_INPUT_MACS, _INPUT_WIDENING, _INPUT_TAPS, _INPUT_CHANNELS = 10e6, 2, 25, 16
-"""When the inputs of a strided convolution take less time by products: XLA's convolution multiplies the zeros between
-outputs. The fewest multiply-accumulates, and either so many more inputs' channels than outputs', or a large window of
-as many or of few: 4x4/2 from 128 channels to 32, 8x56x56, takes 9.7 ms instead of 57, 7x7/2 from 3 to 64, 4x112x112,
-2.8 instead of 8.2. Set on 21 shapes drawn at random that meet them, they took 0.60 of its time in the geometric mean of
-33 others, at worst 1.06. 3x3/2 of as many channels gains a fifth, and takes 0.2 s longer to compile."""
+MAX_PRODUCT_BYTES = 24 << 20
+"""Most bytes of a product of several images. Where there are more, the images go one after the other."""
+MAX_GATHERED_BYTES = 5 << 20
+"""Most bytes of the pixels under all taps for which a kernel gradient is one product."""
+GATHER_COST = 2
+"""Cost of a gathered number, in units of a spread number, which is read where it is added."""
 
 
 def supports(spec: ConvSpec) -> str | None:
-    """None, or why this convolution is not computed as a product of matrices."""
+    """Returns None, or why this convolution is not computed as products of matrices."""
     if jnp.issubdtype(sum_dtype(spec), jnp.complexfloating):
         return "its operands are complex"
     return shape_unsupported(spec)
 
 
-def terms(spec: ConvSpec) -> dict[str, float] | None:
-    """Returns what its time grows with, or None where compiled kernels take less."""
+def terms(spec: ConvSpec) -> costs.Terms:
+    """Returns the counts that its time grows with."""
     work = costs.work(spec)
-    if work is None or work.groups > 1:
-        return None
-    pixels = work.macs / (work.taps * work.summed * work.results)
-    axes = spread.gathered_axes(spec.window, round(pixels), work.summed, work.results)
-    moved = pixels * spread.moved(spec.window, work.summed, work.results, axes)
-    if work.results >= costs.VECTOR:
-        return {"wide call": 1.0, "wide macs": work.macs, "wide moved": moved} if spec.role == "input" else None
-    if spec.role == "output" and max(spec.strides) > 1:  # it gathers every tap
-        return None
-    return {"call": 1.0, "macs": work.macs, "moved": moved}
+    grouped = "grouped " if work.groups > 1 else ""
+    if spec.role == "kernel":
+        if grouped:
+            return {"grouped kernel call": 1, "grouped kernel macs": work.macs, "grouped kernel moved": work.gathered}
+        at_once = 4 * work.gathered <= MAX_GATHERED_BYTES
+        prefix = "kernel " if at_once else "kernel taps "
+        return {
+            f"{prefix}call": 1 if at_once else work.taps,
+            f"{prefix}macs": work.macs,
+            f"{prefix}few results' macs": work.macs if work.results < costs.VECTOR else 0.0,
+            f"{prefix}moved": work.gathered,
+        }
+    phases = math.prod(spec.strides) if spec.role == "input" else 1
+    if grouped:
+        return {
+            "grouped call": 1,
+            "grouped phases": phases - 1,
+            "grouped macs": work.slid,
+            "grouped moved": work.gathered + work.result,
+        }
+    window, strides, sizes = spec.window, spec.strides, spec.output_shape[1:-1]
+    read = spec.input_shape[1:-1]
+    if spec.role == "input":
+        # A window of stride 1 for each residue of the pixels by the strides.
+        read, sizes = sizes, tuple(-(-n // stride) for n, stride in zip(read, strides, strict=True))
+        window = tuple(-(-n // stride) for n, stride in zip(window, strides, strict=True))
+        strides = (1,) * spec.rank
+    axes = _gathered_axes(window, work.summed, work.results, max(strides) == 1)
+    # Taps that are spread meet the pixels that are read, those that are gathered the pixels of the result.
+    rows = phases * work.stack * spec.input_shape[0]
+    rows *= math.prod(size if axis in axes else read[axis] for axis, size in enumerate(sizes))
+    macs = float(rows * math.prod(window) * work.summed * work.results)
+    moved = rows * moved_numbers(window, work.summed, work.results, axes)
+    return {
+        "call": 1,
+        "phases": phases - 1,
+        "macs": macs,
+        "few results' macs": macs if work.results < costs.VECTOR else 0.0,
+        "moved": moved,
+        "floats": work.floats + (work.result if phases > 1 else 0.0),
+        "floats in turn": work.floats if spec.input_shape[0] > 1 and 4 * moved > MAX_PRODUCT_BYTES else 0.0,
+        "large": costs.above_cliff(8 * moved / spec.input_shape[0]),
+    }
 
 
-def lower(lhs: jax.Array, rhs: jax.Array, spec: ConvSpec, sharding: object = None) -> jax.Array:
+def lower(lhs: jax.Array, rhs: jax.Array, spec: ConvSpec) -> jax.Array:
     """Computes the array that `spec.role` names from the two others."""
-    del sharding
-    dtype = sum_dtype(spec)
-
-    def forward(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
-        return _forward(x, kernel, window, dtype, spec.precision)
-
-    def single(a: jax.Array, b: jax.Array) -> jax.Array:
-        common = jnp.result_type(a, b) if a.dtype == b.dtype else dtype
-        a, b = a.astype(common), b.astype(common)
-        if spec.role == "output":
-            return forward(a, b, forward_window(spec))
-        if spec.role == "input":
-            return input_by_phases(a, b, spec, forward)
-        return _kernel(a, b, spec, dtype)
-
-    if spec.stacked is None:
-        result = single(lhs, rhs)
-    elif 4 * spec.stacked * math.prod((*spec.output_shape[:-1], *spec.kernel_shape[:-1])) <= _STACKED_BYTES:
-        result = jax.vmap(single)(lhs, rhs)
-    else:
-        result = lax.map(lambda operands: single(*operands), (lhs, rhs))
-    return result.astype(spec.out_dtype)
+    in_turn = 4 * costs.work(spec).gathered > MAX_PRODUCT_BYTES
+    return by_role(lhs, rhs, spec, partial(_forward, precision=spec.precision), _kernel, in_turn=in_turn)
 
 
-def _grouped(x: jax.Array, groups: int) -> jax.Array:
-    """(..., G * C) -> (P, G, C), P pixels."""
-    return x.reshape(math.prod(x.shape[:-1]), groups, x.shape[-1] // groups)
+def gathered_axes(window: Sequence[int], summed: int, results: int) -> Ints:
+    """Returns the axes of the window to gather so that the fewest numbers are moved."""
+    rank = len(window)
+    subsets = itertools.chain.from_iterable(itertools.combinations(range(rank), size) for size in range(rank + 1))
+    return min(subsets, key=lambda axes: moved_numbers(window, summed, results, axes))
 
 
-def _product(a: jax.Array, b: jax.Array, dtype: Any, precision: Any) -> jax.Array:
-    """(P, G, I) @ (G, I, O) -> (P, G * O), as a plain product of matrices if there is one group."""
+def moved_numbers(window: Sequence[int], summed: int, results: int, gathered: Ints) -> int:
+    """Returns the numbers moved for each pixel if these axes are gathered, in units of a spread number."""
+    rows = math.prod(window[axis] for axis in gathered)
+    columns = math.prod(window) // rows
+    return (GATHER_COST * rows * summed if rows > 1 else 0) + columns * results
+
+
+def _gathered_axes(window: Sequence[int], summed: int, results: int, may_spread: bool) -> Ints:
+    return gathered_axes(window, summed, results) if may_spread else tuple(range(len(window)))
+
+
+def _forward(x: jax.Array, kernel: jax.Array, window: Window, *, precision: Any) -> jax.Array:
+    """(N, *spatial, G * I), (*taps, I, G * O) -> (N, *outputs, G * O)."""
+    *sizes, kernel_in, features = kernel.shape
+    rank, groups = len(sizes), window.groups
+    may_spread = groups == 1 and max(window.strides) == 1
+    gathered = _gathered_axes(sizes, kernel_in, features, may_spread)
+    spread = tuple(axis for axis in range(rank) if axis not in gathered)
+    columns = math.prod(sizes[axis] for axis in spread)
+    # (gathered taps, I, spread taps, G, O) -> (G, gathered taps * I, spread taps * O)
+    weights = kernel.reshape(*sizes, kernel_in, groups, features // groups)
+    weights = weights.transpose(rank + 1, *gathered, rank, *spread, rank + 2)
+    weights = weights.reshape(groups, -1, columns * features // groups)
+    x = pad_spatial(x, [pair if axis in gathered else (0, 0) for axis, pair in enumerate(window.padding)])
+
+    def of_images(x: jax.Array) -> jax.Array:
+        rows = _gathered(x, sizes, window, gathered)
+        product = _product(rows.reshape(-1, *rows.shape[-2:]), weights, precision).reshape(*rows.shape[:-2], -1)
+        parts = []
+        for index, tap in enumerate(itertools.product(*(range(sizes[axis]) for axis in spread))):
+            part = lax.slice_in_dim(product, index * features, (index + 1) * features, axis=-1)
+            parts.append(_shifted(part, dict(zip(spread, tap, strict=True)), window))
+        return sum(parts[1:], parts[0])
+
+    numbers = math.prod((len(x), *window.outputs)) * (columns * features + weights.shape[1] * groups)
+    if len(x) > 1 and numbers * x.dtype.itemsize > MAX_PRODUCT_BYTES:
+        return lax.map(lambda image: of_images(image[None])[0], x)
+    return of_images(x)
+
+
+def _product(a: jax.Array, b: jax.Array, precision: Any) -> jax.Array:
+    """(P, G, K) @ (G, K, O) -> (P, G * O), as a plain product of matrices if there is one group."""
     if a.shape[1] == 1:
-        return lax.dot(a[:, 0], b[0], precision=precision, preferred_element_type=dtype)
-    product = lax.dot_general(
-        a, b, (((2,), (1,)), ((1,), (0,))), precision=precision, preferred_element_type=dtype
-    )  # (G, P, O)
+        return lax.dot(a[:, 0], b[0], precision=precision)
+    product = lax.dot_general(a, b, (((2,), (1,)), ((1,), (0,))), precision=precision)  # (G, P, O)
     return jnp.moveaxis(product, 0, 1).reshape(a.shape[0], -1)
 
 
-def _forward(x: jax.Array, kernel: jax.Array, window: Window, dtype: Any, precision: Any) -> jax.Array:
-    """(N, *spatial, G * I), (*taps, I, G * O) -> (N, *outputs, G * O)."""
-    *sizes, kernel_in, features = kernel.shape
-    groups = window.groups
-    if groups == 1 and math.prod(sizes) > 1 and max(window.strides) == 1:
-        return spread.convolved(x, kernel, window, dtype, precision)
-    x = pad_spatial(x, window.padding)
-    # (P, G, taps * I) patches, in the kernel's own order of taps and input features.
-    patches = [tap_slice(x, tap, window).reshape(-1, groups, kernel_in) for tap in taps(sizes)]
-    gathered = patches[0] if len(patches) == 1 else jnp.concatenate(patches, axis=2)
-    weights = kernel.reshape(-1, groups, features // groups).transpose(1, 0, 2)  # (G, taps * I, O)
-    return _product(gathered, weights, dtype, precision).reshape(x.shape[0], *window.outputs, features)
+def _gathered(x: jax.Array, sizes: Sequence[int], window: Window, axes: Ints) -> jax.Array:
+    """Returns the pixels under the taps along some axes, (N, *spatial, G, taps * I): outputs along these axes."""
+    pieces = []
+    for tap in itertools.product(*(range(sizes[axis]) for axis in axes)):
+        starts, limits, steps = [0] * x.ndim, list(x.shape), [1] * x.ndim
+        for axis, index in zip(axes, tap, strict=True):
+            starts[axis + 1] = index * window.dilation[axis]
+            steps[axis + 1] = window.strides[axis]
+            limits[axis + 1] = starts[axis + 1] + (window.outputs[axis] - 1) * window.strides[axis] + 1
+        piece = lax.slice(x, starts, limits, steps)
+        pieces.append(piece.reshape(*piece.shape[:-1], window.groups, -1))
+    return pieces[0] if len(pieces) == 1 else lax.optimization_barrier(jnp.concatenate(pieces, -1))
 
 
-def kernel_pays(spec: ConvSpec) -> bool:
-    """Whether a dense kernel's gradient takes less time as one product than as XLA's convolution."""
-    if spec.role != "kernel" or spec.feature_group_count > 1 or spec.stacked is not None:
-        return False
-    *_, channels, features = spec.kernel_shape
-    macs = math.prod(spec.output_shape[:-1]) * math.prod(spec.kernel_shape)
-    if macs < _KERNEL_MACS:
-        return False
-    if _gathered_bytes(spec) <= _GATHERED_BYTES:
-        return features >= _KERNEL_FEATURES and channels >= _KERNEL_CHANNELS
-    # Otherwise one product for each tap.
-    taps = math.prod(spec.window)
-    few = spec.rank > 1 and taps <= _FEW_TAPS and (min(spec.window) == 1 or max(spec.window) == 2)
-    if few and features >= _BY_TAPS_FEATURES and channels <= _BY_TAPS_NARROWING * features:
-        return True
-    return max(spec.strides) > 1 and taps <= 9 and min(channels, features) >= _BY_TAPS_STRIDED
+def _shifted(part: jax.Array, tap: dict[int, int], window: Window) -> jax.Array:
+    """Returns what one tap adds to each output, of its product with each pixel: (N, *spatial, O) -> (N, *outputs, O)."""
+    edges = [(0, 0, 0)] * part.ndim
+    for axis, index in tap.items():
+        low = window.padding[axis][0] - index * window.dilation[axis]
+        edges[axis + 1] = (low, window.outputs[axis] - part.shape[axis + 1] - low, 0)
+    return lax.pad(part, jnp.zeros((), part.dtype), edges)
 
 
-def input_pays(spec: ConvSpec) -> bool:
-    """Whether a strided convolution's inputs take less time by products, one residue of the strides after the other."""
-    if spec.role != "input" or max(spec.strides) == 1 or spec.feature_group_count > 1 or spec.stacked is not None:
-        return False
-    *window, channels, features = spec.kernel_shape
-    macs = math.prod(spec.output_shape[:-1]) * math.prod(spec.kernel_shape)
-    if macs < _INPUT_MACS or any(taps < stride for taps, stride in zip(window, spec.strides, strict=True)):
-        return False
-    narrows = channels >= _INPUT_WIDENING * features
-    return narrows or (math.prod(window) >= _INPUT_TAPS and (channels <= _INPUT_CHANNELS or channels >= features))
-
-
-def _gathered_bytes(spec: ConvSpec) -> int:
-    """Bytes of the pixels under all taps of a dense convolution, in float32."""
-    return 4 * math.prod((*spec.output_shape[:-1], *spec.kernel_shape[:-1]))
-
-
-def _kernel(x: jax.Array, y: jax.Array, spec: ConvSpec, dtype: Any) -> jax.Array:
+def _kernel(x: jax.Array, y: jax.Array, spec: ConvSpec) -> jax.Array:
     """(N, *spatial, G * I), (N, *outputs, G * O) -> (*taps, I, G * O)."""
     window = forward_window(spec)
     x = pad_spatial(x, window.padding)
-    if window.groups > 1 or _gathered_bytes(spec) > _GATHERED_BYTES:
-        return _kernel_by_taps(x, y, spec, dtype)
-    pixels = [_pixels(tap_slice(x, tap, window)) for tap in taps(spec.window)]
-    gathered = pixels[0] if len(pixels) == 1 else settled(jnp.concatenate(pixels, axis=1), spec.exported)
-    product = lax.dot_general(
-        gathered,
-        _pixels(y),
-        (((0,), (0,)), ((), ())),
-        precision=spec.precision,
-        preferred_element_type=dtype,
-    )  # (taps * I, O)
-    return product.reshape(spec.kernel_shape)
-
-
-def _pixels(x: jax.Array) -> jax.Array:
-    """(..., C) -> (P, C)."""
-    return x.reshape(-1, x.shape[-1])
-
-
-def _kernel_by_taps(x: jax.Array, y: jax.Array, spec: ConvSpec, dtype: Any) -> jax.Array:
-    """The same of the padded x, one product for each tap."""
-    window = forward_window(spec)
     groups = window.groups
-    kernel_in, features = spec.kernel_shape[-2:]
-    cotangent = _grouped(y, groups)
-    results = []
-    for tap in taps(spec.window):
-        pixels = _grouped(tap_slice(x, tap, window), groups)
-        if groups == 1:
-            product = lax.dot_general(
-                pixels[:, 0],
-                cotangent[:, 0],
-                (((0,), (0,)), ((), ())),
-                precision=spec.precision,
-                preferred_element_type=dtype,
-            )  # (I, O)
-        else:
-            product = lax.dot_general(
-                pixels,
-                cotangent,
-                (((0,), (0,)), ((1,), (1,))),
-                precision=spec.precision,
-                preferred_element_type=dtype,
-            )  # (G, I, O)
-            product = jnp.swapaxes(product, 0, 1).reshape(kernel_in, features)
-        results.append(product)
-    return jnp.stack(results).reshape(spec.kernel_shape)
+    pixels = [_by_group(tap_slice(x, tap, window), groups) for tap in taps(spec.window)]
+    if groups == 1 and 4 * costs.work(spec).gathered <= MAX_GATHERED_BYTES:
+        gathered = pixels[0] if len(pixels) == 1 else lax.optimization_barrier(jnp.concatenate(pixels, axis=-1))
+        pixels = [gathered]
+    contract = partial(_contract_pixels, y=_by_group(y, groups), precision=spec.precision)
+    return jnp.stack([contract(of_tap) for of_tap in pixels]).reshape(spec.kernel_shape)
+
+
+def _by_group(x: jax.Array, groups: int) -> jax.Array:
+    """(..., G * C) -> (P, G, C), P pixels."""
+    return x.reshape(-1, groups, x.shape[-1] // groups)
+
+
+def _contract_pixels(x: jax.Array, y: jax.Array, precision: Any) -> jax.Array:
+    """(P, G, I), (P, G, O) -> (I, G * O)."""
+    if x.shape[1] == 1:
+        return lax.dot_general(x[:, 0], y[:, 0], (((0,), (0,)), ((), ())), precision=precision)
+    product = lax.dot_general(x, y, (((0,), (0,)), ((1,), (1,))), precision=precision)  # (G, I, O)
+    return jnp.swapaxes(product, 0, 1).reshape(x.shape[-1], -1)

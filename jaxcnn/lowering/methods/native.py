@@ -21,7 +21,7 @@ from jaxcnn.lowering.spec import ConvSpec
 
 NAME = "native"
 
-_LARGEST_RANK = 3
+MAX_RANK = 3
 
 _ACTIVATIONS = (
     "none",
@@ -45,38 +45,44 @@ def supports(spec: ConvSpec) -> str | None:
         return library.status()
     if not spec.lhs_dtype == spec.rhs_dtype == spec.out_dtype == np.float32:
         return f"its operands are {spec.lhs_dtype} and {spec.rhs_dtype} and its result {spec.out_dtype}, not float32"
-    if spec.rank > _LARGEST_RANK:
-        return f"it has {spec.rank} spatial axes, more than {_LARGEST_RANK}"
+    if spec.rank > MAX_RANK:
+        return f"it has {spec.rank} spatial axes, more than {MAX_RANK}"
     if spec.stacked is not None:
         return f"it is a stack of {spec.stacked}"
-    if spec.exported:
+    if spec.xla_only:
         return "its program is exported, or partitioned over several devices"
     return shape_unsupported(spec)
 
 
-def terms(spec: ConvSpec) -> dict[str, float] | None:
-    """Returns what the kernels' time grows with, or None where it is not estimated."""
+def terms(spec: ConvSpec) -> costs.Terms:
+    """Returns the counts that the kernels' time grows with."""
     work = costs.work(spec)
-    if work is None or (work.groups > 1 and not work.by_channel):
-        return None
-    counts = {"call": 1.0, "floats": work.floats}
+    role = "kernel " if spec.role == "kernel" else ""
+    counts = {f"{role}call": 1.0, f"{role}floats": work.floats}
     if not work.by_channel:
         # Each tap's products of a vector begin with loads, which few channels do not outweigh.
-        name = "macs" if work.results >= costs.VECTOR else "narrow macs"
-        return counts | {name: work.filled, "taps": work.filled / work.summed}
-    counts["channel macs"] = work.filled
+        narrow = "narrow " if work.results < costs.VECTOR else ""
+        groups = "grouped " if work.groups > 1 else ""
+        # Narrow groups lie side by side in a vector.
+        macs = work.slid if groups and narrow else work.filled(work.slid)
+        prefix = role + groups + narrow
+        return counts | {f"{prefix}macs": macs, f"{prefix}taps": macs / work.summed}
+    macs = work.filled(work.slid)
+    few = "few " if work.groups < costs.VECTOR else ""
+    counts[f"{role}{few}channel macs"] = macs
+    if few:
+        counts[f"{role}few channel pixels"] = work.pixels
     if max(spec.kernel_dilation) > 1:
-        counts["dilated channel macs"] = work.filled
-    if spec.rank == _LARGEST_RANK:
-        counts["volume channel macs"] = work.filled
-    if spec.role == "input" and max(spec.strides) > 1:
-        counts["spread channel macs"] = work.filled
+        counts[f"{role}dilated channel macs"] = macs
+    if spec.rank == MAX_RANK:
+        counts[f"{role}volume channel macs"] = macs
+    if max(spec.strides) > 1:
+        counts[f"{role}strided channel macs"] = macs
     return counts
 
 
-def lower(lhs: jax.Array, rhs: jax.Array, spec: ConvSpec, sharding: object = None, *, tiles: bool = False) -> jax.Array:
+def lower(lhs: jax.Array, rhs: jax.Array, spec: ConvSpec, *, tiles: bool = False) -> jax.Array:
     """Computes the array that `spec.role` names from the two others, by tiles of fewer products if they are allowed."""
-    del sharding
     target, attributes = "jaxcnn_kernel_gradient", options(spec)
     if spec.role != "kernel":
         target, attributes = "jaxcnn_slide", {**attributes, **slide_options(spec, tiles=tiles)}

@@ -1,10 +1,8 @@
-"""Shifted products over blocks of channels: the form of `shift` for windows of more than a few taps.
+"""Shifted products over blocks of channels: the form of `shift` for windows of many taps.
 
-In channels-last order the taps of a window are read from as many places, each a row of all channels apart: from 5x5
-on they no longer fit in the first cache, and where a row is a multiple of 2 KB they fall on the same few lines of it.
-Here a block of channels lies by itself, (blocks, N, *spatial, lanes), and the taps are added a few at a time, so that
-XLA keeps their kernel values in registers. 14x14x512 by 13x13 takes 0.4 ms (one loop over all channels 21, `fft` 2.5,
-PyTorch 0.6), 56x56x96 by 7x7 0.4 (1.0; PyTorch 0.3).
+In channels-last order the taps of a window are read from as many places, each a row of all channels apart: those of a
+large window do not fit in the first cache. Here a block of channels lies by itself, (blocks, N, *spatial, lanes), and
+the taps are added a few at a time, so that XLA keeps their kernel values in registers.
 """
 
 from __future__ import annotations
@@ -22,19 +20,13 @@ from jaxcnn._compat import row_major
 from jaxcnn.lowering.common.forms import Window, balanced_sum, tap_slice, taps
 
 LANES = 8
-"""Channels in a block: one 256-bit vector of float32. 16 are 1.2 times slower, since fewer kernel values fit."""
+"""Channels in a block: one 256-bit vector of float32."""
 
-_FEW_TAPS, _WIDE_LANES = 16, 16
-"""Up to so many taps blocks are wider: XLA unrolls a loop over 8 lanes and few products without vectorising it."""
+MAX_CHUNK = 32
+"""Most products that are added in one loop, which are as many vectors as a processor with AVX-512 names."""
 
-_CHUNK = 32
-"""Products that are added in one loop: 32 vectors are what a core with AVX-512 names; 100 are 1.1 times slower."""
-
-
-_LOOPED_TAPS, _FEWEST_LOOPED = 200, 20
-"""Fewest taps of a window whose rows are added in a loop, and fewest products of a step: 13 are not vectorised. At
-15x15 the loop is as fast as its steps unrolled, at 21x21 1.2 times slower; it compiles in 0.2 to 0.3 s instead of 0.6
-to 2.7."""
+MIN_LOOPED_TAPS, MIN_STEP_PRODUCTS = 100, 20
+"""Fewest taps of a window whose rows are added in a loop, so that it compiles fast, and fewest products of a step."""
 
 
 def blocked(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
@@ -49,10 +41,10 @@ def blocked(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
 
 
 def _by_channel(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
-    """One input channel for each output: the lanes are channels."""
+    """Computes one input channel for each output: the lanes are channels."""
     *sizes, _, features = kernel.shape
     rank, batch = len(sizes), x.shape[0]
-    lanes = _WIDE_LANES if math.prod(sizes) <= _FEW_TAPS else LANES
+    lanes = LANES
     blocks = -(-features // lanes)
     extra = blocks * lanes - features
     config = ((0, 0, 0), *((low, high, 0) for low, high in window.padding), (0, extra, 0))
@@ -68,13 +60,13 @@ def _by_channel(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
         return seen * weights[:, *tap].reshape(blocks, *(1,) * (rank + 1), lanes)
 
     def summed(row: Any, count: int) -> jax.Array:
-        """Over `count` rows of the window from `row` on."""
+        """Returns the sum over `count` rows of the window from `row` on."""
         extent = (count - 1) * window.dilation[0] + (window.outputs[0] - 1) * window.strides[0] + 1
         some = lax.dynamic_slice_in_dim(pixels, row * window.dilation[0], extent, axis=1)
         of_rows = lax.dynamic_slice_in_dim(weights, row, count, axis=1)
         return _summed([partial(product, some, of_rows, tap) for tap in taps((count, *sizes[1:]))])
 
-    if rank > 1 and math.prod(sizes) >= _LOOPED_TAPS:
+    if rank > 1 and math.prod(sizes) >= MIN_LOOPED_TAPS:
         total = _summed_by_rows(sizes, summed)
     else:
         total = _summed([partial(product, pixels, weights, tap) for tap in taps(sizes)])
@@ -83,15 +75,13 @@ def _by_channel(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
 
 
 def _summed_by_rows(sizes: Sequence[int], summed: Callable[..., jax.Array]) -> jax.Array:
-    """The sum over a large window, a few of its rows at each step of a loop, which is compiled once.
-
-    29x29 over 28x28x256 takes 3.0 ms and 0.2 s to compile, unrolled 2.8 ms and 2.3 s, by `fft` 8.6 ms (PyTorch 1.6).
+    """Returns the sum over a large window, a few of its rows at each step of a loop, which is compiled once.
 
     Args:
-      sizes: of the window.
+      sizes: taps on each spatial axis.
       summed: `summed(row, count)`, the sum over the rows from `row` on, which may be traced.
     """
-    height = -(-_FEWEST_LOOPED // math.prod(sizes[1:]))
+    height = -(-MIN_STEP_PRODUCTS // math.prod(sizes[1:]))
     first = sizes[0] % height + height  # what is left over goes with the first: a row alone may be too few products
     steps = (sizes[0] - first) // height
     return lax.fori_loop(
@@ -100,7 +90,7 @@ def _summed_by_rows(sizes: Sequence[int], summed: Callable[..., jax.Array]) -> j
 
 
 def _by_group(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
-    """Several input channels for each output: the lanes are a group's output channels."""
+    """Computes several input channels for each output: the lanes are a group's output channels."""
     *sizes, kernel_in, features = kernel.shape
     rank, batch, groups = len(sizes), x.shape[0], window.groups
     out = features // groups
@@ -126,8 +116,8 @@ def _by_group(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
 
 
 def _summed(products: Sequence[Callable[[], jax.Array]]) -> jax.Array:
-    """The sum, a chunk of products in a loop of its own each."""
-    count = -(-len(products) // _CHUNK)
+    """Returns the sum of the products, each chunk of them in a loop of its own."""
+    count = -(-len(products) // MAX_CHUNK)
     size = -(-len(products) // count)
     total = row_major(balanced_sum([product() for product in products[:size]]))
     for at in range(size, len(products), size):

@@ -1,4 +1,4 @@
-"""The method `windows` for pools: shifted slices, axis by axis, combined pairwise where the window is wide.
+"""Pools as shifted slices, axis by axis, combined pairwise where the window is wide.
 
 Maxima and minima equal `direct`'s bit for bit, NaN included. Sums differ from it by the order of additions alone.
 """
@@ -16,33 +16,37 @@ import numpy as np
 from jax import lax
 
 from jaxcnn.geometry import Pair
-from jaxcnn.lowering.common.forms import Phase, phase_axis, settled
-from jaxcnn.lowering.methods.direct import pool_identity
+from jaxcnn.lowering.common.forms import Phase, materialize, phase_axis
+from jaxcnn.lowering.pools.direct import pool_identity
 from jaxcnn.lowering.spec import PoolSpec
 
-NAME = "windows"
+NAME = "slices"
 
-_LARGEST_SELECTION = 64
+MAX_SELECTION_TAPS = 64
 """Most taps among which an index selects by comparing slice after slice."""
 
-_LARGEST_COMPARISON = 25
-"""Most taps whose winner is found, and whose gradient is spread, by comparing slice after slice. By axis, the gradient
-of 13x13 over 14x14x256 takes 0.9 ms instead of 12 (PyTorch 0.4), of 5x5 over 8x20x20x256 9 instead of 6."""
+MAX_COMPARISON_TAPS = 25
+"""Most taps whose winner is axis_taps, and whose gradient is spread, by comparing slice after slice."""
 
 
 def supports(spec: PoolSpec, *, selects: bool = False) -> str | None:
-    """None, or why this pool is not computed from slices; `selects`: one tap of each window is taken by its index."""
+    """Returns None, or why this pool is not computed from slices.
+
+    Args:
+      spec: the pool.
+      selects: whether one tap of each window is taken by its index.
+    """
     if not all(isinstance(n, int) for n in spec.input_shape):
         return "its shape is symbolic"
     if 0 in spec.input_shape:
         return "it is empty"
-    if selects and math.prod(spec.window_shape) > _LARGEST_SELECTION:
-        return f"its window has {math.prod(spec.window_shape)} taps, more than {_LARGEST_SELECTION}"
+    if selects and math.prod(spec.window_shape) > MAX_SELECTION_TAPS:
+        return f"its window has {math.prod(spec.window_shape)} taps, more than {MAX_SELECTION_TAPS}"
     return None
 
 
 def _padded(x: jax.Array, padding: Sequence[Pair], fill: Any) -> jax.Array:
-    """(N, *spatial, C) padded with a value; behind a barrier, since a fused pad tests the borders at every tap."""
+    """Returns (N, *spatial, C) padded with a value. A fused pad would test the borders at every tap: hence the barrier."""
     if not any(map(any, padding)):
         return x
     config = ((0, 0, 0), *((low, high, 0) for low, high in padding), (0, 0, 0))
@@ -50,7 +54,7 @@ def _padded(x: jax.Array, padding: Sequence[Pair], fill: Any) -> jax.Array:
 
 
 def _strided(x: Any, axis: int, start: int, count: int, stride: int = 1) -> Any:
-    """Every `stride`-th of an array, or of each of several, along an axis."""
+    """Returns every `stride`-th entry of an array, or of each of several, along an axis."""
     return jax.tree.map(
         lambda array: lax.slice_in_dim(array, start, start + (count - 1) * stride + 1, stride, axis=axis), x
     )
@@ -67,7 +71,7 @@ def _slide(
     idempotent: bool,
     spec: PoolSpec,
 ) -> Any:
-    """One axis of a padded image, or of several that go together, combined over a window."""
+    """Combines one axis of a padded image, or of several that go together, over a window."""
     # Directly, `window` slices of the outputs are read; by doubling, about log2(window) images of the input's length.
     doublings = max(window.bit_length() - 1, 0)
     if window <= 3 or window <= (doublings + 1) * stride:
@@ -77,7 +81,7 @@ def _slide(
         last, span = widths[-1], spans[-1]
         length = jax.tree.leaves(last)[0].shape[axis] - span * dilation
         doubled = combine(_strided(last, axis, 0, length), _strided(last, axis, span * dilation, length))
-        widths.append(settled(doubled, spec.exported))
+        widths.append(materialize(doubled, spec.xla_only))
         spans.append(2 * span)
     if idempotent:
         # Two windows of the largest power of two that overlap.
@@ -106,27 +110,26 @@ def _slide_all(x: Any, spec: PoolSpec, combine: Callable[[Any, Any], Any], idemp
             idempotent,
             spec,
         )
-        # Windows that do not overlap read a value once: one loop over all axes, 0.09 ms instead of 0.17 for the sum of
-        # 8x8/8 over 8x56x56x64.
+        # Windows that do not overlap read a value once: one loop over all axes is faster.
         overlap = spec.window_shape[axis] > spec.strides[axis]
-        if overlap and math.prod(spec.window_shape) > _LARGEST_COMPARISON:
-            x = settled(x, spec.exported)
+        if overlap and math.prod(spec.window_shape) > MAX_COMPARISON_TAPS:
+            x = materialize(x, spec.xla_only)
     return x
 
 
 def extremum(x: jax.Array, spec: PoolSpec, mode: str) -> jax.Array:
-    """Maximum (`mode` "max") or minimum ("min") of each window; NaN wins."""
+    """Returns the maximum (`mode` "max") or minimum ("min") of each window; NaN wins."""
     padded = _padded(x, spec.padding, pool_identity(mode, spec.dtype))
     return _slide_all(padded, spec, lax.max if mode == "max" else lax.min, idempotent=True)
 
 
 def window_sum(x: jax.Array, spec: PoolSpec) -> jax.Array:
-    """Sum of each window, in x's dtype."""
+    """Returns the sum of each window, in x's dtype."""
     return _slide_all(_padded(x, spec.padding, 0), spec, lax.add, idempotent=False)
 
 
 def _phase(spec: PoolSpec, axis: int, residue: int, outputs: int) -> Phase | None:
-    """The taps that reach every stride-th pixel of an axis, from `residue` on; None if there are none."""
+    """Returns the taps that reach every stride-th pixel of an axis, from `residue` on; None if there are none."""
     stride = spec.strides[axis]
     return phase_axis(
         residue,
@@ -139,9 +142,8 @@ def _phase(spec: PoolSpec, axis: int, residue: int, outputs: int) -> Phase | Non
     )
 
 
-def window_spread(y: jax.Array, spec: PoolSpec, sharding: Any = None) -> jax.Array:
-    """The transpose of `window_sum`: adds each y to the pixels of its window, axis by axis."""
-    del sharding
+def window_spread(y: jax.Array, spec: PoolSpec) -> jax.Array:
+    """Adds each y to the pixels of its window, axis by axis: the transpose of `window_sum`."""
     for axis in range(spec.rank):
         size, stride = spec.input_shape[axis + 1], spec.strides[axis]
         if spec.window_shape[axis] == stride and spec.window_dilation[axis] == 1:
@@ -150,24 +152,26 @@ def window_spread(y: jax.Array, spec: PoolSpec, sharding: Any = None) -> jax.Arr
         count = -(-size // stride)
         phases = []
         for phase in range(stride):
-            found = _phase(spec, axis, phase, y.shape[axis + 1])
-            if found is None:
+            axis_taps = _phase(spec, axis, phase, y.shape[axis + 1])
+            if axis_taps is None:
                 phases.append(jnp.zeros((*y.shape[: axis + 1], count, *y.shape[axis + 2 :]), y.dtype))
                 continue
             padding = [(0, 0)] * spec.rank
-            padding[axis] = found.padding
+            padding[axis] = axis_taps.padding
             padded = _padded(y, padding, 0)
             phases.append(
-                _slide(padded, axis + 1, found.taps, 1, found.dilation, count, lax.add, idempotent=False, spec=spec)
+                _slide(
+                    padded, axis + 1, axis_taps.taps, 1, axis_taps.dilation, count, lax.add, idempotent=False, spec=spec
+                )
             )
         y = _interleaved(phases, axis + 1, size)
     return y
 
 
 def _repeated(y: jax.Array, axis: int, times: int, low: int, size: int) -> jax.Array:
-    """Each entry of an axis `times` times, without the first `low`, cut or filled with zeros to `size`.
+    """Returns each entry of an axis `times` times, without the first `low`, cut or filled with zeros to `size`.
 
-    The sum's gradient where windows tile the axis: 2x2/2 over 8x56x56x64 takes 0.36 ms, by phases 0.44.
+    This is the gradient of a sum whose windows tile the axis.
     """
     if times > 1:
         repeated = jnp.broadcast_to(jnp.expand_dims(y, axis + 1), (*y.shape[: axis + 1], times, *y.shape[axis + 1 :]))
@@ -178,7 +182,7 @@ def _repeated(y: jax.Array, axis: int, times: int, low: int, size: int) -> jax.A
 
 
 def _interleaved(phases: Sequence[jax.Array], axis: int, size: int) -> jax.Array:
-    """Entry r of each of the phases in turn along an axis, cut to `size`."""
+    """Interleaves the entries of the phases along an axis, cut to `size`."""
     if len(phases) == 1:
         return phases[0]
     stacked = jnp.stack(phases, axis=axis + 1)
@@ -188,7 +192,7 @@ def _interleaved(phases: Sequence[jax.Array], axis: int, size: int) -> jax.Array
 
 
 def _flat(places: Sequence[Any], sizes: Sequence[int]) -> Any:
-    """Flat index in the plane of coordinates given by axis, each broadcast along its own axis."""
+    """Returns the flat index in the plane of coordinates by axis, each broadcast along its own axis."""
     flat = 0
     for place, size in zip(places, sizes, strict=True):
         flat = flat * size + place
@@ -196,12 +200,12 @@ def _flat(places: Sequence[Any], sizes: Sequence[int]) -> Any:
 
 
 def _along(values: np.ndarray, axis: int, rank: int) -> np.ndarray:
-    """A vector along one spatial axis of (N, *spatial, C)."""
+    """Returns a vector along one spatial axis of (N, *spatial, C)."""
     return values.reshape(1, *(-1 if a == axis else 1 for a in range(rank)), 1)
 
 
 def _first_pixels(spec: PoolSpec) -> np.ndarray:
-    """Flat index of the first real pixel of each window, (1, *outputs, 1); -1 where there is none."""
+    """Returns the flat index of the first real pixel of each window, (1, *outputs, 1); -1 where there is none."""
     sizes, outputs = spec.input_shape[1:-1], spec.output_shape[1:-1]
     places, real = [], []
     for axis in range(spec.rank):
@@ -214,7 +218,7 @@ def _first_pixels(spec: PoolSpec) -> np.ndarray:
 
 
 def _first_places(spec: PoolSpec) -> np.ndarray:
-    """Flat index, in the plane continued over its borders, of the first tap of each window, (1, *outputs, 1)."""
+    """Returns the flat index of each window's first tap in the plane continued over its borders, (1, *outputs, 1)."""
     places = [
         _along(np.arange(output) * stride - low, axis, spec.rank)
         for axis, (output, stride, (low, _)) in enumerate(
@@ -225,7 +229,7 @@ def _first_places(spec: PoolSpec) -> np.ndarray:
 
 
 def _tap_slices(x: jax.Array, spec: PoolSpec) -> list[tuple[int, jax.Array]]:
-    """For each tap its offset in flat index and the pixels of the padded image that it sees."""
+    """Returns for each tap its offset in flat index and the pixels of the padded image that it sees."""
     outputs = spec.output_shape[1:-1]
     slices = []
     for tap in np.ndindex(*spec.window_shape):
@@ -237,10 +241,10 @@ def _tap_slices(x: jax.Array, spec: PoolSpec) -> list[tuple[int, jax.Array]]:
 
 
 def winner(x: jax.Array, spec: PoolSpec, mode: str) -> jax.Array:
-    """Flat index in the unpadded plane of each window's first maximum or minimum, int32; -1 where there is no pixel."""
+    """Returns the flat index in the unpadded plane of each window's first extremum, int32; -1 where there is no pixel."""
     identity = pool_identity(mode, spec.dtype)
     padded = _padded(x, spec.padding, identity)
-    if math.prod(spec.window_shape) > _LARGEST_COMPARISON:
+    if math.prod(spec.window_shape) > MAX_COMPARISON_TAPS:
         return _winner_by_axis(padded, spec, mode)
     not_better = lax.le if mode == "max" else lax.ge
     best = jnp.full(spec.output_shape, identity)
@@ -255,7 +259,7 @@ def winner(x: jax.Array, spec: PoolSpec, mode: str) -> jax.Array:
 
 
 def _winner_by_axis(padded: jax.Array, spec: PoolSpec, mode: str) -> jax.Array:
-    """`winner` as pairs of a value and its flat index, combined axis by axis; of equal values the first wins."""
+    """Combines pairs of a value and its flat index axis by axis, for `winner`; of equal values the first wins."""
     better = lax.gt if mode == "max" else lax.lt
     outside = np.iinfo(np.int32).max
     places, inside = [], []
@@ -279,7 +283,7 @@ def _winner_by_axis(padded: jax.Array, spec: PoolSpec, mode: str) -> jax.Array:
 
 
 def select(x: jax.Array, index: jax.Array, spec: PoolSpec) -> jax.Array:
-    """x at the flat index of each output, 0 where it is -1; linear in x."""
+    """Returns x at the flat index of each output, 0 where it is -1; linear in x."""
     padded = _padded(x, spec.padding, 0)
     # Behind a barrier, or the search for the index is fused into every tap.
     padded, index = lax.optimization_barrier((padded, index))
@@ -291,11 +295,10 @@ def select(x: jax.Array, index: jax.Array, spec: PoolSpec) -> jax.Array:
     return reduce(lax.bitwise_or if spec.dtype == np.bool_ else lax.add, chosen)
 
 
-def scatter(y: jax.Array, index: jax.Array, spec: PoolSpec, sharding: Any = None) -> jax.Array:
-    """The transpose of `select`: each pixel adds up the windows that it won, one residue by the strides at a time."""
-    del sharding
-    y, index = settled((y, index), spec.exported)
-    if math.prod(spec.window_shape) > _LARGEST_COMPARISON:
+def scatter(y: jax.Array, index: jax.Array, spec: PoolSpec) -> jax.Array:
+    """Adds up for each pixel the windows that it won, one residue by the strides at a time: the transpose of `select`."""
+    y, index = materialize((y, index), spec.xla_only)
+    if math.prod(spec.window_shape) > MAX_COMPARISON_TAPS:
         return _scatter_by_axis(y, index, spec)
     rank, sizes = spec.rank, spec.input_shape[1:-1]
     counts = [-(-size // stride) for size, stride in zip(sizes, spec.strides, strict=True)]
@@ -304,20 +307,20 @@ def scatter(y: jax.Array, index: jax.Array, spec: PoolSpec, sharding: Any = None
         if axis < rank:
             parts = []
             for residue in range(spec.strides[axis]):
-                found = _phase(spec, axis, residue, y.shape[axis + 1])
-                parts.append(spread(axis + 1, (*chosen, found), (*phase, residue)))
+                axis_taps = _phase(spec, axis, residue, y.shape[axis + 1])
+                parts.append(spread(axis + 1, (*chosen, axis_taps), (*phase, residue)))
             return _interleaved(parts, axis + 1, sizes[axis])
         shape = (y.shape[0], *(counts), y.shape[-1])
         # Axes already interleaved are cut by the callers; here each phase has `counts` pixels.
-        if any(found is None for found in chosen):
+        if any(axis_taps is None for axis_taps in chosen):
             return jnp.zeros(shape, y.dtype)
-        padding = [found.padding for found in chosen]
+        padding = [axis_taps.padding for axis_taps in chosen]
         cotangent, place = _padded(y, padding, 0), _padded(index, padding, -1)
         pixels = [_along(np.arange(counts[a]) * spec.strides[a] + phase[a], a, rank) for a in range(rank)]
         flat = np.asarray(_flat(pixels, sizes), np.int32)
         terms = []
-        for tap in np.ndindex(*(found.taps for found in chosen)):
-            starts = [t * found.dilation for t, found in zip(tap, chosen, strict=True)]
+        for tap in np.ndindex(*(axis_taps.taps for axis_taps in chosen)):
+            starts = [t * axis_taps.dilation for t, axis_taps in zip(tap, chosen, strict=True)]
             limits = [s + c for s, c in zip(starts, counts, strict=True)]
             window = [(0, *starts, 0), (y.shape[0], *limits, y.shape[-1])]
             won = lax.slice(place, *window) == flat
@@ -328,7 +331,7 @@ def scatter(y: jax.Array, index: jax.Array, spec: PoolSpec, sharding: Any = None
 
 
 def _scatter_by_axis(y: jax.Array, index: jax.Array, spec: PoolSpec) -> jax.Array:
-    """`scatter` along one axis after the other.
+    """Computes `scatter` along one axis after the other.
 
     Windows over the same columns that are won in the same row are won at the same pixel, the first best of that row in
     these columns. So along the rows the cotangents of a row's windows are added up and their column kept; then the same
@@ -343,28 +346,28 @@ def _scatter_by_axis(y: jax.Array, index: jax.Array, spec: PoolSpec) -> jax.Arra
         rest: jax.Array | None = None
         if below > 1:
             # Divided once, and not for each tap; -1 stays no pixel's place.
-            place, rest = settled((jnp.where(index < 0, -1, index // below), index % below), spec.exported)
+            place, rest = materialize((jnp.where(index < 0, -1, index // below), index % below), spec.xla_only)
         sums, rests = [], []
         for residue in range(stride):
-            found = _phase(spec, axis, residue, y.shape[axis + 1])
-            if found is None:
+            axis_taps = _phase(spec, axis, residue, y.shape[axis + 1])
+            if axis_taps is None:
                 shape = (*y.shape[: axis + 1], count, *y.shape[axis + 2 :])
                 sums.append(jnp.zeros(shape, y.dtype))
                 rests.append(jnp.full(shape, -1, jnp.int32))
                 continue
             padding = [(0, 0)] * spec.rank
-            padding[axis] = found.padding
+            padding[axis] = axis_taps.padding
             fields = [(y, 0), (place, -1), *([] if rest is None else [(rest, 0)])]
             padded = [_padded(field, padding, fill) for field, fill in fields]
             own = _along(np.arange(count) * stride + residue, axis, spec.rank).astype(np.int32)
-            taps = [_strided(padded, axis + 1, t * found.dilation, count) for t in range(found.taps)]
+            taps = [_strided(padded, axis + 1, t * axis_taps.dilation, count) for t in range(axis_taps.taps)]
             won = [tap[1] == own for tap in taps]
             zero = jnp.zeros((), y.dtype)
             sums.append(reduce(lax.add, [jnp.where(w, tap[0], zero) for w, tap in zip(won, taps, strict=True)]))
             if below > 1:
                 kept = [jnp.where(w, tap[2], -1) for w, tap in zip(won, taps, strict=True)]
                 rests.append(reduce(lax.max, kept))
-        y = settled(_interleaved(sums, axis + 1, size), spec.exported)
+        y = materialize(_interleaved(sums, axis + 1, size), spec.xla_only)
         if below > 1:
-            index = settled(_interleaved(rests, axis + 1, size), spec.exported)
+            index = materialize(_interleaved(rests, axis + 1, size), spec.xla_only)
     return y

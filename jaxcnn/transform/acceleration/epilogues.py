@@ -59,10 +59,10 @@ class Group:
         """The operands of the convolution, then those of the tail."""
         return (*self.equation.invars, *self.operands)
 
-    def bind(self, values: Sequence[Any], method: str, kernel_waits: bool) -> jax.Array:
+    def bind(self, values: Sequence[Any], method: str) -> jax.Array:
         """Binds `fused_conv_p` for values of the inputs."""
         lhs, rhs = self.convolution.arranged(*values[:2])
-        params = self.convolution.conv_params(method, rhs, kernel_waits)
+        params = {**self.convolution.params, "method": method}
 
         def separate(lhs: jax.Array, rhs: jax.Array, *operands: Any) -> Any:
             known = dict(zip(self.operands, operands, strict=True))

@@ -31,13 +31,11 @@ def _asked(found: Convolution, method: str) -> str:
     return found.method
 
 
-def _convolution_rule(
-    method: str, kernel_waits: bool, equation: JaxprEqn, operands: Sequence[Any]
-) -> Sequence[Any] | None:
+def _convolution_rule(method: str, equation: JaxprEqn, operands: Sequence[Any]) -> Sequence[Any] | None:
     found = convolution(equation)
     if found is None:
         return None
-    return [found.bind(operands[0], operands[1], _asked(found, method), kernel_waits)]
+    return [found.bind(operands[0], operands[1], _asked(found, method))]
 
 
 def _pool_rule(equation: JaxprEqn, operands: Sequence[Any]) -> Sequence[Any] | None:
@@ -45,36 +43,30 @@ def _pool_rule(equation: JaxprEqn, operands: Sequence[Any]) -> Sequence[Any] | N
     return None if found is None else [bind_pool(equation, found, operands)]
 
 
-def _fusions(method: str, kernel_waits: bool, jaxpr: Any) -> Mapping[int, Fusion | None]:
+def _fusions(method: str, jaxpr: Any) -> Mapping[int, Fusion | None]:
     fusions: dict[int, Fusion | None] = {}
     for group in groups(jaxpr):
         fusions.update(dict.fromkeys(group.members))
-        fusions[group.last] = _fusion(group, _asked(group.convolution, method), kernel_waits)
+        fusions[group.last] = _fusion(group, _asked(group.convolution, method))
     return fusions
 
 
-def _fusion(group: Group, method: str, kernel_waits: bool) -> Fusion:
-    return Fusion(group.equation, group.inputs, lambda values: group.bind(values, method, kernel_waits))
+def _fusion(group: Group, method: str) -> Fusion:
+    return Fusion(group.equation, group.inputs, lambda values: group.bind(values, method))
 
 
 def walker(method: str) -> Walker:
     """A walker that computes every convolution by a method if it can, and else by jaxcnn's choice."""
 
-    def made(kernel_waits: bool, of_loops: Walker | None) -> Walker:
-        rule = partial(_convolution_rule, method, kernel_waits)
-        rules: dict[Primitive, Rule] = {conv_general_dilated_p: rule, conv_p: rule, **dict.fromkeys(POOLS, _pool_rule)}
-        fusions = partial(_fusions, method, kernel_waits) if epilogue.fusing_enabled() else None
-        return Walker(rules, of_loops, fusions)
-
-    # In a loop XLA computes once, before it, what depends on a kernel alone that stays the same.
-    return made(True, made(False, None))
+    rule = partial(_convolution_rule, method)
+    rules: dict[Primitive, Rule] = {conv_general_dilated_p: rule, conv_p: rule, **dict.fromkeys(POOLS, _pool_rule)}
+    return Walker(rules, fusions=partial(_fusions, method) if epilogue.fusing_enabled() else None)
 
 
 def _batch(operands: Sequence[Any], dims: Sequence[Any], **params: Any) -> tuple[jax.Array, int]:
     """Computes a batch of fused convolutions, which are fused again."""
     closed = epilogue.batched(operands, dims, **params)
-    waits = epilogue.convolution_in(params["unfused"]).params["kernel_waits"]
-    (result,) = Walker({}, fusions=partial(_fusions, "auto", waits)).evaluate(closed, closed.consts, *operands)
+    (result,) = Walker({}, fusions=partial(_fusions, "auto")).evaluate(closed, closed.consts, *operands)
     return result, 0
 
 

@@ -14,9 +14,9 @@ from jax import lax
 from jax.extend.core import JaxprEqn
 from jax.extend.core.primitives import conv_general_dilated_p
 
-from jaxcnn.geometry import Pair, dilated_size
+from jaxcnn.geometry import Ints, Pair, dilated_size
 from jaxcnn.lowering.common.forms import transposed_kernel
-from jaxcnn.lowering.spec import ConvSpec, Ints, Role, conv_spec
+from jaxcnn.lowering.spec import ConvSpec, Role, conv_spec
 from jaxcnn.primitives import conv_p
 
 
@@ -45,10 +45,10 @@ class Convolution:
     swapped: bool = False
     edges: tuple[tuple[int, int, int], ...] | None = None
 
-    def bind(self, lhs: jax.Array, rhs: jax.Array, method: str, kernel_waits: bool = False) -> jax.Array:
+    def bind(self, lhs: jax.Array, rhs: jax.Array, method: str) -> jax.Array:
         """Computes the equation's result from its operands by `conv_p`."""
         lhs, rhs = self.arranged(lhs, rhs)
-        return self.restored(conv_p.bind(lhs, rhs, **self.conv_params(method, rhs, kernel_waits)))
+        return self.restored(conv_p.bind(lhs, rhs, **self.params, method=method))
 
     def arranged(self, lhs: jax.Array, rhs: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Returns the equation's operands as `conv_p` takes them."""
@@ -59,12 +59,6 @@ class Convolution:
             lhs, rhs = rhs, lhs
         lhs, rhs = _transposed(lhs, lhs_axes), _transposed(rhs, rhs_axes)
         return lhs, _exchanged(rhs, self.spec) if self.flipped else rhs
-
-    def conv_params(self, method: str, rhs: jax.Array, kernel_waits: bool) -> dict[str, Any]:
-        """Returns the parameters of `conv_p` in a program that is rewritten as a whole."""
-        # There an image is the result of what comes before.
-        known = {"computed": True, "kernel_waits": kernel_waits and isinstance(rhs, jax.core.Tracer)}
-        return {**self.params, **known, "method": method}
 
     def restored(self, result: jax.Array) -> jax.Array:
         """Returns the equation's result from that of `conv_p`."""

@@ -1,6 +1,9 @@
-"""`matmul` against `direct` in float64: patches, stacks, and the two ways to a kernel gradient."""
+"""`matmul` against `direct` in float64: gathered and spread taps, stacks, and the two ways to a kernel gradient."""
 
 from __future__ import annotations
+
+import itertools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +37,7 @@ def test_all_roles_equal_direct(name: str) -> None:
 
 @pytest.mark.parametrize("room", [0, 10**6])
 def test_a_stack_is_one_product_or_a_loop(monkeypatch, room):
-    monkeypatch.setattr(matmul, "_STACKED_BYTES", room)
+    monkeypatch.setattr(matmul, "MAX_PRODUCT_BYTES", room)
     x, kernels = normal((3, 1, 6, 6, 2), 0), normal((3, 3, 3, 2, 4), 1)
     convolved = jax.vmap(lambda x, kernel: jaxcnn.conv(x, kernel, strides=2, method="matmul"))
     jax.clear_caches()
@@ -50,26 +53,10 @@ def test_refusals():
         jaxcnn.conv(jnp.ones((4, 4, 1), np.complex64), jnp.ones((2, 2, 1, 1), np.complex64), method="matmul")
 
 
-@pytest.mark.without_native
-@pytest.mark.parametrize(
-    ("shape", "kernel", "wanted"),
-    [
-        ((1, 14, 14, 256), (3, 3, 256, 256), True),
-        ((1, 17, 17, 192), (7, 1, 192, 192), True),  # 1.1, 3.1
-        ((1, 56, 56, 64), (3, 3, 64, 64), False),  # 2.8, 2.4
-        ((8, 28, 28, 128), (3, 3, 128, 128), False),  # 30, 13
-    ],
-)
-def test_where_a_kernel_gradient_is_one_product(shape, kernel, wanted):
-    x, kernel = jnp.zeros(shape), jnp.zeros(kernel)
-    rows = jaxcnn.summarize(lambda y: jax.vjp(lambda k: jaxcnn.conv(x, k), kernel)[1](y), jnp.zeros(shape)).rows
-    assert [row.method == "matmul" for row in rows if row.kind == "kernel gradient"] == [wanted]
-
-
 @pytest.mark.parametrize("strides", [1, 2, (3, 1)])
 @pytest.mark.parametrize("room", [0, 10**9])
 def test_kernel_gradients_of_all_taps_and_of_each(monkeypatch, strides, room):
-    monkeypatch.setattr(matmul, "_GATHERED_BYTES", room)
+    monkeypatch.setattr(matmul, "MAX_GATHERED_BYTES", room)
     x, kernel = normal((2, 9, 8, 3), 0), normal((3, 4, 3, 5), 1)
 
     def gradient(x, kernel, method):
@@ -82,3 +69,71 @@ def test_kernel_gradients_of_all_taps_and_of_each(monkeypatch, strides, room):
     expected = gradient(x.astype(np.float64), kernel.astype(np.float64), "direct")
     assert relative_error(gradient(x, kernel, "matmul"), expected) < 1e-6
     jax.clear_caches()
+
+
+SPREAD_OPTIONS = {
+    "same": {},
+    "uneven padding": {"padding": ((0, 3), (2, 1))},
+    "cropped": {"padding": ((-1, 2), (3, -2))},
+    "dilated": {"kernel_dilation": (2, 3), "padding": ((4, 1), (0, 5))},
+    "valid": {"padding": "VALID"},
+}
+
+
+@pytest.mark.parametrize("axes", [(), (0,), (1,), (0, 1)])
+@pytest.mark.parametrize("room", [0, 10**9])
+def test_every_split_of_the_axes_at_once_and_image_by_image(monkeypatch, axes, room):
+    x, kernel = normal((4, 9, 8, 3), 0), normal((3, 4, 3, 5), 1)
+
+    def by_options(x, kernel, method):
+        options = SPREAD_OPTIONS.items()
+        return {name: jaxcnn.conv(x, kernel, method=method, **given) for name, given in options}
+
+    expected = jax.jit(partial(by_options, method="direct"))(x, kernel)
+    monkeypatch.setattr(matmul, "MAX_PRODUCT_BYTES", room)
+    monkeypatch.setattr(matmul, "gathered_axes", lambda *_: axes)
+    jax.clear_caches()
+    lowered = jax.jit(partial(by_options, method="matmul")).lower(x, kernel)
+    assert ("while" in lowered.as_text()) == (room == 0)
+    actual = lowered.compile()(x, kernel)
+    for name in SPREAD_OPTIONS:
+        assert actual[name].shape == expected[name].shape
+        assert relative_error(actual[name], expected[name]) < 1e-6, name
+    jax.clear_caches()
+
+
+@pytest.mark.parametrize("spatial", [1, 3])
+def test_one_and_three_axes(spatial):
+    x, kernel = normal((2, *[7] * spatial, 3), 0), normal((*(3, 2, 4)[:spatial], 3, 5), 1)
+    actual = jaxcnn.conv(x, kernel, method="matmul")
+    expected = jaxcnn.conv(x.astype(np.float64), kernel.astype(np.float64), method="direct")
+    assert relative_error(actual, expected) < 1e-6
+
+
+def test_integers_are_exact():
+    generator = np.random.default_rng(0)
+    x, kernel = (generator.integers(-128, 127, shape, np.int8) for shape in ((1, 9, 8, 30), (5, 3, 30, 4)))
+    np.testing.assert_array_equal(jaxcnn.conv(x, kernel, method="matmul"), jaxcnn.conv(x, kernel, method="direct"))
+
+
+def test_a_nan_stays_in_the_outputs_that_see_it(monkeypatch):
+    monkeypatch.setattr(matmul, "MAX_PRODUCT_BYTES", 0)
+    jax.clear_caches()
+    x, kernel = normal((2, 16, 8, 3), 0), normal((3, 3, 3, 5), 1)
+    x[0, 0, 0, 0] = np.nan
+    y = np.asarray(jaxcnn.conv(x, kernel, method="matmul"))
+    assert np.isnan(y[0, :2, :2]).all()
+    assert np.isfinite(y[0, 2:]).all()
+    assert np.isfinite(y[1]).all()
+    jax.clear_caches()
+
+
+def test_the_fewest_numbers_are_moved():
+    assert matmul.gathered_axes((11, 1), 64, 64) == ()
+    assert matmul.gathered_axes((1, 3), 64, 512) == (1,)
+    assert matmul.gathered_axes((11, 11), 64, 64) == (0,)
+    assert matmul.gathered_axes((7, 7), 64, 10) == ()
+    for window, features in itertools.product([(3, 3), (5, 1), (2, 3, 4)], [(1, 100), (100, 1), (8, 8)]):
+        fewest = matmul.moved_numbers(window, *features, matmul.gathered_axes(window, *features))
+        for axes in ((), (0,), tuple(range(len(window)))):
+            assert fewest <= matmul.moved_numbers(window, *features, axes)

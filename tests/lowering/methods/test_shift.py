@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
-import jax
 import pytest
 
 from jaxcnn.lowering.methods import shift
@@ -26,15 +23,3 @@ CASES: dict[str, Case] = {
 def test_all_roles_equal_direct(name: str) -> None:
     x_shape, kernel_shape, options = CASES[name]
     assert_equals_direct(shift, roles(x_shape, kernel_shape, **options))
-
-
-@pytest.mark.parametrize("computed", [False, True])
-def test_a_computed_image_is_padded_as_a_whole(computed: bool) -> None:
-    options = {"feature_group_count": 8, "padding": ((1, 1), (1, 1)), "computed": computed}
-    cases = roles((1, 9, 9, 8), (3, 3, 1, 8), **options)
-    assert_equals_direct(shift, cases)
-    spec, x, kernel = cases[0]
-    assert spec == dataclasses.replace(spec, computed=not computed), "it is the same convolution"
-    with jax.enable_x64(True):
-        text = jax.jit(lambda x, kernel: shift.lower(x, kernel, spec)).lower(x, kernel).as_text()
-    assert ("concatenate" in text) == (not computed)

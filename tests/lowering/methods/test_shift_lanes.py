@@ -32,4 +32,4 @@ def test_blocks_of_channels(name: str) -> None:
 
 def test_an_exported_program_takes_the_same_values_by_other_forms() -> None:
     x_shape, kernel_shape, options = CASES["several chunks"]
-    assert_equals_direct(shift, roles(x_shape, kernel_shape, exported=True, **options))
+    assert_equals_direct(shift, roles(x_shape, kernel_shape, xla_only=True, **options))

@@ -6,8 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxcnn.lowering.methods import direct
-from jaxcnn.lowering.pools import slices as windows
+from jaxcnn.lowering.pools import direct, slices
 from jaxcnn.lowering.spec import PoolSpec
 from support.arrays import normal
 
@@ -31,9 +30,9 @@ def test_winners_by_axis(window: tuple[int, ...], mode: str) -> None:
 
     @jax.jit
     def by_axis(values, y):
-        padded = windows._padded(values, spec.padding, direct.pool_identity(mode, spec.dtype))
-        index = windows._winner_by_axis(padded, spec, mode)
-        return index, windows._scatter_by_axis(y, index, spec)
+        padded = slices._padded(values, spec.padding, direct.pool_identity(mode, spec.dtype))
+        index = slices._winner_by_axis(padded, spec, mode)
+        return index, slices._scatter_by_axis(y, index, spec)
 
     @jax.jit
     def directly(values, y):

@@ -37,10 +37,7 @@ def test_functions_that_call_jaxcnn():
 
     kernel = jax_normal((3, 3, 3, 3))
     assert_same(accelerate(f)(X, kernel), f(X, kernel))
-    # The same but for what is known of the program: that it computes the images, and begins with no kernel.
-    own = str(jax.make_jaxpr(f)(X, kernel)).replace("computed=False", "computed=True")
-    own = own.replace("kernel_waits=False", "kernel_waits=True")
-    assert str(jax.make_jaxpr(accelerate(f))(X, kernel)) == own
+    assert str(jax.make_jaxpr(accelerate(f))(X, kernel)) == str(jax.make_jaxpr(f)(X, kernel))
     forced = convolutions(accelerate(f, method="shift"), X, kernel)
     assert [params["method"] for params in forced] == ["matmul", "shift"]  # the user's own word stands
     gradient = jax.grad(lambda x, k: jnp.sum(f(x, k) ** 2), (0, 1))

@@ -247,13 +247,3 @@ def test_own_convolution_of_a_dilated_input_with_strides_stays():
 
     assert [equation.params["role"] for equation in bound(accelerate(f), x, kernel)] == ["output"]
     assert_same(accelerate(f)(x, kernel), f(x, kernel))
-
-
-def test_images_of_a_rewritten_program_are_taken_for_computed():
-    def f(x, kernel):
-        return jaxcnn.conv(x, kernel, feature_group_count=8)
-
-    x, kernel = jax_normal((1, 9, 9, 8), 0), jax_normal((3, 3, 1, 8), 1)
-    assert [equation.params["computed"] for equation in bound(f, x, kernel)] == [False]
-    assert [equation.params["computed"] for equation in bound(accelerate(f), x, kernel)] == [True]
-    assert_same(accelerate(f)(x, kernel), f(x, kernel))

@@ -1,4 +1,4 @@
-"""`groups` against `direct` in float64: one group after the other, unrolled and in a loop."""
+"""`per_group` against `direct` in float64: one group after the other, unrolled and in a loop."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 import jaxcnn
-from jaxcnn.lowering.methods import groups
+from jaxcnn.lowering.methods import per_group
 from support.methods import Case, assert_equals_direct, roles
 
 CASES: dict[str, Case] = {
@@ -22,13 +22,13 @@ CASES: dict[str, Case] = {
 @pytest.mark.parametrize("name", CASES)
 def test_all_roles_equal_direct(name: str) -> None:
     x_shape, kernel_shape, options = CASES[name]
-    assert_equals_direct(groups, roles(x_shape, kernel_shape, **options))
+    assert_equals_direct(per_group, roles(x_shape, kernel_shape, **options))
 
 
 @pytest.mark.without_native
 def test_they_are_computed_each_by_the_method_that_suits_it() -> None:
     operands = jnp.zeros((1, 56, 56, 128)), jnp.zeros((3, 3, 64, 128))
-    by_group = jax.jit(lambda x, kernel: jaxcnn.conv(x, kernel, method="groups", feature_group_count=2))
+    by_group = jax.jit(lambda x, kernel: jaxcnn.conv(x, kernel, method="per_group", feature_group_count=2))
     text = by_group.lower(*operands).as_text()
     assert "convolution" not in text
     assert text.count("tensor<36x64x64xf32>") >= 2  # each group's transformed kernel: 36 points of a tile
@@ -41,4 +41,4 @@ def test_they_are_computed_each_by_the_method_that_suits_it() -> None:
 def test_refusals(groups: int, channels: int, reason: str) -> None:
     x, kernel = jnp.ones((1, 4, 4, channels)), jnp.ones((3, 3, channels // groups, channels))
     with pytest.raises(ValueError, match=reason):
-        jaxcnn.conv(x, kernel, method="groups", feature_group_count=groups)
+        jaxcnn.conv(x, kernel, method="per_group", feature_group_count=groups)

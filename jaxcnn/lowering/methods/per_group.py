@@ -1,0 +1,76 @@
+"""The method `per_group`: each group of channels by itself, as the dense convolution that it is.
+
+XLA:CPU computes the groups of a convolution one after the other, by a form that is slower than its dense one and has no
+tiles and no large products. Here each group is computed by the method with the least estimated time, so the error is
+that method's: at most `winograd`'s, 16 epsilons of float32 times the largest sum of an output's magnitudes; `precision`
+HIGHEST admits `direct`'s alone, as everywhere.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxcnn.lowering import costs
+from jaxcnn.lowering.common.forms import materialize, shape_unsupported
+from jaxcnn.lowering.methods import direct, matmul, shift, winograd
+from jaxcnn.lowering.spec import ConvSpec
+
+NAME = "per_group"
+
+MAX_UNROLLED_GROUPS = 8
+"""Most groups for a program of each group by itself. More go in a loop, which compiles as fast for any number."""
+
+
+def supports(spec: ConvSpec) -> str | None:
+    """Returns None, or why this convolution is not computed group by group."""
+    groups = spec.feature_group_count
+    if groups == 1:
+        return "it has one group"
+    if spec.input_shape[-1] == spec.output_shape[-1] == groups:
+        return "its groups are single channels"
+    if spec.stacked is not None:
+        return f"it is a stack of {spec.stacked}"
+    return shape_unsupported(spec)
+
+
+def terms(spec: ConvSpec) -> costs.Terms:
+    """Returns the counts that its time grows with."""
+    _, seconds = costs.least((direct, shift, matmul, winograd), _one_group(spec))
+    nanoseconds = 1e9 * spec.feature_group_count * seconds
+    if spec.feature_group_count <= MAX_UNROLLED_GROUPS:
+        return {"groups' nanoseconds": nanoseconds, "floats": costs.work(spec).floats}
+    return {"looped groups' nanoseconds": nanoseconds, "looped floats": costs.work(spec).floats}
+
+
+def _one_group(spec: ConvSpec) -> ConvSpec:
+    """Returns the convolution of one group."""
+    groups = spec.feature_group_count
+    # Of a kernel only the output features lie group by group.
+    return dataclasses.replace(
+        spec,
+        input_shape=(*spec.input_shape[:-1], spec.input_shape[-1] // groups),
+        kernel_shape=(*spec.kernel_shape[:-1], spec.kernel_shape[-1] // groups),
+        output_shape=(*spec.output_shape[:-1], spec.output_shape[-1] // groups),
+        feature_group_count=1,
+    )
+
+
+def lower(lhs: jax.Array, rhs: jax.Array, spec: ConvSpec) -> jax.Array:
+    """Computes the array that `spec.role` names from the two others."""
+    groups, one = spec.feature_group_count, _one_group(spec)
+    method, _ = costs.least((direct, shift, matmul, winograd), one)
+    if groups <= MAX_UNROLLED_GROUPS:
+        pairs = zip(jnp.split(lhs, groups, -1), jnp.split(rhs, groups, -1), strict=True)
+        return jnp.concatenate([method.lower(a, b, one) for a, b in pairs], -1)
+
+    def by_group(array: jax.Array) -> jax.Array:
+        """(..., G * C) -> (G, ..., C), in this order: a slice of a wide image touches each of its rows."""
+        split = array.reshape(*array.shape[:-1], groups, -1)
+        return materialize(jnp.moveaxis(split, -2, 0), spec.xla_only)
+
+    results = lax.map(lambda pair: method.lower(pair[0], pair[1], one), (by_group(lhs), by_group(rhs)))
+    return jnp.moveaxis(results, 0, -2).reshape(spec.result_shape)
