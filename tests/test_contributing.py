@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,8 +10,10 @@ import pytest
 
 import jaxcnn
 from jaxcnn.factorization.schemes.registry import SCHEMES
+from jaxcnn.lowering import choice, costs
 from support.arrays import normal
 from support.counting import loop_compose
+from support.methods import assert_equals_direct, roles
 from support.schemes import ROUNDING, error_of
 
 PAGE = Path(__file__).parent.parent / "docs" / "contributing.md"
@@ -69,3 +72,33 @@ def test_substitute_knows_the_scheme(scheme, rng):
     chain = substitution.params["kernel"]
     assert chain.windows == ((1, 1), (3, 3))
     np.testing.assert_allclose(substitution.apply(substitution.params, x), model(params, x), atol=1e-4)
+
+
+@pytest.fixture
+def method(monkeypatch):
+    """The example of a method, in the registry; every estimate of its time is 0."""
+    method = SimpleNamespace(**example("A new method"))
+    monkeypatch.setitem(choice.METHODS, method.NAME, method)
+    monkeypatch.setitem(costs.NANOSECONDS, method.NAME, {})
+    return method
+
+
+OPTIONS = {"strides": (2, 1), "kernel_dilation": (1, 2), "padding": ((1, 2), (0, 3))}
+
+
+def test_the_method_equals_direct_and_is_chosen_where_it_is_fastest(method):
+    cases = roles((2, 9, 8, 3), (3, 2, 3, 4), **OPTIONS)
+    supported = [case for case in cases if method.supports(case[0]) is None]
+    assert [spec.role for spec, *_ in supported] == ["output", "input"]
+    assert_equals_direct(method, supported)
+    for spec, *_ in cases:
+        is_chosen = choice.choose(spec, "auto", "cpu").method == method.NAME
+        assert is_chosen == (method.supports(spec) is None)
+
+
+def test_conv_knows_the_method(method, rng):
+    x, kernel = normal((2, 9, 8, 3), rng), normal((3, 2, 3, 4), rng)
+    expected = jaxcnn.conv(x, kernel, method="direct", **OPTIONS)
+    np.testing.assert_allclose(jaxcnn.conv(x, kernel, method=method.NAME, **OPTIONS), expected, atol=1e-4)
+    with pytest.raises(ValueError, match="conv: method 'patches' does not support this convolution: it has 3 groups"):
+        jaxcnn.conv(x, normal((3, 2, 1, 3), rng), feature_group_count=3, method=method.NAME)
