@@ -24,7 +24,7 @@ NATIVE_SOURCES := $(wildcard $(NATIVE)/CMakeLists.txt $(NATIVE)/src/* $(NATIVE)/
 BUILT_FROM := pyproject.toml $(NATIVE_SOURCES)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-leaks test-without-native test-oldest test-newest native sanitize lint format docs bench bench-quick literature peers dashboard wheel clean
+.PHONY: help demo test test-slow test-leaks test-without-native test-oldest test-newest native sanitize lint format docs bench bench-quick literature peers performance tables dashboard wheel clean
 
 help:  ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*##/\1:/p' $(MAKEFILE_LIST) | awk -F': *' '{ printf "  make %-19s %s\n", $$1, $$2 }'
@@ -85,6 +85,12 @@ literature: $(VENV)/.demo  ## Measure what papers claim of small kernels, and pr
 
 peers: $(VENV)/.demo $(VENV)/.peers  ## Time layers and networks beside plain lax, Flax, PyTorch, ONNX Runtime, OpenVINO
 	$(BIN)/python -m benchmarks.peers $(ARGS)
+
+performance: $(VENV)/.demo $(VENV)/.peers  ## Measure the figures of README.md and docs/performance.md, and write them (half an hour)
+	$(BIN)/python -m benchmarks.tables --measure $(ARGS)
+
+tables: $(VENV)/.test  ## Write the figures of README.md and docs/performance.md again from what is measured
+	$(BIN)/python -m benchmarks.tables
 
 dashboard: $(VENV)/.bench  ## Publish the results and serve them on this machine
 	$(BIN)/asv publish

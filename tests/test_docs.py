@@ -5,6 +5,7 @@ And what the pages say of other libraries, against those that are installed. pyt
 """
 
 import importlib.util
+import json
 import os
 import re
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 
 import jaxcnn
+from benchmarks import tables
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
@@ -22,7 +24,7 @@ PAGES = sorted(DOCS.glob("*.md"))
 
 def test_pages_have_examples():
     counts = {page.stem: page.read_text().count(">>> ") for page in PAGES}
-    for page in ("index", "worked_examples", "arithmetic", "chains", "pooling", "coming_from"):
+    for page in ("quickstart", "worked_examples", "arithmetic", "chains", "pooling", "coming_from"):
         assert counts[page] >= 8, page
 
 
@@ -38,8 +40,30 @@ def test_reference_names_every_public_name():
 
 
 def test_every_page_is_in_the_table_of_contents():
-    contents = re.search(r"```\{toctree\}\n(.*?)```", (DOCS / "index.md").read_text(), re.DOTALL)[1]
-    assert sorted(re.findall(r"^\w+$", contents, re.MULTILINE)) == sorted({page.stem for page in PAGES} - {"index"})
+    groups = re.findall(r"```\{toctree\}\n(.*?)```", (DOCS / "index.md").read_text(), re.DOTALL)
+    assert all(":caption:" in group for group in groups)
+    listed = [name for group in groups for name in re.findall(r"^\w+$", group, re.MULTILINE)]
+    assert sorted(listed) == sorted({page.stem for page in PAGES} - {"index"})
+
+
+def test_tables_are_those_of_the_committed_measurement():
+    measurement = json.loads(tables.MEASUREMENT.read_text())
+    pages = [page.read_text() for page in tables.PAGES]
+    for page, text in zip(tables.PAGES, pages, strict=True):
+        assert tables.written(text, measurement) == text, f"{page.name} is not what `make tables` writes"
+    marked = {name for text in pages for name in re.findall(r"<!-- table: ([\w ]+) -->", text)}
+    assert marked == set(tables.BLOCKS)
+
+
+def test_measuring_a_part_keeps_the_others(tmp_path, monkeypatch):
+    file = tmp_path / "performance.json"
+    file.write_text(json.dumps({"families": {"dense": 1.0}, "layers": "old", "environment": {}}))
+    monkeypatch.setattr(tables, "MEASUREMENT", file)
+    monkeypatch.setitem(tables.PARTS, "layers", lambda seconds: {"dense": {"jaxcnn": seconds / 3}})
+    monkeypatch.setattr(tables, "environment", lambda: {"jax": "1"})
+    tables.measure(["layers"], 1.0)
+    expected = {"layers": {"dense": {"jaxcnn": 0.3333}}, "families": {"dense": 1.0}, "environment": {"jax": "1"}}
+    assert json.loads(file.read_text()) == expected
 
 
 @pytest.mark.slow
@@ -60,6 +84,37 @@ def test_links_between_pages_lead_somewhere():
             assert target in targets, f"{page} links to {target}"
             if anchor:
                 assert f"({anchor})=" in targets[target], f"{page} links to {target}#{anchor}"
+
+
+MODELS = dict(re.findall(r"^## ([^\n]+)\n(?:(?!##|```).)*```python\n(.*?)```", (DOCS / "accelerate.md").read_text(), re.M | re.S))
+"""The models of the page on `accelerate`, by library."""
+
+
+@pytest.mark.optimized
+@pytest.mark.usefixtures("standard_promotion")
+@pytest.mark.parametrize("library", MODELS)
+def test_accelerated_models_of_the_page_have_the_values_of_plain_ones(library, monkeypatch):
+    for module in re.findall(r"^(?:import|from) (\w+)", MODELS[library], re.MULTILINE):
+        if importlib.util.find_spec(module) is None:
+            pytest.skip(f"could not import {module!r}")
+    calls = []
+
+    def accelerate_and_compare(f):
+        def call(*args, **options):
+            fast, plain = accelerate(f)(*args, **options), f(*args, **options)
+            assert jax.tree.structure(fast) == jax.tree.structure(plain)
+            for ours, theirs in zip(jax.tree.leaves(fast), jax.tree.leaves(plain), strict=True):
+                if isinstance(theirs, jax.Array):
+                    close(ours, theirs)
+            calls.append(f)
+            return fast
+
+        return call
+
+    accelerate = jaxcnn.accelerate
+    monkeypatch.setattr(jaxcnn, "accelerate", accelerate_and_compare)
+    exec(compile(MODELS[library], "accelerate.md", "exec"), {"__name__": "accelerate"})
+    assert calls
 
 
 @pytest.mark.usefixtures("standard_promotion")
