@@ -33,6 +33,7 @@ myst_heading_anchors = 3
 autodoc_typehints = "none"  # the docstrings say what the annotations say, and more
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
+
 NAPOLEON = Config(napoleon_use_rtype=False)
 
 
@@ -49,7 +50,9 @@ class Markdown(SphinxDirective):
         for code in list(document.findall(nodes.literal)):
             name = code.astext()
             if name in jaxcnn.__all__ and f"jaxcnn.{name}" != self.arguments[0]:
-                link = addnodes.pending_xref("", code.deepcopy(), refdomain="py", reftype="obj", reftarget=f"jaxcnn.{name}")
+                link = addnodes.pending_xref(
+                    "", code.deepcopy(), refdomain="py", reftype="obj", reftarget=f"jaxcnn.{name}"
+                )
                 code.replace_self(link)
         return document.children
 
