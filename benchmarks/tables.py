@@ -239,7 +239,9 @@ def layers(measurement: Measurement) -> str:
     for title, (thread, _, _) in LAYERS.items():
         times = measurement["layers"][title]
         ratio = _times(times["lax"] / times["jaxcnn"])
-        rows.append((title, thread, _milliseconds(times["lax"]), _milliseconds(times["jaxcnn"]), ratio))
+        rows.append(
+            (title, f"[{thread}]" if thread else "", _milliseconds(times["lax"]), _milliseconds(times["jaxcnn"]), ratio)
+        )
     return _table(("layer", "thread", "lax ms", "jaxcnn ms", "times faster"), rows)
 
 
@@ -297,10 +299,10 @@ def headlines(measurement: Measurement) -> str:
 def machine(measurement: Measurement) -> str:
     """Returns what was measured on, and with which versions."""
     kept = measurement["environment"]
-    return (
-        f"Measured on {kept['machine']}, in float32, with jax {kept['jax']}, PyTorch {kept['torch']}, "
-        f"ONNX Runtime {kept['onnxruntime']} and OpenVINO {kept['openvino']}."
+    libraries = (
+        f"jax {kept['jax']}, PyTorch {kept['torch']}, ONNX Runtime {kept['onnxruntime']}, OpenVINO {kept['openvino']}"
     )
+    return textwrap.fill(f"Measured on {kept['machine']}, in float32, with {libraries}.", 120)
 
 
 BLOCKS: dict[str, Callable[[Measurement], str]] = {
@@ -336,7 +338,7 @@ def _milliseconds(value: float) -> str:
 
 
 def _times(ratio: float) -> str:
-    return f"{ratio:.0f}x" if ratio >= 20 else f"{ratio:.1f}x" if ratio >= 2 else f"{ratio:.2f}x"
+    return f"{ratio:.0f}x" if ratio >= 10 else f"{ratio:.1f}x" if ratio >= 2 else f"{ratio:.2f}x"
 
 
 def main(arguments: list[str] | None = None) -> None:
