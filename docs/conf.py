@@ -38,13 +38,13 @@ NAPOLEON = Config(napoleon_use_rtype=False)
 
 
 class Markdown(SphinxDirective):
-    """Reads its content with the parser of the pages, and links the public names in it."""
+    """A docstring in the Markdown of the pages, in which public names are links."""
 
     has_content = True
     required_arguments = 1  # the documented name, which is not linked to itself
 
     def run(self):
-        """Returns the nodes themselves, so that Sphinx finds the fields of `Args` below the signature."""
+        """Returns the nodes of the docstring, without one around them: Sphinx looks for `Args` below the signature."""
         document = new_document("docstring", self.state.document.settings)
         MystParser().parse("\n".join(self.content), document)
         for code in list(document.findall(nodes.literal)):
@@ -58,7 +58,10 @@ class Markdown(SphinxDirective):
 
 
 def read_docstring(app, what, name, obj, options, lines):
-    """Turns the sections of a Google-style docstring into fields, and leaves its Markdown to `Markdown`."""
+    """Turns the sections of a docstring into fields, and hands the text to `Markdown`.
+
+    Sphinx's napoleon reads the sections; the headings and doctests that it leaves in reStructuredText become Markdown.
+    """
     # Without a colon in front, what stands before the first colon of "Returns" would be its type.
     text = re.sub(r"^( *Returns:\n *)", r"\1: ", "\n".join(lines), flags=re.MULTILINE)
     text = str(GoogleDocstring(text, NAPOLEON, app, what, name, obj, options))
