@@ -33,7 +33,7 @@ def block_seconds(
     *,
     rounds: int | None = None,
     hopeless: float = math.inf,
-    clock: Clock = time.perf_counter,
+    clock: Clock | None = None,
     after_round: Callable[[], Any] = lambda: None,
 ) -> dict[str, list[float]]:
     """Returns the seconds of the best call of each block, for each function; the functions' blocks take turns.
@@ -49,7 +49,8 @@ def block_seconds(
       seconds: time for all blocks, of which each function has 3 to 25.
       rounds: number of blocks of each function, whatever time they take.
       hopeless: times of the fastest function's call from which a function has a single block of one or two calls.
-      clock: seconds by which a call is timed; `time.process_time` leaves out what other programs take of a processor.
+      clock: seconds by which a call is timed, `time.perf_counter` by default; `time.process_time` leaves out what other
+        programs take of a processor.
       after_round: a function that is called after each round, for a progress bar.
 
     Raises:
@@ -57,6 +58,7 @@ def block_seconds(
     """
     if rounds is not None and rounds < 1:
         raise ValueError(f"rounds must be at least 1, got {rounds}")
+    clock = clock or time.perf_counter
     once: dict[str, float] = {}
     for name, function in functions.items():
         first = _seconds(function, clock)

@@ -9,12 +9,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 import jaxcnn
 from jaxcnn.lowering.spec import ConvSpec
 
-_NUMBERS = {1: ("NWC", "WIO", "NWC"), 2: ("NHWC", "HWIO", "NHWC"), 3: ("NDHWC", "DHWIO", "NDHWC")}
+from ..shared import plain
 
 
 def operands(spec: ConvSpec) -> tuple[np.ndarray, np.ndarray]:
@@ -45,12 +44,11 @@ def jaxcnn_function(spec: ConvSpec) -> Callable[[Any, Any], Any]:
 def lax_function(spec: ConvSpec) -> Callable[[Any, Any], Any]:
     """Returns a layer in plain lax, of its operands."""
     conv = functools.partial(
-        lax.conv_general_dilated,
-        window_strides=spec.strides,
+        plain.conv,
+        strides=spec.strides,
         padding=spec.padding,
         rhs_dilation=spec.kernel_dilation,
         feature_group_count=spec.feature_group_count,
-        dimension_numbers=_NUMBERS[spec.rank],
     )
     return _in_role(conv, spec)
 

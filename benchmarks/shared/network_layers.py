@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from .timing import torch_or_none
+from . import plain
+from .environment import torch_or_none
 
 Asked = tuple[str, tuple[int, ...]]
 """What a network asks for: the kind of weight, and its shape as lax takes it."""
@@ -149,21 +150,11 @@ class LaxLayers(Layers):
     def convolve(
         self, x: Any, kernel: Any, offset: Any | None, strides: int, padding: tuple[int, int], groups: int
     ) -> Any:
-        y = lax.conv_general_dilated(
-            x,
-            kernel,
-            (strides, strides),
-            [(pad, pad) for pad in padding],
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            feature_group_count=groups,
-        )
+        y = plain.conv(x, kernel, strides, [(pad, pad) for pad in padding], feature_group_count=groups)
         return y if offset is None else y + offset
 
     def convolve_transposed(self, x: Any, kernel: Any, offset: Any, strides: int) -> Any:
-        return (
-            lax.conv_transpose(x, kernel, (strides, strides), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
-            + offset
-        )
+        return plain.conv_transpose(x, kernel, strides, "VALID", transpose_kernel=False) + offset
 
     def affine(self, x: Any, scale: Any, offset: Any) -> Any:
         return x * scale + offset
@@ -179,14 +170,10 @@ class LaxLayers(Layers):
         return x * self.take("small scale", self.channels(x))
 
     def max_pool(self, x: Any, window: int, strides: int, padding: int = 0) -> Any:
-        return self._reduce(x, -jnp.inf, lax.max, window, strides, padding)
+        return plain.max_pool(x, window, strides, padding)
 
     def avg_pool(self, x: Any, window: int, strides: int, padding: int = 0) -> Any:
-        return self._reduce(x, 0.0, lax.add, window, strides, padding) / window**2
-
-    def _reduce(self, x: Any, identity: float, operation: Any, window: int, strides: int, padding: int) -> Any:
-        pads = ((0, 0), (padding, padding), (padding, padding), (0, 0))
-        return lax.reduce_window(x, identity, operation, (1, window, window, 1), (1, strides, strides, 1), pads)
+        return plain.avg_pool(x, window, strides, padding)
 
     def mean(self, x: Any, keepdims: bool = False) -> Any:
         return x.mean((1, 2), keepdims=keepdims)

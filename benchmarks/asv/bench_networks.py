@@ -10,10 +10,12 @@ import jax
 import jax.numpy as jnp
 
 import jaxcnn
+from benchmarks.shared.arrays import array
+from benchmarks.shared.environment import require
+from benchmarks.shared.networks import NETWORKS, QUICK
+from benchmarks.shared.timing import compile_program
 
-from .common import Case, Comparison, array, require
-from .networks import NETWORKS, QUICK
-from .timing import program
+from .suite import Case, Comparison
 
 
 class AccelerateNetwork(Comparison):
@@ -50,7 +52,7 @@ class FirstCallNetwork:
 
     def first_call_seconds(self, f):
         jax.clear_caches()  # or what one has traced is known to the other
-        return program(f, *self.args).first_seconds
+        return compile_program(f, *self.args).first_seconds
 
     def track_compile_jaxcnn(self, name, direction):
         return self.first_call_seconds(jaxcnn.accelerate(self.plain))

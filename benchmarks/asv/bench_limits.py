@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxcnn
-
-from .common import array, require
+from benchmarks.shared.arrays import array
+from benchmarks.shared.environment import require
 
 
 class LargeKernels:

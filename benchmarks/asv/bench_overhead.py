@@ -2,16 +2,17 @@
 
 import subprocess
 import sys
-import time
 from typing import ClassVar
 
 import jax
 
 import jaxcnn
+from benchmarks.shared import plain
+from benchmarks.shared.arrays import array, kernel
+from benchmarks.shared.environment import require
+from benchmarks.shared.timing import compile_seconds, speedup
 
-from .bench_convolution import gradient, lax_conv
-from .bench_pooling import lax_max_pool
-from .common import Case, Comparison, array, kernel, require, speedup
+from .suite import Case, Comparison
 
 IMPORT = """
 import time, jax
@@ -39,29 +40,21 @@ class Import:
     track_import_milliseconds.unit = "ms of processor time"
 
 
-def compile_seconds(function, args):
-    """Seconds to trace, lower and compile a function that JAX has not seen."""
-    jax.clear_caches()
-    start = time.perf_counter()
-    jax.jit(function).lower(*args).compile()
-    return time.perf_counter() - start
-
-
 class Compile:
     """How long it takes until the first call can run."""
 
     functions: ClassVar = {
         "chain": (
             lambda x, w: jaxcnn.conv(x, jaxcnn.KernelChain((w[:, :1], w[:1]))),
-            lambda x, w: lax_conv(lax_conv(x, w[:, :1]), w[:1]),
+            lambda x, w: plain.conv(plain.conv(x, w[:, :1]), w[:1]),
         ),
-        "conv": (jaxcnn.conv, lax_conv),
-        "conv, gradient": (gradient(jaxcnn.conv), gradient(lax_conv)),
+        "conv": (jaxcnn.conv, plain.conv),
+        "conv, gradient": (plain.gradient(jaxcnn.conv), plain.gradient(plain.conv)),
         "depthwise conv, gradient": (
-            gradient(lambda x, w: jaxcnn.depthwise_conv(x, w[:, :, :, :1])),
-            gradient(lambda x, w: lax_conv(x, w[:, :, :, :1].swapaxes(2, 3), feature_group_count=16)),
+            plain.gradient(lambda x, w: jaxcnn.depthwise_conv(x, w[:, :, :, :1])),
+            plain.gradient(lambda x, w: plain.depthwise_conv(x, w[:, :, :, :1])),
         ),
-        "max pool": (lambda x, w: jaxcnn.max_pool(x, 2, strides=2), lambda x, w: lax_max_pool(x, 2, 2)),
+        "max pool": (lambda x, w: jaxcnn.max_pool(x, 2, strides=2), lambda x, w: plain.max_pool(x, 2, 2)),
     }
     params: ClassVar = [sorted(functions)]
     param_names: ClassVar = ["function"]
@@ -72,10 +65,10 @@ class Compile:
         jax.block_until_ready(jax.jit(lambda x, w: x + w.sum())(*self.args))
 
     def track_compile_jaxcnn(self, function):
-        return min(compile_seconds(self.functions[function][0], self.args) for _ in range(3))
+        return min(compile_seconds(self.functions[function][0], *self.args) for _ in range(3))
 
     def track_compile_lax(self, function):
-        return min(compile_seconds(self.functions[function][1], self.args) for _ in range(3))
+        return min(compile_seconds(self.functions[function][1], *self.args) for _ in range(3))
 
     track_compile_jaxcnn.unit = track_compile_lax.unit = "seconds"
 
@@ -87,7 +80,7 @@ class SpeedupOverItself:
     speedup_seconds = 0.8
 
     def track_speedup(self):
-        function = jax.jit(lambda x, w: lax_conv(x, w))
+        function = jax.jit(lambda x, w: plain.conv(x, w))
         args = array(1, 28, 28, 32), kernel(3, 3, 32, 32)
         jax.block_until_ready(function(*args))
         return speedup(function, function, *args, seconds=self.speedup_seconds)
@@ -99,8 +92,8 @@ class Eager(Comparison):
     """A call outside `jit`, on an image so small that the call itself is what takes time."""
 
     functions: ClassVar = {
-        "conv": (jaxcnn.conv, jax.jit(lax_conv)),
-        "max pool": (lambda x, w: jaxcnn.max_pool(x, 2), jax.jit(lambda x, w: lax_max_pool(x, 2, 1))),
+        "conv": (jaxcnn.conv, jax.jit(plain.conv)),
+        "max pool": (lambda x, w: jaxcnn.max_pool(x, 2), jax.jit(lambda x, w: plain.max_pool(x, 2, 1))),
     }
     params: ClassVar = [sorted(functions)]
     param_names: ClassVar = ["function"]
@@ -115,7 +108,7 @@ class Eager(Comparison):
 
 
 class EagerChain(Comparison):
-    """The same for a function of a chain: the call of `with_chains`, which traces it once."""
+    """A call of a function of a chain outside `jit`: `with_chains` traces it once."""
 
     param_names: ClassVar = []
 
@@ -126,6 +119,6 @@ class EagerChain(Comparison):
 
     def case(self):
         require("with_chains")
-        chained = jaxcnn.with_chains(lax_conv)
+        chained = jaxcnn.with_chains(plain.conv)
         chain = jaxcnn.KernelChain((kernel(3, 3, 1, 1),))
-        return Case(lambda x, w: chained(x, chain), jax.jit(lax_conv), (array(1, 4, 4, 1), chain.kernels[0]))
+        return Case(lambda x, w: chained(x, chain), jax.jit(plain.conv), (array(1, 4, 4, 1), chain.kernels[0]))

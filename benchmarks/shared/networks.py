@@ -9,7 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .network_layers import Asked, LaxLayers, Layers, ask, draw
+from .environment import torch_or_none
+from .network_layers import Asked, LaxLayers, Layers, TorchLayers, ask, draw
 
 
 def mobilenet_v2(k: Layers, x: Any) -> Any:
@@ -189,7 +190,7 @@ class Network:
         return list(map(jnp.asarray, draw(self.asked())))
 
     def lax(self, role: str) -> Callable[[list[Any], Any], Any]:
-        """In plain lax, of weights and images: the "forward" pass, or the "gradient" of a loss by all weights."""
+        """Returns the network in plain lax, of weights and images: the "forward" pass, or a loss's "gradient"."""
 
         def forward(weights: list[Any], x: Any) -> Any:
             return self.forward(LaxLayers(weights, self.width), x)
@@ -197,6 +198,26 @@ class Network:
         if role == "forward":
             return forward
         return jax.grad(lambda weights, x: LaxLayers(()).cross_entropy(forward(weights, x)))
+
+    def torch(self, role: str, weights: list[Any], x: Any) -> Callable[[], Any]:
+        """Returns the network in PyTorch, of weights and images of lax's shapes, in the roles of `lax`."""
+        torch = torch_or_none()
+        kinds = [kind for kind, _ in self.asked(x.shape[1])]
+        tensors = [TorchLayers.weight(kind, weight) for kind, weight in zip(kinds, weights, strict=True)]
+        images = TorchLayers.images(x)
+
+        def forward() -> Any:
+            with torch.no_grad():
+                return self.forward(TorchLayers(tensors, self.width), images)
+
+        def gradient() -> Any:
+            layers = TorchLayers(tensors, self.width)
+            return torch.autograd.grad(layers.cross_entropy(self.forward(layers, images)), tensors)
+
+        if role == "gradient":
+            for tensor in tensors:
+                tensor.requires_grad_()
+        return forward if role == "forward" else gradient
 
 
 NETWORKS = {

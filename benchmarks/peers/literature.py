@@ -1,7 +1,7 @@
 """Prints the tables of docs/literature.md, in Markdown: `make literature`, some five minutes.
 
-The benchmarks are those of `bench_literature`. Each ratio of times is the median of several measurements, each of which
-is a median over blocks of calls that take turns.
+The benchmarks are those of `asv/bench_literature.py`. Each ratio of times is the median of several measurements, each
+of which compares medians over blocks of calls that take turns.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from pathlib import Path
 
 import jax
 
-from . import bench_literature as claims  # not its classes: asv would find them here once more
-from .common import Claim
+from ..asv import bench_literature as claims
+from ..asv.suite import Claim
 
 LAYERS = (
     claims.Jaderberg2014,
@@ -33,7 +33,7 @@ SEEDS = range(5)
 
 def main() -> None:
     """Measures and prints."""
-    import threadpoolctl  # here, since asv imports this file too, where the packages of the demo are missing
+    import threadpoolctl
 
     spreads: list[float] = []
     print(f"Measured with jax {jax.__version__} on {machine()}.\n")

@@ -14,9 +14,10 @@ import jax
 import jax.numpy as jnp
 
 import jaxcnn
+from benchmarks.shared import plain
+from benchmarks.shared.arrays import array, kernel
 
-from .bench_convolution import lax_conv
-from .common import Claim, Substitution, array, kernel
+from .suite import ChainCase, Claim
 
 
 def layer_substitution(shape, links):
@@ -26,10 +27,10 @@ def layer_substitution(shape, links):
     """
     kernels = tuple(kernel(*link, seed=seed) for seed, (link, _) in enumerate(links))
     x, chain = array(*shape), jaxcnn.KernelChain(kernels, tuple(groups for _, groups in links))
-    return Substitution(
+    return ChainCase(
         # Kernels are arguments, as in training: nothing of them is computed beforehand.
         lambda x, dense, chain: jaxcnn.conv(x, chain),
-        lambda x, dense, chain: lax_conv(x, dense),
+        lambda x, dense, chain: plain.conv(x, dense),
         lambda x, dense, chain: jaxcnn.conv(x, dense),
         (x, chain.dense(), chain),
         jaxcnn.conv_cost(shape, chain).macs,
@@ -264,7 +265,7 @@ class Digits(Claim):
             kernel = self.substitutions[substitution](dense[name].kernel, shape, padding)
             self.network[name] = dense[name]._replace(kernel=kernel)
         full = sum(math.prod(shape) for shape in lenet.FULL_LAYERS.values())
-        return Substitution(
+        return ChainCase(
             lambda network, dense, images: lenet.scores(network, images),
             lambda network, dense, images: lenet.scores(dense, images, convolution=plain_convolution),
             lambda network, dense, images: lenet.scores(dense, images),

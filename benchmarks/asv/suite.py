@@ -1,4 +1,4 @@
-"""What all benchmarks share: compile first, wait for the result, compare in one process.
+"""Base classes of the suites: compile first, wait for the result, compare in one process.
 
 JAX returns before a result is there and compiles at the first call, so each function here is jitted and called once
 before anything is measured, and each measured call waits for its result. The names of parameters are strings that sort;
@@ -8,28 +8,14 @@ class's `quick` in the place of its layers.
 
 import abc
 import dataclasses
-import importlib
-import os
-import statistics
-import time
 from collections.abc import Callable
 from typing import Any, ClassVar
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
-import jaxcnn
-
-
-def array(*shape: int, seed: int = 0) -> jax.Array:
-    """Normal random numbers, float32."""
-    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape, np.float32))
-
-
-def kernel(*shape: int, seed: int = 1) -> jax.Array:
-    """A random kernel (*window, I, O) that keeps the size of what it is convolved with."""
-    return array(*shape, seed=seed) / np.sqrt(np.prod(shape[:-1])).astype(np.float32)
+from benchmarks.shared.arrays import relative_error
+from benchmarks.shared.layers import Layer, in_role
+from benchmarks.shared.timing import speedup
 
 
 def quick(cls: type) -> type:
@@ -43,68 +29,6 @@ def quick(cls: type) -> type:
         if isinstance(table, dict) and sorted(getattr(cls, name)) == list(first):
             return type(cls.__name__, (cls,), {"params": [sorted(table), *others], **attributes})
     return type(cls.__name__, (cls,), attributes)
-
-
-def require(*names: str) -> None:
-    """Skips the benchmark on commits of the library that lack one of the public names."""
-    for name in names:
-        if not hasattr(jaxcnn, name):
-            raise NotImplementedError(f"this commit has no jaxcnn.{name}")
-
-
-def processors() -> int:
-    """Returns the number of processors that this process may use, which is how many threads each library takes."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def keep_to_processors(count: int) -> None:
-    """Keeps this process to its first `count` processors, and libraries that are loaded later to as many threads."""
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:count])
-
-
-def native_available() -> bool:
-    """Returns whether this process has the library's native kernels; older commits have none."""
-    try:
-        return bool(importlib.import_module("jaxcnn.native").is_available())
-    except ImportError:
-        return False
-
-
-def blocked_seconds(function: Callable, args: tuple, calls: int) -> float:
-    """Seconds for each of `calls` calls in a row, each waited for."""
-    start = time.perf_counter()
-    for _ in range(calls):
-        jax.block_until_ready(function(*args))
-    return (time.perf_counter() - start) / calls
-
-
-def speedup(ours: Callable, plain: Callable, *args: Any, seconds: float = 0.8) -> float:
-    """How many times faster `ours` is than `plain`: the median ratio of neighbouring blocks of calls.
-
-    Both must have been compiled. The blocks alternate, and so does which of the two goes first, so that a processor
-    that slows down in the course of the measurement slows both.
-    """
-    first, second = blocked_seconds(ours, args, 1), blocked_seconds(plain, args, 1)
-    rounds = int(np.clip(seconds / (first + second), 3, 11))
-    share = seconds / (2 * rounds)
-    calls = [max(1, int(share / once)) for once in (first, second)]
-    ratios = []
-    for index in range(rounds):
-        times = {}
-        for which in (0, 1) if index % 2 else (1, 0):
-            times[which] = blocked_seconds((ours, plain)[which], args, calls[which])
-        ratios.append(times[1] / times[0])
-    return statistics.median(ratios)
-
-
-def relative_error(result: Any, reference: Any) -> float:
-    """norm(result - reference) / norm(reference) over all arrays of two results."""
-    pairs = list(zip(jax.tree.leaves(result), jax.tree.leaves(reference), strict=True))
-    wide = [(np.asarray(a, np.float64), np.asarray(b, np.float64)) for a, b in pairs]
-    error = np.sqrt(sum(np.sum((a - b) ** 2) for a, b in wide))
-    norm = np.sqrt(sum(np.sum(b**2) for _, b in wide))
-    return float(error / norm) if norm else float(error)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +64,7 @@ class Benchmark(abc.ABC):
 
     @abc.abstractmethod
     def case(self, *params: str) -> Case:
-        """The case of these parameters; it may raise NotImplementedError to be skipped."""
+        """Returns the case of these parameters; raises NotImplementedError to be skipped."""
 
     def setup(self, *params: str) -> None:
         # asv calls this again before each sample: only the first time is there anything to do.
@@ -174,7 +98,7 @@ class Comparison(Benchmark):
 
 
 class ConvComparison(Comparison):
-    """The same, and the multiply-accumulates."""
+    """Time, speed-up and error of a convolution, and its multiply-accumulates."""
 
     def track_macs(self, *params: str) -> int:
         return self.cost.macs
@@ -182,8 +106,22 @@ class ConvComparison(Comparison):
     track_macs.unit = "MACs"
 
 
+class LayerComparison(ConvComparison):
+    """Layers of the table of all families, in one role: "forward", or "gradient" by all operands."""
+
+    layers: ClassVar[dict[str, Layer]] = {}
+    role: ClassVar[str] = "forward"
+
+    def case(self, name: str) -> Case:
+        layer = self.layers[name]
+        # A gradient by images and by a kernel is two convolutions.
+        cost = layer.cost if self.role == "forward" else layer.cost + layer.cost
+        forms = in_role(layer.by_jaxcnn, self.role), in_role(layer.by_lax, self.role)
+        return Case(*forms, layer.arguments(self.role), cost)
+
+
 @dataclasses.dataclass(frozen=True)
-class Substitution:
+class ChainCase:
     """One function computed in three ways.
 
     Args:
@@ -209,8 +147,8 @@ class Claim(abc.ABC):
     speedup_seconds = 0.8
 
     @abc.abstractmethod
-    def case(self, *params: Any) -> Substitution:
-        """The substitution of these parameters."""
+    def case(self, *params: Any) -> ChainCase:
+        """Returns the case of these parameters."""
 
     def setup(self, *params: Any) -> None:
         case = self.case(*params)

@@ -10,25 +10,18 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxcnn
+from benchmarks.shared import plain
+from benchmarks.shared.arrays import array, decaying_kernel, kernel
+from benchmarks.shared.environment import require
 
-from .bench_convolution import lax_conv
-from .common import Case, ConvComparison, array, kernel, require
-
-
-def decaying(*shape, seed=1):
-    """A kernel whose singular values, unfolded as `separable` does, fall off as 1/r: as unequal as trained ones."""
-    height, width, inputs, outputs = shape
-    matrix = np.asarray(kernel(*shape, seed=seed), np.float64).transpose(0, 2, 1, 3).reshape(height * inputs, -1)
-    left, values, right = np.linalg.svd(matrix, full_matrices=False)
-    matrix = (left * values / np.arange(1, values.size + 1)) @ right
-    return jnp.asarray(matrix.reshape(height, inputs, width, outputs).transpose(0, 2, 1, 3), jnp.float32)
+from .suite import Case, ConvComparison
 
 
 def substituted(x, dense, chain):
     """A layer computed by a chain, against lax with the dense kernel; kernels are arguments, as in training."""
     return Case(
         lambda x, dense, chain: jaxcnn.conv(x, chain),
-        lambda x, dense, chain: lax_conv(x, dense),
+        lambda x, dense, chain: plain.conv(x, dense),
         (x, dense, chain),
         jaxcnn.conv_cost(x.shape, chain),
     )
@@ -47,7 +40,7 @@ class Separable(ConvComparison):
 
     def case(self, layer, rank):
         shape, window = self.layers[layer]
-        dense = decaying(*window, shape[-1], shape[-1])
+        dense = decaying_kernel(*window, shape[-1], shape[-1])
         return substituted(array(*shape), dense, jaxcnn.separable(dense, rank=int(rank.split()[1])))
 
 
@@ -69,7 +62,7 @@ class Schemes(ConvComparison):
 
     def case(self, layer, scheme):
         shape, window = self.layers[layer]
-        dense = decaying(*window, shape[-1], shape[-1])
+        dense = decaying_kernel(*window, shape[-1], shape[-1])
         rank = jaxcnn.select_rank(dense, scheme, macs=0.25, input_shape=shape)
         return substituted(
             array(*shape), dense, self.functions[scheme](dense, **{self.options.get(scheme, "rank"): rank})
@@ -107,7 +100,7 @@ class LeNet(ConvComparison):
     def case(self, layer, substitution):
         shape, outputs = self.layers[layer]
         width = self.widths[layer, substitution]
-        dense = decaying(5, 5, shape[-1], outputs)
+        dense = decaying_kernel(5, 5, shape[-1], outputs)
         if substitution == "stack of 3x3":
             chain = jaxcnn.stack(dense, features=width)
         else:
@@ -124,18 +117,18 @@ class ChainGradient(ConvComparison):
 
     def case(self, layer):
         shape, size, rank = self.layers[layer]
-        dense = decaying(size, size, shape[-1], shape[-1])
+        dense = decaying_kernel(size, size, shape[-1], shape[-1])
         chain = jaxcnn.separable(dense, rank=rank)
 
         def gradient(function):
             return jax.grad(lambda x, links: 0.5 * jnp.sum(function(x, links) ** 2), (0, 1))
 
-        ours, plain = gradient(jaxcnn.conv), gradient(lax_conv)
+        ours, in_lax = gradient(jaxcnn.conv), gradient(plain.conv)
         once = jaxcnn.conv_cost(shape, chain)
         return Case(
             # Only the images' gradients can be compared: the others have the shapes of their kernels.
             lambda x, dense, chain: _first_with_rest(*ours(x, chain)),
-            lambda x, dense, chain: _first_with_rest(*plain(x, dense)),
+            lambda x, dense, chain: _first_with_rest(*in_lax(x, dense)),
             (array(*shape), dense, chain),
             once + once + once,
         )
@@ -176,7 +169,7 @@ class Factorize:
         shape, name, self.options = self.schemes[scheme]
         require(name)
         self.function = getattr(jaxcnn, name)
-        self.dense = decaying(*shape)
+        self.dense = decaying_kernel(*shape)
 
     def time_factorize(self, scheme):
         jax.block_until_ready(self.function(self.dense, **self.options))
@@ -212,7 +205,7 @@ class Search:
     warmup_time = 0.0
 
     def setup(self, what):
-        self.dense = decaying(*self.shape)
+        self.dense = decaying_kernel(*self.shape)
 
     def time_search(self, what):
         self.functions[what](self.dense)
@@ -230,7 +223,7 @@ class Merge(ConvComparison):
         merged = jaxcnn.merge(*branches, identity=1.0)
         return Case(
             lambda x, merged, *branches: jaxcnn.conv(x, merged),
-            lambda x, merged, *branches: sum((lax_conv(x, branch) for branch in branches), x),
+            lambda x, merged, *branches: sum((plain.conv(x, branch) for branch in branches), x),
             (array(*shape), merged, *branches),
             jaxcnn.conv_cost(shape, merged.shape),
         )
@@ -248,7 +241,7 @@ class FoldScale(ConvComparison):
         folded, bias = jaxcnn.fold_scale(dense, scale=scale, offset=offset)
         return Case(
             lambda x, folded, bias, dense, scale, offset: jaxcnn.conv(x, folded) + bias,
-            lambda x, folded, bias, dense, scale, offset: lax_conv(x, dense) * scale + offset,
+            lambda x, folded, bias, dense, scale, offset: plain.conv(x, dense) * scale + offset,
             (array(*shape), folded, bias, dense, scale, offset),
             jaxcnn.conv_cost(shape, folded.shape, bias=True),
         )
@@ -272,7 +265,7 @@ class Split(ConvComparison):
 
         return Case(
             ours,
-            lambda x, dense, *pieces: lax_conv(x, dense),
+            lambda x, dense, *pieces: plain.conv(x, dense),
             (array(*shape), dense, *pieces),
             jaxcnn.conv_cost(shape, dense.shape),
         )

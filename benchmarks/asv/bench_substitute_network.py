@@ -6,32 +6,19 @@ import jax
 import jax.numpy as jnp
 
 import jaxcnn
+from benchmarks.shared.arrays import array
+from benchmarks.shared.environment import require
+from benchmarks.shared.small_network import LAYERS, SIZE, kernels, network
 
-from .bench_convolution import lax_conv
-from .bench_substitution import decaying
-from .common import Case, ConvComparison, array, require
+from .suite import Case, ConvComparison
 
-LAYERS = [(5, 3, 32), (5, 32, 64), (3, 64, 64), (3, 64, 64)]
 QUICK = {"layers": [(3, 3, 6)], "size": 12}
-
-
-def network(kernels, x):
-    for index, kernel in enumerate(kernels):
-        x = jax.nn.relu(lax_conv(x, kernel))
-        if index < 2:
-            x = jaxcnn.max_pool(x, 2, strides=2, layout="NHWC")
-    return x
-
-
-def kernels(layers):
-    """Returns kernels whose spectra fall off as 1/r: the error falls with the rank, as it does for trained kernels."""
-    return [3 * decaying(size, size, *features, seed=seed) for seed, (size, *features) in enumerate(layers)]
 
 
 class SubstituteNetwork(ConvComparison):
     """Four layers with chains in place of kernels, fitted to weights or to responses, against the dense ones in lax."""
 
-    layers, size = LAYERS, 96
+    layers, size = LAYERS, SIZE
     quick: ClassVar = QUICK
     params: ClassVar = [["macs 0.25", "macs 0.25 calibrated", "tolerance 0.05"]]
     param_names: ClassVar = ["budget"]
@@ -55,7 +42,7 @@ class SubstituteNetwork(ConvComparison):
 class FindSubstitution:
     """How long it takes to find the chains of that network by their weights."""
 
-    layers, size = LAYERS, 96
+    layers, size = LAYERS, SIZE
     quick: ClassVar = QUICK
     timeout = 600
 

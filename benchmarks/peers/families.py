@@ -10,10 +10,11 @@ import jax
 
 from jaxcnn.lowering.spec import ConvSpec
 
-from .choice.families import macs
-from .choice.layers import jaxcnn_function, lax_function, operands
-from .choice.torch_layers import torch_function
-from .timing import Statistic, milliseconds, program, torch_or_none
+from ..choice.families import macs
+from ..choice.layers import jaxcnn_function, lax_function, operands
+from ..choice.torch_layers import torch_function
+from ..shared.environment import torch_or_none
+from ..shared.timing import Statistic, compile_program, milliseconds
 
 
 def measure(
@@ -33,7 +34,7 @@ def measure(
     programs = {}
     for library, function in (("jaxcnn", jaxcnn_function(spec)), ("lax", lax_function(spec))):
         jax.clear_caches()  # or what one has traced is known to the other
-        programs[library] = program(function, *map(jax.numpy.asarray, arrays))
+        programs[library] = compile_program(function, *map(jax.numpy.asarray, arrays))
     calls = {library: compiled.call for library, compiled in programs.items()}
     if torch_or_none() is not None:
         calls["torch"] = torch_function(spec, *arrays, transposed=name == "transposed")

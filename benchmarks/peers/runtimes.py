@@ -15,10 +15,11 @@ import numpy as np
 
 import jaxcnn
 
-from .common import array, native_available, processors
-from .network_layers import OnnxLayers
-from .networks import Network
-from .timing import Program, program
+from ..shared.arrays import array
+from ..shared.environment import native_available, processors
+from ..shared.network_layers import OnnxLayers
+from ..shared.networks import Network
+from ..shared.timing import Program, compile_program
 
 RUNTIMES = {"openvino": "OpenVINO", "onnxruntime": "ONNX Runtime"}
 WITHOUT_LIBRARY = "without library"
@@ -101,7 +102,7 @@ def runtime_functions(network: Network, weights: list[np.ndarray], x: Any) -> di
 def _serve(connection: Any, network: Network, batch: int, role: str) -> None:
     """Computes the network each time that it is asked to."""
     arguments = [jnp.asarray(weight) for weight in network.weights()], array(batch, network.size, network.size, 3)
-    compiled = program(jaxcnn.accelerate(network.lax(role)), *arguments)
+    compiled = compile_program(jaxcnn.accelerate(network.lax(role)), *arguments)
     connection.send((native_available(), compiled.first_seconds, compiled.megabytes))
     while connection.recv():
         compiled.call()

@@ -23,17 +23,18 @@ from typing import Any
 
 import jax
 
-from . import peer_families, peer_layers, peer_networks, peer_runtimes
-from .choice.families import FAMILIES, family
-from .choice.families import ROLES as FAMILY_ROLES
-from .choice.layers import short
-from .common import keep_to_processors, native_available, processors
-from .networks import NETWORKS
-from .peer_layers import GROUPS
-from .timing import Statistic, geometric_mean, torch_or_none
+from ..choice.families import FAMILIES as SEEDED_FAMILIES
+from ..choice.families import ROLES as SEEDED_ROLES
+from ..choice.families import family
+from ..choice.layers import short
+from ..shared.environment import keep_to_processors, native_available, processors, torch_or_none
+from ..shared.layers import FAMILIES
+from ..shared.networks import NETWORKS
+from ..shared.timing import Statistic, geometric_mean
+from . import families, layers, networks, runtimes
 
 NETWORKS_GROUP = "networks"
-SEEDED = {f"seeded {name}": name for name in FAMILIES}
+SEEDED = {f"seeded {name}": name for name in SEEDED_FAMILIES}
 """The groups of layers that are drawn, and the family of each."""
 ROLES = ("forward", "gradient")
 _LONGER = 10  # a network's calls take as many times longer than a layer's
@@ -43,12 +44,12 @@ def measure_layers(
     groups: Iterable[str], roles: Iterable[str], seconds: float, statistic: Statistic = statistics.median
 ) -> Iterator[dict[str, Any]]:
     """A record for each layer and role; where there is nothing to measure, no ceiling is measured either."""
-    work = [(group, layer, role) for group in groups for layer in GROUPS[group] for role in roles]
+    work = [(group, layer, role) for group in groups for layer in FAMILIES[group] for role in roles]
     work = [(group, layer, role) for group, layer, role in work if (group, role) != ("filter", "gradient")]
     if work:
-        ceilings = peer_layers.ceilings()
+        ceilings = layers.ceilings()
     for group, layer, role in _tracked(work, "layers"):
-        figures = peer_layers.measure(layer, role, seconds, *ceilings, statistic)
+        figures = layers.measure(layer, role, seconds, *ceilings, statistic)
         yield {"group": group, "role": role, "layer": layer.name_and_shape, **figures}
 
 
@@ -64,14 +65,14 @@ def measure_families(
     work = [
         (group, role, spec)
         for group in groups
-        for role in FAMILY_ROLES
+        for role in SEEDED_ROLES
         if ("forward" if role == _forward_role(group) else "gradient") in roles
         for spec in family(SEEDED[group], seed, count, (role,))
     ]
     if work:
-        ceilings = peer_layers.ceilings()
+        ceilings = layers.ceilings()
     for group, role, spec in _tracked(work, "seeded layers"):
-        figures = peer_families.measure(SEEDED[group], spec, seconds, *ceilings, statistic)
+        figures = families.measure(SEEDED[group], spec, seconds, *ceilings, statistic)
         title = "forward" if role == _forward_role(group) else f"gradient by the {_BY[role]}"
         yield {"group": group, "role": title, "layer": short(spec), **figures}
 
@@ -94,7 +95,7 @@ def measure_networks(
     work = [(name, batch, role) for name in names for batch in batches for role in roles]
     for name, batch, role in _tracked(work, "networks"):
         size = NETWORKS[name].size
-        figures = peer_networks.measure(NETWORKS[name], batch, role, seconds, statistic)
+        figures = networks.measure(NETWORKS[name], batch, role, seconds, statistic)
         yield {"group": NETWORKS_GROUP, "role": role, "layer": f"{name} {batch}x{size}x{size}x3", **figures}
 
 
@@ -148,7 +149,7 @@ def main(arguments: list[str] | None = None) -> None:
     from rich.console import Console
 
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description=__doc__.splitlines()[0])
-    groups = [*GROUPS, *SEEDED, NETWORKS_GROUP]
+    groups = [*FAMILIES, *SEEDED, NETWORKS_GROUP]
     parser.add_argument("--group", action="append", choices=groups, help="only this group; may be repeated, as all")
     parser.add_argument("--role", action="append", choices=ROLES, help="only this direction")
     parser.add_argument("--network", action="append", choices=list(NETWORKS), help="only this of the networks")
@@ -168,12 +169,12 @@ def main(arguments: list[str] | None = None) -> None:
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     chosen, roles = options.group or groups, options.role or ROLES
     records: list[dict[str, Any]] = []
-    layers = measure_layers([group for group in chosen if group in GROUPS], roles, options.seconds, statistic)
+    named = measure_layers([group for group in chosen if group in FAMILIES], roles, options.seconds, statistic)
     drawn = [group for group in chosen if group in SEEDED]
     seeded = measure_families(drawn, roles, options.seed, options.count, options.seconds, statistic)
     names = (options.network or NETWORKS) if NETWORKS_GROUP in chosen else ()
-    networks = measure_networks(names, options.batch or (1, 8), roles, options.seconds * _LONGER, statistic)
-    for record in itertools.chain(layers, seeded, networks):
+    whole = measure_networks(names, options.batch or (1, 8), roles, options.seconds * _LONGER, statistic)
+    for record in itertools.chain(named, seeded, whole):
         records.append(record)
         if options.json:  # after each: a whole run takes an hour, and may be interrupted
             Path(options.json).write_text(json.dumps(records, indent=1))
@@ -181,7 +182,7 @@ def main(arguments: list[str] | None = None) -> None:
     console.print(f"jax {jax.__version__}, {'torch ' + torch_or_none().__version__ if torch_or_none() else 'no torch'}")
     console.print(f"jaxcnn's native library is {'' if native_available() else 'not '}here")
     if NETWORKS_GROUP in chosen and "forward" in roles:
-        for reason in peer_runtimes.missing().values():
+        for reason in runtimes.missing().values():
             console.print(reason, markup=False)  # it has brackets
     report(records, console)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import statistics
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,32 +11,12 @@ import jax.numpy as jnp
 
 import jaxcnn
 
-from .common import array, native_available
-from .network_layers import TorchLayers, draw
-from .networks import Network
-from .peer_runtimes import WITHOUT_LIBRARY, runtime_functions, without_library
-from .timing import Statistic, milliseconds, program, torch_or_none
-
-
-def torch_function(network: Network, role: str, weights: list[Any], x: Any) -> Callable[[], Any]:
-    """The forward pass, or the loss's gradient by all weights, by PyTorch; takes weights and images of lax's shapes."""
-    torch = torch_or_none()
-    kinds = [kind for kind, _ in network.asked(x.shape[1])]
-    tensors = [TorchLayers.weight(kind, weight) for kind, weight in zip(kinds, weights, strict=True)]
-    images = TorchLayers.images(x)
-
-    def forward() -> Any:
-        with torch.no_grad():
-            return network.forward(TorchLayers(tensors, network.width), images)
-
-    def gradient() -> Any:
-        layers = TorchLayers(tensors, network.width)
-        return torch.autograd.grad(layers.cross_entropy(network.forward(layers, images)), tensors)
-
-    if role == "gradient":
-        for tensor in tensors:
-            tensor.requires_grad_()
-    return forward if role == "forward" else gradient
+from ..shared.arrays import array
+from ..shared.environment import native_available, torch_or_none
+from ..shared.network_layers import draw
+from ..shared.networks import Network
+from ..shared.timing import Statistic, compile_program, milliseconds
+from .runtimes import WITHOUT_LIBRARY, runtime_functions, without_library
 
 
 def measure(
@@ -56,10 +35,10 @@ def measure(
     for name, function in (("lax", plain), ("jaxcnn", jaxcnn.accelerate(plain))):
         # The second would find the inner functions of the first already traced.
         jax.clear_caches()
-        programs[name] = program(function, *arguments)
+        programs[name] = compile_program(function, *arguments)
     functions = {name: programs[name].call for name in ("jaxcnn", "lax")}
     if torch_or_none() is not None:
-        functions["torch"] = torch_function(network, role, weights, x)
+        functions["torch"] = network.torch(role, weights, x)
     if role == "forward":
         functions |= runtime_functions(network, weights, x)
     with contextlib.ExitStack() as stack:
