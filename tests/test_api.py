@@ -53,7 +53,7 @@ ROOMS = {
         "native",
         "drawing",
         "demo(\\..*)?",
-        "transform\\.summary",
+        "transform\\.summary(\\..*)?",
         "timing",
     ],
     r"drawing(\..*)?": ["public", "drawing(\\..*)?"],
