@@ -47,26 +47,20 @@ class Separable(ConvComparison):
 class Schemes(ConvComparison):
     """Each scheme at a quarter of the layer's multiply-accumulates: which of them the clock rewards."""
 
-    functions: ClassVar = {
-        "cp": jaxcnn.cp,
-        "depthwise_separable": jaxcnn.depthwise_separable,
-        "low_rank": jaxcnn.low_rank,
-        "separable": jaxcnn.separable,
-        "tucker2": jaxcnn.tucker2,
-    }
+    schemes: ClassVar = ["cp", "depthwise_separable", "low_rank", "separable", "tucker2"]
     options: ClassVar = {"depthwise_separable": "multiplier", "tucker2": "ranks"}
     layers: ClassVar = {"03x03 1x56x56x64": ((1, 56, 56, 64), (3, 3)), "05x05 1x56x56x64": ((1, 56, 56, 64), (5, 5))}
     quick: ClassVar = {"layers": {"03x03 1x8x8x6": ((1, 8, 8, 6), (3, 3))}}
-    params: ClassVar = [sorted(layers), sorted(functions)]
+    params: ClassVar = [sorted(layers), schemes]
     param_names: ClassVar = ["layer", "scheme"]
 
     def case(self, layer, scheme):
         shape, window = self.layers[layer]
+        require(scheme, "select_rank")
         dense = decaying_kernel(*window, shape[-1], shape[-1])
         rank = jaxcnn.select_rank(dense, scheme, macs=0.25, input_shape=shape)
-        return substituted(
-            array(*shape), dense, self.functions[scheme](dense, **{self.options.get(scheme, "rank"): rank})
-        )
+        chain = getattr(jaxcnn, scheme)(dense, **{self.options.get(scheme, "rank"): rank})
+        return substituted(array(*shape), dense, chain)
 
 
 class SeparableFilter(ConvComparison):

@@ -40,7 +40,7 @@ def reads(value: str, unit: str) -> Callable:
     return track
 
 
-def time_over(other: str, of: str) -> Callable:
+def ratio_to(other: str, of: str) -> Callable:
     """Returns a benchmark that reads a time over another's."""
     return reads(f"time_over_{other}", f"of {of}")
 
@@ -105,8 +105,8 @@ class Layers:
             calls["torch"] = torch_function(layer, role, *arguments)
         return times_over(calls, self.seconds)
 
-    track_time_over_lax = time_over("lax", "lax's time")
-    track_time_over_torch = time_over("torch", "PyTorch's time")
+    track_time_over_lax = ratio_to("lax", "lax's time")
+    track_time_over_torch = ratio_to("torch", "PyTorch's time")
 
 
 def of_rank(scheme: str, window: int, channels: int, **ranks: int) -> Callable[[], tuple[Any, Any]]:
@@ -169,9 +169,9 @@ class Schemes:
         macs_share = jaxcnn.conv_cost(shape, chain).macs / jaxcnn.conv_cost(shape, dense.shape).macs
         return substitution_values(calls, macs_share, relative_error(chain.dense(), dense), self.seconds)
 
-    track_time_over_lax = time_over("lax", "lax's time for the dense kernel")
-    track_time_over_exact = time_over("exact", "jaxcnn's time for the dense kernel")
-    track_time_over_torch = time_over("torch", "PyTorch's time for the dense kernel")
+    track_time_over_lax = ratio_to("lax", "lax's time for the dense kernel")
+    track_time_over_exact = ratio_to("exact", "jaxcnn's time for the dense kernel")
+    track_time_over_torch = ratio_to("torch", "PyTorch's time for the dense kernel")
     track_macs_share = reads("macs_share", "of the dense kernel's MACs")
     track_clock_over_arithmetic = reads("clock_over_arithmetic", "share of the time over share of the MACs")
     track_error = reads("error", "relative error of the kernel")
@@ -207,8 +207,8 @@ class Accelerated:
         first_call = programs["jaxcnn"].first_seconds / programs["lax"].first_seconds
         return times_over(calls, self.seconds) | {"first_call_over_lax": first_call}
 
-    track_time_over_lax = time_over("lax", "lax's time")
-    track_time_over_torch = time_over("torch", "PyTorch's time")
+    track_time_over_lax = ratio_to("lax", "lax's time")
+    track_time_over_torch = ratio_to("torch", "PyTorch's time")
     track_first_call_over_lax = reads("first_call_over_lax", "of the first call's time in lax")
 
 
@@ -249,8 +249,8 @@ class Substituted:
         compiling = min(compile_seconds(lambda dense, x: network(dense, x), dense, x) for _ in range(3))
         return values | {"search_over_compilation": search_seconds / compiling}
 
-    track_time_over_lax = time_over("lax", "lax's time for the dense kernels")
-    track_time_over_exact = time_over("exact", "jaxcnn's time for the dense kernels")
+    track_time_over_lax = ratio_to("lax", "lax's time for the dense kernels")
+    track_time_over_exact = ratio_to("exact", "jaxcnn's time for the dense kernels")
     track_macs_share = reads("macs_share", "of the dense kernels' MACs")
     track_clock_over_arithmetic = reads("clock_over_arithmetic", "share of the time over share of the MACs")
     track_error = reads("error", "relative error of the results")
