@@ -64,8 +64,8 @@ def median_values(rounds: Sequence[dict[str, Values]]) -> dict[str, Values]:
         return statistics.median(numbers) if numbers else values[0]
 
     names = dict.fromkeys(name for values in rounds for name in values)
-    found = {name: [values[name] for values in rounds if name in values] for name in names}
-    return {name: [median(column) for column in zip(*rows, strict=True)] for name, rows in found.items()}
+    rows = {name: [values[name] for values in rounds if name in values] for name in names}
+    return {name: [median(column) for column in zip(*rows[name], strict=True)] for name in names}
 
 
 def measure_round(commit: str, machine: str, kept: Path, options: Sequence[str]) -> None:

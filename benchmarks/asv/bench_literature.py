@@ -1,4 +1,4 @@
-"""What papers claim of small kernels in the place of large ones, measured again.
+"""Claims of papers about small kernels in the place of large ones, measured again.
 
 Each class is one paper's substitution, on layers of the size that the paper argues with; the first line of its
 docstring is the paper and what it claims. The dense kernel is the one that the chain equals, so three computations give

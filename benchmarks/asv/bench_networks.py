@@ -36,7 +36,7 @@ class AccelerateNetwork(Comparison):
 
 
 class FirstCallNetwork:
-    """How long a network's first call takes: tracing, compiling and running."""
+    """Time of a network's first call: tracing, compiling and running."""
 
     networks: ClassVar = NETWORKS
     quick: ClassVar = {"networks": QUICK}
@@ -64,7 +64,7 @@ class FirstCallNetwork:
 
 
 class SummarizeNetwork:
-    """How long a table of a network's layers takes, of shapes alone, and the MACs in it."""
+    """Time to make the table of a network's layers from shapes alone."""
 
     networks: ClassVar = NETWORKS
     quick: ClassVar = {"networks": QUICK}

@@ -1,4 +1,4 @@
-"""What the library itself costs: import, compilation, and a call of an array function outside `jit`."""
+"""Costs of the library itself: import, compilation, and a call of an array function outside `jit`."""
 
 import subprocess
 import sys
@@ -23,7 +23,7 @@ print(1000 * (time.process_time() - start))
 
 
 class Import:
-    """What `import jaxcnn` adds to `import jax`."""
+    """Time that `import jaxcnn` adds to `import jax`."""
 
     timeout = 120
     rounds = 1
@@ -41,7 +41,7 @@ class Import:
 
 
 class Compile:
-    """How long it takes until the first call can run."""
+    """Time until the first call can run."""
 
     functions: ClassVar = {
         "chain": (

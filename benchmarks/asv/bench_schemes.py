@@ -103,7 +103,7 @@ class LeNet(ConvComparison):
 
 
 class ChainGradient(ConvComparison):
-    """What training a substitution takes: the gradients in the image and in the links, against the dense layer's."""
+    """Time of a step of training: the gradients in the image and in the links, against the dense layer's."""
 
     layers: ClassVar = {"11x11 1x14x14x64, rank 32": ((1, 14, 14, 64), 11, 32)}
     quick: ClassVar = {"layers": {"5x5 1x8x8x4, rank 3": ((1, 8, 8, 4), 5, 3)}}
@@ -135,7 +135,7 @@ def _first_with_rest(first, rest):
 
 
 class Factorize:
-    """How long finding a substitution takes, and what it costs in accuracy; once, before anything runs."""
+    """Time to find a substitution, which is spent once, before anything runs; and its error."""
 
     schemes: ClassVar = {
         "cp 03x03x064x064, rank 128": ((3, 3, 64, 64), "cp", {"rank": 128}),
@@ -181,7 +181,7 @@ class Factorize:
 
 
 class Search:
-    """How long it takes to choose: among all schemes, one scheme's rank, and its curve; once, before anything runs."""
+    """Time to choose among all schemes, to choose a rank, and to draw its curve."""
 
     functions: ClassVar = {
         "curve, tucker2": lambda dense: jaxcnn.curve(dense, "tucker2", points=8),

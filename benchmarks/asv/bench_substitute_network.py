@@ -30,17 +30,17 @@ class SubstituteNetwork(ConvComparison):
         shape = (1, self.size, self.size, 3)
         x, dense = array(*shape), kernels(self.layers)
         calibration = [(array(*shape, seed=1),)] if calibrated else None
-        found = jaxcnn.substitute(network, dense, x, calibration=calibration, **{name: float(value)})
+        substitution = jaxcnn.substitute(network, dense, x, calibration=calibration, **{name: float(value)})
         return Case(
-            lambda dense, chains, x: found.apply(chains, x),
+            lambda dense, chains, x: substitution.apply(chains, x),
             lambda dense, chains, x: network(dense, x),
-            (dense, found.params, x),
-            jaxcnn.summarize(found.apply, found.params, x).total,
+            (dense, substitution.params, x),
+            jaxcnn.summarize(substitution.apply, substitution.params, x).total,
         )
 
 
 class FindSubstitution:
-    """How long it takes to find the chains of that network by their weights."""
+    """Time to find the chains of that network by their weights."""
 
     layers, size = LAYERS, SIZE
     quick: ClassVar = QUICK

@@ -140,7 +140,7 @@ class ChainCase:
 
 
 class Claim(abc.ABC):
-    """How many multiply-accumulates fewer a substitution takes, and how much of that the clock sees."""
+    """Share of multiply-accumulates that a substitution saves, and how much of it the clock sees."""
 
     quick: ClassVar[dict[str, Any]] = {}
     timeout = 300

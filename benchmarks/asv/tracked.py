@@ -233,18 +233,18 @@ class Substituted:
         compilations: list[str] = []
         jax.monitoring.register_event_duration_secs_listener(lambda event, *_, **__: compilations.append(event))
         start = time.perf_counter()
-        found = jaxcnn.substitute(network, dense, x, macs=0.25)
+        substitution = jaxcnn.substitute(network, dense, x, macs=0.25)
         search_seconds = time.perf_counter() - start
         values = {"compilations": float(compilations.count(COMPILE_EVENT))}
         calls = {
-            "chains": compile_program(found.apply, found.params, x).call,
+            "chains": compile_program(substitution.apply, substitution.params, x).call,
             "lax": compile_program(network, dense, x).call,
         }
         if hasattr(jaxcnn, "accelerate"):
             calls["exact"] = compile_program(jaxcnn.accelerate(network), dense, x).call
         error = relative_error(calls["chains"](), calls["lax"]())
         before = jaxcnn.summarize(network, dense, x).total.macs
-        macs_share = jaxcnn.summarize(found.apply, found.params, x).total.macs / before
+        macs_share = jaxcnn.summarize(substitution.apply, substitution.params, x).total.macs / before
         values |= substitution_values(calls, macs_share, error, self.seconds)
         compiling = min(compile_seconds(lambda dense, x: network(dense, x), dense, x) for _ in range(3))
         return values | {"search_over_compilation": search_seconds / compiling}
@@ -259,7 +259,7 @@ class Substituted:
 
 
 class Compilation:
-    """How long it takes to compile a layer through jaxcnn."""
+    """Time to compile a layer through jaxcnn."""
 
     layers: ClassVar = {
         "3x3": (Layer("", (1, 16, 16, 16), (3, 3), 16), "forward"),

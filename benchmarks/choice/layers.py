@@ -14,6 +14,7 @@ import jaxcnn
 from jaxcnn.lowering.spec import ConvSpec
 
 from ..shared import plain
+from ..shared.timing import compile_program
 
 
 def operands(spec: ConvSpec) -> tuple[np.ndarray, np.ndarray]:
@@ -55,9 +56,7 @@ def lax_function(spec: ConvSpec) -> Callable[[Any, Any], Any]:
 
 def program(function: Callable[[Any, Any], Any], arrays: tuple[np.ndarray, np.ndarray]) -> Callable[[], Any]:
     """Returns a compiled function of these operands; a call of it waits for the result."""
-    lhs, rhs = map(jnp.asarray, arrays)
-    compiled = jax.jit(function).lower(lhs, rhs).compile()
-    return lambda: jax.block_until_ready(compiled(lhs, rhs))
+    return compile_program(function, *map(jnp.asarray, arrays)).call
 
 
 def short(spec: ConvSpec) -> str:

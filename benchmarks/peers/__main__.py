@@ -43,7 +43,7 @@ _LONGER = 10  # a network's calls take as many times longer than a layer's
 def measure_layers(
     groups: Iterable[str], roles: Iterable[str], seconds: float, statistic: Statistic = statistics.median
 ) -> Iterator[dict[str, Any]]:
-    """A record for each layer and role; where there is nothing to measure, no ceiling is measured either."""
+    """Yields a record for each layer and role. Where there is nothing to measure, no ceiling is measured either."""
     work = [(group, layer, role) for group in groups for layer in FAMILIES[group] for role in roles]
     work = [(group, layer, role) for group, layer, role in work if (group, role) != ("filter", "gradient")]
     if work:
@@ -61,7 +61,7 @@ def measure_families(
     seconds: float,
     statistic: Statistic = statistics.median,
 ) -> Iterator[dict[str, Any]]:
-    """A record for each layer of the seeded families, `count` of each group and role; gradients are two roles."""
+    """Yields a record for each layer of the seeded families, `count` of each group and role; gradients are two roles."""
     work = [
         (group, role, spec)
         for group in groups
@@ -91,7 +91,7 @@ def measure_networks(
     seconds: float,
     statistic: Statistic = statistics.median,
 ) -> Iterator[dict[str, Any]]:
-    """A record for each network, batch and role."""
+    """Yields a record for each network, batch and role."""
     work = [(name, batch, role) for name in names for batch in batches for role in roles]
     for name, batch, role in _tracked(work, "networks"):
         size = NETWORKS[name].size

@@ -41,7 +41,7 @@ def _flax_conv(layer: Layer, x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def _filter_functions(x: np.ndarray, kernel: np.ndarray) -> dict[str, Callable[[], Any]]:
-    """The same image filter by SciPy and OpenCV, where they are installed."""
+    """Returns an image filter by SciPy and OpenCV, where they are installed."""
     image, taps = x[0, :, :, 0], kernel[:, :, 0, 0]
     functions: dict[str, Callable[[], Any]] = {}
     try:

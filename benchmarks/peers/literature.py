@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def layer_rows(spreads: list[float]) -> Iterable[tuple[str, ...]]:
-    """A row for each layer; the paper and its claim in its first."""
+    """Yields a row for each layer; the first one of a paper names the paper and its claim."""
     for cls in LAYERS:
         paper, claim = cls.__doc__.splitlines()[0].rstrip(".").split(": ", 1)
         for layer in cls.layers:
@@ -70,7 +70,7 @@ def layer_rows(spreads: list[float]) -> Iterable[tuple[str, ...]]:
 
 
 def digit_rows(spreads: list[float]) -> Iterable[tuple[str, ...]]:
-    """A row for each substitution in the network that reads digits."""
+    """Yields a row for each substitution in the network that reads digits."""
     networks = []
     for seed in SEEDS:
         benchmark = claims.Digits()
@@ -88,7 +88,7 @@ def digit_rows(spreads: list[float]) -> Iterable[tuple[str, ...]]:
 
 
 def ratios(benchmark: Claim, params: tuple, spreads: list[float]) -> tuple[str, ...]:
-    """Multiply-accumulates and times, as texts; the spread of the times is added to `spreads`."""
+    """Returns multiply-accumulates and times, as texts, and adds the spread of the times to `spreads`."""
     benchmark.speedup_seconds = SECONDS
     texts = [f"{benchmark.track_macs_ratio(*params):.2f}"]
     for track in (benchmark.track_speedup_over_lax, benchmark.track_speedup_over_exact):
@@ -100,7 +100,7 @@ def ratios(benchmark: Claim, params: tuple, spreads: list[float]) -> tuple[str, 
 
 
 def with_error(values: list[float]) -> str:
-    """The mean and its standard error."""
+    """Returns the mean and its standard error, as text."""
     return f"{statistics.mean(values):.1f} ± {statistics.stdev(values) / len(values) ** 0.5:.1f}"
 
 
@@ -119,7 +119,7 @@ def print_row(row: tuple[str, ...]) -> None:
 
 
 def machine() -> str:
-    """What kind of machine this is, not whose."""
+    """Returns the kind of machine this is."""
     described = Path("/proc/cpuinfo")
     wide = " with AVX-512" if described.exists() and "avx512f" in described.read_text() else ""
     return f"{os.cpu_count()} cores of {platform.machine()}{wide}"

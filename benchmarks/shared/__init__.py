@@ -1,1 +1,1 @@
-"""What the benchmarks share: one timer, one table of layers, one set of networks, one plain form in lax."""
+"""Shared by all benchmarks: one timer, one table of layers, one set of networks, one plain form in lax."""

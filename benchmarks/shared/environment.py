@@ -1,4 +1,4 @@
-"""What this process has: processors, PyTorch, jaxcnn's native library, and the names of the commit at hand."""
+"""Questions about this process: its processors, PyTorch, jaxcnn's native library, and the public names of its jaxcnn."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from . import plain
 from .environment import torch_or_none
 
 Asked = tuple[str, tuple[int, ...]]
-"""What a network asks for: the kind of weight, and its shape as lax takes it."""
+"""A weight that a network asks for: its kind, and its shape as lax takes it."""
 
 
 class Layers(abc.ABC):
@@ -47,7 +47,7 @@ class Layers(abc.ABC):
         return max(round(features * self.width), 1)
 
     def take(self, kind: str, *shape: int) -> Any:
-        """The next weight: a "kernel" or "transposed" kernel (*window, I, O), "dense" (I, O), "scale" or "offset"."""
+        """Returns the next weight: a "kernel" or "transposed" kernel (*window, I, O), "dense" (I, O), "scale" or "offset"."""
         del kind, shape
         return next(self.weights)
 
@@ -62,27 +62,27 @@ class Layers(abc.ABC):
         groups: int = 1,
         bias: bool = False,
     ) -> Any:
-        """A convolution; without `padding` one that keeps the size of x, but for the strides."""
+        """Computes a convolution; without `padding` one that keeps the size of x, but for the strides."""
         height, width = (window, window) if isinstance(window, int) else window
         pads = (height // 2, width // 2) if padding is None else (padding, padding)
         kernel = self.take("kernel", height, width, self.channels(x) // groups, features)
         return self.convolve(x, kernel, self.take("offset", features) if bias else None, strides, pads, groups)
 
     def conv_transpose(self, x: Any, features: int, window: int) -> Any:
-        """A transposed convolution whose strides are its window, with a bias."""
+        """Computes a transposed convolution whose strides are its window, with a bias."""
         kernel = self.take("transposed", window, window, self.channels(x), features)
         return self.convolve_transposed(x, kernel, self.take("offset", features), window)
 
     def norm(self, x: Any) -> Any:
-        """Batch normalisation."""
+        """Computes a batch normalisation."""
         return self.affine(x, self.take("scale", self.channels(x)), self.take("offset", self.channels(x)))
 
     def layer_norm(self, x: Any) -> Any:
-        """Normalisation over the channels of each pixel."""
+        """Normalises over the channels of each pixel."""
         return self.normalize(x, self.take("scale", self.channels(x)), self.take("offset", self.channels(x)))
 
     def dense(self, x: Any, features: int) -> Any:
-        """A matrix over the channels, with a bias."""
+        """Multiplies the channels by a matrix, with a bias."""
         return self.multiply(x, self.take("dense", self.channels(x), features), self.take("offset", features))
 
     @abc.abstractmethod
@@ -107,34 +107,34 @@ class Layers(abc.ABC):
 
     @abc.abstractmethod
     def scale(self, x: Any) -> Any:
-        """A factor for each channel, small: it stands at the end of a residual branch."""
+        """Multiplies each channel by a small factor, as at the end of a residual branch."""
 
     @abc.abstractmethod
     def max_pool(self, x: Any, window: int, strides: int, padding: int = 0) -> Any: ...
 
     @abc.abstractmethod
     def avg_pool(self, x: Any, window: int, strides: int, padding: int = 0) -> Any:
-        """The mean of each window, padding counted."""
+        """Returns the mean of each window, padding counted."""
 
     @abc.abstractmethod
     def mean(self, x: Any, keepdims: bool = False) -> Any:
-        """The mean of all pixels."""
+        """Returns the mean of all pixels."""
 
     @abc.abstractmethod
     def flatten(self, x: Any) -> Any:
-        """The values of an image in the order of lax, by row, column and channel."""
+        """Returns the values of an image in the order of lax, by row, column and channel."""
 
     @abc.abstractmethod
     def concatenate(self, xs: list[Any]) -> Any:
-        """Along the channels."""
+        """Joins images along the channels."""
 
     @abc.abstractmethod
     def cross_entropy(self, logits: Any) -> Any:
-        """A loss: everything is of the first class."""
+        """Returns the loss where every image is of the first class."""
 
 
 class LaxLayers(Layers):
-    """In plain lax and jnp."""
+    """Layers in plain lax and jnp."""
 
     relu = staticmethod(jax.nn.relu)
     relu6 = staticmethod(jax.nn.relu6)
@@ -189,7 +189,7 @@ class LaxLayers(Layers):
 
 
 class _Asking(LaxLayers):
-    """Writes down what a network asks for."""
+    """Layers that list the weights that a network asks for."""
 
     def __init__(self, width: float) -> None:
         super().__init__((), width)
@@ -220,7 +220,7 @@ _SPREADS: dict[str, Callable[[tuple[int, ...]], tuple[float, float]]] = {
 
 
 def draw(asked: list[Asked]) -> list[np.ndarray]:
-    """Random weights of these kinds and shapes, always the same ones."""
+    """Returns random weights of these kinds and shapes, always the same ones."""
     weights = []
     for index, (kind, shape) in enumerate(asked):
         mean, deviation = _SPREADS[kind](shape)
@@ -236,7 +236,7 @@ def _statistics(channels: int) -> tuple[Any, Any]:
 
 
 class TorchLayers(Layers):
-    """In PyTorch's own layers."""
+    """Layers of PyTorch."""
 
     def __init__(self, weights: Iterable[Any], width: float = 1.0) -> None:
         super().__init__(weights, width)
@@ -247,13 +247,13 @@ class TorchLayers(Layers):
 
     @staticmethod
     def images(x: Any) -> Any:
-        """Images (N, H, W, C) as a tensor."""
+        """Returns images (N, H, W, C) as a tensor."""
         torch = torch_or_none()
         return torch.from_numpy(np.array(x)).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
 
     @staticmethod
     def weight(kind: str, weight: np.ndarray) -> Any:
-        """A weight of lax's shape as the tensor that PyTorch's layers take."""
+        """Returns a weight of lax's shape as the tensor that PyTorch's layers take."""
         torch = torch_or_none()
         if kind == "dense":
             return torch.from_numpy(np.ascontiguousarray(weight.T))
@@ -334,7 +334,7 @@ class OnnxTensor:
 
 
 class OnnxLayers(Layers):
-    """As the nodes of an ONNX graph, which `model` makes a whole of.
+    """Layers as nodes of an ONNX graph, which `model` puts together.
 
     Weights come in lax's shapes. Images are channels-first, but channels-last from a norm or a product over their
     channels to the next layer that needs the other order: each would otherwise have two transpositions of its own.
@@ -348,11 +348,11 @@ class OnnxLayers(Layers):
         self.constants: list[Any] = []
 
     def images(self, shape: tuple[int, int, int, int]) -> OnnxTensor:
-        """The graph's argument, images (N, C, H, W)."""
+        """Returns the graph's argument, images (N, C, H, W)."""
         return OnnxTensor(self, "images", shape)
 
     def model(self, x: OnnxTensor, result: OnnxTensor) -> Any:
-        """The graph from images to a result, channels-first, as an ONNX model."""
+        """Returns the graph from images to a result, channels-first, as an ONNX model."""
         import onnx
         from onnx import helper
 
@@ -365,7 +365,7 @@ class OnnxLayers(Layers):
         return helper.make_model(graph, opset_imports=[opset], ir_version=_IR_VERSION)
 
     def constant(self, array: Any) -> str:
-        """The name of a new constant."""
+        """Returns the name of a new constant."""
         from onnx import numpy_helper
 
         name = f"constant_{len(self.constants)}"
@@ -375,7 +375,7 @@ class OnnxLayers(Layers):
     def node(
         self, operation: str, inputs: Sequence[str], shape: Sequence[int], channels_last: bool = False, **options: Any
     ) -> OnnxTensor:
-        """The result of a new node."""
+        """Returns the result of a new node."""
         from onnx import helper
 
         name = f"value_{len(self.nodes)}"
@@ -394,7 +394,7 @@ class OnnxLayers(Layers):
         return self.node(operation, [x.name, *others], x.shape, x.channels_last, **options)
 
     def combine(self, operation: str, x: OnnxTensor, y: OnnxTensor) -> OnnxTensor:
-        """A sum or product of two values, one of which may have a single pixel."""
+        """Returns the sum or product of two values, one of which may have a single pixel."""
         if x.channels_last != y.channels_last:
             x, y = self._first(x), self._first(y)
         shape = tuple(map(max, x.shape, y.shape))

@@ -167,7 +167,7 @@ def u_net(k: Layers, x: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """One network.
+    """A published network.
 
     Args:
       forward: the network, of layers and images.
@@ -186,7 +186,7 @@ class Network:
         return ask(self.forward, size or self.size, self.width)
 
     def weights(self) -> list[jax.Array]:
-        """Random weights, for images of this size."""
+        """Returns random weights, for images of this size."""
         return list(map(jnp.asarray, draw(self.asked())))
 
     def lax(self, role: str) -> Callable[[list[Any], Any], Any]:

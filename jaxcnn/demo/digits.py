@@ -156,7 +156,7 @@ def run_digits(
 
 
 def _width_table(networks: Mapping[str, lenet.Network]) -> Table:
-    """Where a chain is cheaper than a narrow layer, and the widths that were chosen."""
+    """Says where a chain is cheaper than a narrow layer, and which widths were chosen."""
     rows = []
     for name, (_, shape, _) in lenet.CONVOLUTIONS.items():
         *_, channels, outputs = shape

@@ -161,7 +161,7 @@ def run_layer(
     Args:
       layer: the convolution.
       ranks: ranks of the separable chains; empty for ranks at some shares of the dense MACs.
-      seed: of the random input and kernels.
+      seed: seed for the random input and kernels.
       bars: where progress is shown.
       rounds: blocks of calls for each timing.
     """

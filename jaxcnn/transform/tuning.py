@@ -1,4 +1,4 @@
-"""`tune`: which method is the fastest for each convolution of a function, measured on this device."""
+"""`tune`: measures on this device which method is the fastest for each convolution of a function."""
 
 from __future__ import annotations
 

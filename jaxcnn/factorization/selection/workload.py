@@ -1,4 +1,4 @@
-"""What a kernel or a chain costs where it is used: multiply-accumulates by formula, milliseconds by the clock."""
+"""Costs of a kernel or a chain where it is used: multiply-accumulates by formula, milliseconds by measurement."""
 
 from __future__ import annotations
 
