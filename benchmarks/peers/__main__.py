@@ -61,7 +61,7 @@ def measure_families(
     seconds: float,
     statistic: Statistic = statistics.median,
 ) -> Iterator[dict[str, Any]]:
-    """Yields a record for each layer of the seeded families, `count` of each group and role; gradients are two roles."""
+    """Yields a record for each layer of the seeded families, `count` of each group and role."""
     work = [
         (group, role, spec)
         for group in groups

@@ -1,4 +1,4 @@
-"""Questions about this process: its processors, PyTorch, jaxcnn's native library, and the public names of its jaxcnn."""
+"""Questions about this process: its processors, PyTorch, jaxcnn's native library and public names."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ class Layers(abc.ABC):
         return max(round(features * self.width), 1)
 
     def take(self, kind: str, *shape: int) -> Any:
-        """Returns the next weight: a "kernel" or "transposed" kernel (*window, I, O), "dense" (I, O), "scale" or "offset"."""
+        """Returns the next weight: "kernel" or "transposed" (*window, I, O), "dense" (I, O), "scale" or "offset"."""
         del kind, shape
         return next(self.weights)
 
