@@ -19,6 +19,7 @@ from benchmarks.shared import plain, small_network
 from benchmarks.shared.arrays import array, decaying_kernel, kernel, relative_error
 from benchmarks.shared.environment import require, torch_or_none
 from benchmarks.shared.layers import Layer, in_role
+from benchmarks.shared.network_layers import draw
 from benchmarks.shared.networks import NETWORKS, QUICK, Network
 from benchmarks.shared.timing import compile_program, compile_seconds, timer
 from benchmarks.shared.torch_layers import torch_function
@@ -86,7 +87,7 @@ class Layers:
     quick: ClassVar = {"layers": {"depthwise 3x3": (Layer("", (1, 6, 6, 4), (3, 3), 4, 1, 4), "gradient")}}
     params: ClassVar = [sorted(layers)]
     param_names: ClassVar = ["layer"]
-    timeout = 120
+    timeout = 300
     version = "1"
     seconds = 1.0
 
@@ -148,7 +149,7 @@ class Schemes:
     quick: ClassVar = {"layers": {"3x3 by low_rank": ((1, 6, 6, 4), of_rank("low_rank", 3, 4, rank=1))}}
     params: ClassVar = [sorted(layers)]
     param_names: ClassVar = ["scheme"]
-    timeout = 180
+    timeout = 300
     version = "1"
     seconds = 1.0
 
@@ -194,16 +195,16 @@ class Accelerated:
     def values(self, name: str) -> Values:
         require("accelerate")
         network = self.networks[name]
-        weights, x = network.weights(), array(1, network.size, network.size, 3)
+        weights = draw(network.asked())
+        arguments = list(map(jax.numpy.asarray, weights)), array(1, network.size, network.size, 3)
         in_lax = network.lax("forward")
-        jax.block_until_ready((weights, x + 1))
         programs = {}
         for form, function in (("lax", in_lax), ("jaxcnn", jaxcnn.accelerate(in_lax))):
             jax.clear_caches()  # the second would find the inner functions of the first already traced
-            programs[form] = compile_program(function, weights, x)
+            programs[form] = compile_program(function, *arguments)
         calls = {form: programs[form].call for form in ("jaxcnn", "lax")}
         if torch_or_none() is not None:
-            calls["torch"] = network.torch("forward", [np.asarray(weight) for weight in weights], x)
+            calls["torch"] = network.torch("forward", weights, arguments[1])
         first_call = programs["jaxcnn"].first_seconds / programs["lax"].first_seconds
         return times_over(calls, self.seconds) | {"first_call_over_lax": first_call}
 
@@ -269,7 +270,7 @@ class Compilation:
     quick: ClassVar = {"layers": {"3x3": (Layer("", (1, 6, 6, 3), (3, 3), 3), "forward")}}
     params: ClassVar = [sorted(layers)]
     param_names: ClassVar = ["layer"]
-    timeout = 120
+    timeout = 300
     version = "1"
     rounds = 5
 
