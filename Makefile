@@ -75,7 +75,7 @@ format: $(VENV)/.test  ## Format the code
 docs: $(VENV)/.docs  ## Build the documentation into docs/_build/html
 	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
 
-bench: $(VENV)/.bench  ## Record the tracked set for the current commit in benchmarks/results (4 minutes)
+bench: $(VENV)/.bench  ## Record the tracked set for the current commit in benchmarks/results (2 minutes)
 	$(ASV_MACHINE)
 	$(BIN)/python -m benchmarks.record --machine $(MACHINE) --rounds 1 $(ARGS)
 
