@@ -21,7 +21,7 @@ from benchmarks.shared.environment import require, torch_or_none
 from benchmarks.shared.layers import Layer, in_role
 from benchmarks.shared.network_layers import draw
 from benchmarks.shared.networks import NETWORKS, QUICK, Network
-from benchmarks.shared.timing import compile_program, compile_seconds, timer
+from benchmarks.shared.timing import Program, compile_program, compile_seconds, timer
 from benchmarks.shared.torch_layers import torch_function
 
 Values = dict[str, float]
@@ -198,14 +198,17 @@ class Accelerated:
         weights = draw(network.asked())
         arguments = list(map(jax.numpy.asarray, weights)), array(1, network.size, network.size, 3)
         in_lax = network.lax("forward")
-        programs = {}
-        for form, function in (("lax", in_lax), ("jaxcnn", jaxcnn.accelerate(in_lax))):
-            jax.clear_caches()  # the second would find the inner functions of the first already traced
+        programs: dict[str, Program] = {}
+        first_seconds: dict[str, list[float]] = {"jaxcnn": [], "lax": []}
+        for form in ("lax", "jaxcnn") * 2:
+            jax.clear_caches()  # or a form would find the inner functions of the other already traced
+            function = jaxcnn.accelerate(in_lax) if form == "jaxcnn" else lambda *arguments: in_lax(*arguments)
             programs[form] = compile_program(function, *arguments)
+            first_seconds[form].append(programs[form].first_seconds)
         calls = {form: programs[form].call for form in ("jaxcnn", "lax")}
         if torch_or_none() is not None:
             calls["torch"] = network.torch("forward", weights, arguments[1])
-        first_call = programs["jaxcnn"].first_seconds / programs["lax"].first_seconds
+        first_call = min(first_seconds["jaxcnn"]) / min(first_seconds["lax"])
         return times_over(calls, self.seconds) | {"first_call_over_lax": first_call}
 
     track_time_over_lax = ratio_to("lax", "lax's time")
