@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import json
 import math
+import types
 import urllib.request
 from threading import Thread
 
 import pytest
 
-import jaxcnn
 from benchmarks import record
 from benchmarks.asv import tracked
+from benchmarks.shared import environment
 
 COMMITS = {"old": "a" * 40, "new": "b" * 40}
 
 
 def test_a_value_that_a_commit_lacks_is_a_gap(monkeypatch):
-    monkeypatch.delattr(jaxcnn, "cp")
+    monkeypatch.setattr(environment, "jaxcnn", types.SimpleNamespace())
     schemes = tracked.Schemes()
     monkeypatch.setattr(schemes, "seconds", 0.0)
     values = tracked.measured(schemes.values, ["3x3 by cp"])

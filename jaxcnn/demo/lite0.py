@@ -137,6 +137,6 @@ def class_scores(network: Network, x: jax.Array, *, convolution: Callable[..., A
 
 
 def cross_entropy(network: Network, x: jax.Array, label: jax.Array) -> jax.Array:
-    """Returns the loss of training: the mean of -log(probability of the right class), over labels of shape (number,)."""
+    """Returns the loss: the mean of -log(probability of the right class), over labels of shape (number,)."""
     log_probabilities = jax.nn.log_softmax(class_scores(network, x))
     return -jnp.mean(jnp.take_along_axis(log_probabilities, label[:, None], axis=1))
