@@ -29,25 +29,36 @@ PAGES = (ROOT / "README.md", ROOT / "docs" / "performance.md")
 NETWORKS = ("MobileNetV2", "EfficientNet-B0", "ResNet-50", "ConvNeXt-T", "VGG-16", "Inception-v3", "U-Net", "Xception")
 NAMES = {"lax": "`jax.jit`", "torch": "PyTorch", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 """The libraries that are compared with, as the tables name them."""
-LAYERS = {
-    "depthwise 3x3, 124x124x256": ("jax#23713", "convolution.Jax23713Depthwise", "3x3 1x124x124x256"),
-    "gradients of depthwise 3x3, 62x62x64": ("jax#23713", "convolution.Jax23713DepthwiseGradient", "3x3 1x62x62x64"),
+LAYERS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "depthwise 3x3, 124x124x256": (
+        "jax#23713",
+        "forward",
+        {"x": (1, 124, 124, 256), "window": (3, 3), "features": 256, "groups": 256},
+    ),
+    "gradients of depthwise 3x3, 62x62x64": (
+        "jax#23713",
+        "gradient",
+        {"x": (1, 62, 62, 64), "window": (3, 3), "features": 64, "groups": 64},
+    ),
     "gradients of 3x3 in 32 groups, 4x14x14x256": (
         "jax#13800",
-        "convolution.Jax13800GroupedGradient",
-        "3x3 4x14x14x256 in 32 groups",
+        "gradient",
+        {"x": (4, 14, 14, 256), "window": (3, 3), "features": 256, "groups": 32},
     ),
-    "3x3 in NCHW inside `scan`, 32x32x32": (
-        "jax#12868",
-        "convolution.Jax12868LoopLayout",
-        "2-D 3x3 1x32x32x32, 4 steps",
+    "3x3 in NCHW inside `scan`, 32x32x32": ("jax#12868", "2-D 3x3 1x32x32x32, 4 steps", {}),
+    "31x31 filter, 256x256": ("jax#5227", "forward", {"x": (1, 256, 256, 1), "window": (31, 31), "features": 1}),
+    "gradient of max pool 3x3/2, 4x112x112x64": (
+        "",
+        "gradient",
+        {"x": (4, 112, 112, 64), "window": (3, 3), "features": 0, "strides": 2, "pool": "max"},
     ),
-    "31x31 filter, 256x256": ("jax#5227", "convolution.Jax5227LargeKernel", "filter 31x31 1x256x256x1"),
-    "gradient of max pool 3x3/2, 4x112x112x64": ("", "pooling.MaxPoolGradient", "03x03/2 4x112x112x64"),
-    "dense 3x3, 56x56x64": ("", "convolution.Dense", "03x03 1x56x56x64"),
-    "dense 1x1, 8x56x56x64 to 128": ("", "convolution.Dense", "01x01 8x56x56x64 to 128"),
+    "dense 3x3, 56x56x64": ("", "forward", {"x": (1, 56, 56, 64), "window": (3, 3), "features": 64}),
+    "dense 1x1, 8x56x56x64 to 128": ("", "forward", {"x": (8, 56, 56, 64), "window": (1, 1), "features": 128}),
 }
-"""Layers against plain lax: the thread of JAX's tracker, the asv benchmark, and the name of its layer."""
+"""Layers against plain lax: the thread of JAX's tracker, the direction, and what `shared.layers.Layer` takes.
+
+One without these is a layer of the asv benchmark `Jax12868LoopLayout`.
+"""
 HEADLINE_NETWORK, HEADLINE_LAYER = "MobileNetV2", "gradients of 3x3 in 32 groups, 4x14x14x256"
 EDGES = "edge detector"
 PHOTOGRAPH, PIXELS, MACS_SHARE = "astronaut", 256, 0.25
@@ -63,8 +74,8 @@ Measurement = dict[str, Any]
 
 def measure_network(name: str, seconds: float) -> Measurement:
     """Returns milliseconds, seconds of the first call and megabytes of one image, forward and gradient."""
-    from .networks import NETWORKS as ALL
-    from .peer_networks import measure
+    from .peers.networks import measure
+    from .shared.networks import NETWORKS as ALL
 
     return {role: measure(ALL[name], 1, role, 10 * seconds) for role in ("forward", "gradient")}
 
@@ -73,18 +84,22 @@ def measure_layers(seconds: float) -> Measurement:
     """Returns milliseconds of the layers of `LAYERS`, in lax and by jaxcnn."""
     import jax
 
-    from . import bench_convolution, bench_pooling
-    from .timing import milliseconds
+    from .asv.bench_convolution import Jax12868LoopLayout
+    from .shared.layers import Layer, in_role
+    from .shared.timing import milliseconds
 
-    modules = {"convolution": bench_convolution, "pooling": bench_pooling}
     times = {}
-    for title, (_, path, layer) in LAYERS.items():
-        module, name = path.split(".")
-        case = getattr(modules[module], name)().case(layer)
+    for title, (_, role, options) in LAYERS.items():
+        if options:
+            layer = Layer(name=title, **options)
+            ours, plain, args = in_role(layer.by_jaxcnn, role), in_role(layer.by_lax, role), layer.arguments(role)
+        else:
+            case = Jax12868LoopLayout().case(role)
+            ours, plain, args = case.ours, case.plain, case.args
         calls = {}
-        for library, function in (("jaxcnn", case.ours), ("lax", case.plain)):
+        for library, function in (("jaxcnn", ours), ("lax", plain)):
             jitted = jax.jit(function)
-            calls[library] = lambda jitted=jitted, args=case.args: jax.block_until_ready(jitted(*args))
+            calls[library] = lambda jitted=jitted, args=args: jax.block_until_ready(jitted(*args))
         times[title] = milliseconds(calls, seconds)
     return times
 
@@ -93,7 +108,7 @@ def measure_families(seconds: float) -> Measurement:
     """Returns how many times faster than lax jaxcnn is, by family and direction: geometric means over the layers."""
     from .choice.beside_torch import records
     from .choice.families import FAMILIES, ROLES
-    from .timing import geometric_mean
+    from .shared.timing import geometric_mean
 
     means: Measurement = {family: {} for family in FAMILIES}
     for family in FAMILIES:
@@ -115,7 +130,7 @@ def measure_edges(seconds: float) -> Measurement:
     from jaxcnn.demo import edges, hed, images
     from jaxcnn.demo.network import plain_convolution
 
-    from .timing import milliseconds
+    from .shared.timing import milliseconds
 
     x = hed.preprocess(images.load_image(PHOTOGRAPH, long_side=PIXELS))
     network = hed.load_network(hed.find_weights())
@@ -151,8 +166,8 @@ PARTS: dict[str, Callable[[float], Measurement]] = {
 
 def environment() -> dict[str, str]:
     """Returns the machine's kind and the versions of the libraries."""
-    from .common import native_available
-    from .literature import machine
+    from .peers.literature import machine
+    from .shared.environment import native_available
 
     versions = {"jax": importlib.metadata.version("jax")}
     for library in ("torch", "onnxruntime", "openvino"):

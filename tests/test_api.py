@@ -43,7 +43,7 @@ COST = ["cost", "shapes", *ARGUMENTS]
 LOWERING = ["lowering(\\..*)?", "native", "_compat", *COST]
 PRIMITIVES = ["primitives", "operands", "epilogue", *LOWERING]
 FUNCTIONS_ROOM = ["convolution", "pooling", "adaptive_pooling", "_convolution", "_pooling", *PRIMITIVES]
-FACTORIZATION = ["factorization(\\..*)?", *FUNCTIONS_ROOM]
+FACTORIZATION = ["factorization(\\..*)?", "timing", *FUNCTIONS_ROOM]
 TRANSFORM = ["transform(\\..*)?", *FACTORIZATION]
 ROOMS = {
     r"__init__": TRANSFORM,
@@ -54,6 +54,7 @@ ROOMS = {
         "drawing",
         "demo(\\..*)?",
         "transform\\.summary(\\..*)?",
+        "timing",
     ],
     r"drawing(\..*)?": ["public", "drawing(\\..*)?"],
     r"transform(\..*)?": TRANSFORM,
@@ -66,7 +67,7 @@ ROOMS = {
     r"(cost|shapes)": COST,
     r"arguments": ARGUMENTS,
     r"chain": ["layout", *GEOMETRY],
-    r"(geometry|layout|dtypes|_compat|native)": [],
+    r"(geometry|layout|dtypes|timing|_compat|native)": [],
 }
 
 

@@ -20,7 +20,7 @@ from scipy.optimize import nnls
 from jaxcnn.lowering.choice import METHODS, choose
 from jaxcnn.lowering.spec import ConvSpec, spec_from_plain
 
-from ..timing import geometric_mean
+from ..shared.timing import geometric_mean
 from .layers import short
 
 ESTIMATED = ("native", "shift", "matmul")

@@ -1,4 +1,4 @@
-"""`tune`: which method is the fastest for each convolution of a function, measured on this device."""
+"""`tune`: measures on this device which method is the fastest for each convolution of a function."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ import numpy as np
 
 from jaxcnn.lowering import tuning_table as tables
 from jaxcnn.lowering.tuning_table import Measurement, TuningTable
+from jaxcnn.timing import median_seconds
 from jaxcnn.transform.acceleration.accelerate import accelerate
 from jaxcnn.transform.jaxpr.signature import split
-from jaxcnn.transform.timing import bar, medians, seconds_of
+from jaxcnn.transform.progress import bar
 
 if TYPE_CHECKING:
     from jaxcnn.lowering.spec import ConvSpec
 
 _TIE = 1.05
 """`direct` is kept where it takes at most this many times as long as the fastest: two runs differ by as much."""
-_HOPELESS = 4.0
-"""A method whose second call takes this many times as long as the best so far is measured no further."""
+_HOPELESS_RATIO = 4.0
+"""A method whose call takes this many times as long as the fastest one's is measured no further."""
 _LARGEST_PROGRAM = 1000
 """Most equations of a program that is compiled only to be measured: 700 take XLA half a second, 1800 seven seconds."""
 
@@ -107,18 +108,15 @@ def _measured(spec: ConvSpec, platform: str, seconds: float, advance: Callable[[
     operands = jax.block_until_ready(_operands(spec))
     taken = choice.choose(spec, "auto", platform).method
     programs = {name: _program(name, spec) for name, module in choice.METHODS.items() if module.supports(spec) is None}
-    milliseconds: dict[str, float] = {}
     calls: dict[str, Callable[[], Any]] = {}
     needed = {direct.NAME: programs.pop(direct.NAME), **({taken: programs.pop(taken)} if taken in programs else {})}
     for method, program in chain(needed.items(), _compilable(programs, operands, end)):
-        call = partial(_run, program, operands)
-        call()  # compiles
-        milliseconds[method] = 1e3 * seconds_of(call, 1)
-        if milliseconds[method] <= _HOPELESS * min(milliseconds.values()):
-            calls[method] = call
+        calls[method] = partial(program, *operands)
+        jax.block_until_ready(calls[method]())  # compiles
         advance(0)
-    if len(milliseconds) > 1:
-        milliseconds |= {name: 1e3 * median for name, median in medians(calls, end, advance).items()}
+    seconds = max(end - time.perf_counter(), 0.0) if len(calls) > 1 else 0.0
+    medians = median_seconds(calls, seconds, hopeless=_HOPELESS_RATIO, after_round=partial(advance, 0))
+    milliseconds = {name: 1e3 * median for name, median in medians.items()}
     return Measurement(spec, fastest(milliseconds), tuple(milliseconds.items()))
 
 
@@ -132,10 +130,6 @@ def _program(method: str, spec: ConvSpec) -> Any:
     from jaxcnn.lowering import choice
 
     return jax.jit(lambda lhs, rhs: choice.METHODS[method].lower(lhs, rhs, spec, None))
-
-
-def _run(program: Any, operands: tuple[jax.Array, jax.Array]) -> None:
-    jax.block_until_ready(program(*operands))
 
 
 def _compilable(

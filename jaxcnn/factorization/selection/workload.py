@@ -1,10 +1,9 @@
-"""What a kernel or a chain costs where it is used: multiply-accumulates by formula, milliseconds by the clock."""
+"""Costs of a kernel or a chain where it is used: multiply-accumulates by formula, milliseconds by measurement."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,9 +16,10 @@ from jaxcnn.chain import KernelChain
 from jaxcnn.convolution import conv
 from jaxcnn.cost import conv_cost
 from jaxcnn.layout import Layout
+from jaxcnn.timing import median_seconds
 
-_SECONDS = 0.02  # of one block of calls
-_BLOCKS = 5
+_CLOCK_SECONDS = 0.1
+"""Time for the blocks of calls of one chain."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,10 +65,7 @@ class Usage:
         return conv_cost(self.input_shape, chain, **self.options).macs
 
     def milliseconds(self, chain: KernelChain) -> float:
-        """Time of one call on this device: the least mean of several blocks of calls, compiled and warmed up.
-
-        What else runs on the machine only ever adds to a time, so the least is the nearest to the truth.
-        """
+        """Returns the milliseconds of one call on this device, by the timer of `jaxcnn.timing`."""
         if self.input_shape is None:
             raise ValueError(f"{self.operation}: milliseconds are measured on an image, so they need input_shape")
         generator = np.random.default_rng(0)
@@ -81,16 +78,7 @@ class Usage:
             return conv(x, chain, **self.options)
 
         function = jax.jit(call)
-        jax.block_until_ready(function(x, random))
-
-        def seconds(calls: int) -> float:
-            start = time.perf_counter()
-            for _ in range(calls):
-                jax.block_until_ready(function(x, random))
-            return (time.perf_counter() - start) / calls
-
-        calls = max(1, min(1000, int(_SECONDS / max(seconds(1), 1e-6))))
-        return 1000 * min(seconds(calls) for _ in range(_BLOCKS))
+        return 1e3 * median_seconds({"chain": lambda: function(x, random)}, _CLOCK_SECONDS)["chain"]
 
 
 def shapes_of(*links: tuple[tuple[int, ...], int], dtype: Any = np.float32) -> KernelChain:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import time
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any
@@ -15,16 +14,16 @@ import numpy as np
 from jax.extend.core import JaxprEqn
 
 from jaxcnn.chain import KernelChain
+from jaxcnn.timing import median_seconds
 from jaxcnn.transform.chains.find_kernels import kernels_of
 from jaxcnn.transform.jaxpr.convolutions import described
 from jaxcnn.transform.jaxpr.signature import short_name, split
 from jaxcnn.transform.substitution.budget import Harm, allocate
 from jaxcnn.transform.substitution.layer import Layer, Option
 from jaxcnn.transform.summary.describe import macs_of
-from jaxcnn.transform.timing import medians
 
 _CLOCK_SECONDS = 0.15
-"""How long a layer is timed, dense and as a chain by turns."""
+"""Time for a layer's blocks of calls, dense and as a chain."""
 
 _MEASURED: dict[tuple[str, ...], tuple[float, float]] = {}
 """Milliseconds of a layer as it is and as a chain, by its convolution and the chain's shapes: two calls of `substitute`
@@ -189,13 +188,15 @@ class Problem:
         """Milliseconds of a layer alone as it is and with a chain, measured once for each kind of layer."""
         layer = self.layers[index]
         before = after = 0.0
-        calls = zip(layer.sites, layer.calls(None), layer.calls(chain), strict=True)
-        for site, (plain, plain_args), (chained, chained_args) in calls:
+        sites = zip(layer.sites, layer.calls(None), layer.calls(chain), strict=True)
+        for site, (plain, plain_args), (chained, chained_args) in sites:
             key = str(described(site.equation)), str(jax.tree.map(jnp.shape, chained_args[1]))
             if key not in _MEASURED:
-                _MEASURED[key] = alternating(partial(plain, *plain_args), partial(chained, *chained_args))
-            each = _MEASURED[key]
-            before, after = before + site.count * each[0], after + site.count * each[1]
+                calls = {"kernel": partial(plain, *plain_args), "chain": partial(chained, *chained_args)}
+                times = median_seconds(calls, _CLOCK_SECONDS)
+                _MEASURED[key] = 1e3 * times["kernel"], 1e3 * times["chain"]
+            before += site.count * _MEASURED[key][0]
+            after += site.count * _MEASURED[key][1]
         return before, after
 
 
@@ -234,14 +235,3 @@ def relative(actual: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> fl
     if not np.isfinite(difference):
         return np.inf
     return float(difference / norm) if norm else (0.0 if difference == 0 else np.inf)
-
-
-def alternating(
-    plain: Callable[[], Any], other: Callable[[], Any], seconds: float = _CLOCK_SECONDS
-) -> tuple[float, float]:
-    """Median milliseconds of two functions whose calls take turns."""
-    calls = {"plain": lambda: jax.block_until_ready(plain()), "other": lambda: jax.block_until_ready(other())}
-    for call in calls.values():
-        call()  # compiles
-    found = medians(calls, time.perf_counter() + seconds, lambda done: None)
-    return 1e3 * found["plain"], 1e3 * found["other"]

@@ -11,10 +11,11 @@ import jax
 import numpy as np
 
 from jaxcnn.chain import KernelChain
+from jaxcnn.timing import median_seconds
 from jaxcnn.transform.chains.with_chains import evaluated
 from jaxcnn.transform.substitution.calibration import Calibration
 from jaxcnn.transform.substitution.layer import Option
-from jaxcnn.transform.substitution.problem import Problem, alternating, floats, relative
+from jaxcnn.transform.substitution.problem import Problem, floats, relative
 from jaxcnn.transform.substitution.report import LayerReport, Report
 
 _STEPS = 7
@@ -219,7 +220,9 @@ class Search:
     def _clock(self, chains: Chains, run: Callable[..., Any]) -> tuple[float, float]:
         """Milliseconds of a call of the function as it was and of `run`, with the chains."""
         plain, values = self.problem.plain, self.problem.values(chains)
-        return alternating(lambda: plain(*self.problem.arrays), lambda: run(*values), _SECONDS)
+        calls = {"kernels": lambda: plain(*self.problem.arrays), "chains": lambda: run(*values)}
+        times = median_seconds(calls, _SECONDS)
+        return 1e3 * times["kernels"], 1e3 * times["chains"]
 
 
 def _bisected(meets: Callable[[float], Any | None], wanted: float, last: float, steps: int) -> Any | None:

@@ -16,9 +16,9 @@ import jax
 from jaxcnn.chain import KernelChain
 from jaxcnn.factorization.schemes.registry import SCHEMES
 from jaxcnn.transform.chains.with_chains import chained
+from jaxcnn.transform.progress import Progress, bar
 from jaxcnn.transform.substitution import files as saving
 from jaxcnn.transform.substitution.report import Report
-from jaxcnn.transform.timing import Progress, bar
 
 if TYPE_CHECKING:
     from jaxcnn.transform.chains.placement import Placement
