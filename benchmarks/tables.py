@@ -4,7 +4,7 @@
     python -m benchmarks.tables --measure               # measures everything first: `make performance`
     python -m benchmarks.tables --measure MobileNetV2   # measures one part and keeps the rest
 
-The measurement is `benchmarks/results/performance.json`: milliseconds of one call by library, each the median over
+The measurement is `benchmarks/performance.json`: milliseconds of one call by library, each the median over
 blocks of calls that take turns. A page marks a block by its name in a comment, such as `<!-- table: networks -->`.
 What stands between the mark and the next `<!-- end -->` is written by the function of that name.
 """
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-MEASUREMENT = ROOT / "benchmarks" / "results" / "performance.json"
+MEASUREMENT = ROOT / "benchmarks" / "performance.json"
 PAGES = (ROOT / "README.md", ROOT / "docs" / "performance.md")
 
 NETWORKS = ("MobileNetV2", "EfficientNet-B0", "ResNet-50", "ConvNeXt-T", "VGG-16", "Inception-v3", "U-Net", "Xception")
