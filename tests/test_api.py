@@ -46,8 +46,8 @@ PRIMITIVES = ["primitives", "epilogue", *LOWERING]
 FUNCTIONS_ROOM = ["convolution", "pooling", "adaptive_pooling", "links", *PRIMITIVES]
 NUMERICS = ["factorization\\.numerics(\\..*)?", "norms", *OPTIONS]
 SCHEMES = ["factorization\\.schemes(\\..*)?", *NUMERICS]
-FACTORIZATION = ["factorization(\\..*)?", "norms", *FUNCTIONS_ROOM]
-JAXPR = ["transform\\.(jaxpr(\\..*)?|tables|timing|progress)", *FUNCTIONS_ROOM]
+FACTORIZATION = ["factorization(\\..*)?", "norms", "timing", *FUNCTIONS_ROOM]
+JAXPR = ["transform\\.(jaxpr(\\..*)?|tables|progress)", *FUNCTIONS_ROOM]
 TUNING = ["transform\\.(acceleration|summary|chains)(\\..*)?", *JAXPR, *FACTORIZATION]
 TRANSFORM = ["transform(\\..*)?", *FACTORIZATION]
 ROOMS = {
@@ -62,6 +62,7 @@ ROOMS = {
         "drawing",
         "demo(\\..*)?",
         "transform\\.summary(\\..*)?",
+        "timing",
     ],
     r"drawing(\..*)?": ["public", "drawing(\\..*)?"],
     r"transform\.substitution(\..*)?": TRANSFORM,
@@ -69,13 +70,13 @@ ROOMS = {
     r"transform\.acceleration(\..*)?": ["transform\\.acceleration(\\..*)?", *JAXPR],
     r"transform\.summary(\..*)?": ["transform\\.summary(\\..*)?", *JAXPR],
     r"transform\.chains(\..*)?": ["transform\\.chains(\\..*)?", *JAXPR],
-    r"transform\.(jaxpr(\..*)?|tables|timing|progress)": JAXPR,
+    r"transform\.(jaxpr(\..*)?|tables|progress)": JAXPR,
     r"transform": [],
     r"factorization\.exact(\..*)?": OPTIONS,
     r"factorization\.numerics(\..*)?": NUMERICS,
     r"factorization\.schemes(\..*)?": SCHEMES,
     r"factorization\.responses(\..*)?": ["factorization\\.responses(\\..*)?", *SCHEMES],
-    r"factorization\.selection(\..*)?": ["factorization\\.selection(\\..*)?", *SCHEMES, *FUNCTIONS_ROOM],
+    r"factorization\.selection(\..*)?": ["factorization\\.selection(\\..*)?", "timing", *SCHEMES, *FUNCTIONS_ROOM],
     r"factorization": [],
     r"(convolution|pooling|adaptive_pooling)": FUNCTIONS_ROOM,
     r"links": PRIMITIVES + OPTIONS,
@@ -86,7 +87,7 @@ ROOMS = {
     r"options": OPTIONS,
     r"chain": ARITHMETIC,
     r"(layout|receptive_field)": ["geometry", "errors"],
-    r"(geometry|dtypes|errors|norms|_compat|native)": [],
+    r"(geometry|dtypes|errors|norms|timing|_compat|native)": [],
 }
 
 

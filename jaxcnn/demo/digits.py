@@ -16,6 +16,7 @@ from jaxcnn.demo.chains import chain_shapes, widest_within
 from jaxcnn.demo.images import to_png
 from jaxcnn.demo.network import Layer, plain_convolution
 from jaxcnn.demo.report import Picture, Section, Table, steps
+from jaxcnn.timing import median_seconds
 
 #: What stands in the place of a 5x5 kernel, and the scheme of `jaxcnn.substitute` that makes it.
 SCHEMES = {"3x3 after 3x3": "stack", "1x5 after 5x1": "separable"}
@@ -128,7 +129,7 @@ def run_digits(
     calls[EXACT] = partial(chained, tuned["dense 5x5"], images)
     timing.compile_all(calls, bars, "the networks")
     task = bars.add_task(f"Timing a batch of {TIMED_BATCH}", total=rounds)
-    seconds = timing.compare(calls, rounds=rounds, compiled=True, after_round=lambda: bars.advance(task))
+    seconds = median_seconds(calls, rounds=rounds, after_round=lambda: bars.advance(task))
 
     final = {name: lenet.accuracy(network, test) for name, network in tuned.items()}
     results = _result_table(tuned, substituted, final, seconds)
@@ -155,7 +156,7 @@ def run_digits(
 
 
 def _width_table(networks: Mapping[str, lenet.Network]) -> Table:
-    """Where a chain is cheaper than a narrow layer, and the widths that were chosen."""
+    """Says where a chain is cheaper than a narrow layer, and which widths were chosen."""
     rows = []
     for name, (_, shape, _) in lenet.CONVOLUTIONS.items():
         *_, channels, outputs = shape

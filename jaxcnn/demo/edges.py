@@ -15,6 +15,7 @@ from jaxcnn.demo.images import load_image, to_png
 from jaxcnn.demo.network import plain_convolution
 from jaxcnn.demo.report import Picture, Section, Table, steps
 from jaxcnn.norms import relative_error
+from jaxcnn.timing import median_seconds
 
 #: Photographs to whose responses the pairs may be fitted.
 CALIBRATION = ("astronaut", "chelsea", "coffee", "rocket", "motorcycle", "retina")
@@ -121,7 +122,7 @@ def run_edges(
     exact_map = jaxcnn.accelerate(hed.edge_map)
     calls = {"before": lambda: dense_map(network, x), "exact": lambda: exact_map(network, x)}
     _, results = timing.compile_all(calls, bars, "the edge detector")
-    bars.console.print(_first_result(name, timing.compare(calls, rounds=2, compiled=True)), highlight=False)
+    bars.console.print(_first_result(name, median_seconds(calls, rounds=2)), highlight=False)
 
     photographs = calibration_photographs(name) if calibrate else []
     with steps(bars, "Fitting pairs to responses" if calibrate else "Finding pairs of kernels") as progress:
@@ -131,7 +132,7 @@ def run_edges(
     calls["after"] = lambda: pair_map(found.params, x)
     results |= timing.compile_all({"after": calls["after"]}, bars, "the pairs")[1]
     task = bars.add_task("Timing the whole network", total=rounds)
-    whole = timing.compare(calls, rounds=rounds, compiled=True, after_round=lambda: bars.advance(task))
+    whole = median_seconds(calls, rounds=rounds, after_round=lambda: bars.advance(task))
     before, after = np.asarray(results["before"]), np.asarray(results["after"])
 
     error = relative_error(after, before)

@@ -14,6 +14,7 @@ import jaxcnn
 from jaxcnn.demo import timing
 from jaxcnn.demo.chains import chain_shapes, widest_within
 from jaxcnn.demo.report import Section, Table
+from jaxcnn.timing import median_seconds
 
 #: Shares of the dense layer's MACs for which a rank or a width is chosen, where the user names no rank.
 SHARES = (1 / 8, 1 / 4, 1 / 2)
@@ -160,7 +161,7 @@ def run_layer(
     Args:
       layer: the convolution.
       ranks: ranks of the separable chains; empty for ranks at some shares of the dense MACs.
-      seed: of the random input and kernels.
+      seed: seed for the random input and kernels.
       bars: where progress is shown.
       rounds: blocks of calls for each timing.
     """
@@ -190,7 +191,7 @@ def run_layer(
         calls[candidate.name] = partial(chained, x, chain)
     timing.compile_all(calls, bars, "each way")
     task = bars.add_task("Timing", total=rounds)
-    seconds = timing.compare(calls, rounds=rounds, compiled=True, after_round=lambda: bars.advance(task))
+    seconds = median_seconds(calls, rounds=rounds, after_round=lambda: bars.advance(task))
 
     dense_words = _times(layer.window)
     dense_cost = layer.cost(layer.kernel_shape)

@@ -18,6 +18,7 @@ import jaxcnn
 from jaxcnn.demo import images, lite0, pairs, timing
 from jaxcnn.demo.report import Picture, Section, Table, steps
 from jaxcnn.norms import relative_error
+from jaxcnn.timing import median_seconds
 
 #: The photograph named, unless the user has another.
 DEFAULT = "coffee"
@@ -192,7 +193,7 @@ def _measure(
     """Returns seconds for the first call of each function, and for one call after that, and its result."""
     first, results = timing.compile_all(calls, bars, what)
     task = bars.add_task(f"Timing {what}", total=rounds)
-    seconds = timing.compare(calls, rounds=rounds, compiled=True, after_round=lambda: bars.advance(task))
+    seconds = median_seconds(calls, rounds=rounds, after_round=lambda: bars.advance(task))
     return first, seconds, results
 
 

@@ -17,10 +17,10 @@ from jaxcnn.lowering import tuning_table as tables
 from jaxcnn.lowering.methods import direct
 from jaxcnn.lowering.spec import ConvSpec
 from jaxcnn.lowering.tuning_table import Measurement, TuningTable
+from jaxcnn.timing import median_seconds
 from jaxcnn.transform.acceleration.accelerate import accelerate
 from jaxcnn.transform.jaxpr.signature import flatten_call
 from jaxcnn.transform.progress import bar
-from jaxcnn.transform.timing import medians, seconds_of
 
 _TIE_RATIO = 1.05
 """Largest ratio of the time of `direct` to the fastest at which it is kept: two runs differ by as much."""
@@ -104,18 +104,15 @@ def _measured(spec: ConvSpec, platform: str, seconds: float, advance: Callable[[
     operands = jax.block_until_ready(_operands(spec))
     taken = choice.choose(spec, "auto", platform).method
     programs = {name: _program(name, spec) for name, module in choice.METHODS.items() if module.supports(spec) is None}
-    milliseconds: dict[str, float] = {}
     calls: dict[str, Callable[[], Any]] = {}
     needed = {direct.NAME: programs.pop(direct.NAME), **({taken: programs.pop(taken)} if taken in programs else {})}
     for method, program in chain(needed.items(), _compilable(programs, operands, end)):
-        call = partial(_run, program, operands)
-        call()  # compiles
-        milliseconds[method] = 1e3 * seconds_of(call, 1)
-        if milliseconds[method] <= _HOPELESS_RATIO * min(milliseconds.values()):
-            calls[method] = call
+        calls[method] = partial(program, *operands)
+        jax.block_until_ready(calls[method]())  # compiles
         advance(0)
-    if len(milliseconds) > 1:
-        milliseconds |= {name: 1e3 * median for name, median in medians(calls, end, advance).items()}
+    seconds = max(end - time.perf_counter(), 0.0) if len(calls) > 1 else 0.0
+    medians = median_seconds(calls, seconds, hopeless=_HOPELESS_RATIO, after_round=partial(advance, 0))
+    milliseconds = {name: 1e3 * median for name, median in medians.items()}
     return Measurement(spec, fastest(milliseconds), tuple(milliseconds.items()))
 
 
@@ -127,10 +124,6 @@ def fastest(milliseconds: Mapping[str, float]) -> str:
 
 def _program(method: str, spec: ConvSpec) -> Any:
     return jax.jit(lambda lhs, rhs: choice.METHODS[method].lower(lhs, rhs, spec))
-
-
-def _run(program: Any, operands: tuple[jax.Array, jax.Array]) -> None:
-    jax.block_until_ready(program(*operands))
 
 
 def _compilable(

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -17,26 +16,10 @@ from jaxcnn.convolution import conv
 from jaxcnn.cost import conv_cost
 from jaxcnn.layout import Layout
 from jaxcnn.options import frozen
+from jaxcnn.timing import median_seconds
 
-_BLOCK_SECONDS = 0.02
-_BLOCKS = 5
-
-
-def milliseconds(program: Callable[[], Any]) -> float:
-    """Returns the time of one call of a compiled program: the least mean of several blocks of calls.
-
-    Other work on the machine can only add to a time, so the least is nearest to the truth.
-    """
-    jax.block_until_ready(program())
-
-    def seconds(calls: int) -> float:
-        start = time.perf_counter()
-        for _ in range(calls):
-            jax.block_until_ready(program())
-        return (time.perf_counter() - start) / calls
-
-    calls = max(1, min(1000, int(_BLOCK_SECONDS / max(seconds(1), 1e-6))))
-    return 1000 * min(seconds(calls) for _ in range(_BLOCKS))
+_CLOCK_SECONDS = 0.1
+"""Time for the blocks of calls of one chain."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +65,7 @@ class Workload:
         return conv_cost(self.input_shape, chain, **self.options).macs
 
     def milliseconds(self, chain: KernelChain) -> float:
-        """Returns the time of one call with random numbers on this device."""
+        """Returns the milliseconds of one call on this device, by the timer of `jaxcnn.timing`."""
         if self.input_shape is None:
             raise ValueError(f"{self.operation}: milliseconds are measured on an image, so they need input_shape")
         generator = np.random.default_rng(0)
@@ -94,5 +77,5 @@ class Workload:
         def call(x: jax.Array, chain: KernelChain) -> jax.Array:
             return conv(x, chain, **self.options)
 
-        compiled = jax.jit(call)
-        return milliseconds(lambda: compiled(x, random))
+        function = jax.jit(call)
+        return 1e3 * median_seconds({"chain": lambda: function(x, random)}, _CLOCK_SECONDS)["chain"]

@@ -122,13 +122,13 @@ class Layer:
     def families(self) -> dict[str, list[SchemeCandidates]]:
         """Chains that there are for each kernel, by scheme."""
         families = {}
-        given_kernels = [GivenKernel("substitute", kernel, self.groups, None) for kernel in self.kernels]
-        blocks = np.concatenate([given_kernel.blocks for given_kernel in given_kernels])
+        subjects = [GivenKernel("substitute", kernel, self.groups, None) for kernel in self.kernels]
+        blocks = np.concatenate([subject.blocks for subject in subjects])
         for scheme in self.schemes:
-            if SCHEMES[scheme].refusal(given_kernels[0].blocks.shape) is None:
+            if SCHEMES[scheme].refusal(subjects[0].blocks.shape) is None:
                 # Of stacked kernels one rank must do for all, so they share the ranks and errors of all together.
-                family = SchemeCandidates(given_kernels[0], scheme, self.macs, table=SCHEMES[scheme].ranks(blocks))
-                families[scheme] = [family.for_kernel(given_kernel) for given_kernel in given_kernels]
+                family = SchemeCandidates(subjects[0], scheme, self.macs, table=SCHEMES[scheme].ranks(blocks))
+                families[scheme] = [family.for_kernel(subject) for subject in subjects]
         return families
 
     def weights_of_an_output(self, site: Site) -> int:
@@ -272,7 +272,7 @@ class Layer:
         """Chains by which the layer is weighed, each with its error; none if no chain makes an error."""
         return [(self.chain(option), option.error) for option in _typical(self.options)]
 
-    def fitted(self, number: int, site: Site, option: Option, responses: Responses) -> tuple[KernelChain, float]:
+    def fit(self, number: int, site: Site, option: Option, responses: Responses) -> tuple[KernelChain, float]:
         """Returns the chain of an option for one kernel, fitted to responses, and its error."""
         scheme, rank, kernel = option.scheme, option.rank, self.kernels[number]
         if self._is_plain(site):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import time
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any
@@ -16,15 +15,15 @@ from jax.extend.core import JaxprEqn
 
 from jaxcnn.chain import KernelChain
 from jaxcnn.norms import relative_error
+from jaxcnn.timing import median_seconds
 from jaxcnn.transform.chains.find_kernels import find_kernels
 from jaxcnn.transform.jaxpr.convolutions import as_convolution
 from jaxcnn.transform.jaxpr.signature import flatten_call, short_name
 from jaxcnn.transform.substitution.budget import Harm, allocate
 from jaxcnn.transform.substitution.layer import Layer, Option
-from jaxcnn.transform.timing import medians
 
 _CLOCK_SECONDS = 0.15
-"""Time for which a layer is measured, dense and as a chain in turn."""
+"""Time for a layer's blocks of calls, dense and as a chain."""
 
 _MILLISECONDS: dict[tuple[str, ...], tuple[float, float]] = {}
 """Milliseconds of a layer as it is and as a chain, by its convolution and the chain's shapes, kept so that two calls of
@@ -190,11 +189,13 @@ class Problem:
         """Returns the milliseconds of a layer, as it is and with a chain, measured once for each kind of layer."""
         layer = self.layers[index]
         before = after = 0.0
-        calls = zip(layer.sites, layer.calls(None), layer.calls(chain), strict=True)
-        for site, (plain, plain_args), (chained, chained_args) in calls:
+        sites = zip(layer.sites, layer.calls(None), layer.calls(chain), strict=True)
+        for site, (plain, plain_args), (chained, chained_args) in sites:
             key = str(as_convolution(site.equation, "describe")), str(jax.tree.map(jnp.shape, chained_args[1]))
             if key not in _MILLISECONDS:
-                _MILLISECONDS[key] = alternating(partial(plain, *plain_args), partial(chained, *chained_args))
+                calls = {"kernel": partial(plain, *plain_args), "chain": partial(chained, *chained_args)}
+                times = median_seconds(calls, _CLOCK_SECONDS)
+                _MILLISECONDS[key] = 1e3 * times["kernel"], 1e3 * times["chain"]
             dense, chain_only = _MILLISECONDS[key]
             before, after = before + site.count * dense, after + site.count * chain_only
         return before, after
@@ -224,14 +225,3 @@ def floats(outputs: Any) -> list[np.ndarray]:
         elif jnp.issubdtype(leaf.dtype, jnp.floating):
             arrays.append(np.asarray(leaf).astype(np.float64))
     return arrays
-
-
-def alternating(
-    plain: Callable[[], Any], other: Callable[[], Any], seconds: float = _CLOCK_SECONDS
-) -> tuple[float, float]:
-    """Returns the median milliseconds of two functions whose calls take turns."""
-    calls = {"plain": lambda: jax.block_until_ready(plain()), "other": lambda: jax.block_until_ready(other())}
-    for call in calls.values():
-        call()  # compiles
-    medians_of = medians(calls, time.perf_counter() + seconds, lambda done: None)
-    return 1e3 * medians_of["plain"], 1e3 * medians_of["other"]

@@ -12,10 +12,11 @@ import numpy as np
 
 from jaxcnn.chain import KernelChain
 from jaxcnn.norms import relative_error
+from jaxcnn.timing import median_seconds
 from jaxcnn.transform.chains.with_chains import evaluate_with_chains
 from jaxcnn.transform.substitution.calibration import Calibration
 from jaxcnn.transform.substitution.layer import Option
-from jaxcnn.transform.substitution.problem import Problem, alternating, floats
+from jaxcnn.transform.substitution.problem import Problem, floats
 from jaxcnn.transform.substitution.report import LayerReport, SubstitutionReport
 
 _BISECTION_STEPS = 7
@@ -226,7 +227,9 @@ class Search:
     def _clock(self, chains: Chains, run: Callable[..., Any]) -> tuple[float, float]:
         """Returns the milliseconds of a call of the function as it was, and of `run` with the chains."""
         plain, values = self.problem.plain, self.problem.values(chains)
-        return alternating(lambda: plain(*self.problem.arrays), lambda: run(*values), _TIMING_SECONDS)
+        calls = {"kernels": lambda: plain(*self.problem.arrays), "chains": lambda: run(*values)}
+        times = median_seconds(calls, _TIMING_SECONDS)
+        return 1e3 * times["kernels"], 1e3 * times["chains"]
 
 
 def _bisect(meets: Callable[[float], Any | None], wanted: float, last: float, steps: int) -> Any | None:
