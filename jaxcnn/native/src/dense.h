@@ -79,9 +79,26 @@ JAXCNN_INLINE void multiply_pixels(const float* const* pixels, int64_t channel, 
   }
 }
 
-// Writes (`first`) or adds a register tile to the rows of the result; `columns` are stored of each.
+// Writes (`first`) or adds a register tile to the rows of the result; `columns` are stored of each, after the steps of
+// an epilogue if there are any.
 template <int kR, int kV>
-JAXCNN_INLINE void put(float* const* rows, Vec (&sums)[kR][kV], int64_t columns, bool first) {
+JAXCNN_INLINE void put(float* const* rows, Vec (&sums)[kR][kV], int64_t columns, bool first,
+                       const RegisterSteps* steps = nullptr) {
+  if (steps) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kV; ++v) {
+      const int64_t lanes = least(kLanes, columns - v * kLanes);
+      if (lanes <= 0) break;
+      const Vec scale = steps->scales(v * kLanes, lanes), bias = steps->biases(v * kLanes, lanes);
+#pragma GCC unroll 16
+      for (int r = 0; r < kR; ++r) {
+        float* const to = rows[r] + v * kLanes;
+        const Vec sum = first ? sums[r][v] : load_some(to, lanes) + sums[r][v];
+        store_some(to, steps->apply(sum, scale, bias, to, lanes), lanes);
+      }
+    }
+    return;
+  }
 #pragma GCC unroll 16
   for (int r = 0; r < kR; ++r) {
     float* row = rows[r];
@@ -99,13 +116,14 @@ JAXCNN_INLINE void put(float* const* rows, Vec (&sums)[kR][kV], int64_t columns,
 }
 
 template <int kR, int kV>
-__attribute__((noinline)) void tile(const Operands& in, float* const* rows, int64_t columns, bool first) {
+__attribute__((noinline)) void tile(const Operands& in, float* const* rows, int64_t columns, bool first,
+                                    const RegisterSteps* steps) {
   Vec sums[kR][kV];
   multiply<kR, kV>(in, sums);
-  put<kR, kV>(rows, sums, columns, first);
+  put<kR, kV>(rows, sums, columns, first, steps);
 }
 
-using TileFunction = void (*)(const Operands&, float* const*, int64_t, bool);
+using TileFunction = void (*)(const Operands&, float* const*, int64_t, bool, const RegisterSteps*);
 
 // The register tile of `count` rows, at most kRows.
 template <int kV, int kR = kRows>
@@ -261,7 +279,7 @@ inline void slide_dense(const Slide& slide, const float* source, const float* ke
   while (blocks * ranges * slide.groups < wanted && ceil_div(tiles, blocks) > 4) ++blocks;
   const int64_t block_tiles = ceil_div(tiles, blocks);
   const int64_t range_panels = ceil_div(panels, ranges);
-  const bool plain = is_empty(epilogue);
+  const bool plain = is_empty(epilogue), in_registers = !plain && RegisterSteps::covers(epilogue);
   // Windows of one tap that slide over all pixels read the source as it lies.
   bool direct = true;
   for (const SlideAxis& axis : slide.axis) {
@@ -324,6 +342,8 @@ inline void slide_dense(const Slide& slide, const float* source, const float* ke
         } else {
           pack_columns<1>(slide, kernel, group, begin, end, column, width, columns_packed);
         }
+        const bool last = end == depth;
+        const RegisterSteps steps(epilogue, group * columns + column, result);
         for (int64_t row = first_row; row < last_row; row += kRows) {
           const int64_t count = least(kRows, last_row - row);
           float* to[kRows];
@@ -334,8 +354,9 @@ inline void slide_dense(const Slide& slide, const float* source, const float* ke
           } else {
             in.a = rows_packed + (row - first_row) * kPitch;
           }
-          (vectors == 1 ? tile_of<1>(count) : tile_of<2>(count))(in, to, width, begin == 0);
-          if (end == depth && !plain) finish(to, count, width, group * columns + column, result, epilogue);
+          const auto function = vectors == 1 ? tile_of<1>(count) : tile_of<2>(count);
+          function(in, to, width, begin == 0, last && in_registers ? &steps : nullptr);
+          if (last && !plain && !in_registers) finish(to, count, width, group * columns + column, result, epilogue);
         }
       }
     }

@@ -5,6 +5,10 @@
 #include <cstdlib>
 #include <cstring>
 
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
 #include "kernels.h"
 
 namespace jaxcnn {
@@ -40,18 +44,26 @@ JAXCNN_INLINE Vec splat(float value) { return value - Vec{}; }
 // Loads and stores of the first `count` lanes, at most kLanes.
 JAXCNN_INLINE Vec load_some(const float* from, int64_t count) {
   if (count >= kLanes) return load(from);
+#if defined(__AVX512F__)
+  return (Vec)_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), from);
+#else
   float lanes[kLanes] = {};
   std::memcpy(lanes, from, sizeof(float) * count);
   return load(lanes);
+#endif
 }
 JAXCNN_INLINE void store_some(float* to, Vec value, int64_t count) {
   if (count >= kLanes) {
     store(to, value);
     return;
   }
+#if defined(__AVX512F__)
+  _mm512_mask_storeu_ps(to, static_cast<__mmask16>((1u << count) - 1), (__m512)value);
+#else
   float lanes[kLanes];
   store(lanes, value);
   std::memcpy(to, lanes, sizeof(float) * count);
+#endif
 }
 
 JAXCNN_INLINE Vec permute(Vec value, IntVec index) {
@@ -129,9 +141,9 @@ JAXCNN_INLINE void clear(float* to, int64_t count) {
 // Lane-wise choice: `mask` is all ones or all zeros in each lane, as a comparison gives it.
 JAXCNN_INLINE Vec select(IntVec mask, Vec yes, Vec no) { return mask ? yes : no; }
 
-// max(x, low) and min(x, high), in which NaN wins, as in XLA.
-JAXCNN_INLINE Vec at_least(Vec x, float low) { return select(x <= low, splat(low), x); }
-JAXCNN_INLINE Vec at_most(Vec x, float high) { return select(x >= high, splat(high), x); }
+// max(x, low) and min(x, high), in which NaN wins, as in XLA. In this order they are one instruction.
+JAXCNN_INLINE Vec at_least(Vec x, float low) { return select(splat(low) > x, splat(low), x); }
+JAXCNN_INLINE Vec at_most(Vec x, float high) { return select(splat(high) < x, splat(high), x); }
 
 // exp(x) to within 2 units in the last place; NaN stays NaN, large arguments give infinity and small ones 0.
 JAXCNN_INLINE Vec exponential(Vec x) {
@@ -255,6 +267,44 @@ inline void finish(float* const* rows, int64_t count, int64_t columns, int64_t c
 #undef JAXCNN_FINISH
   }
 }
+
+// The steps of an epilogue for a run of channels, applied to sums that are still in registers.
+struct RegisterSteps {
+  const float* scale = nullptr;  // of the first channel
+  const float* bias = nullptr;
+  int64_t residual = 0;  // bytes from a result to its residual
+  bool has_residual = false;
+  float low = -__builtin_inff(), high = __builtin_inff();
+
+  RegisterSteps() = default;
+  RegisterSteps(const Epilogue& epilogue, int64_t channel, const float* base)
+      : scale(epilogue.scale ? epilogue.scale + channel : nullptr),
+        bias(epilogue.bias ? epilogue.bias + channel : nullptr),
+        residual(reinterpret_cast<const char*>(epilogue.residual) - reinterpret_cast<const char*>(base)),
+        has_residual(epilogue.residual),
+        low(epilogue.activation == Activation::kNone ? -__builtin_inff() : 0.0f),
+        high(epilogue.activation == Activation::kRelu6 ? 6.0f : __builtin_inff()) {}
+
+  // Whether an epilogue has no other steps than these.
+  static bool covers(const Epilogue& epilogue) {
+    return epilogue.activation == Activation::kNone || epilogue.activation == Activation::kRelu ||
+           epilogue.activation == Activation::kRelu6;
+  }
+  JAXCNN_INLINE Vec scales(int64_t channel, int64_t lanes) const {
+    return scale ? load_some(scale + channel, lanes) : splat(1.0f);
+  }
+  JAXCNN_INLINE Vec biases(int64_t channel, int64_t lanes) const {
+    return bias ? load_some(bias + channel, lanes) : Vec{};
+  }
+  // The result of a sum that is stored at `to`.
+  JAXCNN_INLINE Vec apply(Vec sum, Vec scale, Vec bias, const float* to, int64_t lanes) const {
+    sum = sum * scale + bias;
+    if (has_residual) {
+      sum += load_some(reinterpret_cast<const float*>(reinterpret_cast<const char*>(to) + residual), lanes);
+    }
+    return at_most(at_least(sum, low), high);
+  }
+};
 
 inline bool is_empty(const Epilogue& epilogue) {
   return !epilogue.scale && !epilogue.bias && !epilogue.residual && epilogue.activation == Activation::kNone;

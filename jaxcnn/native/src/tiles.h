@@ -237,7 +237,7 @@ void slide_tiles_of(const Slide& slide, const float* source, const float* kernel
             }
             const Operands in = {sources + point * source_floats + (k * block_tiles + t) * kPitch, kPitch, with, width,
                                  depth};
-            (vectors == 1 ? tile_of<1>(rows) : tile_of<2>(rows))(in, to, width, k == 0);
+            (vectors == 1 ? tile_of<1>(rows) : tile_of<2>(rows))(in, to, width, k == 0, nullptr);
           }
         }
       }
