@@ -56,20 +56,16 @@ inline void copy_line(const Slide& slide, const Bundle& bundle, const float* sou
     clear(to + i * plane + end * kLanes, (columns - end) * kLanes);
   }
   const float* from = source + (((image * da->source_size + sd) * ha->source_size + sh) * wa->source_size + left + begin) * pixel;
-  if (bundle.plain && bundle.sources == kLanes) {
-    for (int64_t c = begin; c < end; ++c, from += pixel) {
-      // The next bundle reads the vector beside this one.
-      __builtin_prefetch(from + kLanes);
-      store(to + c * kLanes, load(from));
+  const int64_t next_line = wa->source_size * pixel;
+  for (int64_t c = begin; c < end; ++c, from += pixel) {
+    __builtin_prefetch(from + next_line);
+    const Vec value = load_some(from, bundle.sources);
+    float* place = to + c * kLanes;
+    if (bundle.plain) {
+      store(place, value);
+      continue;
     }
-  } else if (bundle.plain) {
-    for (int64_t c = begin; c < end; ++c, from += pixel) store(to + c * kLanes, load_some(from, bundle.sources));
-  } else {
-    for (int64_t c = begin; c < end; ++c, from += pixel) {
-      const Vec value = load_some(from, bundle.sources);
-      float* place = to + c * kLanes;
-      for (int64_t i = 0; i < slide.source_channels; ++i, place += plane) store(place, permute(value, bundle.lane[i]));
-    }
+    for (int64_t i = 0; i < slide.source_channels; ++i, place += plane) store(place, permute(value, bundle.lane[i]));
   }
 }
 
@@ -243,7 +239,6 @@ inline void slide_narrow(const Slide& slide, const float* source, const float* k
     rest /= segments;
     const int64_t d = rest % da->results, image = rest / da->results;
     if (first_row >= last_row || columns <= 0 || first_unit >= last_unit) return;
-    const int64_t first_line = first_row * ha->source_stride + ha->source_first;
     float* const rings = Scratch::floats(0, planes * ring);
     float* const weights = Scratch::floats(1, planes * ha->taps * wa->taps * kLanes);
     RowInput in = {rings,    ring,     0,        ha->source_step * pitch, planes,
@@ -253,7 +248,8 @@ inline void slide_narrow(const Slide& slide, const float* source, const float* k
       const int64_t group = bundle.first_group(slide, index), channel = group * slide.result_channels;
       pack_narrow(slide, bundle, kernel, group, weights);
       const RegisterSteps steps = covered ? RegisterSteps(epilogue, channel, result) : RegisterSteps();
-      int64_t next = first_line;
+      // The next source line to be copied, and its place in a ring.
+      int64_t next = first_row * ha->source_stride + ha->source_first, place = 0;
       for (int64_t row = first_row; row < last_row; ++row) {
         const int64_t line = row * ha->source_stride + ha->source_first;
         for (next = most(next, line); next < line + reach; ++next) {
@@ -261,10 +257,11 @@ inline void slide_narrow(const Slide& slide, const float* source, const float* k
             copy_line(slide, bundle, source + group * slide.source_channels, image,
                       d * da->source_stride + da->source_first + td * da->source_step, next,
                       first_column * wa->source_stride + wa->source_first, line_columns,
-                      rings + td * slide.source_channels * ring + (next - first_line) % reach * pitch, ring);
+                      rings + td * slide.source_channels * ring + place, ring);
           }
+          place = place + pitch == ring ? 0 : place + pitch;
         }
-        in.first = (line - first_line) % reach * pitch;
+        in.first = place;  // the oldest line
         const int64_t rd = da->result_first + d * da->result_step, rh = ha->result_first + row * ha->result_step;
         const int64_t rw = wa->result_first + first_column * wa->result_step;
         const int64_t step = wa->result_step * slide.result_pixel();

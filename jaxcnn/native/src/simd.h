@@ -147,11 +147,9 @@ JAXCNN_INLINE Vec at_most(Vec x, float high) { return select(splat(high) < x, sp
 
 // exp(x) to within 2 units in the last place; NaN stays NaN, large arguments give infinity and small ones 0.
 JAXCNN_INLINE Vec exponential(Vec x) {
-  const Vec high = splat(88.7228317f), low = splat(-103.972f);
-  const Vec clamped = select(x > high, high, select(x < low, low, x));
-  const Vec scaled = clamped * 1.44269504f;
-  // Adding and taking away 1.5 * 2^23 rounds to the nearest whole number.
-  const Vec rounded = (scaled + 12582912.0f) - 12582912.0f;
+  const Vec clamped = at_most(at_least(x, -104.0f), 89.0f);
+  // Adding and taking away 1.5 * 2^23 rounds to the nearest whole number, which is in the sum's last bits.
+  const Vec magic = splat(12582912.0f), shifted = clamped * 1.44269504f + magic, rounded = shifted - magic;
   const Vec rest = (clamped - rounded * 0.693359375f) + rounded * 2.12194440e-4f;
   // The Taylor series of exp on [-ln(2) / 2, ln(2) / 2].
   Vec sum = splat(1.0f / 5040.0f);
@@ -162,12 +160,13 @@ JAXCNN_INLINE Vec exponential(Vec x) {
   sum = sum * rest + 0.5f;
   sum = sum * rest + 1.0f;
   sum = sum * rest + 1.0f;
+#if defined(__AVX512F__)
+  return (Vec)_mm512_scalef_ps((__m512)sum, (__m512)rounded);
+#else
   // 2^n in two factors, since n reaches 128 and -150.
-  const IntVec whole = __builtin_convertvector(select(rounded == rounded, rounded, Vec{}), IntVec);
-  const IntVec half = whole >> 1;
-  const IntVec first = (half + 127) << 23, second = (whole - half + 127) << 23;
-  const Vec result = sum * (Vec)first * (Vec)second;
-  return select(x > high, splat(__builtin_inff()), select(x == x, result, x));
+  const IntVec whole = (IntVec)shifted - (IntVec)magic, half = whole >> 1;
+  return sum * (Vec)((half + 127) << 23) * (Vec)((whole - half + 127) << 23);
+#endif
 }
 
 JAXCNN_INLINE Vec sigmoid(Vec x) { return 1.0f / (1.0f + exponential(-x)); }
