@@ -16,6 +16,7 @@ struct Bundle {
   int64_t count;    // bundles in all
   bool plain;       // each result channel has the one source channel of the same lane
   IntVec lane[kLanes];  // the lanes of source channel number i of each result's group
+  IntVec result;        // the number of each result channel in its group; -1 where there is none
 
   explicit Bundle(const Slide& slide) {
     const int64_t wide = most(slide.source_channels, slide.result_channels);
@@ -24,12 +25,12 @@ struct Bundle {
     lanes = groups * slide.result_channels;
     sources = groups * slide.source_channels;
     count = ceil_div(slide.groups, groups);
-    for (int64_t i = 0; i < slide.source_channels; ++i) {
-      int32_t index[kLanes] = {};
-      for (int64_t n = 0; n < lanes; ++n) {
-        index[n] = static_cast<int32_t>(n / slide.result_channels * slide.source_channels + i);
+    for (int64_t n = 0; n < kLanes; ++n) {
+      const int64_t group = n / slide.result_channels;
+      result[n] = n < lanes ? static_cast<int32_t>(n % slide.result_channels) : -1;
+      for (int64_t i = 0; i < slide.source_channels; ++i) {
+        lane[i][n] = n < lanes ? static_cast<int32_t>(group * slide.source_channels + i) : 0;
       }
-      lane[i] = *reinterpret_cast<const UnalignedIntVec*>(index);
     }
   }
 
@@ -43,29 +44,41 @@ inline bool fits_narrow(int64_t source_channels, int64_t result_channels) {
   return source_channels <= kLanes && result_channels <= kLanes;
 }
 
-// Copies `columns` pixels of a source line from column `left` on, zeros outside of the source: a plane for each source
-// channel of a group, `plane` floats apart. `source` is the bundle's first channel in the first pixel of all.
+// The source pixels that a run of results along a row reads: `count` columns from `first` on, of which those of
+// [begin, end) lie inside of the source.
+struct Columns {
+  int64_t first, count, begin, end;
+
+  Columns(const SlideAxis& axis, int64_t first_result, int64_t count)
+      : first(first_result * axis.source_stride + axis.source_first),
+        count(count),
+        begin(least(count, most(0, -first))),
+        end(most(begin, least(count, axis.source_size - first))) {}
+};
+
+// Copies the columns of a source line that lie inside of the source, zeros where the line does not: a plane for each
+// source channel of a group, `plane` floats apart. `source` is the bundle's first channel in the first pixel of all.
 inline void copy_line(const Slide& slide, const Bundle& bundle, const float* source, int64_t image, int64_t sd,
-                      int64_t sh, int64_t left, int64_t columns, float* to, int64_t plane) {
+                      int64_t sh, const Columns& columns, float* to, int64_t plane) {
   const SlideAxis *da = slide.axis, *ha = slide.axis + 1, *wa = slide.axis + 2;
-  const bool inside = sd >= 0 && sd < da->source_size && sh >= 0 && sh < ha->source_size;
-  const int64_t begin = inside ? least(columns, most(0, -left)) : columns;
-  const int64_t end = most(begin, least(columns, wa->source_size - left)), pixel = slide.source_pixel();
-  for (int64_t i = 0; i < slide.source_channels; ++i) {
-    clear(to + i * plane, begin * kLanes);
-    clear(to + i * plane + end * kLanes, (columns - end) * kLanes);
+  to += columns.begin * kLanes;
+  const int64_t count = columns.end - columns.begin, pixel = slide.source_pixel();
+  if (sd < 0 || sd >= da->source_size || sh < 0 || sh >= ha->source_size) {
+    for (int64_t i = 0; i < slide.source_channels; ++i) clear(to + i * plane, count * kLanes);
+    return;
   }
-  const float* from = source + (((image * da->source_size + sd) * ha->source_size + sh) * wa->source_size + left + begin) * pixel;
-  const int64_t next_line = wa->source_size * pixel;
-  for (int64_t c = begin; c < end; ++c, from += pixel) {
-    __builtin_prefetch(from + next_line);
+  const int64_t line = ((image * da->source_size + sd) * ha->source_size + sh) * wa->source_size;
+  const float* from = source + (line + columns.first + columns.begin) * pixel;
+  // The next line is read next; of a single one, the next bundle's channels.
+  const int64_t ahead = ha->source_size > 1 ? wa->source_size * pixel : kLanes;
+  for (int64_t c = 0; c < count; ++c, from += pixel, to += kLanes) {
+    __builtin_prefetch(from + ahead);
     const Vec value = load_some(from, bundle.sources);
-    float* place = to + c * kLanes;
     if (bundle.plain) {
-      store(place, value);
-      continue;
+      store(to, value);
+    } else {
+      for (int64_t i = 0; i < slide.source_channels; ++i) store(to + i * plane, permute(value, bundle.lane[i]));
     }
-    for (int64_t i = 0; i < slide.source_channels; ++i, place += plane) store(place, permute(value, bundle.lane[i]));
   }
 }
 
@@ -88,10 +101,13 @@ inline void pack_narrow(const Slide& slide, const Bundle& bundle, const float* k
     if (!slide.transposed || bundle.plain) {
       store(to, load_some(kernel + (tap * sources + i) * slide.result_pixel() + group * results, bundle.lanes));
     } else {
-      const float* from = kernel + tap * results * slide.source_pixel() + group * sources + i;
-      for (int64_t n = 0; n < kLanes; ++n) {
-        to[n] = n < bundle.lanes ? from[n % results * slide.source_pixel() + n / results * sources] : 0;
+      const float* from = kernel + tap * results * slide.source_pixel() + group * sources;
+      Vec weights = {};
+      for (int64_t o = 0; o < results; ++o, from += slide.source_pixel()) {
+        const Vec sources_of = permute(load_some(from, bundle.sources), bundle.lane[i]);
+        weights = select(bundle.result == static_cast<int32_t>(o), sources_of, weights);
       }
+      store(to, weights);
     }
     to += kLanes;
   });
@@ -201,25 +217,27 @@ __attribute__((noinline)) void finish_row(const RowInput& in, int64_t columns, f
   }
 }
 
-constexpr int64_t kMostColumns = 128;       // results along a row that are computed from one ring of lines
+constexpr int64_t kRingFloats = 16 * 1024;   // floats of a task's rings, which stay in the first-level cache
+constexpr int64_t kLeastColumns = 32;        // results along a row that are worth a ring of their own
 constexpr int64_t kBandFloats = 256 * 1024;  // floats of the source that a band of rows reads
 
 inline void slide_narrow(const Slide& slide, const float* source, const float* kernel, float* result,
                          const Epilogue& epilogue, TaskRunner& runner) {
   const Bundle bundle(slide);
   const SlideAxis *da = slide.axis, *ha = slide.axis + 1, *wa = slide.axis + 2;
-  const int64_t segments = ceil_div(wa->results, kMostColumns), segment = ceil_div(wa->results, segments);
-  const int64_t line_columns =
-      (segment + kSurplus - 1) * wa->source_stride + most(0, wa->taps - 1) * wa->source_step + 1;
-  const int64_t reach = most(0, ha->taps - 1) * ha->source_step + 1;
-  const int64_t pitch = line_columns * kLanes, ring = reach * pitch, planes = da->taps * slide.source_channels;
+  const int64_t reach = most(0, ha->taps - 1) * ha->source_step + 1, planes = da->taps * slide.source_channels;
+  const int64_t most_columns = kRingFloats / (most(1, planes) * reach * wa->source_stride * kLanes);
+  const int64_t segments = ceil_div(wa->results, most(kLeastColumns, most_columns));
+  const int64_t segment = ceil_div(wa->results, segments);
+  const int64_t length = (segment + kSurplus - 1) * wa->source_stride + most(0, wa->taps - 1) * wa->source_step + 1;
+  const int64_t pitch = length * kLanes, ring = reach * pitch;
 
   // Tasks are blocks of a band of rows and a range of bundles.
   const int64_t wanted = runner.threads() > 1 ? 4 * runner.threads() : 1;
   // The last bundle, where it overlaps the one before, is computed by the same task: both write the same results.
   const int64_t units = slide.groups % bundle.groups ? most(1, bundle.count - 1) : bundle.count;
-  const int64_t row_floats = most(1, da->taps) * wa->source_size * slide.source_pixel() * ha->source_stride;
-  int64_t bands = least(ha->results, ceil_div(ha->results * row_floats, kBandFloats)), ranges = 1;
+  const int64_t read_floats = most(1, da->taps) * wa->source_size * slide.source_pixel() * ha->source_stride;
+  int64_t bands = most(1, least(ha->results, ceil_div(ha->results * read_floats, kBandFloats))), ranges = 1;
   const int64_t lines = slide.batch * da->results * segments;
   while (lines * bands * ranges < wanted && ranges < units) ++ranges;
   while (lines * bands * ranges < wanted && bands < ha->results) ++bands;
@@ -239,10 +257,19 @@ inline void slide_narrow(const Slide& slide, const float* source, const float* k
     rest /= segments;
     const int64_t d = rest % da->results, image = rest / da->results;
     if (first_row >= last_row || columns <= 0 || first_unit >= last_unit) return;
+    const Columns line_columns(*wa, first_column, length);
     float* const rings = Scratch::floats(0, planes * ring);
+    clear(rings, planes * ring);
     float* const weights = Scratch::floats(1, planes * ha->taps * wa->taps * kLanes);
     RowInput in = {rings,    ring,     0,        ha->source_step * pitch, planes,
                    ha->taps, wa->taps, wa->source_stride, wa->source_step, weights};
+
+    const int64_t rd = da->result_first + d * da->result_step, rh = ha->result_first + first_row * ha->result_step;
+    const int64_t rw = wa->result_first + first_column * wa->result_step;
+    const int64_t first_pixel = ((image * da->result_size + rd) * ha->result_size + rh) * wa->result_size + rw;
+    float* const first_result = result + first_pixel * slide.result_pixel();
+    const int64_t step = wa->result_step * slide.result_pixel();
+    const int64_t row_floats = ha->result_step * wa->result_size * slide.result_pixel();
 
     for (int64_t index = first_unit; index < (last_unit == units ? bundle.count : last_unit); ++index) {
       const int64_t group = bundle.first_group(slide, index), channel = group * slide.result_channels;
@@ -254,19 +281,14 @@ inline void slide_narrow(const Slide& slide, const float* source, const float* k
         const int64_t line = row * ha->source_stride + ha->source_first;
         for (next = most(next, line); next < line + reach; ++next) {
           for (int64_t td = 0; td < da->taps; ++td) {
-            copy_line(slide, bundle, source + group * slide.source_channels, image,
-                      d * da->source_stride + da->source_first + td * da->source_step, next,
-                      first_column * wa->source_stride + wa->source_first, line_columns,
-                      rings + td * slide.source_channels * ring + place, ring);
+            const int64_t sd = d * da->source_stride + da->source_first + td * da->source_step;
+            float* const to = rings + td * slide.source_channels * ring + place;
+            copy_line(slide, bundle, source + group * slide.source_channels, image, sd, next, line_columns, to, ring);
           }
           place = place + pitch == ring ? 0 : place + pitch;
         }
         in.first = place;  // the oldest line
-        const int64_t rd = da->result_first + d * da->result_step, rh = ha->result_first + row * ha->result_step;
-        const int64_t rw = wa->result_first + first_column * wa->result_step;
-        const int64_t step = wa->result_step * slide.result_pixel();
-        float* to = result + channel +
-                    (((image * da->result_size + rd) * ha->result_size + rh) * wa->result_size + rw) * slide.result_pixel();
+        float* to = first_result + channel + (row - first_row) * row_floats;
         row_function(in, columns, to, step, bundle.lanes, steps);
         for (int64_t q = 0; !covered && q < columns; q += kRows) {
           float* places[kRows];
@@ -330,6 +352,7 @@ constexpr ProductAdder kProductAdders[] = {add_products<1>, add_products<2>, add
                                            add_products<5>, add_products<6>, add_products<7>, add_products<8>};
 constexpr int64_t kMostTaps = 8;
 
+constexpr int64_t kMostColumns = 256;        // results along a row of a block
 constexpr int64_t kBlockFloats = 8192;       // floats of the source lines of a block, of one plane
 constexpr int64_t kNarrowPartPixels = 1024;  // least pixels of a part that is summed up on its own
 
@@ -341,8 +364,8 @@ inline void kernel_narrow(const ConvProblem& p, const float* x, const float* y, 
   const int64_t sources = slide.source_channels, pixel = slide.result_pixel();
   // Blocks of rows and columns whose lines stay in the first-level cache.
   const int64_t segments = ceil_div(wa->results, kMostColumns), segment = ceil_div(wa->results, segments);
-  const int64_t line_columns = (segment - 1) * wa->source_stride + (wa->taps - 1) * wa->source_step + 1;
-  const int64_t reach = (ha->taps - 1) * ha->source_step + 1, pitch = line_columns * kLanes;
+  const int64_t length = (segment - 1) * wa->source_stride + (wa->taps - 1) * wa->source_step + 1;
+  const int64_t reach = (ha->taps - 1) * ha->source_step + 1, pitch = length * kLanes;
   const int64_t bands = ceil_div(ha->results, most(0, kBlockFloats / pitch - reach) / ha->source_stride + 1);
   const int64_t band = ceil_div(ha->results, bands);
   const int64_t plane = ((band - 1) * ha->source_stride + reach) * pitch;
@@ -365,7 +388,10 @@ inline void kernel_narrow(const ConvProblem& p, const float* x, const float* y, 
       const int64_t d = number / segments / bands % da->results, image = number / segments / bands / da->results;
       const int64_t rows = least(band, ha->results - first_row), columns = least(segment, wa->results - first_column);
       if (rows <= 0 || columns <= 0) continue;
-      LineBlock block = {source_lines, result_lines, line_columns, rows, columns, ha->source_stride, wa->source_stride};
+      // Columns outside of the source are the same for all lines.
+      const Columns line_columns(*wa, first_column, length);
+      if (segments > 1 || number == part * part_blocks) clear(source_lines, sources * plane);
+      LineBlock block = {source_lines, result_lines, length, rows, columns, ha->source_stride, wa->source_stride};
       for (int64_t r = 0; r < rows; ++r) {
         const int64_t line = (image * da->results + d) * ha->results + first_row + r;
         const float* from = y + (line * wa->results + first_column) * pixel + group * slide.result_channels;
@@ -376,8 +402,8 @@ inline void kernel_narrow(const ConvProblem& p, const float* x, const float* y, 
       for (int64_t td = 0; td < da->taps; ++td) {
         const int64_t sd = d * da->source_stride + da->source_first + td * da->source_step;
         for (int64_t l = 0; l < (rows - 1) * ha->source_stride + reach; ++l) {
-          copy_line(slide, bundle, x + group * sources, image, sd, first_row * ha->source_stride + ha->source_first + l,
-                    first_column * wa->source_stride + wa->source_first, line_columns, source_lines + l * pitch, plane);
+          const int64_t sh = first_row * ha->source_stride + ha->source_first + l;
+          copy_line(slide, bundle, x + group * sources, image, sd, sh, line_columns, source_lines + l * pitch, plane);
         }
         for (int64_t i = 0; i < sources; ++i) {
           for (int64_t h = 0; h < ha->taps; ++h) {
