@@ -161,7 +161,7 @@ JAXCNN_INLINE Vec exponential(Vec x) {
   sum = sum * rest + 1.0f;
   sum = sum * rest + 1.0f;
 #if defined(__AVX512F__)
-  return (Vec)_mm512_scalef_ps((__m512)sum, (__m512)rounded);
+  return (Vec)_mm512_maskz_scalef_ps(0xFFFF, (__m512)sum, (__m512)rounded);
 #else
   // 2^n in two factors, since n reaches 128 and -150.
   const IntVec whole = (IntVec)shifted - (IntVec)magic, half = whole >> 1;
