@@ -5,6 +5,10 @@
 #include <cstdlib>
 #include <cstring>
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 #include "kernels.h"
 
 namespace jaxcnn {
@@ -12,7 +16,7 @@ namespace JAXCNN_ISA {
 
 #if defined(__AVX512F__)
 constexpr int kLanes = 16;
-constexpr int kRows = 14;  // rows of a register tile, with two vectors each: 28 of 32 registers
+constexpr int kRows = 12;  // rows of a register tile, with two vectors and an address each
 #elif defined(__AVX2__)
 constexpr int kLanes = 8;
 constexpr int kRows = 6;  // 12 of 16 registers
@@ -33,11 +37,20 @@ typedef int32_t UnalignedIntVec __attribute__((vector_size(kLanes * 4), aligned(
 
 #define JAXCNN_INLINE inline __attribute__((always_inline))
 
+JAXCNN_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+JAXCNN_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+JAXCNN_INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+
 JAXCNN_INLINE Vec load(const float* from) { return *reinterpret_cast<const UnalignedVec*>(from); }
 JAXCNN_INLINE void store(float* to, Vec value) { *reinterpret_cast<UnalignedVec*>(to) = value; }
 JAXCNN_INLINE Vec splat(float value) { return value - Vec{}; }
 
-// Loads and stores of the first `count` lanes, at most kLanes.
+// Loads and stores of the first `count` lanes, at most kLanes. A sanitizer does not see what a mask leaves out.
+#if defined(__AVX512F__) && !JAXCNN_SANITIZE
+JAXCNN_INLINE __mmask16 mask_of(int64_t count) { return static_cast<__mmask16>((1u << least(count, kLanes)) - 1); }
+JAXCNN_INLINE Vec load_some(const float* from, int64_t count) { return _mm512_maskz_loadu_ps(mask_of(count), from); }
+JAXCNN_INLINE void store_some(float* to, Vec value, int64_t count) { _mm512_mask_storeu_ps(to, mask_of(count), value); }
+#else
 JAXCNN_INLINE Vec load_some(const float* from, int64_t count) {
   if (count >= kLanes) return load(from);
   float lanes[kLanes] = {};
@@ -53,6 +66,7 @@ JAXCNN_INLINE void store_some(float* to, Vec value, int64_t count) {
   store(lanes, value);
   std::memcpy(to, lanes, sizeof(float) * count);
 }
+#endif
 
 JAXCNN_INLINE Vec permute(Vec value, IntVec index) {
 #if defined(__clang__)
@@ -282,6 +296,11 @@ class Scratch {
     }
     return buffer.memory_;
   }
+  // The same for elements of another type.
+  template <typename T>
+  static T* array(int slot, int64_t count) {
+    return reinterpret_cast<T*>(floats(slot, ceil_div(count * sizeof(T), sizeof(float))));
+  }
   Scratch() = default;
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
@@ -301,9 +320,6 @@ void parallel(TaskRunner& runner, int64_t tasks, const Body& body) {
       const_cast<void*>(static_cast<const void*>(&body)));
 }
 
-JAXCNN_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-JAXCNN_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-JAXCNN_INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 
 }  // namespace JAXCNN_ISA
 }  // namespace jaxcnn
