@@ -18,13 +18,12 @@ struct Segment {
   int64_t count;
 };
 
-// A register tile's operands: sums[r][c] = sum over the segments' floats k of pixels[r][k] * b[number of k * b_pitch + c].
+// A register tile's operands: sums[r][c] = sum over the segments' floats k of pixels[r][k] * b[number of k][c].
 struct Product {
   const float* const* pixels;
   const Segment* segments;
   int64_t segment_count;
-  const float* b;
-  int64_t b_pitch;
+  const float* b;  // as wide as the tile
 };
 
 template <int kR, int kV>
@@ -67,7 +66,7 @@ struct PixelTile {
     for (const Segment *s = in.segments, *stop = s + in.segment_count; s < stop; ++s) {
       int64_t k = s->offset * 4;
       const int64_t end = k + s->count * 4;
-      for (; k != end; k += 4, b += in.b_pitch) {
+      for (; k != end; k += 4, b += kV * kLanes) {
 #if defined(__x86_64__)
         // One index for all rows: the compiler would advance a pointer for each of them.
         __asm__("" : "+r"(k));
@@ -87,26 +86,40 @@ struct PixelTile {
   }
 };
 
-// The register tile of a kernel's gradient: rows follow each other from `offset` on in each pixel's window, and the
-// pixels are summed up.
+// The register tiles of a kernel's gradient, which sum up pixels. Rows are floats of the windows, from `offset` on, and
+// columns are a panel of results' channels, copied.
 struct ChannelTile {
   template <int kR, int kV>
   static __attribute__((noinline)) void run(const float* const* pixels, int64_t offset, const float* b, int64_t depth,
                                             float* const* rows, int64_t columns, bool first) {
     Vec sums[kR][kV];
     reset(sums);
-    for (int64_t k = 0; k < depth; ++k, b += kV * kLanes) {
-      const float* a = pixels[k] + offset;
-      Vec column[kV];
+    for (int64_t k = 0; k < depth; ++k, b += kV * kLanes) multiply(pixels[k] + offset, b, sums);
+    put<kR, kV>(rows, sums, columns, first);
+  }
+
+  template <int kR, int kV>
+  static JAXCNN_INLINE void multiply(const float* a, const float* b, Vec (&sums)[kR][kV]) {
+    Vec column[kV];
 #pragma GCC unroll 4
-      for (int v = 0; v < kV; ++v) column[v] = load(b + v * kLanes);
+    for (int v = 0; v < kV; ++v) column[v] = load(b + v * kLanes);
 #pragma GCC unroll 16
-      for (int r = 0; r < kR; ++r) {
-        const Vec value = splat(a[r]);
+    for (int r = 0; r < kR; ++r) {
+      const Vec value = splat(a[r]);
 #pragma GCC unroll 4
-        for (int v = 0; v < kV; ++v) sums[r][v] += value * column[v];
-      }
+      for (int v = 0; v < kV; ++v) sums[r][v] += value * column[v];
     }
+  }
+};
+
+// Rows are results' channels, and columns are floats of the windows: fewer vectors where results have few channels.
+struct TurnedTile {
+  template <int kR, int kV>
+  static __attribute__((noinline)) void run(const float* const* pixels, int64_t offset, const float* a, int64_t a_pitch,
+                                            int64_t depth, float* const* rows, int64_t columns, bool first) {
+    Vec sums[kR][kV];
+    reset(sums);
+    for (int64_t k = 0; k < depth; ++k, a += a_pitch) ChannelTile::multiply(a, pixels[k] + offset, sums);
     put<kR, kV>(rows, sums, columns, first);
   }
 };
@@ -142,11 +155,12 @@ struct PixelBlocks {
 // of the rows that they reach, with zeros for padding. All windows of a block see their taps at the same distances.
 class Frame {
  public:
-  Frame(const Slide& slide, const PixelBlocks& blocks) : slide_(slide), whole_rows_(!blocks.parts) {
+  // `copied` asks for a copy in any case, of which a vector may be read beyond any window.
+  Frame(const Slide& slide, const PixelBlocks& blocks, bool copied = false) : slide_(slide), whole_rows_(!blocks.parts) {
     const int64_t width = slide.axis[2].results;
     const int64_t rows = whole_rows_ ? least((blocks.pixels + width - 2) / width + 1, slide.batch * slide.results() / width) : 1;
     const int64_t results[3] = {1, rows, whole_rows_ ? width : blocks.pixels};
-    in_place_ = true;
+    in_place_ = !copied;
     for (int a = 0; a < 3; ++a) {
       const SlideAxis& axis = slide.axis[a];
       const int64_t last = axis.source_first + (axis.results - 1) * axis.source_stride + (axis.taps - 1) * axis.source_step;
@@ -173,7 +187,7 @@ class Frame {
       const int64_t planes = ceil_div(rows - 1, slide.axis[1].results) + 1;
       const int64_t overlap = apart_[1] ? 0 : most(0, reach(slide.axis[1]) - slide.axis[1].source_stride);
       const int64_t per_row = apart_[1] ? slide.axis[1].taps : slide.axis[1].source_stride;
-      floats_ = (rows * per_row + planes * overlap) * pitch_[1];
+      floats_ = (rows * per_row + planes * overlap) * pitch_[1] + (copied ? kColumns : 0);
     }
     merged_ = step_[2] == 1 && pitch_[2] == slide.source_channels;
   }
@@ -360,9 +374,6 @@ inline void slide_dense(const Slide& slide, const float* source, const float* ke
   const PixelBlocks blocks(slide, wanted);
   const Frame frame(slide, blocks);
   const bool plain = is_empty(epilogue);
-  // The kernel is copied where the copy is read often enough; its last columns always are.
-  constexpr int64_t kFewTiles = 5;
-  const bool in_place = !slide.transposed && blocks.pixels <= kFewTiles * kRows && slide.taps() == 1;
   const int64_t chunks = most(1, ceil_div(depth, kDepth)), chunk = ceil_div(depth, chunks);
 
   parallel(runner, blocks.count * ranges * slide.groups, [&](int64_t task) {
@@ -383,15 +394,9 @@ inline void slide_dense(const Slide& slide, const float* source, const float* ke
       const int64_t vectors = width > kLanes ? 2 : 1;
       for (int64_t begin = 0; begin == 0 || begin < depth; begin += chunk) {
         const int64_t stop = least(begin + chunk, depth);
-        Product in = {nullptr, segments, frame.segments(begin, stop, segments), packed, vectors * kLanes};
-        if (in_place && width == vectors * kLanes) {
-          in.b = kernel + begin * slide.result_pixel() + group * columns + column;
-          in.b_pitch = slide.result_pixel();
-        } else if (vectors == 2) {
-          pack_columns<2>(slide, kernel, group, begin, stop, column, width, packed);
-        } else {
-          pack_columns<1>(slide, kernel, group, begin, stop, column, width, packed);
-        }
+        Product in = {nullptr, segments, frame.segments(begin, stop, segments), packed};
+        const auto pack = vectors == 2 ? pack_columns<2> : pack_columns<1>;
+        pack(slide, kernel, group, begin, stop, column, width, packed);
         // Tiles of even sizes: 13 pixels are 7 and 6, not 12 and 1.
         for (int64_t t = 0; t < tiles; ++t) {
           const int64_t row = (end - first) * t / tiles, count = (end - first) * (t + 1) / tiles - row;
@@ -410,24 +415,32 @@ inline void slide_dense(const Slide& slide, const float* source, const float* ke
 constexpr int64_t kPartPixels = 2048;  // least pixels of a part of a kernel's gradient that is summed up on its own
 constexpr int64_t kMostParts = 8;
 
-// The role "kernel": rows are (tap, input channel), the summed axis is the pixels, columns are output channels.
+// The role "kernel": a product of windows and results that sums up the pixels.
 inline void kernel_dense(const ConvProblem& p, const float* x, const float* y, float* kernel, TaskRunner& runner) {
   const Slide slide = forward_slide(p);
   const PixelBlocks blocks(slide, kBlockPixels);
-  const Frame frame(slide, blocks);
-  const int64_t all = slide.batch * slide.results(), columns = slide.result_channels, groups = slide.groups;
-  const int64_t panels = ceil_div(columns, kColumns);
-  // Tiles of even sizes: 16 channels are 8 and 8, not 12 and 4.
-  const int64_t run = frame.run(), run_tiles = ceil_div(run, kRows), tile_rows = ceil_div(run, run_tiles);
-  const int64_t tiles = frame.runs() * run_tiles;
+  const int64_t all = slide.batch * slide.results(), channels = slide.result_channels, groups = slide.groups;
+  const Frame in_place(slide, blocks), copy(slide, blocks, true);
+  // Rows and columns of register tiles are floats of the windows and channels of the results, or the other way round.
+  const int64_t filled = ceil_div(channels, kLanes) * in_place.run() * in_place.runs();
+  const bool turned = ceil_div(copy.run(), kLanes) * channels * copy.runs() < filled;
+  const Frame& frame = turned ? copy : in_place;
+  const int64_t run = frame.run(), runs = frame.runs();
+  const int64_t rows = turned ? channels : run, columns = turned ? run : channels;
+  // Tiles of even sizes: 16 rows are 8 and 8, not 12 and 4.
+  const int64_t row_tiles = ceil_div(rows, kRows), tile_rows = ceil_div(rows, row_tiles);
+  const int64_t panels = ceil_div(columns, kColumns), tiles = runs * row_tiles;
 
   // Parts of the pixels depend on the shape alone, so that results do not depend on the number of threads.
   constexpr int64_t kFewTiles = 64;
   int64_t parts = tiles * panels * groups >= kFewTiles ? 1 : least(kMostParts, all / kPartPixels);
   const int64_t part_blocks = ceil_div(blocks.count, most(parts, 1));
   parts = ceil_div(blocks.count, part_blocks);
-  const int64_t size = slide.taps() * slide.source_channels * slide.result_pixel();
-  float* const sums = parts == 1 ? kernel : Scratch::floats(3, parts * size);
+  const int64_t size = runs * run * groups * channels;
+  float* const sums = parts == 1 && !turned ? kernel : Scratch::floats(3, parts * size);
+  // Floats from a row of a tile to the next, and from a run to the next.
+  const int64_t row_pitch = turned ? runs * run : groups * channels, run_pitch = turned ? run : run * groups * channels;
+  const int64_t group_pitch = turned ? runs * run * channels : channels;
 
   // Ranges of tiles, and ranges of panels if tiles are few.
   const int64_t wanted = runner.threads() > 1 ? 4 * runner.threads() : 1;
@@ -442,42 +455,48 @@ inline void kernel_dense(const ConvProblem& p, const float* x, const float* y, f
     const int64_t first_tile = range * range_tiles, last_tile = least(first_tile + range_tiles, tiles);
     const int64_t first_panel = panel_range * range_panels, last_panel = least(first_panel + range_panels, panels);
     const int64_t first_block = part * part_blocks, last_block = least(first_block + part_blocks, blocks.count);
-    float* const target = sums + part * size + group * columns;
+    if (first_tile >= last_tile || first_panel >= last_panel) return;
+    float* const target = sums + part * size + group * group_pitch;
     const float** const pixels = Scratch::array<const float*>(0, blocks.pixels);
     float* const packed = Scratch::floats(4, blocks.pixels * kColumns);
     float* const memory = Scratch::floats(5, frame.floats());
-    if (first_tile >= last_tile || first_panel >= last_panel) return;
     for (int64_t block = first_block; block < last_block; ++block) {
       const int64_t first = blocks.first(block), count = blocks.end(block, all) - first;
       frame.read(x + group * slide.source_channels, first, first + count, memory, pixels);
       for (int64_t panel = first_panel; panel < last_panel; ++panel) {
         const int64_t column = panel * kColumns, width = least(kColumns, columns - column);
         const int64_t vectors = width > kLanes ? 2 : 1;
-        const float* from = y + first * slide.result_pixel() + group * columns + column;
-        for (int64_t i = 0; i < count; ++i, from += slide.result_pixel()) {
+        const float* const from = y + first * slide.result_pixel() + group * channels;
+        for (int64_t i = 0; i < (turned ? 0 : count); ++i) {
+          const float* const pixel = from + i * slide.result_pixel() + column;
           float* const to = packed + i * vectors * kLanes;
-          store(to, load_some(from, width));
-          if (vectors == 2) store(to + kLanes, load_some(from + kLanes, width - kLanes));
+          store(to, load_some(pixel, width));
+          if (vectors == 2) store(to + kLanes, load_some(pixel + kLanes, width - kLanes));
         }
         for (int64_t t = first_tile; t < last_tile; ++t) {
-          const int64_t number = t / run_tiles, channel = t % run_tiles * tile_rows;
-          const int64_t rows = least(tile_rows, run - channel);
-          if (rows <= 0) continue;
+          const int64_t number = t / row_tiles, row = t % row_tiles * tile_rows, height = least(tile_rows, rows - row);
+          if (height <= 0) continue;
           float* to[kRows];
-          for (int64_t r = 0; r < rows; ++r) to[r] = target + (number * run + channel + r) * slide.result_pixel() + column;
-          run_tile<ChannelTile>(rows, vectors, pixels, frame.offset(number) + channel, packed, count, to, width,
-                                block == first_block);
+          for (int64_t r = 0; r < height; ++r) to[r] = target + number * run_pitch + (row + r) * row_pitch + column;
+          const int64_t offset = frame.offset(number) + (turned ? column : row);
+          if (turned) {
+            run_tile<TurnedTile>(height, vectors, pixels, offset, from + row, slide.result_pixel(), count, to, width,
+                                 block == first_block);
+          } else {
+            run_tile<ChannelTile>(height, vectors, pixels, offset, packed, count, to, width, block == first_block);
+          }
         }
       }
     }
   });
-  if (parts == 1) return;
+  if (sums == kernel) return;
   constexpr int64_t kSlice = 4096;
+  const int64_t pitch = groups * channels;
   parallel(runner, ceil_div(size, kSlice), [&](int64_t task) {
-    const int64_t begin = task * kSlice, end = least(begin + kSlice, size);
-    for (int64_t i = begin; i < end; ++i) {
-      float sum = sums[i];
-      for (int64_t part = 1; part < parts; ++part) sum += sums[part * size + i];
+    for (int64_t i = task * kSlice, end = least(i + kSlice, size); i < end; ++i) {
+      const float* const from = sums + (turned ? i % pitch * (runs * run) + i / pitch : i);
+      float sum = *from;
+      for (int64_t part = 1; part < parts; ++part) sum += from[part * size];
       kernel[i] = sum;
     }
   });

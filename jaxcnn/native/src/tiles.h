@@ -239,7 +239,7 @@ void slide_tiles_of(const Slide& slide, const float* source, const float* kernel
               to[r] = products + point * product_floats + (t + r) * filled + panel * kColumns;
             }
             const Segment channels_of_chunk = {0, depth};
-            const Product in = {from, &channels_of_chunk, 1, with, width};
+            const Product in = {from, &channels_of_chunk, 1, with};
             run_tile<PixelTile>(rows, vectors, in, to, width, k == 0);
           }
         }
