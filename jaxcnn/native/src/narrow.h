@@ -15,8 +15,9 @@ struct Bundle {
   int64_t sources;  // source channels of them
   int64_t count;    // bundles in all
   bool plain;       // each result channel has the one source channel of the same lane
-  IntVec lane[kLanes];  // the lanes of source channel number i of each result's group
-  IntVec result;        // the number of each result channel in its group; -1 where there is none
+  // The lane of source channel number i of each result's group, for each i.
+  IntVec lane[kLanes];
+  IntVec result;  // the number of each result channel in its group; -1 where there is none
 
   explicit Bundle(const Slide& slide) {
     const int64_t wide = most(slide.source_channels, slide.result_channels);
@@ -46,10 +47,10 @@ inline bool fits_narrow(int64_t source_channels, int64_t result_channels) {
 
 // The source pixels that a run of results along a row reads: `count` columns from `first` on, of which those of
 // [begin, end) lie inside of the source.
-struct Columns {
+struct SourceColumns {
   int64_t first, count, begin, end;
 
-  Columns(const SlideAxis& axis, int64_t first_result, int64_t count)
+  SourceColumns(const SlideAxis& axis, int64_t first_result, int64_t count)
       : first(first_result * axis.source_stride + axis.source_first),
         count(count),
         begin(least(count, most(0, -first))),
@@ -59,7 +60,7 @@ struct Columns {
 // Copies the columns of a source line that lie inside of the source, zeros where the line does not: a plane for each
 // source channel of a group, `plane` floats apart. `source` is the bundle's first channel in the first pixel of all.
 inline void copy_line(const Slide& slide, const Bundle& bundle, const float* source, int64_t image, int64_t sd,
-                      int64_t sh, const Columns& columns, float* to, int64_t plane) {
+                      int64_t sh, const SourceColumns& columns, float* to, int64_t plane) {
   const SlideAxis *da = slide.axis, *ha = slide.axis + 1, *wa = slide.axis + 2;
   to += columns.begin * kLanes;
   const int64_t count = columns.end - columns.begin, pixel = slide.source_pixel();
@@ -95,6 +96,7 @@ JAXCNN_INLINE void for_each_vector(const Slide& slide, const Body& body) {
   }
 }
 
+// Copies the kernel of the bundle whose first group is `group`; lanes without a result are zero.
 inline void pack_narrow(const Slide& slide, const Bundle& bundle, const float* kernel, int64_t group, float* to) {
   const int64_t sources = slide.source_channels, results = slide.result_channels;
   for_each_vector(slide, [&](int64_t tap, int64_t i) {
@@ -114,7 +116,7 @@ inline void pack_narrow(const Slide& slide, const Bundle& bundle, const float* k
 }
 
 // Results along a row in a register tile, and in smaller ones for the rest of a row.
-constexpr int kTile = kRows < 14 ? 7 : 14, kHalfTile = 7, kSmallTile = 4;
+constexpr int kTile = kRows < 12 ? 7 : 14, kHalfTile = 7, kSmallTile = 4;
 constexpr int64_t kSurplus = 3;  // most results that a row's last tile computes beyond the row
 
 inline int64_t tile_width(int64_t rest) {
@@ -156,6 +158,7 @@ JAXCNN_INLINE void add_taps(const float* line, int64_t stride, int64_t step, con
   }
 }
 
+// Computes `count` results of a row from column `column` on, at most kQ.
 template <int kQ, int kStride>
 JAXCNN_INLINE void finish_tile(const RowInput& in, int64_t column, int64_t count, float* to, int64_t pitch,
                                int64_t lanes, const RegisterSteps& steps) {
@@ -200,7 +203,8 @@ JAXCNN_INLINE void finish_tile(const RowInput& in, int64_t column, int64_t count
   }
 }
 
-// Computes a row of results, `pitch` floats apart.
+// Computes a row of results, `pitch` floats apart. The source has kStride pixels from one result to the next and one from
+// tap to tap, or any numbers where kStride is 0.
 template <int kStride>
 __attribute__((noinline)) void finish_row(const RowInput& in, int64_t columns, float* to, int64_t pitch, int64_t lanes,
                                           const RegisterSteps& steps) {
@@ -226,7 +230,7 @@ inline void slide_narrow(const Slide& slide, const float* source, const float* k
   const Bundle bundle(slide);
   const SlideAxis *da = slide.axis, *ha = slide.axis + 1, *wa = slide.axis + 2;
   const int64_t reach = most(0, ha->taps - 1) * ha->source_step + 1, planes = da->taps * slide.source_channels;
-  const int64_t most_columns = kRingFloats / (most(1, planes) * reach * wa->source_stride * kLanes);
+  const int64_t most_columns = kRingFloats / kLanes / most(1, planes) / reach / wa->source_stride;
   const int64_t segments = ceil_div(wa->results, most(kLeastColumns, most_columns));
   const int64_t segment = ceil_div(wa->results, segments);
   const int64_t length = (segment + kSurplus - 1) * wa->source_stride + most(0, wa->taps - 1) * wa->source_step + 1;
@@ -257,7 +261,7 @@ inline void slide_narrow(const Slide& slide, const float* source, const float* k
     rest /= segments;
     const int64_t d = rest % da->results, image = rest / da->results;
     if (first_row >= last_row || columns <= 0 || first_unit >= last_unit) return;
-    const Columns line_columns(*wa, first_column, length);
+    const SourceColumns line_columns(*wa, first_column, length);
     float* const rings = Scratch::floats(0, planes * ring);
     clear(rings, planes * ring);
     float* const weights = Scratch::floats(1, planes * ha->taps * wa->taps * kLanes);
@@ -389,7 +393,7 @@ inline void kernel_narrow(const ConvProblem& p, const float* x, const float* y, 
       const int64_t rows = least(band, ha->results - first_row), columns = least(segment, wa->results - first_column);
       if (rows <= 0 || columns <= 0) continue;
       // Columns outside of the source are the same for all lines.
-      const Columns line_columns(*wa, first_column, length);
+      const SourceColumns line_columns(*wa, first_column, length);
       if (segments > 1 || number == part * part_blocks) clear(source_lines, sources * plane);
       LineBlock block = {source_lines, result_lines, length, rows, columns, ha->source_stride, wa->source_stride};
       for (int64_t r = 0; r < rows; ++r) {

@@ -5,8 +5,10 @@
 #include <cstdlib>
 #include <cstring>
 
-#if defined(__AVX512F__)
+#if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>
 #endif
 
 #include "kernels.h"
@@ -16,7 +18,7 @@ namespace JAXCNN_ISA {
 
 #if defined(__AVX512F__)
 constexpr int kLanes = 16;
-constexpr int kRows = 14;  // rows of a register tile, with two vectors each: 28 of 32 registers
+constexpr int kRows = 12;  // rows of a register tile, with two vectors and an address each
 #elif defined(__AVX2__)
 constexpr int kLanes = 8;
 constexpr int kRows = 6;  // 12 of 16 registers
@@ -37,34 +39,53 @@ typedef int32_t UnalignedIntVec __attribute__((vector_size(kLanes * 4), aligned(
 
 #define JAXCNN_INLINE inline __attribute__((always_inline))
 
+JAXCNN_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+JAXCNN_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+JAXCNN_INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+
 JAXCNN_INLINE Vec load(const float* from) { return *reinterpret_cast<const UnalignedVec*>(from); }
 JAXCNN_INLINE void store(float* to, Vec value) { *reinterpret_cast<UnalignedVec*>(to) = value; }
 JAXCNN_INLINE Vec splat(float value) { return value - Vec{}; }
 
-// Loads and stores of the first `count` lanes, at most kLanes.
+// a * b + c. The compiler rounds such an expression once or twice as it likes; this is the same wherever it is inlined.
+JAXCNN_INLINE Vec multiply_add(Vec a, Vec b, Vec c) {
+#if defined(__AVX512F__)
+  return (Vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__FMA__)
+  return (Vec)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__ARM_NEON)
+  return (Vec)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+#else
+  return a * b + c;
+#endif
+}
+
+// Loads and stores of the first `count` lanes. A sanitizer does not see what a mask leaves out.
+#if defined(__AVX512F__) && !JAXCNN_SANITIZE
+JAXCNN_INLINE __mmask16 mask_of(int64_t count) { return static_cast<__mmask16>((1u << count) - 1); }
+JAXCNN_INLINE Vec load_some(const float* from, int64_t count) {
+  return count >= kLanes ? load(from) : (Vec)_mm512_maskz_loadu_ps(mask_of(count), from);
+}
+JAXCNN_INLINE void store_some(float* to, Vec value, int64_t count) {
+  count >= kLanes ? store(to, value) : _mm512_mask_storeu_ps(to, mask_of(count), (__m512)value);
+}
+#else
 JAXCNN_INLINE Vec load_some(const float* from, int64_t count) {
   if (count >= kLanes) return load(from);
-#if defined(__AVX512F__)
-  return (Vec)_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), from);
-#else
   float lanes[kLanes] = {};
   std::memcpy(lanes, from, sizeof(float) * count);
   return load(lanes);
-#endif
 }
 JAXCNN_INLINE void store_some(float* to, Vec value, int64_t count) {
   if (count >= kLanes) {
     store(to, value);
     return;
   }
-#if defined(__AVX512F__)
-  _mm512_mask_storeu_ps(to, static_cast<__mmask16>((1u << count) - 1), (__m512)value);
-#else
   float lanes[kLanes];
   store(lanes, value);
   std::memcpy(to, lanes, sizeof(float) * count);
-#endif
 }
+#endif
 
 JAXCNN_INLINE Vec permute(Vec value, IntVec index) {
 #if defined(__clang__)
@@ -297,7 +318,7 @@ struct RegisterSteps {
   }
   // The result of a sum that is stored at `to`.
   JAXCNN_INLINE Vec apply(Vec sum, Vec scale, Vec bias, const float* to, int64_t lanes) const {
-    sum = sum * scale + bias;
+    sum = multiply_add(sum, scale, bias);
     if (has_residual) {
       sum += load_some(reinterpret_cast<const float*>(reinterpret_cast<const char*>(to) + residual), lanes);
     }
@@ -331,6 +352,11 @@ class Scratch {
     }
     return buffer.memory_;
   }
+  // The same for elements of another type.
+  template <typename T>
+  static T* array(int slot, int64_t count) {
+    return reinterpret_cast<T*>(floats(slot, ceil_div(count * sizeof(T), sizeof(float))));
+  }
   Scratch() = default;
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
@@ -349,10 +375,6 @@ void parallel(TaskRunner& runner, int64_t tasks, const Body& body) {
       tasks, [](void* context, int64_t index) { (*static_cast<const Body*>(context))(index); },
       const_cast<void*>(static_cast<const void*>(&body)));
 }
-
-JAXCNN_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-JAXCNN_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-JAXCNN_INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 
 }  // namespace JAXCNN_ISA
 }  // namespace jaxcnn

@@ -162,6 +162,7 @@ JAXCNN_INLINE void interpolate(const float* from, int64_t point_floats, Vec (&re
     }
 }
 
+constexpr int64_t kPitch = kDepth + 16;      // floats from one tile of the source to the next, at a point
 constexpr int64_t kTileFloats = 200 << 10;  // floats of sources and products at the points in a block of tiles
 constexpr int64_t kMostBlockTiles = 4 * kRows;
 
@@ -232,12 +233,14 @@ void slide_tiles_of(const Slide& slide, const float* source, const float* kernel
           for (int64_t t = 0; t < count; t += kRows) {
             const int64_t rows = least(kRows, count - t);
             float* to[kRows];
+            const float* from[kRows];
             for (int64_t r = 0; r < rows; ++r) {
+              from[r] = sources + point * source_floats + (k * block_tiles + t + r) * kPitch;
               to[r] = products + point * product_floats + (t + r) * filled + panel * kColumns;
             }
-            const Operands in = {sources + point * source_floats + (k * block_tiles + t) * kPitch, kPitch, with, width,
-                                 depth};
-            (vectors == 1 ? tile_of<1>(rows) : tile_of<2>(rows))(in, to, width, k == 0, nullptr);
+            const Segment channels_of_chunk = {0, depth};
+            const Product in = {from, &channels_of_chunk, 1, with};
+            run_tile<PixelTile>(rows, vectors, in, to, width, k == 0, nullptr);
           }
         }
       }
