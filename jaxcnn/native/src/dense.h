@@ -446,6 +446,91 @@ inline void slide_dense(const Slide& slide, const float* source, const float* ke
   });
 }
 
+constexpr int64_t kSpreadFloats = 1 << 19;  // floats of partial sums that are kept at once
+
+// Few result channels leave lanes of a vector empty. Spread out, each tap of a row has columns of its own.
+inline bool pays_to_spread(const Slide& slide) {
+  const SlideAxis& wa = slide.axis[2];
+  if (slide.groups > 1 || wa.taps < 2 || wa.source_stride > 1) return false;
+  const int64_t width = wa.results + (wa.taps - 1) * wa.source_step;
+  const int64_t spread = ceil_div(wa.taps * slide.result_channels, kLanes) * width;
+  const int64_t plain = ceil_div(slide.result_channels, kLanes) * wa.taps * wa.results;
+  // Adding up takes a few loads for each tap.
+  constexpr int64_t kLoads = 8;
+  const int64_t summed = slide.axis[0].taps * slide.axis[1].taps * slide.source_channels;
+  return 4 * spread <= 3 * plain && (plain - spread) * summed >= kLoads * wa.taps * wa.results;
+}
+
+// Slides with columns (tap of a row, channel) and adds up what belongs to one result.
+inline void slide_spread(const Slide& slide, const float* source, const float* kernel, float* result,
+                         const Epilogue& epilogue, TaskRunner& runner) {
+  const SlideAxis *da = slide.axis, *ha = slide.axis + 1, *wa = slide.axis + 2;
+  const int64_t taps = wa->taps, channels = slide.result_channels, columns = taps * channels;
+  const int64_t sources = slide.source_channels, step = wa->source_step;
+  Slide wide = slide;
+  wide.transposed = false;
+  wide.result_channels = columns;
+  wide.axis[2].taps = 1;
+  wide.axis[2].results = wa->results + (taps - 1) * step;
+  for (int a = 0; a < 3; ++a) {
+    wide.window[a] = wide.axis[a].taps;
+    wide.axis[a].kernel_first = wide.axis[a].result_first = 0;
+    wide.axis[a].kernel_step = wide.axis[a].result_step = 1;
+  }
+  float* const weights = Scratch::floats(6, wide.taps() * sources * columns);
+  parallel(runner, wide.taps(), [&](int64_t task) {
+    for (int64_t tap = 0; tap < taps; ++tap) {
+      const int64_t from = slide.kernel_tap(task / ha->taps, task % ha->taps, tap) * sources * channels;
+      float* const to = weights + task * sources * columns + tap * channels;
+      for (int64_t c = 0; c < sources; ++c) {
+        for (int64_t n = 0; n < channels; ++n) {
+          to[c * columns + n] = kernel[from + (slide.transposed ? n * sources + c : c * channels + n)];
+        }
+      }
+    }
+  });
+
+  const int64_t line = wide.axis[2].results * columns;
+  const int64_t rows = least(ha->results, most(1, kSpreadFloats / line)), plane = line * ha->results;
+  const int64_t planes = rows < ha->results ? 1 : least(da->results, most(1, kSpreadFloats / plane));
+  const int64_t images = planes < da->results ? 1 : least(slide.batch, most(1, kSpreadFloats / (plane * planes)));
+  float* const sums = Scratch::floats(7, images * planes * rows * line);
+  const bool plain = is_empty(epilogue);
+  const auto slide_part = [&](int64_t image, int64_t d, int64_t h) {
+    Slide part = wide;
+    part.batch = least(images, slide.batch - image);
+    part.axis[0].results = least(planes, da->results - d);
+    part.axis[1].results = least(rows, ha->results - h);
+    part.axis[0].source_first += d * da->source_stride;
+    part.axis[1].source_first += h * ha->source_stride;
+    for (SlideAxis& axis : part.axis) axis.result_size = axis.results;
+    const int64_t image_floats = da->source_size * ha->source_size * wa->source_size * sources;
+    slide_dense(part, source + image * image_floats, weights, sums, {}, runner);
+    parallel(runner, part.batch * part.axis[0].results * part.axis[1].results, [&](int64_t task) {
+      const int64_t rest = task / part.axis[1].results, rh = h + task % part.axis[1].results;
+      const int64_t rd = d + rest % part.axis[0].results, ri = image + rest / part.axis[0].results;
+      const int64_t row = (ri * da->result_size + da->result_first + rd * da->result_step) * ha->result_size +
+                          ha->result_first + rh * ha->result_step;
+      float* to = result + (row * wa->result_size + wa->result_first) * channels;
+      const float* from = sums + task * line;
+      for (int64_t w = 0; w < wa->results; ++w, from += columns, to += wa->result_step * channels) {
+        for (int64_t n = 0; n < channels; n += kLanes) {
+          const int64_t lanes = least(kLanes, channels - n);
+          Vec sum = load_some(from + n, lanes);
+          for (int64_t tap = 1; tap < taps; ++tap) {
+            sum += load_some(from + tap * (step * columns + channels) + n, lanes);
+          }
+          store_some(to + n, sum, lanes);
+        }
+        if (!plain) finish(&to, 1, channels, 0, result, epilogue);
+      }
+    });
+  };
+  for (int64_t image = 0; image < slide.batch; image += images)
+    for (int64_t d = 0; d < da->results; d += planes)
+      for (int64_t h = 0; h < ha->results; h += rows) slide_part(image, d, h);
+}
+
 constexpr int64_t kPartPixels = 2048;  // least pixels of a part of a kernel's gradient that is summed up on its own
 constexpr int64_t kMostParts = 8;
 
