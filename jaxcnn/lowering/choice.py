@@ -130,8 +130,6 @@ def _choose_compiled(spec: ConvSpec) -> Choice:
     """Chooses among the compiled kernels and the forms that may take less time."""
     if winograd.supports(spec) is None and winograd.native_pays(spec):
         return Choice(winograd.NAME, "compiled tiles take fewer products, their transforms counted")
-    if groups.supports(spec) is None and groups.native_pays(spec):
-        return Choice(groups.NAME, "each group by compiled tiles, which take fewer products")
     estimates = {module.NAME: seconds(spec, module.NAME) for module in _ESTIMATED}
     weighed = {name: time / _MARGINS.get(name, 1.0) for name, time in estimates.items()}
     least = min(weighed, key=lambda name: weighed[name])

@@ -16,9 +16,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxcnn.lowering import choice_one_group as dense
-from jaxcnn.lowering import costs
 from jaxcnn.lowering.common.forms import settled, shape_unsupported
-from jaxcnn.lowering.methods import direct, winograd
+from jaxcnn.lowering.methods import direct
 from jaxcnn.lowering.spec import ConvSpec
 
 NAME = "groups"
@@ -39,13 +38,6 @@ def supports(spec: ConvSpec) -> str | None:
     if spec.stacked is not None:
         return f"it is a stack of {spec.stacked}"
     return shape_unsupported(spec)
-
-
-def native_pays(spec: ConvSpec) -> bool:
-    """Returns whether each group by compiled tiles is estimated to take less time than the compiled kernel of all."""
-    one = _one(spec)
-    wide = min(one.input_shape[-1], one.output_shape[-1]) >= costs.VECTOR and spec.feature_group_count <= _UNROLLED
-    return wide and winograd.supports(one) is None and winograd.native_pays(one)
 
 
 def _one(spec: ConvSpec) -> ConvSpec:

@@ -26,6 +26,7 @@ import numpy as np
 from jax import lax
 
 from jaxcnn._compat import FAST_CONVOLUTION
+from jaxcnn.lowering import costs
 from jaxcnn.lowering.common.bands import BYTES, Band, band_within, in_bands
 from jaxcnn.lowering.common.forms import (
     Window,
@@ -67,13 +68,13 @@ _SHARE, _BANDS_OF_ONE_AXIS = 0.8, 1.05
 """Most that the products and transforms may cost, of the direct products; and of a window of at most 5
 taps along one axis in bands."""
 
-_NATIVE_MACS_PER_NANOSECOND = 200
-_TILE_FLOAT_NANOSECONDS = 0.05
+_NATIVE_MACS_PER_NANOSECOND = 220
+_TILE_FLOAT_NANOSECONDS = 0.07
 """Time to transform a value of a tile of the input or the output."""
-_CACHED_FLOAT_NANOSECONDS, _KERNEL_FLOAT_NANOSECONDS = 0.25, 0.5
+_CACHED_FLOAT_NANOSECONDS, _KERNEL_FLOAT_NANOSECONDS = 0.15, 0.5
 """Time to transform a value of the kernel, where all of them stay in the cache and where they do not."""
 _CACHED_KERNEL_BYTES = 16 << 20
-_TILES_MARGIN = 0.9
+_TILES_MARGIN = 0.95
 """Most that tiles may take of the time of products, whose errors are smaller."""
 
 _MULTIPLE = 8
@@ -97,7 +98,7 @@ def supports(spec: ConvSpec) -> str | None:
         return f"its products are {sum_dtype(spec)}, and transforms are of floats"
     if demands_highest(spec.precision):
         return "precision HIGHEST admits only methods with direct's error"
-    if spec.feature_group_count > 1:
+    if spec.feature_group_count > 1 and not is_native(spec):
         return f"it has {spec.feature_group_count} groups, and each would be a product of its own"
     if max(spec.strides) > 1 or max(spec.kernel_dilation) > 1:
         return f"it has strides {spec.strides} and kernel dilation {spec.kernel_dilation}, and tiles need 1"
@@ -120,7 +121,14 @@ def lower(lhs: jax.Array, rhs: jax.Array, spec: ConvSpec, sharding: object = Non
 
 def is_native(spec: ConvSpec) -> bool:
     """Returns whether compiled kernels compute the tiles of a convolution that this method supports."""
-    return spec.rank == 2 and spec.window in ((3, 3), (5, 5)) and native.supports(spec) is None
+    narrow = spec.feature_group_count > 1 and min(_channels_of_group(spec)) < costs.VECTOR
+    return spec.rank == 2 and spec.window in ((3, 3), (5, 5)) and not narrow and native.supports(spec) is None
+
+
+def _channels_of_group(spec: ConvSpec) -> tuple[int, int]:
+    """Returns how many channels a group sums up, and how many of the result it has."""
+    kernel_in, kernel_out = spec.kernel_shape[-2], spec.kernel_shape[-1] // spec.feature_group_count
+    return (kernel_out, kernel_in) if spec.role == "input" else (kernel_in, kernel_out)
 
 
 def native_pays(spec: ConvSpec) -> bool:
@@ -128,15 +136,16 @@ def native_pays(spec: ConvSpec) -> bool:
     if not is_native(spec):
         return False
     taps = spec.window[0]
-    batch, *sizes, features = spec.result_shape
-    summed = spec.output_shape[-1] if spec.role == "input" else spec.input_shape[-1]
+    batch, *sizes, _ = spec.result_shape
+    summed, features = _channels_of_group(spec)
+    features = -(-features // costs.VECTOR) * costs.VECTOR
     tiles = batch * math.prod(-(-size // _TILES[taps]) for size in sizes)
     points = (taps + _TILES[taps] - 1) ** 2
     kernel_floats = points * summed * features
-    in_cache = 4 * kernel_floats <= _CACHED_KERNEL_BYTES
+    in_cache = 4 * kernel_floats * spec.feature_group_count <= _CACHED_KERNEL_BYTES
     estimate = (
         tiles * kernel_floats / _NATIVE_MACS_PER_NANOSECOND
-        + tiles * points * (summed + features) * _TILE_FLOAT_NANOSECONDS
+        + tiles * points * (-(-summed // costs.VECTOR) * costs.VECTOR + features) * _TILE_FLOAT_NANOSECONDS
         + kernel_floats * (_CACHED_FLOAT_NANOSECONDS if in_cache else _KERNEL_FLOAT_NANOSECONDS)
     )
     macs = batch * math.prod(sizes) * taps**2 * summed * features

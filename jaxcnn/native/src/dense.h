@@ -7,7 +7,7 @@
 namespace jaxcnn {
 namespace JAXCNN_ISA {
 
-constexpr int64_t kDepth = 192;                 // most (tap, channel) pairs whose products are summed up in registers
+constexpr int64_t kDepth = 320;                 // most (tap, channel) pairs whose products are summed up in registers
 constexpr int64_t kBlockPixels = 16 * kRows;    // least pixels that are worth a copy of the kernel
 constexpr int64_t kMostBlockPixels = 1024;
 constexpr int64_t kFrameFloats = 48 << 10;      // floats of the source that a block should read at most
@@ -104,40 +104,29 @@ struct PixelTile {
   }
 };
 
-// The register tiles of a kernel's gradient, which sum up pixels. Rows are floats of the windows, from `offset` on, and
-// columns are a panel of results' channels, copied.
-struct ChannelTile {
+// The register tile of a kernel's gradient, which sums up pixels. Rows are floats of the windows, from `offset` on, and
+// columns are channels of the results; `kTurned`, it is the other way round.
+template <bool kTurned>
+struct GradientTile {
   template <int kR, int kV>
-  static __attribute__((noinline)) void run(const float* const* pixels, int64_t offset, const float* b, int64_t depth,
-                                            float* const* rows, int64_t columns, bool first) {
+  static __attribute__((noinline)) void run(const float* const* pixels, int64_t offset, const float* channels,
+                                            int64_t pitch, int64_t depth, float* const* rows, int64_t columns,
+                                            bool first) {
     Vec sums[kR][kV];
     reset(sums);
-    for (int64_t k = 0; k < depth; ++k, b += kV * kLanes) multiply(pixels[k] + offset, b, sums);
-    put<kR, kV>(rows, sums, columns, first);
-  }
-
-  template <int kR, int kV>
-  static JAXCNN_INLINE void multiply(const float* a, const float* b, Vec (&sums)[kR][kV]) {
-    Vec column[kV];
+    for (int64_t k = 0; k < depth; ++k, channels += pitch) {
+      const float* const window = pixels[k] + offset;
+      const float *const a = kTurned ? channels : window, *const b = kTurned ? window : channels;
+      Vec column[kV];
 #pragma GCC unroll 4
-    for (int v = 0; v < kV; ++v) column[v] = load(b + v * kLanes);
+      for (int v = 0; v < kV; ++v) column[v] = load(b + v * kLanes);
 #pragma GCC unroll 16
-    for (int r = 0; r < kR; ++r) {
-      const Vec value = splat(a[r]);
+      for (int r = 0; r < kR; ++r) {
+        const Vec value = splat(a[r]);
 #pragma GCC unroll 4
-      for (int v = 0; v < kV; ++v) sums[r][v] += value * column[v];
+        for (int v = 0; v < kV; ++v) sums[r][v] += value * column[v];
+      }
     }
-  }
-};
-
-// Rows are results' channels, and columns are floats of the windows: fewer vectors where results have few channels.
-struct TurnedTile {
-  template <int kR, int kV>
-  static __attribute__((noinline)) void run(const float* const* pixels, int64_t offset, const float* a, int64_t a_pitch,
-                                            int64_t depth, float* const* rows, int64_t columns, bool first) {
-    Vec sums[kR][kV];
-    reset(sums);
-    for (int64_t k = 0; k < depth; ++k, a += a_pitch) ChannelTile::multiply(a, pixels[k] + offset, sums);
     put<kR, kV>(rows, sums, columns, first);
   }
 };
@@ -160,7 +149,7 @@ struct PixelBlocks {
     row = slide.axis[2].results;
     const int64_t all = slide.batch * slide.results();
     parts = row > wanted ? ceil_div(row, wanted) : 0;
-    pixels = parts ? ceil_div(row, parts) : least(all, wanted);
+    pixels = parts ? ceil_div(row, parts) : ceil_div(all, ceil_div(all, wanted));
     count = parts ? all / row * parts : ceil_div(all, pixels);
   }
   int64_t first(int64_t block) const { return parts ? block / parts * row + block % parts * pixels : block * pixels; }
@@ -231,6 +220,23 @@ class Frame {
       begin += to[count].count;
     }
     return count;
+  }
+
+  // Finds the pairs of the summed axis outside of which the windows of results [first, end) meet padding alone.
+  void pairs_inside(int64_t first, int64_t end, int64_t* begin, int64_t* stop) const {
+    const SlideAxis* const ha = slide_.axis + 1;
+    const int64_t row_pairs = slide_.axis[2].taps * slide_.source_channels, pairs = ha->taps * row_pairs;
+    *begin = in_place_ || slide_.axis[0].taps > 1 ? 0 : pairs;
+    *stop = *begin ? 0 : slide_.taps() * slide_.source_channels;
+    if (*begin == 0) return;
+    const int64_t width = slide_.axis[2].results;
+    for (int64_t line = first / width; line <= (end - 1) / width; ++line) {
+      int64_t low, high;
+      taps_inside(*ha, line % ha->results, &low, &high);
+      if (low == high) continue;
+      *begin = least(*begin, low * row_pairs);
+      *stop = most(*stop, high * row_pairs);
+    }
   }
 
   // Finds where the windows of results [first, end) begin; `source` is the group's first channel in the first image.
@@ -374,11 +380,20 @@ inline void find_results(const Slide& slide, int64_t first, int64_t end, float* 
   }
 }
 
+// Whether all of these floats, a multiple of kLanes, are finite.
+inline bool is_finite(const float* from, int64_t count) {
+  Vec sum = {};
+  for (int64_t i = 0; i < count; i += kLanes) sum += load(from + i) * 0.0f;
+  for (int lane = 0; lane < kLanes; ++lane)
+    if (sum[lane] != 0.0f) return false;
+  return true;
+}
+
 inline void slide_dense(const Slide& slide, const float* source, const float* kernel, float* result,
                         const Epilogue& epilogue, TaskRunner& runner) {
   const int64_t all = slide.batch * slide.results(), columns = slide.result_channels;
   const int64_t depth = slide.taps() * slide.source_channels, panels = ceil_div(columns, kColumns);
-  // PixelBlocks of pixels and ranges of columns: enough tasks to share out evenly, and blocks that are worth their copies.
+  // Blocks of pixels and ranges of columns: enough tasks to share out evenly, and blocks that are worth their copies.
   const int64_t read = slide.source_channels * slide.axis[0].taps * slide.axis[1].source_stride * slide.axis[2].source_stride;
   const int64_t wanted_tasks = runner.threads() > 1 ? 4 * runner.threads() : 1;
   int64_t wanted = least(kMostBlockPixels, most(kBlockPixels, kFrameFloats / most(1, read))), ranges = 1;
@@ -387,6 +402,10 @@ inline void slide_dense(const Slide& slide, const float* source, const float* ke
   while (tasks() < wanted_tasks && ranges < panels) ++ranges;
   if (tasks() < wanted_tasks) {
     wanted = most(least(wanted, 4 * kRows), ceil_div(all, ceil_div(wanted_tasks, ranges * slide.groups)));
+  }
+  // As many blocks for each thread.
+  if (ranges * slide.groups == 1) {
+    wanted = ceil_div(all, ceil_div(ceil_div(all, wanted), runner.threads()) * runner.threads());
   }
   const int64_t range_panels = ceil_div(panels, ranges);
   const PixelBlocks blocks(slide, wanted);
@@ -407,30 +426,132 @@ inline void slide_dense(const Slide& slide, const float* source, const float* ke
     frame.read(source + group * slide.source_channels, first, end, Scratch::floats(5, frame.floats()), pixels);
     find_results(slide, first, end, result + group * columns, places);
 
+    // Tiles of even sizes: 13 pixels are 7 and 6, not 12 and 1.
+    const auto first_of = [&](int64_t tile) { return (end - first) * tile / tiles; };
+    // The pairs of the summed axis that each tile needs: the others' products are zeros, if the kernel is finite.
+    int64_t (*const needed)[2] = Scratch::array<int64_t[2]>(3, tiles);
+    bool all_needed = true;
+    for (int64_t t = 0; t < tiles; ++t) {
+      frame.pairs_inside(first + first_of(t), first + first_of(t + 1), &needed[t][0], &needed[t][1]);
+      all_needed = all_needed && needed[t][0] == 0 && needed[t][1] == depth;
+    }
+
     for (int64_t panel = first_panel; panel < last_panel; ++panel) {
       const int64_t column = panel * kColumns, width = least(kColumns, columns - column);
-      const int64_t vectors = width > kLanes ? 2 : 1;
+      const int64_t vectors = width > kLanes ? 2 : 1, pitch = vectors * kLanes;
       for (int64_t begin = 0; begin == 0 || begin < depth; begin += chunk) {
         const int64_t stop = least(begin + chunk, depth);
-        Product in = {nullptr, segments, frame.segments(begin, stop, segments), packed};
         const auto pack = vectors == 2 ? pack_columns<2> : pack_columns<1>;
         pack(slide, kernel, group, begin, stop, column, width, packed);
+        const bool whole = all_needed || !is_finite(packed, (stop - begin) * pitch);
         const bool last = stop == depth;
         const RegisterSteps steps(epilogue, group * columns + column, result);
-        // Tiles of even sizes: 13 pixels are 7 and 6, not 12 and 1.
+        const RegisterSteps* const used = last && in_registers ? &steps : nullptr;
+        int64_t chosen_from = -1, chosen_to = -1, count = 0;
         for (int64_t t = 0; t < tiles; ++t) {
-          const int64_t row = (end - first) * t / tiles, count = (end - first) * (t + 1) / tiles - row;
-          float* to[kRows];
-          for (int64_t r = 0; r < count; ++r) to[r] = places[row + r] + column;
-          in.pixels = pixels + row;
-          const RegisterSteps* const used = last && in_registers ? &steps : nullptr;
-          run_tile<PixelTile>(count, vectors, in, to, width, begin == 0, used);
-          if (last && !plain && !in_registers) finish(to, count, width, group * columns + column, result, epilogue);
+          const int64_t from = whole ? begin : least(stop, most(begin, needed[t][0]));
+          const int64_t to = whole ? stop : most(from, least(stop, needed[t][1]));
+          if (from != chosen_from || to != chosen_to) count = frame.segments(from, to, segments);
+          chosen_from = from;
+          chosen_to = to;
+          const int64_t row = first_of(t), rows = first_of(t + 1) - row;
+          float* results[kRows];
+          for (int64_t r = 0; r < rows; ++r) results[r] = places[row + r] + column;
+          const Product in = {pixels + row, segments, count, packed + (from - begin) * pitch};
+          if (count > 0 || begin == 0 || used) {
+            run_tile<PixelTile>(rows, vectors, in, results, width, begin == 0, used);
+          }
+          if (last && !plain && !in_registers) finish(results, rows, width, group * columns + column, result, epilogue);
         }
         if (depth == 0) break;
       }
     }
   });
+}
+
+constexpr int64_t kSpreadFloats = 1 << 19;  // floats of partial sums that are kept at once
+
+// Few result channels leave lanes of a vector empty. Spread out, each tap of a row has columns of its own.
+inline bool pays_to_spread(const Slide& slide) {
+  const SlideAxis& wa = slide.axis[2];
+  if (slide.groups > 1 || wa.taps < 2 || wa.source_stride > 1) return false;
+  const int64_t width = wa.results + (wa.taps - 1) * wa.source_step;
+  const int64_t spread = ceil_div(wa.taps * slide.result_channels, kLanes) * width;
+  const int64_t plain = ceil_div(slide.result_channels, kLanes) * wa.taps * wa.results;
+  // Adding up takes a few loads for each tap.
+  constexpr int64_t kLoads = 8;
+  const int64_t summed = slide.axis[0].taps * slide.axis[1].taps * slide.source_channels;
+  return 4 * spread <= 3 * plain && (plain - spread) * summed >= kLoads * wa.taps * wa.results;
+}
+
+// Slides with columns (tap of a row, channel) and adds up what belongs to one result.
+inline void slide_spread(const Slide& slide, const float* source, const float* kernel, float* result,
+                         const Epilogue& epilogue, TaskRunner& runner) {
+  const SlideAxis *da = slide.axis, *ha = slide.axis + 1, *wa = slide.axis + 2;
+  const int64_t taps = wa->taps, channels = slide.result_channels, columns = taps * channels;
+  const int64_t sources = slide.source_channels, step = wa->source_step;
+  Slide wide = slide;
+  wide.transposed = false;
+  wide.result_channels = columns;
+  wide.axis[2].taps = 1;
+  wide.axis[2].results = wa->results + (taps - 1) * step;
+  for (int a = 0; a < 3; ++a) {
+    wide.window[a] = wide.axis[a].taps;
+    wide.axis[a].kernel_first = wide.axis[a].result_first = 0;
+    wide.axis[a].kernel_step = wide.axis[a].result_step = 1;
+  }
+  float* const weights = Scratch::floats(6, wide.taps() * sources * columns);
+  parallel(runner, wide.taps(), [&](int64_t task) {
+    for (int64_t tap = 0; tap < taps; ++tap) {
+      const int64_t from = slide.kernel_tap(task / ha->taps, task % ha->taps, tap) * sources * channels;
+      float* const to = weights + task * sources * columns + tap * channels;
+      for (int64_t c = 0; c < sources; ++c) {
+        for (int64_t n = 0; n < channels; ++n) {
+          to[c * columns + n] = kernel[from + (slide.transposed ? n * sources + c : c * channels + n)];
+        }
+      }
+    }
+  });
+
+  const int64_t line = wide.axis[2].results * columns;
+  const int64_t rows = least(ha->results, most(1, kSpreadFloats / line)), plane = line * ha->results;
+  const int64_t planes = rows < ha->results ? 1 : least(da->results, most(1, kSpreadFloats / plane));
+  const int64_t images = planes < da->results ? 1 : least(slide.batch, most(1, kSpreadFloats / (plane * planes)));
+  float* const sums = Scratch::floats(7, images * planes * rows * line);
+  const bool plain = is_empty(epilogue);
+  const auto slide_part = [&](int64_t image, int64_t d, int64_t h) {
+    Slide part = wide;
+    part.batch = least(images, slide.batch - image);
+    part.axis[0].results = least(planes, da->results - d);
+    part.axis[1].results = least(rows, ha->results - h);
+    part.axis[0].source_first += d * da->source_stride;
+    part.axis[1].source_first += h * ha->source_stride;
+    for (SlideAxis& axis : part.axis) axis.result_size = axis.results;
+    const int64_t image_floats = da->source_size * ha->source_size * wa->source_size * sources;
+    slide_dense(part, source + image * image_floats, weights, sums, {}, runner);
+    parallel(runner, part.batch * part.axis[0].results * part.axis[1].results, [&](int64_t task) {
+      const int64_t rest = task / part.axis[1].results, rh = h + task % part.axis[1].results;
+      const int64_t rd = d + rest % part.axis[0].results, ri = image + rest / part.axis[0].results;
+      const int64_t row = (ri * da->result_size + da->result_first + rd * da->result_step) * ha->result_size +
+                          ha->result_first + rh * ha->result_step;
+      float* to = result + (row * wa->result_size + wa->result_first) * channels;
+      const float* from = sums + task * line;
+      for (int64_t w = 0; w < wa->results; ++w, from += columns, to += wa->result_step * channels) {
+        for (int64_t n = 0; n < channels; n += kLanes) {
+          const int64_t lanes = least(kLanes, channels - n);
+          Vec sum = load_some(from + n, lanes);
+          for (int64_t tap = 1; tap < taps; ++tap) {
+            sum += load_some(from + tap * (step * columns + channels) + n, lanes);
+          }
+          store_some(to + n, sum, lanes);
+        }
+        if (!plain) finish(&to, 1, channels, 0, result, epilogue);
+      }
+    });
+  };
+  for (int64_t image = 0; image < slide.batch; image += images)
+    for (int64_t d = 0; d < da->results; d += planes)
+      for (int64_t h = 0; h < ha->results; h += rows) slide_part(image, d, h);
 }
 
 constexpr int64_t kPartPixels = 2048;  // least pixels of a part of a kernel's gradient that is summed up on its own
@@ -501,10 +622,11 @@ inline void kernel_dense(const ConvProblem& p, const float* x, const float* y, f
           for (int64_t r = 0; r < height; ++r) to[r] = target + number * run_pitch + (row + r) * row_pitch + column;
           const int64_t offset = frame.offset(number) + (turned ? column : row);
           if (turned) {
-            run_tile<TurnedTile>(height, vectors, pixels, offset, from + row, slide.result_pixel(), count, to, width,
-                                 block == first_block);
+            run_tile<GradientTile<true>>(height, vectors, pixels, offset, from + row, slide.result_pixel(), count, to,
+                                         width, block == first_block);
           } else {
-            run_tile<ChannelTile>(height, vectors, pixels, offset, packed, count, to, width, block == first_block);
+            run_tile<GradientTile<false>>(height, vectors, pixels, offset, packed, vectors * kLanes, count, to, width,
+                                          block == first_block);
           }
         }
       }

@@ -27,6 +27,8 @@ void slide(Slide slide, const float* source, const float* kernel, float* result,
     slide_tiles(slide, source, kernel, result, epilogue, runner);
   } else if (is_narrow(slide)) {
     slide_narrow(slide, source, kernel, result, epilogue, runner);
+  } else if (pays_to_spread(slide)) {
+    slide_spread(slide, source, kernel, result, epilogue, runner);
   } else {
     slide_dense(slide, source, kernel, result, epilogue, runner);
   }

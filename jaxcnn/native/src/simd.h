@@ -363,7 +363,7 @@ class Scratch {
   ~Scratch() { std::free(memory_); }
 
  private:
-  static constexpr int kSlots = 6;
+  static constexpr int kSlots = 8;
   float* memory_ = nullptr;
   int64_t size_ = 0;
 };
