@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 import jaxcnn
 from jaxcnn import Layer
-from jaxcnn.drawing import draw_arrays, draw_convolution, draw_curves, draw_receptive_field
+from jaxcnn.drawing import draw_arrays, draw_convolution, draw_curves, draw_pooling, draw_receptive_field
 
 IMAGE = np.array([[1, 2, 0, 1, 3], [0, 1, 2, 2, 1], [1, 0, 1, 3, 0], [2, 1, 0, 1, 2], [0, 2, 1, 0, 1]])
 EDGES = np.array([[1, 0, -1]] * 3)
@@ -23,24 +23,23 @@ def conv(image, kernel, **options):
 
 def first_pixels(folder):
     """A 3x3 kernel on the 5x5 image, and 3x3 pools of it."""
-    options = {"values": IMAGE, "results": conv(IMAGE, EDGES, padding="VALID")}
-    draw_convolution((5, 5), (3, 3), path=folder / "stride_1.svg", **options)
-    options = {"strides": 2, "padding": "SAME"}
-    results = conv(IMAGE, EDGES, **options)
-    draw_convolution((5, 5), (3, 3), values=IMAGE, results=results, path=folder / "stride_2.svg", **options)
-    largest = np.asarray(jaxcnn.max_pool(jnp.asarray(IMAGE)[..., None], (3, 3)))[..., 0]
-    draw_convolution((5, 5), (3, 3), values=IMAGE, results=largest, path=folder / "max_pool.svg")
-    sums = np.asarray(jaxcnn.sum_pool(jnp.asarray(IMAGE)[..., None], (3, 3)))[..., 0]
-    draw_convolution((5, 5), (3, 3), values=IMAGE, results=sums, path=folder / "avg_pool.svg")
+    draw_convolution(IMAGE, EDGES, padding="VALID", path=folder / "stride_1.svg")
+    draw_convolution(IMAGE, EDGES, padding="VALID", animate=True, path=folder / "stride_1_steps.svg")
+    draw_convolution(IMAGE, EDGES, strides=2, path=folder / "stride_2.svg")
+    draw_convolution(IMAGE, EDGES, strides=2, animate=True, path=folder / "stride_2_steps.svg")
+    draw_pooling(IMAGE, 3, path=folder / "max_pool.svg")
+    draw_pooling(IMAGE, 3, animate=True, path=folder / "max_pool_steps.svg")
+    draw_pooling(IMAGE, 3, kind="sum", path=folder / "avg_pool.svg")
+    transposed = {"transposed": True, "strides": 2, "padding": "VALID"}
+    draw_convolution(IMAGE[:2, :2], EDGES, animate=True, path=folder / "transposed_steps.svg", **transposed)
 
 
 def channels(folder):
     """Three kernels on an image of two channels."""
-    tens = np.full((5, 5), 10)
-    middle = np.zeros((3, 3), int)
-    middle[1, 1] = 1
-    sums = conv(IMAGE, np.ones((3, 3), int), padding="SAME") + conv(tens, np.ones((3, 3), int), padding="SAME")
-    draw_convolution((5, 5), (3, 3), padding="SAME", values=IMAGE, results=sums, path=folder / "same.svg")
+    tens, ones = np.full((5, 5), 10), np.ones((3, 3), int)
+    sums = conv(IMAGE, ones, padding="SAME") + conv(tens, ones, padding="SAME")
+    two, square = np.stack([IMAGE, tens], axis=-1), np.ones((3, 3, 2, 1), int)
+    draw_convolution(two, square, step=0, path=folder / "same.svg")
     inner = IMAGE[1:4, 1:4]
     draw_arrays(
         *(IMAGE, "and", tens, "make", inner + 10, ",", conv(IMAGE, EDGES, padding="VALID"), ",", sums[1:4, 1:4]),
@@ -116,7 +115,7 @@ def fields(folder):
     draw_receptive_field([Layer(3, padding=1), Layer(2, 2), Layer(3, padding=1)], path=folder / "field.svg")
     alexnet = [Layer(11, 4), Layer(3, 2), Layer(5, 1, 2), Layer(3, 2), *[Layer(3, 1, 1)] * 3, Layer(3, 2)]
     draw_receptive_field(alexnet, path=folder / "alexnet.svg")
-    draw_convolution((7, 7), (3, 3), dilation=2, path=folder / "dilation.svg")
+    draw_convolution((7, 7), (3, 3), padding="VALID", kernel_dilation=2, path=folder / "dilation.svg")
     draw_convolution(8, 3, padding="CAUSAL", path=folder / "causal.svg")
 
 

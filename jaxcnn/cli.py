@@ -1,4 +1,4 @@
-"""The command line: `jaxcnn demo`, `jaxcnn layer` and `jaxcnn summarize`.
+"""The command line: `jaxcnn demo`, `jaxcnn layer`, `jaxcnn summarize` and `jaxcnn draw`.
 
 Only the standard library and `jaxcnn` itself are imported here; what the demo needs is imported when a command
 runs, so that `jaxcnn --help` works without the `demo` extra.
@@ -106,6 +106,48 @@ def _run_summarize(options: argparse.Namespace) -> None:
     print(summary.to_json() if options.json else summary)
 
 
+def _run_draw(options: argparse.Namespace) -> None:
+    try:
+        from jaxcnn.drawing import draw_convolution, draw_pooling
+    except ImportError as error:
+        raise DemoError(str(error)) from error
+
+    common: dict[str, Any] = {
+        "strides": _one_or_many(options.stride),
+        "padding": options.padding,
+        "step": options.step,
+        "animate": options.step is None and options.output.lower().endswith((".gif", ".svg")) and not options.overview,
+        "milliseconds": options.milliseconds,
+        "seed": options.seed,
+        "path": options.output,
+    }
+    dilation = _one_or_many(options.dilation)
+    try:
+        if options.pool:
+            draw_pooling(options.input, options.kernel, kind=options.pool, window_dilation=dilation, **common)
+        else:
+            image, kernel = options.input, options.kernel
+            if options.channels * options.features > 1:
+                image = (*image, options.features if options.transposed else options.channels)
+                kernel = (*kernel, options.channels // options.groups, options.features)
+            draw_convolution(
+                image,
+                kernel,
+                kernel_dilation=dilation,
+                feature_group_count=options.groups,
+                transposed=options.transposed,
+                **common,
+            )
+    except (OSError, ValueError) as error:
+        raise DemoError(str(error)) from error
+    print(f"Drawn: {options.output}")
+
+
+def _one_or_many(sizes: tuple[int, ...]) -> int | tuple[int, ...]:
+    """Returns one number for all axes as an int."""
+    return sizes if len(sizes) > 1 else sizes[0]
+
+
 def _loaded(target: str) -> Any:
     """The object that `package.module:name` names; the working directory is searched first."""
     module, _, name = target.partition(":")
@@ -159,7 +201,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="jaxcnn", description="Convolution, pooling and small-kernel substitution for JAX.", allow_abbrev=False
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version, and if there are native kernels")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="demo | layer | summarize")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="demo | layer | summarize | draw")
     defaults: dict[str, Any] = {"formatter_class": argparse.ArgumentDefaultsHelpFormatter, "allow_abbrev": False}
     demo = commands.add_parser(
         "demo",
@@ -245,6 +287,32 @@ def _parser() -> argparse.ArgumentParser:
     summary.add_argument("--platform", choices=PLATFORMS, default="cpu", help="for which the methods are told")
     summary.add_argument("--json", action="store_true", help="print JSON instead of a table")
     summary.set_defaults(run=_run_summarize)
+
+    picture = commands.add_parser(
+        "draw",
+        help="a picture or an animation of a convolution or a pool, step by step",
+        description="Draw a window that slides over an image: input, padding, products and sum. A .gif or .svg file "
+        "shows all steps in turn, other files one step or all places at once.",
+        **defaults,
+    )
+    picture.add_argument("--input", type=_sizes, required=True, metavar="5x5", help="pixels on one or two axes")
+    picture.add_argument("--kernel", type=_sizes, required=True, metavar="3x3", help="taps of the window")
+    picture.add_argument(
+        "--stride", "--strides", type=_sizes, default="1", metavar="2 or 2x1", help="steps of the window"
+    )
+    picture.add_argument("--padding", type=_padding, default="SAME", help="SAME, VALID, 2, 2x1, or 1:2x0:1 (low:high)")
+    picture.add_argument("--dilation", type=_sizes, default="1", metavar="2 or 2x1", help="pixels between taps")
+    picture.add_argument("--pool", choices=("max", "min", "avg", "sum"), help="draw a pool in place of a convolution")
+    picture.add_argument("--transposed", action="store_true", help="draw the transposed convolution")
+    picture.add_argument("--channels", type=_integer(1, 16), default=1, help="input channels")
+    picture.add_argument("--features", type=_integer(1, 16), default=1, help="output channels")
+    picture.add_argument("--groups", type=_integer(1, 16), default=1, help="groups of channels")
+    picture.add_argument("--step", type=_integer(-(10**6)), help="draw this step only, the first is 0")
+    picture.add_argument("--overview", action="store_true", help="draw all places in one picture, in an .svg file too")
+    picture.add_argument("--milliseconds", type=_integer(20, 60000), default=700, help="time of each step")
+    picture.add_argument("--seed", type=_integer(0, 2**31 - 1), default=0, help="seed of the numbers in the pixels")
+    picture.add_argument("-o", "--output", default="convolution.gif", metavar="FILE", help=".gif, .svg, .png or .pdf")
+    picture.set_defaults(run=_run_draw)
     return parser
 
 

@@ -47,7 +47,14 @@ FACTORIZATION = ["factorization(\\..*)?", *FUNCTIONS_ROOM]
 TRANSFORM = ["transform(\\..*)?", *FACTORIZATION]
 ROOMS = {
     r"__init__": TRANSFORM,
-    r"(cli|__main__|demo(\..*)?)": ["public", "cli", "native", "drawing", "demo(\\..*)?", "transform\\.summary"],
+    r"(cli|__main__|demo(\..*)?)": [
+        "public",
+        "cli",
+        "native",
+        "drawing",
+        "demo(\\..*)?",
+        "transform\\.summary(\\..*)?",
+    ],
     r"drawing(\..*)?": ["public", "drawing(\\..*)?"],
     r"transform(\..*)?": TRANSFORM,
     r"factorization(\..*)?": FACTORIZATION,

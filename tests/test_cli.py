@@ -141,6 +141,59 @@ def test_layer_command(capsys):
         assert text in printed
 
 
+@pytest.mark.parametrize(
+    ("arguments", "frames"),
+    [
+        ("--input 5x5 --kernel 3x3 --stride 2 --padding SAME", 9),
+        ("--input 4x4 --kernel 2x2 --stride 2 --pool max --padding VALID", 4),
+        ("--input 2x3 --kernel 3x3 --stride 2 --transposed", 6),
+        ("--input 5 --kernel 3 --dilation 2 --channels 2 --features 4 --groups 2", 20),
+    ],
+)
+def test_draw_command_animates_every_step(capsys, tmp_path, arguments, frames):
+    image = pytest.importorskip("PIL.Image")
+    path = tmp_path / "step.gif"
+    assert cli.main(["draw", *arguments.split(), "-o", str(path)]) == 0
+    assert capsys.readouterr().out == f"Drawn: {path}\n"
+    with image.open(path) as animation:
+        assert animation.n_frames == frames
+
+
+def test_draw_command_draws_one_step_or_all_places(tmp_path):
+    pytest.importorskip("matplotlib")
+    common = ["draw", "--input", "4x4", "--kernel", "3x3"]
+    for name, extra in (("step.svg", ["--step", "2"]), ("all.svg", ["--overview"]), ("steps.svg", [])):
+        assert cli.main([*common, *extra, "-o", str(tmp_path / name)]) == 0
+    steps, one, places = ((tmp_path / name).read_text() for name in ("steps.svg", "step.svg", "all.svg"))
+    assert "animation-delay" in steps
+    assert "animation-delay" not in one + places
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--input 2x2 --kernel 5x5 --padding VALID", "draw_convolution: the window is larger than its padded input"),
+        ("--input 5x5 --kernel 3x3 --step 99", "draw_convolution: step must be from 0 to 24, as there are 25, got 99"),
+        ("--input 5x5 --kernel 3x3 -o nowhere/step.gif", "No such file or directory: 'nowhere/step.gif'"),
+        ("--input 50x50 --kernel 3x3", "an animation has at most 400 steps, these sizes make 2500"),
+    ],
+)
+def test_draw_command_says_what_cannot_be_drawn(capsys, tmp_path, monkeypatch, arguments, message):
+    pytest.importorskip("matplotlib")
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["draw", *arguments.split()]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("jaxcnn draw: error: ")
+    assert message in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_draw_command_without_matplotlib_says_what_to_install(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "jaxcnn.drawing", None)
+    assert cli.main(["draw", "--input", "3", "--kernel", "3"]) == 2
+    assert "jaxcnn.drawing" in capsys.readouterr().err
+
+
 def test_summarize_command(capsys, monkeypatch, tmp_path):
     (tmp_path / "a_model.py").write_text(
         "import jax.numpy as jnp, jaxcnn\n"

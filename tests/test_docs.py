@@ -17,12 +17,22 @@ import pytest
 import jaxcnn
 
 DOCS = Path(__file__).parent.parent / "docs"
-PAGES = sorted(DOCS.glob("*.md"))
+PAGES = sorted(page for page in DOCS.rglob("*.md") if "_build" not in page.parts)
 
 
 def test_pages_have_examples():
-    counts = {page.stem: page.read_text().count(">>> ") for page in PAGES}
-    for page in ("index", "worked_examples", "arithmetic", "chains", "pooling", "coming_from"):
+    counts = {page.relative_to(DOCS).as_posix(): page.read_text().count(">>> ") for page in PAGES}
+    for page in (
+        "index.md",
+        "worked_examples.md",
+        "small_kernels.md",
+        "arithmetic.md",
+        "chains.md",
+        "pooling.md",
+        "coming_from.md",
+        "zh/worked_examples.md",
+        "zh/small_kernels.md",
+    ):
         assert counts[page] >= 8, page
 
 
@@ -37,9 +47,13 @@ def test_reference_names_every_public_name():
     assert sorted(directive.findall(pictures)) == sorted(drawing.__all__)
 
 
-def test_every_page_is_in_the_table_of_contents():
-    contents = re.search(r"```\{toctree\}\n(.*?)```", (DOCS / "index.md").read_text(), re.DOTALL)[1]
-    assert sorted(re.findall(r"^\w+$", contents, re.MULTILINE)) == sorted({page.stem for page in PAGES} - {"index"})
+def test_every_page_is_in_one_table_of_contents():
+    listed = []
+    for page in PAGES:
+        for contents in re.findall(r"```\{toctree\}\n(.*?)```", page.read_text(), re.DOTALL):
+            names = re.findall(r"^[\w/]+$", contents, re.MULTILINE)
+            listed += [(page.parent / f"{name}.md").relative_to(DOCS).as_posix() for name in names]
+    assert sorted(listed) == sorted({page.relative_to(DOCS).as_posix() for page in PAGES} - {"index.md"})
 
 
 @pytest.mark.slow
@@ -49,17 +63,25 @@ def test_every_picture_is_drawn(tmp_path):
     make_pictures = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(make_pictures)
     make_pictures.main(tmp_path)
-    shown = {name for page in PAGES for name in re.findall(r"\]\(_build/pictures/([\w.]+)\)", page.read_text())}
+    shown = {
+        name for page in PAGES for name in re.findall(r"\]\((?:\.\./)?_build/pictures/([\w.]+)\)", page.read_text())
+    }
     assert {path.name for path in tmp_path.iterdir()} == shown
 
 
 def test_links_between_pages_lead_somewhere():
-    targets = {page.name: page.read_text() for page in PAGES}
-    for page, text in targets.items():
-        for target, anchor in re.findall(r"\]\((\w+\.md)(?:#([\w-]+))?\)", text):
-            assert target in targets, f"{page} links to {target}"
+    for page in PAGES:
+        for target, anchor in re.findall(r"\]\(([\w./]+\.md)(?:#([\w-]+))?\)", page.read_text()):
+            path = (page.parent / target).resolve()
+            assert path in PAGES, f"{page.relative_to(DOCS)} links to {target}"
             if anchor:
-                assert f"({anchor})=" in targets[target], f"{page} links to {target}#{anchor}"
+                assert f"({anchor})=" in path.read_text(), f"{page.relative_to(DOCS)} links to {target}#{anchor}"
+
+
+def test_each_chinese_page_and_its_english_one_link_to_each_other():
+    for page in (DOCS / "zh").glob("*.md"):
+        assert f"[English](../{page.name}) · *中文*" in page.read_text()
+        assert f"*English* · [中文](zh/{page.name})" in (DOCS / page.name).read_text()
 
 
 @pytest.mark.usefixtures("standard_promotion")

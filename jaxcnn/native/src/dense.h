@@ -158,19 +158,21 @@ struct PixelBlocks {
   }
 };
 
-// How the windows of a block's pixels read the source: where it lies, if no window reaches beyond it, and else in a copy
-// of the rows that they reach, with zeros for padding. All windows of a block see their taps at the same distances.
+// How the windows of a block's pixels read the source: where it lies, if no window reaches beyond it, and otherwise in a
+// copy of the rows that they reach, with zeros for padding. A tap is equally far from the beginning of every window.
 class Frame {
  public:
   // `copied` asks for a copy in any case, of which a vector may be read beyond any window.
-  Frame(const Slide& slide, const PixelBlocks& blocks, bool copied = false) : slide_(slide), whole_rows_(!blocks.parts) {
+  Frame(const Slide& slide, const PixelBlocks& blocks, bool copied = false)
+      : slide_(slide), whole_rows_(!blocks.parts) {
     const int64_t width = slide.axis[2].results;
-    const int64_t rows = whole_rows_ ? least((blocks.pixels + width - 2) / width + 1, slide.batch * slide.results() / width) : 1;
+    const int64_t all_rows = slide.batch * slide.results() / width;
+    const int64_t rows = whole_rows_ ? least((blocks.pixels + width - 2) / width + 1, all_rows) : 1;
     const int64_t results[3] = {1, rows, whole_rows_ ? width : blocks.pixels};
     in_place_ = !copied;
     for (int a = 0; a < 3; ++a) {
       const SlideAxis& axis = slide.axis[a];
-      const int64_t last = axis.source_first + (axis.results - 1) * axis.source_stride + (axis.taps - 1) * axis.source_step;
+      const int64_t last = axis.source_first + (axis.results - 1) * axis.source_stride + reach(axis) - 1;
       in_place_ = in_place_ && axis.source_first >= 0 && last < axis.source_size;
       const int64_t span = reach(axis) + (results[a] - 1) * axis.source_stride;
       apart_[a] = span > results[a] * axis.taps;
@@ -274,7 +276,8 @@ class Frame {
   static int64_t reach(const SlideAxis& axis) { return (axis.taps - 1) * axis.source_step + 1; }
   // Pixels of the copy on an axis of so many results.
   int64_t size(int a, int64_t results) const {
-    return apart_[a] ? results * slide_.axis[a].taps : reach(slide_.axis[a]) + (results - 1) * slide_.axis[a].source_stride;
+    const SlideAxis& axis = slide_.axis[a];
+    return apart_[a] ? results * axis.taps : reach(axis) + (results - 1) * axis.source_stride;
   }
   // The source's pixel that is number i of the copy, which begins at result `first`.
   int64_t source_of(int a, int64_t first, int64_t i) const {
@@ -298,7 +301,8 @@ class Frame {
           clear(to, width * channels);
           continue;
         }
-        const float* const line = source + ((image * da->source_size + sd) * ha->source_size + sh) * wa->source_size * pixel;
+        const int64_t row = (image * da->source_size + sd) * ha->source_size + sh;
+        const float* const line = source + row * wa->source_size * pixel;
         if (apart_[2]) {
           for (int64_t j = 0; j < width; ++j) {
             const int64_t sw = source_of(2, w, j);
@@ -394,7 +398,8 @@ inline void slide_dense(const Slide& slide, const float* source, const float* ke
   const int64_t all = slide.batch * slide.results(), columns = slide.result_channels;
   const int64_t depth = slide.taps() * slide.source_channels, panels = ceil_div(columns, kColumns);
   // Blocks of pixels and ranges of columns: enough tasks to share out evenly, and blocks that are worth their copies.
-  const int64_t read = slide.source_channels * slide.axis[0].taps * slide.axis[1].source_stride * slide.axis[2].source_stride;
+  const int64_t read =
+      slide.source_channels * slide.axis[0].taps * slide.axis[1].source_stride * slide.axis[2].source_stride;
   const int64_t wanted_tasks = runner.threads() > 1 ? 4 * runner.threads() : 1;
   int64_t wanted = least(kMostBlockPixels, most(kBlockPixels, kFrameFloats / most(1, read))), ranges = 1;
   const auto tasks = [&] { return ceil_div(all, wanted) * ranges * slide.groups; };
@@ -479,7 +484,7 @@ inline bool pays_to_spread(const Slide& slide) {
   const int64_t spread = ceil_div(wa.taps * slide.result_channels, kLanes) * width;
   const int64_t plain = ceil_div(slide.result_channels, kLanes) * wa.taps * wa.results;
   // Adding up takes a few loads for each tap.
-  constexpr int64_t kLoads = 8;
+  constexpr int64_t kLoads = 16;
   const int64_t summed = slide.axis[0].taps * slide.axis[1].taps * slide.source_channels;
   return 4 * spread <= 3 * plain && (plain - spread) * summed >= kLoads * wa.taps * wa.results;
 }

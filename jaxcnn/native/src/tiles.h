@@ -47,7 +47,7 @@ struct TileMatrices {
 template <int kM, int kTaps>
 constexpr TileMatrices<kM, kTaps> kMatrices;
 
-// matrix * values * transpose of matrix: `read(h, w)` returns a vector of values, and `write(i, j, sum)` takes a result's.
+// matrix * values * transpose of matrix: `read(h, w)` returns a vector of values, `write(i, j, sum)` takes one of the sums.
 template <int kOut, int kIn, typename Read, typename Write>
 JAXCNN_INLINE void transform(const float (&matrix)[kOut][kIn], const Read& read, const Write& write) {
   Vec half[kOut][kIn];
@@ -131,11 +131,21 @@ void slide_tiles_of(const Slide& slide, const float* source, const float* kernel
 
   const int64_t rows_of_tiles = ceil_div(ha->results, kM), columns_of_tiles = ceil_div(wa->results, kM);
   const int64_t tiles = slide.batch * da->results * rows_of_tiles * columns_of_tiles;
+  // The results that a tile begins at.
+  struct Tile {
+    int64_t image, d, h, w;
+  };
+  const auto tile_at = [&](int64_t number) {
+    const int64_t line = number / columns_of_tiles, plane = line / rows_of_tiles;
+    return Tile{plane / da->results, plane % da->results, line % rows_of_tiles * kM, number % columns_of_tiles * kM};
+  };
   const int64_t chunks = ceil_div(channels, kDepth), chunk = ceil_div(ceil_div(channels, chunks), kLanes) * kLanes;
   int64_t block_tiles = kTileFloats / (kSquare * (chunks * kPitch + filled)) / kRows * kRows;
   block_tiles = most(kRows, least(block_tiles, kMostBlockTiles));
   const int64_t threads = runner.threads();
-  while (threads > 1 && block_tiles > kRows && ceil_div(tiles, block_tiles) * slide.groups < 2 * threads) block_tiles -= kRows;
+  while (threads > 1 && block_tiles > kRows && ceil_div(tiles, block_tiles) * slide.groups < 2 * threads) {
+    block_tiles -= kRows;
+  }
   const bool plain = is_empty(epilogue);
   const int64_t pixel = slide.source_pixel();
 
@@ -148,18 +158,14 @@ void slide_tiles_of(const Slide& slide, const float* source, const float* kernel
     float* const zeros = Scratch::floats(2, channels + kLanes);
     clear(zeros, channels + kLanes);
     for (int64_t t = 0; t < count; ++t) {
-      int64_t rest = first + t;
-      const int64_t w = rest % columns_of_tiles * kM + wa->source_first;
-      rest /= columns_of_tiles;
-      const int64_t h = rest % rows_of_tiles * kM + ha->source_first;
-      rest /= rows_of_tiles;
-      const int64_t d = rest % da->results * da->source_stride + da->source_first, image = rest / da->results;
+      const Tile tile = tile_at(first + t);
+      const int64_t d = tile.d * da->source_stride + da->source_first;
       const float* places[kSquare];
       for (int i = 0; i < kSquare; ++i) {
-        const int64_t sh = h + i / kPoints, sw = w + i % kPoints;
+        const int64_t sh = tile.h + ha->source_first + i / kPoints, sw = tile.w + wa->source_first + i % kPoints;
         const bool inside = d >= 0 && d < da->source_size && sh >= 0 && sh < ha->source_size && sw >= 0 &&
                             sw < wa->source_size;
-        const int64_t line = (image * da->source_size + d) * ha->source_size + sh;
+        const int64_t line = (tile.image * da->source_size + d) * ha->source_size + sh;
         places[i] = inside ? source + (line * wa->source_size + sw) * pixel + group * channels : zeros;
       }
       for (int64_t c = 0; c < channels; c += kLanes) {
@@ -202,14 +208,10 @@ void slide_tiles_of(const Slide& slide, const float* source, const float* kernel
       }
     }
     for (int64_t t = 0; t < count; ++t) {
-      int64_t rest = first + t;
-      const int64_t w = rest % columns_of_tiles * kM;
-      rest /= columns_of_tiles;
-      const int64_t h = rest % rows_of_tiles * kM;
-      rest /= rows_of_tiles;
-      const int64_t d = rest % da->results, image = rest / da->results;
-      const int64_t line = (image * da->result_size + da->result_first + d * da->result_step) * ha->result_size;
-      const int64_t height = least(kM, ha->results - h), width = least(kM, wa->results - w);
+      const Tile tile = tile_at(first + t);
+      const int64_t plane = tile.image * da->result_size + da->result_first + tile.d * da->result_step;
+      const int64_t line = plane * ha->result_size + tile.h;
+      const int64_t height = least(kM, ha->results - tile.h), width = least(kM, wa->results - tile.w);
       for (int64_t c = 0; c < columns; c += kLanes) {
         Vec values[kM][kM];
         const float* const from = products + t * filled + c;
@@ -221,7 +223,8 @@ void slide_tiles_of(const Slide& slide, const float* source, const float* kernel
         int64_t number = 0;
         for (int64_t m = 0; m < height; ++m) {
           for (int64_t n = 0; n < width; ++n) {
-            float* const to = result + ((line + h + m) * wa->result_size + w + n) * slide.result_pixel() + group * columns + c;
+            const int64_t place = ((line + m) * wa->result_size + tile.w + n) * slide.result_pixel();
+            float* const to = result + place + group * columns + c;
             store_some(to, values[m][n], lanes);
             places[number++] = to;
           }

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -69,6 +71,20 @@ class Summary:
             "native": self.native,
         }
         return json.dumps(content)
+
+    def plot(self, *, path: str | os.PathLike[str] | None = None) -> Any:
+        """Draws the multiply-accumulates of each layer, as `jaxcnn.drawing.draw_summary` does.
+
+        Args:
+          path: file to save the picture to; its ending says the format (`.png`, `.svg`, `.pdf`).
+
+        Returns:
+          The `matplotlib.figure.Figure`.
+
+        Raises:
+          ImportError: matplotlib is not installed.
+        """
+        return importlib.import_module("jaxcnn.drawing").draw_summary(self, path=path)
 
     def __str__(self) -> str:
         return text_table(self.rows, self.total, self._remarks)

@@ -147,7 +147,7 @@ PROGRAM = """
 import hashlib, json, os, sys
 os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(sys.argv[1])])
 import jax, numpy as np
-from jaxcnn.lowering import native
+from jaxcnn.lowering.methods import native
 from jaxcnn.lowering.spec import spec_from_plain
 digests = []
 for plain in json.load(sys.stdin):

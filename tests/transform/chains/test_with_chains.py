@@ -113,7 +113,7 @@ def test_a_chain_that_nothing_was_done_to_is_returned_as_it_was():
 @pytest.mark.parametrize(
     ("f", "operation"),
     [
-        (lambda p, x: conv(x, p["w"]).sum() + (p["w"] ** 2).sum(), r"integer_pow at .*test_chained.py"),
+        (lambda p, x: conv(x, p["w"]).sum() + (p["w"] ** 2).sum(), r"integer_pow at .*test_with_chains.py"),
         (lambda p, x: conv(x, p["w"] + 1), "add"),
         (lambda p, x: conv(x, p["w"] * p["w"]), "mul"),
         (lambda p, x: jnp.ones((2, 1, 1, 1, 1)) * p["w"][None], "mul"),

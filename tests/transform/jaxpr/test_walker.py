@@ -295,14 +295,14 @@ def test_names_and_source_lines_survive():
 
     def where(f):
         lowered = jax.jit(f).lower(X).as_text(debug_info=True)
-        return {name for name in ("stem", "body", "block") if f"{name}/" in lowered}, "test_interpreter.py" in lowered
+        return {name for name in ("stem", "body", "block") if f"{name}/" in lowered}, "test_walker.py" in lowered
 
     assert where(f) == where(accelerate(f)) == ({"stem", "body", "block"}, True)
     for equation in jax.make_jaxpr(accelerate(f))(X).jaxpr.eqns:
         if equation.primitive.name == "jaxcnn_conv":
             assert str(equation.source_info.name_stack) == "stem"
             frames = jax.extend.source_info_util.summarize(equation.source_info)
-            assert "test_interpreter.py" in frames
+            assert "test_walker.py" in frames
 
 
 def test_side_effects_happen_once():

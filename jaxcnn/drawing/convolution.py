@@ -1,0 +1,199 @@
+"""`draw_convolution`: the picture of a convolution, of one of its steps, or of all steps in turn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from matplotlib.figure import Figure
+
+from jaxcnn import conv, conv_transpose
+from jaxcnn.drawing import _canvas as draw
+from jaxcnn.drawing._overview import draw_overview
+from jaxcnn.drawing._saving import Path, saved
+from jaxcnn.drawing._sliding import Place, Sliding, sliding
+from jaxcnn.drawing._spread import Spread, draw_spread
+from jaxcnn.drawing._steps import Row, Step, draw_step, steps_picture
+
+_NAME = "draw_convolution"
+
+
+def draw_convolution(
+    x: Any,
+    kernel: Any,
+    *,
+    strides: int | Sequence[int] = 1,
+    padding: Any = "SAME",
+    kernel_dilation: int | Sequence[int] = 1,
+    feature_group_count: int = 1,
+    transposed: bool = False,
+    step: int | None = None,
+    animate: bool | None = None,
+    milliseconds: int = 700,
+    seed: int = 0,
+    path: Path | None = None,
+) -> Figure:
+    r"""Draws a convolution: all of it, one step of it, or all steps in turn as an animation.
+
+    Without `step` the picture shows the input, its padding, three places of the window and the output: orange is the
+    first window, green the second, violet the last, and the output pixels that they make have the same colours. With
+    `step` it shows how one output pixel is made: the pixels under the window, the kernel, the products and their sum.
+    A transposed convolution's step is one input pixel: its products with the kernel are added to a window of the
+    output.
+
+    Args:
+      x: image as an array, `(*spatial)` or `(*spatial, C_in)` with one or two spatial axes; or its shape, a tuple of
+        ints. An int stands for one spatial axis.
+      kernel: kernel as an array or its shape, `(*window)` for one channel in and out, or
+        `(*window, C_in / feature_group_count, C_out)`.
+      strides: step of the window, in pixels; an int or one for each axis.
+      padding: padding in any of the forms that `conv` takes.
+      kernel_dilation: distance between neighbouring taps, in pixels.
+      feature_group_count: number of groups of channels; channels that a step does not read are pale.
+      transposed: whether to draw `conv_transpose` of the same arguments.
+      step: number of the output pixel that is drawn, row by row and channel by channel; negative from the end.
+      animate: whether to draw all steps; by default if `path` ends in `.gif`.
+      milliseconds: time that each step of an animation is shown.
+      seed: seed of the small integers that are drawn where a step needs numbers and only a shape is known.
+      path: file to save the picture to; its ending says the format: `.png`, `.svg`, `.pdf`, and `.gif` or `.svg` of an
+        animation.
+
+    Returns:
+      The figure; the last step of an animation.
+
+    Raises:
+      ValueError: more than two spatial axes; sizes that `conv` refuses; a step that does not exist.
+
+    Example:
+      >>> figure = draw_convolution((5, 5), (3, 3), strides=2)
+      >>> len(figure.axes)
+      1
+
+    References:
+      Dumoulin and Visin, "A guide to convolution arithmetic for deep learning", 2016, whose pictures show the same.
+    """
+    image, weights = _Operand(x, "x"), _Operand(kernel, "kernel")
+    rank = len(weights.shape) if len(weights.shape) <= 2 else len(weights.shape) - 2
+    if rank > 2:
+        raise ValueError(f"{_NAME}: kernel must have one or two spatial axes, got shape {weights.shape}")
+    has_channels = len(weights.shape) > 2
+    if len(image.shape) != rank + has_channels:
+        wanted = "(*spatial, C_in)" if has_channels else "(*spatial)"
+        raise ValueError(
+            f"{_NAME}: x must have shape {wanted} with {rank} spatial axes, as the kernel's shape is {weights.shape}, "
+            f"got {image.shape}"
+        )
+    taps = weights.shape[:rank]
+    options = {"strides": strides, "padding": padding, "kernel_dilation": kernel_dilation}
+    if has_channels:
+        options["feature_group_count"] = feature_group_count
+    full_image = image.shape if has_channels else (*image.shape, 1)
+    full_kernel = weights.shape if has_channels else (*taps, 1, 1)
+    function = conv_transpose if transposed else conv
+    if has_channels and transposed:
+        expected = full_kernel[-1]
+        if full_image[-1] != expected:
+            raise ValueError(f"{_NAME}: x has {full_image[-1]} channels, but the transposed kernel takes {expected}")
+    try:
+        result_shape = jax.eval_shape(
+            lambda x, kernel: function(x, kernel, **options),
+            jax.ShapeDtypeStruct((1, *full_image), jnp.float32),
+            jax.ShapeDtypeStruct(full_kernel, jnp.float32),
+        ).shape[1:]
+    except (TypeError, ValueError) as error:
+        raise type(error)(str(error).replace(function.__name__, _NAME, 1)) from None
+    inner = result_shape[:-1] if transposed else image.shape[:rank]
+    places = image.shape[:rank] if transposed else None
+    slide = sliding(
+        *(_NAME, inner, taps),
+        **{"strides": strides, "padding": padding, "dilation": kernel_dilation},
+        names=("x", "kernel", "kernel_dilation"),
+        outputs=places,
+    )
+    if animate is None:
+        animate = step is None and path is not None and str(path).lower().endswith(".gif")
+    if step is None and not animate:
+        single = full_image[-1] == full_kernel[-1] == 1 and not transposed
+        values = image.values if single else None
+        results = None
+        if single and image.values is not None and weights.values is not None:
+            results = _computed(function, image.values, weights.values, full_image, full_kernel, options)[..., 0]
+        return saved(draw_overview(slide, values, results, transposed=transposed), path)
+    generator = np.random.default_rng(seed)
+    values = image.numbers(generator, 0).reshape(full_image)
+    kernel_values = weights.numbers(generator, -1).reshape(full_kernel)
+    results = _computed(function, values, kernel_values, full_image, full_kernel, options)
+    planes = values.reshape(*_two(slide, image.shape[:rank]), -1)
+    blocks = kernel_values.reshape(*slide.taps, *full_kernel[-2:])
+    make: Callable[[int], Figure]
+    if transposed:
+        spread = Spread(slide, planes, blocks, feature_group_count)
+        count, make = spread.count, lambda index: draw_spread(spread, index)
+    else:
+        answers = np.moveaxis(results.reshape(*slide.outputs, -1), -1, 0)
+        count = answers.size
+        letters = max(len(_total(value)) for value in answers.ravel())
+
+        def make(index: int) -> Figure:
+            pixel = _step(slide, planes, blocks, answers, feature_group_count, index)
+            return draw_step(slide, pixel, letters=letters)
+
+    return steps_picture(_NAME, count, make, step, path, milliseconds, animate)
+
+
+class _Operand:
+    """An array, or only its shape."""
+
+    def __init__(self, array: Any, name: str) -> None:
+        is_shape = isinstance(array, int) or (isinstance(array, tuple) and all(isinstance(size, int) for size in array))
+        self.values = None if is_shape else np.asarray(array, np.float32)
+        self.shape = ((array,) if isinstance(array, int) else array) if self.values is None else self.values.shape
+        if not self.shape or min(self.shape) < 1:
+            raise ValueError(f"{_NAME}: {name} must have sizes of at least 1, got {array!r}")
+
+    def numbers(self, generator: np.random.Generator, low: int) -> np.ndarray:
+        """Returns the array, or small integers in its place."""
+        if self.values is not None:
+            return self.values
+        return generator.integers(low, low + 4, self.shape).astype(np.float32)
+
+
+def _two(slide: Sliding, sizes: Sequence[int]) -> Sequence[int]:
+    return (*(1 for _ in range(2 - slide.rank)), *sizes)
+
+
+def _computed(
+    function: Any, x: np.ndarray, kernel: np.ndarray, image: Sequence[int], window: Sequence[int], options: Any
+) -> np.ndarray:
+    """Returns what the library computes."""
+    result = function(jnp.asarray(x.reshape(1, *image)), jnp.asarray(kernel.reshape(window)), **options)
+    return np.asarray(result)[0]
+
+
+def _step(slide: Sliding, planes: np.ndarray, kernel: np.ndarray, answers: np.ndarray, groups: int, index: int) -> Step:
+    """Returns the numbers of one output pixel's making."""
+    channels, rows, columns = answers.shape
+    channel, place = divmod(index, rows * columns)
+    pixel_place: Place = divmod(place, columns)
+    made = np.where(np.arange(answers.size).reshape(answers.shape) <= index, answers, np.nan)
+    width = kernel.shape[2]
+    first = channel // (channels // groups) * width
+    members = []
+    for number in range(planes.shape[-1]):
+        used = first <= number < first + width
+        image = planes[..., number]
+        if not used:
+            members.append(Row(image, kernel[:, :, 0, channel], np.zeros(slide.taps), used=False))
+            continue
+        pixels = [image[pixel] if slide.holds(pixel) else 0.0 for pixel in slide.pixels(pixel_place)]
+        factors = kernel[:, :, number - first, channel]
+        members.append(Row(image, factors, np.reshape(pixels, slide.taps) * factors))
+    total = _total(answers[channel][pixel_place])
+    return Step(members, pixel_place, channel, total, made, slide.start(pixel_place))
+
+
+def _total(value: Any) -> str:
+    return f"sum = {draw.number(value)}"

@@ -1,0 +1,29 @@
+"""Pictures of what substitutions cost and gain."""
+
+import numpy as np
+import pytest
+
+pytest.importorskip("matplotlib")
+
+from jaxcnn import Curve, TradeOff
+from jaxcnn.drawing import draw_curves, draw_tradeoff
+
+
+def test_a_tradeoff_is_a_line_of_speedups_and_errors_with_shares():
+    axes = draw_tradeoff(TradeOff(((0.5, 1.6, 0.02), (0.25, 2.9, 0.06)))).axes[0]
+    assert [line.get_xydata().tolist() for line in axes.lines] == [[[1.6, 0.02], [2.9, 0.06]]]
+    assert [text.get_text() for text in axes.texts] == ["0.5 of the MACs", "0.25 of the MACs"]
+
+
+def test_curves_are_lines_of_shares_and_errors():
+    curves = [Curve("low_rank", (1, 2), (100, 200), (0.5, 0.1), 400), Curve("cp", (3,), (50,), (0.7,), 200)]
+    lines = draw_curves(*curves).axes[0].lines
+    assert [line.get_label() for line in lines] == ["low_rank", "cp"]
+    np.testing.assert_array_equal(lines[0].get_xydata(), [[0.25, 0.5], [0.5, 0.1]])
+    np.testing.assert_array_equal(lines[1].get_xydata(), [[0.25, 0.7]])
+
+
+@pytest.mark.parametrize("draw", [draw_curves, draw_tradeoff])
+def test_there_must_be_a_curve(draw):
+    with pytest.raises(ValueError, match=f"{draw.__name__}: there must be at least one curve"):
+        draw()
