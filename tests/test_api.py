@@ -80,14 +80,15 @@ ROOMS = {
     r"factorization": [],
     r"(convolution|pooling|adaptive_pooling)": FUNCTIONS_ROOM,
     r"links": PRIMITIVES + OPTIONS,
-    r"primitives": LOWERING,
+    r"primitives": ["partitioning", "splits", *LOWERING],
+    r"splits": ["partitioning", *LOWERING],
     r"epilogue": ["primitives", "native", *LOWERING],
     r"lowering(\..*)?": LOWERING,
     r"(cost|shapes)": COST,
     r"options": OPTIONS,
     r"chain": ARITHMETIC,
     r"(layout|receptive_field)": ["geometry", "errors"],
-    r"(geometry|dtypes|errors|norms|timing|_compat|native)": [],
+    r"(geometry|dtypes|errors|norms|timing|partitioning|_compat|native)": [],
 }
 
 

@@ -32,6 +32,7 @@ def test_pages_have_examples():
         "chains.md",
         "pooling.md",
         "coming_from.md",
+        "zh/quickstart.md",
         "zh/worked_examples.md",
         "zh/small_kernels.md",
     ):

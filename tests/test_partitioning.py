@@ -1,0 +1,292 @@
+"""Programs over several devices: one device's values, and no more communication than the algebra needs."""
+
+import contextlib
+import re
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import jaxcnn
+from jaxcnn.partitioning import Split, Window, _image_of_outputs, _outputs_that_reach
+from support.arrays import normal
+
+FLOAT_BYTES = 4
+COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
+KINDS = ("Auto", "Explicit")
+
+
+def mesh_of(kind, *sizes):
+    """A mesh with axes a, b, ... of four devices or fewer, and the context in which its arrays are used."""
+    names = "ab"[: len(sizes)]
+    mesh = jax.make_mesh(sizes, tuple(names), axis_types=(getattr(AxisType, kind),) * len(sizes))
+    return mesh, jax.set_mesh(mesh) if kind == "Explicit" else contextlib.nullcontext()
+
+
+def moved_bytes(function, *args):
+    """Bytes of the results of each kind of collective on one device, in the compiled program."""
+    text = jax.jit(function).lower(*args).compile().as_text()
+    moved = {}
+    for kind in COLLECTIVES:
+        for shape in re.findall(rf"= (\S+?)(?:\{{[^}}]*\}})? {kind}(?:-start)?\(", text):
+            for sizes in re.findall(r"\w\d+\[([\d,]*)\]", shape):
+                moved[kind] = moved.get(kind, 0) + FLOAT_BYTES * int(np.prod([int(n) for n in sizes.split(",") if n]))
+    return moved
+
+
+def depthwise(x, kernel, **options):
+    return jaxcnn.conv(x, kernel, feature_group_count=x.shape[-1], **options)
+
+
+def grouped(x, kernel):
+    return jaxcnn.conv(x, kernel, feature_group_count=4)
+
+
+def kernel_gradient(function):
+    return lambda x, kernel: jax.grad(lambda kernel: (function(x, kernel) ** 2).sum())(kernel)
+
+
+def image_gradient(function):
+    return lambda x, *rest: jax.grad(lambda x: (function(x, *rest) ** 2).sum())(x)
+
+
+def max_pool(x):
+    return jaxcnn.max_pool(x, 3, padding="SAME")
+
+
+def halo(*shape):
+    """Bytes of a row of an image from each of two neighbours."""
+    return {"collective-permute": 2 * FLOAT_BYTES * int(np.prod(shape))}
+
+
+BATCH, ROWS, CHANNELS = P("a"), P(None, "a"), P(None, None, None, "a")
+X = (4, 16, 8, 16)
+LAYERS = {
+    # name: (function, shapes, sharding of the image, sharding of the kernel, bytes that may move)
+    "1x1, batch": (jaxcnn.conv, (X, (1, 1, 16, 8)), BATCH, P(), {}),
+    "1x1, rows": (jaxcnn.conv, (X, (1, 1, 16, 8)), ROWS, P(), {}),
+    "3x3, batch": (jaxcnn.conv, (X, (3, 3, 16, 8)), BATCH, P(), {}),
+    "3x3, rows": (jaxcnn.conv, (X, (3, 3, 16, 8)), ROWS, P(), halo(4, 8, 16)),
+    "3x3, channels of the result": (jaxcnn.conv, (X, (3, 3, 16, 8)), P(), CHANNELS, {}),
+    "3x3, channels that are summed up": (
+        *(jaxcnn.conv, (X, (3, 3, 16, 8)), CHANNELS, P(None, None, "a")),
+        {"all-reduce": 4 * 16 * 8 * 8 * FLOAT_BYTES},
+    ),
+    "gradient by the image of 3x3, batch": (image_gradient(jaxcnn.conv), (X, (3, 3, 16, 8)), BATCH, P(), {}),
+    "gradient by the kernel of 3x3, batch": (
+        *(kernel_gradient(jaxcnn.conv), (X, (3, 3, 16, 8)), BATCH, P()),
+        {"all-reduce": 9 * 16 * 8 * FLOAT_BYTES},
+    ),
+    "gradient by the kernel of 3x3, rows": (
+        *(kernel_gradient(jaxcnn.conv), (X, (3, 3, 16, 8)), ROWS, P()),
+        {"all-reduce": 9 * 16 * 8 * FLOAT_BYTES, "collective-permute": 4 * FLOAT_BYTES * 4 * 8 * 16},
+    ),
+    "depthwise 7x7, batch": (depthwise, (X, (7, 7, 1, 16)), BATCH, P(), {}),
+    "depthwise 3x3, rows": (depthwise, (X, (3, 3, 1, 16)), ROWS, P(), halo(4, 8, 16)),
+    "depthwise 3x3, channels": (depthwise, (X, (3, 3, 1, 16)), CHANNELS, CHANNELS, {}),
+    "depthwise 13x13, batch": (depthwise, (X, (13, 13, 1, 16)), BATCH, P(), {}),
+    "gradient by the kernel of depthwise 7x7, batch": (
+        *(kernel_gradient(depthwise), (X, (7, 7, 1, 16)), BATCH, P()),
+        {"all-reduce": 49 * 16 * FLOAT_BYTES},
+    ),
+    "4 groups, batch": (grouped, (X, (3, 3, 4, 16)), BATCH, P(), {}),
+    "4 groups, groups": (grouped, (X, (3, 3, 4, 16)), CHANNELS, CHANNELS, {}),
+    "max pool 3x3, batch": (max_pool, (X,), BATCH, P(), {}),
+    "max pool 3x3, rows": (max_pool, (X,), ROWS, P(), halo(4, 8, 16)),
+    "gradient of max pool 3x3, batch": (image_gradient(max_pool), (X,), BATCH, P(), {}),
+    "gradient of max pool 3x3, rows": (
+        *(image_gradient(max_pool), (X,), ROWS, P()),
+        # Values and winners for the pool, cotangents and winners for its gradient.
+        {"collective-permute": 4 * 2 * FLOAT_BYTES * 4 * 8 * 16},
+    ),
+    "average pool 3x3, rows": (
+        *(lambda x: jaxcnn.avg_pool(x, 3, padding="SAME"), (X,), ROWS, P()),
+        halo(4, 8, 16),
+    ),
+}
+
+
+@pytest.mark.optimized
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_layer_moves_no_more_than_it_needs(name, kind):
+    function, shapes, *shardings, allowed = LAYERS[name]
+    arrays = [jnp.asarray(normal(shape)) for shape in shapes]
+    expected = function(*arrays)
+    mesh, context = mesh_of(kind, 4)
+    with context:
+        placed = [
+            jax.device_put(array, NamedSharding(mesh, spec)) for array, spec in zip(arrays, shardings, strict=False)
+        ]
+        actual = jax.jit(function)(*placed)
+        moved = moved_bytes(function, *placed)
+    np.testing.assert_allclose(np.asarray(actual), np.asarray(expected), rtol=2e-4, atol=2e-4)
+    assert {kind: size for kind, size in moved.items() if size > allowed.get(kind, 0)} == {}
+
+
+def drawn(rng):
+    """A random convolution or pool, and how its image and kernel lie on a 2 by 2 mesh."""
+    rank, groups = int(rng.integers(1, 3)), int(rng.choice([1, 1, 4]))
+    group_in, group_out = (int(rng.choice([1, 2, 3] if groups > 1 else [3, 4, 8])) for _ in range(2))
+    sizes = tuple(int(size) for size in rng.choice([8, 10, 12, 16], rank))
+    window, strides, dilation = (tuple(int(n) for n in rng.integers(1, top, rank)) for top in (6, 4, 3))
+    padding = str(rng.choice(["SAME", "VALID"]))
+    if rng.random() < 0.3:
+        padding = tuple((int(low), int(high)) for low, high in rng.integers(0, 4, (rank, 2)))
+    x, kernel = (4, *sizes, groups * group_in), (*window, group_in, groups * group_out)
+    last = (None,) * (rank + 1)
+    specs = [P("a"), P("b"), P(("a", "b")), P(None, "b"), P("a", "b"), P(*last, "a"), P("b", *last[1:], "a")]
+    kernels = [P(), P(), P(*last, "a"), P(*last[1:], "b")]
+    options = {"strides": strides, "padding": padding, "kernel_dilation": dilation, "feature_group_count": groups}
+    return x, kernel, options, specs[rng.integers(len(specs))], kernels[rng.integers(len(kernels))]
+
+
+def fits(shape, spec):
+    parts = [1 if entry is None else 2 if isinstance(entry, str) else 4 for entry in spec]
+    return all(size % part == 0 for size, part in zip(shape, parts, strict=False))
+
+
+def value_and_gradients(operation, options, x, kernel):
+    """The result of an operation, and the gradients of the sum of its squares."""
+
+    def function(x, kernel):
+        if operation == "conv":
+            return jaxcnn.conv(x, kernel, **options)
+        window = {"strides": options["strides"], "padding": options["padding"]}
+        return getattr(jaxcnn, operation)(x, kernel.shape[:-2], window_dilation=options["kernel_dilation"], **window)
+
+    return function(x, kernel), jax.grad(lambda x, kernel: (function(x, kernel) ** 2).sum(), (0, 1))(x, kernel)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("operation", ["conv", "max_pool", "avg_pool"])
+def test_values_and_gradients_are_one_devices(operation, seed, kind):
+    rng = np.random.default_rng([seed, *operation.encode()])
+    compared = 0
+    while compared < 3:
+        x_shape, kernel_shape, options, *specs = drawn(rng)
+        if not all(map(fits, (x_shape, kernel_shape), specs)):
+            continue
+
+        everything = partial(value_and_gradients, operation, options)
+        # A window on padding alone has no finite maximum, and no gradient to compare.
+        arrays = [jnp.asarray(normal(x_shape)), jnp.asarray(normal(kernel_shape))]
+        try:
+            expected = jax.jit(everything)(*arrays)
+        except ValueError:
+            continue  # the window is larger than the image
+        if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(expected)):
+            continue
+        mesh, context = mesh_of(kind, 2, 2)
+        with context:
+            placed = [
+                jax.device_put(array, NamedSharding(mesh, spec)) for array, spec in zip(arrays, specs, strict=True)
+            ]
+            actual = jax.jit(everything)(*placed)
+        for ours, theirs in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+            scale = max(float(jnp.abs(theirs).max(initial=0)), 1.0)
+            np.testing.assert_allclose(
+                np.asarray(ours) / scale, np.asarray(theirs) / scale, atol=2e-5, err_msg=str(options)
+            )
+        compared += 1
+
+
+@pytest.mark.parametrize("value", [-np.inf, np.nan])
+def test_the_winner_is_the_first_real_pixel_on_every_device(value):
+    x = jnp.full((1, 8, 4, 1), value, jnp.float32)
+    expected = jaxcnn.max_pool_with_indices(x, (3, 3), padding=1)
+    mesh, _ = mesh_of("Auto", 4)
+    placed = jax.device_put(x, NamedSharding(mesh, ROWS))
+    actual = jax.jit(lambda x: jaxcnn.max_pool_with_indices(x, (3, 3), padding=1))(placed)
+    for ours, theirs in zip(actual, expected, strict=True):
+        np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs))
+
+
+def test_max_unpool_gathers_nothing():
+    values, indices = jaxcnn.max_pool_with_indices(jnp.asarray(normal((4, 8, 8, 4))), 2, strides=2)
+    mesh, _ = mesh_of("Auto", 4)
+    placed = [jax.device_put(array, NamedSharding(mesh, BATCH)) for array in (values, indices)]
+
+    def unpool(values, indices):
+        return jaxcnn.max_unpool(values, indices, (8, 8))
+
+    assert moved_bytes(unpool, *placed) == {}
+    np.testing.assert_array_equal(np.asarray(jax.jit(unpool)(*placed)), np.asarray(unpool(values, indices)))
+
+
+@pytest.mark.parametrize("method", ["shift", "matmul", "winograd", "fft"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_methods_that_are_asked_for_work_on_every_mesh(method, kind):
+    x, kernel = jnp.asarray(normal((4, 12, 12, 8))), jnp.asarray(normal((3, 3, 8, 8)))
+    expected = jaxcnn.conv(x, kernel)
+    mesh, context = mesh_of(kind, 4)
+    with context:
+        placed = jax.device_put(x, NamedSharding(mesh, BATCH)), jax.device_put(kernel, NamedSharding(mesh, P()))
+        actual = jax.jit(lambda x, kernel: jaxcnn.conv(x, kernel, method=method))(*placed)
+    np.testing.assert_allclose(np.asarray(actual), np.asarray(expected), rtol=2e-4, atol=2e-4)
+
+
+def test_sums_over_devices_are_in_float32():
+    """The gradient of 4096 equal images, of which bfloat16 could not count more than 256."""
+    x, kernel = jnp.ones((4096, 1, 1), jnp.bfloat16), jnp.ones((1, 1, 1), jnp.bfloat16)
+    mesh, _ = mesh_of("Auto", 4)
+    placed = jax.device_put(x, NamedSharding(mesh, BATCH))
+    gradient = jax.jit(jax.grad(lambda kernel, x: jaxcnn.conv(x, kernel).astype(jnp.float32).sum()))(kernel, placed)
+    assert gradient.dtype == jnp.bfloat16
+    assert float(gradient[0, 0, 0]) == 4096
+
+
+def windows(count=200):
+    """Random windows with at least one place."""
+    rng = np.random.default_rng(0)
+    while count:
+        image, reach, stride = int(rng.integers(1, 40)), int(rng.integers(0, 9)), int(rng.integers(1, 5))
+        padding = int(rng.integers(0, 6)), int(rng.integers(0, 6))
+        outputs = (image + sum(padding) - reach - 1) // stride + 1
+        if outputs > 0:
+            count -= 1
+            yield Window(image, outputs, reach, stride, padding), int(rng.integers(2, 9))
+
+
+def test_each_device_has_the_pixels_of_its_outputs():
+    for window, devices in windows():
+        slab, local = _image_of_outputs(window, devices)
+        for device, start in enumerate(slab.starts):
+            for output in range(local.outputs):
+                first = (device * local.outputs + output) * window.stride - window.padding[0]
+                assert output * local.stride == first - start
+        assert (local.outputs - 1) * local.stride + local.reach < slab.length == local.image
+
+
+def test_each_device_has_the_outputs_that_reach_its_pixels():
+    for window, devices in windows():
+        slab, local, skipped = _outputs_that_reach(window, devices)
+        size = -(-window.image // devices)
+        assert min(local.padding) >= 0
+        assert (local.image + sum(local.padding) - local.reach - 1) // local.stride + 1 == local.outputs == slab.length
+        for device, (start, skip) in enumerate(zip(slab.starts, skipped, strict=True)):
+            for pixel in range(device * size, (device + 1) * size):
+                reaching = {
+                    output
+                    for output in range(window.outputs)
+                    if 0 <= pixel - output * window.stride + window.padding[0] <= window.reach
+                }
+                assert reaching <= set(range(start, start + slab.length))
+                for output in reaching:
+                    tap = pixel - output * window.stride + window.padding[0]
+                    place = pixel - device * size + skip
+                    assert place - (output - start) * local.stride + local.padding[0] == tap
+
+
+def test_the_result_of_uneven_parts_is_whole_on_an_explicit_mesh():
+    mesh, context = mesh_of("Explicit", 4)
+    split = Split((("n", "x0"),), ("n", "y0"), {}, (Window(8, 6, 2, 1, (0, 0)),), (0,), jnp.float32, lambda *_: None)
+    with context:
+        x = jax.typeof(jax.device_put(jnp.ones((4, 8)), NamedSharding(mesh, P(None, "a"))))
+        assert split.result_sharding([x], (4, 6)).spec == P(None, None)
+        assert split.result_sharding([x], (4, 8)).spec == P(None, ("a",))
