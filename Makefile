@@ -8,6 +8,9 @@ VENV ?= .venv
 ARGS ?=
 # The name under which benchmark results are kept: what kind of machine it is, not whose.
 MACHINE ?= two-core-x86
+# The commit whose record `make compare` compares with, and those that `make bench-history` records.
+BASE ?= HEAD~1
+COMMITS ?= HEAD
 
 BIN := $(VENV)/bin
 INSTALL := -m pip install --quiet --disable-pip-version-check
@@ -24,7 +27,7 @@ NATIVE_SOURCES := $(wildcard $(NATIVE)/CMakeLists.txt $(NATIVE)/src/* $(NATIVE)/
 BUILT_FROM := pyproject.toml $(NATIVE_SOURCES)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-leaks test-without-native test-oldest test-newest native sanitize lint format docs bench bench-quick literature peers dashboard wheel clean
+.PHONY: help demo test test-slow test-leaks test-without-native test-oldest test-newest native sanitize lint format docs bench bench-history bench-all bench-quick compare literature peers performance tables dashboard dashboard-pages wheel clean
 
 help:  ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*##/\1:/p' $(MAKEFILE_LIST) | awk -F': *' '{ printf "  make %-19s %s\n", $$1, $$2 }'
@@ -72,23 +75,42 @@ format: $(VENV)/.test  ## Format the code
 docs: $(VENV)/.docs  ## Build the documentation into docs/_build/html
 	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
 
-bench: $(VENV)/.bench  ## Measure the current commit and keep the results in benchmarks/results
+bench: $(VENV)/.bench  ## Record the tracked set for the current commit in benchmarks/results (2 minutes)
+	$(ASV_MACHINE)
+	$(BIN)/python -m benchmarks.record --machine $(MACHINE) --rounds 1 $(ARGS)
+
+bench-history: $(VENV)/.bench  ## Record it for COMMITS="...", each twice in shuffled order (10 minutes a commit)
+	$(ASV_MACHINE)
+	$(BIN)/python -m benchmarks.record --machine $(MACHINE) $(ARGS) $(COMMITS)
+
+bench-all: $(VENV)/.bench  ## Measure every benchmark of the current commit (an hour)
 	$(ASV_MACHINE)
 	$(BIN)/asv run --machine $(MACHINE) --skip-existing-successful --show-stderr $(ARGS) "HEAD^!"
+
+compare: $(VENV)/.bench  ## Show what moved by more than a quarter between the records of BASE and of the current commit
+	$(BIN)/asv compare --machine $(MACHINE) --factor 1.25 --only-changed $(ARGS) $(BASE) HEAD
 
 bench-quick: $(VENV)/.bench  ## Run each benchmark once, in this environment, and keep no times
 	$(ASV_MACHINE)
 	$(BIN)/asv run --machine $(MACHINE) --python=same --quick --dry-run --show-stderr $(ARGS)
 
 literature: $(VENV)/.demo  ## Measure what papers claim of small kernels, and print it as Markdown
-	@$(BIN)/python -m benchmarks.literature
+	@$(BIN)/python -m benchmarks.peers.literature
 
 peers: $(VENV)/.demo $(VENV)/.peers  ## Time layers and networks beside plain lax, Flax, PyTorch, ONNX Runtime, OpenVINO
 	$(BIN)/python -m benchmarks.peers $(ARGS)
 
-dashboard: $(VENV)/.bench  ## Publish the results and serve them on this machine
-	$(BIN)/asv publish
-	$(BIN)/asv preview
+performance: $(VENV)/.demo $(VENV)/.peers  ## Measure the figures of README.md and docs/performance.md, and write them (half an hour)
+	$(BIN)/python -m benchmarks.tables --measure $(ARGS)
+
+tables: $(VENV)/.test  ## Write the figures of README.md and docs/performance.md again from what is measured
+	$(BIN)/python -m benchmarks.tables
+
+dashboard: $(VENV)/.bench  ## Turn the recorded results into pages and serve them on this machine
+	$(BIN)/python -m benchmarks.dashboard --serve $(ARGS)
+
+dashboard-pages: $(VENV)/.bench  ## Turn the recorded results into pages in .asv/html
+	$(BIN)/python -m benchmarks.dashboard
 
 wheel: $(VENV)/.created  ## Build the wheel into dist
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .

@@ -1,1 +1,1 @@
-"""Benchmarks of jaxcnn for airspeed velocity: `make bench` runs them, `make dashboard` shows the results."""
+"""Benchmarks of jaxcnn: `asv/` across commits, `peers/` beside other libraries, `choice/` behind the cost model."""

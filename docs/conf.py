@@ -5,6 +5,11 @@ import sys
 from pathlib import Path
 
 from docutils import nodes
+from docutils.utils import new_document
+from myst_parser.parsers.sphinx_ import MystParser
+from sphinx import addnodes
+from sphinx.ext.napoleon import Config, GoogleDocstring
+from sphinx.util.docutils import SphinxDirective
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
@@ -16,64 +21,53 @@ author = "The jaxcnn authors"
 copyright = author
 release = version = jaxcnn.__version__
 
-extensions = ["sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx.ext.napoleon", "myst_parser"]
+extensions = ["sphinx.ext.autodoc", "sphinx.ext.mathjax", "myst_parser"]
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = f"jaxcnn {release}"
 html_show_sourcelink = False
 highlight_language = "none"
 
-myst_enable_extensions = ["dollarmath"]
+myst_enable_extensions = ["dollarmath", "fieldlist"]
 myst_heading_anchors = 3
 autodoc_typehints = "none"  # the docstrings say what the annotations say, and more
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
-napoleon_numpy_docstring = False
-napoleon_use_rtype = False
+
+NAPOLEON = Config(napoleon_use_rtype=False)
 
 
-def as_rst(app, what, name, obj, options, lines):
-    """Turns the few Markdown forms of the docstrings into reStructuredText: `code`, $math$, and plain asterisks."""
-    public = {*jaxcnn.__all__}
-    in_returns = in_doctest = False
+class Markdown(SphinxDirective):
+    """A docstring in the Markdown of the pages, in which public names are links."""
 
-    def convert(match):
-        math, code, other = match["math"], match["code"], match["other"]
-        if other:
-            return "\\" + other
-        end = "\\ " if match.string[match.end() :][:1].isalnum() else ""
-        if math:
-            return f":math:`{math}`{end}"
-        is_link = code in public and code != name.split(".")[-1]
-        return (f":py:obj:`~jaxcnn.{code}`" if is_link else f"``{code}``") + end
+    has_content = True
+    required_arguments = 1  # the documented name, which is not linked to itself
 
-    # Formulas and code may go over the end of a line, so whole paragraphs are converted; doctests are left as they are.
-    pattern = re.compile(r"\$(?P<math>[^$]+)\$|`(?P<code>[^`]+)`|(?P<other>(?<![\w\\])[*|](?=\w))")
-    paragraph, converted = [], []
+    def run(self):
+        """Returns the nodes of the docstring, without one around them: Sphinx looks for `Args` below the signature."""
+        document = new_document("docstring", self.state.document.settings)
+        MystParser().parse("\n".join(self.content), document)
+        for code in list(document.findall(nodes.literal)):
+            name = code.astext()
+            if name in jaxcnn.__all__ and f"jaxcnn.{name}" != self.arguments[0]:
+                link = addnodes.pending_xref(
+                    "", code.deepcopy(), refdomain="py", reftype="obj", reftarget=f"jaxcnn.{name}"
+                )
+                code.replace_self(link)
+        return document.children
 
-    def flush():
-        if paragraph:
-            converted.extend(pattern.sub(convert, "\n".join(paragraph)).split("\n"))
-            paragraph.clear()
 
-    for line in lines:
-        stripped = line.strip()
-        if stripped.startswith(">>>"):
-            flush()
-            in_doctest = True
-        if not stripped:
-            flush()
-            in_doctest = False
-        if in_doctest or not stripped:
-            converted.append(line)
-            continue
-        if in_returns:
-            # Without a colon in front napoleon takes what stands before the first one for a type.
-            line = re.sub(r"^(\s*)", r"\1: ", line, count=1)
-        in_returns = stripped == "Returns:"
-        paragraph.append(line)
-    flush()
-    lines[:] = converted
+def read_docstring(app, what, name, obj, options, lines):
+    """Turns the sections of a docstring into fields, and hands the text to `Markdown`.
+
+    Sphinx's napoleon reads the sections; the headings and doctests that it leaves in reStructuredText become Markdown.
+    """
+    # Without a colon in front, what stands before the first colon of "Returns" would be its type.
+    text = re.sub(r"^( *Returns:\n *)", r"\1: ", "\n".join(lines), flags=re.MULTILINE)
+    text = str(GoogleDocstring(text, NAPOLEON, app, what, name, obj, options))
+    text = re.sub(r"^\.\. rubric:: (.*)$", r"```{rubric} \1\n```", text, flags=re.MULTILINE)
+    text = re.sub(r"(^>>> .*\n(?:.+\n)*)", r"```pycon\n\1```\n", text + "\n", flags=re.MULTILINE)
+    lines[:] = [f".. markdown:: {name}", "", *("   " + line for line in text.split("\n"))]
 
 
 def trim_code(app, doctree):
@@ -91,7 +85,8 @@ def make_pictures(app):
 
 
 def setup(app):
-    """Before napoleon reads the docstrings, which it does at priority 500."""
-    app.connect("autodoc-process-docstring", as_rst, priority=400)
+    """Registers the above."""
+    app.add_directive("markdown", Markdown)
+    app.connect("autodoc-process-docstring", read_docstring)
     app.connect("doctree-read", trim_code)
     app.connect("builder-inited", make_pictures)

@@ -8,7 +8,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 import jaxcnn
-from jaxcnn import Layer
+from jaxcnn import FieldLayer
 from jaxcnn.drawing import draw_arrays, draw_convolution, draw_curves, draw_pooling, draw_receptive_field
 
 IMAGE = np.array([[1, 2, 0, 1, 3], [0, 1, 2, 2, 1], [1, 0, 1, 3, 0], [2, 1, 0, 1, 2], [0, 2, 1, 0, 1]])
@@ -110,10 +110,19 @@ def curves(folder):
 
 def fields(folder):
     """Receptive fields, and windows with dilation and causal padding."""
-    draw_receptive_field([Layer(3)] * 2, path=folder / "two_threes.svg")
-    draw_receptive_field([Layer(3)] * 5, path=folder / "five_threes.svg")
-    draw_receptive_field([Layer(3, padding=1), Layer(2, 2), Layer(3, padding=1)], path=folder / "field.svg")
-    alexnet = [Layer(11, 4), Layer(3, 2), Layer(5, 1, 2), Layer(3, 2), *[Layer(3, 1, 1)] * 3, Layer(3, 2)]
+    draw_receptive_field([FieldLayer(3)] * 2, path=folder / "two_threes.svg")
+    draw_receptive_field([FieldLayer(3)] * 5, path=folder / "five_threes.svg")
+    draw_receptive_field(
+        [FieldLayer(3, padding=1), FieldLayer(2, 2), FieldLayer(3, padding=1)], path=folder / "field.svg"
+    )
+    alexnet = [
+        FieldLayer(11, 4),
+        FieldLayer(3, 2),
+        FieldLayer(5, 1, 2),
+        FieldLayer(3, 2),
+        *[FieldLayer(3, 1, 1)] * 3,
+        FieldLayer(3, 2),
+    ]
     draw_receptive_field(alexnet, path=folder / "alexnet.svg")
     draw_convolution((7, 7), (3, 3), padding="VALID", kernel_dilation=2, path=folder / "dilation.svg")
     draw_convolution(8, 3, padding="CAUSAL", path=folder / "causal.svg")

@@ -1,7 +1,8 @@
-"""What JAX's releases spell differently, or offer in no single call."""
+"""Parts of JAX that its releases spell differently, or that it offers in no single call."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -15,14 +16,14 @@ from jax.interpreters import mlir
 
 
 def varying_axes(value: Any) -> frozenset[str]:
-    """The manual mesh axes over which a value varies inside `jax.shard_map`."""
+    """Returns the manual mesh axes over which a value varies inside `jax.shard_map`."""
     aval = jax.typeof(value)
     manual = getattr(aval, "manual_axis_type", None)
     return manual.varying if manual is not None else getattr(aval, "vma", frozenset())
 
 
 def example(shape: tuple[int, ...], dtype: Any, sharding: Any, *operands: jax.Array) -> Any:
-    """What `jax.linear_transpose` may take for an argument of that type that varies over the operands' mesh axes."""
+    """Returns an argument of that type for `jax.linear_transpose`, which varies over the operands' mesh axes."""
     axes = frozenset().union(*map(varying_axes, operands))
     if axes:
         return lax.pcast(jnp.zeros(shape, dtype), tuple(sorted(axes)), to="varying")
@@ -31,7 +32,7 @@ def example(shape: tuple[int, ...], dtype: Any, sharding: Any, *operands: jax.Ar
 
 @cache
 def shard_map_primitive() -> Primitive:
-    """The primitive of `jax.shard_map`, which has no public name, from a trace that needs no device."""
+    """Returns the primitive of `jax.shard_map`, which has no public name, from a trace that needs no device."""
     spec = jax.sharding.PartitionSpec()
     mesh = jax.sharding.AbstractMesh((1,), ("a",), axis_types=(jax.sharding.AxisType.Auto,))
     with jax.sharding.use_abstract_mesh(mesh):
@@ -40,26 +41,44 @@ def shard_map_primitive() -> Primitive:
 
 
 def manual_axes(params: dict[str, Any]) -> Any:
-    """The mesh axes over which a `jax.shard_map`, given by its equation's parameters, is manual."""
+    """Returns the mesh axes over which a `jax.shard_map`, given by its equation's parameters, is manual."""
     return params["newly_manual_axes"] if "newly_manual_axes" in params else params["manual_axes"]
 
 
 @cache
 def custom_vmap_primitive() -> Primitive:
-    """The primitive of `jax.custom_batching.custom_vmap`, which has no public name."""
+    """Returns the primitive of `jax.custom_batching.custom_vmap`, which has no public name."""
     mapped = custom_vmap(lambda x: x)
     mapped.def_vmap(lambda size, batched, x: (x, batched[0]))
     return jax.make_jaxpr(mapped)(jax.ShapeDtypeStruct((), jnp.float32)).eqns[0].primitive
 
 
 def is_partitioned(context: mlir.LoweringRuleContext) -> bool:
-    """Whether XLA will partition the program that is lowered over several devices, `jax.shard_map` apart."""
+    """Returns whether XLA will partition the lowered program over several devices, other than by `jax.shard_map`."""
     axes = context.module_context.axis_context
     if hasattr(axes, "num_devices"):
         return axes.num_devices not in (None, 1)
     return axes.mesh.size > 1 and set(axes.manual_axes) != set(axes.mesh.axis_names)
 
 
+def with_devices(context: mlir.LoweringRuleContext) -> mlir.LoweringRuleContext | None:
+    """Returns a context in which `custom_partitioning` can be lowered; None where no mesh is known for all devices.
+
+    JAX tells lowering rules of a mesh only in programs that hold a `custom_partitioning`. Here it is the one that the
+    operands lie on. Which devices stand for it does not matter: parts are told by the names of the mesh's axes.
+    """
+    axes: Any = context.module_context.axis_context
+    if not hasattr(axes, "num_devices") or axes.num_devices is None:
+        return None
+    shardings = (getattr(aval, "sharding", None) for aval in context.avals_in)
+    meshes = {sharding.mesh for sharding in shardings if sharding is not None and not sharding.mesh.empty}
+    devices = axes.device_assignment or tuple(jax.devices()[: axes.num_devices])
+    if len(meshes) != 1 or {mesh.size for mesh in meshes} != {axes.num_devices} or len(devices) != axes.num_devices:
+        return None
+    known = replace(axes, device_assignment=devices, abstract_mesh=meshes.pop())
+    return context.replace(module_context=context.module_context.replace(axis_context=known))
+
+
 def row_major(value: jax.Array) -> jax.Array:
-    """The value laid out in memory in the order of its axes, which also keeps XLA from fusing it into what reads it."""
+    """Lays a value out in memory in the order of its axes, which also keeps XLA from fusing it into its readers."""
     return with_layout_constraint(value, Layout(tuple(range(value.ndim))))

@@ -1,4 +1,4 @@
-"""`KernelChain`: a kernel given as a chain of smaller ones, and the dense kernel that such a chain equals."""
+"""`KernelChain`: a kernel given as a chain of smaller kernels, and the dense kernel that such a chain equals."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import math
 import operator
 from collections.abc import Sequence
-from functools import partial, reduce
+from functools import reduce
 from typing import Any
 
 import jax
@@ -16,27 +16,25 @@ import numpy as np
 from jax import export, lax
 
 from jaxcnn.dtypes import floating_at_least_float32, integer_at_least_int32
-from jaxcnn.geometry import Pair
-
-Ints = tuple[int, ...]
+from jaxcnn.geometry import Ints, Pair
 
 
 @jax.tree_util.register_pytree_with_keys_class
 @dataclasses.dataclass(frozen=True)
 class KernelChain:
-    r"""Kernels of convolutions in a row, standing for the one dense kernel that the row equals.
+    r"""Holds the kernels of convolutions in a row, which stand for the one dense kernel that the row equals.
 
     Two links equal the dense kernel $K[w] = \sum_{u+v=w} A[u] B[v]$, where the products are matrix products over
-    channels. A chain goes wherever a kernel goes: `jaxcnn.conv(x, chain)` and `jaxcnn.conv_transpose(x, chain)`. It is
-    a pytree whose leaves are the kernels, so it can be differentiated, trained, jitted over and saved.
+    channels. A chain can stand in the place of a kernel: `jaxcnn.conv(x, chain)`, `jaxcnn.conv_transpose(x, chain)`. It
+    is a pytree whose leaves are the kernels, so it can be differentiated, trained, jitted over and saved.
 
     Args:
-      kernels: the links, first applied first, each `(*window, I / groups, O)` (HWIO, whatever the layout of images).
-      feature_group_counts: the number of groups of each link; all 1 if left out.
+      kernels: links, first applied first, each `(*window, I / groups, O)` (HWIO, whatever the layout of images).
+      feature_group_counts: number of groups of each link; all 1 if left out.
 
     Raises:
-      ValueError: no link, links of different spatial rank, channels that do not fit.
-      TypeError: a link that is no array, group counts that are no ints.
+      ValueError: There is no link; the links have different spatial ranks; their channels do not fit.
+      TypeError: A link is no array; the group counts are no ints.
 
     Example:
       >>> import jax.numpy as jnp
@@ -71,60 +69,72 @@ class KernelChain:
         _check_links([tuple(kernel.shape) for kernel in kernels], counts)
 
     def tree_flatten_with_keys(self) -> tuple[Any, Ints]:
-        """The kernels as leaves; the group counts as static structure."""
+        """Returns the kernels as leaves, and the group counts as static structure."""
         keys = (jax.tree_util.SequenceKey(index) for index in range(len(self.kernels)))
         return tuple(zip(keys, self.kernels, strict=True)), self.feature_group_counts
 
     @classmethod
     def tree_unflatten(cls, feature_group_counts: Ints, kernels: Sequence[Any]) -> KernelChain:
-        """A chain of any leaves, unchecked: transformations put other things than arrays in their place."""
+        """Returns a chain of any leaves, unchecked: transformations put other objects in the place of arrays."""
         chain = object.__new__(cls)
         object.__setattr__(chain, "kernels", tuple(kernels))
         object.__setattr__(chain, "feature_group_counts", feature_group_counts)
         return chain
 
+    @classmethod
+    def of_shapes(cls, *links: tuple[Ints, int], dtype: Any = np.float32) -> KernelChain:
+        """Returns a chain without numbers, whose links are `jax.ShapeDtypeStruct`s: for shapes and costs alone.
+
+        Args:
+          *links: Shape and group count of each link.
+          dtype: Dtype of all links.
+        """
+        kernels = tuple(jax.ShapeDtypeStruct(shape, dtype) for shape, _ in links)
+        return cls(kernels, tuple(count for _, count in links))
+
     @property
     def windows(self) -> tuple[Ints, ...]:
-        """The window of each link."""
+        """Returns the window of each link."""
         return tuple(tuple(kernel.shape[:-2]) for kernel in self.kernels)
 
     @property
     def feature_group_count(self) -> int:
-        """Number of groups of the dense kernel: the greatest common divisor of the links'."""
+        """Returns the number of groups of the dense kernel, the greatest common divisor of the links' numbers."""
         return math.gcd(*self.feature_group_counts)
 
     @property
     def shape(self) -> Ints:
-        """Shape `(*window, I / groups, O)` of the dense kernel."""
+        """Returns the shape `(*window, I / groups, O)` of the dense kernel."""
         window = tuple(sum(sizes) - len(sizes) + 1 for sizes in zip(*self.windows, strict=True))
         in_features = self.kernels[0].shape[-2] * self.feature_group_counts[0]
         return (*window, in_features // self.feature_group_count, self.kernels[-1].shape[-1])
 
     @property
     def ndim(self) -> int:
-        """Number of axes of the dense kernel."""
+        """Returns the number of axes of the dense kernel."""
         return len(self.kernels[0].shape)
 
     @property
     def dtype(self) -> Any:
-        """Dtype to which the links promote."""
+        """Returns the dtype to which the links promote."""
         return jnp.result_type(*self.kernels)
 
     @property
     def num_params(self) -> int:
-        """Number of weights in all links."""
+        """Returns the number of weights in all links."""
         return sum(math.prod(kernel.shape) for kernel in self.kernels)
 
     def dense(self) -> jax.Array:
-        """The dense kernel, `(*window, I / groups, O)`, that the chain equals.
+        """Computes the dense kernel, `(*window, I / groups, O)`, that the chain equals.
 
-        Computed in float32 at least and returned in the chain's dtype; in int32 for narrower integers.
+        It is computed in float32 at least and returned in the chain's dtype, or in int32 for narrower integers.
         """
         return _dense(self)
 
     def relative_error(self, kernel: Any) -> jax.Array:
-        r"""$\lVert D - K \rVert / \lVert K \rVert$ of the chain's dense kernel D against `kernel`, HWIO; a scalar.
+        r"""Computes the relative error of the chain's dense kernel D against `kernel`, HWIO, as a scalar.
 
+        It is $\lVert D - K \rVert / \lVert K \rVert$ for the kernel K.
         A zero kernel has relative error 0 if the chain is zero too, else infinity.
         """
         if isinstance(kernel, KernelChain) or not hasattr(kernel, "shape"):
@@ -161,11 +171,11 @@ def _check_links(shapes: Sequence[Ints], counts: Sequence[int]) -> None:
 def plan_links(
     windows: Sequence[Ints], strides: Ints, padding: Sequence[Pair], input_dilation: Ints
 ) -> list[dict[str, Any]]:
-    """Strides, padding and input dilation of each link, so that the chain equals its dense kernel, borders included.
+    """Returns strides, padding and input dilation of each link, with which a chain equals its dense kernel.
 
-    On each axis everything that touches the input (padding, input dilation) happens at the first link that has extent
-    there and the stride at the last one: a link of extent 1 turns zeros into zeros, so the order does not matter to the
-    values, and this one computes the fewest pixels.
+    On each axis the first link with an extent above 1 takes the padding and the input dilation, and the last one takes
+    the stride. A link of extent 1 turns zeros into zeros, so other orders have the same values; this one computes the
+    fewest pixels.
     """
     rank = len(strides)
     first, last = [0] * rank, [0] * rank
@@ -183,20 +193,20 @@ def plan_links(
 
 
 def compose(*kernels: jax.Array) -> jax.Array:
-    r"""The exact dense kernel of convolutions in a row.
+    r"""Computes the exact dense kernel of convolutions in a row.
 
     $K[w] = \sum_{u+v=w} A[u] B[v]$ for two kernels, and so on from left to right; a convolution with A and then one
     with B (both without padding) equals one with K.
 
     Args:
-      *kernels: `(*window, I, F_1)`, `(*window, F_1, F_2)`, ..., `(*window, F_n, O)`, first applied first.
+      *kernels: arrays `(*window, I, F_1)`, `(*window, F_1, F_2)`, ..., `(*window, F_n, O)`, first applied first.
 
     Returns:
       `(*window, I, O)`, where the window has the sum of the windows' sizes minus one less than their number on each
       axis; in the dtype to which the kernels promote, int32 for narrower integers.
 
     Raises:
-      ValueError: channels or numbers of axes that do not fit.
+      ValueError: The channels or the numbers of axes do not fit.
 
     Example:
       >>> import jax.numpy as jnp
@@ -211,7 +221,7 @@ def compose(*kernels: jax.Array) -> jax.Array:
 
 
 def _in_groups(kernel: jax.Array, count: int, groups: int) -> jax.Array:
-    """A kernel of `count` groups, a multiple of `groups`, as one dense kernel for each of `groups` groups.
+    """Returns a kernel of `count` groups, a multiple of `groups`, as one dense kernel for each of `groups` groups.
 
     (*window, I / count, O) -> (groups, *window, I / groups, O / groups), with zeros between the finer groups.
     """
@@ -226,13 +236,13 @@ def _in_groups(kernel: jax.Array, count: int, groups: int) -> jax.Array:
 
 
 def _compose_pair(first: jax.Array, second: jax.Array) -> jax.Array:
-    """(G, *window, I, F) and (G, *window, F, O) -> (G, *window, I, O)."""
+    """Composes two links: (G, *window, I, F) and (G, *window, F, O) -> (G, *window, I, O)."""
     rank = first.ndim - 3
     spatial = "DHW"[3 - rank :] if rank <= 3 else "ABCDEFGH"[:rank]
     numbers = (f"N{spatial}C", f"{spatial}IO", f"N{spatial}C")
 
     def one(a: jax.Array, b: jax.Array) -> jax.Array:
-        # The input features of the first link are the batch, its window the image: (I, *window, F) * (*window, F, O).
+        # The first link's input features are the batch and its window is the image: (I, *window, F), (*window, F, O).
         image = jnp.moveaxis(a, -2, 0)
         full = [(size - 1, size - 1) for size in b.shape[:-2]]
         flipped = jnp.flip(b, tuple(range(rank)))
@@ -247,8 +257,10 @@ def _compose_pair(first: jax.Array, second: jax.Array) -> jax.Array:
 
 
 def _compose_groups(first: jax.Array, second: jax.Array) -> jax.Array:
-    """The same, one product for each tap of the smaller window: XLA:CPU takes 0.9 s for the gradient of a convolution
-    that composes the pairs of 672 channels, 5x1 and 1x5."""
+    """Composes two links of several groups by one product for each tap of the smaller window.
+
+    The gradient of a grouped convolution would be slow on XLA:CPU.
+    """
     spread, taps = (first, second) if math.prod(second.shape[1:-2]) <= math.prod(first.shape[1:-2]) else (second, first)
     total: Any = 0
     for tap in np.ndindex(*taps.shape[1:-2]):
@@ -261,7 +273,7 @@ def _compose_groups(first: jax.Array, second: jax.Array) -> jax.Array:
 
 @jax.jit
 def _dense(chain: KernelChain) -> jax.Array:
-    dtype = integer_at_least_int32(chain.dtype)  # as a convolution of narrow integers does: products must not wrap
+    dtype = integer_at_least_int32(chain.dtype)  # products of narrow integers would wrap
     groups = chain.feature_group_count
     links = [
         _in_groups(jnp.asarray(kernel, floating_at_least_float32(dtype)), count, groups)
@@ -272,14 +284,14 @@ def _dense(chain: KernelChain) -> jax.Array:
     return dense.reshape(*dense.shape[:-2], -1).astype(dtype)
 
 
-@partial(jax.jit)
+@jax.jit
 def _relative_error(chain: KernelChain, kernel: jax.Array) -> jax.Array:
     dense = chain.dense()
-    # Each with float32 first: bfloat16 and float16 have no common dtype in NumPy, and int32 would ask for float64.
+    # Each is promoted with float32 first: bfloat16 and float16 have no common dtype in NumPy.
     wide = (np.promote_types(array.dtype, np.float32) for array in (dense, kernel))
     dtype = jax.dtypes.canonicalize_dtype(np.promote_types(*wide))
     kernel = kernel.astype(dtype)
-    # Relative to the largest weight: squares of 1e-23 are 0 in float32.
+    # Weights are divided by the largest one, because squares of 1e-23 are 0 in float32.
     largest = lax.stop_gradient(jnp.max(jnp.abs(kernel), initial=0))
     scale = jnp.where(largest > 0, largest, jnp.ones_like(largest)).astype(dtype)
     kernel = kernel / scale
@@ -289,7 +301,7 @@ def _relative_error(chain: KernelChain, kernel: jax.Array) -> jax.Array:
     return jnp.where(norm > 0, ratio, jnp.where(error > 0, jnp.inf, jnp.zeros_like(error)))
 
 
-# So that exported functions of chains can be written to files.
+# Exported functions of chains can then be written to files.
 export.register_pytree_node_serialization(
     KernelChain,
     serialized_name="jaxcnn.KernelChain",

@@ -14,23 +14,23 @@ import jax
 
 import jaxcnn
 from jaxcnn import native
-from jaxcnn.demo import DemoError
+from jaxcnn.errors import CommandError
 from jaxcnn.transform.summary.summarize import PLATFORMS
 
-#: Exit status of a command that was asked for something it cannot do; argparse's own.
+#: Exit status of a command that was asked for something it cannot do, as argparse has it.
 USAGE_ERROR = 2
 INTERRUPTED = 130
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser that reports an error in one line."""
+    """Parses arguments and reports an error in one line."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(USAGE_ERROR, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
 
 
 class _Version(argparse.Action):
-    """An option that prints the version and the state of the native kernels, and ends the program."""
+    """Prints the version and the state of the native kernels, and ends the program."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
         print(f"jaxcnn {jaxcnn.__version__}\n{native.status()}")
@@ -38,11 +38,11 @@ class _Version(argparse.Action):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit status; `arguments` are those after the program's name."""
+    """Runs a command and returns its exit status; `arguments` are those after the program's name."""
     options = _parser().parse_args(arguments)
     try:
         options.run(options)
-    except DemoError as error:
+    except CommandError as error:
         message = str(error)
     except (jax.errors.JaxRuntimeError, MemoryError) as error:  # in practice: too little memory
         message = next(iter(str(error).splitlines()), "") or "out of memory"
@@ -102,7 +102,7 @@ def _run_summarize(options: argparse.Namespace) -> None:
         summary = jaxcnn.summarize(_as_function(model, x), x, platform=options.platform)
     except Exception as error:  # whatever the user's model raises
         first = next(iter(str(error).splitlines()), "")
-        raise DemoError(f"{options.target}: {type(error).__name__}: {first}") from error
+        raise CommandError(f"{options.target}: {type(error).__name__}: {first}") from error
     print(summary.to_json() if options.json else summary)
 
 
@@ -110,7 +110,7 @@ def _run_draw(options: argparse.Namespace) -> None:
     try:
         from jaxcnn.drawing import draw_convolution, draw_pooling
     except ImportError as error:
-        raise DemoError(str(error)) from error
+        raise CommandError(str(error)) from error
 
     common: dict[str, Any] = {
         "strides": _one_or_many(options.stride),
@@ -139,7 +139,7 @@ def _run_draw(options: argparse.Namespace) -> None:
                 **common,
             )
     except (OSError, ValueError) as error:
-        raise DemoError(str(error)) from error
+        raise CommandError(str(error)) from error
     print(f"Drawn: {options.output}")
 
 
@@ -149,28 +149,28 @@ def _one_or_many(sizes: tuple[int, ...]) -> int | tuple[int, ...]:
 
 
 def _loaded(target: str) -> Any:
-    """The object that `package.module:name` names; the working directory is searched first."""
+    """Returns the object that `package.module:name` names; the working directory is searched first."""
     module, _, name = target.partition(":")
     sys.path.insert(0, "")
     try:
-        found: Any = importlib.import_module(module)
+        target_object: Any = importlib.import_module(module)
         for part in name.split("."):
-            found = getattr(found, part)
+            target_object = getattr(target_object, part)
     except Exception as error:  # whatever the user's module raises
         first = next(iter(str(error).splitlines()), "")
         kind = "" if isinstance(error, ImportError | AttributeError) else f"{type(error).__name__}: "
-        raise DemoError(f"{target}: {kind}{first}") from error
+        raise CommandError(f"{target}: {kind}{first}") from error
     finally:
         sys.path.remove("")
-    if isinstance(found, type):
-        raise DemoError(f"{target} is a class: name an object of it, or a function that makes one and calls it")
-    if not callable(found):
-        raise DemoError(f"{target} is {found!r}, neither a function nor a model")
-    return found
+    if isinstance(target_object, type):
+        raise CommandError(f"{target} is a class: name an object of it, or a function that makes one and calls it")
+    if not callable(target_object):
+        raise CommandError(f"{target} is {target_object!r}, neither a function nor a model")
+    return target_object
 
 
 def _as_function(model: Any, x: Any) -> Callable[..., Any]:
-    """A model as a function of its input alone: a Flax module is given parameters, an Equinox one its batch axis."""
+    """Returns a model as a function of its input; a Flax module gets parameters, an Equinox module a batch axis."""
     family = {cls.__module__.partition(".")[0] for cls in type(model).__mro__}
     if "flax" in family:
         return _of_flax(model, x)
@@ -178,14 +178,14 @@ def _as_function(model: Any, x: Any) -> Callable[..., Any]:
 
 
 def _of_flax(model: Any, x: Any) -> Callable[..., Any]:
-    """A module of Flax, of either kind, as a function; in training too, where it draws keys and updates statistics."""
+    """Returns a module of Flax, linen or nnx, as a function, also one that draws keys and updates statistics."""
     from flax import linen, nnx
 
     if isinstance(model, nnx.Module):
-        return lambda x: nnx.clone(model)(x)  # made inside the trace: one from outside may not be updated there
+        return lambda x: nnx.clone(model)(x)  # a module made outside the trace may not be updated inside
     if not isinstance(model, linen.Module):
         return model
-    keys = {"params": jax.random.key(0)}  # what has no key of its own takes this one's
+    keys = {"params": jax.random.key(0)}  # a collection without a key of its own takes this one
     variables = jax.eval_shape(model.init, keys, x)
 
     def apply(x: Any) -> Any:
@@ -317,23 +317,23 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _integer(low: int, high: int | None = None) -> Callable[[str], int]:
-    """A reader of integers from `low` to `high`."""
+    """Returns a reader of integers from `low` to `high`."""
 
     def read(text: str) -> int:
-        wanted = f"an integer of at least {low}" if high is None else f"an integer from {low} to {high}"
+        accepted = f"an integer of at least {low}" if high is None else f"an integer from {low} to {high}"
         try:
             number = int(text)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}") from None
+            raise argparse.ArgumentTypeError(f"{text!r} is not {accepted}") from None
         if number < low or (high is not None and number > high):
-            raise argparse.ArgumentTypeError(f"{text} is not {wanted}")
+            raise argparse.ArgumentTypeError(f"{text} is not {accepted}")
         return number
 
     return read
 
 
 def _share(text: str) -> float:
-    """A number above 0 and at most 1."""
+    """Reads a number above 0 and at most 1."""
     try:
         share = float(text)
     except ValueError:
@@ -344,7 +344,7 @@ def _share(text: str) -> float:
 
 
 def _sizes(text: str) -> tuple[int, ...]:
-    """Sizes as people write them, 1x56x56x64; each at least 1."""
+    """Reads sizes of at least 1 as people write them, 1x56x56x64."""
     try:
         sizes = tuple(int(part) for part in text.lower().split("x"))
     except ValueError:
@@ -355,14 +355,14 @@ def _sizes(text: str) -> tuple[int, ...]:
 
 
 def _target(text: str) -> str:
-    """A function's name after its module's."""
+    """Reads the name of a module and, after a colon, that of a function."""
     if text.count(":") != 1 or not all(part.isidentifier() for part in text.replace(":", ".").split(".")):
         raise argparse.ArgumentTypeError(f"{text!r} is not package.module:function")
     return text
 
 
 def _padding(text: str) -> str | int | tuple[Any, ...]:
-    """A padding as `jaxcnn.conv` takes it: a name, an integer, or for each axis an integer or low:high."""
+    """Reads a padding of `jaxcnn.conv`: a name, an integer, or for each axis an integer or low:high."""
     if text.upper() in ("SAME", "SAME_LOWER", "VALID", "CAUSAL"):
         return text.upper()
     try:

@@ -1,4 +1,4 @@
-"""What a layer costs: multiply-accumulates, operations, parameters and bytes, by exact formulas."""
+"""Costs of convolutions and pools: multiply-accumulates, operations, parameters and bytes, by exact formulas."""
 
 from __future__ import annotations
 
@@ -9,31 +9,28 @@ from typing import Any
 
 import numpy as np
 
-from jaxcnn.arguments import (
-    ConvArguments,
-    IntOrInts,
-    conv_arguments,
-    conv_transpose_arguments,
-    pool_arguments,
-    sizes_of,
-)
 from jaxcnn.chain import KernelChain, plan_links
-from jaxcnn.geometry import Padding, dilated_size, output_sizes, window_hits
+from jaxcnn.errors import ErrorPrefix
+from jaxcnn.geometry import IntOrInts, Padding, dilated_size, output_sizes, window_hits
 from jaxcnn.layout import Layout
+from jaxcnn.options import ConvGeometry, ConvOptions, PoolOptions, shape_of
 
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What computing a layer once takes; costs add up with `+`, and `sum(costs, Cost())` is that of a network.
+    """Holds the cost of computing a layer once.
+
+    Costs add up with `+`; `sum(costs, Cost())` is the cost of a network.
 
     Args:
-      macs: multiply-accumulates of the formula, taps on padding included.
-      macs_valid: the same without the taps that fall on zero padding or on the holes of a dilated input, which is what
-        XLA's cost analysis counts (halved).
-      flops: floating-point operations: 2 * macs, and the additions of a bias; for a pool its comparisons or additions.
-      params: weights and biases.
-      bytes: bytes read and written if each array is touched once: input, kernel, bias, output, and between the links of
-        a chain each intermediate result twice.
+      macs: number of multiply-accumulates by the formula, taps on padding included.
+      macs_valid: number of multiply-accumulates without the taps that fall on zero padding or on the holes of a dilated
+        input; XLA's cost analysis counts twice as many operations.
+      flops: number of floating-point operations: 2 * macs, and the additions of a bias; for a pool its comparisons or
+        additions.
+      params: number of weights and biases.
+      bytes: number of bytes read and written if each array is touched once: input, kernel, bias, output, and between
+        the links of a chain each intermediate result twice.
 
     Example:
       >>> Cost(macs=3, flops=6) + Cost(macs=1, flops=2)
@@ -50,62 +47,6 @@ class Cost:
         if not isinstance(other, Cost):
             return NotImplemented
         return Cost(*(a + b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)))
-
-
-def _link_cost(
-    batch: int,
-    stored: Sequence[int],
-    sizes: Sequence[int],
-    outputs: Sequence[int],
-    kernel_shape: Sequence[int],
-    groups: int,
-    arguments: ConvArguments,
-    link: dict[str, Any],
-    itemsize: int,
-) -> Cost:
-    *window, kernel_in, out_features = kernel_shape
-    hits = (
-        window_hits(size, output, taps, stride, low, dilation, input_dilation)
-        for size, output, taps, stride, (low, _), dilation, input_dilation in zip(
-            sizes,
-            outputs,
-            window,
-            link["strides"],
-            link["padding"],
-            arguments.kernel_dilation,
-            link["input_dilation"],
-            strict=True,
-        )
-    )
-    products = batch * kernel_in * out_features
-    macs = products * math.prod(outputs) * math.prod(window)
-    params = math.prod(kernel_shape)
-    elements = batch * (math.prod(stored) * kernel_in * groups + math.prod(outputs) * out_features)
-    return Cost(macs, products * math.prod(hits), 2 * macs, params, (elements + params) * itemsize)
-
-
-def _geometry_cost(
-    arguments: ConvArguments, kernels: Sequence[Sequence[int]], counts: Sequence[int], itemsize: int
-) -> Cost:
-    batch = math.prod(arguments.batch_shape)
-    stored = sizes = arguments.sizes
-    padding = arguments.padding
-    if arguments.padding_mode != "zeros":
-        # Padding that repeats the image is made of real pixels.
-        sizes = tuple(size + low + high for size, (low, high) in zip(sizes, padding, strict=True))
-        padding = ((0, 0),) * len(sizes)
-    cost = Cost()
-    plan = plan_links([tuple(shape[:-2]) for shape in kernels], arguments.strides, padding, arguments.input_dilation)
-    for index, (shape, groups, link) in enumerate(zip(kernels, counts, plan, strict=True)):
-        if index == len(kernels) - 1:
-            outputs = arguments.output_sizes
-        else:
-            extents = tuple(map(dilated_size, shape[:-2], arguments.kernel_dilation))
-            dilated = tuple(map(dilated_size, sizes, link["input_dilation"]))
-            outputs = output_sizes("conv_cost", dilated, link["padding"], extents, link["strides"])
-        cost += _link_cost(batch, stored, sizes, outputs, shape, groups, arguments, link, itemsize)
-        stored = sizes = outputs
-    return cost
 
 
 def conv_cost(
@@ -126,19 +67,19 @@ def conv_cost(
     transposed: bool = False,
     bias: bool = False,
 ) -> Cost:
-    r"""Cost of a convolution, of a chain of convolutions, or of their transpose.
+    r"""Computes the cost of a convolution, of a chain of convolutions, or of their transpose.
 
     macs $= N \cdot \prod_a (o_a k_a) \cdot (C_{in} / G) \cdot C_{out}$ for o output pixels and k taps on axis a and G
-    groups. A transposed convolution has the same formula with its input's pixels for o. A chain costs the sum of its
-    links, those before the last stride on unstrided images; borders are exact: inner links compute a few more pixels.
+    groups. For a transposed convolution o are the pixels of its input. A chain costs the sum of its links. Borders are
+    counted exactly: the links before the last one compute a few more pixels, and those before the stride all pixels.
 
     Args:
       x_shape: shape of x.
       kernel_shape: shape of the kernel, or a `KernelChain`.
       strides, padding, padding_mode, input_dilation, kernel_dilation, feature_group_count, layout: as in `conv`.
-      precision, method: taken so that `conv`'s options can be passed on; the formula does not depend on them.
-      preferred_element_type: dtype whose size is that of every element in `bytes`; float32 if left out.
-      output_padding: as in `conv_transpose`.
+      precision, method: as in `conv`; the formula does not depend on them.
+      preferred_element_type: dtype of every element in `bytes`; float32 if left out.
+      output_padding: number of pixels added at the end, as in `conv_transpose`.
       transposed: whether to count `conv_transpose` instead of `conv`.
       bias: whether a bias is added to each output pixel.
 
@@ -155,42 +96,102 @@ def conv_cost(
       Cost(macs=225, macs_valid=169, flops=450, params=9, bytes=236)
 
     References:
-      Half of `jax.jit(f).lower(...).cost_analysis()["flops"]` is `macs_valid`, 2 * `macs` is what most counters for
-      PyTorch print as FLOPs, and some print `macs` under that name.
+      `macs_valid` is half of `jax.jit(f).lower(...).cost_analysis()["flops"]`. Most counters for PyTorch print
+      2 * `macs` as FLOPs, and some print `macs` under that name.
     """
-    del precision, method
-    x_shape, kernel_shape = sizes_of(x_shape), sizes_of(kernel_shape)
-    itemsize = 4 if preferred_element_type is None else np.dtype(preferred_element_type).itemsize
-    common: dict[str, Any] = {
-        "strides": strides,
-        "padding": padding,
-        "kernel_dilation": kernel_dilation,
-        "feature_group_count": feature_group_count,
-        "layout": layout,
-    }
+    with ErrorPrefix("conv_cost"):
+        options = ConvOptions.of(
+            strides=strides,
+            padding=padding,
+            padding_mode=padding_mode,
+            input_dilation=input_dilation,
+            kernel_dilation=kernel_dilation,
+            feature_group_count=feature_group_count,
+            layout=layout,
+            precision=precision,
+            preferred_element_type=preferred_element_type,
+            method=method,
+            output_padding=output_padding,
+        )
+        return _conv_cost(shape_of(x_shape), shape_of(kernel_shape), options, transposed, bias)
+
+
+def _conv_cost(x_shape: Any, kernel: Any, options: ConvOptions, transposed: bool, bias: bool) -> Cost:
+    dtype = options.preferred_element_type
+    itemsize = 4 if dtype is None else np.dtype(dtype).itemsize
     if transposed:
-        arguments = conv_transpose_arguments(
-            "conv_cost", x_shape, kernel_shape, output_padding=output_padding, **common
-        )
-        _, x_sizes, _ = arguments.order.split_input("conv_cost", x_shape)
-        arguments = dataclasses.replace(arguments, output_sizes=x_sizes)
-        features, results = arguments.in_features, arguments.transposed_output_shape
+        geometry = options.transposed_geometry(x_shape, kernel)
+        _, x_sizes, _ = geometry.order.split_input(x_shape)
+        geometry = dataclasses.replace(geometry, output_sizes=x_sizes)
+        features, results = geometry.in_features, geometry.transposed_output_shape
     else:
-        arguments = conv_arguments(
-            "conv_cost", x_shape, kernel_shape, padding_mode=padding_mode, input_dilation=input_dilation, **common
-        )
-        features, results = arguments.out_features, arguments.output_shape
-    if isinstance(kernel_shape, KernelChain):
-        kernels = [tuple(link.shape) for link in kernel_shape.kernels]
-        counts = kernel_shape.feature_group_counts
+        geometry = options.geometry(x_shape, kernel)
+        features, results = geometry.out_features, geometry.output_shape
+    if isinstance(kernel, KernelChain):
+        kernels = [tuple(link.shape) for link in kernel.kernels]
+        counts = kernel.feature_group_counts
     else:
-        groups = arguments.feature_group_count
-        kernels = [(*arguments.window, arguments.in_features // groups, arguments.out_features)]
+        groups = geometry.feature_group_count
+        kernels = [(*geometry.window, geometry.in_features // groups, geometry.out_features)]
         counts = (groups,)
-    cost = _geometry_cost(arguments, kernels, counts, itemsize)
+    cost = _links_cost(geometry, kernels, counts, itemsize)
     if bias:
         cost += Cost(flops=math.prod(results), params=features, bytes=features * itemsize)
     return cost
+
+
+def _links_cost(geometry: ConvGeometry, kernels: Sequence[Sequence[int]], counts: Sequence[int], itemsize: int) -> Cost:
+    batch = math.prod(geometry.batch_shape)
+    stored = sizes = geometry.sizes
+    padding = geometry.padding
+    if geometry.padding_mode != "zeros":
+        # Padding that repeats the image holds real pixels.
+        sizes = tuple(size + low + high for size, (low, high) in zip(sizes, padding, strict=True))
+        padding = ((0, 0),) * len(sizes)
+    cost = Cost()
+    plan = plan_links([tuple(shape[:-2]) for shape in kernels], geometry.strides, padding, geometry.input_dilation)
+    for index, (shape, groups, link) in enumerate(zip(kernels, counts, plan, strict=True)):
+        if index == len(kernels) - 1:
+            outputs = geometry.output_sizes
+        else:
+            extents = tuple(map(dilated_size, shape[:-2], geometry.kernel_dilation))
+            dilated = tuple(map(dilated_size, sizes, link["input_dilation"]))
+            outputs = output_sizes(dilated, link["padding"], extents, link["strides"])
+        cost += _link_cost(batch, stored, sizes, outputs, shape, groups, geometry, link, itemsize)
+        stored = sizes = outputs
+    return cost
+
+
+def _link_cost(
+    batch: int,
+    stored: Sequence[int],
+    sizes: Sequence[int],
+    outputs: Sequence[int],
+    kernel_shape: Sequence[int],
+    groups: int,
+    geometry: ConvGeometry,
+    link: dict[str, Any],
+    itemsize: int,
+) -> Cost:
+    *window, kernel_in, out_features = kernel_shape
+    hits = (
+        window_hits(size, output, taps, stride, low, dilation, input_dilation)
+        for size, output, taps, stride, (low, _), dilation, input_dilation in zip(
+            sizes,
+            outputs,
+            window,
+            link["strides"],
+            link["padding"],
+            geometry.kernel_dilation,
+            link["input_dilation"],
+            strict=True,
+        )
+    )
+    products = batch * kernel_in * out_features
+    macs = products * math.prod(outputs) * math.prod(window)
+    params = math.prod(kernel_shape)
+    elements = batch * (math.prod(stored) * kernel_in * groups + math.prod(outputs) * out_features)
+    return Cost(macs, products * math.prod(hits), 2 * macs, params, (elements + params) * itemsize)
 
 
 def pool_cost(
@@ -203,7 +204,7 @@ def pool_cost(
     ceil_mode: bool = False,
     layout: Layout = None,
 ) -> Cost:
-    r"""Cost of a pool.
+    r"""Computes the cost of a pool.
 
     flops $= N C \cdot \prod_a o_a \cdot (\prod_a k_a - 1)$ comparisons or additions for o output pixels and k taps on
     axis a; a pool multiplies nothing, so `macs` is 0.
@@ -225,16 +226,9 @@ def pool_cost(
     References:
       XLA's cost analysis counts a window reduction the same way.
     """
-    x_shape = sizes_of(x_shape)
-    arguments = pool_arguments(
-        "pool_cost",
-        x_shape,
-        window_shape,
-        strides=strides,
-        padding=padding,
-        window_dilation=window_dilation,
-        ceil_mode=ceil_mode,
-        layout=layout,
-    )
-    outputs = math.prod(arguments.output_shape)
-    return Cost(flops=outputs * (math.prod(arguments.window) - 1), bytes=4 * (math.prod(x_shape) + outputs))
+    with ErrorPrefix("pool_cost"):
+        options = PoolOptions.of(window_shape, strides, padding, window_dilation, ceil_mode, layout)
+        shape = shape_of(x_shape)
+        geometry = options.geometry(shape)
+    outputs = math.prod(geometry.output_shape)
+    return Cost(flops=outputs * (math.prod(geometry.window) - 1), bytes=4 * (math.prod(shape) + outputs))

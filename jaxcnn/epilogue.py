@@ -1,7 +1,7 @@
-"""`fused_conv_p`: a convolution together with what follows it, which a method may apply before it stores its result.
+"""`fused_conv_p`: a convolution and the operations after it, which a method may apply before it stores its result.
 
-The equation holds its own definition: a jaxpr of the convolution and the operations that follow. Derivatives and
-batching are those of this jaxpr, and so are the values wherever no method takes the epilogue over. A `Recipe` says what
+The equation holds its own definition, a jaxpr of the convolution and the operations that follow. Derivatives and
+batching are those of this jaxpr, and so are the values where no method takes the epilogue over. A `Recipe` says what
 the operations amount to.
 """
 
@@ -23,7 +23,7 @@ from jaxcnn import native
 from jaxcnn._compat import is_partitioned
 from jaxcnn.geometry import Ints
 from jaxcnn.lowering import choice
-from jaxcnn.lowering.spec import ConvSpec, conv_spec
+from jaxcnn.lowering.spec import ConvSpec
 from jaxcnn.primitives import conv_p
 
 ACTIVATIONS = (
@@ -39,23 +39,23 @@ ACTIVATIONS = (
     "sigmoid",
     "tanh",
 )
-"""The activations of an epilogue, as `jax.nn` names them; `"gelu"` is the one by tanh, `"gelu_exact"` by erf."""
+"""Activations of an epilogue, as `jax.nn` names them; `"gelu"` is computed by tanh and `"gelu_exact"` by erf."""
 
 
 def fusing_enabled() -> bool:
-    """Returns whether a method is there that applies epilogues, without which nothing is gained by fusing."""
+    """Returns whether there is a method that applies epilogues; without one fusing gains nothing."""
     return native.is_available()
 
 
 @dataclasses.dataclass(frozen=True)
 class Epilogue:
-    """The epilogue of a convolution: y = activation(conv(x, kernel) * scale[c] + bias[c] + residual).
+    """Describes the epilogue of a convolution: y = activation(conv(x, kernel) * scale[c] + bias[c] + residual).
 
     Args:
       has_scale: presence of a factor for each channel of the result.
       has_bias: presence of a term for each channel of the result.
       has_residual: presence of an array of the result's shape that is added.
-      activation: one of `ACTIVATIONS`. A NaN stays one in all of them.
+      activation: name, one of `ACTIVATIONS`; all of them keep NaN.
       alpha: factor of negative values in `"leaky_relu"`.
     """
 
@@ -72,7 +72,7 @@ Move = tuple[Ints, Ints] | Ints
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """A recipe makes an epilogue from the operands that a fused equation has beside the two of its convolution.
+    """Makes an epilogue from the operands of a fused equation, other than the two of its convolution.
 
     Args:
       steps: pairs of an operation by channel and the position of its operand, or a number, in order. `"rsub"` is the
@@ -156,7 +156,7 @@ fused_conv_p.def_impl(_separate)
 @fused_conv_p.def_abstract_eval
 def _abstract(*operands: Any, unfused: Any, recipe: Recipe) -> Any:
     if list(operands) != list(unfused.in_avals):
-        # In `shard_map` values vary over the mesh that did not vary where the function was traced.
+        # In `shard_map` values may vary over the mesh that did not vary where the function was traced.
         unfused = jax.make_jaxpr(partial(_separate, unfused=unfused, recipe=recipe))(*operands)
     return unfused.out_avals[0]
 
@@ -219,8 +219,7 @@ mlir.register_lowering(fused_conv_p, _lower_on_cpu, platform="cpu")
 def _fused(unfused: Any, recipe: Recipe) -> Callable[..., jax.Array] | None:
     """Returns the function that computes a fused equation by its convolution's method; None if this has none."""
     equation = convolution_in(unfused)
-    params = {name: value for name, value in equation.params.items() if name not in ("method", "sharding")}
-    spec = conv_spec(*(variable.aval for variable in equation.invars), platform="cpu", **params)
+    spec: ConvSpec = dataclasses.replace(equation.params["spec"], platform="cpu")
     module = choice.METHODS[choice.choose(spec, equation.params["method"], "cpu").method]
     names = [name for name, _ in recipe.steps]
     epilogue = Epilogue(

@@ -1,45 +1,45 @@
-"""Integer arithmetic of windows that slide over an image: padding, output sizes, receptive fields.
+"""Integer arithmetic of windows that slide over an image: padding, output sizes, taps on real pixels.
 
-Everything here is arithmetic on Python integers and knows no arrays. A spatial size may also be a symbolic dimension
-of `jax.export`; only sizes, never options, may be symbolic.
+All functions here compute with Python integers and know no arrays. A spatial size may also be a symbolic dimension of
+`jax.export`; an option may not.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import operator
 from collections.abc import Sequence
 from typing import Any
 
 Ints = tuple[int, ...]
+IntOrInts = int | Sequence[int]
 Pair = tuple[int, int]
 Padding = str | int | Sequence[int] | Sequence[Sequence[int]]
 
 PADDING_NAMES = ("SAME", "SAME_LOWER", "VALID", "CAUSAL")
 
 
-def axis_values(operation: str, name: str, value: Any, rank: int, minimum: int = 1) -> tuple[int, ...]:
-    """One integer for each of `rank` spatial axes, from an int or a sequence of `rank` ints."""
-    described = f"{operation}: {name} must be an int or a sequence of {rank} ints, got {value!r}"
+def axis_values(name: str, value: Any, rank: int, minimum: int = 1) -> Ints:
+    """Returns one integer for each of `rank` spatial axes, from an int or a sequence of `rank` ints."""
+    message = f"{name} must be an int or a sequence of {rank} ints, got {value!r}"
     if isinstance(value, str):
-        raise TypeError(described)
+        raise TypeError(message)
     try:
         values = (operator.index(value),) * rank
     except TypeError:
         try:
             values = tuple(operator.index(item) for item in value)
         except TypeError:
-            raise TypeError(described) from None
+            raise TypeError(message) from None
     if len(values) != rank:
-        raise ValueError(f"{described} with {len(values)} values, one for each of {rank} spatial axes needed")
+        raise ValueError(f"{message} with {len(values)} values, one for each of {rank} spatial axes needed")
     if any(item < minimum for item in values):
-        raise ValueError(f"{operation}: {name} must be at least {minimum} on every axis, got {value!r}")
+        raise ValueError(f"{name} must be at least {minimum} on every axis, got {value!r}")
     return values
 
 
 def dilated_size(size: int, dilation: int) -> int:
-    """The extent that `size` points have when `dilation - 1` holes lie between neighbours."""
+    """Returns the extent of `size` points with `dilation - 1` holes between neighbours."""
     return (size - 1) * dilation + 1 if not _is_concrete(size) or size > 0 else 0
 
 
@@ -60,21 +60,21 @@ def _same_padding(size: int, window: int, stride: int, lower: bool) -> Pair:
     return (total - half, half) if lower else (half, total - half)
 
 
-def padding_name(operation: str, padding: str, rank: int) -> str:
-    """The canonical spelling of a padding given by name, in any case; refuses unknown names."""
+def padding_name(padding: str, rank: int) -> str:
+    """Returns the canonical spelling of a padding given by name, in any case; refuses unknown names."""
     name = padding.upper()
     if name not in PADDING_NAMES:
         known = ", ".join(repr(known) for known in PADDING_NAMES)
-        raise ValueError(f"{operation}: padding must be one of {known}, ints or (low, high) pairs, got {padding!r}")
+        raise ValueError(f"padding must be one of {known}, ints or (low, high) pairs, got {padding!r}")
     if name == "CAUSAL" and rank != 1:
-        raise ValueError(f"{operation}: padding 'CAUSAL' is for one spatial axis, but there are {rank}")
+        raise ValueError(f"padding 'CAUSAL' is for one spatial axis, but there are {rank}")
     return name
 
 
-def padding_pairs(operation: str, padding: Any, rank: int) -> tuple[Pair, ...]:
-    """(low, high) for each axis, from an int, one int for each axis or one pair for each axis."""
-    refused = (
-        f"{operation}: padding must be a name, an int, one int for each of {rank} spatial axes "
+def padding_pairs(padding: Any, rank: int) -> tuple[Pair, ...]:
+    """Returns (low, high) for each axis, from an int, one int for each axis or one pair for each axis."""
+    message = (
+        f"padding must be a name, an int, one int for each of {rank} spatial axes "
         f"or one (low, high) pair for each, got {padding!r}"
     )
     try:
@@ -86,9 +86,9 @@ def padding_pairs(operation: str, padding: Any, rank: int) -> tuple[Pair, ...]:
     try:
         items = list(padding)
     except TypeError:
-        raise TypeError(refused) from None
+        raise TypeError(message) from None
     if rank == 1 and len(items) == 2 and all(hasattr(item, "__index__") for item in items):
-        raise ValueError(f"{refused}; for one axis write ((low, high),)")
+        raise ValueError(f"{message}; for one axis write ((low, high),)")
     pairs: list[Pair] = []
     kinds = set()
     for item in items:
@@ -98,33 +98,31 @@ def padding_pairs(operation: str, padding: Any, rank: int) -> tuple[Pair, ...]:
             try:
                 values = [operator.index(part) for part in item]
             except TypeError:
-                raise TypeError(refused) from None
+                raise TypeError(message) from None
             if len(values) != 2:
-                raise ValueError(refused) from None
+                raise ValueError(message) from None
             pairs.append((values[0], values[1]))
             kinds.add("pair")
         else:
             pairs.append((both, both))
             kinds.add("int")
     if len(pairs) != rank or len(kinds) > 1:
-        raise ValueError(refused)
+        raise ValueError(message)
     return tuple(pairs)
 
 
 def resolve_padding(
-    operation: str,
     padding: Padding,
     sizes: Sequence[int],
     windows: Sequence[int],
     strides: Sequence[int],
 ) -> tuple[Pair, ...]:
-    """Explicit (low, high) padding of each axis.
+    """Returns the explicit (low, high) padding of each axis.
 
     Args:
-      operation: the name to put before an error.
-      padding: a name (`"SAME"`, `"SAME_LOWER"`, `"VALID"`, `"CAUSAL"`, any case), an int, one int for each axis, or
-        one (low, high) pair for each axis.
-      sizes: input pixels on each axis, after input dilation.
+      padding: name (`"SAME"`, `"SAME_LOWER"`, `"VALID"`, `"CAUSAL"`, any case), int, one int for each axis, or one
+        (low, high) pair for each axis.
+      sizes: number of input pixels on each axis, after input dilation.
       windows: extent of the window on each axis, after dilation.
       strides: step of the window on each axis.
 
@@ -136,8 +134,8 @@ def resolve_padding(
     """
     rank = len(sizes)
     if not isinstance(padding, str):
-        return padding_pairs(operation, padding, rank)
-    name = padding_name(operation, padding, rank)
+        return padding_pairs(padding, rank)
+    name = padding_name(padding, rank)
     if name == "VALID":
         return ((0, 0),) * rank
     if name == "CAUSAL":
@@ -149,19 +147,21 @@ def resolve_padding(
 
 
 def output_sizes(
-    operation: str,
     sizes: Sequence[int],
     padding: Sequence[Pair],
     windows: Sequence[int],
     strides: Sequence[int],
-) -> tuple[int, ...]:
-    """floor((size + low + high - window) / stride) + 1 for each axis; refuses a window larger than its input."""
+) -> Ints:
+    """Returns the output sizes, floor((size + low + high - window) / stride) + 1 for each axis.
+
+    Refuses a window larger than its padded input.
+    """
     outputs = []
     for axis, (size, (low, high), window, stride) in enumerate(zip(sizes, padding, windows, strides, strict=True)):
         padded = size + low + high
         if _is_concrete(padded) and padded < window:
             raise ValueError(
-                f"{operation}: the window is larger than its padded input on spatial axis {axis}: it spans {window} "
+                f"the window is larger than its padded input on spatial axis {axis}: it spans {window} "
                 f"(dilation included), the input has {size} + padding {low} + {high} = {padded}"
             )
         outputs.append((padded - window) // stride + 1)
@@ -169,15 +169,15 @@ def output_sizes(
 
 
 def ceil_sizes(
-    operation: str,
     sizes: Sequence[int],
     padding: Sequence[Pair],
     windows: Sequence[int],
     strides: Sequence[int],
-) -> tuple[int, ...]:
-    """Output sizes when the last window may hang over the end (PyTorch's `ceil_mode`).
+) -> Ints:
+    """Returns the output sizes when the last window may hang over the end (PyTorch's `ceil_mode`).
 
-    ceil((size + low + high - window) / stride) + 1, less one where the last window would start in the high padding.
+    A size is ceil((size + low + high - window) / stride) + 1, less one where the last window would start in the high
+    padding.
     """
     outputs = []
     for axis, (size, (low, high), window, stride) in enumerate(zip(sizes, padding, windows, strides, strict=True)):
@@ -187,7 +187,7 @@ def ceil_sizes(
                 output -= 1
             if output < 1:
                 raise ValueError(
-                    f"{operation}: with ceil_mode no window starts inside the input on spatial axis {axis}: it spans "
+                    f"with ceil_mode no window starts inside the input on spatial axis {axis}: it spans "
                     f"{window} (dilation included), the input has {size} + padding {low} + {high}"
                 )
         outputs.append(output)
@@ -195,170 +195,43 @@ def ceil_sizes(
 
 
 def transposed_sizes(
-    operation: str,
     sizes: Sequence[int],
     padding: Padding,
     windows: Sequence[int],
     strides: Sequence[int],
     output_padding: Sequence[int],
-) -> tuple[int, ...]:
-    """Output pixels of a transposed convolution: the input pixels of the convolution that it is the adjoint of.
+) -> Ints:
+    """Returns the output sizes of a transposed convolution, which are the input sizes of the convolution it transposes.
 
-    (size - 1) * stride + window - low - high + output_padding for explicit padding, size * stride for `"SAME"`.
+    An output size is (size - 1) * stride + window - low - high + output_padding for explicit padding, and size * stride
+    for `"SAME"`.
     """
     rank = len(sizes)
-    if isinstance(padding, str) and padding_name(operation, padding, rank) in ("SAME", "SAME_LOWER"):
+    if isinstance(padding, str) and padding_name(padding, rank) in ("SAME", "SAME_LOWER"):
         if any(output_padding):
             raise ValueError(
-                f"{operation}: padding {padding!r} already sets the output to input size * stride; "
+                f"padding {padding!r} already sets the output to input size * stride; "
                 f"output_padding {tuple(output_padding)} needs explicit padding"
             )
         return tuple(size * stride for size, stride in zip(sizes, strides, strict=True))
-    pairs = resolve_padding(operation, padding, sizes, windows, strides)
+    pairs = resolve_padding(padding, sizes, windows, strides)
     outputs = []
     for axis in range(rank):
         (low, high), extra = pairs[axis], output_padding[axis]
         output = (sizes[axis] - 1) * strides[axis] + windows[axis] - low - high + extra
         if _is_concrete(output) and output < 1:
             raise ValueError(
-                f"{operation}: no output is left on spatial axis {axis}: ({sizes[axis]} - 1) * stride {strides[axis]} "
+                f"no output is left on spatial axis {axis}: ({sizes[axis]} - 1) * stride {strides[axis]} "
                 f"+ window {windows[axis]} - padding {low} - {high} + output_padding {extra} = {output}"
             )
         outputs.append(output)
     return tuple(outputs)
 
 
-@dataclasses.dataclass(frozen=True)
-class Layer:
-    """One convolution or pool, as far as its receptive field goes.
-
-    Args:
-      window: pixels of the kernel or pool; an int for one spatial axis, or one int for each axis.
-      strides: step of the window, in pixels.
-      padding: an int, one int or one (low, high) pair for each axis, `"VALID"`, or `"SAME"` / `"SAME_LOWER"`, which
-        with a stride means an input whose size is a multiple of the stride.
-      dilation: distance between neighbouring taps of the window, in pixels.
-
-    Example:
-      >>> Layer(3, strides=2, padding=1)
-      Layer(window=3, strides=2, padding=1, dilation=1)
-    """
-
-    window: int | Sequence[int]
-    strides: int | Sequence[int] = 1
-    padding: Padding = 0
-    dilation: int | Sequence[int] = 1
-
-
-@dataclasses.dataclass(frozen=True)
-class ReceptiveField:
-    """Which input pixels one output pixel sees: on each axis `o * stride - offset` to `... + size - 1` for output `o`.
-
-    Args:
-      size: input pixels that an output pixel sees, by axis.
-      stride: input pixels between the fields of neighbouring outputs, by axis.
-      offset: input pixels by which the first output's field begins before the image (Araujo et al.'s padding), by axis.
-    """
-
-    size: tuple[int, ...]
-    stride: tuple[int, ...]
-    offset: tuple[int, ...]
-
-
-def _is_branches(item: Any) -> bool:
-    return not isinstance(item, Layer)
-
-
-def _check_sequence(value: Any, name: str, parts: str) -> None:
-    if isinstance(value, str) or not isinstance(value, Sequence):
-        raise TypeError(f"receptive_field: {name} must be a sequence of {parts}, got {value!r}")
-
-
-def _layers_rank(layers: Sequence[Any], name: str = "layers") -> int:
-    _check_sequence(layers, name, "layers")
-    ranks = {1}
-    for item in layers:
-        if _is_branches(item):
-            _check_sequence(item, "what is not a Layer", "parallel branches")
-            ranks.update(_layers_rank(branch, "a branch") for branch in item)
-        else:
-            for value in (item.window, item.strides, item.dilation):
-                if not hasattr(value, "__index__"):
-                    ranks.add(len(value))
-            if not isinstance(item.padding, str) and not hasattr(item.padding, "__index__"):
-                ranks.add(len(item.padding))
-    if len(ranks - {1}) > 1:
-        raise ValueError(f"receptive_field: the layers have different numbers of spatial axes: {sorted(ranks)}")
-    return max(ranks)
-
-
-def _layer_field(layer: Layer, rank: int) -> ReceptiveField:
-    window = axis_values("receptive_field", "window", layer.window, rank)
-    strides = axis_values("receptive_field", "strides", layer.strides, rank)
-    dilation = axis_values("receptive_field", "dilation", layer.dilation, rank)
-    size = tuple(dilated_size(w, d) for w, d in zip(window, dilation, strict=True))
-    # An input of one stride stands for every multiple of it.
-    padding = resolve_padding("receptive_field", layer.padding, strides, size, strides)
-    return ReceptiveField(size, strides, tuple(low for low, _ in padding))
-
-
-def _branches_field(branches: Sequence[Any], rank: int) -> ReceptiveField:
-    fields = [_chain_field(branch, rank) for branch in branches]
-    if not fields:
-        raise ValueError("receptive_field: a list of parallel branches is empty")
-    strides = {field.stride for field in fields}
-    if len(strides) > 1:
-        raise ValueError(f"receptive_field: parallel branches must have the same stride, got {sorted(strides)}")
-    offset = tuple(max(field.offset[axis] for field in fields) for axis in range(rank))
-    end = tuple(max(field.size[axis] - field.offset[axis] for field in fields) for axis in range(rank))
-    return ReceptiveField(tuple(map(operator.add, offset, end)), fields[0].stride, offset)
-
-
-def _chain_field(layers: Sequence[Any], rank: int) -> ReceptiveField:
-    size, stride, offset = (1,) * rank, (1,) * rank, (0,) * rank
-    for item in layers:
-        field = _branches_field(item, rank) if _is_branches(item) else _layer_field(item, rank)
-        size = tuple(size[a] + (field.size[a] - 1) * stride[a] for a in range(rank))
-        offset = tuple(offset[a] + field.offset[a] * stride[a] for a in range(rank))
-        stride = tuple(stride[a] * field.stride[a] for a in range(rank))
-    return ReceptiveField(size, stride, offset)
-
-
-def receptive_field(layers: Sequence[Any]) -> ReceptiveField:
-    r"""Receptive field of the last of some layers, in input pixels.
-
-    With $s_l$, $k_l$, $p_l$ the stride, dilated window and low padding of layer $l$ and $j_l = \prod_{m<l} s_m$:
-    size $= 1 + \sum_l (k_l - 1) j_l$, stride $= \prod_l s_l$, offset $= \sum_l p_l j_l$. Parallel branches give the
-    union of their fields.
-
-    Args:
-      layers: `Layer`s from input to output. In the place of a layer there may be a list of such sequences: parallel
-        branches whose results are added or concatenated; an empty branch is the identity.
-
-    Returns:
-      `ReceptiveField(size, stride, offset)`, each with one integer for each spatial axis.
-
-    Raises:
-      ValueError: parallel branches of different stride, or layers of different spatial rank.
-      TypeError: something else in the place of a layer, of branches or of a branch.
-
-    Example:
-      >>> receptive_field([Layer(3, padding=1), Layer(2, strides=2), Layer(3, padding=1)])
-      ReceptiveField(size=(8,), stride=(2,), offset=(3,))
-      >>> receptive_field([[[Layer(3, padding=1), Layer(3, padding=1)], []]])   # a residual block
-      ReceptiveField(size=(5,), stride=(1,), offset=(2,))
-
-    References:
-      Araujo, Norris and Sim, "Computing receptive fields of convolutional neural networks", Distill 2019; `offset` is
-      their padding.
-    """
-    return _chain_field(layers, _layers_rank(layers))
-
-
 def window_hits(
     size: int, output: int, window: int, stride: int, low: int, dilation: int = 1, input_dilation: int = 1
 ) -> int:
-    """Pairs of an output pixel and a tap whose input pixel is real: neither padding nor a hole of input dilation.
+    """Counts the pairs of an output pixel and a tap whose input pixel is neither padding nor a hole of input dilation.
 
     Tap `t` of output `o` reads position `o * stride - low + t * dilation` of an input that is real at the multiples of
     `input_dilation` up to `(size - 1) * input_dilation`.

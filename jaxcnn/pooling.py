@@ -1,40 +1,31 @@
-"""Pools as users call them; `_pooling.py` checks the arguments and binds the primitives."""
+"""Pools: each public function with the body that checks its geometry and binds the primitives."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from functools import partial, reduce
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
 from jax.typing import ArrayLike
 
-from jaxcnn.arguments import IntOrInts, frozen
-from jaxcnn.geometry import Padding
+from jaxcnn.dtypes import (
+    accumulation_dtype,
+    average_dtype,
+    check_arrays,
+    floating_at_least_float32,
+    integer_at_least_int32,
+)
+from jaxcnn.errors import ErrorPrefix
+from jaxcnn.geometry import IntOrInts, Ints, Padding, Pair, axis_values
 from jaxcnn.layout import Layout
-
-
-def bodies() -> Any:
-    """`_pooling`, imported at the first call: JAX's extension modules would be half of the import time."""
-    from jaxcnn import _pooling
-
-    return _pooling
-
-
-def _frozen_options(
-    window_shape: IntOrInts,
-    strides: IntOrInts,
-    padding: Padding,
-    window_dilation: IntOrInts,
-    ceil_mode: bool,
-    layout: Layout,
-) -> dict[str, Any]:
-    return {
-        "window_shape": frozen(window_shape),
-        "strides": frozen(strides),
-        "padding": frozen(padding),
-        "window_dilation": frozen(window_dilation),
-        "ceil_mode": bool(ceil_mode),
-        "layout": frozen(layout),
-    }
+from jaxcnn.lowering.pools.direct import pool_identity
+from jaxcnn.options import PoolGeometry, PoolOptions, frozen, window_order
+from jaxcnn.primitives import extremum_p, select_p, window_sum_p, winner_p
 
 
 def max_pool(
@@ -47,20 +38,21 @@ def max_pool(
     ceil_mode: bool = False,
     layout: Layout = None,
 ) -> jax.Array:
-    r"""Maximum of each window.
+    r"""Computes the maximum of each window.
 
     $y[n, o, c] = \max_t x[n, o s + t d - p, c]$; padding never wins and NaN always does. The gradient goes to the first
     maximum of a window, in row-major order; second derivatives are zero.
 
     Args:
       x: `(*batch, *spatial, C)`, or as `layout` says; real floats, integers or booleans.
-      window_shape: taps of the window; one int for each spatial axis, or an int (without a layout: one batch axis).
-      strides: step of the window, in pixels; an int or one for each spatial axis.
-      padding: as in `conv`.
+      window_shape: taps of the window; one int for each spatial axis, or an int (which without a layout means one batch
+        axis).
+      strides: step of the window, in pixels; an int, or one int for each spatial axis.
+      padding: number of pixels added around x, as in `conv`.
       window_dilation: distance between neighbouring taps, in pixels.
-      ceil_mode: also keep a last window that hangs over the end, if it starts inside the input or its low padding; one
-        that starts in the high padding is dropped.
-      layout: None (channels-last), a string such as `"NCHW"`, or the triple that lax takes.
+      ceil_mode: whether to keep a last window that hangs over the end, if it starts inside the input or its low
+        padding; a window that starts in the high padding is dropped.
+      layout: order of the axes: None (channels-last), a string such as `"NCHW"`, or the triple that lax takes.
 
     Returns:
       `(*batch, *output, C)` in x's order of axes and dtype, where
@@ -68,8 +60,8 @@ def max_pool(
       wholly on padding gives -inf, the lowest integer or False.
 
     Raises:
-      ValueError: shapes or options that do not fit; a window larger than its padded input.
-      TypeError: complex x; an option of the wrong type.
+      ValueError: Shapes or options do not fit; a window is larger than its padded input.
+      TypeError: x is complex; an option has the wrong type.
 
     Example:
       >>> import jax.numpy as jnp
@@ -80,9 +72,9 @@ def max_pool(
       Equals `flax.linen.max_pool` and `torch.nn.functional.max_pool2d`, whose `ceil_mode` rule this is; the default
       stride is 1 as in Flax, not the window as in PyTorch. `lax.reduce_window` has no gradient with dilation.
     """
-    return bodies().extremum(
-        x, mode="max", **_frozen_options(window_shape, strides, padding, window_dilation, ceil_mode, layout)
-    )
+    with ErrorPrefix("max_pool"):
+        options = PoolOptions.of(window_shape, strides, padding, window_dilation, ceil_mode, layout)
+        return extremum(x, options, mode="max")
 
 
 def min_pool(
@@ -95,7 +87,7 @@ def min_pool(
     ceil_mode: bool = False,
     layout: Layout = None,
 ) -> jax.Array:
-    r"""Minimum of each window.
+    r"""Computes the minimum of each window.
 
     $y[n, o, c] = \min_t x[n, o s + t d - p, c]$; padding never wins and NaN always does. The gradient goes to the first
     minimum of a window, in row-major order.
@@ -119,9 +111,65 @@ def min_pool(
     References:
       Equals `flax.linen.min_pool`.
     """
-    return bodies().extremum(
-        x, mode="min", **_frozen_options(window_shape, strides, padding, window_dilation, ceil_mode, layout)
-    )
+    with ErrorPrefix("min_pool"):
+        options = PoolOptions.of(window_shape, strides, padding, window_dilation, ceil_mode, layout)
+        return extremum(x, options, mode="min")
+
+
+@partial(jax.jit, static_argnames=("options", "mode"), inline=True)
+def extremum(x: jax.Array, options: PoolOptions, *, mode: str) -> jax.Array:
+    """Computes `max_pool` or `min_pool`, by `mode`: `"max"` or `"min"`."""
+    check_arrays(x=x)
+    check_ordered(x)
+    geometry = options.geometry(x.shape)
+    x, params, _ = _operands(x, geometry)
+    return geometry.order.from_canonical(extremum_p.bind(x, mode=mode, **params), geometry.batch_shape)
+
+
+def check_ordered(x: jax.Array) -> None:
+    """Refuses complex numbers, which have no order."""
+    if jnp.issubdtype(x.dtype, jnp.complexfloating):
+        raise TypeError(f"complex numbers have no order, got x of dtype {x.dtype}")
+
+
+def _operands(x: jax.Array, geometry: PoolGeometry) -> tuple[jax.Array, dict[str, Any], Ints]:
+    """Returns what the pool primitives take.
+
+    Returns:
+      x as (N, *spatial, C), cropped; the static parameters; the number of pixels cropped at the start of each axis.
+    """
+    x = geometry.order.to_canonical(x)
+    x, padding, starts = _crop(x, geometry.padding, geometry.declared_padding)
+    params = {
+        "window_shape": geometry.window,
+        "strides": geometry.strides,
+        "padding": padding,
+        "window_dilation": geometry.window_dilation,
+    }
+    return x, params, starts
+
+
+def _crop(x: jax.Array, padding: Sequence[Pair], declared: Sequence[Pair]) -> tuple[jax.Array, tuple[Pair, ...], Ints]:
+    """Crops (N, *spatial, C) where the padding is negative.
+
+    A window that hangs over the end does not see the pixels that the declared padding crops either.
+
+    Returns:
+      The cropped array, the padding that is left, and the number of pixels cropped at the start of each axis.
+    """
+    rest, starts = [], []
+    for axis, ((low, high), (_, declared_high)) in enumerate(zip(padding, declared, strict=True), start=1):
+        size = x.shape[axis]
+        start = 0
+        if min(low, high) < 0 or min(low, declared_high) < 0:
+            cut = min(high, declared_high, 0)
+            start = min(max(-low, 0), size)
+            stop = max(size + cut, start)
+            x = lax.slice_in_dim(x, start, stop, axis=axis)
+            low, high = (max(low, 0), high - cut) if stop > start else (0, size + low + high)
+        rest.append((low, high))
+        starts.append(start)
+    return x, tuple(rest), tuple(starts)
 
 
 def sum_pool(
@@ -134,7 +182,7 @@ def sum_pool(
     ceil_mode: bool = False,
     layout: Layout = None,
 ) -> jax.Array:
-    r"""Sum of each window.
+    r"""Adds up each window.
 
     $y[n, o, c] = \sum_t x[n, o s + t d - p, c]$, padding counted as zero.
 
@@ -158,7 +206,25 @@ def sum_pool(
       Equals `lax.reduce_window` with `lax.add`, which however rounds 16-bit floats at each step (1024 ones give 256 in
       bfloat16) and wraps int8.
     """
-    return bodies().total(x, **_frozen_options(window_shape, strides, padding, window_dilation, ceil_mode, layout))
+    with ErrorPrefix("sum_pool"):
+        options = PoolOptions.of(window_shape, strides, padding, window_dilation, ceil_mode, layout)
+        return _sum(x, options)
+
+
+@partial(jax.jit, static_argnames="options", inline=True)
+def _sum(x: jax.Array, options: PoolOptions) -> jax.Array:
+    check_arrays(x=x)
+    geometry = options.geometry(x.shape)
+    result = _window_sums(x, geometry)
+    if jnp.issubdtype(x.dtype, jnp.inexact):
+        result = result.astype(x.dtype)
+    return geometry.order.from_canonical(result, geometry.batch_shape)
+
+
+def _window_sums(x: jax.Array, geometry: PoolGeometry) -> jax.Array:
+    """Returns the sum of each window in the accumulation dtype, (N, *output, C)."""
+    x, params, _ = _operands(x.astype(accumulation_dtype(x.dtype)), geometry)
+    return window_sum_p.bind(x, **params)
 
 
 def avg_pool(
@@ -172,14 +238,14 @@ def avg_pool(
     count_include_pad: bool = True,
     layout: Layout = None,
 ) -> jax.Array:
-    r"""Average of each window.
+    r"""Computes the average of each window.
 
     $y[n, o, c] = \frac{1}{m_o} \sum_t x[n, o s + t d - p, c]$, where $m_o$ counts the taps of the window.
 
     Args:
       x: `(*batch, *spatial, C)`, or as `layout` says.
       window_shape, strides, padding, window_dilation, ceil_mode, layout: as in `max_pool`.
-      count_include_pad: whether $m_o$ counts taps on padding; those that hang over the end in `ceil_mode` are never
+      count_include_pad: whether $m_o$ counts taps on padding; taps that hang over the end in `ceil_mode` are never
         counted.
 
     Returns:
@@ -201,8 +267,55 @@ def avg_pool(
       Equals `torch.nn.functional.avg_pool2d` and `flax.linen.avg_pool` with the same `count_include_pad`;
       TensorFlow and Keras never count padding.
     """
-    options = _frozen_options(window_shape, strides, padding, window_dilation, ceil_mode, layout)
-    return bodies().average(x, count_include_pad=bool(count_include_pad), **options)
+    with ErrorPrefix("avg_pool"):
+        options = PoolOptions.of(window_shape, strides, padding, window_dilation, ceil_mode, layout)
+        return average(x, options, count_include_pad=bool(count_include_pad))
+
+
+@partial(jax.jit, static_argnames=("options", "count_include_pad"), inline=True)
+def average(x: jax.Array, options: PoolOptions, *, count_include_pad: bool) -> jax.Array:
+    """Computes `avg_pool`."""
+    check_arrays(x=x)
+    geometry = options.geometry(x.shape)
+    dtype = average_dtype(x.dtype)
+    result = _window_sums(x, geometry).astype(floating_at_least_float32(dtype))
+    counts = jnp.asarray(_counts(geometry, count_include_pad, result.dtype))
+    result = result / jnp.maximum(counts, 1).astype(result.dtype).reshape(
+        (1,) * (result.ndim - counts.ndim) + counts.shape
+    )
+    return geometry.order.from_canonical(result.astype(dtype), geometry.batch_shape)
+
+
+def _counts(geometry: PoolGeometry, count_include_pad: bool, dtype: np.dtype) -> Any:
+    """Returns the number of taps of each window that count, as a constant that broadcasts with (N, *output, C)."""
+    rank = geometry.order.rank
+    bounds = []
+    for size, (low, high) in zip(geometry.sizes, geometry.declared_padding, strict=True):
+        if not count_include_pad:
+            # The symbolic padding of "SAME" is never negative.
+            low, high = (min(value, 0) if isinstance(value, int) else 0 for value in (low, high))
+        bounds.append((-low, size + high))
+    axes = []
+    for axis in range(rank):
+        output, step, low = geometry.output_sizes[axis], geometry.strides[axis], geometry.padding[axis][0]
+        taps = np.arange(geometry.window[axis]) * geometry.window_dilation[axis]
+        start, stop = bounds[axis]
+        # Positions are compared as arrays: with a symbolic size they are traced, else a NumPy constant.
+        positions = _arange(output)[:, None] * step - _value(low) + taps[None]
+        inside = (positions >= _value(start)) & (positions < _value(stop))
+        axes.append(inside.sum(1).reshape(*(1,) * axis, -1, *(1,) * (rank - axis)))
+    counts = reduce(lambda a, b: a * b, axes)
+    if isinstance(counts, np.ndarray) and counts.min(initial=1) == counts.max(initial=1):
+        return np.asarray(counts.flat[0] if counts.size else 1, dtype)
+    return counts.astype(dtype)
+
+
+def _arange(size: Any) -> Any:
+    return np.arange(size) if isinstance(size, int) else lax.iota(jnp.int32, size)
+
+
+def _value(size: Any) -> Any:
+    return size if isinstance(size, int) else jnp.asarray(size, jnp.int32)
 
 
 def lp_pool(
@@ -216,7 +329,7 @@ def lp_pool(
     ceil_mode: bool = False,
     layout: Layout = None,
 ) -> jax.Array:
-    r"""p-norm of each window.
+    r"""Computes the p-norm of each window.
 
     $y[n, o, c] = \left( \sum_t |x[n, o s + t d - p_0, c]|^p \right)^{1/p}$. The gradient of a window of zeros is 0.
 
@@ -229,7 +342,7 @@ def lp_pool(
       `(*batch, *output, C)` in x's order of axes and dtype.
 
     Raises:
-      ValueError: as in `max_pool`; p below 1.
+      ValueError: as in `max_pool`; p is below 1.
       TypeError: x is not of real floats.
 
     Example:
@@ -241,11 +354,34 @@ def lp_pool(
       Equals `torch.nn.functional.lp_pool2d` for even p, and ONNX's LpPool; for odd p PyTorch adds signed powers, and
       in `ceil_mode` it scales a window that hangs over the end as if it were full.
     """
-    order = float(p)
-    if not order >= 1:
-        raise ValueError(f"lp_pool: p must be at least 1, got {p!r}")
-    options = _frozen_options(window_shape, strides, padding, window_dilation, ceil_mode, layout)
-    return bodies().norm(x, p=order, **options)
+    with ErrorPrefix("lp_pool"):
+        p_order = float(p)
+        if not p_order >= 1:
+            raise ValueError(f"p must be at least 1, got {p!r}")
+        options = PoolOptions.of(window_shape, strides, padding, window_dilation, ceil_mode, layout)
+        return _norm(x, options, p=p_order)
+
+
+@partial(jax.jit, static_argnames=("options", "p"), inline=True)
+def _norm(x: jax.Array, options: PoolOptions, *, p: float) -> jax.Array:
+    check_arrays(x=x)
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(f"x must be of real floats, got dtype {x.dtype}")
+    geometry = options.geometry(x.shape)
+    wide = x.astype(floating_at_least_float32(x.dtype))
+    if math.isinf(p):
+        magnitude, params, _ = _operands(jnp.abs(wide), geometry)
+        # A window without a pixel has norm 0.
+        result = jnp.maximum(extremum_p.bind(magnitude, mode="max", **params), jnp.zeros((), wide.dtype))
+    else:
+        powers = jnp.square(wide) if p == 2 else jnp.abs(wide) ** p
+        sums = _window_sums(powers, geometry)
+        # The root has no derivative at 0: there the result is constant 0, and its gradient 0 rather than NaN.
+        zero = sums == 0
+        safe = jnp.where(zero, jnp.ones_like(sums), sums)
+        root = jnp.sqrt(safe) if p == 2 else safe ** (1 / p)
+        result = jnp.where(zero, jnp.zeros_like(sums), root)
+    return geometry.order.from_canonical(result.astype(x.dtype), geometry.batch_shape)
 
 
 def max_pool_with_indices(
@@ -258,15 +394,15 @@ def max_pool_with_indices(
     ceil_mode: bool = False,
     layout: Layout = None,
 ) -> tuple[jax.Array, jax.Array]:
-    r"""Maximum of each window, and where it stands.
+    r"""Computes the maximum of each window and its index in the plane.
 
     Args:
       x: `(*batch, *spatial, C)`, or as `layout` says; real floats, integers or booleans.
       window_shape, strides, padding, window_dilation, ceil_mode, layout: as in `max_pool`.
 
     Returns:
-      The values of `max_pool`, and of the same shape the int32 index of each window's first maximum in its unpadded
-      spatial plane, flattened in row-major order (h * W + w in 2-D); -1 where a window is wholly on padding.
+      The values of `max_pool`, and an int32 array of the same shape: the index of each window's first maximum in the
+      unpadded spatial plane, flattened in row-major order (h * W + w in 2-D); -1 where a window is wholly on padding.
 
     Raises:
       ValueError, TypeError: as in `max_pool`.
@@ -281,29 +417,56 @@ def max_pool_with_indices(
       Equals `torch.nn.functional.max_pool2d(..., return_indices=True)`, with int32 for int64.
       `max_unpool` puts the values back.
     """
-    return bodies().extremum_with_indices(
-        x, **_frozen_options(window_shape, strides, padding, window_dilation, ceil_mode, layout)
-    )
+    with ErrorPrefix("max_pool_with_indices"):
+        options = PoolOptions.of(window_shape, strides, padding, window_dilation, ceil_mode, layout)
+        return _max_with_indices(x, options)
+
+
+@partial(jax.jit, static_argnames="options", inline=True)
+def _max_with_indices(x: jax.Array, options: PoolOptions) -> tuple[jax.Array, jax.Array]:
+    check_arrays(x=x)
+    check_ordered(x)
+    geometry = options.geometry(x.shape)
+    cropped, params, starts = _operands(x, geometry)
+    index = winner_p.bind(lax.stop_gradient(cropped), mode="max", **params)
+    is_empty = index < 0
+    maxima = select_p.bind(cropped, index, **params)
+    values = jnp.where(is_empty, jnp.asarray(pool_identity("max", cropped.dtype)), maxima)
+    if cropped.shape[1:-1] != tuple(geometry.sizes):
+        index = jnp.where(is_empty, index, _index_in_whole(index, cropped.shape[1:-1], geometry.sizes, starts))
+    unflatten = partial(geometry.order.from_canonical, batch_shape=geometry.batch_shape)
+    return unflatten(values), unflatten(index)
+
+
+def _index_in_whole(
+    index: jax.Array, sizes: Sequence[int], whole_sizes: Sequence[int], starts: Sequence[int]
+) -> jax.Array:
+    """Returns flat indices in the whole plane from flat indices in the cropped one."""
+    rest, whole_index, scale = index, jnp.zeros_like(index), 1
+    for size, whole_size, start in zip(sizes[::-1], whole_sizes[::-1], starts[::-1], strict=True):
+        whole_index = whole_index + (rest % size + start) * scale
+        rest, scale = rest // size, scale * whole_size
+    return whole_index
 
 
 def max_unpool(values: ArrayLike, indices: ArrayLike, output_shape: IntOrInts, *, layout: Layout = None) -> jax.Array:
     r"""Puts the values of a max pool back where they came from, zeros elsewhere.
 
-    The inverse of `max_pool_with_indices` on the maxima; a pixel that won several windows gets its value once.
+    It is the inverse of `max_pool_with_indices` on the maxima; a pixel that won several windows gets its value once.
 
     Args:
       values: `(*batch, *pooled, C)`, or as `layout` says.
-      indices: of the same shape, flat in the plane of `output_shape`; -1 puts nothing.
-      output_shape: spatial sizes of the result; one int for each spatial axis, or an int (without a layout: one batch
-        axis).
+      indices: array of the same shape; indices into the flattened plane of `output_shape`, -1 for a value to leave out.
+      output_shape: spatial sizes of the result; one int for each spatial axis, or an int (which without a layout means
+        one batch axis).
       layout: as in `max_pool`.
 
     Returns:
       `(*batch, *output_shape, C)` in the order of axes and dtype of `values`.
 
     Raises:
-      ValueError: `values` and `indices` of different shapes; options that do not fit.
-      TypeError: indices that are not integers.
+      ValueError: `values` and `indices` have different shapes; options do not fit.
+      TypeError: The indices are not integers.
 
     Example:
       >>> import jax.numpy as jnp
@@ -313,4 +476,32 @@ def max_unpool(values: ArrayLike, indices: ArrayLike, output_shape: IntOrInts, *
     References:
       Equals `torch.nn.functional.max_unpool2d`, which leaves open which of several equal indices wins.
     """
-    return bodies().unpool(values, indices, output_shape=frozen(output_shape), layout=frozen(layout))
+    with ErrorPrefix("max_unpool"):
+        return _unpool(values, indices, output_shape=frozen(output_shape), layout=frozen(layout))
+
+
+@partial(jax.jit, static_argnames=("output_shape", "layout"), inline=True)
+def _unpool(values: jax.Array, indices: jax.Array, *, output_shape: Any, layout: Layout) -> jax.Array:
+    check_arrays(values=values, indices=indices)
+    if values.shape != indices.shape:
+        raise ValueError(f"values {values.shape} and indices {indices.shape} must have the same shape")
+    if not jnp.issubdtype(indices.dtype, jnp.integer):
+        raise TypeError(f"indices must be integers, got dtype {indices.dtype}")
+    order = window_order(values.shape, output_shape, layout)
+    sizes = axis_values("output_shape", output_shape, order.rank)
+    batch_shape, _, features = order.split_input(values.shape)
+    values, indices = order.to_canonical(values), order.to_canonical(indices)
+    batch, plane = values.shape[0], math.prod(sizes)
+    pixels = math.prod(values.shape[1:-1])
+    flat = values.reshape(batch, pixels, features)
+    # An index below 0 would count from the end. It is moved past the end instead, where it is dropped; a narrow integer
+    # cannot hold such an index.
+    positions = indices.astype(integer_at_least_int32(indices.dtype)).reshape(batch, pixels, features)
+    positions = jnp.where(positions < 0, jnp.asarray(plane, positions.dtype), positions)
+
+    def unpooled(values: jax.Array, positions: jax.Array) -> jax.Array:
+        return jnp.zeros(plane, values.dtype).at[positions].set(values, mode="drop")
+
+    # Mapped over images and features, so that a program for several devices splits along both.
+    result = jax.vmap(jax.vmap(unpooled, -1, -1))(flat, positions)
+    return order.from_canonical(result.reshape(batch, *sizes, features), batch_shape)

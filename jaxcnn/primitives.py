@@ -1,13 +1,14 @@
 """The JAX primitives behind the public functions: abstract evaluation, derivatives, batching and lowering.
 
 `conv_p` has three roles, the partial derivatives of the trilinear form sum(y * conv(x, kernel)): each transpose of one
-is another of them. `extremum_p` (a max or min pool) is differentiated through the index of each window's winner,
+role is another role. `extremum_p` (a max or min pool) is differentiated through the index of each window's winner,
 `winner_p`, and a linear primitive that selects by it, `select_p`, whose transpose `scatter_p` adds back. `window_sum_p`
 and `window_spread_p` are each other's transpose.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -15,27 +16,43 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.extend import source_info_util
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from jaxcnn._compat import is_partitioned, varying_axes
+from jaxcnn._compat import is_partitioned, varying_axes, with_devices
 from jaxcnn.lowering import choice
-from jaxcnn.lowering.spec import PoolSpec, conv_spec
+from jaxcnn.lowering.pools.direct import pool_identity
+from jaxcnn.lowering.spec import ConvSpec, PoolSpec, Role, conv_spec
+from jaxcnn.partitioning import Split
+from jaxcnn.splits import conv_split, pool_split
 
 # The source line of an operation is the user's that called jaxcnn, in profiles as in summaries.
 source_info_util.register_exclusion(os.path.join(os.path.dirname(__file__), ""))
 
 
-def _register(primitive: Primitive, run: Callable[..., jax.Array], static: Sequence[str]) -> None:
-    """Evaluation of a primitive by `run`, eager, abstract and lowered."""
+def _register(
+    primitive: Primitive, run: Callable[..., jax.Array], split: Callable[..., Split], static: Sequence[str]
+) -> None:
+    """Defines a primitive's evaluation, eager, abstract and lowered.
+
+    Args:
+      primitive: the primitive.
+      run: function of its operands and parameters.
+      split: function of its abstract operands and parameters, which returns how it is split over devices.
+      static: names of its parameters.
+    """
 
     @primitive.def_abstract_eval
     def _abstract(*operands: Any, **params: Any) -> Any:
-        # Tracing on the abstract values keeps what a bare shape and dtype would lose: explicit sharding and the mesh
-        # axes over which a value varies in shard_map.
-        return jax.make_jaxpr(partial(run, **params))(*operands).out_avals[0]
+        if not any(map(_is_explicit, operands)):
+            # Tracing on the abstract values keeps the mesh axes over which a value varies in shard_map.
+            return jax.make_jaxpr(partial(run, **params))(*operands).out_avals[0]
+        result = _type_of_result(run, operands, params)
+        sharding = params.get("sharding") or split(*operands, **params).result_sharding(operands, result.shape)
+        return result.update(sharding=sharding)
 
     @partial(jax.jit, static_argnames=tuple(static))
     def apply(*operands: jax.Array, **params: Any) -> jax.Array:
@@ -43,128 +60,146 @@ def _register(primitive: Primitive, run: Callable[..., jax.Array], static: Seque
 
     @primitive.def_impl
     def _impl(*operands: jax.Array, **params: Any) -> jax.Array:
-        # Evaluated operation by operation, as by jax.disable_jit() and where a NaN is looked for, `apply` would call
-        # itself for ever.
+        # Where JAX evaluates operation by operation (jax.disable_jit, a search for NaN), `apply` would call itself for
+        # ever.
         with jax.disable_jit(False), jax.debug_nans(False), jax.debug_infs(False):
             result = apply(*operands, **params)
-        for name, found in (("nan", jnp.isnan), ("inf", jnp.isinf)):
+        for name, is_invalid in (("nan", jnp.isnan), ("inf", jnp.isinf)):
             if (
                 getattr(jax.config, f"jax_debug_{name}s")
                 and jnp.issubdtype(result.dtype, jnp.inexact)
-                and bool(found(result).any())
+                and bool(is_invalid(result).any())
             ):
                 raise FloatingPointError(f"invalid value ({name}) encountered in {primitive}")
         return result
 
     def run_on(platform: str, *operands: jax.Array, **params: Any) -> jax.Array:
-        # On an Explicit mesh JAX asks of each reshape how its result lies; there only `direct` knows.
-        return run(*operands, platform=None if any(map(_is_explicit, operands)) else platform, **params)
+        # On an Explicit mesh each reshape needs a sharding for its result, which only `direct` gives.
+        return run(
+            *operands, platform=None if any(map(_is_explicit, map(jax.typeof, operands))) else platform, **params
+        )
 
     mlir.register_lowering(primitive, mlir.lower_fun(partial(run_on, "accelerator"), multiple_results=False))
 
     def lower_on_cpu(context: mlir.LoweringRuleContext, *operands: Any, **params: Any) -> Any:
-        xla_only = context.module_context.lowering_parameters.for_export or is_partitioned(context)
+        for_export = context.module_context.lowering_parameters.for_export
+        xla_only = for_export or is_partitioned(context)
+        if xla_only and not for_export and (with_mesh := with_devices(context)) is not None:
+            parts = split(*context.avals_in, **params).over_devices(context.avals_out[0].shape)
+            return mlir.lower_fun(parts, multiple_results=False)(with_mesh, *operands)
         rule = mlir.lower_fun(partial(run_on, "cpu", xla_only=xla_only), multiple_results=False)
         return rule(context, *operands, **params)
 
     mlir.register_lowering(primitive, lower_on_cpu, platform="cpu")
 
 
-def _is_explicit(operand: jax.Array) -> bool:
-    return jax.sharding.AxisType.Explicit in jax.typeof(operand).sharding.mesh.axis_types
+def _type_of_result(run: Callable[..., jax.Array], operands: Sequence[Any], params: dict[str, Any]) -> Any:
+    """Returns the type of a primitive's result from operands whose shardings do not matter."""
+    plain = [jax.ShapeDtypeStruct(operand.shape, operand.dtype) for operand in operands]
+    return jax.make_jaxpr(partial(run, **{**params, **dict.fromkeys(params.keys() & {"sharding"})}))(*plain).out_avals[
+        0
+    ]
 
 
-# Convolution. No static parameter may be called g, x or y: ad.defbilinear uses these names.
+def _is_explicit(aval: Any) -> bool:
+    sharding = getattr(aval, "sharding", None)
+    return sharding is not None and jax.sharding.AxisType.Explicit in sharding.mesh.axis_types
+
+
+# Convolution. No parameter may be called g, x or y: ad.defbilinear uses these names.
 
 conv_p = Primitive("jaxcnn_conv")
-_CONV_STATIC = (
-    "role",
-    "stacked",
-    "strides",
-    "padding",
-    "input_dilation",
-    "kernel_dilation",
-    "feature_group_count",
-    "precision",
-    "preferred_element_type",
-    "method",
-    "input_size",
-    "window",
-    "sharding",
-)
+"""Parameters: `spec`, the convolution; `method`, the name that the user asked for; `sharding` of the result on an
+Explicit mesh, or None."""
 
 
-def _run_conv(lhs: jax.Array, rhs: jax.Array, *, method: str, platform: str | None = None, **params: Any) -> jax.Array:
-    spec = conv_spec(lhs, rhs, platform=platform, **params)
+def _run_conv(
+    lhs: jax.Array, rhs: jax.Array, *, spec: ConvSpec, method: str, platform: str | None = None, **program: Any
+) -> jax.Array:
+    spec = dataclasses.replace(spec, platform=platform, **program)
+    # Without a platform only the type of the result matters.
+    method = method if platform else "direct"
     return choice.METHODS[choice.choose(spec, method, platform).method].lower(lhs, rhs, spec)
 
 
-_register(conv_p, _run_conv, _CONV_STATIC)
+def _split_conv(lhs: Any, rhs: Any, *, spec: ConvSpec, method: str, **program: Any) -> Split:
+    del program
+    return conv_split(spec, lambda lhs, rhs, part: _run_conv(lhs, rhs, spec=part, method=method, platform="cpu"))
 
 
-def bind_conv(lhs: jax.Array, rhs: jax.Array, *, method: str, **params: Any) -> jax.Array:
-    """Binds `conv_p` with both operands varying over the same manual mesh axes (as `shard_map` asks).
+_register(conv_p, _run_conv, _split_conv, ("spec", "method", "sharding"))
+
+
+def bind_conv(lhs: jax.Array, rhs: jax.Array, *, method: str, sharding: Any = None, **options: Any) -> jax.Array:
+    """Computes a convolution by `conv_p`, with both operands varying over the same manual mesh axes of `shard_map`.
+
+    Args:
+      lhs: first operand of the role.
+      rhs: second operand of the role.
+      method: name of a method, or `"auto"`.
+      sharding: sharding of the result on an Explicit mesh, or None.
+      options: arguments of `conv_spec`; the role is `"output"` if left out.
 
     Raises:
       ValueError: the method that was asked for does not support this convolution.
     """
     lhs, rhs = _match_varying(lhs, rhs)
-    full = {"role": "output", "stacked": False, "input_size": None, "window": None, **params}
-    sharding = full.pop("sharding", None)
-    choice.check_supported(method, conv_spec(lhs, rhs, **full))
-    return conv_p.bind(lhs, rhs, method=method, sharding=sharding, **full)
+    spec = conv_spec(lhs, rhs, **{"role": "output", "stacked": False, "input_size": None, "window": None, **options})
+    choice.check_supported(method, spec)
+    return conv_p.bind(lhs, rhs, spec=spec, method=method, sharding=sharding)
 
 
 def _match_varying(*operands: jax.Array) -> tuple[jax.Array, ...]:
     varying = [varying_axes(operand) for operand in operands]
     union: frozenset[str] = frozenset().union(*varying)
     return tuple(
-        lax.pcast(operand, tuple(sorted(union - own)), to="varying") if union - own else operand
-        for operand, own in zip(operands, varying, strict=True)
+        lax.pcast(operand, tuple(sorted(union - axes)), to="varying") if union - axes else operand
+        for operand, axes in zip(operands, varying, strict=True)
     )
 
 
-def _transposed(lhs: Any, rhs: Any, target: Any, params: dict[str, Any], role: str, lead: int) -> jax.Array:
-    """Binds `conv_p` in another role, to compute the cotangent of `target`."""
-    aval = target.aval
-    return conv_p.bind(
-        lhs,
-        rhs,
-        **{
-            **params,
-            "role": role,
-            "input_size": tuple(aval.shape[lead + 1 : -1]) if role == "input" else None,
-            "window": tuple(aval.shape[lead:-2]) if role == "kernel" else None,
-            "preferred_element_type": aval.dtype,
-            "sharding": _aval_sharding(aval),
-        },
-    )
+def batch_sharding(y: jax.Array) -> Any:
+    """Returns a sharding of the batch axis alone, as y's, on an Explicit mesh; None elsewhere."""
+    sharding = jax.typeof(y).sharding
+    if sharding.mesh.empty:
+        return None
+    spec = jax.sharding.PartitionSpec(sharding.spec[0], *(None,) * (y.ndim - 1))
+    return jax.sharding.NamedSharding(sharding.mesh, spec)
 
 
 def _aval_sharding(aval: Any) -> Any:
-    """The sharding of a value on an Explicit mesh, else None."""
+    """Returns the sharding of a value on an Explicit mesh; None elsewhere."""
     sharding = getattr(aval, "sharding", None)
     return None if sharding is None or sharding.mesh.empty else sharding
 
 
 # The operands of each role, and of the role that computes each of them from the cotangent of the result.
-_OPERANDS = {"output": ("input", "kernel"), "input": ("output", "kernel"), "kernel": ("input", "output")}
+_OPERANDS: dict[str, tuple[Role, Role]] = {
+    "output": ("input", "kernel"),
+    "input": ("output", "kernel"),
+    "kernel": ("input", "output"),
+}
 
 
-def _conv_transpose_rule(position: int, cotangent: Any, lhs: Any, rhs: Any, **params: Any) -> jax.Array:
-    role = params["role"]
-    arrays = dict(zip(_OPERANDS[role], (lhs, rhs), strict=True))
-    wanted = _OPERANDS[role][position]
-    arrays[role] = cotangent
-    first, second = (arrays[name] for name in _OPERANDS[wanted])
-    lead = 1 if params["stacked"] else 0
-    return _transposed(first, second, arrays[wanted], params, wanted, lead)
+def _conv_transpose_rule(
+    position: int, cotangent: Any, lhs: Any, rhs: Any, *, spec: ConvSpec, sharding: Any, **params: Any
+) -> jax.Array:
+    del sharding
+    arrays = dict(zip(_OPERANDS[spec.role], (lhs, rhs), strict=True))
+    role = _OPERANDS[spec.role][position]
+    aval = arrays[role].aval
+    arrays[spec.role] = cotangent
+    first, second = (arrays[name] for name in _OPERANDS[role])
+    dtypes = {"lhs_dtype": first.dtype, "rhs_dtype": second.dtype, "out_dtype": aval.dtype}
+    transposed = dataclasses.replace(spec, role=role, **{name: np.dtype(dtype) for name, dtype in dtypes.items()})
+    return conv_p.bind(first, second, spec=transposed, sharding=_aval_sharding(aval), **params)
 
 
 ad.defbilinear(conv_p, partial(_conv_transpose_rule, 0), partial(_conv_transpose_rule, 1))
 
-# Where a `vmap` over one operand alone goes: into an axis of that operand which the result keeps. Each entry is that
-# axis of the operand and of the result, and whether its features lie group by group (a kernel's input features do not).
+# A `vmap` over one operand alone is folded into an axis of that operand which the result keeps. By role and position of
+# the operand: that axis of the operand and of the result, each with whether its features lie group by group (a kernel's
+# input features do not).
 _BATCH = 0
 _FOLDS = {
     ("output", 0): ((_BATCH, False), (_BATCH, False)),
@@ -180,13 +215,12 @@ def _fold(array: jax.Array, axis: int, groups: int) -> jax.Array:
     """Merges the leading axis B into `axis` of the rest: (B, ..., G * F, ...) -> (..., G * B * F, ...)."""
     size, shape = array.shape[0], array.shape[1:]
     axis %= len(shape)
-    moved = jnp.moveaxis(array, 0, axis)
-    split = moved.reshape(*shape[:axis], size, groups, shape[axis] // groups, *shape[axis + 1 :])
+    split = jnp.moveaxis(array, 0, axis).reshape(*shape[:axis], size, groups, shape[axis] // groups, *shape[axis + 1 :])
     return jnp.swapaxes(split, axis, axis + 1).reshape(*shape[:axis], size * shape[axis], *shape[axis + 1 :])
 
 
 def _unfold(array: jax.Array, axis: int, groups: int, size: int) -> jax.Array:
-    """The inverse of `_fold`: (..., G * B * F, ...) -> (B, ..., G * F, ...)."""
+    """Undoes `_fold`: (..., G * B * F, ...) -> (B, ..., G * F, ...)."""
     shape = array.shape
     axis %= len(shape)
     features = shape[axis] // size
@@ -195,16 +229,20 @@ def _unfold(array: jax.Array, axis: int, groups: int, size: int) -> jax.Array:
     return jnp.moveaxis(merged, axis, 0)
 
 
-def _conv_batching_rule(args: Sequence[Any], dims: Sequence[Any], **params: Any) -> tuple[jax.Array, int]:
-    role, stacked, groups = params["role"], params["stacked"], params["feature_group_count"]
-    params["sharding"] = None
+def _conv_batching_rule(
+    args: Sequence[Any], dims: Sequence[Any], *, spec: ConvSpec, sharding: Any, **params: Any
+) -> tuple[jax.Array, int]:
+    del sharding
+    role, groups, stacked = spec.role, spec.feature_group_count, spec.stacked is not None
     operands = [arg if dim is None else jnp.moveaxis(arg, dim, 0) for arg, dim in zip(args, dims, strict=True)]
+
+    def bind(operands: Sequence[Any], stacked: bool) -> jax.Array:
+        return conv_p.bind(*operands, spec=_with_operands(spec, operands, stacked), sharding=None, **params)
+
     if any(arg.shape[dim] == 0 for arg, dim in zip(args, dims, strict=True) if dim is not None):
-        # What is folded into an axis of size 0 cannot be told apart again.
-        shapes = [op.shape if dim is None else op.shape[1:] for op, dim in zip(operands, dims, strict=True)]
-        ones = [jax.ShapeDtypeStruct(shape, op.dtype) for shape, op in zip(shapes, operands, strict=True)]
-        result = jax.eval_shape(partial(conv_p.bind, **params), *ones)
-        return jnp.zeros((0, *result.shape), result.dtype), 0
+        lead = () if spec.stacked is None else (spec.stacked,)
+        # An axis of size 0 that is folded into another cannot be told apart again.
+        return jnp.zeros((0, *lead, *spec.result_shape), spec.out_dtype), 0
     if None in dims:
         position = dims.index(None) ^ 1
         size = operands[position].shape[0]
@@ -213,19 +251,37 @@ def _conv_batching_rule(args: Sequence[Any], dims: Sequence[Any], **params: Any)
             for axis, grouped in _FOLDS[role, position]
         )
         operands[position] = _fold(operands[position], axis, grouped)
-        return _unfold(conv_p.bind(*operands, **params), result_axis, result_grouped, size), 0
+        return _unfold(bind(operands, stacked), result_axis, result_grouped, size), 0
     if not stacked:
-        return conv_p.bind(*operands, **{**params, "stacked": True}), 0
+        return bind(operands, stacked=True), 0
     size, stack = operands[0].shape[:2]
     merged = [operand.reshape(size * stack, *operand.shape[2:]) for operand in operands]
-    result = conv_p.bind(*merged, **params)
+    result = bind(merged, stacked)
     return result.reshape(size, stack, *result.shape[1:]), 0
+
+
+def _with_operands(spec: ConvSpec, operands: Sequence[Any], stacked: bool) -> ConvSpec:
+    """Returns the spec of a convolution with the same options and operands of more images or channels."""
+    return conv_spec(
+        *operands,
+        role=spec.role,
+        stacked=stacked,
+        strides=spec.strides,
+        padding=spec.padding,
+        input_dilation=spec.input_dilation,
+        kernel_dilation=spec.kernel_dilation,
+        feature_group_count=spec.feature_group_count,
+        precision=spec.precision,
+        preferred_element_type=spec.out_dtype,
+        input_size=spec.input_shape[1:-1],
+        window=spec.window,
+    )
 
 
 batching.primitive_batchers[conv_p] = _conv_batching_rule
 
 
-# Pools. Every operand is (N, *spatial, C); a `vmap` is folded into N.
+# Pools. Every operand is (N, *spatial, C), and a `vmap` is folded into N.
 
 _POOL_STATIC = ("window_shape", "strides", "padding", "window_dilation")
 
@@ -247,8 +303,21 @@ def _pool_batching_rule(
 
 
 def _pool_primitive(name: str, run: Callable[..., jax.Array], static: Sequence[str]) -> Primitive:
-    primitive = Primitive(name)
-    _register(primitive, run, static)
+    primitive = Primitive(f"jaxcnn_{name}")
+
+    def split(*operands: Any, **params: Any) -> Split:
+        options = {key: value for key, value in params.items() if key not in ("padding", "input_size", "sharding")}
+
+        def run_part(*parts: jax.Array, spec: PoolSpec) -> jax.Array:
+            sizes = {"input_size": spec.input_shape[1:-1], "sharding": None} if "input_size" in params else {}
+            return run(*parts, **options, **sizes, padding=spec.padding, platform="cpu")
+
+        spec = _pool_spec_of(operands[0], {**params, "sharding": None}, params.get("input_size"))
+        fill = pool_identity(params["mode"], operands[0].dtype) if "mode" in params else 0
+        dtype = _type_of_result(run, operands, params).dtype
+        return pool_split(name, spec, fill, dtype, run_part)
+
+    _register(primitive, run, split, static)
     batching.primitive_batchers[primitive] = partial(_pool_batching_rule, primitive)
     return primitive
 
@@ -298,12 +367,12 @@ def _run_window_spread(
     return choice.pool_method(spec, platform).window_spread(operand, spec)
 
 
-extremum_p = _pool_primitive("jaxcnn_extremum", _run_extremum, (*_POOL_STATIC, "mode"))
-winner_p = _pool_primitive("jaxcnn_winner", _run_winner, (*_POOL_STATIC, "mode"))
-select_p = _pool_primitive("jaxcnn_select", _run_select, _POOL_STATIC)
-scatter_p = _pool_primitive("jaxcnn_scatter", _run_scatter, (*_POOL_STATIC, "input_size", "sharding"))
-window_sum_p = _pool_primitive("jaxcnn_window_sum", _run_window_sum, _POOL_STATIC)
-window_spread_p = _pool_primitive("jaxcnn_window_spread", _run_window_spread, (*_POOL_STATIC, "input_size", "sharding"))
+extremum_p = _pool_primitive("extremum", _run_extremum, (*_POOL_STATIC, "mode"))
+winner_p = _pool_primitive("winner", _run_winner, (*_POOL_STATIC, "mode"))
+select_p = _pool_primitive("select", _run_select, _POOL_STATIC)
+scatter_p = _pool_primitive("scatter", _run_scatter, (*_POOL_STATIC, "input_size", "sharding"))
+window_sum_p = _pool_primitive("window_sum", _run_window_sum, _POOL_STATIC)
+window_spread_p = _pool_primitive("window_spread", _run_window_spread, (*_POOL_STATIC, "input_size", "sharding"))
 
 
 def _extremum_jvp(primals: Sequence[Any], tangents: Sequence[Any], **params: Any) -> tuple[jax.Array, jax.Array]:
@@ -317,7 +386,7 @@ ad.primitive_jvps[extremum_p] = _extremum_jvp
 
 
 def _linear_in_first(primitive: Primitive, transpose: Callable[..., jax.Array]) -> None:
-    """Derivatives of a primitive that is linear in its first operand and constant in the others."""
+    """Defines the derivatives of a primitive that is linear in its first operand and constant in the others."""
 
     def jvp(primals: Sequence[Any], tangents: Sequence[Any], **params: Any) -> tuple[jax.Array, jax.Array]:
         return primitive.bind(*primals, **params), primitive.bind(tangents[0], *primals[1:], **params)
@@ -336,7 +405,7 @@ def _window_params(params: dict[str, Any]) -> dict[str, Any]:
 
 
 def _to_input(primitive: Primitive) -> Callable[..., jax.Array]:
-    """The transpose of a primitive that takes inputs to outputs: `primitive`, which needs the input's size."""
+    """Returns the transpose of a primitive from inputs to outputs: `primitive`, which is told the input's size."""
 
     def transpose(cotangent: Any, aval: Any, *others: Any, **params: Any) -> jax.Array:
         size = tuple(aval.shape[1:-1])
@@ -346,7 +415,7 @@ def _to_input(primitive: Primitive) -> Callable[..., jax.Array]:
 
 
 def _to_output(primitive: Primitive) -> Callable[..., jax.Array]:
-    """The transpose of a primitive that takes outputs to inputs: `primitive`."""
+    """Returns the transpose of a primitive from outputs to inputs: `primitive`."""
 
     def transpose(cotangent: Any, aval: Any, *others: Any, **params: Any) -> jax.Array:
         del aval

@@ -1,14 +1,15 @@
-"""Shapes of results, by arithmetic alone."""
+"""Shapes of the results of convolutions and pools, computed without arrays."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from jaxcnn.arguments import IntOrInts, conv_arguments, pool_arguments, sizes_of
 from jaxcnn.chain import KernelChain
-from jaxcnn.geometry import Padding
+from jaxcnn.errors import ErrorPrefix
+from jaxcnn.geometry import IntOrInts, Padding
 from jaxcnn.layout import Layout
+from jaxcnn.options import ConvOptions, PoolOptions, shape_of
 
 
 def conv_output_shape(
@@ -26,15 +27,15 @@ def conv_output_shape(
     preferred_element_type: Any = None,
     method: str = "auto",
 ) -> tuple[int, ...]:
-    """Shape of `conv`'s result, by arithmetic alone.
+    """Returns the shape of `conv`'s result, by arithmetic alone.
 
-    floor((size + low + high - (window - 1) * kernel_dilation - 1) / stride) + 1 on each spatial axis.
+    A spatial size is floor((size + low + high - (window - 1) * kernel_dilation - 1) / stride) + 1.
 
     Args:
       x_shape: shape of x.
       kernel_shape: shape of the kernel, or a `KernelChain`.
       strides, padding, padding_mode, input_dilation, kernel_dilation, feature_group_count, layout: as in `conv`.
-      precision, preferred_element_type, method: taken so that `conv`'s options can be passed on; they change no shape.
+      precision, preferred_element_type, method: as in `conv`; the shape does not depend on them.
 
     Returns:
       `(*batch, *output, C_out)` in x's order of axes.
@@ -49,19 +50,20 @@ def conv_output_shape(
     References:
       Dumoulin and Visin, "A guide to convolution arithmetic for deep learning", 2016, relationship 15.
     """
-    del precision, preferred_element_type, method
-    return conv_arguments(
-        "conv_output_shape",
-        sizes_of(x_shape),
-        sizes_of(kernel_shape),
-        strides=strides,
-        padding=padding,
-        padding_mode=padding_mode,
-        input_dilation=input_dilation,
-        kernel_dilation=kernel_dilation,
-        feature_group_count=feature_group_count,
-        layout=layout,
-    ).output_shape
+    with ErrorPrefix("conv_output_shape"):
+        options = ConvOptions.of(
+            strides=strides,
+            padding=padding,
+            padding_mode=padding_mode,
+            input_dilation=input_dilation,
+            kernel_dilation=kernel_dilation,
+            feature_group_count=feature_group_count,
+            layout=layout,
+            precision=precision,
+            preferred_element_type=preferred_element_type,
+            method=method,
+        )
+        return options.geometry(shape_of(x_shape), shape_of(kernel_shape)).output_shape
 
 
 def pool_output_shape(
@@ -74,10 +76,10 @@ def pool_output_shape(
     ceil_mode: bool = False,
     layout: Layout = None,
 ) -> tuple[int, ...]:
-    """Shape of a pool's result, by arithmetic alone.
+    """Returns the shape of a pool's result, by arithmetic alone.
 
-    floor((size + low + high - (window - 1) * window_dilation - 1) / stride) + 1 on each spatial axis; with `ceil_mode`
-    rounded up, unless the last window would start in the high padding.
+    A spatial size is floor((size + low + high - (window - 1) * window_dilation - 1) / stride) + 1; with `ceil_mode` it
+    is rounded up, unless the last window would start in the high padding.
 
     Args:
       x_shape: shape of x.
@@ -98,13 +100,6 @@ def pool_output_shape(
     References:
       `torch.nn.MaxPool2d` for `ceil_mode`.
     """
-    return pool_arguments(
-        "pool_output_shape",
-        sizes_of(x_shape),
-        window_shape,
-        strides=strides,
-        padding=padding,
-        window_dilation=window_dilation,
-        ceil_mode=ceil_mode,
-        layout=layout,
-    ).output_shape
+    with ErrorPrefix("pool_output_shape"):
+        options = PoolOptions.of(window_shape, strides, padding, window_dilation, ceil_mode, layout)
+        return options.geometry(shape_of(x_shape)).output_shape

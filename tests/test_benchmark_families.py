@@ -15,7 +15,7 @@ from rich.console import Console
 from benchmarks.choice import beside_torch, families, layers, measure
 from benchmarks.choice.families import BATCHES, FAMILIES, MACS, MAX_ELEMENTS, NARROW_MACS, ROLES, family, macs
 from benchmarks.choice.torch_layers import as_lax, torch_function
-from benchmarks.common import relative_error
+from benchmarks.shared.arrays import relative_error
 from jaxcnn.lowering.choice import METHODS, choose
 from jaxcnn.lowering.spec import ConvSpec, conv_spec, spec_from_plain, spec_to_plain
 

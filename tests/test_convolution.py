@@ -75,7 +75,7 @@ def test_same_puts_the_odd_pixel_on_the_named_side(stride, padding):
 
 
 def test_the_padding_of_torch_and_same_differ_under_a_stride(rng):
-    # Trap 1: equal shapes, values one pixel apart.
+    # Both paddings give equal shapes, and values one pixel apart.
     x, kernel = normal((1, 8, 8, 2), rng), normal((3, 3, 2, 3), rng)
     same, symmetric = (np.asarray(jaxcnn.conv(x, kernel, strides=2, padding=p)) for p in ("SAME", 1))
     assert same.shape == symmetric.shape
@@ -166,7 +166,7 @@ def test_grouped_equals_block_diagonal(rng, groups, kernel_in, multiplier):
 
 
 def test_one_output_channel_is_not_depthwise(rng):
-    # Trap 22: one group, one output channel, several input channels.
+    # There is one group with several input channels.
     x, kernel = normal((1, 5, 5, 4), rng), normal((3, 3, 4, 1), rng)
     expected = sum(np.asarray(jaxcnn.conv(x[..., i : i + 1], kernel[:, :, i : i + 1])) for i in range(4))
     for method, result in by_each_method(jaxcnn.conv, x, kernel):
@@ -313,7 +313,7 @@ def test_integers_accumulate_in_32_bits(rng, dtype):
 
 
 def test_int8_does_not_wrap():
-    # Trap 15: lax gives 0.
+    # lax's own convolution of int8 wraps to 0 here.
     x, kernel = np.full((1, 8, 8, 1), 100, np.int8), np.full((8, 8, 1, 1), 100, np.int8)
     for method, result in by_each_method(jaxcnn.conv, x, kernel, padding="VALID"):
         assert result.dtype == np.int32

@@ -5,6 +5,7 @@ And what the pages say of other libraries, against those that are installed. pyt
 """
 
 import importlib.util
+import json
 import os
 import re
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 
 import jaxcnn
+from benchmarks import tables
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = sorted(page for page in DOCS.rglob("*.md") if "_build" not in page.parts)
@@ -23,7 +25,7 @@ PAGES = sorted(page for page in DOCS.rglob("*.md") if "_build" not in page.parts
 def test_pages_have_examples():
     counts = {page.relative_to(DOCS).as_posix(): page.read_text().count(">>> ") for page in PAGES}
     for page in (
-        "index.md",
+        "quickstart.md",
         "worked_examples.md",
         "small_kernels.md",
         "arithmetic.md",
@@ -56,6 +58,26 @@ def test_every_page_is_in_one_table_of_contents():
     assert sorted(listed) == sorted({page.relative_to(DOCS).as_posix() for page in PAGES} - {"index.md"})
 
 
+def test_tables_are_those_of_the_committed_measurement():
+    measurement = json.loads(tables.MEASUREMENT.read_text())
+    pages = [page.read_text() for page in tables.PAGES]
+    for page, text in zip(tables.PAGES, pages, strict=True):
+        assert tables.written(text, measurement) == text, f"{page.name} is not what `make tables` writes"
+    marked = {name for text in pages for name in re.findall(r"<!-- table: ([\w ]+) -->", text)}
+    assert marked == set(tables.BLOCKS)
+
+
+def test_measuring_a_part_keeps_the_others(tmp_path, monkeypatch):
+    file = tmp_path / "performance.json"
+    file.write_text(json.dumps({"families": {"dense": 1.0}, "layers": "old", "environment": {}}))
+    monkeypatch.setattr(tables, "MEASUREMENT", file)
+    monkeypatch.setitem(tables.PARTS, "layers", lambda seconds: {"dense": {"jaxcnn": seconds / 3}})
+    monkeypatch.setattr(tables, "environment", lambda: {"jax": "1"})
+    tables.measure(["layers"], 1.0)
+    expected = {"layers": {"dense": {"jaxcnn": 0.3333}}, "families": {"dense": 1.0}, "environment": {"jax": "1"}}
+    assert json.loads(file.read_text()) == expected
+
+
 @pytest.mark.slow
 def test_every_picture_is_drawn(tmp_path):
     pytest.importorskip("matplotlib")
@@ -82,6 +104,39 @@ def test_each_chinese_page_and_its_english_one_link_to_each_other():
     for page in (DOCS / "zh").glob("*.md"):
         assert f"[English](../{page.name}) · *中文*" in page.read_text()
         assert f"*English* · [中文](zh/{page.name})" in (DOCS / page.name).read_text()
+
+
+MODELS = dict(
+    re.findall(r"^## ([^\n]+)\n(?:(?!##|```).)*```python\n(.*?)```", (DOCS / "accelerate.md").read_text(), re.M | re.S)
+)
+"""The models of the page on `accelerate`, by library."""
+
+
+@pytest.mark.optimized
+@pytest.mark.usefixtures("standard_promotion")
+@pytest.mark.parametrize("library", MODELS)
+def test_accelerated_models_of_the_page_have_the_values_of_plain_ones(library, monkeypatch):
+    for module in re.findall(r"^(?:import|from) (\w+)", MODELS[library], re.MULTILINE):
+        if importlib.util.find_spec(module) is None:
+            pytest.skip(f"could not import {module!r}")
+    calls, accelerate = [], jaxcnn.accelerate
+
+    def accelerate_and_compare(f):
+        def call(*args, **options):
+            fast, plain = accelerate(f)(*args, **options), f(*args, **options)
+            assert jax.tree.structure(fast) == jax.tree.structure(plain)
+            for ours, theirs in zip(jax.tree.leaves(fast), jax.tree.leaves(plain), strict=True):
+                if isinstance(theirs, jax.Array):
+                    close(ours, theirs)
+            calls.append(f)
+            return fast
+
+        return call
+
+    monkeypatch.setattr(jaxcnn, "accelerate", accelerate_and_compare)
+    with jax.numpy_rank_promotion("allow"):
+        exec(compile(MODELS[library], "accelerate.md", "exec"), {"__name__": "accelerate"})
+    assert calls
 
 
 @pytest.mark.usefixtures("standard_promotion")

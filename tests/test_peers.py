@@ -16,12 +16,17 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from benchmarks import common, peer_families, peer_layers, peer_networks, peer_runtimes, peers
 from benchmarks.choice import families
-from benchmarks.common import relative_error
-from benchmarks.network_layers import draw
-from benchmarks.networks import NETWORKS, QUICK, Network
-from benchmarks.peer_layers import Layer
+from benchmarks.peers import __main__ as peers
+from benchmarks.peers import families as peer_families
+from benchmarks.peers import layers as peer_layers
+from benchmarks.peers import networks as peer_networks
+from benchmarks.peers import runtimes as peer_runtimes
+from benchmarks.shared import environment
+from benchmarks.shared.arrays import relative_error
+from benchmarks.shared.layers import Layer
+from benchmarks.shared.network_layers import draw
+from benchmarks.shared.networks import NETWORKS, QUICK, Network
 
 LAYERS = [
     Layer("dense", (2, 9, 8, 3), (3, 5), 4, 2),
@@ -103,7 +108,7 @@ def test_networks_equal_torch(name):
     network = dataclasses.replace(NETWORKS[name], width=1 / 16)
     _, weights, x = _arguments(network, SMALL.get(name, 32))
     expected = jax.jit(network.lax("forward"))(list(map(jnp.asarray, weights)), x)
-    result = peer_networks.torch_function(network, "forward", weights, x)()
+    result = network.torch("forward", weights, x)()
     assert relative_error(_channels_last(result), expected) < 1e-4
 
 
@@ -186,7 +191,7 @@ def test_gradients_of_every_layer_equal_torch():
     network = Network(_every_layer, 0)
     asked, weights, x = _arguments(network, 12)
     expected = jax.jit(network.lax("gradient"))(list(map(jnp.asarray, weights)), x)
-    results = peer_networks.torch_function(network, "gradient", weights, x)()
+    results = network.torch("gradient", weights, x)()
     axes = {"kernel": (2, 3, 1, 0), "transposed": (2, 3, 0, 1), "dense": (1, 0)}
     for (kind, shape), gradient, plain in zip(asked, results, expected, strict=True):
         gradient = gradient.numpy().transpose(axes.get(kind, (0,)))
@@ -203,7 +208,7 @@ def _tiny(k, x):
 def test_a_network_is_measured_and_reported(role, monkeypatch):
     monkeypatch.setitem(NETWORKS, "tiny", Network(_tiny, 0, 8))
     layer = Layer("layer", (1, 8, 8, 4), (3, 3), 0, 2, pool="max")
-    monkeypatch.setattr(peers, "GROUPS", {"pool": [layer]})
+    monkeypatch.setattr(peers, "FAMILIES", {"pool": [layer]})
     monkeypatch.setattr(peer_layers, "ceilings", lambda: (1e11, 1e10))
     records = [*peers.measure_layers(["pool"], [role], 0.0), *peers.measure_networks(["tiny"], [2], [role], 0.0)]
     console = Console(file=io.StringIO(), width=400)
@@ -238,10 +243,10 @@ def test_the_command_measures_writes_and_prints(monkeypatch, tmp_path, capsys):
 
 def test_a_process_keeps_to_its_first_processors(monkeypatch):
     kept = []
-    monkeypatch.setattr(common.os, "sched_getaffinity", lambda process: {7, 3, 5}, raising=False)
-    monkeypatch.setattr(common.os, "sched_setaffinity", lambda process, chosen: kept.append(chosen), raising=False)
-    assert common.processors() == 3
-    common.keep_to_processors(2)
+    monkeypatch.setattr(environment.os, "sched_getaffinity", lambda process: {7, 3, 5}, raising=False)
+    monkeypatch.setattr(environment.os, "sched_setaffinity", lambda process, chosen: kept.append(chosen), raising=False)
+    assert environment.processors() == 3
+    environment.keep_to_processors(2)
     assert kept == [[3, 5]]
 
 

@@ -163,7 +163,7 @@ def test_64_bits():
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, np.float16])
 def test_16_bit_sums_accumulate_in_float32(dtype):
-    # Trap 14: lax's own window sum of 1024 bfloat16 ones is 256.
+    # lax's own window sum of 1024 bfloat16 ones is 256.
     x = jnp.ones((1, 32, 32, 1), dtype)
     assert float(jaxcnn.sum_pool(x, 32)[0, 0, 0, 0]) == 1024
     assert float(jaxcnn.avg_pool(x, 32)[0, 0, 0, 0]) == 1
@@ -493,7 +493,7 @@ def test_windows_given_as_an_int_mean_one_batch_axis(rng):
 
 
 def test_dilated_windows_beyond_the_lax_gradient(rng):
-    # Trap 9: the gradient of a dilated max pool, against the index of each maximum.
+    # The gradient of a dilated max pool is compared with the index of each maximum.
     x = rng.permutation(2 * 7 * 8).astype(np.float32).reshape(1, 7, 8, 2)
     options = {"strides": (1, 2), "padding": "SAME", "window_dilation": (2, 3)}
     _, index = jaxcnn.max_pool_with_indices(x, (3, 2), **options)
@@ -506,8 +506,7 @@ def test_dilated_windows_beyond_the_lax_gradient(rng):
 
 
 def test_small_windows_on_large_images():
-    # Trap 9: XLA ignores a base dilation where window and stride are 1 and the array is large; gradients are where one
-    # would be used.
+    # XLA ignores a base dilation, which a gradient would use, where window and stride are 1 and the array is large.
     x = np.random.default_rng(3).permutation(64 * 128).astype(np.float32).reshape(1, 64, 128, 1)
     for function in (jaxcnn.max_pool, jaxcnn.sum_pool, jaxcnn.avg_pool):
         gradient = np.asarray(jax.grad(lambda x, f=function: f(x, (1, 1), strides=2).sum())(x))
@@ -618,7 +617,7 @@ def test_lp_pool_of_negative_and_odd_powers():
 
 
 def test_average_keeps_a_constant_image_constant(rng):
-    # Trap 3: the divisor counts pixels; a constant image stays constant at its borders.
+    # The divisor counts pixels, so that a constant image stays constant at its borders.
     x = np.full((1, 6, 7, 1), 3.0, np.float32)
     for strides, padding, ceil_mode in itertools.product((1, 2), ("SAME", 1, ((1, 0), (2, 1))), (False, True)):
         options = {"strides": strides, "padding": padding, "ceil_mode": ceil_mode}

@@ -209,7 +209,7 @@ def test_second_derivatives_of_extrema_are_zero(rng, function):
 
 
 def test_the_gradient_of_a_constant_goes_to_the_first_pixel():
-    # Trap 7. Overlapping windows accumulate.
+    # Overlapping windows accumulate.
     x = np.zeros((1, 4, 4, 1), np.float32)
     for function in (jaxcnn.max_pool, jaxcnn.min_pool):
         gradient = jax.grad(lambda x, f=function: f(x, 2, strides=2).sum())(x)
@@ -332,7 +332,7 @@ def test_nested_vmap(rng):
 
 
 def test_per_example_gradients(rng):
-    # Trap 17: the gradient of each example by the shared kernel.
+    # Each example has a gradient of its own by the shared kernel.
     x, kernel = normal((4, 6, 6, 2), rng), normal((3, 3, 2, 3), rng)
     loss = lambda kernel, x: (jaxcnn.max_pool(jaxcnn.conv(x, kernel, strides=2), (2, 2)) ** 2).sum()  # noqa: E731
     mapped = jax.jit(jax.vmap(jax.grad(loss), (None, 0)))(kernel, x)
@@ -503,7 +503,6 @@ SYMBOLIC = {
 
 @pytest.mark.parametrize("name", SYMBOLIC)
 def test_export_with_symbolic_shapes(rng, name):
-    # Trap 21.
     function = SYMBOLIC[name]
     batch, height, width = jax.export.symbolic_shape("b, h, w", constraints=["h >= 6", "w >= 6"])
     struct = jax.ShapeDtypeStruct((batch, height, width, 2), np.float32)

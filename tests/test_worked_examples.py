@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxcnn import (
-    Layer,
+    FieldLayer,
     ReceptiveField,
     avg_pool,
     compose,
@@ -174,14 +174,14 @@ def test_5x5_is_25_multiplications_and_3x3_with_3x3_is_18(rng):
     assert (macs_per_pixel((5, 5, 1, 1)), macs_per_pixel(chain)) == (25, 18)
     x = rng.integers(-3, 4, (1, 9, 9, 1)).astype(np.float32)
     np.testing.assert_array_equal(conv(x, chain), conv(x, compose(first, second)))
-    assert receptive_field([Layer(3), Layer(3)]).size == receptive_field([Layer(5)]).size == (5,)
+    assert receptive_field([FieldLayer(3), FieldLayer(3)]).size == receptive_field([FieldLayer(5)]).size == (5,)
 
 
 def test_7x7_is_49_multiplications_and_three_3x3_are_27():
     chain = KernelChain((np.ones((3, 3, 1, 1), np.float32),) * 3)
     assert chain.shape == (7, 7, 1, 1)
     assert (macs_per_pixel((7, 7, 1, 1)), macs_per_pixel(chain)) == (49, 27)
-    assert receptive_field([Layer(3)] * 3).size == (7,)
+    assert receptive_field([FieldLayer(3)] * 3).size == (7,)
 
 
 def test_a_split_into_two_1d_kernels_is_exact_for_rank_one_and_takes_pairs_otherwise(capsys):
@@ -270,7 +270,14 @@ def test_alexnets_first_layers():
     assert (cost.params, cost.macs) == (34_944, 105_415_200)
     cost = conv_cost((1, 27, 27, 96), (5, 5, 48, 256), feature_group_count=2, bias=True)
     assert (cost.params, cost.macs) == (307_456, 223_948_800)
-    layers = [Layer(11, 4), Layer(3, 2), Layer(5, 1, 2), Layer(3, 2), *[Layer(3, 1, 1)] * 3, Layer(3, 2)]
+    layers = [
+        FieldLayer(11, 4),
+        FieldLayer(3, 2),
+        FieldLayer(5, 1, 2),
+        FieldLayer(3, 2),
+        *[FieldLayer(3, 1, 1)] * 3,
+        FieldLayer(3, 2),
+    ]
     sizes = [receptive_field(layers[: n + 1]).size[0] for n in range(8)]
     assert sizes == [11, 19, 51, 67, 99, 131, 163, 195]
     assert receptive_field(layers) == ReceptiveField(size=(195,), stride=(32,), offset=(64,))
@@ -283,9 +290,9 @@ def test_vgg_16():
         for _ in range(convolutions):
             cost = conv_cost((1, size, size, channels), (3, 3, channels, features), bias=True)
             params, macs, channels = params + cost.params, macs + cost.macs, features
-            layers.append(Layer(3, padding="SAME"))
+            layers.append(FieldLayer(3, padding="SAME"))
         size //= 2
-        layers.append(Layer(2, strides=2))
+        layers.append(FieldLayer(2, strides=2))
     assert (params, macs) == (14_714_688, 15_346_630_656)
     assert receptive_field(layers) == ReceptiveField(size=(212,), stride=(32,), offset=(90,))
 
@@ -293,7 +300,7 @@ def test_vgg_16():
 def test_vgg_config_c_adds_1x1_layers_that_see_no_more():
     """A 1x1 convolution mixes channels at a ninth of the weights and widens no receptive field."""
     assert conv_cost((1, 56, 56, 256), (1, 1, 256, 256)).macs * 9 == conv_cost((1, 56, 56, 256), (3, 3, 256, 256)).macs
-    assert receptive_field([Layer(3, 1, 1), Layer(1)]) == receptive_field([Layer(3, 1, 1)])
+    assert receptive_field([FieldLayer(3, 1, 1), FieldLayer(1)]) == receptive_field([FieldLayer(3, 1, 1)])
 
 
 def test_three_3x3_layers_take_27_c_squared_weights_where_a_7x7_takes_49():

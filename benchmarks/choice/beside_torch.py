@@ -26,8 +26,9 @@ import numpy as np
 
 from jaxcnn.lowering.spec import ConvSpec, Role, spec_from_plain, spec_to_plain
 
-from ..common import keep_to_processors, relative_error
-from ..timing import block_milliseconds, geometric_mean, torch_or_none
+from ..shared.arrays import relative_error
+from ..shared.environment import keep_to_processors, torch_or_none
+from ..shared.timing import block_milliseconds, geometric_mean
 from .families import FAMILIES, ROLES, family, macs
 from .layers import jaxcnn_function, lax_function, operands, program, short
 from .torch_layers import as_lax, torch_function
@@ -69,7 +70,7 @@ def measure(
         error = relative_error(result, results["lax"])
         if not error < TOLERANCE:
             raise ArithmeticError(f"{form} and lax differ by {error:.1e}, more than {TOLERANCE:.0e}: {name} {spec}")
-    return block_milliseconds(calls, seconds, HOPELESS_RATIO, clock)
+    return block_milliseconds(calls, seconds, hopeless=HOPELESS_RATIO, clock=clock)
 
 
 def records(

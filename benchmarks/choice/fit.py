@@ -24,7 +24,7 @@ from jaxcnn.lowering import costs
 from jaxcnn.lowering.choice import METHODS, choose
 from jaxcnn.lowering.spec import ConvSpec, spec_from_plain
 
-from ..timing import geometric_mean
+from ..shared.timing import geometric_mean
 from .layers import short
 
 RESULTS = Path(__file__).parent / "results"

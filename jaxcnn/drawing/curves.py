@@ -6,11 +6,11 @@ import os
 
 from matplotlib.figure import Figure
 
-from jaxcnn import Curve, TradeOff
+from jaxcnn import RankCurve, TradeOff
 from jaxcnn.drawing._saving import saved
 
 
-def draw_curves(*curves: Curve, path: str | os.PathLike[str] | None = None) -> Figure:
+def draw_curves(*curves: RankCurve, path: str | os.PathLike[str] | None = None) -> Figure:
     """Picture of what error each scheme leaves, against the share of the kernel's multiply-accumulates that it takes.
 
     Args:
@@ -24,7 +24,7 @@ def draw_curves(*curves: Curve, path: str | os.PathLike[str] | None = None) -> F
       ValueError: no curve.
 
     Example:
-      >>> figure = draw_curves(Curve("low_rank", (1, 2), (100, 200), (0.5, 0.1), 400))
+      >>> figure = draw_curves(RankCurve("low_rank", (1, 2), (100, 200), (0.5, 0.1), 400))
       >>> [line.get_label() for line in figure.axes[0].lines]
       ['low_rank']
     """

@@ -9,13 +9,13 @@ from matplotlib.collections import PatchCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Polygon, Rectangle
 
-from jaxcnn import Layer, Summary, receptive_field
+from jaxcnn import FieldLayer, Summary, receptive_field
 from jaxcnn.drawing import _canvas as draw
 from jaxcnn.drawing._canvas import EDGE, PADDING, WINDOWS
 from jaxcnn.drawing._saving import Path, saved
 
 
-def draw_receptive_field(layers: Sequence[Layer] | Summary, *, path: Path | None = None) -> Figure:
+def draw_receptive_field(layers: Sequence[FieldLayer] | Summary, *, path: Path | None = None) -> Figure:
     """Draws the pixels that one output pixel depends on, layer by layer, along the first spatial axis.
 
     Of layers there is one row of pixels each, the output on top and the input below. Filled are the pixels that the
@@ -23,7 +23,7 @@ def draw_receptive_field(layers: Sequence[Layer] | Summary, *, path: Path | None
     whose field is known, as long as the field in pixels of the function's argument.
 
     Args:
-      layers: `Layer`s from input to output, without parallel branches; or a summary of `jaxcnn.summarize`.
+      layers: `FieldLayer`s from input to output, without parallel branches; or a summary of `jaxcnn.summarize`.
       path: file to save the picture to; its ending says the format (`.png`, `.svg`, `.pdf`).
 
     Returns:
@@ -33,16 +33,16 @@ def draw_receptive_field(layers: Sequence[Layer] | Summary, *, path: Path | None
       ValueError: no layers, or parallel branches; a summary without a known field.
 
     Example:
-      >>> from jaxcnn import Layer
-      >>> figure = draw_receptive_field([Layer(3, padding=1), Layer(3, strides=2, padding=1)])
+      >>> from jaxcnn import FieldLayer
+      >>> figure = draw_receptive_field([FieldLayer(3, padding=1), FieldLayer(3, strides=2, padding=1)])
       >>> len(figure.axes)
       1
     """
     if isinstance(layers, Summary):
         return saved(_fields(layers), path)
     layers = list(layers)
-    if not layers or not all(isinstance(layer, Layer) for layer in layers):
-        raise ValueError(f"draw_receptive_field: layers must be one or more `Layer`s in a row, got {layers!r}")
+    if not layers or not all(isinstance(layer, FieldLayer) for layer in layers):
+        raise ValueError(f"draw_receptive_field: layers must be one or more `FieldLayer`s in a row, got {layers!r}")
     count = len(layers)
     rows = []  # the input first: (seen below, stride, centre of pixel 0, first pixel seen, pixels seen)
     for index in range(count + 1):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from matplotlib.figure import Figure
 
-from jaxcnn import Row, Summary
+from jaxcnn import Summary, SummaryRow
 from jaxcnn.drawing._canvas import TEXT, sizes_text
 from jaxcnn.drawing._saving import Path, saved
 
@@ -79,7 +79,7 @@ def draw_summary(summary: Summary, *, max_rows: int = MAX_ROWS, path: Path | Non
     return saved(figure, path)
 
 
-def _name(row: Row) -> str:
+def _name(row: SummaryRow) -> str:
     """Returns the last parts of a layer's name, or its kind where it has none, with its window."""
     name = "/".join((row.name or row.kind).split("/")[-3:])
     return f"{name}  {sizes_text(row.kernel)}" if row.kernel else name

@@ -1,1 +1,4 @@
-"""Schemes that replace a trained kernel by a `KernelChain` of smaller ones, one file for each."""
+"""From a trained kernel to a `KernelChain` of smaller ones.
+
+`exact` and `numerics` know no schemes; `schemes` builds on them; `selection` and `responses` build on `schemes`.
+"""

@@ -35,12 +35,11 @@ class Choice:
     reason: str
 
 
-def check_method(operation: str, method: str) -> str:
-    """Returns the name of a method, and refuses one that does not exist."""
+def check_method(method: str) -> None:
+    """Refuses a method that does not exist."""
     if method != "auto" and method not in METHODS:
         known = ", ".join(repr(name) for name in ("auto", *METHODS))
-        raise ValueError(f"{operation}: method must be one of {known}, got {method!r}")
-    return method
+        raise ValueError(f"method must be one of {known}, got {method!r}")
 
 
 def check_supported(method: str, spec: ConvSpec) -> None:
@@ -49,8 +48,7 @@ def check_supported(method: str, spec: ConvSpec) -> None:
         return
     reason = METHODS[method].supports(spec)
     if reason is not None:
-        operation = "conv_transpose" if spec.role == "input" else "conv"
-        raise ValueError(f"{operation}: method {method!r} does not support this convolution: {reason}")
+        raise ValueError(f"method {method!r} does not support this convolution: {reason}")
 
 
 def choose(spec: ConvSpec, method: str, platform: str | None) -> Choice:

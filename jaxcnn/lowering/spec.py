@@ -7,12 +7,13 @@ Inputs are (N, *spatial, C), kernels (*window, C_in / groups, C_out), padding is
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, Literal, get_args
 
 import numpy as np
 from jax import lax
 
-from jaxcnn.geometry import Ints, Pair, dilated_size, output_sizes
+from jaxcnn.geometry import Ints, Pair, dilated_size, output_sizes, window_hits
 
 Role = Literal["output", "input", "kernel"]
 
@@ -86,6 +87,24 @@ class ConvSpec:
         lhs, rhs = ((*lead, *shape) for role, shape in shapes.items() if role != self.role)
         return lhs, rhs
 
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of the formula, those on padding included."""
+        return self._products * math.prod(self.output_shape[1:-1]) * math.prod(self.window)
+
+    @property
+    def macs_valid(self) -> int:
+        """Multiply-accumulates whose tap falls on a pixel of x."""
+        low = (pair[0] for pair in self.padding)
+        sizes = self.input_shape[1:-1], self.output_shape[1:-1], self.window
+        axes = zip(*sizes, self.strides, low, self.kernel_dilation, self.input_dilation, strict=True)
+        return self._products * math.prod(window_hits(*axis) for axis in axes)
+
+    @property
+    def _products(self) -> int:
+        """Multiply-accumulates for one pixel of y under one tap, of all images and features."""
+        return self.output_shape[0] * math.prod(self.kernel_shape[-2:]) * (self.stacked or 1)
+
     def __str__(self) -> str:
         """Returns a line for a reader: role, shapes, and the options that are not the default."""
         shapes = (self.input_shape, self.kernel_shape, self.output_shape)
@@ -130,7 +149,7 @@ class PoolSpec:
     @property
     def output_shape(self) -> Ints:
         """Returns the shape (N, *spatial, C) of the result."""
-        sizes = output_sizes("pool", self.input_shape[1:-1], self.padding, self.extents, self.strides)
+        sizes = output_sizes(self.input_shape[1:-1], self.padding, self.extents, self.strides)
         return (self.input_shape[0], *sizes, self.input_shape[-1])
 
     @property
@@ -169,7 +188,7 @@ def conv_spec(
         input_shape, kernel_shape = lhs_shape, rhs_shape
         extents = tuple(map(dilated_size, kernel_shape[:-2], options["kernel_dilation"]))
         dilated = tuple(map(dilated_size, input_shape[1:-1], options["input_dilation"]))
-        sizes = output_sizes("conv", dilated, options["padding"], extents, options["strides"])
+        sizes = output_sizes(dilated, options["padding"], extents, options["strides"])
         output_shape = (input_shape[0], *sizes, kernel_shape[-1])
     elif role == "input":
         output_shape, kernel_shape = lhs_shape, rhs_shape

@@ -1,4 +1,4 @@
-"""`tune`: which method is the fastest for each convolution of a function, measured on this device."""
+"""`tune` measures which method is the fastest for each convolution of a function on this device."""
 
 from __future__ import annotations
 
@@ -7,26 +7,27 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from importlib import metadata
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
 
+from jaxcnn.lowering import choice
 from jaxcnn.lowering import tuning_table as tables
+from jaxcnn.lowering.methods import direct
+from jaxcnn.lowering.spec import ConvSpec
 from jaxcnn.lowering.tuning_table import Measurement, TuningTable
+from jaxcnn.timing import median_seconds
 from jaxcnn.transform.acceleration.accelerate import accelerate
-from jaxcnn.transform.jaxpr.signature import split
-from jaxcnn.transform.timing import bar, medians, seconds_of
+from jaxcnn.transform.jaxpr.signature import flatten_call
+from jaxcnn.transform.progress import bar
 
-if TYPE_CHECKING:
-    from jaxcnn.lowering.spec import ConvSpec
-
-_TIE = 1.05
-"""`direct` is kept where it takes at most this many times as long as the fastest: two runs differ by as much."""
-_HOPELESS = 4.0
-"""A method whose second call takes this many times as long as the best so far is measured no further."""
-_LARGEST_PROGRAM = 1000
-"""Most equations of a program that is compiled only to be measured: 700 take XLA half a second, 1800 seven seconds."""
+_TIE_RATIO = 1.05
+"""Largest ratio of the time of `direct` to the fastest at which it is kept: two runs differ by as much."""
+_HOPELESS_RATIO = 4.0
+"""Ratio to the best time so far above which a method is measured no further."""
+_MAX_PROGRAM_EQUATIONS = 1000
+"""Most equations of a program that is compiled only to be measured; larger ones take XLA many seconds."""
 
 
 def tune(f: Callable[..., Any], *args: Any, seconds: float = 30.0, progress: bool = True) -> TuningTable:
@@ -38,12 +39,12 @@ def tune(f: Callable[..., Any], *args: Any, seconds: float = 30.0, progress: boo
     kept where it is within a twentieth of the fastest. A convolution for which the user asked for a method is left out.
 
     Args:
-      f: any function; `jax.grad` of a loss, or a whole training step, to tune derivatives too.
-      *args: its arguments. Arrays, and anything else with a shape and a dtype such as `jax.ShapeDtypeStruct`, are
+      f: function; `jax.grad` of a loss, or a whole training step, to tune derivatives too.
+      *args: arguments of f. Arrays, and anything else with a shape and a dtype such as `jax.ShapeDtypeStruct`, are
         traced; all other leaves (bool, int, float, str, None, functions) reach f as they are.
-      seconds: about how long to measure, shared among the convolutions. `direct` and the method that would be taken
-        without a table are measured in any case, a method that is left when the time is up is not.
-      progress: whether to show a progress bar on a terminal once the measurement has taken two seconds; needs rich.
+      seconds: approximate time of the measurement, shared among the convolutions. `direct` and the method that would be
+        taken without a table are measured in any case, a method that is left when the time is up is not.
+      progress: True to show a progress bar on a terminal once the measurement has taken two seconds; needs rich.
 
     Returns:
       A table to use by `with table:` or `table.install()`, and to keep by `table.save(path)`.
@@ -80,8 +81,8 @@ def tune(f: Callable[..., Any], *args: Any, seconds: float = 30.0, progress: boo
 
 
 def _recorded(f: Callable[..., Any], args: tuple[Any, ...]) -> list[ConvSpec]:
-    """The distinct convolutions of f for which a method is chosen, in the order in which they are lowered."""
-    signature, arrays = split("tune", args, {})
+    """Returns the distinct convolutions of f for which a method is chosen, in the order in which they are lowered."""
+    signature, arrays = flatten_call("tune", args, {})
     recorder = tables.Recorder()
     tables.activate(recorder)
     try:
@@ -92,64 +93,51 @@ def _recorded(f: Callable[..., Any], args: tuple[Any, ...]) -> list[ConvSpec]:
 
 
 def _device() -> jax.Device:
-    """The device on which a plain call runs."""
+    """Returns the device on which a plain call runs."""
     (device,) = jax.device_put(np.zeros((), np.float32)).devices()
     return device
 
 
 def _measured(spec: ConvSpec, platform: str, seconds: float, advance: Callable[[float], None]) -> Measurement:
-    """The times of one convolution by each method that supports it, as far as the time goes."""
-    # Imported here, as for the functions of arrays: they bring JAX's extension modules.
-    from jaxcnn.lowering import choice
-    from jaxcnn.lowering.methods import direct
-
+    """Measures one convolution by each method that supports it, as long as there is time."""
     end = time.perf_counter() + seconds
     operands = jax.block_until_ready(_operands(spec))
     taken = choice.choose(spec, "auto", platform).method
     programs = {name: _program(name, spec) for name, module in choice.METHODS.items() if module.supports(spec) is None}
-    milliseconds: dict[str, float] = {}
     calls: dict[str, Callable[[], Any]] = {}
     needed = {direct.NAME: programs.pop(direct.NAME), **({taken: programs.pop(taken)} if taken in programs else {})}
     for method, program in chain(needed.items(), _compilable(programs, operands, end)):
-        call = partial(_run, program, operands)
-        call()  # compiles
-        milliseconds[method] = 1e3 * seconds_of(call, 1)
-        if milliseconds[method] <= _HOPELESS * min(milliseconds.values()):
-            calls[method] = call
+        calls[method] = partial(program, *operands)
+        jax.block_until_ready(calls[method]())  # compiles
         advance(0)
-    if len(milliseconds) > 1:
-        milliseconds |= {name: 1e3 * median for name, median in medians(calls, end, advance).items()}
+    seconds = max(end - time.perf_counter(), 0.0) if len(calls) > 1 else 0.0
+    medians = median_seconds(calls, seconds, hopeless=_HOPELESS_RATIO, after_round=partial(advance, 0))
+    milliseconds = {name: 1e3 * median for name, median in medians.items()}
     return Measurement(spec, fastest(milliseconds), tuple(milliseconds.items()))
 
 
 def fastest(milliseconds: Mapping[str, float]) -> str:
-    """The method with the least time, or `direct` if it is as fast within the error of a measurement."""
+    """Returns the method with the least time, or `direct` if it is as fast within the error of a measurement."""
     best = min(milliseconds, key=lambda method: milliseconds[method])
-    return "direct" if milliseconds["direct"] <= _TIE * milliseconds[best] else best
+    return "direct" if milliseconds["direct"] <= _TIE_RATIO * milliseconds[best] else best
 
 
 def _program(method: str, spec: ConvSpec) -> Any:
-    from jaxcnn.lowering import choice
-
     return jax.jit(lambda lhs, rhs: choice.METHODS[method].lower(lhs, rhs, spec))
-
-
-def _run(program: Any, operands: tuple[jax.Array, jax.Array]) -> None:
-    jax.block_until_ready(program(*operands))
 
 
 def _compilable(
     programs: dict[str, Any], operands: tuple[jax.Array, jax.Array], end: float
 ) -> Iterator[tuple[str, Any]]:
-    """The methods whose programs take no absurd time to compile, as long as there is time."""
+    """Yields the methods whose programs do not take too long to compile, as long as there is time."""
     # From the registry's end: the general methods at its start unroll large windows into programs slow to trace.
     for name in reversed(programs):
-        if time.perf_counter() < end and len(programs[name].trace(*operands).jaxpr.eqns) <= _LARGEST_PROGRAM:
+        if time.perf_counter() < end and len(programs[name].trace(*operands).jaxpr.eqns) <= _MAX_PROGRAM_EQUATIONS:
             yield name, programs[name]
 
 
 def _operands(spec: ConvSpec) -> tuple[jax.Array, jax.Array]:
-    """Random values; not zeros, which some processors multiply faster."""
+    """Returns random values; not zeros, which some processors multiply faster."""
     rng = np.random.default_rng(0)
     lhs, rhs = (rng.uniform(-1, 1, shape).astype(np.float32) for shape in spec.operand_shapes)
     if np.dtype(spec.lhs_dtype).kind in "iub":

@@ -7,10 +7,10 @@ from jaxcnn.demo import chains
 def test_shapes_without_numbers_are_those_of_the_factorizations():
     kernel = np.random.default_rng(0).normal(size=(5, 5, 4, 6)).astype(np.float32)
     for shapes, chain in (
-        (chains.separable_shapes((5, 5, 4, 6), 3), jaxcnn.separable(kernel, rank=3)),
-        (chains.stack_shapes((5, 5, 4, 6), 2), jaxcnn.stack(kernel, features=2)),
+        (chains.chain_shapes("separable", (5, 5, 4, 6), 3), jaxcnn.separable(kernel, rank=3)),
+        (chains.chain_shapes("stack", (5, 5, 4, 6), 2), jaxcnn.stack(kernel, features=2)),
         (
-            chains.separable_shapes((5, 5, 4, 6), 3, groups=2),
+            chains.chain_shapes("separable", (5, 5, 4, 6), 3, groups=2),
             jaxcnn.separable(kernel, rank=3, feature_group_count=2),
         ),
     ):

@@ -20,13 +20,13 @@ def test_real_digits(real_digits):
 
 
 def test_the_next_beyond_the_widest_saves_nothing():
-    for scheme in (chains.stack_shapes, chains.separable_shapes):
+    for scheme in ("stack", "separable"):
         for name, (_, shape, _) in lenet.CONVOLUTIONS.items():
             dense, widest = lenet.convolution_macs(name, shape), digits.widest_saving(name, scheme)
-            assert lenet.convolution_macs(name, scheme(shape, widest)) < dense
-            assert lenet.convolution_macs(name, scheme(shape, widest + 1)) >= dense
-    assert digits.widest_saving("conv1", chains.stack_shapes) == 2
-    assert digits.widest_saving("conv1", chains.separable_shapes) == 4
+            assert lenet.convolution_macs(name, chains.chain_shapes(scheme, shape, widest)) < dense
+            assert lenet.convolution_macs(name, chains.chain_shapes(scheme, shape, widest + 1)) >= dense
+    assert digits.widest_saving("conv1", "stack") == 2
+    assert digits.widest_saving("conv1", "separable") == 4
 
 
 def convolution_macs(network):

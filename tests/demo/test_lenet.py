@@ -25,9 +25,9 @@ def test_costs_by_hand():
     assert lenet.network_macs(network) == 117_600 + 240_000 + 48_000 + 10_080 + 840
     assert lenet.num_params(network) == 156 + 2_416 + 48_120 + 10_164 + 850
     # conv2 without padding: 3x3 to F channels on 12x12 pixels, then 3x3 to 16 on 10x10.
-    chain = chains.stack_shapes((5, 5, 6, 16), 6)
+    chain = chains.chain_shapes("stack", (5, 5, 6, 16), 6)
     assert lenet.convolution_macs("conv2", chain) == 144 * 9 * 6 * 6 + 100 * 9 * 6 * 16
-    chain = chains.separable_shapes((5, 5, 6, 16), 10)
+    chain = chains.chain_shapes("separable", (5, 5, 6, 16), 10)
     assert lenet.convolution_macs("conv2", chain) == 140 * 5 * 6 * 10 + 100 * 5 * 10 * 16
 
 

@@ -5,7 +5,7 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
-from jaxcnn import Curve, TradeOff
+from jaxcnn import RankCurve, TradeOff
 from jaxcnn.drawing import draw_curves, draw_tradeoff
 
 
@@ -16,7 +16,7 @@ def test_a_tradeoff_is_a_line_of_speedups_and_errors_with_shares():
 
 
 def test_curves_are_lines_of_shares_and_errors():
-    curves = [Curve("low_rank", (1, 2), (100, 200), (0.5, 0.1), 400), Curve("cp", (3,), (50,), (0.7,), 200)]
+    curves = [RankCurve("low_rank", (1, 2), (100, 200), (0.5, 0.1), 400), RankCurve("cp", (3,), (50,), (0.7,), 200)]
     lines = draw_curves(*curves).axes[0].lines
     assert [line.get_label() for line in lines] == ["low_rank", "cp"]
     np.testing.assert_array_equal(lines[0].get_xydata(), [[0.25, 0.5], [0.5, 0.1]])

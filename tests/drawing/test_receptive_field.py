@@ -6,7 +6,7 @@ import pytest
 pytest.importorskip("matplotlib")
 
 import jaxcnn
-from jaxcnn import Layer
+from jaxcnn import FieldLayer
 from jaxcnn.drawing import draw_receptive_field
 
 
@@ -16,7 +16,9 @@ def texts(figure):
 
 
 def test_receptive_field_says_what_each_layer_sees():
-    figure = draw_receptive_field([Layer(3, padding=1), Layer(2, strides=2), Layer(3, padding=1, dilation=2)])
+    figure = draw_receptive_field(
+        [FieldLayer(3, padding=1), FieldLayer(2, strides=2), FieldLayer(3, padding=1, dilation=2)]
+    )
     written = texts(figure)
     assert written[::2] == ["window 3, dilation 2", "window 2, stride 2", "window 3", "input"]
     assert written[1::2] == ["1 pixel", "5 pixels", "10 pixels", "12 pixels"]
@@ -41,5 +43,5 @@ def test_a_summary_without_a_known_field():
 
 @pytest.mark.parametrize("layers", [[], [[[], []]]])
 def test_layers_must_be_layers(layers):
-    with pytest.raises(ValueError, match="layers must be one or more `Layer`s in a row, got "):
+    with pytest.raises(ValueError, match="layers must be one or more `FieldLayer`s in a row, got "):
         draw_receptive_field(layers)

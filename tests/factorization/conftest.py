@@ -2,7 +2,7 @@
 
 import pytest
 
-from jaxcnn.factorization.selection.workload import Usage
+from jaxcnn.factorization.selection.workload import Workload
 
 
 @pytest.fixture
@@ -10,11 +10,11 @@ def fake_clock(monkeypatch):
     """A device on which a call costs 1 ms for each link and 1 microsecond for each weight; what it was asked for."""
     asked = []
 
-    def milliseconds(usage, chain):
+    def milliseconds(workload, chain):
         asked.append(chain)
         return len(chain.kernels) + chain.num_params / 1000
 
-    monkeypatch.setattr(Usage, "milliseconds", milliseconds)
+    monkeypatch.setattr(Workload, "milliseconds", milliseconds)
     return asked
 
 
@@ -22,8 +22,8 @@ def fake_clock(monkeypatch):
 def clock_of_multiples(monkeypatch):
     """A device on which widths that are no multiples of 8 take three times as long."""
 
-    def milliseconds(usage, chain):
+    def milliseconds(workload, chain):
         widths = [link.shape[-1] for link in chain.kernels[:-1]]
         return chain.num_params / 1000 * (1.0 if all(width % 8 == 0 for width in widths) else 3.0)
 
-    monkeypatch.setattr(Usage, "milliseconds", milliseconds)
+    monkeypatch.setattr(Workload, "milliseconds", milliseconds)

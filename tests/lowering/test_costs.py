@@ -15,7 +15,7 @@ import pytest
 
 from benchmarks.choice import fit
 from benchmarks.choice.families import FAMILIES, ROLES, layer
-from benchmarks.timing import geometric_mean
+from benchmarks.shared.timing import geometric_mean
 from jaxcnn.lowering import choice, costs
 
 MEAN, WORST = 1.10, 1.6

@@ -123,9 +123,9 @@ def walk_executed(f: Any, *args: Any) -> tuple[int, int]:
     if not equations:
         raise LookupError("the function executes no convolution")
     for equation in equations:
-        params, (lhs, kernel) = equation.params, (operand.aval.shape for operand in equation.invars)
-        role, groups, (*window, kernel_in, out_features) = params["role"], params["feature_group_count"], kernel
-        options = {name: params[name] for name in ("strides", "padding", "kernel_dilation", "input_dilation")}
+        spec, (lhs, kernel) = equation.params["spec"], (operand.aval.shape for operand in equation.invars)
+        role, groups, (*window, kernel_in, out_features) = spec.role, spec.feature_group_count, kernel
+        options = {name: getattr(spec, name) for name in ("strides", "padding", "kernel_dilation", "input_dilation")}
         image = lhs if role == "output" else equation.outvars[0].aval.shape
         count = walk_conv(image[0], image[1:-1], tuple(window), kernel_in * groups, out_features, groups, **options)
         output = equation.outvars[0].aval.shape if role == "output" else lhs

@@ -11,14 +11,14 @@ from jax import lax
 from jaxcnn import epilogue
 from jaxcnn.lowering import choice
 from jaxcnn.lowering.methods import direct
-from jaxcnn.transform.jaxpr.walker import held_jaxprs, opened
+from jaxcnn.transform.jaxpr.equations import inner_jaxpr, sub_jaxprs
 
 
 def walk(jaxpr):
     """The equations of a jaxpr and of those it holds, of fused convolutions as well."""
-    for equation in opened(jaxpr).eqns:
+    for equation in inner_jaxpr(jaxpr).eqns:
         yield equation
-        for inner in held_jaxprs(equation):
+        for inner in sub_jaxprs(equation):
             yield from walk(inner)
 
 

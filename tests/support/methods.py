@@ -42,8 +42,7 @@ def supporting(function: Callable[..., Any], *args: Any, **options: Any) -> list
     """Returns the methods that support every convolution of a public function's call, "auto" among them."""
     specs = []
     for equation in executed_convolutions(partial(function, method=direct.NAME, **options), *args):
-        params = {name: value for name, value in equation.params.items() if name not in ("method", "sharding")}
-        specs.append(conv_spec(*(operand.aval for operand in equation.invars), **params))
+        specs.append(equation.params["spec"])
     supported = [name for name, module in choice.METHODS.items() if all(module.supports(s) is None for s in specs)]
     return ["auto", *supported]
 

@@ -29,13 +29,13 @@ def fusing_on(monkeypatch):
 @pytest.fixture
 def no_long_clock(monkeypatch):
     """Times a whole function for no longer than it takes to run it."""
-    monkeypatch.setattr(searching, "_SECONDS", 0.01)
+    monkeypatch.setattr(searching, "_TIMING_SECONDS", 0.01)
 
 
 @pytest.fixture
 def two_ranks_judged(monkeypatch):
     """Tries the responses of a scheme at two ranks, each of which is a program to compile, and not at seven."""
-    monkeypatch.setattr(layers, "_JUDGED", 2)
+    monkeypatch.setattr(layers, "_MAX_RANKS_TRIED", 2)
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 import jaxcnn
+from jaxcnn import timing
 from jaxcnn.lowering import choice
 from jaxcnn.lowering import tuning_table as table
 from jaxcnn.lowering.methods import direct
-from jaxcnn.transform import timing as clock
 from jaxcnn.transform import tuning
 
 pytestmark = pytest.mark.optimized
@@ -117,7 +117,7 @@ def test_an_error_of_the_function_is_passed_on():
 
 
 def test_every_method_is_measured_if_there_is_time_and_the_result_is_taken(monkeypatch):
-    monkeypatch.setattr(clock, "_MOST_ROUNDS", 3)
+    monkeypatch.setattr(timing, "MAX_ROUNDS", 3)
     found = jaxcnn.tune(jaxcnn.depthwise_conv, X, KERNEL, seconds=60)
     (entry,) = found.entries
     supporting = {name for name, module in choice.METHODS.items() if module.supports(entry.spec) is None}
@@ -151,7 +151,7 @@ def test_direct_is_kept_where_it_is_as_fast():
 
 
 def test_programs_that_take_absurdly_long_to_compile_are_not_measured(monkeypatch):
-    monkeypatch.setattr(tuning, "_LARGEST_PROGRAM", 0)
-    monkeypatch.setattr(clock, "_MOST_ROUNDS", 3)
+    monkeypatch.setattr(tuning, "_MAX_PROGRAM_EQUATIONS", 0)
+    monkeypatch.setattr(timing, "MAX_ROUNDS", 3)
     (entry,) = jaxcnn.tune(jaxcnn.depthwise_conv, X, KERNEL, seconds=60).entries
     assert {name for name, _ in entry.milliseconds} == {"direct", choice.choose(entry.spec, "auto", "cpu").method}

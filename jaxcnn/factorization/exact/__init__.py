@@ -1,1 +1,1 @@
-"""The same function with other kernels, exactly."""
+"""Exact re-expressions: other kernels that compute the same function."""

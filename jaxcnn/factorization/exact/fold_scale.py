@@ -1,4 +1,4 @@
-"""`fold_scale`: a batch norm, or any scale and offset of channels, into the kernel and the bias before it."""
+"""`fold_scale`: a batch norm, or any scale and offset of channels, folded into the kernel and the bias before it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from jaxcnn.chain import KernelChain
+from jaxcnn.errors import ErrorPrefix
 from jaxcnn.layout import Layout, parse_layout
 
 
@@ -25,23 +26,23 @@ def fold_scale(
     bias: ArrayLike | None = None,
     layout: Layout = None,
 ) -> tuple[Any, jax.Array]:
-    r"""The kernel and the bias that do a convolution and the batch norm after it in one.
+    r"""Returns the kernel and the bias that compute a convolution and the batch norm after it in one.
 
-    With $s = \gamma / \sqrt{\sigma^2 + \epsilon}$ it is $K'[..., o] = s[o] K[..., o]$ and
+    With $s = \gamma / \sqrt{\sigma^2 + \epsilon}$ they are $K'[..., o] = s[o] K[..., o]$ and
     $b'[o] = s[o] (b[o] - \mu[o]) + \beta[o]$, so that
     $\mathrm{conv}(x, K') + b' = s (\mathrm{conv}(x, K) + b - \mu) + \beta$.
 
     Args:
-      kernel: `(*window, I, O)` or as `layout` says, of any number of groups; or a `KernelChain`, whose last link takes
-        the scale.
-      scale: $\gamma$, `(O,)`; 1 if left out.
-      offset: $\beta$, `(O,)`; 0 if left out.
-      mean: $\mu$, `(O,)`, the running mean; 0 if left out.
-      variance: $\sigma^2$, `(O,)`, the running variance. Left out, s is `scale` itself.
-      epsilon: $\epsilon$, added to the variance.
-      bias: b, `(O,)`, of the convolution; 0 if left out.
-      layout: how `kernel` is to be read: None (HWIO), a string such as `"NCHW"` (OIHW), or lax's triple. A chain's
-        kernels are HWIO in any layout.
+      kernel: Kernel `(*window, I, O)` or as `layout` says, of any number of groups; or a `KernelChain`, whose last link
+        takes the scale.
+      scale: Scale $\gamma$, `(O,)`; 1 if left out.
+      offset: Offset $\beta$, `(O,)`; 0 if left out.
+      mean: Running mean $\mu$, `(O,)`; 0 if left out.
+      variance: Running variance $\sigma^2$, `(O,)`. If left out, s is `scale` itself.
+      epsilon: Number $\epsilon$ added to the variance.
+      bias: Bias b of the convolution, `(O,)`; 0 if left out.
+      layout: Layout of `kernel`: None (HWIO), a string such as `"NCHW"` (OIHW), or lax's triple. A chain's kernels are
+        HWIO in any layout.
 
     Returns:
       The kernel, or chain, of the same shape and layout, and the bias `(O,)`, both in the kernel's dtype.
@@ -69,24 +70,25 @@ def fold_scale(
             f"fold_scale: kernel must have at least one window axis, an input and an output feature axis, "
             f"got shape {array.shape}"
         )
-    out_axis = parse_layout("fold_scale", None if chain else layout, array.ndim - 2).kernel_axes[-1]
+    with ErrorPrefix("fold_scale"):
+        out_axis = parse_layout(None if chain else layout, array.ndim - 2).kernel_axes[-1]
     features = array.shape[out_axis]
     dtype = jnp.result_type(array)
     if not jnp.issubdtype(dtype, jnp.inexact):
         raise TypeError(f"fold_scale: kernel must be of floats, which the scale makes it, got dtype {dtype}")
-    # At least float32: a variance of 16 bits and an epsilon of 1e-5 would not add up.
+    # At least float32, because an epsilon of 1e-5 would be lost beside a variance of 16 bits.
     wide = np.promote_types(dtype, np.float32)
 
     def vector(name: str, value: ArrayLike | None, default: float) -> jax.Array:
         if value is None:
             return jnp.full((features,), default, wide)
-        given = jnp.asarray(value)
-        if given.shape != (features,):
+        values = jnp.asarray(value)
+        if values.shape != (features,):
             raise ValueError(
                 f"fold_scale: {name} must have one value for each of the kernel's {features} output channels, "
-                f"got shape {given.shape}"
+                f"got shape {values.shape}"
             )
-        return given.astype(wide)
+        return values.astype(wide)
 
     factor = vector("scale", scale, 1.0)
     if variance is not None:

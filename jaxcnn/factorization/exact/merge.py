@@ -1,4 +1,4 @@
-"""`merge`: parallel branches, and an identity beside them, as one kernel."""
+"""`merge`: parallel branches, and an identity beside them, merged into one kernel."""
 
 from __future__ import annotations
 
@@ -9,26 +9,28 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxcnn.chain import KernelChain
+from jaxcnn.errors import ErrorPrefix
 from jaxcnn.layout import Layout, parse_layout
 
 
 def merge(
     *kernels: ArrayLike, identity: ArrayLike | None = None, feature_group_count: int = 1, layout: Layout = None
 ) -> jax.Array:
-    r"""The one kernel that equals convolutions side by side, their results added, and an identity beside them.
+    r"""Returns the one kernel that equals several convolutions of one image, and an identity, added up.
 
     $K[w] = \sum_n K_n[w - c_n]$, each kernel in the middle of the largest window, at the offset
     $c_n = \lfloor (W - 1) / 2 \rfloor - \lfloor (W_n - 1) / 2 \rfloor$ on each axis. So
     $\mathrm{conv}(x, K) = \sum_n \mathrm{conv}(x, K_n)$ with padding `"SAME"` at stride 1, and at any stride with
-    padding (W_n - 1) // 2 of each odd window. At stride 2 `"SAME"` pads each window differently, and it does not hold.
+    padding (W_n - 1) // 2 of each odd window. It does not hold at stride 2 for `"SAME"`, which pads each window
+    differently there.
 
     Args:
-      *kernels: kernels of the branches, `(*window, I / feature_group_count, O)` or as `layout` says, with windows of
+      *kernels: Kernels of the branches, `(*window, I / feature_group_count, O)` or as `layout` says, with windows of
         any sizes.
-      identity: weight of a branch that is x itself: a number, or `(O,)` with one for each channel. None: no such
+      identity: Weight of a branch that is x itself: a number, or `(O,)` with one for each channel. None: no such
         branch.
-      feature_group_count: number of groups of the kernels; it matters to the identity alone.
-      layout: how the kernels are to be read: None (HWIO), a string such as `"NCHW"` (OIHW), or lax's triple.
+      feature_group_count: Number of groups of the kernels; only the identity depends on it.
+      layout: Layout of the kernels: None (HWIO), a string such as `"NCHW"` (OIHW), or lax's triple.
 
     Returns:
       A kernel in the same layout, whose window is the largest on each axis, in the dtype to which the kernels promote.
@@ -62,7 +64,8 @@ def merge(
             f"merge: all kernels must have the same number of axes, at least one window axis and two feature axes, "
             f"got {shapes}"
         )
-    order = parse_layout("merge", layout, len(shapes[0]) - 2)
+    with ErrorPrefix("merge"):
+        order = parse_layout(layout, len(shapes[0]) - 2)
     *window_axes, in_axis, out_axis = order.kernel_axes
     if len({(shape[in_axis], shape[out_axis]) for shape in shapes}) > 1:
         raise ValueError(f"merge: all kernels must have the same input and output channels, got {shapes}")
@@ -86,7 +89,7 @@ def merge(
 
 
 def _identity_kernel(identity: Any, features: tuple[int, int], groups: int, dtype: Any) -> jax.Array:
-    """(I, O): weight `identity` from the input channel that is output channel o, which in its group is o modulo I."""
+    """Returns the tap (I, O) that passes each channel on with its weight: input o modulo I of a group to output o."""
     in_features, out_features = features
     if in_features * groups != out_features:
         times = f" * {groups} groups" if groups > 1 else ""

@@ -1,4 +1,4 @@
-"""`split`: a large kernel as small ones side by side, each on a shifted image."""
+"""`split`: a large kernel cut into small ones side by side, each on a shifted image."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxcnn.arguments import IntOrInts
 from jaxcnn.chain import KernelChain
-from jaxcnn.geometry import Padding, Pair, axis_values, dilated_size, resolve_padding
+from jaxcnn.errors import ErrorPrefix
+from jaxcnn.geometry import IntOrInts, Padding, Pair, axis_values, dilated_size, resolve_padding
 from jaxcnn.layout import Layout, parse_layout
 
 Piece = tuple[jax.Array, tuple[Pair, ...]]
@@ -24,20 +24,20 @@ def split(
     kernel_dilation: IntOrInts = 1,
     layout: Layout = None,
 ) -> tuple[Piece, ...]:
-    r"""The pieces of a large kernel, and the padding with which their convolutions add up to that with the kernel.
+    r"""Returns the pieces of a large kernel, and the padding with which their convolutions add up to the kernel's.
 
-    A piece that starts at tap u of the kernel sees the image from u d pixels further on, where d is the dilation, so
-    its padding is (low - u d, high - (K - u - k) d) for K taps of the kernel and k of the piece:
-    $\mathrm{conv}(x, K) = \sum_n \mathrm{conv}(x, K_n, \mathrm{padding}_n)$, at every stride. The multiplications stay
-    the same; windows that a device, a method or a format does not know become those that it does.
+    A piece that starts at tap u of the kernel begins u d pixels further on in the image, where d is the dilation. Its
+    padding is (low - u d, high - (K - u - k) d) for K taps of the kernel and k of the piece, so that
+    $\mathrm{conv}(x, K) = \sum_n \mathrm{conv}(x, K_n, \mathrm{padding}_n)$ at every stride. The multiplications stay
+    the same. It is of use where a device, a method or a file format supports small windows only.
 
     Args:
-      kernel: `(*window, I, O)` or as `layout` says, of any number of groups.
-      window_shape: largest window of a piece; an int or one for each window axis. The last piece on an axis is smaller
+      kernel: Kernel `(*window, I, O)` or as `layout` says, of any number of groups.
+      window_shape: Largest window of a piece; an int or one for each window axis. The last piece on an axis is smaller
         where the sizes do not divide.
-      padding: padding of the convolution with the kernel, as in `conv`. A name means what it means at stride 1.
-      kernel_dilation: dilation of the convolution with the kernel, which is that of the pieces too.
-      layout: how `kernel` is to be read: None (HWIO), a string such as `"NCHW"` (OIHW), or lax's triple.
+      padding: Padding of the convolution with the kernel, as in `conv`. A name means what it means at stride 1.
+      kernel_dilation: Dilation of the convolution with the kernel, and of those with the pieces.
+      layout: Layout of `kernel`: None (HWIO), a string such as `"NCHW"` (OIHW), or lax's triple.
 
     Returns:
       A pair for each piece, in the order of the window's taps: its kernel, in the same layout, and its (low, high)
@@ -61,23 +61,23 @@ def split(
     References:
       Ding, Zhang, Han and Ding, "Scaling up your kernels to 31x31", 2022, on large kernels and what runs them.
     """
-    operation = "split"
-    if isinstance(kernel, KernelChain):
-        raise TypeError(f"{operation}: kernel is a KernelChain; its dense kernel is chain.dense()")
-    array = jnp.asarray(kernel)
-    if array.ndim < 3:
-        raise ValueError(
-            f"{operation}: kernel must have at least one window axis, an input and an output feature axis, "
-            f"got shape {array.shape}"
-        )
-    rank = array.ndim - 2
-    window_axes = parse_layout(operation, layout, rank).kernel_axes[:rank]
-    window = [array.shape[axis] for axis in window_axes]
-    largest = axis_values(operation, "window_shape", window_shape, rank)
-    dilation = axis_values(operation, "kernel_dilation", kernel_dilation, rank)
-    extents = tuple(map(dilated_size, window, dilation))
-    # At stride 1 a name pads by the window alone, whatever the image.
-    pairs = resolve_padding(operation, padding, extents, extents, (1,) * rank)
+    with ErrorPrefix("split"):
+        if isinstance(kernel, KernelChain):
+            raise TypeError("kernel is a KernelChain; its dense kernel is chain.dense()")
+        array = jnp.asarray(kernel)
+        if array.ndim < 3:
+            raise ValueError(
+                "kernel must have at least one window axis, an input and an output feature axis, "
+                f"got shape {array.shape}"
+            )
+        rank = array.ndim - 2
+        window_axes = parse_layout(layout, rank).kernel_axes[:rank]
+        window = [array.shape[axis] for axis in window_axes]
+        largest = axis_values("window_shape", window_shape, rank)
+        dilation = axis_values("kernel_dilation", kernel_dilation, rank)
+        extents = tuple(map(dilated_size, window, dilation))
+        # At stride 1 the padding of a name depends on the window alone, so any image size will do.
+        pairs = resolve_padding(padding, extents, extents, (1,) * rank)
     starts = (range(0, size, most) for size, most in zip(window, largest, strict=True))
     pieces = []
     for start in itertools.product(*starts):

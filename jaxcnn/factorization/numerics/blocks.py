@@ -1,20 +1,22 @@
-"""A given kernel as what the schemes work on: float64 on the host, HWIO, one block for each group."""
+"""Kernels by groups, as the schemes see them: float64 on the host, HWIO, one block for each group."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcnn.arguments import group_count
 from jaxcnn.chain import KernelChain
+from jaxcnn.errors import ErrorPrefix
 from jaxcnn.layout import Layout, parse_layout
+from jaxcnn.options import group_count
 
 
 def grouped_kernel(operation: str, kernel: Any, feature_group_count: int, layout: Layout) -> np.ndarray:
-    """(G, *window, I, O) of each group's kernel, float64 or complex128, from a kernel in any layout."""
+    """Returns the kernel of each group, (G, *window, I, O) in float64 or complex128, of a kernel in any layout."""
     if isinstance(kernel, KernelChain):
         raise TypeError(f"{operation}: kernel is a KernelChain already; its dense kernel is chain.dense()")
     try:
@@ -36,8 +38,9 @@ def grouped_kernel(operation: str, kernel: Any, feature_group_count: int, layout
     wide = array.astype(np.complex128 if jnp.issubdtype(array.dtype, jnp.complexfloating) else np.float64)
     if not np.isfinite(wide).all():
         raise ValueError(f"{operation}: kernel has {int((~np.isfinite(wide)).sum())} values that are NaN or infinite")
-    wide = parse_layout(operation, layout, array.ndim - 2).kernel_to_canonical(wide)
-    groups = group_count(operation, feature_group_count)
+    with ErrorPrefix(operation):
+        wide = parse_layout(layout, array.ndim - 2).kernel_to_canonical(wide)
+        groups = group_count(feature_group_count)
     if wide.shape[-1] % groups:
         raise ValueError(
             f"{operation}: the kernel's {wide.shape[-1]} output channels do not divide into "
@@ -50,15 +53,20 @@ def grouped_kernel(operation: str, kernel: Any, feature_group_count: int, layout
 
 
 def merged_link(blocks: np.ndarray, dtype: Any) -> Any:
-    """(G, *window, I, O) as a link `(*window, I, G * O)` of that dtype."""
+    """Returns the link `(*window, I, G * O)` of the given dtype whose groups are the blocks (G, *window, I, O)."""
     merged = np.moveaxis(blocks, 0, -2)
-    # A NumPy kernel of float64 becomes what JAX makes of it under the user's setting, without a warning. It is cast by
-    # NumPy, for `jnp.asarray` compiles a program for each shape.
+    # NumPy does the cast: `jnp.asarray` compiles a program for each shape, and warns where float64 is switched off.
     return jax.device_put(merged.reshape(*merged.shape[:-2], -1).astype(jax.dtypes.canonicalize_dtype(dtype)))
 
 
+def chain_of_blocks(links: Iterable[np.ndarray], dtype: Any) -> KernelChain:
+    """Returns the chain of the given dtype whose links are given by groups, each (G, *window, I, O) with its own G."""
+    links = list(links)
+    return KernelChain(tuple(merged_link(link, dtype) for link in links), tuple(map(len, links)))
+
+
 def dense_blocks(chain: KernelChain) -> np.ndarray:
-    """(G, *window, I, O) of a chain's dense kernel by groups, in float64 or complex128: nothing is compiled for it."""
+    """Returns a chain's dense kernel by groups, (G, *window, I, O) in float64 or complex128, without compiling."""
     groups = chain.feature_group_count
     in_features = chain.shape[-2]
     dense = np.broadcast_to(np.eye(in_features), (groups, *[1] * (chain.ndim - 2), in_features, in_features))
@@ -75,7 +83,7 @@ def dense_blocks(chain: KernelChain) -> np.ndarray:
         total = np.zeros((groups, *window, in_features, features // groups), np.result_type(dense, link))
         for offset in np.ndindex(*size):
             product = np.swapaxes(image @ parts[offset], -3, -2)
-            place = tuple(slice(start, start + own) for start, own in zip(offset, dense.shape[1:-2], strict=True))
+            place = tuple(slice(start, start + extent) for start, extent in zip(offset, dense.shape[1:-2], strict=True))
             total[(slice(None), *place)] += product.reshape(*product.shape[:-2], -1)
         dense = total
     return dense

@@ -1,17 +1,17 @@
-"""Fit a sum of rank-one terms to a tensor: the numerical core of ``cp``.
+"""Fits a sum of rank-one terms to a tensor: the numerical core of `cp`.
 
 A tensor X with axes (window 1, ..., window n, I, O) is approximated by R terms, each the outer product of one unit
 vector for each axis, times a weight:
 
     X[w1, ..., wn, i, o] = sum over r of weight[r] W1[w1, r] ... Wn[wn, r] A[i, r] B[o, r]
 
-Host-side NumPy in float64, alternating least squares. What is minimised is
+Alternating least squares, in NumPy and float64, minimises
 
-    norm(X - terms)^2 + ridge * norm(weights)^2        for X of norm 1,
+    norm(X - terms)^2 + ridge * norm(weights)^2        for X of norm 1.
 
-exactly, at every step, as each axis is solved for while the others' vectors have norm 1. So it never grows, and as it
-is at most 1 from the first step on, norm(weights) is at most 1 / sqrt(ridge): the ridge is a cap on the terms' norm.
-This matters, since a tensor may have no best approximation: terms that grow without bound and cancel fit ever better.
+Each step solves for one axis exactly, while the vectors of the other axes have norm 1. So the sum never grows. It is at
+most 1 from the first step on, so norm(weights) is at most 1 / sqrt(ridge): the ridge caps the norm of the terms. A cap
+is needed because a tensor may have no best approximation: terms that grow without bound and cancel fit ever better.
 """
 
 from __future__ import annotations
@@ -26,54 +26,53 @@ from jaxcnn.factorization.numerics.svd import left_singular
 Factors = list[np.ndarray]
 
 RIDGE = 1e-10
-LARGEST_NORM = 30.0  # of the weights for a tensor of norm 1; beyond it, the ridge grows
-_WORK = 150_000_000_000
-_PATIENCE = 20  # sweeps over which the error must fall by a thousandth
-_EXACT = 1e-7
+MAX_TERMS_NORM = 30.0  # relative to the tensor's norm; the ridge grows beyond it
+_MULTIPLICATIONS = 150_000_000_000  # spent on the sweeps of one start
+_PATIENCE_SWEEPS = 20  # within which the error must fall by a thousandth
+_EXACT_ERROR = 1e-7  # relative; the search ends below it
 
 
 def fit_terms(tensor: np.ndarray, rank: int, *, seed: int = 0) -> tuple[Factors, np.ndarray, float]:
-    """Unit vectors (n, R) of each axis, the weights (R,) and the relative error of the best of several starts.
+    """Returns unit vectors (n, R) of each axis, weights (R,) and the relative error of the best of several starts.
 
-    The first start is made of the tensor's singular vectors as a matrix, the others are random. All of them run for a
+    The first start is made of singular vectors of the tensor as a matrix, the others are random. All of them run for a
     tenth of the sweeps, and the best one goes on.
 
     Args:
-      tensor: (*window, I, O), float64.
-      rank: number of terms.
-      seed: of the random starts.
+      tensor: Tensor (*window, I, O), float64.
+      rank: Number of terms, R.
+      seed: Seed for the random starts.
     """
     norm = np.linalg.norm(tensor)
     if norm == 0:
         return [np.zeros((size, rank)) for size in tensor.shape], np.zeros(rank), 0.0
     if rank >= full_rank(tensor.shape):
         return *_exact(tensor, rank), 0.0
-    # A sweep takes 4 * work multiplications and more, 0.1 s for 300 terms of a 3 x 3 window and 512 x 512 channels, and
-    # this many sweeps half a minute. The small ones are fast and have many local minima: they get more starts.
+    # Small tensors have many local minima and are fast, so they get more starts and more sweeps.
     work = tensor.size * rank
-    sweeps = int(np.clip(_WORK // work, 50, 500))
+    sweeps = int(np.clip(_MULTIPLICATIONS // work, 50, 500))
     starts = 10 if work <= 10**6 else 3
     problem = _Problem(tensor / norm)
     generator = np.random.default_rng(seed)
     runs = []
     for number in range(starts):
         runs.append(problem.sweep(problem.start(rank, generator, number), sweeps // 10))
-        if runs[-1][2] < _EXACT:
+        if runs[-1][2] < _EXACT_ERROR:
             break
     best = min(runs, key=lambda run: run[2])
-    if best[2] > _EXACT:
+    if best[2] > _EXACT_ERROR:
         best = problem.sweep(best[0], sweeps)
     factors, weights, _ = best
     return factors, weights * norm, problem.error(factors, weights)
 
 
 def full_rank(shape: tuple[int, ...]) -> int:
-    """A number of terms that is exact for every tensor of that shape: one for each fibre along the longest axis."""
+    """Returns a number of terms that is exact for every tensor of a shape: one for each fibre of the longest axis."""
     return prod(shape) // max(shape)
 
 
 def _exact(tensor: np.ndarray, rank: int) -> tuple[Factors, np.ndarray]:
-    """One term for each fibre along the longest axis."""
+    """Returns vectors and weights of an exact sum: one term for each fibre along the longest axis."""
     longest = int(np.argmax(tensor.shape))
     others = [axis for axis in range(tensor.ndim) if axis != longest]
     places = np.indices([tensor.shape[axis] for axis in others]).reshape(len(others), -1)
@@ -88,51 +87,52 @@ def _exact(tensor: np.ndarray, rank: int) -> tuple[Factors, np.ndarray]:
 
 
 def _unit(factor: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Columns of norm 1, and the norms; columns of zeros stay."""
+    """Returns the columns scaled to norm 1, and their norms; columns of zeros stay."""
     norms = np.linalg.norm(factor, axis=0)
     return factor / np.where(norms > 0, norms, 1.0), norms
 
 
 class _Problem:
-    """One tensor of norm 1."""
+    """A tensor of norm 1 and the steps of its fit."""
 
     def __init__(self, tensor: np.ndarray):
         self.tensor = tensor
         *self.window, self.inputs, self.outputs = tensor.shape
-        # Both as matrices, ready for the only two large products of a sweep.
+        # A sweep's only two large products take these matrices.
         self.by_output = np.ascontiguousarray(tensor.reshape(-1, self.outputs))
         self.by_input = np.ascontiguousarray(np.swapaxes(tensor, -1, -2).reshape(-1, self.inputs))
 
     def error(self, factors: Factors, weights: np.ndarray) -> float:
+        """Returns the norm of the difference between the tensor and the terms."""
         terms = factors[0] * weights
         for factor in factors[1:-1]:
             terms = (terms[:, None] * factor).reshape(-1, len(weights))
         return float(np.linalg.norm(self.by_output - terms @ factors[-1].T))
 
     def start(self, rank: int, generator: np.random.Generator, number: int) -> Factors:
-        """Unit vectors; start 0 from singular vectors, the others random."""
+        """Returns unit vectors of each axis: from singular vectors for start 0, random for the others."""
         random = [_unit(generator.standard_normal((size, rank)))[0] for size in self.tensor.shape]
         if number:
             return random
-        # The first half of the window with the inputs against the second half with the outputs: the matrix of a
-        # separable kernel. Each of its singular vectors is in turn replaced by its best, or nearly best, product.
+        # As for `separable`, the rows of the matrix are the first half of the window with the inputs. Each of its
+        # singular vectors is replaced by a nearly best product of one vector for each axis.
         half = len(self.window) // 2
-        near = [*range(half), len(self.window)]
-        far = [*range(half, len(self.window)), len(self.window) + 1]
-        rows = prod(self.tensor.shape[axis] for axis in near)
-        matrix = self.tensor.transpose(*near, *far).reshape(1, rows, -1)
+        row_axes = [*range(half), len(self.window)]
+        column_axes = [*range(half, len(self.window)), len(self.window) + 1]
+        rows = prod(self.tensor.shape[axis] for axis in row_axes)
+        matrix = self.tensor.transpose(*row_axes, *column_axes).reshape(1, rows, -1)
         left, _ = left_singular(matrix)
         left = left[0, :, :rank]
         right = matrix[0].T @ left
         factors = random
-        for axes, vectors in ((near, left), (far, right)):
+        for axes, vectors in ((row_axes, left), (column_axes, right)):
             sizes = [self.tensor.shape[axis] for axis in axes]
             for axis, factor in zip(axes, _products(vectors, sizes), strict=True):
                 factors[axis][:, : left.shape[1]] = factor
         return factors
 
     def sweep(self, factors: Factors, sweeps: int) -> tuple[Factors, np.ndarray, float]:
-        """Alternating least squares from unit vectors; the vectors, their weights and the relative error."""
+        """Runs alternating least squares from unit vectors; returns vectors, weights and the relative error."""
         factors = list(factors)
         grams = [factor.T @ factor for factor in factors]
         count, rank = len(self.window), factors[0].shape[1]
@@ -142,7 +142,7 @@ class _Problem:
         square = 1.0
 
         def update(axis: int, products: np.ndarray) -> None:
-            # products: the tensor times the other axes' vectors, (n, R).
+            # `products`, (n, R), is the tensor times the vectors of the other axes.
             nonlocal weights, square
             gram = reduce(np.multiply, (grams[other] for other in range(len(factors)) if other != axis))
             solved = np.linalg.solve(gram + ridge * np.eye(rank), products.T).T
@@ -158,17 +158,19 @@ class _Problem:
                 for axis in axes:
                     rest = [factors[a] if a != axis else None for a in axes]
                     update(axis, _contracted(partial, rest))
-            if np.linalg.norm(weights) > LARGEST_NORM:
-                ridge = min(100 * ridge, LARGEST_NORM**-2)
+            if np.linalg.norm(weights) > MAX_TERMS_NORM:
+                ridge = min(100 * ridge, MAX_TERMS_NORM**-2)
             history.append(float(np.sqrt(max(square, 0.0))))
-            if history[-1] < _EXACT or (len(history) > _PATIENCE and history[-1] > 0.999 * history[-1 - _PATIENCE]):
+            if history[-1] < _EXACT_ERROR or (
+                len(history) > _PATIENCE_SWEEPS and history[-1] > 0.999 * history[-1 - _PATIENCE_SWEEPS]
+            ):
                 break
         return factors, weights, history[-1]
 
 
 def _contracted(partial: np.ndarray, factors: list[np.ndarray | None]) -> np.ndarray:
-    """(n1, ..., nm, R) summed with the vectors (n, R) of all axes but the one that has none: (n, R)."""
-    # From the last axis to the first, so that the axes before keep their places.
+    """Returns (n1, ..., nm, R) contracted with the vectors (n, R) of all axes but the one given as None: (n, R)."""
+    # The last axis goes first, so that the axes before it keep their places.
     for axis in range(len(factors) - 1, -1, -1):
         factor = factors[axis]
         if factor is not None:
@@ -179,7 +181,7 @@ def _contracted(partial: np.ndarray, factors: list[np.ndarray | None]) -> np.nda
 
 
 def _products(vectors: np.ndarray, sizes: list[int]) -> Factors:
-    """Unit vectors (n, R) of each axis, whose product is near each of (prod(sizes), R)."""
+    """Returns unit vectors (n, R) of each axis whose products are near the columns of (prod(sizes), R)."""
     factors = []
     rest = vectors.T  # (R, n1 n2 ...)
     for size in sizes[:-1]:

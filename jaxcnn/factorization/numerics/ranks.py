@@ -1,4 +1,4 @@
-"""How large a rank must be."""
+"""Checks of ranks and tolerances, and the rank that a tolerance or the noise asks for."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 
 def check_rank(operation: str, name: str, rank: Any, largest: int | None) -> int:
-    """A rank between 1 and the largest that makes sense, if there is one."""
+    """Returns the rank as an int, and refuses one below 1 or above `largest`; None sets no upper limit."""
     try:
         value = operator.index(rank)
     except TypeError:
@@ -25,7 +25,7 @@ def check_rank(operation: str, name: str, rank: Any, largest: int | None) -> int
 
 
 def check_tolerance(operation: str, tolerance: Any) -> float:
-    """A relative error that is not negative."""
+    """Returns the tolerance as a float, and refuses a negative one."""
     try:
         value = float(tolerance)
     except (TypeError, ValueError):
@@ -36,7 +36,16 @@ def check_tolerance(operation: str, tolerance: Any) -> float:
 
 
 def chosen_tolerance(operation: str, name: str, rank: Any, tolerance: Any, links: int, dtype: Any) -> float | None:
-    """The tolerance, checked, that is left to the fit, or None; a rank and a tolerance together are refused."""
+    """Returns the relative error allowed to a fit whose links are rounded afterwards; None without a tolerance.
+
+    A rank and a tolerance together are refused.
+
+    Args:
+      operation, name: Names of the caller and of its rank option in error texts.
+      rank, tolerance: Options of the caller.
+      links: Number of links that are rounded.
+      dtype: Dtype that they are rounded to.
+    """
     if tolerance is None:
         return None
     if rank is not None:
@@ -45,38 +54,42 @@ def chosen_tolerance(operation: str, name: str, rank: Any, tolerance: Any, links
 
 
 def without_rounding(tolerance: float, links: int, dtype: Any) -> float:
-    """What a relative error leaves to a fit whose links are then rounded: 0.003 goes to two of bfloat16.
+    """Returns the relative error that a fit may leave, so that rounding its links still meets the tolerance.
 
-    Rounding knows nothing of the fit's error, so that their squares add up.
+    The error of a fit and those of rounding are independent, so their squares add up.
     """
     rounding = float(jnp.finfo(jax.dtypes.canonicalize_dtype(dtype)).eps) / 2
     return math.sqrt(max(tolerance**2 - links * rounding**2, 0.0))
 
 
 def smallest_rank(singular_values: np.ndarray, tolerance: float) -> int:
-    r"""The smallest rank R with $\sqrt{\sum_{r>R} s_r^2} \le$ tolerance $\cdot \lVert s \rVert$, at least 1.
+    r"""Returns the smallest R with $\sqrt{\sum_{r>R} s_r^2} \le$ tolerance $\cdot \lVert s \rVert$, at least 1.
 
     Args:
-      singular_values: (G, R), descending; R is the same for all groups and the error is that of all together.
-      tolerance: relative error allowed.
+      singular_values: Singular values of each group, (G, n), descending. All groups have one rank together.
+      tolerance: Relative error allowed, of all groups together.
     """
+    return int(np.argmax(truncation_errors(singular_values) <= tolerance)) + 1
+
+
+def truncation_errors(singular_values: np.ndarray) -> np.ndarray:
+    """Returns the relative error of truncating to rank 1, 2, ..., n, (n,), of all groups of (G, n) together."""
     energy = np.square(singular_values).sum(0)
-    total = energy.sum()
-    # What is left after 1, 2, ... terms; summed from the small end, so that tiny tails are not lost.
-    left = np.append(np.cumsum(energy[::-1])[::-1][1:], 0.0)
-    return int(np.argmax(left <= tolerance**2 * total)) + 1
+    # Summed from the small end, so that tiny tails are not lost.
+    discarded = np.append(np.cumsum(energy[::-1])[::-1][1:], 0.0)
+    return np.sqrt(discarded / (energy.sum() or 1.0))
 
 
 def evbmf_rank(singular_values: np.ndarray, rows: int, columns: int) -> int:
-    r"""The number of singular values that stand out of noise, by empirical variational Bayes; it may be 0.
+    r"""Returns how many singular values stand out of noise, by empirical variational Bayes; it may be 0.
 
     With L <= M the sides, $\alpha = L / M$ and noise of variance $\sigma^2$, those with
     $s_h^2 > M \sigma^2 (1 + \tau) (1 + \alpha / \tau)$ stay, where $\tau$ solves $\Phi(\tau) + \Phi(\tau / \alpha) = 0$
     with $\Phi(z) = \log(z + 1) / z - 1/2$. The variance is the one that minimises the free energy.
 
     Args:
-      singular_values: (min(rows, columns),), descending.
-      rows, columns: shape of the matrix.
+      singular_values: Singular values of the matrix, (min(rows, columns),), descending.
+      rows, columns: Shape of the matrix.
 
     References:
       Nakajima, Sugiyama, Babacan and Tomioka, "Global analytic solution of fully-observed variational Bayesian matrix
@@ -97,18 +110,18 @@ def evbmf_rank(singular_values: np.ndarray, rows: int, columns: int) -> int:
     threshold = (1 + tau) * (1 + alpha / tau)
 
     def free_energy(variance: float) -> float:
-        # Terms that do not depend on the variance, log(squares), are left out: singular values of 0 are no trouble.
+        # log(squares) does not depend on the variance and is left out, so that singular values may be 0.
         x = squares / variance
         kept = x[x > threshold]
         t = 0.5 * (kept - 1 - alpha + np.sqrt((kept - 1 - alpha) ** 2 - 4 * alpha))
         gain = np.log1p(t) + alpha * np.log1p(t / alpha) - t
         return float(x.sum() + short * np.log(variance) + gain.sum())
 
-    # At most this many components can be told from noise: the rest bounds its variance from below.
+    # More components than this cannot be told from noise, so the others bound its variance from below.
     most = min(math.ceil(short / (1 + alpha)) - 1, short - 1)
     highest = squares.sum() / short
     lowest = max(squares[most] / threshold, squares[most:].mean(), 1e-12 * highest)
-    # The energy has kinks and may have several minima: the best of a grid, and then the best near it.
+    # The energy has kinks and may have several minima, so the search starts from the best point of a grid.
     grid = np.geomspace(min(lowest, highest), highest, 200)
     best = int(np.argmin([free_energy(variance) for variance in grid]))
     low, high = grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)]

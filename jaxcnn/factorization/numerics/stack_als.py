@@ -1,25 +1,14 @@
-"""Fit a chain of small kernels to a dense kernel: the numerical core of ``stack``.
+"""Fits small kernels in a row to a dense kernel: the numerical core of `stack`.
 
 Convolutions in a row are one convolution, whose kernel is a product of matrix polynomials:
 
     K[w] = sum over w1 + ... + wn = w of  k1[w1] @ k2[w2] @ ... @ kn[wn]
 
-``fit_links`` looks for links of given windows and widths whose product is closest to K in the Frobenius norm. It is
-host-side NumPy in float64, run once for each trained kernel. A start comes from `leading_link` (reweighted least
-squares on the lifted, linear problem); `alternate` sweeps over the links; `refine` finishes a small, nearly exact fit.
-
-Tried on products of random normal 3x3 links, recovered to 1e-4 (I, F, O are the widths before, between and after):
-
-- Plain alternation from a random start, 300 sweeps: solves F <= max(I, O) about two times in three, and I < F <= O
-  (2, 4, 16) never: it stops at a local minimum near 0.08. Longer runs and Levenberg-Marquardt stop at the same places.
-- The lifted start: from one start, 10 of 10 seeds for (4, 4, 4), (2, 3, 4) and (2, 4, 8) once refined, where random
-  starts of the same budget had 1 or 2 in 48 for (2, 3, 3) and (4, 6, 5). For kernels that are no exact product one
-  lifted start is on a par with the best of eight random ones.
-- Anderson's acceleration: 30 sweeps instead of 180 for (16, 16, 16), 100 instead of more than 300 for (3, 5, 3).
-- Hardest is a count of unknowns equal to the count of equations, which is F = O = 2 I: isolated solutions among many
-  local minima. Refining and more starts bring (2, 4, 4) from 2 of 20 seeds to 20 of 20, (1, 2, 2) from 7 to 17.
-- As it stands: 95 of 97 kernels of widths drawn from 1 to 16; 20 of 20 seeds for (1, 1, 1), (8, 8, 8) and (6, 6, 16),
-  19 for (4, 6, 5) and (5, 8, 7); three 3x3 for a 7x7, 10 of 10 for widths of 1, 2, 3 or 4 throughout.
+`fit_links` looks for links of given windows and widths whose product is closest to K in the Frobenius norm, in NumPy
+and float64. Plain alternation from random starts stops at local minima, also where an exact product exists. So a start
+is found by least squares on the lifted problem, which is linear (`_leading_link`); sweeps over the links follow, with
+Anderson's acceleration (`_Problem.alternate`); a small and nearly exact fit is finished by Levenberg-Marquardt
+(`_Problem.refine`). The hardest kernels have as many unknowns as equations: isolated solutions among many local minima.
 """
 
 from __future__ import annotations
@@ -29,21 +18,22 @@ from math import prod
 
 import numpy as np
 
-from jaxcnn.factorization.numerics.stack_lifted import leading_link
-from jaxcnn.factorization.numerics.stack_links import (
+from jaxcnn.factorization.numerics.link_products import (
     Links,
     adjoint,
     balanced,
     compose_links,
     flatten,
     ridged,
+    shifted_by,
     transposed,
     unflatten,
     widened,
 )
 
-EXACT = 1e-7  # a relative error below this is an exact factorization, and ends the search
-_RIDGE = 1e-13  # added to normal equations, relative to their mean diagonal, so that dead filters stay finite
+EXACT_ERROR = 1e-7  # relative; a fit below it is exact, and ends the search
+_RIDGE = 1e-13  # of normal equations, relative to their mean diagonal, so that dead filters stay finite
+_MAX_LIFTED_ROWS = 2000  # of the lifted problem, whose matrix has their square; larger problems start at random
 
 
 def fit_links(
@@ -56,41 +46,38 @@ def fit_links(
     sweeps: int = 200,
     initial: Sequence[np.ndarray] | None = None,
 ) -> tuple[Links, float]:
-    """Find links of the given windows and widths whose product is close to a dense kernel.
+    """Returns links of the given windows and widths whose product is close to a dense kernel, and the relative error.
 
-    Minimises ``norm(compose_links(links) - kernel)``. The problem has local minima, so the best of several starts is
-    kept; the result depends on ``seed`` and on nothing else.
+    Minimises `norm(compose_links(links) - kernel)`. The problem has local minima, so the best of several starts is
+    kept; the result depends on `seed` and on nothing else. The links are float64, and balanced: no pair of neighbours
+    could have a smaller sum of squares. A kernel of zeros has links of zeros and the error 0.
 
     Args:
-        kernel: Ungrouped dense kernel (*window, I, O).
-        windows: One window for each link; along each axis ``1 + sum(size - 1)`` must be the kernel's size.
-        features: One width for each gap between two links.
-        seed: Seed of the random starts.
-        starts: Most starts for a kernel that no start brings below a relative error of 0.1. A nearly exact one gets
-            up to 10000 / (number of unknowns) starts, and at most 100, because the exact product may be found yet.
-        sweeps: Most sweeps over the links for each start.
-        initial: Links of the same windows and of at most these widths, for the first start. The result is never worse
-            than they are: pass the result for narrower widths and the error cannot grow with the width.
-
-    Returns:
-        The float64 links, balanced so that no pair of neighbours could have a smaller sum of squares, and the relative
-        error ``norm(compose_links(links) - kernel) / norm(kernel)`` (0 for a kernel of zeros, whose links are zeros).
+      kernel: Ungrouped dense kernel (*window, I, O).
+      windows: Window of each link; along each axis `1 + sum(size - 1)` must be the kernel's size.
+      features: Width of each gap between two links.
+      seed: Seed for the random starts.
+      starts: Most starts for a kernel that no start brings below a relative error of 0.1. A nearly exact one gets up
+        to 10000 / (number of unknowns) starts, and at most 100, because the exact product may still be found.
+      sweeps: Most sweeps over the links for each start.
+      initial: Links of the same windows and of at most these widths, for the first start. The result is never worse
+        than they are: pass the result for narrower widths and the error cannot grow with the width.
 
     Raises:
-        ValueError: If the windows do not compose to the kernel's, a width is missing or below 1, ``starts`` is below
-            1, or the kernel has NaN or infinite entries.
+      ValueError: If the windows do not compose to the kernel's, a width is missing or below 1, `starts` is below 1, or
+        the kernel has NaN or infinite entries.
 
     Example:
-        >>> generator = np.random.default_rng(0)
-        >>> dense = compose_links([generator.normal(size=(3, 3, 2, 2)), generator.normal(size=(3, 3, 2, 3))])
-        >>> links, error = fit_links(dense, ((3, 3), (3, 3)), (2,))
-        >>> [link.shape for link in links], error < 1e-4
-        ([(3, 3, 2, 2), (3, 3, 2, 3)], True)
+      >>> generator = np.random.default_rng(0)
+      >>> dense = compose_links([generator.normal(size=(3, 3, 2, 2)), generator.normal(size=(3, 3, 2, 3))])
+      >>> links, error = fit_links(dense, ((3, 3), (3, 3)), (2,))
+      >>> [link.shape for link in links], error < 1e-4
+      ([(3, 3, 2, 2), (3, 3, 2, 3)], True)
 
     References:
-        Kuemmerle and Sigl, Harmonic Mean Iteratively Reweighted Least Squares for Low-Rank Matrix Recovery, 2018.
-        Walker and Ni, Anderson Acceleration for Fixed-Point Iterations, 2011.
-        Golub and Pereyra, The Differentiation of Pseudo-Inverses and Nonlinear Least Squares, 1973.
+      Kuemmerle and Sigl, "Harmonic mean iteratively reweighted least squares for low-rank matrix recovery", 2018.
+      Walker and Ni, "Anderson acceleration for fixed-point iterations", 2011.
+      Golub and Pereyra, "The differentiation of pseudo-inverses and nonlinear least squares", 1973.
     """
     kernel = np.asarray(kernel, np.float64)
     widths = (kernel.shape[-2], *features, kernel.shape[-1])
@@ -102,31 +89,30 @@ def fit_links(
     if len(windows) == 1:
         return [kernel.copy()], 0.0
     generator = np.random.default_rng(seed)
-    given = [] if initial is None else [widened(initial, shapes, generator)]
+    initial_links = [] if initial is None else [widened(initial, shapes, generator)]
     # The search is cheaper with the smaller end first; transposing every matrix reverses the order of a product.
     reverse = prod(shapes[0][:-1]) > prod(windows[-1]) * widths[-1]
     if reverse:
         kernel, windows, widths = kernel.swapaxes(-1, -2), windows[::-1], widths[::-1]
-        given = [transposed(links) for links in given]
+        initial_links = [transposed(links) for links in initial_links]
     problem = _Problem(kernel / norm, windows)
     unknowns = sum(prod(shape) for shape in shapes)
     best: Links = []
     lowest = np.inf
     number = 0
     while number < (max(2, min(100, 10000 // unknowns)) if lowest < 0.1 else min(starts, max(2, 3000 // unknowns))):
-        links = given.pop() if given else problem.start(widths, generator, number)
-        # A step of refining costs head**3, so the larger the problem, the closer to exact it must be: 0.1 at (4, 8, 8),
-        # 0.006 at (8, 16, 16), whose step takes a quarter of a second. Where it is open, 20 sweeps before it suffice.
+        links = initial_links.pop() if initial_links else problem.start(widths, generator, number)
+        # A step of refining costs head**3, so a larger problem must be closer to exact before it is refined.
         head = sum(link.size for link in links[:-1])
         limit = min(0.1, 8000 / head**2) if head <= 1200 else 0.0
         links, error = problem.alternate(links, min(sweeps, 20))
-        if error > max(limit, EXACT):
+        if error > max(limit, EXACT_ERROR):
             links, error = problem.alternate(links, sweeps)
-        if EXACT < error < limit:
+        if EXACT_ERROR < error < limit:
             links, error = problem.refine(links, 100)
         if error < lowest:
             best, lowest = links, error
-        if lowest < EXACT:
+        if lowest < EXACT_ERROR:
             break
         number += 1
     best = balanced([*best[:-1], best[-1] * norm])
@@ -134,7 +120,7 @@ def fit_links(
 
 
 class _Problem:
-    """One dense kernel of unit norm and the windows to fit to it."""
+    """A dense kernel of norm 1, the windows to fit to it, and the steps of the search."""
 
     def __init__(self, kernel: np.ndarray, windows: Sequence[tuple[int, ...]]):
         self.kernel = kernel
@@ -146,34 +132,36 @@ class _Problem:
     # In frequency the product of polynomials is a product of matrices, frequency by frequency. The dense window is
     # as large as the product, so the circular convolutions that this computes never wrap around.
     def transform(self, array: np.ndarray) -> np.ndarray:
+        """Returns the spectrum of a link, zero-padded to the dense window."""
         return np.fft.rfftn(array, self.dense, self.axes)
 
     def inverse(self, spectrum: np.ndarray) -> np.ndarray:
+        """Returns the array of the dense window's size that has a spectrum."""
         return np.fft.irfftn(spectrum, self.dense, self.axes)
 
     def error(self, links: Sequence[np.ndarray]) -> float:
+        """Returns the norm of the difference between the kernel and the links' product."""
         return float(np.linalg.norm(self.kernel - compose_links(links)))
 
     def start(self, widths: Sequence[int], generator: np.random.Generator, number: int) -> Links:
-        """Starts 0 and 1 peel links off the first and the last end, 2 is random, later ones peel at random."""
-        # The lifted problem has a matrix of `rows` squared: above 2000 (80 channels at 5x5) the start is random.
+        """Returns links to start from: numbers 0 and 1 peel off either end, 2 is random, others peel at random."""
         rows = [prod(self.dense) * width for width in (widths[0], widths[-1])]
-        if number == 2 or min(rows) > 2000:
+        if number == 2 or min(rows) > _MAX_LIFTED_ROWS:
             scales = [1 / np.sqrt(prod(window) * width) for window, width in zip(self.windows, widths, strict=False)]
             return [
                 scale * generator.standard_normal((*window, i, o))
                 for scale, window, i, o in zip(scales, self.windows, widths, widths[1:], strict=False)
             ]
         randomness = generator if number > 2 else None
-        if rows[0] > 2000 or (number % 2 and rows[1] <= 2000):
+        if rows[0] > _MAX_LIFTED_ROWS or (number % 2 and rows[1] <= _MAX_LIFTED_ROWS):
             mirrored = _Problem(self.kernel.swapaxes(-1, -2), self.windows[::-1])
             return transposed(mirrored.peel(widths[::-1], randomness))
         return self.peel(widths, randomness)
 
     def peel(self, widths: Sequence[int], generator: np.random.Generator | None) -> Links:
-        """Split into the first link and the rest, then the rest in the same way."""
-        first = leading_link(self.kernel, self.windows[0], widths[1], generator)
-        rest = tuple(full - own + 1 for full, own in zip(self.dense, self.windows[0], strict=False))
+        """Returns the first link of the lifted problem and the links of the remainder, found in the same way."""
+        first = _leading_link(self.kernel, self.windows[0], widths[1], generator)
+        rest = tuple(full - size + 1 for full, size in zip(self.dense, self.windows[0], strict=False))
         pair = _Problem(self.kernel, (self.windows[0], rest))
         second = pair.solve([first, np.zeros((*rest, widths[1], widths[-1]))], 1)
         if len(self.windows) == 2:
@@ -182,7 +170,7 @@ class _Problem:
         return [first, *_Problem(second, self.windows[1:]).peel(widths[1:], generator)]
 
     def solve(self, links: Sequence[np.ndarray], position: int) -> np.ndarray:
-        """The link at ``position`` that is best with the others held: linear least squares."""
+        """Returns the best link at `position` with the others held, by linear least squares."""
         left, right = self.sides([self.transform(link) for link in links], position)
         crop = tuple(slice(size) for size in self.windows[position])
         target = self.inverse(adjoint(left) @ self.spectrum @ adjoint(right))[crop]
@@ -194,7 +182,7 @@ class _Problem:
         return self.solve_middle(adjoint(left) @ left, right @ adjoint(right), target, links[position], crop)
 
     def sides(self, spectra: Sequence[np.ndarray], position: int) -> tuple[np.ndarray, np.ndarray]:
-        """The products of all links before and of all links after a position, the identity where there are none."""
+        """Returns the products of all links before and after a position; the identity where there are none."""
         left, right = (np.eye(width) for width in self.kernel.shape[-2:])
         for spectrum in spectra[:position]:
             left = left @ spectrum
@@ -203,7 +191,7 @@ class _Problem:
         return left, right
 
     def solve_end(self, lags: np.ndarray, target: np.ndarray) -> np.ndarray:
-        """Normal equations of the first or last link: block (s, t) is the other side's correlation at lag s - t."""
+        """Solves the normal equations of the first or last link: block (s, t) is the correlation at lag s - t."""
         window, (features, outputs) = target.shape[:-2], target.shape[-2:]
         offsets = np.array(list(np.ndindex(*window)))
         difference = (offsets[:, None] - offsets[None]) % np.array(self.dense)
@@ -214,7 +202,7 @@ class _Problem:
     def solve_middle(
         self, left: np.ndarray, right: np.ndarray, target: np.ndarray, link: np.ndarray, crop: tuple[slice, ...]
     ) -> np.ndarray:
-        """Conjugate gradients for a link between others, whose normal equations couple all its entries."""
+        """Solves for a link between others by conjugate gradients, as its normal equations couple all its entries."""
         origin = (0,) * len(self.dense)
         left_scale = np.linalg.inv(ridged(self.inverse(left)[origin], 1e-10))
         right_scale = np.linalg.inv(ridged(self.inverse(right)[origin], 1e-10))
@@ -239,7 +227,7 @@ class _Problem:
         return link
 
     def alternate(self, links: Links, sweeps: int, memory: int = 8, patience: int = 20) -> tuple[Links, float]:
-        """Alternating least squares with Anderson's acceleration; the best links seen."""
+        """Runs alternating least squares with Anderson's acceleration; returns the best links and their error."""
         links = list(links)
         best, lowest = links, self.error(links)
         points: list[np.ndarray] = []
@@ -248,13 +236,13 @@ class _Problem:
         for _ in range(sweeps):
             links = [*links[:-1], self.solve(links, len(links) - 1)]
             error = self.error(links)
-            if len(points) > 1 and not error < lowest:  # the extrapolation failed: go on from the plain sweep
+            if len(points) > 1 and not error < lowest:  # the extrapolation failed, so the plain sweep is taken
                 links, points, images = unflatten(images[-1], links), [], []
                 continue
             if error < lowest:
                 best, lowest = links, error
             history.append(lowest)
-            if lowest < EXACT or (len(history) > patience and lowest > 0.99 * history[-1 - patience]):
+            if lowest < EXACT_ERROR or (len(history) > patience and lowest > 0.99 * history[-1 - patience]):
                 break
             points = [*points[1 - memory :], flatten(links)]
             for position in range(len(links) - 2, -1, -1):
@@ -265,8 +253,8 @@ class _Problem:
         return best, lowest
 
     def refine(self, links: Links, iterations: int, patience: int = 10) -> tuple[Links, float]:
-        """Levenberg-Marquardt on all links but the last, always the best for the others (variable projection)."""
-        given = self.error(links)
+        """Runs Levenberg-Marquardt on all links but the last, which each step solves for (variable projection)."""
+        error_before = self.error(links)
         head = balanced(links)[:-1]
         basis, last, residual = self.project(head)
         error = np.linalg.norm(residual)
@@ -281,24 +269,24 @@ class _Problem:
             while damping < 1e3:
                 step = np.linalg.solve(ridged(normal, damping), gradient)
                 trial = unflatten(flatten([*head, last]) + step, [*head, last])[:-1]
-                found = self.project(trial)
-                if np.linalg.norm(found[-1]) < error:
+                projection = self.project(trial)
+                if np.linalg.norm(projection[-1]) < error:
                     break
                 damping *= 8
             else:
                 break
             damping = max(damping / 8, 1e-12)
-            head, (basis, last, residual) = trial, found
+            head, (basis, last, residual) = trial, projection
             error = np.linalg.norm(residual)
             history.append(error)
-            if error < EXACT or (len(history) > patience and error > 0.9 * history[-1 - patience]):
+            if error < EXACT_ERROR or (len(history) > patience and error > 0.9 * history[-1 - patience]):
                 break
         refined = [*head, last]
-        found_error = self.error(refined)
-        return (refined, found_error) if found_error < given else (links, given)
+        error_after = self.error(refined)
+        return (refined, error_after) if error_after < error_before else (links, error_before)
 
     def project(self, head: Links) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """An orthonormal basis of the kernels that the head can reach, the best last link, and what remains."""
+        """Returns an orthonormal basis of the kernels that the head can reach, the best last link, and the residual."""
         left = self.inverse(self.sides([self.transform(link) for link in head], len(head))[0])
         window = self.windows[-1]
         design = np.stack([np.roll(left, offset, self.axes) for offset in np.ndindex(*window)], -2)
@@ -309,7 +297,7 @@ class _Problem:
         return basis, last.reshape(*window, left.shape[-1], -1), targets - basis @ moments
 
     def jacobian(self, links: Links) -> np.ndarray:
-        """Derivative (*dense, I, O, unknowns) of the product by all links but the last."""
+        """Returns the derivative (*dense, I, O, unknowns) of the product by all links but the last."""
         spectra = [self.transform(link) for link in links]
         columns = []
         for position in range(len(links) - 1):
@@ -321,8 +309,54 @@ class _Problem:
         return np.concatenate(columns, -1)
 
 
+def _leading_link(
+    kernel: np.ndarray, window: tuple[int, ...], features: int, generator: np.random.Generator | None
+) -> np.ndarray:
+    """Returns a first link for the kernel, found by lifting.
+
+    K is linear in M[(u, i), (v, o)] = sum over f of first[u, i, f] second[v, f, o], because K[w] sums M over u + v = w,
+    and M has rank `features`. Iteratively reweighted least squares looks for the M of lowest rank that gives K exactly:
+    each step minimises trace(M' inverse(weight) M), where weight = M M' + smoothing comes from the step before, and the
+    smoothing follows the first eigenvalue that a matrix of that rank does not have. The link is M's leading column
+    space.
+    """
+    channels, outputs = kernel.shape[-2:]
+    dense = kernel.shape[:-2]
+    size = prod(window) * channels
+    rest = tuple(full - extent + 1 for full, extent in zip(dense, window, strict=False))
+    rows = np.arange(prod(dense) * channels).reshape(*dense, channels)
+    # Each step solves for `rows.size` unknowns, so that large problems get fewer.
+    iterations = 30 if rows.size <= 800 else 10
+    placed = [rows[shifted_by(offset, window)].ravel() for offset in np.ndindex(*rest)]
+    targets = kernel.reshape(-1, outputs)
+    weight = np.eye(size)
+    if generator is not None:
+        iterations = int(generator.integers(3, iterations + 1))  # fewer steps vary the start more
+        noise = generator.standard_normal((size, size))
+        weight = noise @ noise.T / size
+    smoothing = np.inf
+    for _ in range(iterations):
+        normal = np.zeros((rows.size, rows.size))
+        for index in placed:
+            normal[np.ix_(index, index)] += weight
+        multipliers = np.linalg.solve(ridged(normal, 1e-14), targets)
+        lifted = np.concatenate([weight @ multipliers[index] for index in placed], axis=1)
+        gram = lifted @ lifted.T
+        values, vectors = np.linalg.eigh(gram)
+        tail = values[-features - 1] if features < size else 0.0
+        if tail < 1e-14 * values[-1]:
+            break
+        smoothing = min(smoothing, tail)
+        weight = gram + smoothing * np.eye(size)
+        weight /= np.trace(weight)
+    link = np.zeros((size, features))
+    kept = min(size, features)
+    link[:, :kept] = vectors[:, ::-1][:, :kept]
+    return link.reshape(*window, channels, features)
+
+
 def _extrapolated(points: np.ndarray, images: np.ndarray) -> np.ndarray:
-    """Anderson's step: the mixture of past images whose mixed moves nearly cancel."""
+    """Returns Anderson's step: the mixture of past images whose mixed moves nearly cancel."""
     moves = images - points
     mix = np.linalg.lstsq(np.diff(moves, axis=0).T, moves[-1], rcond=1e-10)[0]
     return np.asarray(images[-1] - mix @ np.diff(images, axis=0))

@@ -8,17 +8,16 @@ import numpy as np
 
 from jaxcnn.factorization.numerics.ranks import check_rank, smallest_rank
 
-_LARGEST_SVD = 256
-"""Short side up to which the full decomposition is computed. Beyond, the Gram matrix of the short side is diagonalised:
-at 1536 x 1536 (512 channels, 3 x 3) 2.5 s against 14 s. Its singular values are exact to 1e-8 of the largest, its
-vectors are orthonormal to rounding, and the chain is a projection by them: only the choice of a rank can feel the
-difference."""
+_MAX_SVD_ROWS = 256
+"""Short side up to which a matrix itself is decomposed. Beyond, the Gram matrix of the short side is diagonalised: that
+is faster. Its singular values are exact to 1e-8 of the largest and its vectors are orthonormal to rounding, so only the
+choice of a rank can differ."""
 
 
 def left_singular(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Left singular vectors (G, m, r) and singular values (G, r), descending, of (G, m, n), r = min(m, n)."""
+    """Returns left singular vectors (G, m, r) and singular values (G, r), descending, of (G, m, n); r = min(m, n)."""
     _, rows, columns = matrix.shape
-    if min(rows, columns) <= _LARGEST_SVD:
+    if min(rows, columns) <= _MAX_SVD_ROWS:
         left, values, _ = np.linalg.svd(matrix, full_matrices=False)
         return left, values
     adjoint = np.swapaxes(matrix.conj(), 1, 2)
@@ -27,15 +26,15 @@ def left_singular(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return vectors[..., ::-1], np.sqrt(np.maximum(squares[..., ::-1], 0))
     squares, vectors = np.linalg.eigh(adjoint @ matrix)
     values = np.sqrt(np.maximum(squares[..., ::-1], 0))
-    # The images of the right singular vectors, made orthonormal again where a small one lost its direction.
+    # QR restores the direction of vectors whose singular value is too small to hold it.
     left, _ = np.linalg.qr(matrix @ vectors[..., ::-1])
     return left, values
 
 
 def singular_values(matrix: np.ndarray) -> np.ndarray:
-    """Singular values (G, r), descending, of (G, m, n), r = min(m, n): as `left_singular` has them, without vectors."""
+    """Returns singular values (G, r), descending, of (G, m, n); r = min(m, n). They are those of `left_singular`."""
     _, rows, columns = matrix.shape
-    if min(rows, columns) <= _LARGEST_SVD:
+    if min(rows, columns) <= _MAX_SVD_ROWS:
         return np.linalg.svd(matrix, compute_uv=False)
     adjoint = np.swapaxes(matrix.conj(), 1, 2)
     squares = np.linalg.eigvalsh(matrix @ adjoint if rows <= columns else adjoint @ matrix)
@@ -45,13 +44,13 @@ def singular_values(matrix: np.ndarray) -> np.ndarray:
 def projected(
     operation: str, name: str, matrix: np.ndarray, rank: Any, tolerance: float | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(G, m, n) as (G, m, R) @ (G, R, n): the best product of its rank, the first factor of orthonormal columns.
+    """Returns the factors (G, m, R) and (G, R, n) of the best product of rank R; the first has orthonormal columns.
 
     Args:
-      operation, name: what errors call the caller and the rank.
-      matrix: (G, m, n).
-      rank: R, or None.
-      tolerance: relative error of all groups together that R must meet where it is not given; full rank if None.
+      operation, name: Names of the caller and of its rank option in error texts.
+      matrix: Matrix of each group, (G, m, n).
+      rank: R. None: the smallest rank within the tolerance.
+      tolerance: Relative error allowed, of all groups together. None: full rank.
     """
     basis, values = left_singular(matrix)
     full = min(matrix.shape[1:])
@@ -66,7 +65,7 @@ def projected(
 def truncated(
     operation: str, name: str, matrix: np.ndarray, rank: Any, tolerance: float | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """`projected`, each term's norm shared evenly by its factors."""
+    """Returns the factors of `projected`, with the norm of each of the R terms shared evenly between them."""
     basis, rest = projected(operation, name, matrix, rank, tolerance)
     scale = np.sqrt(np.linalg.norm(rest, axis=2, keepdims=True))
     scale[scale == 0] = 1.0

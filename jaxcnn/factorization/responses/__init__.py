@@ -1,1 +1,1 @@
-"""Fits chains to what a layer answers on calibration inputs."""
+"""Fits of chains to the responses of a layer to calibration inputs."""

@@ -1,4 +1,4 @@
-"""What flows through a chain on sampled patches, and the coordinates in which its links are fitted."""
+"""Values that flow through a chain on sampled patches, and the coordinates in which its links are fitted."""
 
 from __future__ import annotations
 
@@ -12,38 +12,37 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-_LARGEST_METRIC = 2048
-"""Inputs of a link, its taps counted, up to which one metric holds for all of them: its Cholesky factor takes 1 s at
-twice that. Beyond, the taps of a link share the metric of the channels."""
+from jaxcnn.factorization.numerics.metric_svd import regularized
 
-_MOST = 3000  # samples from which metrics are taken: they only shape the steps
+_MAX_METRIC_INPUTS = 2048
+"""Inputs of a link, taps times channels, up to which one metric holds for all of them. Beyond, the taps share the
+metric of the channels, because a Cholesky factor would take too long."""
+
+MAX_METRIC_SAMPLES = 3000
+"""Samples from which metrics are taken; more would not change the steps."""
 
 Metric = tuple[np.ndarray, np.ndarray]
 
 
 def features(kernels: Sequence[Any], counts: Sequence[int], patches: Any) -> Any:
-    """Patches (*window, N, I) through convolutions without padding: (*rest, N, F)."""
+    """Returns the results (*rest, N, F) of convolutions without padding in a row, of patches (*window, N, I)."""
     x = patches
     for kernel, groups in zip(kernels, counts, strict=True):
         window = kernel.shape[:-2]
         if x.shape[:-2] == window and math.prod(window) > 1:
             x = _whole_window(x, kernel, groups)
         else:
-            # One product for each tap: 5x5 as two 3x3 is 18 products of many rows, not 90 of few.
-            x = sum(_product(here, kernel[tap], groups) for tap, here in _taps(x, window))
+            # One product for each tap, of all places together, is few products of many rows.
+            x = sum(_product(inputs, kernel[tap], groups) for tap, inputs in _taps(x, window))
     return x
 
 
 def _whole_window(x: Any, kernel: Any, groups: int) -> Any:
-    """`features` of a kernel as large as what it meets, tap by tap in a loop.
-
-    Written out, 27 taps of 3x3x3 take 0.6 s to compile, of which a layer needs tens; 5x5 from 64 to 24 features takes
-    17 ms written out and 7 ms in the loop.
-    """
+    """Returns `features` for a kernel as large as its input, tap by tap in a loop: it compiles and runs faster."""
 
     def add(total: Any, tap: Any) -> tuple[Any, None]:
-        here, matrix = tap
-        return total + _product(here, matrix, groups), None
+        inputs, matrix = tap
+        return total + _product(inputs, matrix, groups), None
 
     window, rows = x.shape[:-2], x.shape[-2:]
     start = jnp.zeros((rows[0], kernel.shape[-1]), jnp.result_type(x, kernel))
@@ -52,15 +51,15 @@ def _whole_window(x: Any, kernel: Any, groups: int) -> Any:
 
 
 def _taps(x: Any, window: Sequence[int]) -> list[tuple[tuple[int, ...], Any]]:
-    """What each tap of a window meets in (*window, N, I)."""
-    rest = [full - own + 1 for full, own in zip(x.shape[:-2], window, strict=True)]
+    """Returns each tap of a window with its inputs (*rest, N, I) in (*window, N, I)."""
+    rest = [full - extent + 1 for full, extent in zip(x.shape[:-2], window, strict=True)]
     return [
         (tap, x[tuple(slice(t, t + size) for t, size in zip(tap, rest, strict=True))]) for tap in np.ndindex(*window)
     ]
 
 
 def _product(x: Any, matrix: Any, groups: int) -> Any:
-    """(..., I) times (I / groups, O), group by group."""
+    """Returns (..., I) times (I / groups, O), group by group."""
     if groups == 1:
         return x @ matrix
     split, blocks = x.reshape(*x.shape[:-1], groups, -1), matrix.reshape(len(matrix), groups, -1)
@@ -68,33 +67,32 @@ def _product(x: Any, matrix: Any, groups: int) -> Any:
 
 
 def stacked(x: Any, window: Sequence[int], groups: int) -> Any:
-    """What each place of a window meets in (*window, N, I), for each group a matrix of rows (n, taps * I / groups)."""
-    rows = jnp.stack([here.reshape(-1, groups, x.shape[-1] // groups) for _, here in _taps(x, window)], axis=2)
+    """Returns the inputs of a window at all places of (*window, N, I) as rows (G, n, taps * I / groups)."""
+    rows = jnp.stack([inputs.reshape(-1, groups, x.shape[-1] // groups) for _, inputs in _taps(x, window)], axis=2)
     return jnp.moveaxis(rows, 1, 0).reshape(groups, rows.shape[0], -1)
 
 
 @partial(jax.jit, static_argnames=("counts",))
 def _grams(kernels: Any, counts: tuple[int, ...], patches: Any) -> list[Any]:
-    """Second moments of what enters each link: (g, taps i, taps i), or (g, i, i) for all taps of a large link."""
-    found, x = [], patches
+    """Returns second moments of each link's inputs: (G, taps I, taps I), or (G, I, I) for all taps of a large link."""
+    moments, x = [], patches
     for kernel, groups in zip(kernels, counts, strict=True):
         window, size = kernel.shape[:-2], kernel.shape[-2]
-        large = math.prod(window) * size > _LARGEST_METRIC
-        if large:
+        if math.prod(window) * size > _MAX_METRIC_INPUTS:
             window = (1,) * len(window)
         rows = stacked(x, window, groups)
-        found.append(rows.swapaxes(1, 2) @ rows / rows.shape[1])
+        moments.append(rows.swapaxes(1, 2) @ rows / rows.shape[1])
         x = features([kernel], [groups], x)
-    return found
+    return moments
 
 
 def link_metrics(kernels: Sequence[Any], counts: tuple[int, ...], patches: Any, ridge: float) -> list[Metric]:
-    """For each link, matrices `left` and `right` between which it is written as `left @ inner @ right`.
+    """Returns matrices `left` and `right` for each link, to write it as `left @ inner @ right`.
 
-    The second derivative of the squared error by a link is nearly the Kronecker product of the second moments of what
-    enters it and of what its outputs do to the responses; by `inner` it is near the identity.
+    The second derivative of the squared error by a link is nearly a Kronecker product: second moments of its inputs
+    times those of its outputs' effect on the responses. The second derivative by `inner` is near the identity.
     """
-    grams = _grams(kernels, counts, patches[..., :: max(1, patches.shape[-2] // _MOST), :])
+    grams = _grams(kernels, counts, patches[..., :: max(1, patches.shape[-2] // MAX_METRIC_SAMPLES), :])
     wide = [np.asarray(kernel, np.float64) for kernel in kernels]
     lefts = (_inverse_root(np.asarray(gram, np.float64), ridge) for gram in grams)
     rights = (_inverse_root(_downstream(wide, counts, index), ridge).swapaxes(1, 2) for index in range(len(wide)))
@@ -102,13 +100,13 @@ def link_metrics(kernels: Sequence[Any], counts: tuple[int, ...], patches: Any, 
 
 
 def _downstream(kernels: Sequence[np.ndarray], counts: Sequence[int], index: int) -> np.ndarray:
-    """(g, o, o): second moments of what each output channel of a link becomes, summed over the taps that follow.
+    """Returns second moments (G, O, O) of each output channel's effect on the responses, summed over later taps.
 
-    Paths to the same tap of the dense kernel are not added up, but kept as different taps.
+    Paths to the same tap of the dense kernel are not added up, but count as different taps.
     """
     groups, width = counts[index], kernels[index].shape[-1]
     if groups > 1 and all(count == groups for count in counts[index:]):
-        # Group by group: of 1152 channels, one matrix for all takes 3 s.
+        # Group by group, because one matrix of all channels takes long.
         moments = np.eye(kernels[-1].shape[-1] // groups)[None]
         for kernel in kernels[:index:-1]:
             back = kernel.reshape(-1, kernel.shape[-2], groups, kernel.shape[-1] // groups).swapaxes(1, 2)
@@ -122,21 +120,17 @@ def _downstream(kernels: Sequence[np.ndarray], counts: Sequence[int], index: int
         for group in range(count):
             back[:, group * size :][:, :size, group * out :][..., :out] = taps[..., group * out :][..., :out]
         moments = (back @ moments @ back.swapaxes(1, 2)).sum(0)
-    each = width // groups
-    return np.stack([moments[start : start + each, start : start + each] for start in range(0, width, each)])
+    size = width // groups
+    return np.stack([moments[start : start + size, start : start + size] for start in range(0, width, size)])
 
 
 def _inverse_root(gram: np.ndarray, ridge: float) -> np.ndarray:
-    """(g, n, n): the inverse transpose of the Cholesky factor of each, with a ridge."""
-    size = gram.shape[-1]
-    mean = np.trace(gram, axis1=1, axis2=2)[:, None, None] / size
-    floor = 1e-6 * mean.mean() or 1.0  # a channel that is always 0 has a metric too
-    factor = np.linalg.cholesky(gram + (ridge * mean + floor) * np.eye(size))
-    return np.swapaxes(np.linalg.inv(factor), 1, 2)
+    """Returns the inverse transpose of the Cholesky factor of each Gram matrix (G, n, n), regularized by a ridge."""
+    return np.swapaxes(np.linalg.inv(np.linalg.cholesky(regularized(gram, ridge))), 1, 2)
 
 
 def coloured(inner: Any, left: Any, right: Any) -> Any:
-    """A link from its inner coordinates: left @ inner @ right, group by group."""
+    """Returns a link from its inner coordinates: left @ inner @ right, group by group."""
     groups, rows, columns = left.shape[0], left.shape[1], right.shape[1]
     blocks = inner.reshape(-1, rows, groups, columns)
     if groups == 1:
@@ -145,7 +139,7 @@ def coloured(inner: Any, left: Any, right: Any) -> Any:
 
 
 def whitened(link: Any, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """A link's inner coordinates, float64: the inverse of `coloured`."""
+    """Returns the inner coordinates of a link, in float64: the inverse of `coloured`."""
     blocks = np.asarray(link, np.float64).reshape(-1, left.shape[1], left.shape[0], right.shape[1])
     inner = np.linalg.solve(left[:, None], np.moveaxis(blocks, 2, 0)) @ np.linalg.inv(right)[:, None]
     return np.moveaxis(inner, 0, 2).reshape(link.shape)

@@ -8,15 +8,18 @@ from typing import Any
 import numpy as np
 
 from jaxcnn.chain import KernelChain
-from jaxcnn.factorization.numerics.blocks import grouped_kernel, merged_link
+from jaxcnn.factorization.numerics.blocks import chain_of_blocks, grouped_kernel
 from jaxcnn.factorization.numerics.cp_als import Factors, fit_terms, full_rank
 from jaxcnn.factorization.numerics.ranks import check_rank, chosen_tolerance, smallest_rank
 from jaxcnn.factorization.numerics.svd import singular_values
+from jaxcnn.factorization.schemes.scheme import RankTable, Scheme, Shape, all_up_to, split_shape, window_along
 from jaxcnn.layout import Layout
 
-CANCELLING = 10.0
-"""Norm of the terms, relative to the kernel's, from which they are said to cancel: 1 where they are orthogonal, up to
-8 in good fits of kernels with falling spectra."""
+CANCELLING_TERMS_NORM = 10.0
+"""Norm of the terms, relative to the kernel's, above which they are said to cancel; it is 1 for orthogonal terms."""
+
+_Fit = tuple[Factors, np.ndarray, float]
+"""Unit vectors of each axis, weights and the relative error of one group's terms."""
 
 
 def cp(
@@ -28,7 +31,7 @@ def cp(
     layout: Layout = None,
     seed: int = 0,
 ) -> KernelChain:
-    r"""A kernel as 1x1 from I to R channels, depthwise (kh, 1) and (1, kw), and 1x1 from R to O.
+    r"""Returns a kernel as 1x1 from I to R channels, depthwise (kh, 1) and (1, kw), and 1x1 from R to O.
 
     $K[a, b, i, o] \approx \sum_{r=1}^R A[i, r] V[a, r] H[b, r] B[r, o]$, and so on with one depthwise link for each
     window axis: the canonical polyadic decomposition. The terms are fitted by alternating least squares from several
@@ -40,15 +43,15 @@ def cp(
     a warning is given.
 
     Args:
-      kernel: `(*window, I / feature_group_count, O)` with one or more window axes, or as `layout` says.
-      rank: number of terms, R, of each group. Full rank, which is exact, if neither rank nor tolerance is given: the
+      kernel: Kernel `(*window, I / feature_group_count, O)` with one or more window axes, or as `layout` says.
+      rank: Number of terms, R, of each group. Full rank, which is exact, if neither rank nor tolerance is given: the
         product of all axes of a group's kernel but the longest.
-      tolerance: relative error allowed, norm(chain - kernel) / norm(kernel); a rank whose fit meets it is taken, while
-        that of the rank below does not. Links of 16 bits, once rounded, may leave some more where terms cancel. Minutes
-        for kernels of 512 x 512 channels.
-      feature_group_count: number of groups of the kernel; each is fitted by itself, all at the same rank.
-      layout: how `kernel` is to be read: None (HWIO), a string such as `"NCHW"` (OIHW), or lax's triple.
-      seed: of the random starts; the same seed gives the same chain.
+      tolerance: Relative error allowed, norm(chain - kernel) / norm(kernel). The rank taken is one whose fit meets it,
+        where the fit of the rank below does not. Rounding links to 16 bits may leave more where terms cancel. The
+        search takes minutes for kernels of 512 x 512 channels.
+      feature_group_count: Number of groups of the kernel; each is fitted by itself, all at the same rank.
+      layout: Layout of `kernel`: None (HWIO), a string such as `"NCHW"` (OIHW), or lax's triple.
+      seed: Seed for the random starts; the same seed gives the same chain.
 
     Returns:
       A `KernelChain` of the kernel's dtype and groups, of `(1, ..., 1, I, R)`, one depthwise kernel for each window
@@ -71,9 +74,9 @@ def cp(
       "Stable low-rank tensor decomposition for compression of convolutional neural network", 2020, on terms that
       cancel. `tensorly.decomposition.parafac`.
     """
-    chain = fitted(kernel, rank, tolerance, feature_group_count, layout, seed)
-    ratio = cancellation(chain, float(np.linalg.norm(np.asarray(kernel, np.float64))))
-    if ratio > CANCELLING:
+    chain = _fitted(kernel, rank, tolerance, feature_group_count, layout, seed)
+    ratio = terms_norm(chain, float(np.linalg.norm(np.asarray(kernel, np.float64))))
+    if ratio > CANCELLING_TERMS_NORM:
         warnings.warn(
             f"cp: the terms cancel, their norm is {ratio:.0f} times the kernel's: the chain loses digits and trains "
             "badly; try another rank",
@@ -82,46 +85,52 @@ def cp(
     return chain
 
 
-def fitted(
-    kernel: Any, rank: int | None, tolerance: float | None, feature_group_count: int, layout: Layout, seed: int
+def _fitted(
+    kernel: Any,
+    rank: int | None = None,
+    tolerance: float | None = None,
+    feature_group_count: int = 1,
+    layout: Layout = None,
+    seed: int = 0,
 ) -> KernelChain:
-    """`cp` without the warning, for those who look at `cancellation` themselves."""
+    """Returns the chain of `cp` without its warning, for callers that ask for `terms_norm` themselves."""
     operation = "cp"
     blocks = grouped_kernel(operation, kernel, feature_group_count, layout)
+    dtype = np.asarray(kernel).dtype
     if np.iscomplexobj(blocks):
-        raise TypeError(f"{operation}: kernel must be of real floats, got dtype {np.asarray(kernel).dtype}")
-    error = chosen_tolerance(operation, "rank", rank, tolerance, blocks.ndim - 1, np.asarray(kernel).dtype)
+        raise TypeError(f"{operation}: kernel must be of real floats, got dtype {dtype}")
+    error = chosen_tolerance(operation, "rank", rank, tolerance, blocks.ndim - 1, dtype)
     full = full_rank(blocks.shape[1:])
     if error is not None:
-        fits = _smallest(blocks, error, seed)
+        fits = _smallest_within(blocks, error, seed)
     else:
-        count = full if rank is None else check_rank(operation, "rank", rank, full)
-        fits = [fit_terms(block, count, seed=seed) for block in blocks]
-    return _chain([_shared(factors, weights) for factors, weights, _ in fits], np.asarray(kernel).dtype)
+        terms = full if rank is None else check_rank(operation, "rank", rank, full)
+        fits = [fit_terms(block, terms, seed=seed) for block in blocks]
+    return _chain([_evened(factors, weights) for factors, weights, _ in fits], dtype)
 
 
-def cancellation(chain: KernelChain, norm: float) -> float:
-    """The norm of all terms of a chain of `cp` together, relative to a kernel's norm; 0 for a kernel of zeros."""
+def terms_norm(chain: KernelChain, kernel_norm: float) -> float:
+    """Returns the norm of all terms of a chain of `cp`, relative to the kernel's norm; 0 for a kernel of zeros."""
     first, *depthwise, last = (np.asarray(link, np.float64) for link in chain.kernels)
     squares = np.square(first).sum(tuple(range(first.ndim - 1)))  # of each term, group after group
     for link in depthwise:
         squares = squares * np.square(link).sum(tuple(range(link.ndim - 1)))
-    count = chain.feature_group_counts[-1]
-    outputs = np.square(last).reshape(-1, last.shape[-2], count, last.shape[-1] // count).sum((0, 3))  # (R, G)
-    return float(np.sqrt((squares * outputs.T.ravel()).sum())) / norm if norm else 0.0
+    groups = chain.feature_group_counts[-1]
+    outputs = np.square(last).reshape(-1, last.shape[-2], groups, last.shape[-1] // groups).sum((0, 3))  # (R, G)
+    return float(np.sqrt((squares * outputs.T.ravel()).sum())) / kernel_norm if kernel_norm else 0.0
 
 
-def _smallest(blocks: np.ndarray, tolerance: float, seed: int) -> list[tuple[Factors, np.ndarray, float]]:
-    """The fits of a rank that meets the tolerance, where that of the rank below does not."""
+def _smallest_within(blocks: np.ndarray, tolerance: float, seed: int) -> list[_Fit]:
+    """Returns the fits of a rank that meets the tolerance, where the rank below does not."""
     norms = np.linalg.norm(blocks.reshape(len(blocks), -1), axis=1)
     limit = tolerance * float(np.linalg.norm(norms))
 
-    def fit(rank: int) -> tuple[list[tuple[Factors, np.ndarray, float]], bool]:
+    def fit(rank: int) -> tuple[list[_Fit], bool]:
         fits = [fit_terms(block, rank, seed=seed) for block in blocks]
         errors = [error for _, _, error in fits]
         return fits, bool(np.linalg.norm(errors * norms) <= limit)
 
-    # R terms are a matrix of rank R along every axis, so no smaller rank than a matrix needs can do.
+    # R terms are a matrix of rank R along every axis, so no smaller rank than a matrix needs is possible.
     low, high = lowest_rank(blocks, tolerance) - 1, full_rank(blocks.shape[1:])
     rank = low + 1
     fits, met = fit(rank)
@@ -140,7 +149,7 @@ def _smallest(blocks: np.ndarray, tolerance: float, seed: int) -> list[tuple[Fac
 
 
 def lowest_rank(blocks: np.ndarray, tolerance: float) -> int:
-    """The least rank that the tolerance leaves possible, by the unfolding of (G, *window, I, O) along each axis."""
+    """Returns the least rank that a tolerance leaves possible for (G, *window, I, O), by the unfolding of each axis."""
     ranks = []
     for axis in range(1, blocks.ndim):
         matrix = np.moveaxis(blocks, axis, 1).reshape(len(blocks), blocks.shape[axis], -1)
@@ -148,22 +157,49 @@ def lowest_rank(blocks: np.ndarray, tolerance: float) -> int:
     return max(ranks)
 
 
-def _shared(factors: Factors, weights: np.ndarray) -> Factors:
-    """Vectors (n, R) of each axis whose products are the terms, all of a term of the same norm."""
+def _evened(factors: Factors, weights: np.ndarray) -> Factors:
+    """Returns vectors (n, R) of each axis whose products are the terms; those of one term have the same norm."""
     share = weights ** (1 / len(factors))
     return [factor * share for factor in factors]
 
 
 def _chain(groups: list[Factors], dtype: Any) -> KernelChain:
-    """The chain of each group's vectors: of the window's axes, then of inputs and of outputs."""
+    """Returns the chain of each group's vectors: of the window's axes, then of inputs and of outputs."""
     *window, inputs, outputs = (np.stack(vectors) for vectors in zip(*groups, strict=True))  # (G, n, R)
-    count, rank = len(groups), inputs.shape[-1]
-    ones = [1] * len(window)
-    links = [merged_link(inputs.reshape(count, *ones, -1, rank), dtype)]
+    count, axes, rank = len(groups), len(window), inputs.shape[-1]
+    ones = (1,) * axes
+    links = [inputs.reshape(count, *ones, -1, rank)]
     for axis, vectors in enumerate(window):
-        shape = list(ones)
-        shape[axis] = vectors.shape[1]
-        depthwise = np.swapaxes(vectors, 1, 2).reshape(count * rank, *shape, 1, 1)
-        links.append(merged_link(depthwise, dtype))
-    links.append(merged_link(np.swapaxes(outputs, 1, 2).reshape(count, *ones, rank, -1), dtype))
-    return KernelChain(tuple(links), (count, *[count * rank] * len(window), count))
+        extent = window_along(axis, vectors.shape[1], axes)
+        links.append(np.swapaxes(vectors, 1, 2).reshape(count * rank, *extent, 1, 1))
+    links.append(np.swapaxes(outputs, 1, 2).reshape(count, *ones, rank, -1))
+    return chain_of_blocks(links, dtype)
+
+
+def _shapes(shape: Shape, rank: int) -> KernelChain:
+    groups, window, in_features, out_features, ones = split_shape(shape)
+    terms = groups * rank
+    return KernelChain.of_shapes(
+        ((*ones, in_features, terms), groups),
+        *(((*window_along(axis, size, len(window)), 1, terms), terms) for axis, size in enumerate(window)),
+        ((*ones, rank, groups * out_features), groups),
+    )
+
+
+def _ranks(blocks: np.ndarray) -> RankTable:
+    return all_up_to(full_rank(blocks.shape[1:])), None
+
+
+def _cancels(chain: KernelChain, kernel_norm: float) -> bool:
+    return terms_norm(chain, kernel_norm) > CANCELLING_TERMS_NORM
+
+
+SCHEME = Scheme(
+    name="cp",
+    function=_fitted,
+    rank_option="rank",
+    shapes=_shapes,
+    ranks=_ranks,
+    is_search=True,
+    is_worthless=_cancels,
+)

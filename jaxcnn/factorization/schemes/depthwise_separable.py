@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from jaxcnn.chain import KernelChain
-from jaxcnn.factorization.numerics.blocks import grouped_kernel, merged_link
+from jaxcnn.factorization.numerics.blocks import chain_of_blocks, grouped_kernel
 from jaxcnn.factorization.numerics.ranks import chosen_tolerance
 from jaxcnn.factorization.numerics.svd import truncated
+from jaxcnn.factorization.schemes.scheme import Blocks, LayerSamples, Scheme, Shape, ranks_of_truncation, split_shape
 from jaxcnn.layout import Layout
 
 
@@ -21,19 +23,20 @@ def depthwise_separable(
     feature_group_count: int = 1,
     layout: Layout = None,
 ) -> KernelChain:
-    r"""A kernel as a depthwise one, M filters for each input channel, followed by 1x1 that mixes them.
+    r"""Returns a kernel as a depthwise one, of M filters for each input channel, followed by 1x1 that mixes them.
 
     $K[w, i, o] \approx \sum_m D[w, i, m] P[i, m, o]$: for each input channel the best of rank M in the Frobenius norm
     (Eckart and Young), exact at the full multiplier $\min(k, O)$ for k taps. It takes fewer multiplications than the
     kernel where $M < k O / (k + O)$.
 
     Args:
-      kernel: `(*window, I / feature_group_count, O)` with one or more window axes, or as `layout` says.
-      multiplier: filters of each input channel, M. The full multiplier if neither multiplier nor tolerance is given.
-      tolerance: relative error allowed, norm(chain - kernel) / norm(kernel); the smallest multiplier that meets it is
+      kernel: Kernel `(*window, I / feature_group_count, O)` with one or more window axes, or as `layout` says.
+      multiplier: Number of filters of each input channel, M. The full multiplier if neither multiplier nor tolerance is
+        given.
+      tolerance: Relative error allowed, norm(chain - kernel) / norm(kernel); the smallest multiplier that meets it is
         taken, the same for all channels.
-      feature_group_count: number of groups of the kernel.
-      layout: how `kernel` is to be read: None (HWIO), a string such as `"NCHW"` (OIHW), or lax's triple.
+      feature_group_count: Number of groups of the kernel.
+      layout: Layout of `kernel`: None (HWIO), a string such as `"NCHW"` (OIHW), or lax's triple.
 
     Returns:
       A `KernelChain` of the kernel's dtype, of `(*window, 1, C M)` in C groups, C the number of input channels of all
@@ -62,11 +65,51 @@ def depthwise_separable(
     operation = "depthwise_separable"
     blocks = grouped_kernel(operation, kernel, feature_group_count, layout)
     dtype = np.asarray(kernel).dtype
-    groups, *window, in_features, out_features = blocks.shape
     error = chosen_tolerance(operation, "multiplier", multiplier, tolerance, 2, dtype)
-    channels = groups * in_features
-    matrices = np.moveaxis(blocks, -2, 1).reshape(channels, -1, out_features)  # (C, k, O)
+    (matrices,) = _matrices(blocks)
     left, right = truncated(operation, "multiplier", matrices, multiplier, error)
-    depthwise = left.reshape(channels, *window, 1, -1)
-    pointwise = right.reshape(groups, *[1] * len(window), -1, out_features)  # (C, M, O) -> (G, 1, 1, I M, O)
-    return KernelChain((merged_link(depthwise, dtype), merged_link(pointwise, dtype)), (channels, groups))
+    return chain_of_blocks(_links(blocks.shape, left, right), dtype)
+
+
+def _matrices(blocks: np.ndarray) -> list[np.ndarray]:
+    groups, *_, in_features, out_features = blocks.shape
+    return [np.moveaxis(blocks, -2, 1).reshape(groups * in_features, -1, out_features)]  # (C, k, O)
+
+
+def _links(shape: Shape, left: np.ndarray, right: np.ndarray) -> Blocks:
+    """Returns the links by groups of factors (C, k, M) and (C, M, O) of each input channel's matrix."""
+    groups, window, in_features, out_features, ones = split_shape(shape)
+    channels, _, multiplier = left.shape
+    return (
+        left.reshape(channels, *window, 1, multiplier),
+        right.reshape(groups, *ones, in_features * multiplier, out_features),
+    )
+
+
+def _shapes(shape: Shape, multiplier: int) -> KernelChain:
+    groups, window, in_features, out_features, ones = split_shape(shape)
+    channels = groups * in_features
+    return KernelChain.of_shapes(
+        ((*window, 1, channels * multiplier), channels),
+        ((*ones, in_features * multiplier, groups * out_features), groups),
+    )
+
+
+def _start(samples: LayerSamples) -> Callable[[int], Blocks]:
+    """Returns the truncation of each input channel's matrix in the metric of the channel's patches."""
+    (matrices,) = _matrices(samples.kernel)
+    groups, count, *_, in_features = samples.patches.shape
+    patches = samples.patches.reshape(groups, count, -1, in_features)
+    svd = samples.svd(np.moveaxis(patches, -1, 1).reshape(len(matrices), count, -1), matrices)
+    return lambda multiplier: _links(samples.kernel.shape, *svd.truncated(multiplier))
+
+
+SCHEME = Scheme(
+    name="depthwise_separable",
+    function=depthwise_separable,
+    rank_option="multiplier",
+    shapes=_shapes,
+    ranks=ranks_of_truncation(_matrices),
+    matrices=_matrices,
+    start=_start,
+)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from jaxcnn.chain import KernelChain
-from jaxcnn.factorization.numerics.blocks import grouped_kernel, merged_link
+from jaxcnn.factorization.numerics.blocks import chain_of_blocks, grouped_kernel
 from jaxcnn.factorization.numerics.ranks import chosen_tolerance
 from jaxcnn.factorization.numerics.svd import truncated
+from jaxcnn.factorization.schemes.scheme import Blocks, LayerSamples, Scheme, Shape, ranks_of_truncation, split_shape
 from jaxcnn.layout import Layout
 
 
@@ -21,19 +23,19 @@ def low_rank(
     feature_group_count: int = 1,
     layout: Layout = None,
 ) -> KernelChain:
-    r"""A kernel as one of its window from I to R channels, followed by 1x1 from R to O.
+    r"""Returns a kernel as one of its window from I to R channels, followed by 1x1 from R to O.
 
     $K[w] \approx A[w] B$, matrix products over channels: the best of rank R in the Frobenius norm (Eckart and Young),
     exact at full rank $\min(k I, O)$ for k taps. It takes fewer multiplications than the kernel where
-    $R < k I O / (k I + O)$. It suits windows that no axis of which can be separated, and layers with more output
-    channels than they need.
+    $R < k I O / (k I + O)$. It suits windows of which no axis can be separated, and layers with more output channels
+    than they need.
 
     Args:
-      kernel: `(*window, I / feature_group_count, O)` with one or more window axes, or as `layout` says.
-      rank: channels between the links, of each group. Full rank if neither rank nor tolerance is given.
-      tolerance: relative error allowed, norm(chain - kernel) / norm(kernel); the smallest rank that meets it is taken.
-      feature_group_count: number of groups of the kernel; each is decomposed by itself, all at the same rank.
-      layout: how `kernel` is to be read: None (HWIO), a string such as `"NCHW"` (OIHW), or lax's triple.
+      kernel: Kernel `(*window, I / feature_group_count, O)` with one or more window axes, or as `layout` says.
+      rank: Number of channels between the links, of each group. Full rank if neither rank nor tolerance is given.
+      tolerance: Relative error allowed, norm(chain - kernel) / norm(kernel); the smallest rank that meets it is taken.
+      feature_group_count: Number of groups of the kernel; each is decomposed by itself, all at the same rank.
+      layout: Layout of `kernel`: None (HWIO), a string such as `"NCHW"` (OIHW), or lax's triple.
 
     Returns:
       A `KernelChain` of the kernel's dtype and groups, of `(*window, I, R)` and `(1, ..., 1, R, O)` in each group,
@@ -58,9 +60,46 @@ def low_rank(
     operation = "low_rank"
     blocks = grouped_kernel(operation, kernel, feature_group_count, layout)
     dtype = np.asarray(kernel).dtype
-    groups, *window, in_features, out_features = blocks.shape
+    _, window, in_features, _, ones = split_shape(blocks.shape)
     error = chosen_tolerance(operation, "rank", rank, tolerance, 2, dtype)
-    left, right = truncated(operation, "rank", blocks.reshape(groups, -1, out_features), rank, error)
-    first = left.reshape(groups, *window, in_features, -1)
-    last = right.reshape(groups, *[1] * len(window), -1, out_features)
-    return KernelChain((merged_link(first, dtype), merged_link(last, dtype)), (groups, groups))
+    (matrices,) = _matrices(blocks)
+    left, right = truncated(operation, "rank", matrices, rank, error)
+    first = left.reshape(-1, *window, in_features, left.shape[-1])
+    last = right.reshape(-1, *ones, *right.shape[1:])
+    return chain_of_blocks((first, last), dtype)
+
+
+def _matrices(blocks: np.ndarray) -> list[np.ndarray]:
+    return [blocks.reshape(len(blocks), -1, blocks.shape[-1])]  # (G, k I, O)
+
+
+def _shapes(shape: Shape, rank: int) -> KernelChain:
+    groups, window, in_features, out_features, ones = split_shape(shape)
+    return KernelChain.of_shapes(
+        ((*window, in_features, groups * rank), groups), ((*ones, rank, groups * out_features), groups)
+    )
+
+
+def _start(samples: LayerSamples) -> Callable[[int], Blocks]:
+    """Returns the projection on the leading directions of the responses, rather than of the kernel."""
+    groups, _, _, out_features, ones = split_shape(samples.kernel.shape)
+    (matrices,) = _matrices(samples.kernel)
+
+    def links(rank: int) -> Blocks:
+        directions = samples.response_directions[..., :rank]  # (G, O, R)
+        first = (matrices @ directions).reshape(*samples.kernel.shape[:-1], rank)
+        return first, np.swapaxes(directions, 1, 2).reshape(groups, *ones, rank, out_features)
+
+    return links
+
+
+SCHEME = Scheme(
+    name="low_rank",
+    function=low_rank,
+    rank_option="rank",
+    shapes=_shapes,
+    ranks=ranks_of_truncation(_matrices),
+    matrices=_matrices,
+    is_sliceable=lambda shape: True,
+    start=_start,
+)

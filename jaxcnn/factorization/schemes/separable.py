@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from jaxcnn.chain import KernelChain
-from jaxcnn.factorization.numerics.blocks import grouped_kernel, merged_link
+from jaxcnn.factorization.numerics.blocks import chain_of_blocks, grouped_kernel
+from jaxcnn.factorization.numerics.metric_svd import MetricSvd
 from jaxcnn.factorization.numerics.ranks import chosen_tolerance
 from jaxcnn.factorization.numerics.svd import projected
+from jaxcnn.factorization.schemes.scheme import (
+    Blocks,
+    LayerSamples,
+    RankTable,
+    Scheme,
+    Shape,
+    ranks_of_truncation,
+    split_shape,
+    window_along,
+)
 from jaxcnn.layout import Layout
 
 
@@ -23,19 +34,19 @@ def separable(
     feature_group_count: int = 1,
     layout: Layout = None,
 ) -> KernelChain:
-    r"""A kernel as a vertical one followed by a horizontal one: (kh, 1) from I to R channels, then (1, kw) from R to O.
+    r"""Returns a kernel as a vertical one, (kh, 1) from I to R channels, followed by a horizontal one, (1, kw) to O.
 
     $K[a, b] \approx V[a] H[b]$, matrix products over channels: the best of rank R in the Frobenius norm (Eckart and
     Young), exact at full rank $\min(k_h I, k_w O)$. It takes fewer multiplications than the kernel where
     $R < I O k_h k_w / (I k_h + O k_w)$. A kernel of more window axes becomes one link for each, axis after axis.
 
     Args:
-      kernel: `(*window, I / feature_group_count, O)` with two or more window axes, or as `layout` says.
-      rank: channels between the links, of each group; one for each gap if there are more than two window axes. Full
-        rank if neither rank nor tolerance is given.
-      tolerance: relative error allowed, norm(chain - kernel) / norm(kernel); the smallest rank that meets it is taken.
-      feature_group_count: number of groups of the kernel; each is decomposed by itself, all at the same rank.
-      layout: how `kernel` is to be read: None (HWIO), a string such as `"NCHW"` (OIHW), or lax's triple.
+      kernel: Kernel `(*window, I / feature_group_count, O)` with two or more window axes, or as `layout` says.
+      rank: Number of channels between the links, of each group; a tuple with one for each gap if there are more than
+        two window axes. Full rank if neither rank nor tolerance is given.
+      tolerance: Relative error allowed, norm(chain - kernel) / norm(kernel); the smallest rank that meets it is taken.
+      feature_group_count: Number of groups of the kernel; each is decomposed by itself, all at the same rank.
+      layout: Layout of `kernel`: None (HWIO), a string such as `"NCHW"` (OIHW), or lax's triple.
 
     Returns:
       A `KernelChain` of the kernel's dtype and groups, whose links share the norm evenly.
@@ -58,50 +69,53 @@ def separable(
     """
     operation = "separable"
     blocks = grouped_kernel(operation, kernel, feature_group_count, layout)
-    groups, *window, in_features, out_features = blocks.shape
-    if len(window) < 2:
-        raise ValueError(f"{operation}: kernel must have two or more window axes, got a window {tuple(window)}")
+    SCHEME.require(operation, blocks.shape)
+    groups, window, in_features, out_features, _ = split_shape(blocks.shape)
     dtype = np.asarray(kernel).dtype
     gaps = len(window) - 1
     error = chosen_tolerance(operation, "rank", rank, tolerance, gaps + 1, dtype)
-    ranks = (None,) * gaps if rank is None else tuple(rank) if isinstance(rank, Sequence) else (rank,) * gaps
+    ranks = (None,) * gaps if rank is None else _rank_of_each_gap(rank, gaps)
     if len(ranks) != gaps:
         raise ValueError(f"{operation}: there are {gaps} gaps between {gaps + 1} links, got {len(ranks)} ranks")
     total = float(np.linalg.norm(blocks))
     links = []
-    rest, width = np.moveaxis(blocks, -2, 1), in_features  # (G, width, *window left, O)
-    for axis, wanted in enumerate(ranks):
+    rest, width = np.moveaxis(blocks, -2, 1), in_features  # (G, width, *window of the links to come, O)
+    for axis, gap_rank in enumerate(ranks):
         size = window[axis]
         share = None
         if error is not None:
-            # The squared errors of the gaps add up: each may take its share of what those before have left.
+            # The squared errors of the gaps add up, so each gap may take an equal share of what is still allowed.
             norm = float(np.linalg.norm(rest))
-            left = (error * total) ** 2 - (total**2 - norm**2)
-            share = math.sqrt(max(left, 0.0) / (gaps - axis)) / (norm or 1.0)
-        # The bases stay orthonormal, so that what is left out of the rest is left out of the kernel.
-        link, rest = projected(operation, "rank", rest.reshape(groups, width * size, -1), wanted, share)
+            allowed = (error * total) ** 2 - (total**2 - norm**2)
+            share = math.sqrt(max(allowed, 0.0) / (gaps - axis)) / (norm or 1.0)
+        # The bases are orthonormal, so what is left out of the rest is left out of the kernel.
+        link, rest = projected(operation, "rank", rest.reshape(groups, width * size, -1), gap_rank, share)
         links.append(_along(axis, np.swapaxes(link.reshape(groups, width, size, -1), 1, 2), len(window)))
         width = link.shape[-1]
     last = np.moveaxis(rest.reshape(groups, width, window[-1], out_features), 1, 2)
     links.append(_along(gaps, last, len(window)))
-    return KernelChain(tuple(merged_link(link, dtype) for link in _evened(links)), (groups,) * len(links))
+    return chain_of_blocks(_evened(links), dtype)
+
+
+def _rank_of_each_gap(rank: int | Sequence[int], gaps: int) -> tuple[int, ...]:
+    return tuple(rank) if isinstance(rank, Sequence) else (rank,) * gaps
 
 
 def _along(axis: int, link: np.ndarray, axes: int) -> np.ndarray:
-    """(G, size, I, O) with its window along one of several axes."""
+    """Returns (G, size, I, O) with its window along one of several axes."""
     groups, size, *features = link.shape
-    return link.reshape(groups, *(size if axis == other else 1 for other in range(axes)), *features)
+    return link.reshape(groups, *window_along(axis, size, axes), *features)
 
 
 def _evened(links: list[np.ndarray]) -> list[np.ndarray]:
-    """The same product, the norm of each channel between two links shared evenly, and the whole norm by all links."""
+    """Returns links of the same product that share its norm evenly, and neighbours that share that of each channel."""
     links = list(links)
     for gap in range(len(links) - 2, -1, -1):
         first, second = links[gap], links[gap + 1]
-        given = np.linalg.norm(first.reshape(len(first), -1, first.shape[-1]), axis=1)  # (G, R)
-        taken = np.linalg.norm(np.moveaxis(second, -2, 1).reshape(len(second), second.shape[-2], -1), axis=2)
-        used = (given > 0) & (taken > 0)
-        scale = np.sqrt(np.where(used, taken, 1.0) / np.where(used, given, 1.0))
+        norms_before = np.linalg.norm(first.reshape(len(first), -1, first.shape[-1]), axis=1)  # (G, R)
+        norms_after = np.linalg.norm(np.moveaxis(second, -2, 1).reshape(len(second), second.shape[-2], -1), axis=2)
+        used = (norms_before > 0) & (norms_after > 0)
+        scale = np.sqrt(np.where(used, norms_after, 1.0) / np.where(used, norms_before, 1.0))
         scale = scale.reshape(len(scale), *[1] * (first.ndim - 2), -1)  # (G, 1, ..., 1, R)
         links[gap], links[gap + 1] = first * scale, second / np.swapaxes(scale, -1, -2)
     norms = [float(np.linalg.norm(link)) for link in links]
@@ -109,3 +123,91 @@ def _evened(links: list[np.ndarray]) -> list[np.ndarray]:
         return links
     mean = math.exp(sum(map(math.log, norms)) / len(norms))
     return [link * (mean / norm) for link, norm in zip(links, norms, strict=True)]
+
+
+def _refusal(shape: Shape) -> str | None:
+    window = shape[1:-2]
+    return None if len(window) > 1 else f"it needs two or more window axes, and the kernel's window is {window}"
+
+
+def _matrices(blocks: np.ndarray) -> list[np.ndarray]:
+    inputs_first = np.moveaxis(blocks, -2, 1)  # (G, I, *window, O)
+    sizes = np.cumprod(inputs_first.shape[1:-2])[1:]
+    return [inputs_first.reshape(len(blocks), size, -1) for size in sizes]
+
+
+def _shapes(shape: Shape, rank: int | Sequence[int]) -> KernelChain:
+    groups, window, in_features, out_features, _ = split_shape(shape)
+    widths = (in_features, *_rank_of_each_gap(rank, len(window) - 1), out_features)
+    return KernelChain.of_shapes(
+        *(
+            ((*window_along(axis, size, len(window)), widths[axis], groups * widths[axis + 1]), groups)
+            for axis, size in enumerate(window)
+        )
+    )
+
+
+def _ranks(blocks: np.ndarray) -> RankTable:
+    _, window, in_features, out_features, _ = split_shape(blocks.shape)
+    if len(window) == 2:
+        return ranks_of_truncation(_matrices)(blocks)
+
+    def clipped(rank: int) -> tuple[int, ...]:
+        """Returns one rank for all gaps, as far as each gap can take it."""
+        ranks, width = [], in_features
+        for axis in range(len(window) - 1):
+            width = min(rank, width * window[axis], math.prod(window[axis + 1 :]) * out_features)
+            ranks.append(width)
+        return tuple(ranks)
+
+    ranks = [clipped(1)]
+    while (wider := clipped(max(ranks[-1]) + 1)) != ranks[-1]:
+        ranks.append(wider)
+    return np.array(ranks), None
+
+
+def _start(samples: LayerSamples) -> Callable[[int | Sequence[int]], Blocks]:
+    """Returns the truncations gap after gap, each in the metric of what enters the link before the gap."""
+    groups, window, in_features, out_features, _ = split_shape(samples.kernel.shape)
+    gaps = len(window) - 1
+
+    def decomposed(rest: np.ndarray, x: np.ndarray) -> MetricSvd:
+        """Returns the decomposition of (G, width, *window, O) along its first axis for x, (G, N, *window, width)."""
+        height = rest.shape[1] * rest.shape[2]
+        rows = np.moveaxis(x, 2, -2).reshape(groups, -1, height)
+        return samples.svd(rows, np.swapaxes(rest, 1, 2).reshape(groups, height, -1))
+
+    kernel = np.moveaxis(samples.kernel, -2, 1)  # (G, I, *window, O)
+    first_svd = decomposed(kernel, samples.patches)
+
+    def links(rank: int | Sequence[int]) -> Blocks:
+        blocks: list[np.ndarray] = []
+        rest, x, width = kernel, samples.patches, in_features
+        for axis, gap_rank in enumerate(_rank_of_each_gap(rank, gaps)):
+            size = window[axis]
+            svd = decomposed(rest, x) if axis else first_svd
+            first, remainder = svd.truncated(gap_rank)
+            blocks.append(_along(axis, first.reshape(groups, size, width, gap_rank), len(window)))
+            rest = remainder.reshape(groups, gap_rank, *window[axis + 1 :], out_features)
+            if axis + 1 < gaps:
+                flat = np.moveaxis(x, 2, -2).reshape(*x.shape[:2], *x.shape[3:-1], size * width)
+                x = np.stack([rows @ link for rows, link in zip(flat, first.astype(np.float32), strict=True)])
+            width = gap_rank
+        blocks.append(_along(gaps, np.swapaxes(rest, 1, 2), len(window)))
+        return blocks
+
+    return links
+
+
+SCHEME = Scheme(
+    name="separable",
+    function=separable,
+    rank_option="rank",
+    shapes=_shapes,
+    ranks=_ranks,
+    refusal=_refusal,
+    several_ranks=True,
+    matrices=_matrices,
+    is_sliceable=lambda shape: len(shape[1:-2]) == 2,
+    start=_start,
+)

@@ -8,13 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from jaxcnn.arguments import frozen
 from jaxcnn.chain import KernelChain
-from jaxcnn.factorization.numerics.blocks import grouped_kernel, merged_link
-from jaxcnn.factorization.numerics.ranks import check_rank, check_tolerance, without_rounding
-from jaxcnn.factorization.numerics.stack_als import EXACT, fit_links
+from jaxcnn.errors import ErrorPrefix
+from jaxcnn.factorization.numerics.blocks import chain_of_blocks, grouped_kernel
+from jaxcnn.factorization.numerics.link_products import Links
+from jaxcnn.factorization.numerics.ranks import check_rank, chosen_tolerance
+from jaxcnn.factorization.numerics.stack_als import EXACT_ERROR, fit_links
+from jaxcnn.factorization.schemes.scheme import RankTable, Scheme, Shape, all_up_to, split_shape
 from jaxcnn.geometry import axis_values
 from jaxcnn.layout import Layout
+from jaxcnn.options import frozen
 
 
 def stack(
@@ -27,7 +30,7 @@ def stack(
     layout: Layout = None,
     seed: int = 0,
 ) -> KernelChain:
-    r"""A kernel as several smaller ones in a row, such as 5x5 as 3x3 after 3x3.
+    r"""Returns a kernel as several smaller ones in a row, such as 5x5 as 3x3 after 3x3.
 
     $K[w] \approx \sum_{u+v=w} A[u] B[v]$, matrix products over channels. Two 3x3 kernels of C channels take
     18 C^2 multiplications a pixel where a 5x5 takes 25 C^2, three take 27 C^2 where a 7x7 takes 49 C^2. The links are
@@ -35,16 +38,17 @@ def stack(
     global one.
 
     Args:
-      kernel: `(*window, I / feature_group_count, O)`, or as `layout` says.
-      windows: window of each link, first applied first; on each axis the sizes less one must add up to the kernel's
+      kernel: Kernel `(*window, I / feature_group_count, O)`, or as `layout` says.
+      windows: Window of each link, first applied first; on each axis the sizes less one must add up to the kernel's
         size less one.
-      features: channels between the links, of each group; one int for all gaps or one for each gap. The smaller of
-        the kernel's input and output channels if neither features nor tolerance is given. Wider is never worse.
-      tolerance: relative error allowed, norm(chain - kernel) / norm(kernel); the smallest width found that meets it is
+      features: Number of channels between the links, of each group; one int for all gaps or one for each gap. The
+        smaller of the kernel's input and output channels if neither features nor tolerance is given. Wider is never
+        worse.
+      tolerance: Relative error allowed, norm(chain - kernel) / norm(kernel); the smallest width found that meets it is
         taken, the same in all gaps.
-      feature_group_count: number of groups of the kernel; each is fitted by itself, all at the same width.
-      layout: how `kernel` is to be read: None (HWIO), a string such as `"NCHW"` (OIHW), or lax's triple.
-      seed: of the starts; the same seed gives the same chain.
+      feature_group_count: Number of groups of the kernel; each is fitted by itself, all at the same width.
+      layout: Layout of `kernel`: None (HWIO), a string such as `"NCHW"` (OIHW), or lax's triple.
+      seed: Seed for the starts; the same seed gives the same chain.
 
     Returns:
       A `KernelChain` of the kernel's dtype and groups.
@@ -68,73 +72,123 @@ def stack(
     """
     operation = "stack"
     blocks = grouped_kernel(operation, kernel, feature_group_count, layout)
+    dtype = np.asarray(kernel).dtype
     if np.iscomplexobj(blocks):
-        raise TypeError(f"{operation}: kernel must be of real floats, got dtype {np.asarray(kernel).dtype}")
+        raise TypeError(f"{operation}: kernel must be of real floats, got dtype {dtype}")
     *window, in_features, out_features = blocks.shape[1:]
-    rank = len(window)
-    sizes = [axis_values(operation, "windows", size, rank) for size in frozen(tuple(windows))]
+    with ErrorPrefix(operation):
+        sizes = tuple(axis_values("windows", size, len(window)) for size in frozen(tuple(windows)))
     if len(sizes) < 2:
         raise ValueError(f"{operation}: there must be at least two windows, got {windows!r}")
-    made = [sum(axis) - len(axis) + 1 for axis in zip(*sizes, strict=True)]
-    if made != list(window):
+    composed = [sum(axis) - len(axis) + 1 for axis in zip(*sizes, strict=True)]
+    if composed != list(window):
         raise ValueError(
-            f"{operation}: windows {tuple(sizes)} in a row make a window {tuple(made)}, "
-            f"but the kernel has {tuple(window)}"
+            f"{operation}: windows {sizes} in a row make a window {tuple(composed)}, but the kernel has {tuple(window)}"
         )
-    if features is not None and tolerance is not None:
-        raise ValueError(f"{operation}: give features or tolerance, not both, got {features!r} and {tolerance!r}")
     gaps = len(sizes) - 1
-
-    def fit(widths: tuple[int, ...], narrower: Any = None) -> tuple[KernelChain, float, list[Any]]:
-        given = narrower or [None] * len(blocks)
-        fits = [
-            fit_links(block, tuple(sizes), widths, seed=seed, initial=initial)
-            for block, initial in zip(blocks, given, strict=True)
-        ]
-        norms = [np.linalg.norm(block) for block in blocks]
-        error = math.hypot(*(error * norm for (_, error), norm in zip(fits, norms, strict=True)))
-        links = (np.stack(group_links) for group_links in zip(*(links for links, _ in fits), strict=True))
-        dtype = np.asarray(kernel).dtype
-        chain = KernelChain(tuple(merged_link(link, dtype) for link in links), (len(blocks),) * len(sizes))
-        return chain, error / (float(np.linalg.norm(norms)) or 1.0), [links for links, _ in fits]
-
-    if tolerance is not None:
-        wanted = without_rounding(check_tolerance(operation, tolerance), len(sizes), np.asarray(kernel).dtype)
-        return _narrowest(fit, wanted, sizes, in_features, out_features)
-    if features is None:
-        features = min(in_features, out_features)
-    widths = tuple(features) if isinstance(features, Sequence) else (features,) * gaps
-    if len(widths) != gaps:
-        raise ValueError(f"{operation}: there are {gaps} gaps between {gaps + 1} links, got {len(widths)} features")
-    for width in widths:
-        check_rank(operation, "features", width, None)
-    return fit(widths)[0]
+    error = chosen_tolerance(operation, "features", features, tolerance, len(sizes), dtype)
+    if error is not None:
+        fits = _narrowest_within(blocks, sizes, error, seed)
+    else:
+        if features is None:
+            features = min(in_features, out_features)
+        widths = tuple(features) if isinstance(features, Sequence) else (features,) * gaps
+        if len(widths) != gaps:
+            raise ValueError(f"{operation}: there are {gaps} gaps between {gaps + 1} links, got {len(widths)} features")
+        for width in widths:
+            check_rank(operation, "features", width, None)
+        fits, _ = _fitted(blocks, sizes, widths, seed)
+    return chain_of_blocks(map(np.stack, zip(*fits, strict=True)), dtype)
 
 
-def _narrowest(fit: Any, tolerance: float, sizes: Sequence[Any], in_features: int, out_features: int) -> KernelChain:
-    """The smallest width whose fit meets the tolerance, by doubling and then halving the bracket."""
-    # With a channel for each tap and input of the first link, or each tap and output of the last, two links are exact.
+def _fitted(
+    blocks: np.ndarray,
+    windows: tuple[Shape, ...],
+    widths: tuple[int, ...],
+    seed: int,
+    initial: list[Links] | None = None,
+) -> tuple[list[Links], float]:
+    """Returns the links of each group at given widths, and the relative error of all groups together.
+
+    Args:
+      blocks: Kernel of each group, (G, *window, I, O).
+      windows: Window of each link.
+      widths: Width of each gap.
+      seed: Seed for the starts.
+      initial: Links of each group at smaller widths, from which the search starts too.
+    """
+    fits = [
+        fit_links(block, windows, widths, seed=seed, initial=None if initial is None else initial[group])
+        for group, block in enumerate(blocks)
+    ]
+    norms = [float(np.linalg.norm(block)) for block in blocks]
+    error = math.hypot(*(error * norm for (_, error), norm in zip(fits, norms, strict=True)))
+    return [links for links, _ in fits], error / (math.hypot(*norms) or 1.0)
+
+
+def _narrowest_within(blocks: np.ndarray, windows: tuple[Shape, ...], tolerance: float, seed: int) -> list[Links]:
+    """Returns the links of the smallest width whose fit meets the tolerance, by doubling and then bisection."""
+    *_, in_features, out_features = blocks.shape
+    gaps = len(windows) - 1
+    # With a channel for each tap and input of the first links, or each tap and output of the last, two are exact.
     largest = max(
-        math.prod(map(math.prod, sizes[:-1])) * in_features, math.prod(map(math.prod, sizes[1:])) * out_features
+        math.prod(map(math.prod, windows[:-1])) * in_features, math.prod(map(math.prod, windows[1:])) * out_features
     )
     low, high, below = 0, 1, None
-    gaps = len(sizes) - 1
     # A wider fit also starts from the narrower one, so that it is never worse.
-    chain, error, narrower = fit((high,) * gaps)
+    links, error = _fitted(blocks, windows, (high,) * gaps, seed)
     while error > tolerance:
-        if high == largest and error <= EXACT:
-            break  # of full width, which is exact but for rounding
+        if high == largest and error <= EXACT_ERROR:
+            break  # full width is exact but for rounding
         if high == largest:
             raise ValueError(
                 f"stack: no width up to {largest} meets tolerance {tolerance}: the best relative error is {error:.3g}"
             )
-        low, high, below = high, min(2 * high, largest), narrower
-        chain, error, narrower = fit((high,) * gaps, narrower)
+        low, high, below = high, min(2 * high, largest), links
+        links, error = _fitted(blocks, windows, (high,) * gaps, seed, links)
     while high - low > 1:
         middle = (low + high) // 2
-        candidate, error, links = fit((middle,) * gaps, below)
+        candidate, error = _fitted(blocks, windows, (middle,) * gaps, seed, below)
         if error <= tolerance:
-            chain, high = candidate, middle
+            links, high = candidate, middle
         else:
-            low, below = middle, links
-    return chain
+            low, below = middle, candidate
+    return links
+
+
+def _windows(window: Shape) -> tuple[Shape, ...]:
+    """Returns 3x3 windows in a row that make up a window; 1 on the axes that are complete."""
+    return tuple(tuple(3 if 2 * link + 1 < size else 1 for size in window) for link in range(max(window) // 2))
+
+
+def _refusal(shape: Shape) -> str | None:
+    window = shape[1:-2]
+    if max(window) < 5 or any(size % 2 == 0 for size in window):
+        return f"it needs a window of odd sizes, one of them 5 or more, and the kernel's is {window}"
+    return None
+
+
+def _shapes(shape: Shape, width: int) -> KernelChain:
+    groups, window, in_features, out_features, _ = split_shape(shape)
+    windows = _windows(window)
+    widths = (in_features, *(width,) * (len(windows) - 1), out_features)
+    return KernelChain.of_shapes(
+        *(((*size, a, groups * b), groups) for size, a, b in zip(windows, widths, widths[1:], strict=False))
+    )
+
+
+def _ranks(blocks: np.ndarray) -> RankTable:
+    # At this width two links can hold all weights of the kernel; useful widths are far below.
+    return all_up_to(math.prod(blocks.shape[1:-1])), None
+
+
+SCHEME = Scheme(
+    name="stack",
+    function=stack,
+    rank_option="features",
+    shapes=_shapes,
+    ranks=_ranks,
+    refusal=_refusal,
+    is_search=True,
+    options=lambda shape: {"windows": _windows(shape[1:-2])},
+)

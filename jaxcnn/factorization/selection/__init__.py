@@ -1,1 +1,1 @@
-"""Selects schemes and ranks by error and cost."""
+"""Selection of schemes and ranks by error and cost."""

@@ -1,4 +1,4 @@
-"""One scheme on one kernel: the chains that it can make of it, from the cheapest to the most exact."""
+"""The chains that one scheme can make of one kernel, from the cheapest to the most exact."""
 
 from __future__ import annotations
 
@@ -10,167 +10,182 @@ from typing import Any
 import numpy as np
 
 from jaxcnn.chain import KernelChain
-from jaxcnn.factorization.numerics.blocks import dense_blocks, grouped_kernel, merged_link
+from jaxcnn.factorization.numerics.blocks import chain_of_blocks, dense_blocks, grouped_kernel
 from jaxcnn.factorization.numerics.ranks import without_rounding
-from jaxcnn.factorization.schemes import tucker2 as tucker
-from jaxcnn.factorization.schemes.cp import CANCELLING, cancellation
 from jaxcnn.factorization.schemes.registry import SCHEMES
+from jaxcnn.factorization.schemes.scheme import RankTable
 from jaxcnn.layout import Layout
+from jaxcnn.norms import relative_error
 
-MULTIPLES = (8, 16)
-"""What devices like numbers of channels to be multiples of: 5x5 over 56x56x64 as tucker2 of rank 23 takes 1.3 ms on
-XLA:CPU, of rank 24 0.9."""
-
-Table = tuple[np.ndarray, np.ndarray | None]
-"""Ranks (N, number of ranks) and their relative errors (N,), or None where only a fit can tell."""
+FAST_MULTIPLES = (8, 16)
+"""Multiples that vector units prefer for numbers of channels."""
 
 
-class Subject:
-    """A kernel to be replaced: as it was given, by groups, and as a chain of one link."""
+class GivenKernel:
+    """A kernel to be replaced: as the user gave it, by groups, and as a chain of one link.
+
+    Args:
+      operation: Name of the caller in error texts.
+      kernel, feature_group_count, layout: Arguments of the caller.
+    """
 
     def __init__(self, operation: str, kernel: Any, feature_group_count: int, layout: Layout):
         self.operation = operation
         self.kernel = kernel
-        self.read = {"feature_group_count": feature_group_count, "layout": layout}
+        self.reading: dict[str, Any] = {"feature_group_count": feature_group_count, "layout": layout}
         self.blocks = grouped_kernel(operation, kernel, feature_group_count, layout)
-        link = merged_link(self.blocks, np.asarray(kernel).dtype)
-        self.dense = KernelChain((link,), (feature_group_count,))
+        self.dense = chain_of_blocks([self.blocks], np.asarray(kernel).dtype)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape by groups, (G, *window, I, O)."""
+        return self.blocks.shape
 
     def error(self, chain: KernelChain) -> float:
-        """The chain's relative error, in float64 and without a program to compile; 0 for a kernel of zeros."""
-        norm = float(np.linalg.norm(self.blocks))
-        return float(np.linalg.norm(dense_blocks(chain) - self.blocks)) / norm if norm else 0.0
+        """Returns the chain's relative error, in float64 and without compiling a program."""
+        return relative_error(dense_blocks(chain), self.blocks)
 
 
-class Family:
+class SchemeCandidates:
     """The chains of one scheme for one kernel.
 
     Args:
-      subject: the kernel.
-      name: of the scheme.
-      macs: what a chain costs; the number of its weights if left out.
-      multiple: of which each rank must be one, or the full rank.
-      table: the scheme's ranks and errors where they are not this kernel's alone: kernels that must have one rank share
-        those of all together.
+      kernel: Kernel to be replaced.
+      name: Name of the scheme.
+      macs: Function that returns the cost of a chain; the number of its weights if left out.
+      multiple: Number of which each rank must be a multiple, unless it is the full rank.
+      table: Ranks and errors of the scheme, where they are not this kernel's alone: kernels that must have one rank
+        share those of all together.
     """
 
     def __init__(
         self,
-        subject: Subject,
+        kernel: GivenKernel,
         name: str,
         macs: Callable[[KernelChain], float] | None = None,
         multiple: int = 1,
-        table: Table | None = None,
+        table: RankTable | None = None,
     ):
         if name not in SCHEMES:
             known = ", ".join(map(repr, SCHEMES))
-            raise ValueError(f"{subject.operation}: a scheme must be one of {known}, got {name!r}")
-        self.subject = subject
+            raise ValueError(f"{kernel.operation}: a scheme must be one of {known}, got {name!r}")
+        self.kernel = kernel
         self.name = name
         self.scheme = SCHEMES[name]
-        self.refusal = self.scheme.refusal(subject.blocks.shape)
+        self.refusal = self.scheme.refusal(kernel.shape)
         self.macs = macs or (lambda chain: chain.num_params)
         self.multiple = multiple
         self.ranks: list[Any] = []
         self.errors: np.ndarray | None = None
         if self.refusal is None:
-            self.table = table or self.scheme.ranks(subject.blocks)
+            self.table = table or self.scheme.ranks(kernel.blocks)
             self._list_ranks()
 
     def _list_ranks(self) -> None:
         ranks, errors = self.table
-        kept = self._suits(ranks)
-        if self.scheme.pairs and errors is not None:
-            # Those that no other pair beats in cost and in error, from the cheapest on.
+        allowed = self._is_allowed(ranks)
+        if self.scheme.has_pairs and errors is not None:
+            # Only pairs that no other pair beats in both cost and error, from the cheapest on.
             order = np.lexsort((errors, self._costs.ravel()))
-            order = order[kept[order]]
-            best = np.append(np.inf, np.minimum.accumulate(errors[order])[:-1])
-            chosen = order[errors[order] < best]
+            order = order[allowed[order]]
+            least_before = np.append(np.inf, np.minimum.accumulate(errors[order])[:-1])
+            indices = order[errors[order] < least_before]
         else:
-            chosen = np.flatnonzero(kept)
-        self.ranks = [tuple(rank) if len(rank) > 1 else rank[0] for rank in ranks[chosen].tolist()]
-        self.errors = None if errors is None else errors[chosen]
+            indices = np.flatnonzero(allowed)
+        self.ranks = [tuple(rank) if len(rank) > 1 else rank[0] for rank in ranks[indices].tolist()]
+        self.errors = None if errors is None else errors[indices]
 
-    def _suits(self, ranks: np.ndarray) -> np.ndarray:
-        return ((ranks % self.multiple == 0) | (ranks == self.table[0].max(0))).all(1)
+    @cached_property
+    def _full_ranks(self) -> np.ndarray:
+        """The largest of each of the scheme's ranks."""
+        return self.table[0].max(0)
+
+    def _is_allowed(self, ranks: np.ndarray) -> np.ndarray:
+        """Tells which of the ranks (N, number) are multiples, or full."""
+        return ((ranks % self.multiple == 0) | (ranks == self._full_ranks)).all(1)
 
     @cached_property
     def _costs(self) -> np.ndarray:
-        """Of all pairs of ranks, (R, S): linear in R for the first link, in R S for the second, in S for the third."""
+        """Costs of all pairs of ranks, (R, S). The links cost in proportion to R, to R S and to S."""
         ranks = self.table[0]
-        one, first, second = (
-            self.macs(self.scheme.chain(self.subject.blocks.shape, pair)) for pair in ((1, 1), (2, 1), (1, 2))
-        )
+        one, first, second = (self.macs(self.shapes(pair)) for pair in ((1, 1), (2, 1), (1, 2)))
         both = (first - one) + (second - one) - one
         costs = (
             (first - one - both) * ranks[:, 0] + both * ranks[:, 0] * ranks[:, 1] + (second - one - both) * ranks[:, 1]
         )
-        return costs.reshape(ranks.max(0))
+        return costs.reshape(self._full_ranks)
 
-    def suited(self, multiple: int) -> Family:
-        """The family of those ranks alone that are multiples, or full."""
-        return Family(self.subject, self.name, self.macs, multiple, self.table)
+    @property
+    def _allowed_costs(self) -> np.ndarray:
+        """Costs of all pairs of ranks, infinite for those that are no multiples."""
+        return np.where(self._is_allowed(self.table[0]).reshape(self._costs.shape), self._costs, np.inf)
 
-    def of(self, subject: Subject) -> Family:
-        """The same ranks and errors for another kernel of the same shape."""
+    def at_multiples(self, multiple: int) -> SchemeCandidates:
+        """Returns the candidates of those ranks alone that are multiples, or full."""
+        return SchemeCandidates(self.kernel, self.name, self.macs, multiple, self.table)
+
+    def for_kernel(self, kernel: GivenKernel) -> SchemeCandidates:
+        """Returns candidates of the same ranks and errors for another kernel of the same shape."""
         other = copy.copy(self)
-        other.subject = subject
+        other.kernel = kernel
         return other
 
-    def require(self) -> Family:
-        """Itself, where the scheme does for the kernel."""
-        if self.refusal is not None:
-            raise ValueError(f"{self.subject.operation}: {self.name!r} does not do for this kernel: {self.refusal}")
+    def require(self) -> SchemeCandidates:
+        """Returns the candidates themselves; refuses a kernel that the scheme cannot represent."""
+        self.scheme.require(self.kernel.operation, self.kernel.shape)
         return self
 
-    def chain(self, index: int) -> KernelChain:
-        """The shapes of the chain at one of the ranks."""
+    def shapes(self, rank: Any) -> KernelChain:
+        """Returns the chain at a rank without its numbers."""
+        return self.scheme.shapes(self.kernel.shape, rank)
+
+    def shapes_at(self, index: int) -> KernelChain:
+        """Returns the chain at one of `ranks`, by its index, without its numbers."""
         return self.shapes(self.ranks[index])
 
-    def shapes(self, rank: Any) -> KernelChain:
-        """The shapes of the chain at a rank."""
-        return self.scheme.chain(self.subject.blocks.shape, rank)
+    def fit(self, *, rank: Any = None, tolerance: float | None = None) -> KernelChain:
+        """Returns the chain at a rank, or at the smallest rank within a tolerance."""
+        return self.scheme.fit(
+            self.kernel.kernel, self.kernel.shape, rank=rank, tolerance=tolerance, **self.kernel.reading
+        )
 
-    def fit(self, **options: Any) -> KernelChain:
-        """The chain at a rank, `index=` among the ranks or `rank=`, or within a `tolerance=`."""
-        if "index" in options:
-            options = {"rank": self.ranks[options["index"]]}
-        if "rank" in options:
-            options = {self.scheme.option: options["rank"]}
-        settings = self.scheme.settings(self.subject.blocks.shape)
-        return self.scheme.fit(self.subject.kernel, **options, **settings, **self.subject.read)
+    def error(self, chain: KernelChain) -> float:
+        """Returns the chain's relative error; infinity for a chain of which no use should be made."""
+        if self.scheme.is_worthless(chain, float(np.linalg.norm(self.kernel.blocks))):
+            return np.inf
+        return self.kernel.error(chain)
 
     def rank_of(self, chain: KernelChain) -> Any:
-        """The rank of a chain of the scheme, as its function takes it."""
+        """Returns the rank of a chain of the scheme, as its function takes it."""
         groups = chain.feature_group_counts
         widths = [link.shape[-1] // count for link, count in zip(chain.kernels, groups, strict=True)]
-        several = self.table[0].shape[1]
-        return widths[0] if several == 1 else tuple(widths[:several])
+        number = len(self._full_ranks)
+        return widths[0] if number == 1 else tuple(widths[:number])
 
-    def rounded(self, rank: Any, multiple: int) -> Any:
-        """The rank, or each of several, rounded up to a multiple, but not above the full one."""
-        several = np.atleast_1d(rank)
-        up = np.minimum(-(-several // multiple) * multiple, np.maximum(self.table[0].max(0), several)).tolist()
-        return tuple(up) if isinstance(rank, tuple) else up[0]
+    def rounded_up(self, rank: Any, multiple: int) -> Any:
+        """Returns a rank, or each of several, rounded up to a multiple, but not above the full one."""
+        ranks = np.atleast_1d(rank)
+        multiples = np.minimum(-(-ranks // multiple) * multiple, np.maximum(self._full_ranks, ranks)).tolist()
+        return tuple(multiples) if isinstance(rank, tuple) else multiples[0]
 
-    def allowed(self, rank: Any) -> Any:
-        """The rank, or where the scheme takes several each of them, but not above the full one."""
-        full = self.table[0].max(0)
-        given = rank if isinstance(rank, tuple) else (rank,) * len(full)
-        if len(given) != len(full):
+    def clipped(self, rank: Any) -> Any:
+        """Returns a rank, or one for each that the scheme has, but none above the full one."""
+        full = self._full_ranks
+        ranks = rank if isinstance(rank, tuple) else (rank,) * len(full)
+        if len(ranks) != len(full):
             raise ValueError(
-                f"{self.subject.operation}: {self.name!r} has {len(full)} ranks for a window of "
-                f"{self.subject.blocks.shape[1:-2]}, got rank={rank}"
+                f"{self.kernel.operation}: {self.name!r} has {len(full)} ranks for a window of "
+                f"{self.kernel.shape[1:-2]}, got rank={rank}"
             )
-        ranks = np.minimum(given, full).tolist()
-        return tuple(ranks) if len(ranks) > 1 else ranks[0]
+        clipped = np.minimum(ranks, full).tolist()
+        return tuple(clipped) if len(clipped) > 1 else clipped[0]
 
     def affordable(self, macs: float) -> int:
-        """How many of the ranks, from the first on, take at most so many multiply-accumulates."""
-        return count_while(len(self.ranks), lambda index: self.macs(self.chain(index)) <= macs)
+        """Returns how many of the ranks, from the first on, take at most so many multiply-accumulates."""
+        return count_while(len(self.ranks), lambda index: self.macs(self.shapes_at(index)) <= macs)
 
-    def cheapest(self, tolerance: float) -> KernelChain | None:
-        """The chain of the cheapest rank that meets the tolerance; None where rounding of the links exceeds it."""
+    def cheapest_within(self, tolerance: float) -> KernelChain | None:
+        """Returns the chain of the cheapest rank that meets the tolerance; None if rounding of the links exceeds it."""
         for rank in self.ranks_within(tolerance):
             chain = self.fit(rank=rank)
             if self.error(chain) <= tolerance:
@@ -178,91 +193,67 @@ class Family:
         return None
 
     def ranks_within(self, tolerance: float) -> list[Any]:
-        """The cheapest rank that meets the tolerance, or the full one, and one that does where rounding decides."""
-        first = self.chain(0)
-        bound = without_rounding(tolerance, len(first.kernels), self.subject.dense.dtype)
-        if self.scheme.pairs:
-            tensor = self._tensor
-            links = tucker.cheapest(tensor, tucker.leading_bases(tensor), bound, self._wanted_costs)
-            return [tuple(links[1].shape[-2:])]
+        """Returns the cheapest rank that meets the tolerance, or the full one, and the next if rounding may decide."""
+        bound = without_rounding(tolerance, len(self.shapes_at(0).kernels), self.kernel.dense.dtype)
+        if self.scheme.cheapest_pair is not None:
+            return [self.scheme.cheapest_pair(self.kernel.blocks, bound, self._allowed_costs)]
         if self.errors is not None:
             index = int(np.argmax(np.append(self.errors[:-1] <= bound, True)))
-            # A hair's breadth may decide: the errors known beforehand are those before rounding.
             return self.ranks[index : index + 2]
-        return [self.rounded(self.rank_of(self.fit(tolerance=tolerance)), self.multiple)]
+        return [self.rounded_up(self.rank_of(self.fit(tolerance=tolerance)), self.multiple)]
 
-    @property
-    def _tensor(self) -> np.ndarray:
-        blocks = self.subject.blocks
-        return blocks.reshape(len(blocks), -1, *blocks.shape[-2:])
-
-    @property
-    def _wanted_costs(self) -> np.ndarray:
-        return np.where(self._suits(self.table[0]).reshape(self._costs.shape), self._costs, np.inf)
-
-    def within(self, tolerance: float, count: int) -> KernelChain | None:
-        """The chain of the smallest of the first `count` ranks whose fit meets the tolerance, by bisection."""
+    def smallest_within(self, tolerance: float, count: int) -> KernelChain | None:
+        """Returns the chain of the smallest of the first `count` ranks whose fit meets the tolerance, by bisection."""
         if count == 0:
             return None
-        # The largest first: where it fails, the search is over after one fit.
-        found = self.fit(index=count - 1)
-        if self.error(found) > tolerance:
+        # Where the largest rank fails, the search is over after one fit.
+        best = self.fit(rank=self.ranks[count - 1])
+        if self.error(best) > tolerance:
             return None
         low, high = -1, count - 1
         while high - low > 1:
             middle = (low + high) // 2
-            chain = self.fit(index=middle)
+            chain = self.fit(rank=self.ranks[middle])
             if self.error(chain) <= tolerance:
-                found, high = chain, middle
+                best, high = chain, middle
             else:
                 low = middle
-        return found
+        return best
 
-    def error(self, chain: KernelChain) -> float:
-        """The chain's relative error; infinite where its terms cancel, for such a chain is worth nothing."""
-        if self.name == "cp" and cancellation(chain, float(np.linalg.norm(self.subject.blocks))) > CANCELLING:
-            return np.inf
-        return self.subject.error(chain)
-
-    def most_exact(self, cost: float) -> KernelChain | None:
-        """The chain of the least error that takes at most so many multiply-accumulates; None if there is none."""
-        count = self.affordable(cost)
+    def most_exact(self, macs: float) -> KernelChain | None:
+        """Returns the chain of the least error that takes at most so many multiply-accumulates; None if none does."""
+        count = self.affordable(macs)
         if count == 0:
             return None
-        if self.scheme.pairs:
-            tensor = self._tensor
-            links = tucker.most_exact(tensor, tucker.leading_bases(tensor), cost, self._wanted_costs)
-            return self.fit(rank=tuple(links[1].shape[-2:]))
-        return self.best(count)
-
-    def largest_timed(self, milliseconds: Callable[[KernelChain], float], limit: float, macs: float) -> Any:
-        """The rank of the most multiply-accumulates, up to so many, that takes at most so long; None if none does.
-
-        The multiples that the device likes are looked at by themselves too: one may be faster than a smaller rank.
-        """
-        found: list[Any] = []
-        # A multiple asked for is the user's own: others are not offered.
-        others = MULTIPLES if self.multiple == 1 else ()
-        for family in (self, *(self.suited(multiple) for multiple in others)):
-
-            def fast(index: int, family: Family = family) -> bool:
-                return milliseconds(family.chain(index)) <= limit
-
-            count = count_while(family.affordable(macs), fast)
-            if count:
-                found.append(family.ranks[count - 1])
-        return max(found, key=lambda rank: self.macs(self.shapes(rank)), default=None)
-
-    def best(self, count: int) -> KernelChain:
-        """The chain of the least error among the first `count` ranks; of equally exact ones the smallest."""
+        if self.scheme.most_exact_pair is not None:
+            return self.fit(rank=self.scheme.most_exact_pair(self.kernel.blocks, macs, self._allowed_costs))
         last = count - 1
         if self.errors is not None:
+            # Of equally exact ranks the smallest.
             last = int(np.argmax(self.errors[:count] <= self.errors[last] + 1e-7))
-        return self.fit(index=last)
+        return self.fit(rank=self.ranks[last])
+
+    def largest_timed(self, milliseconds: Callable[[KernelChain], float], limit: float, macs: float) -> Any:
+        """Returns the rank of the most multiply-accumulates, up to `macs`, within a time; None if none is.
+
+        Multiples that vector units prefer are searched by themselves too, as one may be faster than a smaller rank.
+        """
+        ranks: list[Any] = []
+        # A user who asked for a multiple wants no other.
+        multiples = FAST_MULTIPLES if self.multiple == 1 else ()
+        for candidates in (self, *map(self.at_multiples, multiples)):
+
+            def is_fast(index: int, candidates: SchemeCandidates = candidates) -> bool:
+                return milliseconds(candidates.shapes_at(index)) <= limit
+
+            count = count_while(candidates.affordable(macs), is_fast)
+            if count:
+                ranks.append(candidates.ranks[count - 1])
+        return max(ranks, key=lambda rank: self.macs(self.shapes(rank)), default=None)
 
 
 def count_while(size: int, holds: Callable[[int], bool]) -> int:
-    """How many of 0, 1, ..., size - 1 hold, where those that do come first."""
+    """Returns how many of 0, 1, ..., size - 1 hold, where those that do come first, by bisection."""
     low, high = 0, size
     while low < high:
         middle = (low + high) // 2
@@ -273,6 +264,9 @@ def count_while(size: int, holds: Callable[[int], bool]) -> int:
     return low
 
 
-def families(subject: Subject, names: Sequence[str], macs: Callable[[KernelChain], float]) -> list[Family]:
-    """Those of the schemes that do for the kernel."""
-    return [family for name in names if (family := Family(subject, name, macs)).refusal is None]
+def candidates_of(
+    kernel: GivenKernel, names: Sequence[str], macs: Callable[[KernelChain], float]
+) -> list[SchemeCandidates]:
+    """Returns the candidates of those of the schemes that can represent the kernel."""
+    all_candidates = (SchemeCandidates(kernel, name, macs) for name in names)
+    return [candidates for candidates in all_candidates if candidates.refusal is None]

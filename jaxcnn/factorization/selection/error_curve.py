@@ -1,4 +1,4 @@
-"""`curve`: what error a scheme leaves for how many multiply-accumulates."""
+"""`curve`: the error that a scheme leaves, against the multiply-accumulates that it takes."""
 
 from __future__ import annotations
 
@@ -8,26 +8,25 @@ from typing import Any
 
 import numpy as np
 
-from jaxcnn.arguments import IntOrInts
-from jaxcnn.factorization.selection.candidates import Family, Subject
-from jaxcnn.factorization.selection.workload import Usage
-from jaxcnn.geometry import Padding
+from jaxcnn.factorization.selection.candidates import GivenKernel, SchemeCandidates
+from jaxcnn.factorization.selection.workload import Workload
+from jaxcnn.geometry import IntOrInts, Padding
 from jaxcnn.layout import Layout
 
 
 @dataclasses.dataclass(frozen=True)
-class Curve:
+class RankCurve:
     """Error against multiply-accumulates of one scheme's chains for one kernel, from the cheapest on.
 
     Args:
-      scheme: name of the scheme.
-      ranks: rank of each chain, as the scheme's function takes it.
-      macs: multiply-accumulates of each chain.
-      errors: relative error of each chain.
-      dense_macs: multiply-accumulates of the kernel itself.
+      scheme: Name of the scheme.
+      ranks: Rank of each chain, as the scheme's function takes it.
+      macs: Multiply-accumulates of each chain.
+      errors: Relative error of each chain.
+      dense_macs: Multiply-accumulates of the kernel itself.
 
     Example:
-      >>> Curve("low_rank", (1, 2), (100, 200), (0.5, 0.0), 400).shares
+      >>> RankCurve("low_rank", (1, 2), (100, 200), (0.5, 0.0), 400).shares
       (0.25, 0.5)
     """
 
@@ -54,37 +53,38 @@ def curve(
     kernel_dilation: IntOrInts = 1,
     feature_group_count: int = 1,
     layout: Layout = None,
-) -> Curve:
-    r"""The relative error that a scheme leaves, against the multiply-accumulates that it takes.
+) -> RankCurve:
+    r"""Returns the relative error that a scheme leaves, against the multiply-accumulates that it takes.
 
-    Up to `points` ranks, evenly spread in cost from the smallest rank to the largest that is no more expensive than the
-    kernel. Where the scheme is a truncated singular value decomposition, all errors come from one; otherwise a chain is
-    fitted at each point.
+    The curve has up to `points` ranks, evenly spread in cost from the smallest rank to the largest that is no more
+    expensive than the kernel. Where the scheme is a truncated singular value decomposition, all errors come from one;
+    otherwise a chain is fitted at each point.
 
     Args:
-      kernel: `(*window, I / feature_group_count, O)`, or as `layout` says.
-      scheme: `"separable"`, `"low_rank"`, `"tucker2"`, `"depthwise_separable"`, `"cp"` or `"stack"` (of 3x3).
-      points: most points of the curve.
-      input_shape: shape of x. Without it costs are multiply-accumulates for one output pixel at stride 1, borders left
+      kernel: Kernel `(*window, I / feature_group_count, O)`, or as `layout` says.
+      scheme: Name of the scheme: `"separable"`, `"low_rank"`, `"tucker2"`, `"depthwise_separable"`, `"cp"` or
+        `"stack"` (of 3x3).
+      points: Most points of the curve.
+      input_shape: Shape of x. Without it costs are multiply-accumulates of one output pixel at stride 1, borders left
         out: the numbers of weights.
-      strides, padding, kernel_dilation: of the convolution, as in `conv`.
-      feature_group_count: number of groups of the kernel.
-      layout: how `kernel` and `input_shape` are to be read: None (channels-last, HWIO), a string such as `"NCHW"`
-        (OIHW), or lax's triple.
+      strides, padding, kernel_dilation: Options of the convolution, as in `conv`.
+      feature_group_count: Number of groups of the kernel.
+      layout: Layout of `kernel` and `input_shape`: None (channels-last, HWIO), a string such as `"NCHW"` (OIHW), or
+        lax's triple.
 
     Returns:
-      A `Curve`; its picture is `jaxcnn.drawing.draw_curves`.
+      A `RankCurve`; its picture is `jaxcnn.drawing.draw_curves`.
 
     Raises:
-      ValueError: an unknown scheme, or one that does not do for the kernel's window; fewer than one point; strides
+      ValueError: an unknown scheme, or one that cannot represent the kernel; fewer than one point; strides
         without `input_shape`; NaN or infinity.
       TypeError: a kernel of integers.
 
     Example:
       >>> import jax.numpy as jnp
       >>> kernel = jnp.diag(jnp.array([3.0, 0.0, 4.0])).reshape(3, 3, 1, 1)       # of rank 2, 9 weights
-      >>> found = curve(kernel, "separable")
-      >>> found.ranks, found.macs, [round(error, 3) for error in found.errors]
+      >>> points = curve(kernel, "separable")
+      >>> points.ranks, points.macs, [round(error, 3) for error in points.errors]
       ((1,), (6,), [0.6])
 
     References:
@@ -93,23 +93,23 @@ def curve(
     operation = "curve"
     if points < 1:
         raise ValueError(f"{operation}: points must be at least 1, got {points!r}")
-    usage = Usage(operation, input_shape, strides, padding, kernel_dilation, layout)
-    subject = Subject(operation, kernel, feature_group_count, layout)
-    family = Family(subject, scheme, usage.macs).require()
-    dense_macs = usage.macs(subject.dense)
+    workload = Workload(operation, input_shape, strides, padding, kernel_dilation, layout)
+    given_kernel = GivenKernel(operation, kernel, feature_group_count, layout)
+    candidates = SchemeCandidates(given_kernel, scheme, workload.macs).require()
+    dense_macs = workload.macs(given_kernel.dense)
     # The smallest rank is always there, even if it is no cheaper than the kernel.
-    last = max(family.affordable(dense_macs) - 1, 0)
-    ends = [usage.macs(family.chain(index)) for index in (0, last)]
-    wanted = np.linspace(ends[0], ends[1], points)
-    indices = sorted({min(max(family.affordable(macs) - 1, 0), last) for macs in wanted})
-    if family.errors is not None and not family.scheme.pairs:
-        errors = [float(family.errors[index]) for index in indices]
+    last = max(candidates.affordable(dense_macs) - 1, 0)
+    ends = [workload.macs(candidates.shapes_at(index)) for index in (0, last)]
+    costs = np.linspace(ends[0], ends[1], points)
+    indices = sorted({min(max(candidates.affordable(cost) - 1, 0), last) for cost in costs})
+    if candidates.errors is not None and not candidates.scheme.has_pairs:
+        errors = [float(candidates.errors[index]) for index in indices]
     else:
-        errors = [subject.error(family.fit(index=index)) for index in indices]
-    return Curve(
+        errors = [given_kernel.error(candidates.fit(rank=candidates.ranks[index])) for index in indices]
+    return RankCurve(
         scheme,
-        tuple(family.ranks[index] for index in indices),
-        tuple(usage.macs(family.chain(index)) for index in indices),
+        tuple(candidates.ranks[index] for index in indices),
+        tuple(workload.macs(candidates.shapes_at(index)) for index in indices),
         tuple(errors),
         dense_macs,
     )

@@ -1,4 +1,4 @@
-"""`factorize`: the best chain of all schemes within an error or a cost."""
+"""`factorize`: the best chain of all schemes, within an error or a cost."""
 
 from __future__ import annotations
 
@@ -7,18 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from jaxcnn.arguments import IntOrInts
 from jaxcnn.chain import KernelChain
 from jaxcnn.factorization.numerics.ranks import check_tolerance
 from jaxcnn.factorization.schemes.registry import SCHEMES
-from jaxcnn.factorization.selection.candidates import MULTIPLES, Family, Subject, families
-from jaxcnn.factorization.selection.workload import Usage
-from jaxcnn.geometry import Padding
+from jaxcnn.factorization.selection.candidates import FAST_MULTIPLES, GivenKernel, SchemeCandidates, candidates_of
+from jaxcnn.factorization.selection.workload import Workload
+from jaxcnn.geometry import IntOrInts, Padding
 from jaxcnn.layout import Layout
 
-_LARGEST_SEARCHED = 10_000
-"""Weights of a kernel up to which `cp` and `stack` are tried without being asked for: 32 to 32 channels at 3x3. Their
-fits take a second there, and a search takes several."""
+_MAX_SEARCHED_WEIGHTS = 10_000
+"""Weights of a kernel up to which `cp` and `stack` are tried without being asked for: 32 to 32 channels at 3x3."""
 
 
 def factorize(
@@ -35,34 +33,34 @@ def factorize(
     feature_group_count: int = 1,
     layout: Layout = None,
 ) -> KernelChain:
-    r"""The cheapest chain within an error, or the most exact one within a cost.
+    r"""Returns the cheapest chain within an error, or the most exact one within a cost.
 
-    Every scheme is asked for its cheapest or its most exact chain, and the best of these is returned. Schemes of
-    singular values are asked at all ranks, `tucker2` at the likeliest pairs of ranks (all that may do for a dozen
+    Each scheme gives its cheapest or its most exact chain, and the best of these is returned. Schemes of singular
+    values are searched at all ranks, `tucker2` at the most promising pairs of ranks (all that may serve for a dozen
     channels), `separable` of three axes at one rank for both gaps where a cost is given, `cp` and `stack`, whose fits
     are local minima, by bisection.
 
-    A chain that takes as many multiply-accumulates as the kernel, or more, is never offered, nor one of `cp` whose
-    terms cancel, nor one that meets the error only before its links are rounded to the kernel's dtype. Where none is
-    better, the result is the kernel itself as a chain of one link: `len(chain.kernels) == 1`.
+    Chains that take as many multiply-accumulates as the kernel, or more, are never offered. Neither are chains of `cp`
+    whose terms cancel, or those that meet the error only before their links are rounded to the kernel's dtype. Where no
+    chain is better, the result is the kernel itself as a chain of one link: `len(chain.kernels) == 1`.
 
     Args:
-      kernel: `(*window, I / feature_group_count, O)`, or as `layout` says.
-      tolerance: relative error allowed, norm(chain - kernel) / norm(kernel). Give this or `cost`.
-      cost: what the chain may cost at most, in `unit`.
-      unit: of costs: `"macs"`, multiply-accumulates by `conv_cost`, or `"ms"`, milliseconds of one call measured on
-        this device. The clock is asked for each candidate, which takes seconds to a minute: for each scheme's rank, and
-        for multiples of 8 and of 16, which may be faster than a smaller rank.
-      input_shape: shape of x. Without it costs are multiply-accumulates for one output pixel at stride 1, borders left
+      kernel: Kernel `(*window, I / feature_group_count, O)`, or as `layout` says.
+      tolerance: Relative error allowed, norm(chain - kernel) / norm(kernel). Give this or `cost`.
+      cost: Largest cost allowed, in `unit`.
+      unit: Unit of costs: `"macs"`, multiply-accumulates by `conv_cost`, or `"ms"`, milliseconds of one call measured
+        on this device. Measuring takes seconds to a minute: each scheme's rank is timed, and multiples of 8 and of 16,
+        which may be faster than a smaller rank.
+      input_shape: Shape of x. Without it costs are multiply-accumulates of one output pixel at stride 1, borders left
         out: the numbers of weights.
-      schemes: names of the schemes to try: `"separable"`, `"low_rank"`, `"tucker2"`, `"depthwise_separable"`, `"cp"`,
-        `"stack"` (of 3x3); those that do not do for the kernel's window are passed over. None: all of them, but cp and
-        stack only up to 10,000 weights: their searches take seconds there, and minutes far beyond.
-      strides, padding, kernel_dilation: of the convolution, as in `conv`; a chain's strides are done by its last link
-        that has extent on the axis, so it gains less.
-      feature_group_count: number of groups of the kernel.
-      layout: how `kernel` and `input_shape` are to be read: None (channels-last, HWIO), a string such as `"NCHW"`
-        (OIHW), or lax's triple.
+      schemes: Names of the schemes to try: `"separable"`, `"low_rank"`, `"tucker2"`, `"depthwise_separable"`, `"cp"`,
+        `"stack"` (of 3x3); those that cannot represent the kernel are passed over. None: all of them, but cp and stack
+        only up to 10,000 weights: their searches take seconds there, and minutes far beyond.
+      strides, padding, kernel_dilation: Options of the convolution, as in `conv`. A chain gains less where there are
+        strides, because only the last link that has extent on an axis can take them.
+      feature_group_count: Number of groups of the kernel.
+      layout: Layout of `kernel` and `input_shape`: None (channels-last, HWIO), a string such as `"NCHW"` (OIHW), or
+        lax's triple.
 
     Returns:
       A `KernelChain` of the kernel's dtype and groups.
@@ -85,88 +83,95 @@ def factorize(
 
     References:
       Kim et al., "Compression of deep convolutional neural networks for fast and low power mobile applications", 2016,
-      choose ranks; no other library chooses between schemes, or asks the clock.
+      choose ranks; no other library chooses between schemes, or measures the time.
     """
     operation = "factorize"
     if (tolerance is None) == (cost is None):
         raise ValueError(f"{operation}: give either tolerance or cost, got {tolerance!r} and {cost!r}")
     if unit not in ("macs", "ms"):
         raise ValueError(f"{operation}: unit must be 'macs' or 'ms', got {unit!r}")
-    usage = Usage(operation, input_shape, strides, padding, kernel_dilation, layout)
+    workload = Workload(operation, input_shape, strides, padding, kernel_dilation, layout)
     if unit == "ms" and input_shape is None:
         raise ValueError(f"{operation}: milliseconds are measured on an image, so unit='ms' needs input_shape")
-    subject = Subject(operation, kernel, feature_group_count, layout)
-    candidates = families(subject, _names(schemes, subject), usage.macs)
+    given_kernel = GivenKernel(operation, kernel, feature_group_count, layout)
+    schemes_to_try = candidates_of(given_kernel, _names(schemes, given_kernel), workload.macs)
     if cost is not None:
-        return _most_exact(subject, candidates, usage, unit, float(cost))
-    return _cheapest(subject, candidates, usage, unit, check_tolerance(operation, tolerance))
+        return _most_exact(given_kernel, schemes_to_try, workload, unit, float(cost))
+    return _cheapest(given_kernel, schemes_to_try, workload, unit, check_tolerance(operation, tolerance))
 
 
-def _names(schemes: str | Sequence[str] | None, subject: Subject) -> list[str]:
+def _names(schemes: str | Sequence[str] | None, kernel: GivenKernel) -> list[str]:
+    """Returns the names of the schemes to try."""
     if schemes is not None:
         names = [schemes] if isinstance(schemes, str) else list(schemes)
         if not names:
-            raise ValueError(f"{subject.operation}: schemes must hold at least one scheme, got none")
+            raise ValueError(f"{kernel.operation}: schemes must hold at least one scheme, got none")
         return names
-    real = not np.iscomplexobj(subject.blocks)
-    searched = real and subject.blocks.size <= _LARGEST_SEARCHED
-    return [name for name, scheme in SCHEMES.items() if searched or not scheme.searches]
+    is_real = not np.iscomplexobj(kernel.blocks)
+    with_searches = is_real and kernel.blocks.size <= _MAX_SEARCHED_WEIGHTS
+    return [name for name, scheme in SCHEMES.items() if with_searches or not scheme.is_search]
 
 
-def _cheapest(subject: Subject, candidates: list[Family], usage: Usage, unit: str, tolerance: float) -> KernelChain:
-    measure = usage.macs if unit == "macs" else usage.milliseconds
-    best = subject.dense
-    dense_macs, lowest = usage.macs(best), measure(best)
-    for family in candidates:
-        if family.scheme.searches:
+def _cheapest(
+    kernel: GivenKernel, schemes: list[SchemeCandidates], workload: Workload, unit: str, tolerance: float
+) -> KernelChain:
+    """Returns the cheapest of the schemes' chains within the tolerance, or the kernel itself."""
+    measure = workload.macs if unit == "macs" else workload.milliseconds
+    best = kernel.dense
+    dense_macs, lowest = workload.macs(best), measure(best)
+    for candidates in schemes:
+        if candidates.scheme.is_search:
             # Only ranks that would be better are worth a search.
             limit = min(dense_macs, lowest) if unit == "macs" else dense_macs
-            chain = family.within(tolerance, family.affordable(limit - 1))
+            chain = candidates.smallest_within(tolerance, candidates.affordable(limit - 1))
         else:
-            chain = family.cheapest(tolerance)
-        if chain is None or usage.macs(chain) >= dense_macs:
+            chain = candidates.cheapest_within(tolerance)
+        if chain is None or workload.macs(chain) >= dense_macs:
             continue
-        found = measure(chain)
-        if found < lowest:
-            best, lowest = chain, found
+        cost = measure(chain)
+        if cost < lowest:
+            best, lowest = chain, cost
         if unit == "ms":
-            # More channels than are needed may be faster, where the device likes their number.
-            first = family.rank_of(chain)
-            for rank in sorted({family.rounded(first, multiple) for multiple in MULTIPLES} - {first}):
-                shapes = family.shapes(rank)
-                if usage.macs(shapes) >= dense_macs or (found := measure(shapes)) >= lowest:
+            # More channels than are needed may be faster, where vector units prefer their number.
+            rank = candidates.rank_of(chain)
+            for wider in sorted({candidates.rounded_up(rank, multiple) for multiple in FAST_MULTIPLES} - {rank}):
+                shapes = candidates.shapes(wider)
+                if workload.macs(shapes) >= dense_macs or (cost := measure(shapes)) >= lowest:
                     continue
-                chain = family.fit(rank=rank)
-                if family.error(chain) <= tolerance:
-                    best, lowest = chain, found
+                chain = candidates.fit(rank=wider)
+                if candidates.error(chain) <= tolerance:
+                    best, lowest = chain, cost
     return best
 
 
-def _most_exact(subject: Subject, candidates: list[Family], usage: Usage, unit: str, cost: float) -> KernelChain:
-    measure = usage.macs if unit == "macs" else usage.milliseconds
-    dense_cost = measure(subject.dense)
-    if dense_cost <= cost:
-        return subject.dense
-    dense_macs = usage.macs(subject.dense)
+def _most_exact(
+    kernel: GivenKernel, schemes: list[SchemeCandidates], workload: Workload, unit: str, limit: float
+) -> KernelChain:
+    """Returns the most exact of the schemes' chains that cost at most `limit`, or the kernel itself."""
+    measure = workload.macs if unit == "macs" else workload.milliseconds
+    dense_cost = measure(kernel.dense)
+    if dense_cost <= limit:
+        return kernel.dense
+    dense_macs = workload.macs(kernel.dense)
     best: KernelChain | None = None
-    lowest, least = np.inf, dense_cost
-    for family in candidates:
+    lowest_error, lowest_cost = np.inf, dense_cost
+    for candidates in schemes:
         chain: KernelChain | None
         if unit == "macs":
-            chain = family.most_exact(min(cost, dense_macs - 1))
+            chain = candidates.most_exact(min(limit, dense_macs - 1))
         else:
-            rank = family.largest_timed(measure, cost, dense_macs - 1)
-            chain = None if rank is None else family.fit(rank=rank)
+            rank = candidates.largest_timed(measure, limit, dense_macs - 1)
+            chain = None if rank is None else candidates.fit(rank=rank)
         if chain is None:
-            least = min(least, measure(family.chain(0)))
+            lowest_cost = min(lowest_cost, measure(candidates.shapes_at(0)))
             continue
-        error = family.error(chain)
-        if error < lowest:
-            best, lowest = chain, error
+        error = candidates.error(chain)
+        if error < lowest_error:
+            best, lowest_error = chain, error
     if best is None:
-        tried = ", ".join(family.name for family in candidates) or "no scheme that does for this kernel"
+        tried = ", ".join(candidates.name for candidates in schemes) or "no scheme that can represent this kernel"
         raise ValueError(
-            f"{subject.operation}: nothing costs {cost:g} {unit} or less: the kernel costs {dense_cost:g}, the "
-            f"cheapest chain of {tried} costs {least:g}"
+            f"{kernel.operation}: nothing costs {limit:g} {unit} or less: the kernel costs {dense_cost:g}, the "
+            f"cheapest chain of {tried} costs {lowest_cost:g}"
         )
     return best

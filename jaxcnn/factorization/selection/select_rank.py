@@ -1,4 +1,4 @@
-"""`select_rank`: the rank of a scheme by one of several rules."""
+"""`select_rank`: the rank of a scheme, by one of several rules."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ import operator
 from collections.abc import Sequence
 from typing import Any
 
-from jaxcnn.arguments import IntOrInts
 from jaxcnn.factorization.numerics.ranks import check_tolerance, evbmf_rank
 from jaxcnn.factorization.numerics.svd import singular_values
-from jaxcnn.factorization.selection.candidates import Family, Subject
-from jaxcnn.factorization.selection.workload import Usage
-from jaxcnn.geometry import Padding
+from jaxcnn.factorization.selection.candidates import GivenKernel, SchemeCandidates
+from jaxcnn.factorization.selection.workload import Workload
+from jaxcnn.geometry import IntOrInts, Padding
 from jaxcnn.layout import Layout
 
 
@@ -32,7 +31,7 @@ def select_rank(
     feature_group_count: int = 1,
     layout: Layout = None,
 ) -> Any:
-    r"""The rank at which a scheme meets a rule: an error, an energy, a share of the cost, a time, or the noise.
+    r"""Returns the rank at which a scheme meets a rule: an error, an energy, a share of the cost, a time, or the noise.
 
     With none of the rules, the rank is the number of singular values that stand out of noise by empirical variational
     Bayes (EVBMF): those with $s^2 > M \sigma^2 (1 + \tau) (1 + \alpha / \tau)$ for an L x M matrix, L <= M,
@@ -40,29 +39,31 @@ def select_rank(
     least 1.
 
     Args:
-      kernel: `(*window, I / feature_group_count, O)`, or as `layout` says.
-      scheme: `"separable"`, `"low_rank"`, `"tucker2"`, `"depthwise_separable"`, `"cp"` or `"stack"` (of 3x3).
-      tolerance: the smallest rank with at most this relative error.
-      energy: the smallest rank that keeps this share of the squared norm: tolerance $\sqrt{1 - \mathrm{energy}}$.
-      macs: the largest rank with at most this share of the kernel's multiply-accumulates.
-      milliseconds: the largest rank whose convolution takes at most this time, measured on this device.
-      multiple: of which the rank must be one, or else the full rank: 8 or 16 suit vector units. For an error, an energy
-        or the noise it is rounded up, for a share or a time down, but not below one multiple. Left at 1, a time also
-        finds multiples of 8 and 16 that take no longer than a smaller rank does.
-      input_shape: shape of x; for macs and milliseconds. Without it costs are those of one output pixel.
-      strides, padding, kernel_dilation: of the convolution, as in `conv`.
-      feature_group_count: number of groups of the kernel; the rank is the same for all, the largest where the rule is
+      kernel: Kernel `(*window, I / feature_group_count, O)`, or as `layout` says.
+      scheme: Name of the scheme: `"separable"`, `"low_rank"`, `"tucker2"`, `"depthwise_separable"`, `"cp"` or
+        `"stack"` (of 3x3).
+      tolerance: Relative error allowed; the smallest rank that meets it.
+      energy: Share of the squared norm to keep; the smallest rank that does, at tolerance
+        $\sqrt{1 - \mathrm{energy}}$.
+      macs: Share of the kernel's multiply-accumulates allowed; the largest rank within it.
+      milliseconds: Time of one call allowed, measured on this device; the largest rank within it.
+      multiple: Number of which the rank must be a multiple, unless it is the full rank: 8 or 16 suit vector units. For
+        an error, an energy or the noise the rank is rounded up, for a share or a time down, but not below one multiple.
+        Left at 1, a time also finds multiples of 8 and 16 that take no longer than a smaller rank does.
+      input_shape: Shape of x, for `macs` and `milliseconds`. Without it costs are those of one output pixel.
+      strides, padding, kernel_dilation: Options of the convolution, as in `conv`.
+      feature_group_count: Number of groups of the kernel; the rank is the same for all, the largest where the rule is
         the noise.
-      layout: how `kernel` and `input_shape` are to be read: None (channels-last, HWIO), a string such as `"NCHW"`
-        (OIHW), or lax's triple.
+      layout: Layout of `kernel` and `input_shape`: None (channels-last, HWIO), a string such as `"NCHW"` (OIHW), or
+        lax's triple.
 
     Returns:
-      An int; a tuple for tucker2 and for separable kernels of more than two axes. It goes into the scheme's function as
-      `rank`, `ranks`, `multiplier` or `features`. At least 1, or one multiple, even where that is more than the rule
-      allows.
+      An int; a tuple for tucker2 and for separable kernels of more than two axes. The scheme's function takes it as
+      `rank`, `ranks`, `multiplier` or `features`. It is at least 1, or one multiple, even where that is more than the
+      rule allows.
 
     Raises:
-      ValueError: more than one rule, or one out of range; a scheme that does not do for the kernel's window; a
+      ValueError: more than one rule, or one out of range; a scheme that cannot represent the kernel; a
         tolerance that no rank meets; noise for cp and stack, which truncate no matrix; milliseconds without
         `input_shape`.
       TypeError: a kernel of integers.
@@ -80,9 +81,9 @@ def select_rank(
     """
     operation = "select_rank"
     rules = {"tolerance": tolerance, "energy": energy, "macs": macs, "milliseconds": milliseconds}
-    given = {name: value for name, value in rules.items() if value is not None}
-    if len(given) > 1:
-        raise ValueError(f"{operation}: give one rule, got {' and '.join(given)}")
+    chosen = [name for name, value in rules.items() if value is not None]
+    if len(chosen) > 1:
+        raise ValueError(f"{operation}: give one rule, got {' and '.join(chosen)}")
     try:
         multiple = operator.index(multiple)
     except TypeError:
@@ -93,29 +94,31 @@ def select_rank(
         raise ValueError(f"{operation}: energy must be between 0 and 1, got {energy!r}")
     if macs is not None and not 0 < macs <= 1:
         raise ValueError(f"{operation}: macs must be a share in (0, 1], got {macs!r}")
-    usage = Usage(operation, input_shape, strides, padding, kernel_dilation, layout)
-    subject = Subject(operation, kernel, feature_group_count, layout)
-    family = Family(subject, scheme, usage.macs, multiple).require()
+    workload = Workload(operation, input_shape, strides, padding, kernel_dilation, layout)
+    given_kernel = GivenKernel(operation, kernel, feature_group_count, layout)
+    candidates = SchemeCandidates(given_kernel, scheme, workload.macs, multiple).require()
     if energy is not None or tolerance is not None:
         error = math.sqrt(1 - energy) if energy is not None else check_tolerance(operation, tolerance)
-        return family.ranks_within(error)[0]
+        return candidates.ranks_within(error)[0]
+    dense_macs = workload.macs(given_kernel.dense)
     if macs is not None:
-        return family.ranks[max(family.affordable(macs * usage.macs(subject.dense)) - 1, 0)]
+        return candidates.ranks[max(candidates.affordable(macs * dense_macs) - 1, 0)]
     if milliseconds is not None:
-        rank = family.largest_timed(usage.milliseconds, milliseconds, usage.macs(subject.dense))
-        return family.ranks[0] if rank is None else rank
-    return family.rounded(_above_noise(family), multiple)
+        rank = candidates.largest_timed(workload.milliseconds, milliseconds, dense_macs)
+        return candidates.ranks[0] if rank is None else rank
+    return candidates.rounded_up(_rank_above_noise(candidates), multiple)
 
 
-def _above_noise(family: Family) -> Any:
-    """The largest rank of any group's matrix above its noise."""
-    if family.scheme.matrices is None:
+def _rank_above_noise(candidates: SchemeCandidates) -> Any:
+    """Returns the largest rank of any group's matrix above its noise, one for each rank of the scheme."""
+    kernel, matrices = candidates.kernel, candidates.scheme.matrices
+    if matrices is None:
         raise ValueError(
-            f"{family.subject.operation}: {family.name!r} truncates no matrix whose noise could be told; "
+            f"{kernel.operation}: {candidates.name!r} truncates no matrix whose noise could be told; "
             "give tolerance, energy, macs or milliseconds"
         )
     ranks = []
-    for stack in family.scheme.matrices(family.subject.blocks):
+    for stack in matrices(kernel.blocks):
         values = singular_values(stack)
         ranks.append(max(1, *(evbmf_rank(row, *stack.shape[1:]) for row in values)))
-    return tuple(ranks) if isinstance(family.ranks[0], tuple) else ranks[0]
+    return tuple(ranks) if isinstance(candidates.ranks[0], tuple) else ranks[0]

@@ -1,10 +1,9 @@
-"""What a kernel or a chain costs where it is used: multiply-accumulates by formula, milliseconds by the clock."""
+"""Costs of a chain in a given convolution: multiply-accumulates by formula, milliseconds by the clock."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,24 +11,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcnn.arguments import frozen
 from jaxcnn.chain import KernelChain
 from jaxcnn.convolution import conv
 from jaxcnn.cost import conv_cost
 from jaxcnn.layout import Layout
+from jaxcnn.options import frozen
+from jaxcnn.timing import median_seconds
 
-_SECONDS = 0.02  # of one block of calls
-_BLOCKS = 5
+_CLOCK_SECONDS = 0.1
+"""Time for the blocks of calls of one chain."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Usage:
-    """The images and the options of the convolution that a kernel is for.
+class Workload:
+    """The convolution that a kernel is for: its images and its options.
 
     Args:
-      operation: what errors call the caller.
-      input_shape: shape of x; None counts one output pixel, far from borders.
-      strides, padding, kernel_dilation, layout: as in `conv`.
+      operation: Name of the caller in error texts.
+      input_shape: Shape of x; None counts one output pixel, far from borders.
+      strides, padding, kernel_dilation, layout: Options of `conv`.
     """
 
     operation: str
@@ -59,16 +59,13 @@ class Usage:
         }
 
     def macs(self, chain: KernelChain) -> int:
-        """Multiply-accumulates on the image; for one pixel, with no image, as many as there are weights."""
+        """Returns multiply-accumulates on the image; without an image those of one pixel, one for each weight."""
         if self.input_shape is None:
             return chain.num_params
         return conv_cost(self.input_shape, chain, **self.options).macs
 
     def milliseconds(self, chain: KernelChain) -> float:
-        """Time of one call on this device: the least mean of several blocks of calls, compiled and warmed up.
-
-        What else runs on the machine only ever adds to a time, so the least is the nearest to the truth.
-        """
+        """Returns the milliseconds of one call on this device, by the timer of `jaxcnn.timing`."""
         if self.input_shape is None:
             raise ValueError(f"{self.operation}: milliseconds are measured on an image, so they need input_shape")
         generator = np.random.default_rng(0)
@@ -81,19 +78,4 @@ class Usage:
             return conv(x, chain, **self.options)
 
         function = jax.jit(call)
-        jax.block_until_ready(function(x, random))
-
-        def seconds(calls: int) -> float:
-            start = time.perf_counter()
-            for _ in range(calls):
-                jax.block_until_ready(function(x, random))
-            return (time.perf_counter() - start) / calls
-
-        calls = max(1, min(1000, int(_SECONDS / max(seconds(1), 1e-6))))
-        return 1000 * min(seconds(calls) for _ in range(_BLOCKS))
-
-
-def shapes_of(*links: tuple[tuple[int, ...], int], dtype: Any = np.float32) -> KernelChain:
-    """A chain given by (shape, group count) of its links alone: for counting before anything is fitted."""
-    kernels = tuple(jax.ShapeDtypeStruct(shape, dtype) for shape, _ in links)
-    return KernelChain(kernels, tuple(count for _, count in links))
+        return 1e3 * median_seconds({"chain": lambda: function(x, random)}, _CLOCK_SECONDS)["chain"]

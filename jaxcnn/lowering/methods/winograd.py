@@ -59,7 +59,7 @@ def supports(spec: ConvSpec) -> str | None:
         return f"its products are {sum_dtype(spec)}, and transforms are of floats"
     if demands_highest(spec.precision):
         return "precision HIGHEST admits only methods with direct's error"
-    if spec.feature_group_count > 1:
+    if spec.feature_group_count > 1 and not is_native(spec):
         return f"it has {spec.feature_group_count} groups, and each would be a product of its own"
     if max(spec.strides) > 1 or max(spec.kernel_dilation) > 1:
         return f"it has strides {spec.strides} and kernel dilation {spec.kernel_dilation}, and tiles need 1"
@@ -83,11 +83,12 @@ def terms(spec: ConvSpec) -> costs.Terms:
     tile_floats = tiles * points * (work.summed + work.results)
     kernel_floats = work.stack * points * work.summed * work.results
     if is_native(spec):
+        kernel_floats *= work.groups
         large = "large " if costs.above_cliff(4 * kernel_floats / 2) else ""
         return {
             costs.KNOWN: costs.NANOSECONDS[native.NAME]["call"],
             "native macs": work.filled(tiles * kernel_floats),
-            "native tile floats": tiles * points * sum(map(costs.filled, (work.summed, work.results))),
+            "native tile floats": tiles * points * work.groups * sum(map(costs.filled, (work.summed, work.results))),
             f"native {large}kernel floats": kernel_floats,
             "native floats": work.floats,
         }
@@ -111,7 +112,14 @@ def lower(lhs: jax.Array, rhs: jax.Array, spec: ConvSpec) -> jax.Array:
 
 def is_native(spec: ConvSpec) -> bool:
     """Returns whether compiled kernels compute the tiles of a convolution that this method supports."""
-    return spec.rank == 2 and spec.window in ((3, 3), (5, 5)) and native.supports(spec) is None
+    narrow = spec.feature_group_count > 1 and min(_channels_of_group(spec)) < costs.VECTOR
+    return spec.rank == 2 and spec.window in ((3, 3), (5, 5)) and not narrow and native.supports(spec) is None
+
+
+def _channels_of_group(spec: ConvSpec) -> tuple[int, int]:
+    """Returns how many channels a group sums up, and how many of the result it has."""
+    kernel_in, kernel_out = spec.kernel_shape[-2], spec.kernel_shape[-1] // spec.feature_group_count
+    return (kernel_out, kernel_in) if spec.role == "input" else (kernel_in, kernel_out)
 
 
 def supports_fused(spec: ConvSpec, epilogue: Any) -> str | None:

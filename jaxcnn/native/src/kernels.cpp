@@ -9,11 +9,11 @@ namespace {
 
 // Whether vectors over several groups take fewer instructions than products over one group's channels: lanes that are
 // used, and a permutation beside each product.
-bool is_narrow(int64_t groups, int64_t sources, int64_t results) {
-  if (groups == 1 || !fits_narrow(sources, results)) return false;
-  const Bundle bundle = bundle_of(groups, sources, results);
-  const int64_t cost = bundle.plain ? 1 : 2;
-  return bundle.lanes * least(ceil_div(results, kLanes) * kLanes, kColumns) >= cost * results * kLanes;
+bool is_narrow(const Slide& slide) {
+  const int64_t sources = slide.source_channels, results = slide.result_channels;
+  if (slide.groups == 1 || !fits_narrow(sources, results)) return false;
+  const int64_t cost = sources == 1 && results == 1 ? 1 : 2;
+  return Bundle(slide).lanes >= cost * results;
 }
 
 void slide(Slide slide, const float* source, const float* kernel, float* result, const Epilogue& epilogue, bool tiles,
@@ -25,8 +25,10 @@ void slide(Slide slide, const float* source, const float* kernel, float* result,
   }
   if (tiles && fits_tiles(slide)) {
     slide_tiles(slide, source, kernel, result, epilogue, runner);
-  } else if (is_narrow(slide.groups, slide.source_channels, slide.result_channels)) {
+  } else if (is_narrow(slide)) {
     slide_narrow(slide, source, kernel, result, epilogue, runner);
+  } else if (pays_to_spread(slide)) {
+    slide_spread(slide, source, kernel, result, epilogue, runner);
   } else {
     slide_dense(slide, source, kernel, result, epilogue, runner);
   }
@@ -48,7 +50,7 @@ void kernel(const ConvProblem& p, const float* x, const float* y, float* kernel,
     clear(kernel, p.window[0] * p.window[1] * p.window[2] * (p.in_channels / p.groups) * p.out_channels);
     return;
   }
-  if (is_narrow(p.groups, p.in_channels / p.groups, p.out_channels / p.groups)) {
+  if (is_narrow(forward_slide(p))) {
     kernel_narrow(p, x, y, kernel, runner);
   } else {
     kernel_dense(p, x, y, kernel, runner);

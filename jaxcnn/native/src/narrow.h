@@ -1,5 +1,6 @@
-// Convolutions whose groups have few channels, depthwise ones among them: vectors hold output channels of several
-// groups, and the input channels that belong to them are brought into the same lanes by a permutation.
+// Convolutions whose groups have few channels, depthwise ones among them: vectors hold result channels of several
+// groups. Source pixels are copied line by line, with their padding, a vector for each input channel of a group: each
+// lane holds the channel that the result in this lane reads.
 #pragma once
 
 #include "slide.h"
@@ -7,219 +8,179 @@
 namespace jaxcnn {
 namespace JAXCNN_ISA {
 
-// Output channels that share a vector: as many whole groups as fit, on both sides.
+// Groups that share a vector: as many as fit, on both sides.
 struct Bundle {
   int64_t groups;   // in a vector
-  int64_t lanes;    // output channels of them
-  int64_t sources;  // input channels of them
+  int64_t lanes;    // result channels of them
+  int64_t sources;  // source channels of them
   int64_t count;    // bundles in all
-  bool plain;       // each output channel has the one input channel of the same lane
+  bool plain;       // each result channel has the one source channel of the same lane
+  // The lane of source channel number i of each result's group, for each i.
+  IntVec lane[kLanes];
+  IntVec result;  // the number of each result channel in its group; -1 where there is none
+
+  explicit Bundle(const Slide& slide) {
+    const int64_t wide = most(slide.source_channels, slide.result_channels);
+    plain = wide == 1;
+    groups = least(kLanes / wide, slide.groups);
+    lanes = groups * slide.result_channels;
+    sources = groups * slide.source_channels;
+    count = ceil_div(slide.groups, groups);
+    for (int64_t n = 0; n < kLanes; ++n) {
+      const int64_t group = n / slide.result_channels;
+      result[n] = n < lanes ? static_cast<int32_t>(n % slide.result_channels) : -1;
+      for (int64_t i = 0; i < slide.source_channels; ++i) {
+        lane[i][n] = n < lanes ? static_cast<int32_t>(group * slide.source_channels + i) : 0;
+      }
+    }
+  }
+
+  // The first group of a bundle. The last bundle overlaps the one before where bundles do not divide the groups.
+  int64_t first_group(const Slide& slide, int64_t index) const {
+    return least(index * groups, slide.groups - groups);
+  }
 };
-
-inline Bundle bundle_of(int64_t groups, int64_t source_channels, int64_t result_channels) {
-  Bundle bundle = {};
-  bundle.plain = source_channels == 1 && result_channels == 1;
-  bundle.groups = most(1, least(least(kLanes / result_channels, kLanes / source_channels), groups));
-  bundle.lanes = bundle.groups * result_channels;
-  bundle.sources = bundle.groups * source_channels;
-  bundle.count = ceil_div(groups, bundle.groups);
-  return bundle;
-}
-
-// The first channel of a vector. The last one overlaps the one before where whole vectors do not fill the channels.
-struct Channels {
-  int64_t source, result;
-  int64_t sources, results;  // how many of them exist
-};
-inline Channels channels_of(const Bundle& bundle, const Slide& slide, int64_t index) {
-  int64_t group = index * bundle.groups;
-  group = most(0, least(group, slide.groups - bundle.groups));
-  return {group * slide.source_channels, group * slide.result_channels, bundle.sources, bundle.lanes};
-}
-
-constexpr int kTile = 8;  // results along a row in a register tile
 
 inline bool fits_narrow(int64_t source_channels, int64_t result_channels) {
   return source_channels <= kLanes && result_channels <= kLanes;
 }
 
-constexpr int64_t kLineFloats = 8192;  // floats of source lines in a block
-constexpr int64_t kMostColumns = 256;  // results along a row in a block
+// The source pixels that a run of results along a row reads: `count` columns from `first` on, of which those of
+// [begin, end) lie inside of the source.
+struct SourceColumns {
+  int64_t first, count, begin, end;
 
-// A block of results: some rows and columns of one plane, for one bundle of channels. Its source lines are copied
-// with their padding, a vector for each pixel, so that every tap is at a fixed distance.
-struct Blocks {
-  const Slide& slide;
-  Bundle bundle;
-  int64_t columns;       // of results in a block
-  int64_t rows;
-  int64_t line_columns;  // source pixels under a row of a block
-  int64_t lines;
-  int64_t segments, bands, count;
-
-  Blocks(const Slide& slide, const Bundle& bundle) : slide(slide), bundle(bundle) {
-    const SlideAxis *ha = slide.axis + 1, *wa = slide.axis + 2;
-    columns = least(wa->results, kMostColumns);
-    // Results are computed by whole tiles, whose surplus reads beyond a line.
-    const int64_t tiled = ceil_div(columns, kTile) * kTile;
-    line_columns = (tiled - 1) * wa->source_stride + most(0, wa->taps - 1) * wa->source_step + 1;
-    const int64_t reach = most(0, ha->taps - 1) * ha->source_step + 1;
-    const int64_t room = most(reach, kLineFloats / (line_columns * kLanes));
-    rows = least(ha->results, (room - reach) / ha->source_stride + 1);
-    bands = ceil_div(ha->results, rows);
-    rows = ceil_div(ha->results, bands);
-    lines = (rows - 1) * ha->source_stride + reach;
-    segments = ceil_div(wa->results, columns);
-    count = slide.batch * slide.axis[0].results * bands * segments;
-  }
-
-  int64_t floats() const { return lines * line_columns * kLanes; }
+  SourceColumns(const SlideAxis& axis, int64_t first_result, int64_t count)
+      : first(first_result * axis.source_stride + axis.source_first),
+        count(count),
+        begin(least(count, most(0, -first))),
+        end(most(begin, least(count, axis.source_size - first))) {}
 };
 
-struct Block {
-  int64_t image, d, first_row, first_column, rows, columns;
-
-  Block(const Blocks& blocks, int64_t number) {
-    const Slide& slide = blocks.slide;
-    first_column = number % blocks.segments * blocks.columns;
-    number /= blocks.segments;
-    first_row = number % blocks.bands * blocks.rows;
-    number /= blocks.bands;
-    d = number % slide.axis[0].results;
-    image = number / slide.axis[0].results;
-    rows = least(blocks.rows, slide.axis[1].results - first_row);
-    columns = least(blocks.columns, slide.axis[2].results - first_column);
-  }
-};
-
-// Copies the source lines under a block for one tap of the depth; `channel` is the bundle's first one.
-inline void copy_lines(const Blocks& blocks, const Block& block, int64_t td, const float* source, int64_t channel,
-                       float* to) {
-  const Slide& slide = blocks.slide;
+// Copies the columns of a source line that lie inside of the source, zeros where the line does not: a plane for each
+// source channel of a group, `plane` floats apart. `source` is the bundle's first channel in the first pixel of all.
+inline void copy_line(const Slide& slide, const Bundle& bundle, const float* source, int64_t image, int64_t sd,
+                      int64_t sh, const SourceColumns& columns, float* to, int64_t plane) {
   const SlideAxis *da = slide.axis, *ha = slide.axis + 1, *wa = slide.axis + 2;
-  const int64_t pixel = slide.source_pixel(), channels = blocks.bundle.sources;
-  const int64_t sd = block.d * da->source_stride + da->source_first + td * da->source_step;
-  const int64_t left = block.first_column * wa->source_stride + wa->source_first;
-  const int64_t begin = least(blocks.line_columns, most(0, -left));
-  const int64_t end = most(begin, least(blocks.line_columns, wa->source_size - left));
-  const int64_t used = (block.rows - 1) * ha->source_stride + most(0, ha->taps - 1) * ha->source_step + 1;
-  for (int64_t l = 0; l < used; ++l, to += blocks.line_columns * kLanes) {
-    const int64_t sh = block.first_row * ha->source_stride + ha->source_first + l;
-    if (sd < 0 || sd >= da->source_size || sh < 0 || sh >= ha->source_size) {
-      clear(to, blocks.line_columns * kLanes);
-      continue;
-    }
-    clear(to, begin * kLanes);
-    clear(to + end * kLanes, (blocks.line_columns - end) * kLanes);
-    const int64_t line = ((block.image * da->source_size + sd) * ha->source_size + sh) * wa->source_size;
-    const float* from = source + (line + left + begin) * pixel + channel;
-    if (channels == kLanes) {
-      for (int64_t c = begin; c < end; ++c, from += pixel) {
-        // The next bundle reads the vector beside this one.
-        __builtin_prefetch(from + kLanes);
-        store(to + c * kLanes, load(from));
-      }
+  to += columns.begin * kLanes;
+  const int64_t count = columns.end - columns.begin, pixel = slide.source_pixel();
+  if (sd < 0 || sd >= da->source_size || sh < 0 || sh >= ha->source_size) {
+    for (int64_t i = 0; i < slide.source_channels; ++i) clear(to + i * plane, count * kLanes);
+    return;
+  }
+  const int64_t line = ((image * da->source_size + sd) * ha->source_size + sh) * wa->source_size;
+  const float* from = source + (line + columns.first + columns.begin) * pixel;
+  // The next line is read next; of a single one, the next bundle's channels.
+  const int64_t ahead = ha->source_size > 1 ? wa->source_size * pixel : kLanes;
+  for (int64_t c = 0; c < count; ++c, from += pixel, to += kLanes) {
+    __builtin_prefetch(from + ahead);
+    const Vec value = load_some(from, bundle.sources);
+    if (bundle.plain) {
+      store(to, value);
     } else {
-      for (int64_t c = begin; c < end; ++c, from += pixel) store(to + c * kLanes, load_some(from, channels));
+      for (int64_t i = 0; i < slide.source_channels; ++i) store(to + i * plane, permute(value, bundle.lane[i]));
     }
   }
 }
 
-// The kernel by bundle, tap and input channel, a vector each; lanes without an output channel are zero.
-inline void pack_narrow(const Slide& slide, const Bundle& bundle, const float* kernel, int64_t index, float* to) {
-  const int64_t sources = slide.source_channels, results = slide.result_channels;
-  const int64_t taps = slide.window[0] * slide.window[1] * slide.window[2];
-  const int64_t first_group = most(0, least(index * bundle.groups, slide.groups - bundle.groups));
-  clear(to, taps * sources * kLanes);
-  for (int64_t tap = 0; tap < taps; ++tap) {
-    for (int64_t i = 0; i < sources; ++i, to += kLanes) {
-      for (int64_t lane = 0; lane < bundle.lanes; ++lane) {
-        const int64_t group = first_group + lane / results, o = lane % results;
-        to[lane] = slide.transposed ? kernel[(tap * results + o) * slide.source_pixel() + group * sources + i]
-                                    : kernel[(tap * sources + i) * slide.result_pixel() + group * results + o];
+// Calls `body` with the tap and the source channel of each vector of a bundle's kernel, in the order in which they are
+// packed: by depth, source channel, height and width.
+template <typename Body>
+JAXCNN_INLINE void for_each_vector(const Slide& slide, const Body& body) {
+  for (int64_t d = 0; d < slide.axis[0].taps; ++d) {
+    for (int64_t i = 0; i < slide.source_channels; ++i) {
+      for (int64_t h = 0; h < slide.axis[1].taps; ++h) {
+        for (int64_t w = 0; w < slide.axis[2].taps; ++w) body(slide.kernel_tap(d, h, w), i);
       }
     }
   }
 }
 
-inline void fill_lanes(const Bundle& bundle, int64_t sources, int64_t results, IntVec* lanes) {
-  for (int64_t i = 0; i < sources; ++i) {
-    int32_t index[kLanes] = {};
-    for (int64_t lane = 0; lane < bundle.lanes; ++lane) {
-      index[lane] = static_cast<int32_t>(lane / results * sources + i);
+// Copies the kernel of the bundle whose first group is `group`; lanes without a result are zero.
+inline void pack_narrow(const Slide& slide, const Bundle& bundle, const float* kernel, int64_t group, float* to) {
+  const int64_t sources = slide.source_channels, results = slide.result_channels;
+  for_each_vector(slide, [&](int64_t tap, int64_t i) {
+    if (!slide.transposed || bundle.plain) {
+      store(to, load_some(kernel + (tap * sources + i) * slide.result_pixel() + group * results, bundle.lanes));
+    } else {
+      const float* from = kernel + tap * results * slide.source_pixel() + group * sources;
+      Vec weights = {};
+      for (int64_t o = 0; o < results; ++o, from += slide.source_pixel()) {
+        const Vec sources_of = permute(load_some(from, bundle.sources), bundle.lane[i]);
+        weights = select(bundle.result == static_cast<int32_t>(o), sources_of, weights);
+      }
+      store(to, weights);
     }
-    lanes[i] = *reinterpret_cast<const UnalignedIntVec*>(index);
-  }
+    to += kLanes;
+  });
 }
 
-// sums[q] += sum of kT taps, `tap_step` pixels apart, for kTile results `step` pixels apart; fixed steps let pixels
-// that several results read stay in registers.
-template <int kT, int kFixedStep, bool kPlain>
-JAXCNN_INLINE void add_row(const float* line, int64_t step, int64_t tap_step, const float* weights, int64_t pitch,
-                           IntVec lane, Vec (&sums)[kTile]) {
-  if (kFixedStep) {
-    step = kFixedStep;
-    tap_step = 1;
-  }
+// Results along a row in a register tile, and in smaller ones for the rest of a row.
+constexpr int kTile = kRows < 12 ? 7 : 14, kHalfTile = 7, kSmallTile = 4;
+constexpr int64_t kSurplus = 3;  // most results that a row's last tile computes beyond the row
+
+inline int64_t tile_width(int64_t rest) {
+  return rest >= kTile - 2 ? kTile : rest > kSmallTile ? kHalfTile : kSmallTile;
+}
+
+// What a row of results reads: lines of the source, which a ring holds for each plane, and weights.
+struct RowInput {
+  const float* lines;
+  int64_t ring;       // floats of a ring
+  int64_t first;      // floats to the line of the first tap
+  int64_t line_step;  // floats from one tap's line to the next
+  int64_t planes, height, width;
+  int64_t stride, step;  // pixels from one result to the next, and from one tap to the next
+  const float* weights;  // [plane][height][width][kLanes]
+};
+
+// sums[q] += sum of kT taps for kQ results; a fixed stride lets pixels that several results read stay in registers.
+template <int kQ, int kT, int kStride>
+JAXCNN_INLINE void add_taps(const float* line, int64_t stride, int64_t step, const float* weights, Vec (&sums)[kQ]) {
   Vec weight[kT];
 #pragma GCC unroll 8
-  for (int t = 0; t < kT; ++t) weight[t] = load(weights + t * pitch);
-  if (kFixedStep) {
-    constexpr int kPixels = (kTile - 1) * kFixedStep + kT;
-#pragma GCC unroll 32
-    for (int i = 0; i < kPixels; ++i) {
-      Vec pixel = load(line + i * kLanes);
-      if (!kPlain) pixel = permute(pixel, lane);
+  for (int t = 0; t < kT; ++t) weight[t] = load(weights + t * kLanes);
+  if constexpr (kStride > 0) {
+#pragma GCC unroll 64
+    for (int i = 0; i < (kQ - 1) * kStride + kT; ++i) {
+      const Vec pixel = load(line + i * kLanes);
 #pragma GCC unroll 8
       for (int t = 0; t < kT; ++t) {
-        if ((i - t) % (kFixedStep ? kFixedStep : 1) == 0 && i >= t && (i - t) / (kFixedStep ? kFixedStep : 1) < kTile) {
-          sums[(i - t) / (kFixedStep ? kFixedStep : 1)] += pixel * weight[t];
-        }
+        if (i >= t && (i - t) % kStride == 0 && (i - t) / kStride < kQ) sums[(i - t) / kStride] += pixel * weight[t];
       }
     }
   } else {
 #pragma GCC unroll 8
     for (int t = 0; t < kT; ++t) {
-#pragma GCC unroll 8
-      for (int q = 0; q < kTile; ++q) {
-        const Vec pixel = load(line + (q * step + t * tap_step) * kLanes);
-        sums[q] += (kPlain ? pixel : permute(pixel, lane)) * weight[t];
-      }
+#pragma GCC unroll 16
+      for (int q = 0; q < kQ; ++q) sums[q] += load(line + (q * stride + t * step) * kLanes) * weight[t];
     }
   }
 }
 
-// A row of kTile results: all taps and input channels of a bundle, added to what is in `sums`.
-struct TileInput {
-  const float* lines;    // source pixel of the first tap
-  int64_t line_floats;   // from one row of taps to the next
-  int64_t step, tap_step;
-  int64_t height, width; // taps
-  int64_t sources;
-  const float* weights;  // of the first tap
-  int64_t row_pitch, pitch, source_pitch;
-  const IntVec* lanes;
-};
-
-template <int kFixedStep, bool kPlain>
-__attribute__((noinline)) void add_tile(const TileInput& in, float* partial, bool first, float* const* results,
-                                        int64_t count, int64_t channels) {
-  Vec sums[kTile];
-#pragma GCC unroll 8
-  for (int q = 0; q < kTile; ++q) sums[q] = first ? Vec{} : load(partial + q * kLanes);
-  for (int64_t th = 0; th < in.height; ++th) {
-    for (int64_t i = 0; i < in.sources; ++i) {
-      const float* line = in.lines + th * in.line_floats;
-      const float* weights = in.weights + th * in.row_pitch + i * in.source_pitch;
-      const IntVec lane = kPlain ? IntVec{} : in.lanes[i];
+// Computes `count` results of a row from column `column` on, at most kQ.
+template <int kQ, int kStride>
+JAXCNN_INLINE void finish_tile(const RowInput& in, int64_t column, int64_t count, float* to, int64_t pitch,
+                               int64_t lanes, const RegisterSteps& steps) {
+  Vec sums[kQ];
+#pragma GCC unroll 16
+  for (int q = 0; q < kQ; ++q) sums[q] = Vec{};
+  const float* weights = in.weights;
+  for (int64_t plane = 0; plane < in.planes; ++plane) {
+    const float* const ring = in.lines + plane * in.ring + column * in.stride * kLanes;
+    int64_t place = in.first;
+    for (int64_t h = 0; h < in.height; ++h) {
+      const float* line = ring + place;
+      place += in.line_step;
+      if (place >= in.ring) place -= in.ring;
       int64_t taps = in.width;
-      for (; taps > 7; taps -= 5, line += 5 * in.tap_step * kLanes, weights += 5 * in.pitch) {
-        add_row<5, kFixedStep, kPlain>(line, in.step, in.tap_step, weights, in.pitch, lane, sums);
+      for (; taps > 7; taps -= 5, line += 5 * in.step * kLanes, weights += 5 * kLanes) {
+        add_taps<kQ, 5, kStride>(line, in.stride, in.step, weights, sums);
       }
       switch (taps) {
-#define JAXCNN_TAPS(n)                                                                               \
-  case n:                                                                                            \
-    add_row<n, kFixedStep, kPlain>(line, in.step, in.tap_step, weights, in.pitch, lane, sums);       \
+#define JAXCNN_TAPS(n)                                                           \
+  case n:                                                                        \
+    add_taps<kQ, n, kStride>(line, in.stride, in.step, weights, sums);           \
     break;
         JAXCNN_TAPS(1)
         JAXCNN_TAPS(2)
@@ -230,98 +191,113 @@ __attribute__((noinline)) void add_tile(const TileInput& in, float* partial, boo
         JAXCNN_TAPS(7)
 #undef JAXCNN_TAPS
       }
+      weights += taps * kLanes;
     }
   }
-  if (partial) {
-    for (int q = 0; q < kTile; ++q) store(partial + q * kLanes, sums[q]);
-  }
-  if (!results) return;
-  if (channels == kLanes && count == kTile) {
-#pragma GCC unroll 8
-    for (int q = 0; q < kTile; ++q) store(results[q], sums[q]);
-  } else {
-    for (int64_t q = 0; q < count; ++q) store_some(results[q], sums[q], channels);
+  const Vec scale = steps.scales(0, lanes), bias = steps.biases(0, lanes);
+#pragma GCC unroll 16
+  for (int q = 0; q < kQ; ++q) {
+    if (q >= count) break;
+    store_some(to, steps.apply(sums[q], scale, bias, to, lanes), lanes);
+    to += pitch;
   }
 }
 
-using TileAdder = void (*)(const TileInput&, float*, bool, float* const*, int64_t, int64_t);
-
-inline TileAdder tile_adder(const SlideAxis& width, bool plain) {
-  const int64_t fixed = width.source_step == 1 || width.taps <= 1 ? width.source_stride : 0;
-  if (plain) return fixed == 1 ? add_tile<1, true> : fixed == 2 ? add_tile<2, true> : add_tile<0, true>;
-  return fixed == 1 ? add_tile<1, false> : fixed == 2 ? add_tile<2, false> : add_tile<0, false>;
+// Computes a row of results, `pitch` floats apart. The source has kStride pixels from one result to the next and one from
+// tap to tap, or any numbers where kStride is 0.
+template <int kStride>
+__attribute__((noinline)) void finish_row(const RowInput& in, int64_t columns, float* to, int64_t pitch, int64_t lanes,
+                                          const RegisterSteps& steps) {
+  for (int64_t q = 0, width; q < columns; q += width, to += width * pitch) {
+    width = tile_width(columns - q);
+    const int64_t count = least(width, columns - q);
+    if (width == kTile) {
+      finish_tile<kTile, kStride>(in, q, count, to, pitch, lanes, steps);
+    } else if (width == kHalfTile) {
+      finish_tile<kHalfTile, kStride>(in, q, count, to, pitch, lanes, steps);
+    } else {
+      finish_tile<kSmallTile, kStride>(in, q, count, to, pitch, lanes, steps);
+    }
+  }
 }
+
+constexpr int64_t kRingFloats = 16 * 1024;   // floats of a task's rings, which stay in the first-level cache
+constexpr int64_t kLeastColumns = 32;        // results along a row that are worth a ring of their own
+constexpr int64_t kBandFloats = 256 * 1024;  // floats of the source that a band of rows reads
 
 inline void slide_narrow(const Slide& slide, const float* source, const float* kernel, float* result,
                          const Epilogue& epilogue, TaskRunner& runner) {
-  const int64_t sources = slide.source_channels, results = slide.result_channels;
-  const Bundle bundle = bundle_of(slide.groups, sources, results);
-  const bool direct = bundle.plain && slide.groups >= kLanes;  // the kernel is read as it lies
-  const int64_t window = slide.window[0] * slide.window[1] * slide.window[2];
-  IntVec lanes[kLanes];
-  fill_lanes(bundle, sources, results, lanes);
-  float* packed = nullptr;
-  if (!direct) {
-    packed = Scratch::floats(3, bundle.count * window * sources * kLanes);
-    for (int64_t index = 0; index < bundle.count; ++index) {
-      pack_narrow(slide, bundle, kernel, index, packed + index * window * sources * kLanes);
-    }
-  }
-  const bool plain_epilogue = is_empty(epilogue);
+  const Bundle bundle(slide);
   const SlideAxis *da = slide.axis, *ha = slide.axis + 1, *wa = slide.axis + 2;
-  const Blocks blocks(slide, bundle);
-  const TileAdder adder = tile_adder(*wa, bundle.plain);
+  const int64_t reach = most(0, ha->taps - 1) * ha->source_step + 1, planes = da->taps * slide.source_channels;
+  const int64_t most_columns = kRingFloats / kLanes / most(1, planes) / reach / wa->source_stride;
+  const int64_t segments = ceil_div(wa->results, most(kLeastColumns, most_columns));
+  const int64_t segment = ceil_div(wa->results, segments);
+  const int64_t length = (segment + kSurplus - 1) * wa->source_stride + most(0, wa->taps - 1) * wa->source_step + 1;
+  const int64_t pitch = length * kLanes, ring = reach * pitch;
+
+  // Tasks are blocks of a band of rows and a range of bundles.
   const int64_t wanted = runner.threads() > 1 ? 4 * runner.threads() : 1;
   // The last bundle, where it overlaps the one before, is computed by the same task: both write the same results.
-  const bool overlap = bundle.count > 1 && slide.groups % bundle.groups != 0;
-  const int64_t units = overlap ? bundle.count - 1 : bundle.count;
-  int64_t ranges = 1;
-  while (blocks.count * ranges < wanted && ranges < units) ++ranges;
-  const int64_t range_units = ceil_div(units, ranges);
+  const int64_t units = slide.groups % bundle.groups ? most(1, bundle.count - 1) : bundle.count;
+  const int64_t read_floats = most(1, da->taps) * wa->source_size * slide.source_pixel() * ha->source_stride;
+  int64_t bands = most(1, least(ha->results, ceil_div(ha->results * read_floats, kBandFloats))), ranges = 1;
+  const int64_t lines = slide.batch * da->results * segments;
+  while (lines * bands * ranges < wanted && ranges < units) ++ranges;
+  while (lines * bands * ranges < wanted && bands < ha->results) ++bands;
+  const int64_t band = ceil_div(ha->results, bands), range = ceil_div(units, ranges);
+  const bool covered = RegisterSteps::covers(epilogue);
+  const bool fixed = wa->source_step == 1 || wa->taps <= 1;
+  const auto row_function = fixed && wa->source_stride == 1   ? finish_row<1>
+                            : fixed && wa->source_stride == 2 ? finish_row<2>
+                                                              : finish_row<0>;
 
-  parallel(runner, blocks.count * ranges, [&](int64_t task) {
-    const Block block(blocks, task / ranges);
-    float* const lines = Scratch::floats(0, blocks.floats());
-    const int64_t tiles = ceil_div(block.columns, kTile);
-    // Sums over the taps of the depth that came before.
-    float* const partial = da->taps > 1 ? Scratch::floats(1, block.rows * tiles * kTile * kLanes) : nullptr;
-    const int64_t first_unit = least(task % ranges * range_units, units);
-    const int64_t last_unit = least(first_unit + range_units, units);
-    const int64_t last_bundle = first_unit < last_unit && last_unit == units ? bundle.count : last_unit;
-    for (int64_t index = first_unit; index < last_bundle; ++index) {
-      const Channels channels = channels_of(bundle, slide, index);
-      for (int64_t td = 0; td == 0 || td < da->taps; ++td) {
-        copy_lines(blocks, block, td, source, channels.source, lines);
-        const int64_t tap = slide.kernel_tap(td, 0, 0), tap_floats = direct ? slide.groups : sources * kLanes;
-        const float* weights = direct ? kernel + channels.source : packed + index * window * sources * kLanes;
-        TileInput in = {nullptr,
-                        ha->source_step * blocks.line_columns * kLanes,
-                        wa->source_stride,
-                        wa->source_step,
-                        da->taps ? ha->taps : 0,
-                        wa->taps,
-                        sources,
-                        weights + tap * tap_floats,
-                        ha->kernel_step * slide.window[2] * tap_floats,
-                        wa->kernel_step * tap_floats,
-                        kLanes,
-                        lanes};
-        const bool last = td + 1 >= da->taps;
-        for (int64_t r = 0; r < block.rows; ++r) {
-          const int64_t rd = da->result_first + block.d * da->result_step;
-          const int64_t rh = ha->result_first + (block.first_row + r) * ha->result_step;
-          const int64_t line = ((block.image * da->result_size + rd) * ha->result_size + rh) * wa->result_size;
-          for (int64_t tile = 0; tile < tiles; ++tile) {
-            const int64_t q = tile * kTile, count = least(kTile, block.columns - q);
-            in.lines = lines + (r * ha->source_stride * blocks.line_columns + q * wa->source_stride) * kLanes;
-            float* to[kTile];
-            const int64_t rw = wa->result_first + (block.first_column + q) * wa->result_step;
-            float* place = result + (line + rw) * slide.result_pixel() + channels.result;
-            for (int i = 0; i < kTile; ++i, place += wa->result_step * slide.result_pixel()) to[i] = place;
-            adder(in, partial ? partial + (r * tiles + tile) * kTile * kLanes : nullptr, td == 0, last ? to : nullptr,
-                  count, channels.results);
-            if (last && !plain_epilogue) finish(to, count, channels.results, channels.result, result, epilogue);
+  parallel(runner, lines * bands * ranges, [&](int64_t task) {
+    const int64_t first_unit = least(task % ranges * range, units), last_unit = least(first_unit + range, units);
+    int64_t rest = task / ranges;
+    const int64_t first_row = rest % bands * band, last_row = least(first_row + band, ha->results);
+    rest /= bands;
+    const int64_t first_column = rest % segments * segment, columns = least(segment, wa->results - first_column);
+    rest /= segments;
+    const int64_t d = rest % da->results, image = rest / da->results;
+    if (first_row >= last_row || columns <= 0 || first_unit >= last_unit) return;
+    const SourceColumns line_columns(*wa, first_column, length);
+    float* const rings = Scratch::floats(0, planes * ring);
+    clear(rings, planes * ring);
+    float* const weights = Scratch::floats(1, planes * ha->taps * wa->taps * kLanes);
+    RowInput in = {rings,    ring,     0,        ha->source_step * pitch, planes,
+                   ha->taps, wa->taps, wa->source_stride, wa->source_step, weights};
+
+    const int64_t rd = da->result_first + d * da->result_step, rh = ha->result_first + first_row * ha->result_step;
+    const int64_t rw = wa->result_first + first_column * wa->result_step;
+    const int64_t first_pixel = ((image * da->result_size + rd) * ha->result_size + rh) * wa->result_size + rw;
+    float* const first_result = result + first_pixel * slide.result_pixel();
+    const int64_t step = wa->result_step * slide.result_pixel();
+    const int64_t row_floats = ha->result_step * wa->result_size * slide.result_pixel();
+
+    for (int64_t index = first_unit; index < (last_unit == units ? bundle.count : last_unit); ++index) {
+      const int64_t group = bundle.first_group(slide, index), channel = group * slide.result_channels;
+      pack_narrow(slide, bundle, kernel, group, weights);
+      const RegisterSteps steps = covered ? RegisterSteps(epilogue, channel, result) : RegisterSteps();
+      // The next source line to be copied, and its place in a ring.
+      int64_t next = first_row * ha->source_stride + ha->source_first, place = 0;
+      for (int64_t row = first_row; row < last_row; ++row) {
+        const int64_t line = row * ha->source_stride + ha->source_first;
+        for (next = most(next, line); next < line + reach; ++next) {
+          for (int64_t td = 0; td < da->taps; ++td) {
+            const int64_t sd = d * da->source_stride + da->source_first + td * da->source_step;
+            float* const to = rings + td * slide.source_channels * ring + place;
+            copy_line(slide, bundle, source + group * slide.source_channels, image, sd, next, line_columns, to, ring);
           }
+          place = place + pitch == ring ? 0 : place + pitch;
+        }
+        in.first = place;  // the oldest line
+        float* to = first_result + channel + (row - first_row) * row_floats;
+        row_function(in, columns, to, step, bundle.lanes, steps);
+        for (int64_t q = 0; !covered && q < columns; q += kRows) {
+          float* places[kRows];
+          for (int64_t i = 0; i < kRows; ++i, to += step) places[i] = to;
+          finish(places, least(kRows, columns - q), bundle.lanes, channel, result, epilogue);
         }
       }
     }
@@ -337,119 +313,108 @@ struct LineBlock {
   int64_t row_step, column_step;  // source lines and pixels from one result to the next
 };
 
-// sums[t] += sum over the block of source * result for kT taps along the width, `tap_step` pixels apart.
-template <int kT, bool kPlain>
-__attribute__((noinline)) void add_taps(const LineBlock& block, int64_t line, int64_t column, int64_t tap_step,
-                                        IntVec lane, float* to, int64_t pitch) {
+// sums[t] += sum over the block of source * result for kT taps along the width, `step` pixels apart; the sums are
+// vectors that follow each other. `source` is the source pixel of the first tap and the first result.
+template <int kT>
+__attribute__((noinline)) void add_products(const LineBlock& block, const float* source, int64_t step, float* sums) {
   constexpr int kU = kT > 6 ? 1 : kT > 4 ? 2 : 12 / (kT < 2 ? 2 : kT);
-  Vec sums[kU][kT];
+  Vec partial[kU][kT];
 #pragma GCC unroll 12
   for (int u = 0; u < kU; ++u)
 #pragma GCC unroll 12
-    for (int t = 0; t < kT; ++t) sums[u][t] = Vec{};
-  const int64_t tap = tap_step * kLanes, step = block.column_step * kLanes;
+    for (int t = 0; t < kT; ++t) partial[u][t] = Vec{};
+  const int64_t pixels = block.column_step * kLanes;
   for (int64_t r = 0; r < block.rows; ++r) {
-    const float* from = block.source + ((r * block.row_step + line) * block.source_columns + column) * kLanes;
+    const float* from = source + r * block.row_step * block.source_columns * kLanes;
     const float* with = block.result + r * block.columns * kLanes;
     int64_t q = 0;
-    for (; q + kU <= block.columns; q += kU, from += kU * step, with += kU * kLanes) {
+    for (; q + kU <= block.columns; q += kU, from += kU * pixels, with += kU * kLanes) {
 #pragma GCC unroll 12
       for (int u = 0; u < kU; ++u) {
         const Vec value = load(with + u * kLanes);
 #pragma GCC unroll 12
-        for (int t = 0; t < kT; ++t) {
-          const Vec pixel = load(from + u * step + t * tap);
-          sums[u][t] += (kPlain ? pixel : permute(pixel, lane)) * value;
-        }
+        for (int t = 0; t < kT; ++t) partial[u][t] += load(from + u * pixels + t * step * kLanes) * value;
       }
     }
-    for (; q < block.columns; ++q, from += step, with += kLanes) {
+    for (; q < block.columns; ++q, from += pixels, with += kLanes) {
       const Vec value = load(with);
 #pragma GCC unroll 12
-      for (int t = 0; t < kT; ++t) {
-        const Vec pixel = load(from + t * tap);
-        sums[0][t] += (kPlain ? pixel : permute(pixel, lane)) * value;
-      }
+      for (int t = 0; t < kT; ++t) partial[0][t] += load(from + t * step * kLanes) * value;
     }
   }
 #pragma GCC unroll 12
   for (int t = 0; t < kT; ++t) {
-    Vec sum = sums[0][t];
+    Vec sum = partial[0][t];
 #pragma GCC unroll 12
-    for (int u = 1; u < kU; ++u) sum += sums[u][t];
-    store(to + t * pitch, load(to + t * pitch) + sum);
+    for (int u = 1; u < kU; ++u) sum += partial[u][t];
+    store(sums + t * kLanes, load(sums + t * kLanes) + sum);
   }
 }
 
-constexpr int kMostTaps = 8;
+using ProductAdder = void (*)(const LineBlock&, const float*, int64_t, float*);
+constexpr ProductAdder kProductAdders[] = {add_products<1>, add_products<2>, add_products<3>, add_products<4>,
+                                           add_products<5>, add_products<6>, add_products<7>, add_products<8>};
+constexpr int64_t kMostTaps = 8;
 
-template <bool kPlain, int kT = kMostTaps>
-void add_taps_of(int64_t count, const LineBlock& block, int64_t line, int64_t column, int64_t tap_step, IntVec lane,
-                 float* to, int64_t pitch) {
-  if constexpr (kT == 1) {
-    add_taps<1, kPlain>(block, line, column, tap_step, lane, to, pitch);
-  } else {
-    if (count == kT) {
-      add_taps<kT, kPlain>(block, line, column, tap_step, lane, to, pitch);
-    } else {
-      add_taps_of<kPlain, kT - 1>(count, block, line, column, tap_step, lane, to, pitch);
-    }
-  }
-}
-
-constexpr int64_t kNarrowPartPixels = 1024;
+constexpr int64_t kMostColumns = 256;        // results along a row of a block
+constexpr int64_t kBlockFloats = 8192;       // floats of the source lines of a block, of one plane
+constexpr int64_t kNarrowPartPixels = 1024;  // least pixels of a part that is summed up on its own
 
 // The role "kernel" of narrow groups.
 inline void kernel_narrow(const ConvProblem& p, const float* x, const float* y, float* kernel, TaskRunner& runner) {
   const Slide slide = forward_slide(p);
-  const int64_t sources = slide.source_channels, results = slide.result_channels, taps = slide.taps();
-  const Bundle bundle = bundle_of(slide.groups, sources, results);
+  const Bundle bundle(slide);
   const SlideAxis *da = slide.axis, *ha = slide.axis + 1, *wa = slide.axis + 2;
-  IntVec lanes[kLanes];
-  fill_lanes(bundle, sources, results, lanes);
-
-  const Blocks blocks(slide, bundle);
+  const int64_t sources = slide.source_channels, pixel = slide.result_pixel();
+  // Blocks of rows and columns whose lines stay in the first-level cache.
+  const int64_t segments = ceil_div(wa->results, kMostColumns), segment = ceil_div(wa->results, segments);
+  const int64_t length = (segment - 1) * wa->source_stride + (wa->taps - 1) * wa->source_step + 1;
+  const int64_t reach = (ha->taps - 1) * ha->source_step + 1, pitch = length * kLanes;
+  const int64_t bands = ceil_div(ha->results, most(0, kBlockFloats / pitch - reach) / ha->source_stride + 1);
+  const int64_t band = ceil_div(ha->results, bands);
+  const int64_t plane = ((band - 1) * ha->source_stride + reach) * pitch;
+  const int64_t blocks = slide.batch * da->results * bands * segments;
   // Parts of the blocks depend on the shape alone, so that results do not depend on the number of threads.
   constexpr int64_t kTasks = 16, kMostNarrowParts = 8;
-  const int64_t pixels = slide.batch * slide.results();
-  const int64_t parts =
-      most(1, least(least(kMostNarrowParts, ceil_div(kTasks, bundle.count)), least(blocks.count, pixels / kNarrowPartPixels)));
-  const int64_t part_blocks = ceil_div(blocks.count, parts);
-  const int64_t size = taps * sources * kLanes;
+  const int64_t most_parts = least(blocks, slide.batch * slide.results() / kNarrowPartPixels);
+  const int64_t parts = most(1, least(least(kMostNarrowParts, ceil_div(kTasks, bundle.count)), most_parts));
+  const int64_t part_blocks = ceil_div(blocks, parts);
+  const int64_t vectors = slide.taps() * sources, size = vectors * kLanes;
   float* const sums = Scratch::floats(3, parts * bundle.count * size);
 
   parallel(runner, parts * bundle.count, [&](int64_t task) {
-    const int64_t part = task / bundle.count, index = task % bundle.count;
-    const Channels channels = channels_of(bundle, slide, index);
-    float* const own = sums + task * size;
-    clear(own, size);
-    float* const source_lines = Scratch::floats(0, blocks.floats());
-    float* const result_lines = Scratch::floats(1, blocks.rows * blocks.columns * kLanes);
-    for (int64_t number = part * part_blocks; number < least((part + 1) * part_blocks, blocks.count); ++number) {
-      const Block at(blocks, number);
-      const LineBlock block = {source_lines, result_lines,      blocks.line_columns, at.rows,
-                               at.columns,   ha->source_stride, wa->source_stride};
-      for (int64_t r = 0; r < at.rows; ++r) {
-        const int64_t line = (at.image * da->results + at.d) * ha->results + at.first_row + r;
-        const float* from = y + (line * wa->results + at.first_column) * slide.result_pixel() + channels.result;
-        float* to = result_lines + r * at.columns * kLanes;
-        for (int64_t q = 0; q < at.columns; ++q, from += slide.result_pixel(), to += kLanes) {
-          store(to, load_some(from, channels.results));
-        }
+    const int64_t part = task / bundle.count, group = bundle.first_group(slide, task % bundle.count);
+    clear(sums + task * size, size);
+    float* const source_lines = Scratch::floats(0, sources * plane);
+    float* const result_lines = Scratch::floats(1, band * segment * kLanes);
+    for (int64_t number = part * part_blocks; number < least((part + 1) * part_blocks, blocks); ++number) {
+      const int64_t first_column = number % segments * segment, first_row = number / segments % bands * band;
+      const int64_t d = number / segments / bands % da->results, image = number / segments / bands / da->results;
+      const int64_t rows = least(band, ha->results - first_row), columns = least(segment, wa->results - first_column);
+      if (rows <= 0 || columns <= 0) continue;
+      // Columns outside of the source are the same for all lines.
+      const SourceColumns line_columns(*wa, first_column, length);
+      if (segments > 1 || number == part * part_blocks) clear(source_lines, sources * plane);
+      LineBlock block = {source_lines, result_lines, length, rows, columns, ha->source_stride, wa->source_stride};
+      for (int64_t r = 0; r < rows; ++r) {
+        const int64_t line = (image * da->results + d) * ha->results + first_row + r;
+        const float* from = y + (line * wa->results + first_column) * pixel + group * slide.result_channels;
+        float* to = result_lines + r * columns * kLanes;
+        for (int64_t q = 0; q < columns; ++q, from += pixel, to += kLanes) store(to, load_some(from, bundle.lanes));
       }
+      float* to = sums + task * size;
       for (int64_t td = 0; td < da->taps; ++td) {
-        copy_lines(blocks, at, td, x, channels.source, source_lines);
-        for (int64_t th = 0; th < ha->taps; ++th) {
-          for (int64_t tw = 0; tw < wa->taps; tw += kMostTaps) {
-            const int64_t count = least(kMostTaps, wa->taps - tw);
-            for (int64_t i = 0; i < sources; ++i) {
-              float* const to = own + (((td * ha->taps + th) * wa->taps + tw) * sources + i) * kLanes;
-              const int64_t line = th * ha->source_step, column = tw * wa->source_step;
-              if (bundle.plain) {
-                add_taps_of<true>(count, block, line, column, wa->source_step, lanes[i], to, sources * kLanes);
-              } else {
-                add_taps_of<false>(count, block, line, column, wa->source_step, lanes[i], to, sources * kLanes);
-              }
+        const int64_t sd = d * da->source_stride + da->source_first + td * da->source_step;
+        for (int64_t l = 0; l < (rows - 1) * ha->source_stride + reach; ++l) {
+          const int64_t sh = first_row * ha->source_stride + ha->source_first + l;
+          copy_line(slide, bundle, x + group * sources, image, sd, sh, line_columns, source_lines + l * pitch, plane);
+        }
+        for (int64_t i = 0; i < sources; ++i) {
+          for (int64_t h = 0; h < ha->taps; ++h) {
+            const float* const line = source_lines + i * plane + h * ha->source_step * pitch;
+            for (int64_t w = 0, count; w < wa->taps; w += count, to += count * kLanes) {
+              count = least(kMostTaps, wa->taps - w);
+              kProductAdders[count - 1](block, line + w * wa->source_step * kLanes, wa->source_step, to);
             }
           }
         }
@@ -457,14 +422,14 @@ inline void kernel_narrow(const ConvProblem& p, const float* x, const float* y, 
     }
   });
   for (int64_t index = 0; index < bundle.count; ++index) {
-    const Channels channels = channels_of(bundle, slide, index);
-    for (int64_t k = 0; k < taps * sources; ++k) {
-      Vec sum = load(sums + index * size + k * kLanes);
-      for (int64_t part = 1; part < parts; ++part) {
-        sum += load(sums + (part * bundle.count + index) * size + k * kLanes);
-      }
-      store_some(kernel + k * slide.result_pixel() + channels.result, sum, channels.results);
-    }
+    float* const to = kernel + bundle.first_group(slide, index) * slide.result_channels;
+    const float* from = sums + index * size;
+    for_each_vector(slide, [&](int64_t tap, int64_t i) {
+      Vec sum = load(from);
+      for (int64_t part = 1; part < parts; ++part) sum += load(from + part * bundle.count * size);
+      store_some(to + (tap * sources + i) * pixel, sum, bundle.lanes);
+      from += kLanes;
+    });
   }
 }
 

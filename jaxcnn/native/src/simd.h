@@ -5,6 +5,12 @@
 #include <cstdlib>
 #include <cstring>
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>
+#endif
+
 #include "kernels.h"
 
 namespace jaxcnn {
@@ -12,7 +18,7 @@ namespace JAXCNN_ISA {
 
 #if defined(__AVX512F__)
 constexpr int kLanes = 16;
-constexpr int kRows = 14;  // rows of a register tile, with two vectors each: 28 of 32 registers
+constexpr int kRows = 12;  // rows of a register tile, with two vectors and an address each
 #elif defined(__AVX2__)
 constexpr int kLanes = 8;
 constexpr int kRows = 6;  // 12 of 16 registers
@@ -33,11 +39,37 @@ typedef int32_t UnalignedIntVec __attribute__((vector_size(kLanes * 4), aligned(
 
 #define JAXCNN_INLINE inline __attribute__((always_inline))
 
+JAXCNN_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+JAXCNN_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+JAXCNN_INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+
 JAXCNN_INLINE Vec load(const float* from) { return *reinterpret_cast<const UnalignedVec*>(from); }
 JAXCNN_INLINE void store(float* to, Vec value) { *reinterpret_cast<UnalignedVec*>(to) = value; }
 JAXCNN_INLINE Vec splat(float value) { return value - Vec{}; }
 
-// Loads and stores of the first `count` lanes, at most kLanes.
+// a * b + c. The compiler rounds such an expression once or twice as it likes; this is the same wherever it is inlined.
+JAXCNN_INLINE Vec multiply_add(Vec a, Vec b, Vec c) {
+#if defined(__AVX512F__)
+  return (Vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__FMA__)
+  return (Vec)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__ARM_NEON)
+  return (Vec)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+#else
+  return a * b + c;
+#endif
+}
+
+// Loads and stores of the first `count` lanes. A sanitizer does not see what a mask leaves out.
+#if defined(__AVX512F__) && !JAXCNN_SANITIZE
+JAXCNN_INLINE __mmask16 mask_of(int64_t count) { return static_cast<__mmask16>((1u << count) - 1); }
+JAXCNN_INLINE Vec load_some(const float* from, int64_t count) {
+  return count >= kLanes ? load(from) : (Vec)_mm512_maskz_loadu_ps(mask_of(count), from);
+}
+JAXCNN_INLINE void store_some(float* to, Vec value, int64_t count) {
+  count >= kLanes ? store(to, value) : _mm512_mask_storeu_ps(to, mask_of(count), (__m512)value);
+}
+#else
 JAXCNN_INLINE Vec load_some(const float* from, int64_t count) {
   if (count >= kLanes) return load(from);
   float lanes[kLanes] = {};
@@ -53,6 +85,7 @@ JAXCNN_INLINE void store_some(float* to, Vec value, int64_t count) {
   store(lanes, value);
   std::memcpy(to, lanes, sizeof(float) * count);
 }
+#endif
 
 JAXCNN_INLINE Vec permute(Vec value, IntVec index) {
 #if defined(__clang__)
@@ -129,17 +162,15 @@ JAXCNN_INLINE void clear(float* to, int64_t count) {
 // Lane-wise choice: `mask` is all ones or all zeros in each lane, as a comparison gives it.
 JAXCNN_INLINE Vec select(IntVec mask, Vec yes, Vec no) { return mask ? yes : no; }
 
-// max(x, low) and min(x, high), in which NaN wins, as in XLA.
-JAXCNN_INLINE Vec at_least(Vec x, float low) { return select(x <= low, splat(low), x); }
-JAXCNN_INLINE Vec at_most(Vec x, float high) { return select(x >= high, splat(high), x); }
+// max(x, low) and min(x, high), in which NaN wins, as in XLA. In this order they are one instruction.
+JAXCNN_INLINE Vec at_least(Vec x, float low) { return select(splat(low) > x, splat(low), x); }
+JAXCNN_INLINE Vec at_most(Vec x, float high) { return select(splat(high) < x, splat(high), x); }
 
 // exp(x) to within 2 units in the last place; NaN stays NaN, large arguments give infinity and small ones 0.
 JAXCNN_INLINE Vec exponential(Vec x) {
-  const Vec high = splat(88.7228317f), low = splat(-103.972f);
-  const Vec clamped = select(x > high, high, select(x < low, low, x));
-  const Vec scaled = clamped * 1.44269504f;
-  // Adding and taking away 1.5 * 2^23 rounds to the nearest whole number.
-  const Vec rounded = (scaled + 12582912.0f) - 12582912.0f;
+  const Vec clamped = at_most(at_least(x, -104.0f), 89.0f);
+  // Adding and taking away 1.5 * 2^23 rounds to the nearest whole number, which is in the sum's last bits.
+  const Vec magic = splat(12582912.0f), shifted = clamped * 1.44269504f + magic, rounded = shifted - magic;
   const Vec rest = (clamped - rounded * 0.693359375f) + rounded * 2.12194440e-4f;
   // The Taylor series of exp on [-ln(2) / 2, ln(2) / 2].
   Vec sum = splat(1.0f / 5040.0f);
@@ -150,12 +181,13 @@ JAXCNN_INLINE Vec exponential(Vec x) {
   sum = sum * rest + 0.5f;
   sum = sum * rest + 1.0f;
   sum = sum * rest + 1.0f;
+#if defined(__AVX512F__)
+  return (Vec)_mm512_maskz_scalef_ps(0xFFFF, (__m512)sum, (__m512)rounded);
+#else
   // 2^n in two factors, since n reaches 128 and -150.
-  const IntVec whole = __builtin_convertvector(select(rounded == rounded, rounded, Vec{}), IntVec);
-  const IntVec half = whole >> 1;
-  const IntVec first = (half + 127) << 23, second = (whole - half + 127) << 23;
-  const Vec result = sum * (Vec)first * (Vec)second;
-  return select(x > high, splat(__builtin_inff()), select(x == x, result, x));
+  const IntVec whole = (IntVec)shifted - (IntVec)magic, half = whole >> 1;
+  return sum * (Vec)((half + 127) << 23) * (Vec)((whole - half + 127) << 23);
+#endif
 }
 
 JAXCNN_INLINE Vec sigmoid(Vec x) { return 1.0f / (1.0f + exponential(-x)); }
@@ -256,6 +288,44 @@ inline void finish(float* const* rows, int64_t count, int64_t columns, int64_t c
   }
 }
 
+// The steps of an epilogue for a run of channels, applied to sums that are still in registers.
+struct RegisterSteps {
+  const float* scale = nullptr;  // of the first channel
+  const float* bias = nullptr;
+  int64_t residual = 0;  // bytes from a result to its residual
+  bool has_residual = false;
+  float low = -__builtin_inff(), high = __builtin_inff();
+
+  RegisterSteps() = default;
+  RegisterSteps(const Epilogue& epilogue, int64_t channel, const float* base)
+      : scale(epilogue.scale ? epilogue.scale + channel : nullptr),
+        bias(epilogue.bias ? epilogue.bias + channel : nullptr),
+        residual(reinterpret_cast<const char*>(epilogue.residual) - reinterpret_cast<const char*>(base)),
+        has_residual(epilogue.residual),
+        low(epilogue.activation == Activation::kNone ? -__builtin_inff() : 0.0f),
+        high(epilogue.activation == Activation::kRelu6 ? 6.0f : __builtin_inff()) {}
+
+  // Whether an epilogue has no other steps than these.
+  static bool covers(const Epilogue& epilogue) {
+    return epilogue.activation == Activation::kNone || epilogue.activation == Activation::kRelu ||
+           epilogue.activation == Activation::kRelu6;
+  }
+  JAXCNN_INLINE Vec scales(int64_t channel, int64_t lanes) const {
+    return scale ? load_some(scale + channel, lanes) : splat(1.0f);
+  }
+  JAXCNN_INLINE Vec biases(int64_t channel, int64_t lanes) const {
+    return bias ? load_some(bias + channel, lanes) : Vec{};
+  }
+  // The result of a sum that is stored at `to`.
+  JAXCNN_INLINE Vec apply(Vec sum, Vec scale, Vec bias, const float* to, int64_t lanes) const {
+    sum = multiply_add(sum, scale, bias);
+    if (has_residual) {
+      sum += load_some(reinterpret_cast<const float*>(reinterpret_cast<const char*>(to) + residual), lanes);
+    }
+    return at_most(at_least(sum, low), high);
+  }
+};
+
 inline bool is_empty(const Epilogue& epilogue) {
   return !epilogue.scale && !epilogue.bias && !epilogue.residual && epilogue.activation == Activation::kNone;
 }
@@ -282,13 +352,18 @@ class Scratch {
     }
     return buffer.memory_;
   }
+  // The same for elements of another type.
+  template <typename T>
+  static T* array(int slot, int64_t count) {
+    return reinterpret_cast<T*>(floats(slot, ceil_div(count * sizeof(T), sizeof(float))));
+  }
   Scratch() = default;
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
   ~Scratch() { std::free(memory_); }
 
  private:
-  static constexpr int kSlots = 6;
+  static constexpr int kSlots = 8;
   float* memory_ = nullptr;
   int64_t size_ = 0;
 };
@@ -300,10 +375,6 @@ void parallel(TaskRunner& runner, int64_t tasks, const Body& body) {
       tasks, [](void* context, int64_t index) { (*static_cast<const Body*>(context))(index); },
       const_cast<void*>(static_cast<const void*>(&body)));
 }
-
-JAXCNN_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-JAXCNN_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-JAXCNN_INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 
 }  // namespace JAXCNN_ISA
 }  // namespace jaxcnn

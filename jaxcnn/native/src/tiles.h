@@ -44,124 +44,78 @@ struct TileMatrices {
   }
 };
 
-// The kernel at the points, [point][panel][channel][column of the panel].
+template <int kM, int kTaps>
+constexpr TileMatrices<kM, kTaps> kMatrices;
+
+// matrix * values * transpose of matrix: `read(h, w)` returns a vector of values, `write(i, j, sum)` takes one of the sums.
+template <int kOut, int kIn, typename Read, typename Write>
+JAXCNN_INLINE void transform(const float (&matrix)[kOut][kIn], const Read& read, const Write& write) {
+  Vec half[kOut][kIn];
+#pragma GCC unroll 8
+  for (int w = 0; w < kIn; ++w) {
+    Vec column[kIn];
+#pragma GCC unroll 8
+    for (int h = 0; h < kIn; ++h) column[h] = read(h, w);
+#pragma GCC unroll 8
+    for (int i = 0; i < kOut; ++i) {
+      Vec sum = {};
+#pragma GCC unroll 8
+      for (int h = 0; h < kIn; ++h)
+        if (matrix[i][h] != 0.0f) sum += matrix[i][h] * column[h];
+      half[i][w] = sum;
+    }
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < kOut; ++i)
+#pragma GCC unroll 8
+    for (int j = 0; j < kOut; ++j) {
+      Vec sum = {};
+#pragma GCC unroll 8
+      for (int w = 0; w < kIn; ++w)
+        if (matrix[j][w] != 0.0f) sum += matrix[j][w] * half[i][w];
+      write(i, j, sum);
+    }
+}
+
+// The kernel at the points, [group][point][panel][channel][column of the panel].
 template <int kM, int kTaps>
 void evaluate_kernel(const Slide& slide, const float* kernel, float* to, TaskRunner& runner) {
-  constexpr TileMatrices<kM, kTaps> matrices;
-  constexpr int kPoints = matrices.kPoints;
+  constexpr int kPoints = kM + kTaps - 1;
   const int64_t channels = slide.source_channels, columns = slide.result_channels;
   const int64_t vectors = ceil_div(columns, kLanes), blocks = ceil_div(channels, kLanes);
   const int64_t filled = vectors * kLanes;
-  parallel(runner, blocks * vectors, [&](int64_t task) {
-    const int64_t vector = task % vectors, first = task / vectors * kLanes;
+  parallel(runner, slide.groups * blocks * vectors, [&](int64_t task) {
+    const int64_t vector = task % vectors, first = task / vectors % blocks * kLanes, group = task / vectors / blocks;
     const int64_t count = least(kLanes, channels - first), lanes = least(kLanes, columns - vector * kLanes);
     // The panel of this vector, and its width.
     const int64_t panel = vector / kVectors, width = least(kColumns, filled - panel * kColumns);
-    float* const place = to + panel * kColumns * channels + first * width + vector % kVectors * kLanes;
+    float* const place = to + group * kPoints * kPoints * channels * filled + panel * kColumns * channels +
+                         first * width + vector % kVectors * kLanes;
     Vec taps[kTaps][kTaps][kLanes];
     for (int h = 0; h < kTaps; ++h) {
       for (int w = 0; w < kTaps; ++w) {
         const int64_t tap = slide.kernel_tap(0, h, w);
         if (slide.transposed) {
-          const float* from = kernel + (tap * columns + vector * kLanes) * channels + first;
-          for (int n = 0; n < kLanes; ++n) taps[h][w][n] = n < lanes ? load_some(from + n * channels, count) : Vec{};
+          const int64_t pitch = slide.source_pixel();
+          const float* from = kernel + (tap * columns + vector * kLanes) * pitch + group * channels + first;
+          for (int n = 0; n < kLanes; ++n) taps[h][w][n] = n < lanes ? load_some(from + n * pitch, count) : Vec{};
           transpose(taps[h][w]);
         } else {
-          const float* from = kernel + (tap * channels + first) * columns + vector * kLanes;
-          for (int64_t c = 0; c < count; ++c) taps[h][w][c] = load_some(from + c * columns, lanes);
+          const int64_t pitch = slide.result_pixel();
+          const float* from = kernel + (tap * channels + first) * pitch + group * columns + vector * kLanes;
+          for (int64_t c = 0; c < count; ++c) taps[h][w][c] = load_some(from + c * pitch, lanes);
         }
       }
     }
     for (int64_t c = 0; c < count; ++c) {
-      Vec half[kPoints][kTaps];
-#pragma GCC unroll 8
-      for (int i = 0; i < kPoints; ++i)
-#pragma GCC unroll 8
-        for (int w = 0; w < kTaps; ++w) {
-          Vec sum = {};
-#pragma GCC unroll 8
-          for (int h = 0; h < kTaps; ++h)
-            if (matrices.g[i][h] != 0.0f) sum += matrices.g[i][h] * taps[h][w][c];
-          half[i][w] = sum;
-        }
-#pragma GCC unroll 8
-      for (int i = 0; i < kPoints; ++i)
-#pragma GCC unroll 8
-        for (int j = 0; j < kPoints; ++j) {
-          Vec sum = {};
-#pragma GCC unroll 8
-          for (int w = 0; w < kTaps; ++w)
-            if (matrices.g[j][w] != 0.0f) sum += matrices.g[j][w] * half[i][w];
-          store(place + (i * kPoints + j) * channels * filled + c * width, sum);
-        }
+      transform(
+          kMatrices<kM, kTaps>.g, [&](int h, int w) { return taps[h][w][c]; },
+          [&](int i, int j, Vec sum) { store(place + (i * kPoints + j) * channels * filled + c * width, sum); });
     }
   });
 }
 
-// One vector of channels of a source tile at the points; `from` points to kPoints x kPoints vectors.
-template <int kM, int kTaps>
-JAXCNN_INLINE void evaluate_source(const float* const* pixels, float* to, int64_t point_floats) {
-  constexpr TileMatrices<kM, kTaps> matrices;
-  constexpr int kPoints = matrices.kPoints;
-  Vec half[kPoints][kPoints];
-#pragma GCC unroll 8
-  for (int w = 0; w < kPoints; ++w) {
-    Vec column[kPoints];
-#pragma GCC unroll 8
-    for (int h = 0; h < kPoints; ++h) column[h] = load(pixels[h * kPoints + w]);
-#pragma GCC unroll 8
-    for (int i = 0; i < kPoints; ++i) {
-      Vec sum = {};
-#pragma GCC unroll 8
-      for (int h = 0; h < kPoints; ++h)
-        if (matrices.bt[i][h] != 0.0f) sum += matrices.bt[i][h] * column[h];
-      half[i][w] = sum;
-    }
-  }
-#pragma GCC unroll 8
-  for (int i = 0; i < kPoints; ++i)
-#pragma GCC unroll 8
-    for (int j = 0; j < kPoints; ++j) {
-      Vec sum = {};
-#pragma GCC unroll 8
-      for (int w = 0; w < kPoints; ++w)
-        if (matrices.bt[j][w] != 0.0f) sum += matrices.bt[j][w] * half[i][w];
-      store(to + (i * kPoints + j) * point_floats, sum);
-    }
-}
-
-// One vector of columns of a tile of results, from the products at the points.
-template <int kM, int kTaps>
-JAXCNN_INLINE void interpolate(const float* from, int64_t point_floats, Vec (&results)[kM][kM]) {
-  constexpr TileMatrices<kM, kTaps> matrices;
-  constexpr int kPoints = matrices.kPoints;
-  Vec half[kM][kPoints];
-#pragma GCC unroll 8
-  for (int j = 0; j < kPoints; ++j) {
-    Vec column[kPoints];
-#pragma GCC unroll 8
-    for (int i = 0; i < kPoints; ++i) column[i] = load(from + (i * kPoints + j) * point_floats);
-#pragma GCC unroll 8
-    for (int m = 0; m < kM; ++m) {
-      Vec sum = {};
-#pragma GCC unroll 8
-      for (int i = 0; i < kPoints; ++i)
-        if (matrices.at[m][i] != 0.0f) sum += matrices.at[m][i] * column[i];
-      half[m][j] = sum;
-    }
-  }
-#pragma GCC unroll 8
-  for (int m = 0; m < kM; ++m)
-#pragma GCC unroll 8
-    for (int n = 0; n < kM; ++n) {
-      Vec sum = {};
-#pragma GCC unroll 8
-      for (int j = 0; j < kPoints; ++j)
-        if (matrices.at[n][j] != 0.0f) sum += matrices.at[n][j] * half[m][j];
-      results[m][n] = sum;
-    }
-}
-
+constexpr int64_t kPitch = kDepth + 16;      // floats from one tile of the source to the next, at a point
 constexpr int64_t kTileFloats = 200 << 10;  // floats of sources and products at the points in a block of tiles
 constexpr int64_t kMostBlockTiles = 4 * kRows;
 
@@ -172,40 +126,47 @@ void slide_tiles_of(const Slide& slide, const float* source, const float* kernel
   const SlideAxis *da = slide.axis, *ha = slide.axis + 1, *wa = slide.axis + 2;
   const int64_t channels = slide.source_channels, columns = slide.result_channels;
   const int64_t filled = ceil_div(columns, kLanes) * kLanes, panels = ceil_div(columns, kColumns);
-  float* const points = Scratch::floats(3, kSquare * channels * filled);
+  float* const points = Scratch::floats(3, slide.groups * kSquare * channels * filled);
   evaluate_kernel<kM, kTaps>(slide, kernel, points, runner);
 
   const int64_t rows_of_tiles = ceil_div(ha->results, kM), columns_of_tiles = ceil_div(wa->results, kM);
   const int64_t tiles = slide.batch * da->results * rows_of_tiles * columns_of_tiles;
+  // The results that a tile begins at.
+  struct Tile {
+    int64_t image, d, h, w;
+  };
+  const auto tile_at = [&](int64_t number) {
+    const int64_t line = number / columns_of_tiles, plane = line / rows_of_tiles;
+    return Tile{plane / da->results, plane % da->results, line % rows_of_tiles * kM, number % columns_of_tiles * kM};
+  };
   const int64_t chunks = ceil_div(channels, kDepth), chunk = ceil_div(ceil_div(channels, chunks), kLanes) * kLanes;
   int64_t block_tiles = kTileFloats / (kSquare * (chunks * kPitch + filled)) / kRows * kRows;
   block_tiles = most(kRows, least(block_tiles, kMostBlockTiles));
   const int64_t threads = runner.threads();
-  while (threads > 1 && block_tiles > kRows && ceil_div(tiles, block_tiles) < 2 * threads) block_tiles -= kRows;
+  while (threads > 1 && block_tiles > kRows && ceil_div(tiles, block_tiles) * slide.groups < 2 * threads) {
+    block_tiles -= kRows;
+  }
   const bool plain = is_empty(epilogue);
   const int64_t pixel = slide.source_pixel();
 
-  parallel(runner, ceil_div(tiles, block_tiles), [&](int64_t task) {
-    const int64_t first = task * block_tiles, count = least(block_tiles, tiles - first);
+  parallel(runner, ceil_div(tiles, block_tiles) * slide.groups, [&](int64_t task) {
+    const int64_t group = task % slide.groups, first = task / slide.groups * block_tiles;
+    const int64_t count = least(block_tiles, tiles - first);
     const int64_t source_floats = chunks * block_tiles * kPitch, product_floats = block_tiles * filled;
     float* const sources = Scratch::floats(0, kSquare * source_floats);
     float* const products = Scratch::floats(1, kSquare * product_floats);
     float* const zeros = Scratch::floats(2, channels + kLanes);
     clear(zeros, channels + kLanes);
     for (int64_t t = 0; t < count; ++t) {
-      int64_t rest = first + t;
-      const int64_t w = rest % columns_of_tiles * kM + wa->source_first;
-      rest /= columns_of_tiles;
-      const int64_t h = rest % rows_of_tiles * kM + ha->source_first;
-      rest /= rows_of_tiles;
-      const int64_t d = rest % da->results * da->source_stride + da->source_first, image = rest / da->results;
+      const Tile tile = tile_at(first + t);
+      const int64_t d = tile.d * da->source_stride + da->source_first;
       const float* places[kSquare];
       for (int i = 0; i < kSquare; ++i) {
-        const int64_t sh = h + i / kPoints, sw = w + i % kPoints;
+        const int64_t sh = tile.h + ha->source_first + i / kPoints, sw = tile.w + wa->source_first + i % kPoints;
         const bool inside = d >= 0 && d < da->source_size && sh >= 0 && sh < ha->source_size && sw >= 0 &&
                             sw < wa->source_size;
-        const int64_t line = (image * da->source_size + d) * ha->source_size + sh;
-        places[i] = inside ? source + (line * wa->source_size + sw) * pixel : zeros;
+        const int64_t line = (tile.image * da->source_size + d) * ha->source_size + sh;
+        places[i] = inside ? source + (line * wa->source_size + sw) * pixel + group * channels : zeros;
       }
       for (int64_t c = 0; c < channels; c += kLanes) {
         const float* pixels[kSquare];
@@ -219,11 +180,13 @@ void slide_tiles_of(const Slide& slide, const float* source, const float* kernel
           }
         }
         float* const to = sources + ((c / chunk) * block_tiles + t) * kPitch + c % chunk;
-        evaluate_source<kM, kTaps>(pixels, to, source_floats);
+        transform(
+            kMatrices<kM, kTaps>.bt, [&](int i, int j) { return load(pixels[i * kPoints + j]); },
+            [&](int i, int j, Vec sum) { store(to + (i * kPoints + j) * source_floats, sum); });
       }
     }
     for (int64_t point = 0; point < kSquare; ++point) {
-      const float* const weights = points + point * channels * filled;
+      const float* const weights = points + (group * kSquare + point) * channels * filled;
       for (int64_t panel = 0; panel < panels; ++panel) {
         const int64_t width = least(kColumns, filled - panel * kColumns), vectors = width / kLanes;
         for (int64_t k = 0; k < chunks; ++k) {
@@ -232,39 +195,41 @@ void slide_tiles_of(const Slide& slide, const float* source, const float* kernel
           for (int64_t t = 0; t < count; t += kRows) {
             const int64_t rows = least(kRows, count - t);
             float* to[kRows];
+            const float* from[kRows];
             for (int64_t r = 0; r < rows; ++r) {
+              from[r] = sources + point * source_floats + (k * block_tiles + t + r) * kPitch;
               to[r] = products + point * product_floats + (t + r) * filled + panel * kColumns;
             }
-            const Operands in = {sources + point * source_floats + (k * block_tiles + t) * kPitch, kPitch, with, width,
-                                 depth};
-            (vectors == 1 ? tile_of<1>(rows) : tile_of<2>(rows))(in, to, width, k == 0);
+            const Segment channels_of_chunk = {0, depth};
+            const Product in = {from, &channels_of_chunk, 1, with};
+            run_tile<PixelTile>(rows, vectors, in, to, width, k == 0, nullptr);
           }
         }
       }
     }
     for (int64_t t = 0; t < count; ++t) {
-      int64_t rest = first + t;
-      const int64_t w = rest % columns_of_tiles * kM;
-      rest /= columns_of_tiles;
-      const int64_t h = rest % rows_of_tiles * kM;
-      rest /= rows_of_tiles;
-      const int64_t d = rest % da->results, image = rest / da->results;
-      const int64_t line = (image * da->result_size + da->result_first + d * da->result_step) * ha->result_size;
-      const int64_t height = least(kM, ha->results - h), width = least(kM, wa->results - w);
+      const Tile tile = tile_at(first + t);
+      const int64_t plane = tile.image * da->result_size + da->result_first + tile.d * da->result_step;
+      const int64_t line = plane * ha->result_size + tile.h;
+      const int64_t height = least(kM, ha->results - tile.h), width = least(kM, wa->results - tile.w);
       for (int64_t c = 0; c < columns; c += kLanes) {
         Vec values[kM][kM];
-        interpolate<kM, kTaps>(products + t * filled + c, product_floats, values);
+        const float* const from = products + t * filled + c;
+        transform(
+            kMatrices<kM, kTaps>.at, [&](int i, int j) { return load(from + (i * kPoints + j) * product_floats); },
+            [&](int i, int j, Vec sum) { values[i][j] = sum; });
         const int64_t lanes = least(kLanes, columns - c);
         float* places[kM * kM];
         int64_t number = 0;
         for (int64_t m = 0; m < height; ++m) {
           for (int64_t n = 0; n < width; ++n) {
-            float* const to = result + ((line + h + m) * wa->result_size + w + n) * columns + c;
+            const int64_t place = ((line + m) * wa->result_size + tile.w + n) * slide.result_pixel();
+            float* const to = result + place + group * columns + c;
             store_some(to, values[m][n], lanes);
             places[number++] = to;
           }
         }
-        if (!plain) finish(places, number, lanes, c, result, epilogue);
+        if (!plain) finish(places, number, lanes, group * columns + c, result, epilogue);
       }
     }
   });
@@ -274,7 +239,7 @@ inline bool fits_tiles(const Slide& slide) {
   const SlideAxis *da = slide.axis, *ha = slide.axis + 1, *wa = slide.axis + 2;
   const bool steps = ha->source_stride == 1 && wa->source_stride == 1 && ha->source_step == 1 &&
                      wa->source_step == 1 && ha->result_step == 1 && wa->result_step == 1;
-  return slide.groups == 1 && da->taps == 1 && steps && ha->taps == wa->taps && (ha->taps == 3 || ha->taps == 5);
+  return da->taps == 1 && steps && ha->taps == wa->taps && (ha->taps == 3 || ha->taps == 5);
 }
 
 inline void slide_tiles(const Slide& slide, const float* source, const float* kernel, float* result,

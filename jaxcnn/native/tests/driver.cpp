@@ -270,7 +270,7 @@ void compare_tiles(const Floats& result, const Sums& sums) {
 
 // Whether there are tiles for a problem.
 bool has_tiles(const ConvProblem& p) {
-  bool fits = p.groups == 1 && p.window[0] == 1 && (p.window[1] == 3 || p.window[1] == 5) && p.window[1] == p.window[2];
+  bool fits = p.window[0] == 1 && (p.window[1] == 3 || p.window[1] == 5) && p.window[1] == p.window[2];
   for (int a = 1; a < 3; ++a) fits = fits && p.stride[a] == 1 && p.dilation[a] == 1;
   return fits;
 }

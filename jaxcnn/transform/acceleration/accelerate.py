@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache, wraps
 from typing import Any, ParamSpec, TypeVar
 
 import jax
 
-from jaxcnn.transform.jaxpr.signature import Outputs, Signature, are_traced, split
+from jaxcnn.errors import ErrorPrefix
+from jaxcnn.lowering.choice import check_method
+from jaxcnn.transform.acceleration.rules import walker
+from jaxcnn.transform.jaxpr.signature import Outputs, Signature, cache_programs
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_FUNCTIONS = 256
-"""Most sets of arguments that are not arrays for which a function keeps its programs."""
-
 
 def accelerate(f: Callable[P, T], *, method: str = "auto") -> Callable[P, T]:
-    """The same function, with every convolution, pool and pool gradient in it computed by jaxcnn's choice.
+    """Returns a function with every convolution, pool and pool gradient in it computed by jaxcnn's choice.
 
     f is traced, and what `jax.lax` or jaxcnn would compute in it is bound as jaxcnn's own primitives, also inside
     `jit`, `scan`, `while_loop`, `cond`, `checkpoint`, `shard_map` and the rules of custom derivatives. It goes around a
     model, a loss, a gradient or a whole training step, and inside or outside of `jax.jit`, `jax.grad` and `jax.vmap`.
-    Convolutions in any layout are computed channels-last, derivatives included, which in the body of a loop is 15 to 40
-    times faster on CPU. On GPU and TPU the convolutions stay what they were.
+    Convolutions in any layout are computed channels-last, derivatives included. On GPU and TPU the convolutions stay
+    what they were.
 
     A convolution in float32 is bound together with what follows it and nothing else reads: a bias, the normalization
     of inference, a residual, an activation. A method may apply these before it stores its result; derivatives stay
@@ -51,7 +50,7 @@ def accelerate(f: Callable[P, T], *, method: str = "auto") -> Callable[P, T]:
       A function of the same arguments.
 
     Raises:
-      ValueError: an unknown method.
+      ValueError: the method is unknown.
       TypeError: f is no function; when called, an argument that is neither an array nor hashable.
 
     Example:
@@ -72,29 +71,19 @@ def accelerate(f: Callable[P, T], *, method: str = "auto") -> Callable[P, T]:
     References:
       The slow cases on CPU are jax-ml/jax issues 12868, 13800 and 23713.
     """
-    # Imported at the first call: JAX's extension modules would be most of the time that importing jaxcnn takes.
-    from jaxcnn.lowering.choice import check_method
-    from jaxcnn.transform.acceleration.rules import walker
-
-    check_method("accelerate", method)
+    with ErrorPrefix("accelerate"):
+        check_method(method)
     if not callable(f):
         raise TypeError(f"accelerate: f must be a function, got {f!r}")
 
-    @lru_cache(maxsize=_FUNCTIONS)
-    def programs(signature: Signature) -> tuple[Callable[..., Outputs], Callable[..., Outputs]]:
-        def inlined(*arrays: Any) -> Outputs:
+    def program_of(signature: Signature) -> Callable[..., Outputs]:
+        def accelerated(*arrays: Any) -> Outputs:
             # A new function at each call: JAX would remember the trace, and with it values of another trace that f
             # found in its closure or in an object's attributes.
             jaxpr, shapes = jax.make_jaxpr(signature.flat(f), return_shape=True)(*arrays)
             results = walker(method).evaluate(jaxpr, jaxpr.consts, *arrays)
             return jax.tree.unflatten(jax.tree.structure(shapes), results)
 
-        return inlined, jax.jit(inlined)
+        return accelerated
 
-    @wraps(f, updated=())
-    def accelerated(*args: P.args, **kwargs: P.kwargs) -> T:
-        signature, arrays = split("accelerate", args, kwargs)
-        inlined, compiled = programs(signature)
-        return (inlined if are_traced(arrays) else compiled)(*arrays).results()
-
-    return accelerated
+    return cache_programs("accelerate", f, program_of)

@@ -7,10 +7,8 @@ from typing import Any
 
 import numpy as np
 from jax.extend.core import JaxprEqn, Literal
-from jax.extend.core import primitives as lax_primitives
 
-from jaxcnn.transform.jaxpr.convolutions import avals
-from jaxcnn.transform.jaxpr.walker import held_jaxprs, opened
+from jaxcnn.transform.jaxpr.equations import CALLS, avals, inner_jaxpr, sub_jaxprs
 
 Expression = Any
 """A number, `X`, or a tuple of an operation's name and its operands; those of a sum or a product are sorted."""
@@ -24,7 +22,6 @@ _ELEMENTWISE = {
     *("logistic", "tanh", "erf", "erfc"),
 }
 _UNCHANGED = {"copy", "copy_p", "stop_gradient"}
-_INLINED = {lax_primitives.jit_p, lax_primitives.custom_jvp_call_p, lax_primitives.closed_call_p}
 
 
 def _number(value: Any) -> float:
@@ -46,7 +43,7 @@ def expression(equation: JaxprEqn, operands: Sequence[Expression | None]) -> Exp
     if any(operand is None for operand in operands) or len(equation.outvars) != 1:
         return None
     name, params = equation.primitive.name, equation.params
-    if equation.primitive in _INLINED:
+    if equation.primitive in CALLS:
         return _inlined(equation, operands)
     if name == "convert_element_type":
         same = isinstance(operands[0], float) or avals(equation)[0].dtype == params["new_dtype"]
@@ -72,8 +69,8 @@ def operand_of(atom: Any, known: dict[Any, Expression]) -> Expression | None:
 
 
 def _inlined(equation: JaxprEqn, operands: Sequence[Expression]) -> Expression | None:
-    (held,) = held_jaxprs(equation)
-    jaxpr = opened(held)
+    (held,) = sub_jaxprs(equation)
+    jaxpr = inner_jaxpr(held)
     if jaxpr.constvars:
         return None
     known = dict(zip(jaxpr.invars, operands, strict=True))

@@ -22,13 +22,13 @@ from jax.extend.core import JaxprEqn, Literal, Var
 from jaxcnn.epilogue import Move, Recipe, fused_conv_p
 from jaxcnn.primitives import conv_p
 from jaxcnn.transform.acceleration.activations import X, activation, expression, operand_of
-from jaxcnn.transform.jaxpr.convolutions import Convolution, avals, convolution, is_convolution
-from jaxcnn.transform.jaxpr.walker import bind_as_it_was, opened
+from jaxcnn.transform.jaxpr.convolutions import Convolution, as_convolution, is_convolution, is_stacked, role_of
+from jaxcnn.transform.jaxpr.equations import avals, has_known_sizes, inner_jaxpr, rebind
 
 _FLOAT32 = np.dtype(np.float32)
 _IDENTITIES = {"copy", "copy_p", "convert_element_type", "stop_gradient"}
 _SUMS = {"add", "add_any"}
-_LONGEST_ACTIVATION = 12
+_MAX_ACTIVATION_EQUATIONS = 12
 """Most equations of which an activation is looked for."""
 
 
@@ -56,22 +56,22 @@ class Group:
 
     @property
     def inputs(self) -> tuple[Any, ...]:
-        """The operands of the convolution, then those of the tail."""
+        """Operands of the convolution, then those of the tail."""
         return (*self.equation.invars, *self.operands)
 
     def bind(self, values: Sequence[Any], method: str) -> jax.Array:
         """Binds `fused_conv_p` for values of the inputs."""
-        lhs, rhs = self.convolution.arranged(*values[:2])
-        params = {**self.convolution.params, "method": method}
+        lhs, rhs = self.convolution.arrange(*values[:2])
+        params = self.convolution.conv_params(method)
 
         def separate(lhs: jax.Array, rhs: jax.Array, *operands: Any) -> Any:
             known = dict(zip(self.operands, operands, strict=True))
             with _at(self.equation):
-                known[self.equation.outvars[0]] = self.convolution.restored(conv_p.bind(lhs, rhs, **params))
+                known[self.equation.outvars[0]] = self.convolution.restore(conv_p.bind(lhs, rhs, **params))
             for equation in self.tail:
                 read = [atom.val if isinstance(atom, Literal) else known[atom] for atom in equation.invars]
                 with _at(equation):
-                    known.update(zip(equation.outvars, bind_as_it_was(equation, read), strict=True))
+                    known.update(zip(equation.outvars, rebind(equation, read), strict=True))
             return known[self.tail[-1].outvars[0]]
 
         operands = (lhs, rhs, *values[2:])
@@ -87,29 +87,28 @@ def _at(equation: JaxprEqn) -> Any:
 
 def groups(jaxpr: Any) -> Iterator[Group]:
     """Yields the groups of a jaxpr, not of those that it holds; no equation is in two of them."""
-    equations = opened(jaxpr).eqns
+    equations = inner_jaxpr(jaxpr).eqns
     starts = [number for number, equation in enumerate(equations) if _may_start(equation)]
     if not starts:
         return
-    uses, taken = _Uses(opened(jaxpr)), set(starts)
+    uses, taken = _Uses(inner_jaxpr(jaxpr)), set(starts)
     for start in starts:
         chain = _Chain(uses, taken, equations[start])
         chain.follow()
         if not chain.useful[0]:
             continue
-        described = convolution(equations[start])
-        if described is None or described.spec.role == "kernel" or described.spec.stacked is not None:
+        conv = as_convolution(equations[start], "compute")
+        if conv is None or conv.spec.role == "kernel" or conv.spec.stacked is not None:
             continue
-        group = chain.group(start, described)
+        group = chain.group(start, conv)
         taken |= {*group.members, group.last}
         yield group
 
 
 def _may_start(equation: JaxprEqn) -> bool:
-    if not is_convolution(equation) or equation.params.get("role") == "kernel" or equation.params.get("stacked"):
+    if not is_convolution(equation) or role_of(equation) == "kernel" or is_stacked(equation):
         return False
-    known = all(isinstance(size, int) and size > 0 for aval in avals(equation) for size in aval.shape)
-    return known and all(aval.dtype == _FLOAT32 for aval in avals(equation))
+    return all(has_known_sizes(aval) and aval.dtype == _FLOAT32 for aval in avals(equation))
 
 
 class _Uses:
@@ -262,7 +261,7 @@ class _Chain:
         unread = {self.value: self.uses.count(self.value)}
         visited: list[int] = []
         best = 0
-        while waiting and len(visited) < _LONGEST_ACTIVATION:
+        while waiting and len(visited) < _MAX_ACTIVATION_EQUATIONS:
             number = heapq.heappop(waiting)
             equation = self.uses.equations[number]
             if not self._is_free(number):
@@ -286,18 +285,18 @@ class _Chain:
         if best:
             self._take(visited[:best], self.uses.equations[visited[best - 1]].outvars[0], True)
 
-    def group(self, start: int, described: Convolution) -> Group:
+    def group(self, start: int, conv: Convolution) -> Group:
         """Returns the group, without the equations that were followed to no use."""
         count, moves = self.useful
         chained, equations = self.chained[:count], self.uses.equations
         last = chained[-1]
         alone = [number for number in self.spreads if self.uses.count(equations[number].outvars[0]) == 1]
-        back = tuple(map(int, np.argsort(described.axes[2])))
+        back = tuple(map(int, np.argsort(conv.axes[2])))
         first: tuple[Move, ...] = () if back == tuple(range(len(back))) else (back,)
         residual = None if self.residual is None else (self.residual[0], self.residual[1] + len(first))
         return Group(
             equation=self.equation,
-            convolution=described,
+            convolution=conv,
             tail=tuple(equations[number] for number in sorted({*chained, *self.spreads})),
             members=frozenset((start, *chained[:-1], *alone)),
             last=last,

@@ -15,39 +15,39 @@ from jaxcnn import epilogue
 from jaxcnn.lowering import choice
 from jaxcnn.primitives import conv_p
 from jaxcnn.transform.acceleration.epilogues import Group, groups
-from jaxcnn.transform.jaxpr.convolutions import Convolution, convolution
-from jaxcnn.transform.jaxpr.pools import POOLS, bind_pool, pool
+from jaxcnn.transform.jaxpr.convolutions import Convolution, as_convolution
+from jaxcnn.transform.jaxpr.pools import POOLS, as_pool, bind_pool
 from jaxcnn.transform.jaxpr.walker import Fusion, Rule, Walker
 
 
-def _asked(found: Convolution, method: str) -> str:
+def _method_for(conv: Convolution, method: str) -> str:
     """Returns the method for a convolution, when `accelerate` was given one.
 
     What the user asked for in a call of jaxcnn's own stands; a method that cannot compute this one leaves it to the
     automatic choice.
     """
-    if found.method == "auto" and method != "auto" and choice.METHODS[method].supports(found.spec) is None:
+    if conv.method == "auto" and method != "auto" and choice.METHODS[method].supports(conv.spec) is None:
         return method
-    return found.method
+    return conv.method
 
 
 def _convolution_rule(method: str, equation: JaxprEqn, operands: Sequence[Any]) -> Sequence[Any] | None:
-    found = convolution(equation)
-    if found is None:
+    conv = as_convolution(equation, "compute")
+    if conv is None:
         return None
-    return [found.bind(operands[0], operands[1], _asked(found, method))]
+    return [conv.bind(operands[0], operands[1], _method_for(conv, method))]
 
 
 def _pool_rule(equation: JaxprEqn, operands: Sequence[Any]) -> Sequence[Any] | None:
-    found = pool(equation)
-    return None if found is None else [bind_pool(equation, found, operands)]
+    window = as_pool(equation)
+    return None if window is None else [bind_pool(equation, window, operands)]
 
 
 def _fusions(method: str, jaxpr: Any) -> Mapping[int, Fusion | None]:
     fusions: dict[int, Fusion | None] = {}
     for group in groups(jaxpr):
         fusions.update(dict.fromkeys(group.members))
-        fusions[group.last] = _fusion(group, _asked(group.convolution, method))
+        fusions[group.last] = _fusion(group, _method_for(group.convolution, method))
     return fusions
 
 
@@ -56,7 +56,7 @@ def _fusion(group: Group, method: str) -> Fusion:
 
 
 def walker(method: str) -> Walker:
-    """A walker that computes every convolution by a method if it can, and else by jaxcnn's choice."""
+    """Returns a walker that computes every convolution by a method if it can, and else by jaxcnn's choice."""
 
     rule = partial(_convolution_rule, method)
     rules: dict[Primitive, Rule] = {conv_general_dilated_p: rule, conv_p: rule, **dict.fromkeys(POOLS, _pool_rule)}

@@ -1,4 +1,4 @@
-"""How an array lies in the parameter that it came from: what transpositions, reshapes and slices made of its axes."""
+"""Arrays as views of the parameter that they came from, through transpositions, reshapes and slices."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ Factors = tuple[Factor, ...]
 
 
 def factors_of(axis: int, size: int) -> Factors:
-    """A whole axis of the parameter; nothing for one of size 1, which may stand anywhere."""
+    """Returns a whole axis of the parameter; no factor for one of size 1, which may stand anywhere."""
     return ((axis, 1, size),) if size > 1 else ()
 
 
 def size_of(factors: Factors) -> int:
-    """The size of an axis made of factors."""
+    """Returns the size of an axis made of factors."""
     return math.prod(size for _, _, size in factors)
 
 
-def merged(factors: Iterable[Factor]) -> Factors:
-    """The factors of an axis with neighbours joined that are parts of one axis of the parameter, in its order."""
-    found: list[Factor] = []
+def merge_factors(factors: Iterable[Factor]) -> Factors:
+    """Returns the factors of an axis, with neighbours joined that are parts of one axis of the parameter in order."""
+    joined: list[Factor] = []
     for axis, step, size in factors:
-        if found and found[-1][0] == axis and found[-1][1] == step * size:
-            found[-1] = axis, step, found[-1][2] * size
+        if joined and joined[-1][0] == axis and joined[-1][1] == step * size:
+            joined[-1] = axis, step, joined[-1][2] * size
         else:
-            found.append((axis, step, size))
-    return tuple(found)
+            joined.append((axis, step, size))
+    return tuple(joined)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,10 +42,10 @@ class View:
     """An array made of a parameter by moving its values about.
 
     Args:
-      shape: of the parameter.
-      axes: for each axis of the array, the factors of the parameter's axes that it runs through, the slowest first.
+      shape: shape of the parameter.
+      axes: factors of the parameter's axes that each axis of the array runs through, the slowest first.
       flipped: axes of the parameter that are reversed.
-      sliced: axes of the parameter of which only one index is left, in the order in which they went.
+      sliced: axes of the parameter of which only one index is left, in the order in which they were indexed.
     """
 
     shape: Ints
@@ -55,16 +55,16 @@ class View:
 
     @classmethod
     def whole(cls, shape: Sequence[int]) -> View:
-        """The parameter itself."""
+        """Returns the view that is the parameter itself."""
         return cls(tuple(shape), tuple(factors_of(axis, size) for axis, size in enumerate(shape)))
 
     @property
     def sizes(self) -> Ints:
-        """The array's shape."""
+        """Shape of the array."""
         return tuple(map(size_of, self.axes))
 
-    def without(self, axis: int) -> View | None:
-        """One index of an axis of the array, which stays with size 1; None unless it is an axis of the parameter."""
+    def index_axis(self, axis: int) -> View | None:
+        """Returns the view of one index of an axis, whose size is then 1; None unless the parameter has that axis."""
         whole = self._whole_axis(self.axes[axis])
         if whole is None or whole in self.flipped:
             return None
@@ -72,48 +72,56 @@ class View:
             self, axes=(*self.axes[:axis], (), *self.axes[axis + 1 :]), sliced=(*self.sliced, whole)
         )
 
-    def leaving(self, axis: int) -> View:
-        """The array without an axis of size 1."""
+    def drop_axis(self, axis: int) -> View:
+        """Returns the view without an axis of size 1."""
         return dataclasses.replace(self, axes=(*self.axes[:axis], *self.axes[axis + 1 :]))
+
+    def scan_element(self) -> View | None:
+        """Returns the view of one slice along the first axis; None unless that is an axis of the parameter.
+
+        The only slice along an axis of size 1 is the array itself, without that axis.
+        """
+        indexed = self if not self.axes[0] else self.index_axis(0)
+        return None if indexed is None else indexed.drop_axis(0)
 
     def _whole_axis(self, factors: Factors) -> int | None:
         if len(factors) == 1 and factors[0][1:] == (1, self.shape[factors[0][0]]):
             return factors[0][0]
         return None
 
-    def reversed(self, axes: Iterable[int]) -> View | None:
-        """The array with axes reversed."""
+    def reverse(self, axes: Iterable[int]) -> View | None:
+        """Returns the view with axes reversed; None where a part of an axis of the parameter would be."""
         flipped = self.flipped
         for axis in axes:
             for factor in self.axes[axis]:
-                own = self._whole_axis((factor,))
-                if own is None:
+                whole = self._whole_axis((factor,))
+                if whole is None:
                     return None
-                flipped ^= {own}
+                flipped ^= {whole}
         return dataclasses.replace(self, flipped=flipped)
 
-    def reshaped(self, sizes: Sequence[int]) -> View | None:
-        """The array reshaped; None where an axis would run through a part of a factor that is no factor itself."""
-        left = [factor for factors in self.axes for factor in factors]
+    def reshape(self, sizes: Sequence[int]) -> View | None:
+        """Returns the view reshaped; None where an axis would run through a part of a factor that is no factor."""
+        rest = [factor for factors in self.axes for factor in factors]
         axes = []
         for size in sizes:
-            own: list[Factor] = []
+            factors: list[Factor] = []
             while size > 1:
-                if not left:
+                if not rest:
                     return None
-                axis, step, length = left.pop(0)
+                axis, step, length = rest.pop(0)
                 taken = math.gcd(size, length)
                 if taken != min(size, length):
                     return None
                 if taken < length:
-                    left.insert(0, (axis, step, length // taken))
-                own.append((axis, step * (length // taken), taken))
+                    rest.insert(0, (axis, step, length // taken))
+                factors.append((axis, step * (length // taken), taken))
                 size //= taken
-            axes.append(merged(own))
-        return None if left else dataclasses.replace(self, axes=tuple(axes))
+            axes.append(merge_factors(factors))
+        return None if rest else dataclasses.replace(self, axes=tuple(axes))
 
-    def of(self, parameter: Any) -> Any:
-        """The array, made of the parameter without its sliced axes (each left with size 1)."""
+    def apply_to(self, parameter: Any) -> Any:
+        """Returns the array, made of the parameter without its sliced axes (each left with size 1)."""
         used = sorted({factor for factors in self.axes for factor in factors}, key=lambda f: (f[0], -f[1]))
         order = {factor: position for position, factor in enumerate(used)}
         whole = (slice(None, None, -1 if axis in self.flipped else None) for axis in range(len(self.shape)))
@@ -126,18 +134,18 @@ class View:
 _UNMOVED = (lax_primitives.convert_element_type_p, lax_primitives.copy_p, lax_primitives.stop_gradient_p)
 
 
-def moved(equation: JaxprEqn, view: View) -> View | None:
-    """The view that an equation makes of one, if it only moves values about or casts them; else None."""
+def view_after(equation: JaxprEqn, view: View) -> View | None:
+    """Returns the view that an equation makes of one, if it only moves or casts values; else None."""
     primitive, params = equation.primitive, equation.params
     if primitive in _UNMOVED:
         return view
     if primitive is lax_primitives.transpose_p:
         return dataclasses.replace(view, axes=tuple(view.axes[axis] for axis in params["permutation"]))
     if primitive is lax_primitives.rev_p:
-        return view.reversed(params["dimensions"])
+        return view.reverse(params["dimensions"])
     if primitive is lax_primitives.reshape_p:
         order = params["dimensions"] or range(len(view.axes))
-        return dataclasses.replace(view, axes=tuple(view.axes[axis] for axis in order)).reshaped(params["new_sizes"])
+        return dataclasses.replace(view, axes=tuple(view.axes[axis] for axis in order)).reshape(params["new_sizes"])
     if primitive is lax_primitives.squeeze_p:
         gone = {axis % len(view.axes) for axis in params["dimensions"]}
         return dataclasses.replace(

@@ -1,4 +1,4 @@
-"""Which parameter of a function is the kernel of which of its convolutions."""
+"""The search for parameters of a function that are kernels of its convolutions."""
 
 from __future__ import annotations
 
@@ -7,24 +7,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from jax.extend import source_info_util
-from jax.extend.core import JaxprEqn, Literal
+from jax.extend.core import JaxprEqn
 from jax.extend.core import primitives as lax_primitives
 
-from jaxcnn.epilogue import fused_conv_p
-from jaxcnn.transform.chains.axis_views import Ints, View, moved
+from jaxcnn.transform.chains.axis_views import Ints, View
+from jaxcnn.transform.chains.moves import factor_by_feature, move_of, spread_shape
 from jaxcnn.transform.chains.placement import Placement, Use, use_of
-from jaxcnn.transform.jaxpr.convolutions import avals, described
-from jaxcnn.transform.jaxpr.walker import held_jaxprs, is_entered, loop_parts, opened
-
-INLINED = {
-    lax_primitives.jit_p,
-    lax_primitives.closed_call_p,
-    lax_primitives.custom_jvp_call_p,
-    lax_primitives.custom_vjp_call_p,
-    lax_primitives.remat_p,
-    fused_conv_p,
-}
-"""Primitives whose one jaxpr is executed once, with the operands for its arguments."""
+from jaxcnn.transform.jaxpr.abstract_walk import AbstractWalk, Place
+from jaxcnn.transform.jaxpr.convolutions import as_convolution, option
+from jaxcnn.transform.jaxpr.equations import inner_jaxpr, is_entered, shape_of, sub_jaxprs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,13 +23,14 @@ class Site:
     """A convolution that has a parameter for its kernel.
 
     Args:
-      equation: the convolution.
-      use: how it has the kernel.
-      count: how often it is executed.
-      path: the equations that hold it and its own, outermost first, by id: two calls of one jitted function share the
-        equations inside.
-      hidden: whether it is in the body of a `while`, in a branch, or in a primitive that is not looked into.
-      scaled: whether the kernel is multiplied by numbers on the way.
+      equation: equation of the convolution.
+      use: kernel as a view of the parameter.
+      count: number of times that the convolution is executed.
+      path: ids of the equations that hold this one, outermost first, and of this one: two calls of one jitted function
+        share the equations inside.
+      hidden: True in the body of a `while`, in a branch, or in a primitive that is not followed.
+      scaled: True if the kernel is multiplied by numbers on the way.
+      factors: view of the parameter that is multiplied, and shape of the factor, for all that are no single number.
     """
 
     equation: JaxprEqn
@@ -47,15 +39,16 @@ class Site:
     path: Ints
     hidden: bool
     scaled: bool
+    factors: tuple[tuple[View, Ints], ...]
 
 
 @dataclasses.dataclass
-class Found:
-    """What a function does with a parameter.
+class KernelUses:
+    """The uses that a function makes of a parameter.
 
     Args:
-      sites: the convolutions whose kernel it is, in order.
-      refusal: why no chain can take its place, or "".
+      sites: convolutions whose kernel the parameter is, in order.
+      refusal: reason why no chain can take its place, or "".
     """
 
     sites: list[Site] = dataclasses.field(default_factory=list)
@@ -63,183 +56,180 @@ class Found:
 
     @property
     def placement(self) -> Placement:
-        """Where the kernel lies in the parameter, as the first convolution has it."""
+        """Axes of the kernel in the parameter, as the first convolution has it."""
         return self.sites[0].use.placement
 
+    def refuse(self, reason: str) -> None:
+        """Takes note of a reason, if it is the first one."""
+        self.refusal = self.refusal or reason
+
+
+def find_kernels(closed: Any) -> tuple[dict[int, KernelUses], list[tuple[JaxprEqn, int]]]:
+    """Returns the uses of each argument of a closed jaxpr that is some convolution's kernel, by its position.
+
+    Also returns all convolutions, each with the number of times that it is executed.
+    """
+    search = _Search()
+    shapes = map(shape_of, inner_jaxpr(closed).invars)
+    arguments = [_Kernel(index, View.whole(shape)) if len(shape) > 2 else None for index, shape in enumerate(shapes)]
+    for value in search.walk(closed, arguments, Place()):
+        search.refuse(value, "it is returned")
+    kernels = {index: uses for index, uses in sorted(search.uses.items()) if uses.sites}
+    for uses in kernels.values():
+        _check(uses)
+    return kernels, search.convolutions
+
+
+def _check(uses: KernelUses) -> None:
+    """Refuses a kernel of which convolutions disagree where its axes are, or on its groups."""
+    groups = [option(site.equation, "feature_group_count") for site in uses.sites]
+    relations = [
+        uses.placement.relation(site.use.placement, count) for site, count in zip(uses.sites, groups, strict=True)
+    ]
+    if None in relations:
+        uses.refuse("two convolutions have its axes in different order")
+    factors = {factor for site in uses.sites for factor in site.factors}
+    if any(factor_by_feature(uses.placement, *factor) is None for factor in factors):
+        uses.refuse("it is multiplied by numbers that vary along other axes than its output features")
+    # The number of features in a group is the kernel's, that of the image's groups is not.
+    if len({*groups}) > 1:
+        uses.refuse("two convolutions have it in different numbers of groups")
+
 
 @dataclasses.dataclass(frozen=True)
-class _Place:
-    """Where in a jaxpr a search is: how often what stands there is executed, and the rest as of a `Site`."""
+class _Kernel:
+    """A view of a parameter.
 
-    count: int = 1
-    path: Ints = ()
-    hidden: bool = False
-
-    def inside(self, equation: JaxprEqn, times: int = 1, hidden: bool = False) -> _Place:
-        return _Place(self.count * times, (*self.path, id(equation)), self.hidden or hidden)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Followed:
-    """A view of a parameter, multiplied by numbers that vary along some of the parameter's axes."""
+    Args:
+      index: position of the parameter among the arguments.
+      view: moves of the parameter so far.
+      scaled: True if it was multiplied by numbers.
+      factors: as of a `Site`.
+    """
 
     index: int
     view: View
-    scaled: frozenset[int] | None = None
+    scaled: bool = False
+    factors: tuple[tuple[View, Ints], ...] = ()
 
 
-def kernels_of(closed: Any) -> tuple[dict[int, Found], list[tuple[JaxprEqn, int]]]:
-    """What becomes of each argument of a closed jaxpr that is some convolution's kernel; all convolutions, and how
-    often each is executed."""
-    search = _Search()
-    variables = opened(closed).invars
-    followed = [
-        _Followed(index, View.whole(variable.aval.shape)) if len(variable.aval.shape) > 2 else None
-        for index, variable in enumerate(variables)
-    ]
-    for value in search.walk(closed, followed, _Place()):
-        search.escape(value, "it is returned")
-    found = {index: found for index, found in sorted(search.found.items()) if found.sites}
-    for each in found.values():
-        _check(each)
-    return found, search.convolutions
+@dataclasses.dataclass(frozen=True)
+class _Spread:
+    """An array that was broadcast from a shape, with the axes of the array."""
+
+    shape: Ints
 
 
-def _check(found: Found) -> None:
-    """Refuses a kernel of which convolutions disagree where its axes are, or on its groups."""
-    own = found.placement
-    for site in found.sites:
-        other = site.use.placement
-        same = (other.inputs, other.outputs) in ((own.inputs, own.outputs), (own.outputs, own.inputs))
-        if (other.taps, other.stack) != (own.taps, own.stack) or not same:
-            found.refusal = found.refusal or "two convolutions have its axes in different order"
-    # Features of a group are as many, and those of the image are not.
-    if len({site.equation.params["feature_group_count"] for site in found.sites}) > 1:
-        found.refusal = found.refusal or "two convolutions have it in different numbers of groups"
+_Value = _Kernel | _Spread | None
 
 
-@dataclasses.dataclass
-class _Search:
-    found: dict[int, Found] = dataclasses.field(default_factory=dict)
-    convolutions: list[tuple[JaxprEqn, int]] = dataclasses.field(default_factory=list)
+class _Search(AbstractWalk[_Value, None]):
+    """The walk that follows parameters to convolutions."""
 
-    def escape(self, value: _Followed | None, reason: str) -> None:
-        if value is not None:
-            found = self.found.setdefault(value.index, Found())
-            found.refusal = found.refusal or reason
+    def __init__(self) -> None:
+        super().__init__()
+        self.uses: dict[int, KernelUses] = {}
+        self.convolutions: list[tuple[JaxprEqn, int]] = []
 
-    def walk(self, jaxpr: Any, values: Sequence[Any], place: _Place) -> list[_Followed | None]:
-        jaxpr = opened(jaxpr)
-        known: dict[Any, _Followed | None] = dict.fromkeys(jaxpr.constvars)
-        known.update(zip(jaxpr.invars, values, strict=True))
+    def uses_of(self, kernel: _Kernel) -> KernelUses:
+        """Returns the record of a parameter."""
+        return self.uses.setdefault(kernel.index, KernelUses())
 
-        def read(atom: Any) -> _Followed | None:
-            return None if isinstance(atom, Literal) else known[atom]
+    def refuse(self, value: _Value, reason: str) -> None:
+        """Takes note that a value goes where no chain can."""
+        if isinstance(value, _Kernel):
+            self.uses_of(value).refuse(reason)
 
-        for equation in jaxpr.eqns:
-            operands = [read(atom) for atom in equation.invars]
-            results = self._results(equation, operands, place)
-            known.update(zip(equation.outvars, results, strict=True))
-        return [read(atom) for atom in jaxpr.outvars]
+    def walk(self, jaxpr: Any, operands: Sequence[_Value], place: Place) -> list[_Value]:
+        """Returns the kernels among the results of a jaxpr; what is broadcast is known within one jaxpr only."""
+        kernels = [value if isinstance(value, _Kernel) else None for value in operands]
+        return [value if isinstance(value, _Kernel) else None for value in super().walk(jaxpr, kernels, place)]
 
-    def _results(self, equation: JaxprEqn, operands: list[_Followed | None], place: _Place) -> list[_Followed | None]:
-        if described(equation) is not None:
+    def unknown(self, aval: Any) -> _Value:
+        del aval
+        return None
+
+    def equation(self, equation: JaxprEqn, operands: list[_Value], place: Place) -> list[_Value] | None:
+        if as_convolution(equation, "describe") is not None:
             self.convolutions.append((equation, place.count))
-            operands = self._convolution(equation, operands, place)
-        elif held_jaxprs(equation) and is_entered(equation.primitive):
-            return self._held(equation, operands, place)
-        followed = [value for value in operands if value is not None]
-        if len(followed) == 1 and len(equation.outvars) == 1:
-            result = _moved(equation, operands)
-            if result is not None:
-                return [result]
-        for value in followed:
+            operands = self._without_kernel(equation, operands, place)
+        elif is_entered(equation.primitive) and sub_jaxprs(equation):
+            return None
+        kernels = [position for position, value in enumerate(operands) if isinstance(value, _Kernel)]
+        result: _Value = None
+        if len(kernels) == 1 and len(equation.outvars) == 1:
+            result = _after(equation, operands, kernels[0])
+        if result is None:
             line = source_info_util.summarize(equation.source_info)
-            self.escape(value, f"it reaches {equation.primitive}" + (f" at {line}" if line else ""))
-        return [None] * len(equation.outvars)
+            for position in kernels:
+                self.refuse(operands[position], f"it reaches {equation.primitive}" + (f" at {line}" if line else ""))
+            if equation.primitive is lax_primitives.broadcast_in_dim_p and not kernels:
+                result = _Spread(spread_shape(equation))
+        return [result, *[None] * (len(equation.outvars) - 1)]
 
-    def _convolution(
-        self, equation: JaxprEqn, operands: list[_Followed | None], place: _Place
-    ) -> list[_Followed | None]:
-        """Notes the use of a kernel; the operands that are no kernel of the convolution."""
+    def _without_kernel(self, equation: JaxprEqn, operands: list[_Value], place: Place) -> list[_Value]:
+        """Takes note of the use of a kernel; returns the operands that are no kernel of the convolution."""
         image, kernel = operands
-        if kernel is None:
+        use = use_of(equation, kernel.view) if isinstance(kernel, _Kernel) else None
+        if not isinstance(kernel, _Kernel) or use is None:
             return operands
-        use = use_of(equation, kernel.view)
-        if use is None:
-            return operands
-        scaled = kernel.scaled or frozenset()
-        if not scaled <= {factor[0] for factor in use.placement.outputs}:
-            self.escape(kernel, "it is multiplied by numbers that vary along other axes than its output features")
-        own = place.inside(equation)
-        site = Site(equation, use, own.count, own.path, own.hidden, kernel.scaled is not None)
-        self.found.setdefault(kernel.index, Found()).sites.append(site)
+        path = tuple(map(id, (*place.holders, equation)))
+        site = Site(equation, use, place.count, path, place.hidden, kernel.scaled, kernel.factors)
+        self.uses_of(kernel).sites.append(site)
         return [image, None]
 
-    def _held(self, equation: JaxprEqn, operands: list[_Followed | None], place: _Place) -> list[_Followed | None]:
-        params, held = equation.params, held_jaxprs(equation)
-        if equation.primitive is lax_primitives.scan_p:
-            constants, carry, slices = loop_parts(equation, operands)
-            inner = [self._slice(value) for value in slices]
-            results = self.walk(held[0], [*constants, *carry, *inner], place.inside(equation, params["length"]))
-            return self._carried(carry, results[: len(carry)]) + self._dropped(results[len(carry) :])
-        if equation.primitive is lax_primitives.while_p:
-            first, last = params["cond_nconsts"], params["cond_nconsts"] + params["body_nconsts"]
-            carry = operands[last:]
-            within = place.inside(equation, hidden=True)
-            self.walk(params["cond_jaxpr"], [*operands[:first], *carry], within)
-            return self._carried(carry, self.walk(params["body_jaxpr"], operands[first:], within))
-        if equation.primitive is lax_primitives.cond_p:
-            branches = [self.walk(branch, operands[1:], place.inside(equation, hidden=True)) for branch in held]
-            for results in branches:
-                self._dropped(results)
-            return [None] * len(equation.outvars)
-        if equation.primitive in INLINED:
-            return self.walk(held[0], operands, place.inside(equation))
-        for value in operands:
-            self.escape(value, f"it reaches {equation.primitive}")
-        inside = [None] * len(opened(held[0]).invars)
-        self.walk(held[0], inside, place.inside(equation, hidden=True))
+    def element(self, value: _Value, length: int) -> _Value:
+        del length
+        if not isinstance(value, _Kernel):
+            return None
+        view = value.view.scan_element()
+        if view is None:
+            self.refuse(value, "a loop slices it along another axis than one that numbers kernels")
+        return None if view is None else dataclasses.replace(value, view=view)
+
+    def stack(self, value: _Value) -> _Value:
+        self.refuse(value, "a loop or a branch returns it")
+        return None
+
+    def join(self, before: _Value, after: _Value) -> _Value:
+        if before == after:
+            return before
+        self.refuse(before, "a loop changes it")
+        self.refuse(after, "a loop carries it")
+        return None
+
+    def widen(self, value: _Value) -> _Value:
+        return value
+
+    def branches(
+        self, outcomes: list[tuple[list[_Value], list[None]]], equation: JaxprEqn, place: Place
+    ) -> list[_Value]:
+        del place
+        for results, _ in outcomes:
+            for value in results:
+                self.refuse(value, "a loop or a branch returns it")
         return [None] * len(equation.outvars)
 
-    def _slice(self, value: _Followed | None) -> _Followed | None:
-        view = None if value is None else value.view.without(0)
-        if value is None or view is None:
-            self.escape(value, "a loop slices it along another axis than one that numbers kernels")
-            return None
-        return dataclasses.replace(value, view=view.leaving(0))
-
-    def _carried(self, before: Sequence[_Followed | None], after: Sequence[_Followed | None]) -> list[_Followed | None]:
-        for old, new in zip(before, after, strict=True):
-            if old != new:
-                self.escape(old, "a loop changes it")
-                self.escape(new, "a loop carries it")
-        return [old if old == new else None for old, new in zip(before, after, strict=True)]
-
-    def _dropped(self, values: Sequence[_Followed | None]) -> list[_Followed | None]:
-        for value in values:
-            self.escape(value, "a loop or a branch returns it")
-        return [None] * len(values)
+    def other_holder(self, equation: JaxprEqn, operands: list[_Value], place: Place) -> list[_Value]:
+        for value in operands:
+            self.refuse(value, f"it reaches {equation.primitive}")
+        body = sub_jaxprs(equation)[0]
+        self.walk(body, [None] * len(inner_jaxpr(body).invars), place.inside(equation, hidden=True))
+        return [None] * len(equation.outvars)
 
 
-def _moved(equation: JaxprEqn, operands: Sequence[_Followed | None]) -> _Followed | None:
-    """What an equation makes of its one operand that is a view of a parameter; None for what no chain goes through."""
-    position = next(n for n, value in enumerate(operands) if value is not None)
-    value = operands[position]
-    primitive = equation.primitive
-    if value is None:
+def _after(equation: JaxprEqn, operands: Sequence[_Value], position: int) -> _Kernel | None:
+    """Returns the kernel that an equation makes of its one operand that is one; None for what no chain goes through."""
+    kernel = operands[position]
+    move = move_of(equation, position, kernel.view) if isinstance(kernel, _Kernel) else None
+    if not isinstance(kernel, _Kernel) or move is None:
         return None
-    if primitive is lax_primitives.neg_p:
-        return dataclasses.replace(value, scaled=value.scaled or frozenset())
-    if primitive is lax_primitives.mul_p or (primitive is lax_primitives.div_p and position == 0):
-        shape = getattr(equation.invars[1 - position].aval, "shape", ())
-        varies = [axis for axis, size in enumerate(shape) if size > 1]
-        own = {factor[0] for axis in varies for factor in value.view.axes[axis]}
-        return dataclasses.replace(value, scaled=(value.scaled or frozenset()) | own)
-    if primitive is lax_primitives.slice_p or primitive is lax_primitives.dynamic_slice_p:
-        sizes = avals(equation)[-1].shape
-        axes = [axis for axis, (new, old) in enumerate(zip(sizes, value.view.sizes, strict=True)) if new != old]
-        view = value.view.without(axes[0]) if len(axes) == 1 and sizes[axes[0]] == 1 else None
-        return None if view is None else dataclasses.replace(value, view=view)
-    view = moved(equation, value.view)
-    return None if view is None else dataclasses.replace(value, view=view)
+    kernel = dataclasses.replace(kernel, view=move.view)
+    if move.effect not in ("scale", "negate"):
+        return kernel
+    shape: Ints = ()
+    if move.effect == "scale":
+        factor = operands[1 - position]
+        shape = factor.shape if isinstance(factor, _Spread) else shape_of(equation.invars[1 - position])
+    factors = ((move.view, shape),) if max(shape, default=1) > 1 else ()
+    return dataclasses.replace(kernel, scaled=True, factors=(*kernel.factors, *factors))

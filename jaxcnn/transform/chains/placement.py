@@ -1,32 +1,34 @@
-"""Which axes of a parameter are those of a convolution's kernel, and the links that compute a use of it."""
+"""Axes of a convolution's kernel in the parameter that holds it, and the links that compute a use of it."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jax.extend.core import JaxprEqn
-from jax.extend.core.primitives import conv_general_dilated_p
 
 from jaxcnn.chain import KernelChain
 from jaxcnn.lowering.common.forms import transposed_kernel
-from jaxcnn.primitives import conv_p
-from jaxcnn.transform.chains.axis_views import Factor, Factors, Ints, View, factors_of, merged, size_of
+from jaxcnn.transform.chains.axis_views import Factor, Factors, Ints, View, factors_of, merge_factors, size_of
+from jaxcnn.transform.jaxpr.convolutions import forward_axes, is_convolution, is_stacked, role_of
+
+Relation = Literal["same", "exchanged"]
+"""A kernel is another one itself, or takes its outputs to its inputs."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """Where the axes of a kernel, `(*window, I / groups, O)`, lie in the parameter that holds it.
+    """The axes of a kernel, `(*window, I / groups, O)`, in the parameter that holds it.
 
     Args:
-      shape: of the parameter.
-      taps: for each window axis, the factors of the parameter's axes that make it up.
-      inputs: the same for the input features of a group.
-      outputs: the same for the output features.
+      shape: shape of the parameter.
+      taps: factors of the parameter's axes that make up each window axis.
+      inputs: factors that make up the input features of a group.
+      outputs: factors that make up the output features.
       stack: axes of the parameter that number kernels.
     """
 
@@ -38,7 +40,7 @@ class Placement:
 
     @property
     def kernel_shape(self) -> Ints:
-        """`(*window, I / groups, O)`."""
+        """Shape of the kernel, `(*window, I / groups, O)`."""
         return (*map(size_of, self.taps), size_of(self.inputs), size_of(self.outputs))
 
     @property
@@ -47,20 +49,34 @@ class Placement:
         return [*stack, *(factor for factors in self.taps for factor in factors), *self.inputs, *self.outputs]
 
     def covers(self) -> bool:
-        """Whether every value of the parameter is one of the kernel's, once."""
+        """Returns whether every value of the parameter is one of the kernel's, once."""
         factors = self._factors
         return len(set(factors)) == len(factors) and math.prod(f[2] for f in factors) == math.prod(self.shape)
 
-    def exchanged(self, groups: int) -> Placement | None:
-        """Where the axes lie of the kernel that takes outputs to inputs, with as many groups; None if nowhere."""
-        split = View(self.shape, (self.outputs,)).reshaped((groups, size_of(self.outputs) // groups))
+    def exchange(self, groups: int) -> Placement | None:
+        """Returns the axes of the kernel that takes outputs to inputs, in as many groups; None if it has none."""
+        split = View(self.shape, (self.outputs,)).reshape((groups, size_of(self.outputs) // groups))
         if split is None:
             return None
         group, features = split.axes
-        return dataclasses.replace(self, inputs=features, outputs=merged((*group, *self.inputs)))
+        return dataclasses.replace(self, inputs=features, outputs=merge_factors((*group, *self.inputs)))
+
+    def relation(self, other: Placement, groups: int) -> Relation | None:
+        """Returns how a kernel at another placement, in the same parameter and as many groups, is this one."""
+        more = tuple(axis for axis in self.stack if axis not in other.stack)
+        if other.taps != self.taps or math.prod(self.shape[axis] for axis in more) > 1:
+            return None
+        if other.stack != tuple(axis for axis in self.stack if axis in other.stack):
+            return None
+        if (other.inputs, other.outputs) == (self.inputs, self.outputs):
+            return "same"
+        exchanged = self.exchange(groups)
+        if exchanged is not None and (other.inputs, other.outputs) == (exchanged.inputs, exchanged.outputs):
+            return "exchanged"
+        return None
 
     def parameter(self, kernel: Any, sliced: Ints = ()) -> Any:
-        """The parameter that holds a kernel, `(*stack, *window, I / groups, O)`.
+        """Returns the parameter that holds a kernel, `(*stack, *window, I / groups, O)`.
 
         Without the axes of `stack` that were sliced, which are left with size 1.
         """
@@ -70,17 +86,17 @@ class Placement:
         return kernel.reshape([size for _, _, size in factors]).transpose(order).reshape(shape)
 
     def holding(self, chain: KernelChain, sliced: Ints = ()) -> jax.Array:
-        """The parameter that holds a chain's dense kernels; its links have an axis in front for each of the stack's."""
+        """Returns the parameter that holds a chain's dense kernels; links have an axis in front for each of `stack`."""
         dense: Callable[[KernelChain], jax.Array] = KernelChain.dense
         for _ in range(len(self.stack) - len(sliced)):
             dense = jax.vmap(dense)
         return self.parameter(dense(chain), sliced)
 
     def kernel(self, parameter: Any) -> Any:
-        """The kernel, `(*stack, *window, I / groups, O)`, in a parameter."""
+        """Returns the kernel, `(*stack, *window, I / groups, O)`, in a parameter."""
         stack = tuple(factors_of(axis, self.shape[axis]) for axis in self.stack)
         view = View(self.shape, (*stack, *self.taps, self.inputs, self.outputs))
-        return view.of(parameter)
+        return view.apply_to(parameter)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +104,7 @@ class Use:
     """A convolution's kernel as a view of a parameter.
 
     Args:
-      placement: of the kernel as the convolution has it.
+      placement: axes of the kernel as the convolution has it.
       flipped: window axes that are reversed.
     """
 
@@ -96,42 +112,36 @@ class Use:
     flipped: Ints
 
     def links(self, chain: KernelChain, placement: Placement) -> KernelChain | None:
-        """The chain that this use computes with, of a chain for the kernel at a placement; None if they do not fit."""
-        own = self.placement
-        left = tuple(axis for axis in placement.stack if axis not in own.stack)
-        if own.taps != placement.taps or math.prod(placement.shape[axis] for axis in left) > 1:
+        """Returns the chain that this use computes with, of one for the kernel at a placement; None if none fits."""
+        relation = placement.relation(self.placement, chain.feature_group_count)
+        if relation is None:
             return None
-        kernels, counts = (
-            [kernel.reshape(kernel.shape[len(left) :]) for kernel in chain.kernels],
-            chain.feature_group_counts,
-        )
-        if (own.inputs, own.outputs) != (placement.inputs, placement.outputs):
-            exchanged = placement.exchanged(chain.feature_group_count)
-            if exchanged is None or (own.inputs, own.outputs) != (exchanged.inputs, exchanged.outputs):
-                return None
-            # From the outputs to the inputs: the links in reverse, each from its outputs to its inputs.
-            kernels = [transposed_kernel(k, count) for k, count in zip(kernels, counts, strict=True)][::-1]
-            counts = counts[::-1]
-        if self.flipped:
-            kernels = [jnp.flip(kernel, self.flipped) for kernel in kernels]
-        return KernelChain(tuple(kernels), counts)
+        lead = len(set(placement.stack) - set(self.placement.stack))
+        links = tuple(link.reshape(link.shape[lead:]) for link in chain.kernels)
+        return turn(KernelChain(links, chain.feature_group_counts), relation == "exchanged", self.flipped)
+
+
+def turn(chain: KernelChain, exchanged: bool, flipped: Ints) -> KernelChain:
+    """Returns a chain from outputs to inputs if these are exchanged, with window axes flipped."""
+    kernels, counts = chain.kernels, chain.feature_group_counts
+    if exchanged:
+        kernels = tuple(transposed_kernel(k, count) for k, count in zip(kernels, counts, strict=True))[::-1]
+        counts = counts[::-1]
+    if flipped:
+        kernels = tuple(jnp.flip(kernel, flipped) for kernel in kernels)
+    return KernelChain(kernels, counts)
 
 
 def use_of(equation: JaxprEqn, view: View) -> Use | None:
-    """The use of a parameter, of which the second operand of a convolution is a view; None for any other equation."""
-    if equation.primitive is conv_general_dilated_p:
-        features, inputs, *taps = equation.params["dimension_numbers"].rhs_spec
-        if equation.params["batch_group_count"] > 1:
-            return None
-    elif equation.primitive is conv_p:
-        if equation.params["role"] == "kernel" or equation.params["stacked"]:
-            return None
-        *taps, inputs, features = range(len(view.axes))
-    else:
+    """Returns the use of a parameter by a convolution whose second operand is a view of it; None for any other."""
+    if not is_convolution(equation) or equation.params.get("batch_group_count", 1) > 1:
         return None
+    if role_of(equation) == "kernel" or is_stacked(equation):
+        return None
+    *taps, inputs, features = forward_axes(equation)[1]
     windows = tuple(view.axes[axis] for axis in taps)
-    whole = [{own for own, _, _ in factors} for factors in windows]
-    flipped = tuple(axis for axis, own in enumerate(whole) if own and own <= view.flipped)
+    whole = [{axis for axis, _, _ in factors} for factors in windows]
+    flipped = tuple(number for number, axes in enumerate(whole) if axes and axes <= view.flipped)
     if set().union(*(whole[axis] for axis in flipped)) != view.flipped:
         return None  # a part of a window axis is reversed, or the features are
     placement = Placement(view.shape, windows, view.axes[inputs], view.axes[features], view.sliced)
@@ -139,12 +149,12 @@ def use_of(equation: JaxprEqn, view: View) -> Use | None:
 
 
 ORDERS = ("HWIO", "OIHW", "HWCM")
-"""How a kernel may lie in a parameter: as JAX's and TensorFlow's libraries have it, as PyTorch and Equinox do, and as
-Keras does for a depthwise kernel (any other is HWIO there)."""
+"""Orders of a kernel's axes: of JAX's and TensorFlow's libraries, of PyTorch and Equinox, and of Keras for a depthwise
+kernel (any other is HWIO there)."""
 
 
 def guesses(chains: Sequence[KernelChain]) -> Iterator[list[Placement]]:
-    """Where the kernels that chains stand for may lie in their parameters; all of one function in the same order.
+    """Yields placements of the kernels that chains stand for; all kernels of one function have the same order.
 
     The chains with the most axes may also be stacks of chains: their links have one more axis in front, all of one
     size.

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from functools import lru_cache, wraps
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import jax
 
 from jaxcnn.chain import KernelChain
-from jaxcnn.transform.jaxpr.signature import Outputs, Signature, are_traced, split
-
-if TYPE_CHECKING:
-    from jaxcnn.transform.chains.placement import Placement
-
-_FUNCTIONS = 256
-"""Most sets of arguments that are not arrays for which a function keeps its programs."""
+from jaxcnn.transform.chains.axis_views import View
+from jaxcnn.transform.chains.chain_walker import ChainError, ChainWalker, TracedChain
+from jaxcnn.transform.chains.placement import Placement, guesses
+from jaxcnn.transform.jaxpr.signature import Outputs, Signature, cache_programs
 
 
 def with_chains(f: Callable[..., Any], *, materialize: bool = False) -> Callable[..., Any]:
-    """The same function of arguments in which kernels have been replaced by `KernelChain`s.
+    """Returns a function of arguments in which kernels have been replaced by `KernelChain`s.
 
     f is traced as if it got the chains' dense kernels, and each chain is carried to the convolutions that take it,
     lax's or jaxcnn's, which are computed link by link: the dense kernel is never made. On the way a chain passes
@@ -33,8 +29,8 @@ def with_chains(f: Callable[..., Any], *, materialize: bool = False) -> Callable
 
     Args:
       f: a function of pytrees of arrays; its other leaves are treated as by `accelerate`.
-      materialize: whether an operation that takes arrays only (a penalty on the weights, say) gets the dense kernel.
-        By default it is an error.
+      materialize: True to give the dense kernel to an operation that takes arrays only, such as a penalty on the
+        weights. By default that is an error.
 
     Returns:
       A function of the same arguments. A chain stands for a kernel in the order in which f has it: HWIO as in JAX's
@@ -63,41 +59,37 @@ def with_chains(f: Callable[..., Any], *, materialize: bool = False) -> Callable
     """
     if not callable(f):
         raise TypeError(f"with_chains: f must be a function, got {f!r}")
-    return chained(f, None, materialize)
+    return apply_with_chains(f, None, materialize)
 
 
-def chained(f: Callable[..., Any], known: dict[str, Placement] | None, materialize: bool = False) -> Callable[..., Any]:
-    """f of chains whose kernels lie as is known by path, or as can be guessed."""
+def apply_with_chains(
+    f: Callable[..., Any], known: Mapping[str, Placement] | None, materialize: bool = False
+) -> Callable[..., Any]:
+    """Returns f as a function of chains whose kernels lie as is known by path, or else as can be guessed."""
 
-    @lru_cache(maxsize=_FUNCTIONS)
-    def programs(signature: Signature) -> tuple[Callable[..., Outputs], Callable[..., Outputs]]:
+    def program_of(signature: Signature) -> Callable[..., Outputs]:
         traced, paths = jax.make_jaxpr(signature.flat(f), return_shape=True), signature.paths()
+        return lambda *values: evaluate_with_chains(traced, paths, values, known, materialize)
 
-        def inlined(*values: Any) -> Outputs:
-            return evaluated(traced, paths, values, known, materialize)
-
-        return inlined, jax.jit(inlined)
-
-    @wraps(f, updated=())
-    def run(*args: Any, **kwargs: Any) -> Any:
-        signature, values = split("with_chains", args, kwargs, (KernelChain,))
-        inlined, compiled = programs(signature)
-        inside = are_traced(jax.tree.leaves(values))
-        return (inlined if inside else compiled)(*values).results()
-
-    return run
+    return cache_programs("with_chains", f, program_of, (KernelChain,))
 
 
-def evaluated(
+def evaluate_with_chains(
     traced: Callable[..., Any],
     paths: Sequence[str],
     values: Sequence[Any],
-    known: dict[str, Placement] | None,
+    known: Mapping[str, Placement] | None,
     materialize: bool,
 ) -> Outputs:
-    """The results of a function, given as what traces it, for arrays and chains."""
-    from jaxcnn.transform.chains.carrier import ChainError
+    """Returns the results of a function for arrays and chains.
 
+    Args:
+      traced: function that makes the jaxpr, and the shapes of its results, of the user's function.
+      paths: path of each value in the arguments.
+      values: arrays and chains.
+      known: placements of kernels by path; None to try the usual orders.
+      materialize: True to give the dense kernel to what takes no chain.
+    """
     chains = [index for index, value in enumerate(values) if isinstance(value, KernelChain)]
     errors: list[Exception] = []
     for placements in _placements([values[index] for index in chains], [paths[index] for index in chains], known):
@@ -116,10 +108,8 @@ def evaluated(
 
 
 def _placements(
-    chains: Sequence[KernelChain], paths: Sequence[str], known: dict[str, Placement] | None
+    chains: Sequence[KernelChain], paths: Sequence[str], known: Mapping[str, Placement] | None
 ) -> Iterable[list[Placement]]:
-    from jaxcnn.transform.chains.placement import guesses
-
     if not chains:
         return [[]]
     if known is not None and known.keys() >= set(paths):
@@ -134,25 +124,19 @@ def _evaluated(
     placements: dict[int, Placement],
     materialize: bool,
 ) -> Outputs:
-    from jaxcnn.transform.chains.axis_views import View
-    from jaxcnn.transform.chains.carrier import Carried, Carrier
-
     operands, shapes = list(values), list(values)
     for index, placement in placements.items():
         chain = values[index]
-        operands[index] = Carried(chain, View.whole(placement.shape), placement, paths[index])
+        operands[index] = TracedChain(chain, View.whole(placement.shape), placement, paths[index])
         shapes[index] = jax.ShapeDtypeStruct(placement.shape, chain.dtype)
     jaxpr, outputs = traced(*shapes)
-    walker = Carrier(materialize=materialize)
+    walker = ChainWalker(materialize=materialize)
     results = walker.evaluate(jaxpr, jaxpr.consts, *operands)
     return jax.tree.unflatten(jax.tree.structure(outputs), [_returned(walker, result) for result in results])
 
 
 def _returned(walker: Any, result: Any) -> Any:
-    """A result; a chain whose kernel lies as the parameter's did, scaled or cast perhaps, as a chain."""
-    from jaxcnn.transform.chains.axis_views import View
-    from jaxcnn.transform.chains.carrier import Carried
-
-    if isinstance(result, Carried) and result.view == View.whole(result.placement.shape):
+    """Returns a result: a chain if its kernel lies as the parameter's did, perhaps scaled or cast, else an array."""
+    if isinstance(result, TracedChain) and result.view == View.whole(result.placement.shape):
         return result.chain
     return walker.array(result)

@@ -1,11 +1,11 @@
-"""Which convolution an equation is: lax's, in any layout and as either derivative, or jaxcnn's; as one `ConvSpec`."""
+"""Convolutions in jaxprs, lax's in any layout and as either derivative, or jaxcnn's, as one `ConvSpec`."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from jaxcnn.geometry import Ints, Pair, dilated_size
 from jaxcnn.lowering.common.forms import transposed_kernel
 from jaxcnn.lowering.spec import ConvSpec, Role, conv_spec
 from jaxcnn.primitives import conv_p
+from jaxcnn.transform.jaxpr.equations import avals, has_known_sizes, is_plain
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,77 +26,104 @@ class Convolution:
     """A convolution met in a jaxpr.
 
     Args:
-      spec: the convolution, with the role that is computed.
-      params: the static parameters of `conv_p`, without its method.
-      method: the method that the user asked for, `"auto"` for every convolution of lax.
-      axes: of the equation's two operands and its result, each in the order that the role has them.
-      flipped: whether the second operand is the kernel of the role `"output"` while the role is `"input"`: its window
-        is to be reversed and its features exchanged.
-      swapped: whether the role takes the equation's operands in the other order, and its result, a kernel, is to be
+      spec: convolution, with the role that is computed.
+      method: method that the user asked for, `"auto"` for every convolution of lax.
+      axes: axes of the equation's two operands and its result, each in the order that the role has them.
+      flipped: True if the second operand is the kernel of the role `"output"` while the role is `"input"`: its window
+        must be reversed and its features exchanged.
+      swapped: True if the role takes the equation's operands in the other order, and its result, a kernel, must be
         reversed.
       edges: (low, high, interior) padding of the equation's first operand that comes before, where the equation has
         a negative one.
+      sharding: sharding of the result on an Explicit mesh, or None.
     """
 
     spec: ConvSpec
-    params: dict[str, Any]
     method: str
     axes: tuple[Ints, Ints, Ints]
     flipped: bool = False
     swapped: bool = False
     edges: tuple[tuple[int, int, int], ...] | None = None
+    sharding: Any = None
 
     def bind(self, lhs: jax.Array, rhs: jax.Array, method: str) -> jax.Array:
         """Computes the equation's result from its operands by `conv_p`."""
-        lhs, rhs = self.arranged(lhs, rhs)
-        return self.restored(conv_p.bind(lhs, rhs, **self.params, method=method))
+        lhs, rhs = self.arrange(lhs, rhs)
+        return self.restore(conv_p.bind(lhs, rhs, **self.conv_params(method)))
 
-    def arranged(self, lhs: jax.Array, rhs: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def arrange(self, lhs: jax.Array, rhs: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Returns the equation's operands as `conv_p` takes them."""
         lhs_axes, rhs_axes, _ = self.axes
         if self.edges is not None:
-            lhs = _padded(lhs, self.edges)
+            lhs = _pad(lhs, self.edges)
         if self.swapped:
             lhs, rhs = rhs, lhs
-        lhs, rhs = _transposed(lhs, lhs_axes), _transposed(rhs, rhs_axes)
-        return lhs, _exchanged(rhs, self.spec) if self.flipped else rhs
+        lhs, rhs = _transpose(lhs, lhs_axes), _transpose(rhs, rhs_axes)
+        return lhs, _exchange_features(rhs, self.spec) if self.flipped else rhs
 
-    def restored(self, result: jax.Array) -> jax.Array:
+    def conv_params(self, method: str) -> dict[str, Any]:
+        """Returns the parameters of `conv_p`."""
+        return {"spec": self.spec, "method": method, "sharding": self.sharding}
+
+    def restore(self, result: jax.Array) -> jax.Array:
         """Returns the equation's result from that of `conv_p`."""
         if self.swapped:
             result = lax.rev(result, tuple(range(self.spec.rank)))
-        return _transposed(result, tuple(map(int, np.argsort(self.axes[2]))))
+        return _transpose(result, tuple(map(int, np.argsort(self.axes[2]))))
 
 
-def _padded(lhs: jax.Array, edges: Sequence[tuple[int, int, int]]) -> jax.Array:
+def _pad(lhs: jax.Array, edges: Sequence[tuple[int, int, int]]) -> jax.Array:
     return lax.pad(lhs, jnp.zeros((), lhs.dtype), edges)
 
 
-def _transposed(array: jax.Array, axes: Ints) -> jax.Array:
+def _transpose(array: jax.Array, axes: Ints) -> jax.Array:
     return array if axes == tuple(range(array.ndim)) else array.transpose(axes)
 
 
-def _exchanged(kernel: jax.Array, spec: ConvSpec) -> jax.Array:
+def _exchange_features(kernel: jax.Array, spec: ConvSpec) -> jax.Array:
     return transposed_kernel(lax.rev(kernel, tuple(range(spec.rank))), spec.feature_group_count)
 
 
-def convolution(equation: JaxprEqn) -> Convolution | None:
-    """The convolution that an equation computes, if jaxcnn can compute it; None if it is none, or one for lax alone."""
-    operands = avals(equation)
-    if not (is_convolution(equation) and all(map(is_plain, operands))):
+Purpose = Literal["count", "describe", "compute"]
+"""Reason for which an equation is looked at; each refuses more than the one before. `"count"` takes every convolution
+of known sizes, `"describe"` those that are one role of `conv_p`, `"compute"` those that jaxcnn computes in XLA's place.
+"""
+
+
+def as_convolution(equation: JaxprEqn, purpose: Purpose) -> Convolution | None:
+    """Returns the convolution that an equation is; None if it is none, or one that a purpose has no use for."""
+    if not is_convolution(equation) or not all(map(has_known_sizes, avals(equation))):
         return None
-    found = described(equation)
-    if found is None or min(map(min, found.spec.padding)) < 0:
-        found = _cropped(equation)
-    if found is None or operands[-1].weak_type:
-        return None  # jaxcnn's results never have a weak type
+    if purpose == "compute":
+        return _computable(equation)
+    conv = _of_jaxcnn(equation) if equation.primitive is conv_p else _of_lax(equation)
+    if conv is None and purpose == "count":
+        conv = _kernel_of_transposed(equation) if max(equation.params["lhs_dilation"]) > 1 else None
+        # The gradients of kernels in groups, of a dilated or a cropped input, are convolutions in groups of the batch.
+        conv = conv or _batch_grouped(equation)
+    return conv
+
+
+def is_convolution(equation: JaxprEqn) -> bool:
+    """Returns whether an equation is a convolution, lax's or jaxcnn's."""
+    return equation.primitive is conv_p or equation.primitive is conv_general_dilated_p
+
+
+def _computable(equation: JaxprEqn) -> Convolution | None:
+    operands = avals(equation)
+    # jaxcnn's results never have a weak type.
+    if not all(map(is_plain, operands)) or operands[-1].weak_type:
+        return None
+    conv = as_convolution(equation, "describe")
+    if conv is None or min(map(min, conv.spec.padding)) < 0:
+        conv = _cropped(equation)
     if any(jnp.issubdtype(aval.dtype, kind) for aval in operands for kind in (np.complexfloating, np.bool_)):
-        return found if equation.primitive is conv_p else None
-    return found
+        return conv if equation.primitive is conv_p else None
+    return conv
 
 
 def _cropped(equation: JaxprEqn) -> Convolution | None:
-    """The convolution of an equation of lax with negative padding: that of what is left when its operand is cropped.
+    """Returns the convolution of lax with negative padding as that of a cropped operand; None if no padding is.
 
     XLA:CPU reads out of bounds for some negative padding (openxla/xla#48713).
     """
@@ -109,67 +137,23 @@ def _cropped(equation: JaxprEqn) -> Convolution | None:
     if not any(map(any, edges)):
         return None
 
-    def cropped(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
+    def convolve_cropped(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
         options = {**params, "padding": tuple(padding), "lhs_dilation": tuple(dilation)}
-        return conv_general_dilated_p.bind(_padded(lhs, edges), rhs, **options)
+        return conv_general_dilated_p.bind(_pad(lhs, edges), rhs, **options)
 
-    *_, left = jax.make_jaxpr(cropped)(*(jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in operands)).eqns
-    found = described(left)
-    return None if found is None else dataclasses.replace(found, edges=tuple(edges))
-
-
-def described(equation: JaxprEqn) -> Convolution | None:
-    """The convolution that an equation computes; None if it is none, or its sizes are not known or zero."""
-    if not is_convolution(equation):
-        return None
-    if not all(isinstance(size, int) and size > 0 for aval in avals(equation) for size in aval.shape):
-        return None
-    return _own(equation) if equation.primitive is conv_p else _of_lax(equation)
+    shapes = (jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in operands)
+    *_, equation = jax.make_jaxpr(convolve_cropped)(*shapes).eqns
+    conv = as_convolution(equation, "describe")
+    return None if conv is None else dataclasses.replace(conv, edges=tuple(edges))
 
 
-def is_convolution(equation: JaxprEqn) -> bool:
-    """Whether an equation is a convolution, lax's or jaxcnn's."""
-    return equation.primitive is conv_p or equation.primitive is conv_general_dilated_p
-
-
-def counted(equation: JaxprEqn) -> Convolution | None:
-    """As `described`, and to be counted alone the kernel's gradients that no role computes.
-
-    In groups, with a dilated input or a cropped one, they are convolutions in groups of the batch.
-    """
-    found = described(equation)
-    groups = equation.params.get("batch_group_count", 1)
-    if found is not None or groups == 1:
-        return found
-    if not all(isinstance(size, int) and size > 0 for aval in avals(equation) for size in aval.shape):
-        return None
-    found = _kernel_of_transposed(equation) if max(equation.params["lhs_dilation"]) > 1 else None
-    return _batch_grouped(equation, groups) if found is None else found
-
-
-def avals(equation: JaxprEqn) -> list[Any]:
-    """The abstract values of an equation's operands and results."""
-    return [variable.aval for variable in (*equation.invars, *equation.outvars)]
-
-
-def is_plain(aval: Any) -> bool:
-    """Whether an abstract value is an array of known, positive sizes, with no explicit sharding."""
-    if not all(isinstance(size, int) and size > 0 for size in aval.shape):
-        return False
-    mesh = aval.sharding.mesh
-    return mesh.empty or jax.sharding.AxisType.Explicit not in mesh.axis_types
-
-
-def _own(equation: JaxprEqn) -> Convolution:
-    params = dict(equation.params)
-    method = params.pop("method")
-    lhs, rhs, out = avals(equation)
-    spec = conv_spec(lhs, rhs, **{name: value for name, value in params.items() if name != "sharding"})
-    axes = tuple(range(lhs.ndim)), tuple(range(rhs.ndim)), tuple(range(out.ndim))
-    found = None
-    if spec.role == "output" and not spec.stacked and max(spec.input_dilation) > 1:
-        found = _input(equation, axes, params)
-    return Convolution(spec, params, method, axes) if found is None else dataclasses.replace(found, method=method)
+def _of_jaxcnn(equation: JaxprEqn) -> Convolution:
+    spec, method, sharding = (equation.params[name] for name in ("spec", "method", "sharding"))
+    dilated = spec.role == "output" and not spec.stacked and max(spec.input_dilation) > 1
+    transposed = _input(equation) if dilated else None
+    if transposed is None:
+        return Convolution(spec, method, forward_axes(equation), sharding=sharding)
+    return dataclasses.replace(transposed, method=method)
 
 
 def _of_lax(equation: JaxprEqn) -> Convolution | None:
@@ -185,17 +169,20 @@ def _of_lax(equation: JaxprEqn) -> Convolution | None:
     # window over a small image looks alike; but in a gradient channels are the batch, and batches come first.
     of_kernel = single and math.prod(window) > math.prod(outputs) and numbers.lhs_spec[0] != 0
     dilated = max(params["lhs_dilation"]) > 1
-    found = None
+    conv = None
     if of_kernel:
-        found = _kernel_of_transposed(equation) if dilated else _kernel(equation)
-    if found is None and dilated:
-        found = _input(equation, *_forward(equation))
-    return _output(equation) if found is None else found
+        conv = _kernel_of_transposed(equation) if dilated else _kernel(equation)
+    if conv is None and dilated:
+        conv = _input(equation)
+    groups = params["feature_group_count"]
+    return conv or _in_role(
+        equation, "output", forward_axes(equation), **forward_options(equation), feature_group_count=groups
+    )
 
 
-def _batch_grouped(equation: JaxprEqn, groups: int) -> Convolution:
-    """A convolution in groups of the batch as one in as many groups of features: each group's images side by side."""
-    axes, options = _forward(equation)
+def _batch_grouped(equation: JaxprEqn) -> Convolution:
+    """Returns a convolution in groups of the batch as one in groups of features: each group's images side by side."""
+    axes, groups = forward_axes(equation), equation.params["batch_group_count"]
     lhs, rhs, out = avals(equation)
     batch, *sizes, features = _sizes(lhs, axes[0])
     spec = conv_spec(
@@ -207,71 +194,91 @@ def _batch_grouped(equation: JaxprEqn, groups: int) -> Convolution:
         preferred_element_type=np.dtype(out.dtype),
         input_size=None,
         window=None,
-        **{**options, "feature_group_count": groups},
+        feature_group_count=groups,
+        **forward_options(equation),
     )
-    return Convolution(spec, {}, "auto", axes)
+    return Convolution(spec, "auto", axes)
 
 
 def _sizes(aval: Any, axes: Sequence[int]) -> Ints:
     return tuple(aval.shape[axis] for axis in axes)
 
 
-def _found(
+def _in_role(
     equation: JaxprEqn,
     role: Role,
     axes: tuple[Ints, Ints, Ints],
     flipped: bool = False,
     swapped: bool = False,
-    **given: Any,
+    **options: Any,
 ) -> Convolution:
     first, second, result = avals(equation)
-    every = (second, first, result) if swapped else (first, second, result)
+    arrays = (second, first, result) if swapped else (first, second, result)
     lhs, rhs, out = (
-        jax.ShapeDtypeStruct(_sizes(aval, order), aval.dtype) for aval, order in zip(every, axes, strict=True)
+        jax.ShapeDtypeStruct(_sizes(aval, order), aval.dtype) for aval, order in zip(arrays, axes, strict=True)
     )
     params = {
         "role": role,
         "stacked": False,
-        "input_dilation": (1,) * len(given["strides"]),
+        "input_dilation": (1,) * len(options["strides"]),
         "input_size": None,
         "window": None,
-        "precision": equation.params["precision"],
+        "precision": option(equation, "precision"),
         "preferred_element_type": np.dtype(out.dtype),
-        **given,
+        **options,
     }
     if flipped:
         *window, kernel_in, features = rhs.shape
         groups = params["feature_group_count"]
         rhs = jax.ShapeDtypeStruct((*window, features // groups, kernel_in * groups), rhs.dtype)
-    return Convolution(conv_spec(lhs, rhs, **params), {**params, "sharding": None}, "auto", axes, flipped, swapped)
+    return Convolution(conv_spec(lhs, rhs, **params), "auto", axes, flipped, swapped)
 
 
-def _output(equation: JaxprEqn) -> Convolution:
-    """The equation as (x, kernel) -> y."""
-    axes, options = _forward(equation)
-    return _found(equation, "output", axes, **options)
+def option(equation: JaxprEqn, name: str) -> Any:
+    """Returns an option of a convolution that lax and jaxcnn call by the same name."""
+    return getattr(equation.params["spec"], name) if equation.primitive is conv_p else equation.params[name]
 
 
-def _forward(equation: JaxprEqn) -> tuple[tuple[Ints, Ints, Ints], dict[str, Any]]:
-    """The axes of lax's operands and result as the role `"output"` has them, and its options."""
+def role_of(equation: JaxprEqn) -> Role:
+    """Returns the role that the equation names; every convolution of lax has the role `"output"`."""
+    return equation.params["spec"].role if equation.primitive is conv_p else "output"
+
+
+def is_stacked(equation: JaxprEqn) -> bool:
+    """Returns whether operands and result of a convolution have one more axis in front."""
+    return equation.primitive is conv_p and equation.params["spec"].stacked is not None
+
+
+def forward_axes(equation: JaxprEqn) -> tuple[Ints, Ints, Ints]:
+    """Returns the axes of image, kernel and result in the order (N, *spatial, C), (*window, I, O), (N, *spatial, C)."""
+    if equation.primitive is conv_p:
+        lhs, rhs, out = (tuple(range(aval.ndim)) for aval in avals(equation))
+        return lhs, rhs, out
+    (n, c, *x_axes), (o, i, *taps), (out_n, out_c, *y_axes) = equation.params["dimension_numbers"]
+    return (n, *x_axes, c), (*taps, i, o), (out_n, *y_axes, out_c)
+
+
+def forward_options(equation: JaxprEqn) -> dict[str, Any]:
+    """Returns a convolution's options as `jaxcnn.conv` takes them, without the groups."""
     params = equation.params
-    (n, c, *x_axes), (o, i, *taps), (out_n, out_c, *y_axes) = params["dimension_numbers"]
-    options = {
+    if equation.primitive is conv_p:
+        names = ("strides", "padding", "input_dilation", "kernel_dilation")
+        return {name: getattr(params["spec"], name) for name in names}
+    return {
         "strides": tuple(params["window_strides"]),
         "padding": _pairs(params["padding"]),
         "input_dilation": tuple(params["lhs_dilation"]),
         "kernel_dilation": tuple(params["rhs_dilation"]),
-        "feature_group_count": params["feature_group_count"],
     }
-    return ((n, *x_axes, c), (*taps, i, o), (out_n, *y_axes, out_c)), options
 
 
 def _pairs(padding: Any) -> tuple[Pair, ...]:
     return tuple((int(low), int(high)) for low, high in padding)
 
 
-def _input(equation: JaxprEqn, axes: tuple[Ints, Ints, Ints], options: Mapping[str, Any]) -> Convolution | None:
-    """The equation, whose first operand is dilated, as (y, kernel) -> x with that dilation for strides."""
+def _input(equation: JaxprEqn) -> Convolution | None:
+    """Returns the equation, whose first operand is dilated, as (y, kernel) -> x with that dilation for strides."""
+    axes, options = forward_axes(equation), forward_options(equation)
     if max(options["strides"]) > 1:
         return None
     (_, *y_axes, _), (*taps, _, _), (_, *x_axes, _) = axes
@@ -282,7 +289,7 @@ def _input(equation: JaxprEqn, axes: tuple[Ints, Ints, Ints], options: Mapping[s
     padding = _forward_padding(inputs, _sizes(lhs, y_axes), window, strides, dilation, lows)
     if padding is None:
         return None
-    return _found(
+    return _in_role(
         equation,
         "input",
         axes,
@@ -290,13 +297,13 @@ def _input(equation: JaxprEqn, axes: tuple[Ints, Ints, Ints], options: Mapping[s
         strides=strides,
         padding=padding,
         kernel_dilation=dilation,
-        feature_group_count=options["feature_group_count"],
+        feature_group_count=option(equation, "feature_group_count"),
         input_size=inputs,
     )
 
 
 def _kernel(equation: JaxprEqn) -> Convolution | None:
-    """The equation as (x, y) -> kernel: batch and features of both operands are exchanged, strides and dilation too."""
+    """Returns the equation as (x, y) -> kernel: batch and features are exchanged, and strides and dilation."""
     params = equation.params
     if max(params["lhs_dilation"]) > 1:
         return None
@@ -308,7 +315,7 @@ def _kernel(equation: JaxprEqn) -> Convolution | None:
     padding = _forward_padding(_sizes(lhs, x_axes), _sizes(rhs, y_axes), window, strides, dilation, lows)
     if padding is None:
         return None
-    return _found(
+    return _in_role(
         equation,
         "kernel",
         ((n, *x_axes, c), (y_n, *y_axes, o), (*taps, i, out_o)),
@@ -321,7 +328,7 @@ def _kernel(equation: JaxprEqn) -> Convolution | None:
 
 
 def _kernel_of_transposed(equation: JaxprEqn) -> Convolution | None:
-    """The equation, whose first operand is dilated, as the kernel's gradient of a transposed convolution.
+    """Returns the equation, whose first operand is dilated, as the kernel's gradient of a transposed convolution.
 
     The pixels of its window lie under those of the dilated operand as the inputs of a convolution, strided by that
     dilation, lie under its outputs. It is the gradient of this convolution's kernel, whose taps run the other way.
@@ -339,7 +346,7 @@ def _kernel_of_transposed(equation: JaxprEqn) -> Convolution | None:
     padding = _forward_padding(_sizes(rhs, x_axes), _sizes(lhs, y_axes), window, strides, dilation, lows)
     if padding is None:
         return None
-    return _found(
+    return _in_role(
         equation,
         "kernel",
         ((x_n, *x_axes, c), (n, *y_axes, o), (*taps, i, out_o)),
@@ -355,7 +362,7 @@ def _kernel_of_transposed(equation: JaxprEqn) -> Convolution | None:
 def _forward_padding(
     inputs: Ints, outputs: Ints, window: Ints, strides: Ints, dilation: Ints, lows: Sequence[int]
 ) -> tuple[Pair, ...] | None:
-    """The padding of the convolution from `inputs` to exactly `outputs` pixels whose derivative an equation is.
+    """Returns the padding of the convolution from `inputs` to exactly `outputs` pixels whose derivative an equation is.
 
     None if there is none without negative padding.
     """

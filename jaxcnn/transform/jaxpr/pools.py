@@ -1,4 +1,4 @@
-"""Which pool an equation is: lax's window reductions and the derivatives of its maximum, as jaxcnn's primitives."""
+"""Pools in jaxprs: lax's window reductions and the derivatives of its maximum, as jaxcnn's primitives."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from jax.extend.core import primitives as lax_primitives
 from jaxcnn.lowering import choice
 from jaxcnn.lowering.spec import PoolSpec
 from jaxcnn.primitives import extremum_p, scatter_p, select_p, window_sum_p, winner_p
-from jaxcnn.transform.jaxpr.convolutions import avals, is_plain
+from jaxcnn.transform.jaxpr.equations import avals, inner_jaxpr, is_plain
 
 _REDUCTIONS: dict[Primitive, str] = {
     lax_primitives.reduce_window_max_p: "max",
@@ -37,11 +37,11 @@ class Pool:
     """A pool met in a jaxpr.
 
     Args:
-      spec: the pool, over the equation's operand reshaped to (N, *spatial, C).
+      spec: pool over the equation's operand reshaped to (N, *spatial, C).
       kind: `"max"`, `"min"` or `"sum"`.
       shape: shape of the equation's own operand.
       out_shape: shape of the equation's own result.
-      first: the first axis of the operand over which a window slides.
+      first: first axis of the operand over which a window slides.
     """
 
     spec: PoolSpec
@@ -52,13 +52,13 @@ class Pool:
 
     @property
     def params(self) -> dict[str, Any]:
-        """The static parameters that all of jaxcnn's pool primitives have."""
+        """Returns the static parameters that all of jaxcnn's pool primitives have."""
         names = ("window_shape", "strides", "padding", "window_dilation")
         return {name: getattr(self.spec, name) for name in names}
 
 
-def pool(equation: JaxprEqn) -> Pool | None:
-    """The pool that an equation of lax computes or differentiates; None if it is none, or one that only lax takes."""
+def as_pool(equation: JaxprEqn) -> Pool | None:
+    """Returns the pool that an equation of lax computes or differentiates; None if only lax can compute it."""
     primitive, params = equation.primitive, equation.params
     if primitive not in POOLS:
         return None
@@ -69,8 +69,8 @@ def pool(equation: JaxprEqn) -> Pool | None:
     else:
         kind = _body_kind(equation)
     # Of the derivatives of a maximum, the operand of the pool comes second.
-    every = avals(equation)
-    operand, result = every[1 if primitive in _INDEXED else 0], every[-1]
+    arrays = avals(equation)
+    operand, result = arrays[1 if primitive in _INDEXED else 0], arrays[-1]
     if (
         not kind
         or result.weak_type
@@ -84,19 +84,18 @@ def pool(equation: JaxprEqn) -> Pool | None:
     if max(params.get("base_dilation", ones)) > 1 or min(map(min, params["padding"])) < 0:
         return None
     spec, out_shape, first = _spec(operand, params)
-    found = Pool(spec, kind, operand.shape, out_shape, first)
     selects = primitive is lax_primitives.select_and_gather_add_p
     improves = choice.pool_method(spec, "cpu", selects=selects).NAME != "direct"
-    return found if improves else None
+    return Pool(spec, kind, operand.shape, out_shape, first) if improves else None
 
 
 def _body_kind(equation: JaxprEqn) -> str:
-    """The kind of a window reduction by a function: of a single maximum or minimum of its two arguments."""
+    """Returns the kind of a window reduction by a function, if that is one maximum or minimum of its two arguments."""
     body = equation.params["jaxpr"]
     if len(equation.invars) != 2 or equation.params["consts"]:
         return ""
     while True:
-        body = getattr(body, "jaxpr", body)
+        body = inner_jaxpr(body)
         if len(body.eqns) != 1 or body.constvars:
             return ""
         (inner,) = body.eqns
@@ -108,7 +107,7 @@ def _body_kind(equation: JaxprEqn) -> str:
 
 
 def _spec(operand: Any, params: dict[str, Any]) -> tuple[PoolSpec, tuple[int, ...], int]:
-    """The pool over (N, *spatial, C), the shape of its result in the equation's own axes, and the first spatial axis.
+    """Returns the pool over (N, *spatial, C), the result's shape in the equation's axes, and the first spatial axis.
 
     The axes that no window slides over, before the first that one does, are N, and those after the last are C; those
     in between have a window of one pixel. So no axis moves.
@@ -131,31 +130,31 @@ def _spec(operand: Any, params: dict[str, Any]) -> tuple[PoolSpec, tuple[int, ..
     return spec, (*shape[:first], *spec.output_shape[1:-1], *shape[last:]), first
 
 
-def bind_pool(equation: JaxprEqn, found: Pool, operands: Sequence[Any]) -> jax.Array:
+def bind_pool(equation: JaxprEqn, pool: Pool, operands: Sequence[Any]) -> jax.Array:
     """Computes an equation's result from its operands by jaxcnn's primitives."""
-    spec, params = found.spec, found.params
+    spec, params = pool.spec, pool.params
     out_shape = spec.output_shape
     if equation.primitive is lax_primitives.select_and_scatter_add_p:
         cotangent, operand = operands
-        index = winner_p.bind(lax.stop_gradient(operand).reshape(spec.input_shape), mode=found.kind, **params)
+        index = winner_p.bind(lax.stop_gradient(operand).reshape(spec.input_shape), mode=pool.kind, **params)
         y = _widened(cotangent.reshape(out_shape))
         result = scatter_p.bind(y, index, input_size=spec.input_shape[1:-1], sharding=None, **params)
-        return result.astype(cotangent.dtype).reshape(found.shape)
+        return result.astype(cotangent.dtype).reshape(pool.shape)
     if equation.primitive is lax_primitives.select_and_gather_add_p:
         tangent, operand = operands
-        index = winner_p.bind(lax.stop_gradient(operand).reshape(spec.input_shape), mode=found.kind, **params)
-        return select_p.bind(tangent.reshape(spec.input_shape), index, **params).reshape(found.out_shape)
+        index = winner_p.bind(lax.stop_gradient(operand).reshape(spec.input_shape), mode=pool.kind, **params)
+        return select_p.bind(tangent.reshape(spec.input_shape), index, **params).reshape(pool.out_shape)
     x = operands[0].reshape(spec.input_shape)
-    if found.kind == "sum":
-        return window_sum_p.bind(_widened(x), **params).astype(x.dtype).reshape(found.out_shape)
-    result = extremum_p.bind(x, mode=found.kind, **params).reshape(found.out_shape)
+    if pool.kind == "sum":
+        return window_sum_p.bind(_widened(x), **params).astype(x.dtype).reshape(pool.out_shape)
+    result = extremum_p.bind(x, mode=pool.kind, **params).reshape(pool.out_shape)
     if equation.primitive is lax_primitives.reduce_window_p:
         # A reduction by a function starts from a value of the user's, which is the padding's too.
-        result = (lax.max if found.kind == "max" else lax.min)(result, jnp.broadcast_to(operands[1], result.shape))
+        result = (lax.max if pool.kind == "max" else lax.min)(result, jnp.broadcast_to(operands[1], result.shape))
     return result
 
 
 def _widened(array: jax.Array) -> jax.Array:
-    """16-bit floats as float32, in which sums are added up."""
+    """Returns 16-bit floats as float32, in which sums are added up."""
     narrow = jnp.issubdtype(array.dtype, jnp.floating) and array.dtype.itemsize < 4
     return array.astype(jnp.float32) if narrow else array

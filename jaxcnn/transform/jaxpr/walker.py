@@ -1,6 +1,6 @@
-"""The walker over jaxprs: evaluates one equation by equation, with rules by primitive, inside every primitive it knows.
+"""The walker evaluates a jaxpr equation by equation, with rules by primitive, inside every primitive that it knows.
 
-What no rule computes is bound as it was. Name stacks and source lines are those of the function that was traced.
+An equation without a rule is bound as it was. Name stacks and source lines are those of the function that was traced.
 """
 
 from __future__ import annotations
@@ -13,55 +13,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
-from jax.extend import source_info_util
-from jax.extend.core import JaxprEqn, Literal, Primitive
+from jax.extend.core import JaxprEqn, Primitive
 from jax.extend.core import primitives as lax_primitives
 
 from jaxcnn._compat import custom_vmap_primitive, manual_axes, shard_map_primitive
 from jaxcnn.epilogue import fused_conv_p
+from jaxcnn.transform.jaxpr.equations import (
+    JaxprValues,
+    consts_of,
+    inner_jaxpr,
+    rebind,
+    same_source,
+    sub_jaxprs,
+)
 
 Rule = Callable[[JaxprEqn, Sequence[Any]], Sequence[Any] | None]
-"""Results of an equation from its operands, or None to bind it as it was."""
-
-
-def opened(jaxpr: Any) -> Any:
-    """The jaxpr itself of a closed one (from jax 0.12 on they are one class)."""
-    return getattr(jaxpr, "jaxpr", jaxpr)
-
-
-def held_jaxprs(equation: JaxprEqn) -> list[Any]:
-    """The jaxprs among an equation's parameters, open or closed, in order."""
-    found = []
-    for value in equation.params.values():
-        found += [item for item in (value if isinstance(value, tuple | list) else (value,)) if is_jaxpr(item)]
-    return found
-
-
-def is_jaxpr(value: Any) -> bool:
-    """Whether a parameter's value is a jaxpr, open or closed."""
-    return hasattr(opened(value), "eqns")
-
-
-def loop_parts(equation: JaxprEqn, operands: Sequence[Any]) -> tuple[list[Any], list[Any], list[Any]]:
-    """The operands of a scan, or what is known of them: constants, carry, and what it takes slices of."""
-    # How JAX tells them apart differs by release; slices and stacked results have one axis more outside than inside.
-    inner = opened(equation.params["jaxpr"])
-    slicing = sum(_ndim(a) > _ndim(b) for a, b in zip(equation.invars, inner.invars, strict=True))
-    stacking = sum(_ndim(a) > _ndim(b) for a, b in zip(equation.outvars, inner.outvars, strict=True))
-    last = len(operands) - slicing
-    first = last - (len(equation.outvars) - stacking)
-    return list(operands[:first]), list(operands[first:last]), list(operands[last:])
-
-
-def _ndim(atom: Any) -> int:
-    return len(getattr(atom.aval, "shape", ()))
-
-
-def in_place_of(equation: JaxprEqn) -> Any:
-    """A context in which everything bound carries the equation's name stack and source line."""
-    info = equation.source_info
-    stack = source_info_util.current_name_stack() + info.name_stack
-    return source_info_util.user_context(info.traceback, name_stack=stack)
+"""A rule computes the results of an equation from its operands, or gives None to bind it as it was."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,8 +55,8 @@ class Walker:
     """An evaluation of jaxprs with rules.
 
     Args:
-      rules: by primitive, what computes its equations.
-      of_loops: what evaluates the bodies of loops; None where it is the same.
+      rules: rule for the equations of a primitive, by primitive.
+      of_loops: walker for the bodies of loops; None if it is this one.
       fusions: function from a jaxpr to the equations that are computed as one, whatever the rules.
     """
 
@@ -100,70 +67,64 @@ class Walker:
     _touched: dict[int, tuple[Any, bool]] = dataclasses.field(default_factory=dict, repr=False)
 
     def evaluate(self, jaxpr: Any, consts: Sequence[Any], *args: Any) -> list[Any]:
-        """The results of a jaxpr for some arguments, with every equation for which there is a rule computed by it."""
-        jaxpr = opened(jaxpr)
-        values: dict[Any, Any] = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args), strict=True))
-
-        def read(atom: Any) -> Any:
-            return atom.val if isinstance(atom, Literal) else values[atom]
-
-        fusions = {} if self.fusions is None else self.fusions(jaxpr)
-        for number, equation in enumerate(jaxpr.eqns):
+        """Returns the results of a jaxpr for some arguments, computed by the rules where there are some."""
+        values = JaxprValues(jaxpr, (*consts, *args))
+        fusions = {} if self.fusions is None else self.fusions(values.jaxpr)
+        for number, equation in enumerate(values.jaxpr.eqns):
             fusion = fusions.get(number)
             if fusion is None and number in fusions:
                 continue
-            with in_place_of(fusion.equation if fusion else equation), equation.ctx.manager:
+            with same_source(fusion.equation if fusion else equation), equation.ctx.manager:
                 if fusion:
-                    results: Sequence[Any] = [fusion.compute([read(atom) for atom in fusion.inputs])]
+                    results: Sequence[Any] = [fusion.compute(values.read(fusion.inputs))]
                 else:
-                    results = self._results(equation, [read(atom) for atom in equation.invars])
-            values.update(zip(equation.outvars, results, strict=True))
-        return [read(atom) for atom in jaxpr.outvars]
+                    results = self.results(equation, values.read(equation.invars))
+            values.write(equation, results)
+        return values.outputs()
 
-    def _results(self, equation: JaxprEqn, operands: list[Any]) -> Sequence[Any]:
+    def results(self, equation: JaxprEqn, operands: list[Any]) -> Sequence[Any]:
+        """Returns the results of one equation: by its rule, by those for what it holds, or as it was."""
         rule = self.rules.get(equation.primitive)
         results = None if rule is None else rule(equation, operands)
-        if results is None:
-            descend = _descent(equation.primitive) if held_jaxprs(equation) else None
-            if descend is None or not self.touches(equation):
-                return bind_as_it_was(equation, operands)
-            results = descend(self, equation, operands)
-        return results
+        if results is not None:
+            return results
+        descend = _descent(equation.primitive) if sub_jaxprs(equation) and self.touches(equation) else None
+        return rebind(equation, operands) if descend is None else descend(self, equation, operands)
 
     def touches(self, equation: JaxprEqn) -> bool:
-        """Whether there is a rule for an equation, or in a jaxpr that it holds, at any depth.
+        """Returns whether there is a rule for an equation, or in a jaxpr that it holds, at any depth.
 
         The backward function of a custom derivative is not known before it is traced, so it always counts.
         """
         if equation.primitive in self.rules or equation.primitive is lax_primitives.custom_vjp_call_p:
             return True
-        return any(map(self._has_rules, held_jaxprs(equation)))
+        return any(map(self._has_rules, sub_jaxprs(equation)))
 
     def _has_rules(self, jaxpr: Any) -> bool:
-        jaxpr = opened(jaxpr)
+        jaxpr = inner_jaxpr(jaxpr)
         if id(jaxpr) not in self._touched:
-            found = any(map(self.touches, jaxpr.eqns))
-            self._touched[id(jaxpr)] = jaxpr, found  # the jaxpr too, so that its id stays its own
+            # The jaxpr is kept too, so that no other one gets its id.
+            self._touched[id(jaxpr)] = jaxpr, any(map(self.touches, jaxpr.eqns))
         return self._touched[id(jaxpr)][1]
 
-    def rebuilt(self, jaxpr: Any) -> Any:
-        """A closed jaxpr with the rules applied: the same one each time it is met, so that it is lowered once."""
+    def rebuild(self, jaxpr: Any) -> Any:
+        """Returns a closed jaxpr with the rules applied, the same object at each call, so that it is lowered once."""
         if id(jaxpr) not in self._rebuilt:
             run = partial(self.evaluate, jaxpr, jaxpr.consts)
-            closed = jax.make_jaxpr(run)(*(variable.aval for variable in opened(jaxpr).invars))
+            closed = jax.make_jaxpr(run)(*(variable.aval for variable in inner_jaxpr(jaxpr).invars))
             self._rebuilt[id(jaxpr)] = jaxpr, closed
         return self._rebuilt[id(jaxpr)][1]
 
-    def rebuilt_around(self, jaxpr: Any, known: Mapping[int, Any]) -> Any:
-        """A closed jaxpr with the rules applied that holds the values of some of its arguments, which it ignores."""
+    def rebuild_around(self, jaxpr: Any, known: Mapping[int, Any]) -> Any:
+        """Returns a closed jaxpr with the rules applied, which holds and ignores those arguments that are known."""
 
         def run(*args: Any) -> list[Any]:
             return self.evaluate(jaxpr, jaxpr.consts, *(known.get(index, arg) for index, arg in enumerate(args)))
 
-        return jax.make_jaxpr(run)(*(variable.aval for variable in opened(jaxpr).invars))
+        return jax.make_jaxpr(run)(*(variable.aval for variable in inner_jaxpr(jaxpr).invars))
 
-    def rewritten(self, f: Callable[..., Any]) -> Callable[..., Any]:
-        """f, which is traced at each call, with the rules applied; arguments and results are pytrees."""
+    def rewrite(self, f: Callable[..., Any]) -> Callable[..., Any]:
+        """Returns f with the rules applied; f is traced at each call, its arguments and results are pytrees."""
 
         def run(*args: Any) -> Any:
             leaves, structure = jax.tree.flatten(args)
@@ -172,8 +133,8 @@ class Walker:
             results: list[tuple[Any, list[bool]]] = []
 
             def flat(*values: Any) -> list[Any]:
-                given = dict(zip(arrays, values, strict=True))
-                merged = [given.get(index, leaf) for index, leaf in enumerate(leaves)]
+                traced = dict(zip(arrays, values, strict=True))
+                merged = [traced.get(index, leaf) for index, leaf in enumerate(leaves)]
                 out, out_structure = jax.tree.flatten(f(*jax.tree.unflatten(structure, merged)))
                 results.append((out_structure, [_is_float0(value) for value in out]))
                 return [value for value in out if not _is_float0(value)]
@@ -192,23 +153,19 @@ def _is_float0(value: Any) -> bool:
     return getattr(value, "dtype", None) == jax.dtypes.float0
 
 
-def bind_as_it_was(equation: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
-    """The results of an equation, bound with its own parameters."""
-    results = equation.primitive.bind(*operands, **equation.primitive.get_bind_params(equation.params))
-    return list(results) if equation.primitive.multiple_results else [results]
+# Descents bind an equation that holds jaxprs with these rewritten.
+
+Descent = Callable[["Walker", JaxprEqn, list[Any]], list[Any]]
 
 
-# Descents: how an equation that holds jaxprs is bound with these rewritten.
-
-
-def _bind_rebuilt(*names: str) -> Callable[[Walker, JaxprEqn, list[Any]], list[Any]]:
-    """For primitives that hold closed jaxprs under these names, one or several under each."""
+def _bind_rebuilt(*names: str) -> Descent:
+    """Returns the descent for primitives that hold closed jaxprs, one or several, under these names."""
 
     def descend(walker: Walker, equation: JaxprEqn, operands: list[Any]) -> list[Any]:
         params = dict(equation.primitive.get_bind_params(equation.params))
         for name in names:
             held = params[name]
-            params[name] = tuple(map(walker.rebuilt, held)) if isinstance(held, tuple) else walker.rebuilt(held)
+            params[name] = tuple(map(walker.rebuild, held)) if isinstance(held, tuple) else walker.rebuild(held)
         return equation.primitive.bind(*operands, **params)
 
     return descend
@@ -221,7 +178,7 @@ def _into_jit(walker: Walker, equation: JaxprEqn, operands: list[Any]) -> list[A
     if not known:
         return _bind_rebuilt("jaxpr")(walker, equation, operands)
     params = dict(equation.primitive.get_bind_params(equation.params))
-    params["jaxpr"] = walker.rebuilt_around(params["jaxpr"], known)
+    params["jaxpr"] = walker.rebuild_around(params["jaxpr"], known)
     # Zeros of the same type, so that the program holds each value once.
     ignored = [jnp.zeros_like(value) if index in known else value for index, value in enumerate(operands)]
     return equation.primitive.bind(*ignored, **params)
@@ -233,15 +190,16 @@ def _is_known_array(value: Any) -> bool:
     return jnp.issubdtype(value.dtype, jnp.inexact)
 
 
-def _into_loop(*names: str) -> Callable[[Walker, JaxprEqn, list[Any]], list[Any]]:
-    """For loops that hold closed jaxprs under these names."""
+def _into_loop(*names: str) -> Descent:
+    """Returns the descent for loops that hold closed jaxprs under these names."""
     descend = _bind_rebuilt(*names)
     return lambda walker, equation, operands: descend(walker.of_loops or walker, equation, operands)
 
 
-def _inlined(walker: Walker, equation: JaxprEqn, operands: list[Any]) -> list[Any]:
-    (jaxpr,) = held_jaxprs(equation)
-    return walker.evaluate(jaxpr, getattr(jaxpr, "consts", ()), *operands)
+def inline(walker: Walker, equation: JaxprEqn, operands: list[Any]) -> list[Any]:
+    """Computes what an equation holds in its place."""
+    (jaxpr,) = sub_jaxprs(equation)
+    return walker.evaluate(jaxpr, consts_of(jaxpr), *operands)
 
 
 def _into_remat(walker: Walker, equation: JaxprEqn, operands: list[Any]) -> list[Any]:
@@ -252,10 +210,10 @@ def _into_remat(walker: Walker, equation: JaxprEqn, operands: list[Any]) -> list
     closed = jax.make_jaxpr(partial(walker.evaluate, jaxpr, ()))(*avals)
     consts = closed.consts
     if consts:
-        closed = jax.make_jaxpr(lambda consts, *args: jax.core.eval_jaxpr(opened(closed), consts, *args))(
+        closed = jax.make_jaxpr(lambda consts, *args: jax.core.eval_jaxpr(inner_jaxpr(closed), consts, *args))(
             consts, *avals
         )
-    return equation.primitive.bind(*consts, *operands, **{**equation.params, "jaxpr": opened(closed)})
+    return equation.primitive.bind(*consts, *operands, **{**equation.params, "jaxpr": inner_jaxpr(closed)})
 
 
 def _into_shard_map(walker: Walker, equation: JaxprEqn, operands: list[Any]) -> list[Any]:
@@ -288,22 +246,22 @@ class _Call:
 
     @property
     def places(self) -> list[int]:
-        """Positions of the arguments among the operands."""
+        """Returns the positions of the arguments among the operands."""
         return [index for index in range(len(self.equation.invars)) if index not in self.known]
 
     def operands(self, args: Sequence[Any]) -> list[Any]:
-        """The operands for some arguments."""
-        given = {**self.known, **dict(zip(self.places, args, strict=True))}
-        return [given[index] for index in range(len(given))]
+        """Returns the operands for some arguments."""
+        values = {**self.known, **dict(zip(self.places, args, strict=True))}
+        return [values[index] for index in range(len(values))]
 
     def split(self, args: Sequence[Any]) -> tuple[Callable[..., list[Any]], list[Any]]:
-        """The call as it was as a function of the arguments that have a derivative, and these."""
+        """Returns the call as a function of the arguments that have a derivative, and these arguments."""
         varied = [place >= self.equation.params["num_consts"] for place in self.places]
 
         def original(*variables: Any) -> list[Any]:
             values = iter(variables)
             merged = [next(values) if varies else arg for arg, varies in zip(args, varied, strict=True)]
-            return bind_as_it_was(self.equation, self.operands(merged))
+            return rebind(self.equation, self.operands(merged))
 
         return original, [arg for arg, varies in zip(args, varied, strict=True) if varies]
 
@@ -331,10 +289,10 @@ def _into_custom(walker: Walker, equation: JaxprEqn, operands: list[Any]) -> lis
     function: Any
     if equation.primitive is lax_primitives.custom_jvp_call_p:
         function = jax.custom_jvp(rewritten)
-        function.defjvp(walker.rewritten(jvp))
+        function.defjvp(walker.rewrite(jvp))
     else:
         function = jax.custom_vjp(rewritten)
-        function.defvjp(walker.rewritten(forward), walker.rewritten(backward))
+        function.defvjp(walker.rewrite(forward), walker.rewrite(backward))
     return function(*(operands[place] for place in call.places))
 
 
@@ -345,35 +303,30 @@ def _into_custom_vmap(walker: Walker, equation: JaxprEqn, operands: list[Any]) -
     @mapped.def_vmap
     def rule(size: int, batched: list[bool], *args: Any) -> tuple[list[Any], list[bool]]:
         # The user's rule is traced through the call as it was, and rewritten then.
-        axes = [0 if each else None for each in batched]
-        original = jax.vmap(lambda *args: bind_as_it_was(equation, args), axes, axis_size=size)
-        results = walker.rewritten(original)(*args)
+        axes = [0 if is_batched else None for is_batched in batched]
+        original = jax.vmap(lambda *args: rebind(equation, args), axes, axis_size=size)
+        results = walker.rewrite(original)(*args)
         return results, [True] * len(results)
 
     return list(mapped(*operands))
 
 
-_DESCENTS: dict[Primitive, Callable[[Walker, JaxprEqn, list[Any]], list[Any]]] = {
+_DESCENTS: dict[Primitive, Descent] = {
     lax_primitives.jit_p: _into_jit,
     lax_primitives.scan_p: _into_loop("jaxpr"),
     lax_primitives.while_p: _into_loop("cond_jaxpr", "body_jaxpr"),
     lax_primitives.cond_p: _bind_rebuilt("branches"),
-    lax_primitives.closed_call_p: _inlined,
-    fused_conv_p: _inlined,
+    lax_primitives.closed_call_p: inline,
+    fused_conv_p: inline,
     lax_primitives.remat_p: _into_remat,
     lax_primitives.custom_jvp_call_p: _into_custom,
     lax_primitives.custom_vjp_call_p: _into_custom,
 }
 
 
-def _descent(primitive: Primitive) -> Callable[[Walker, JaxprEqn, list[Any]], list[Any]] | None:
+def _descent(primitive: Primitive) -> Descent | None:
     if primitive in _DESCENTS:
         return _DESCENTS[primitive]
     if primitive is shard_map_primitive():
         return _into_shard_map
     return _into_custom_vmap if primitive is custom_vmap_primitive() else None
-
-
-def is_entered(primitive: Primitive) -> bool:
-    """Whether the walker goes into the jaxprs that equations of a primitive hold."""
-    return _descent(primitive) is not None

@@ -1,4 +1,4 @@
-"""The layers of a function judged by their responses to some inputs, and their chains fitted to these."""
+"""Responses of a function's layers to some inputs: errors of chains by them, and chains fitted to them."""
 
 from __future__ import annotations
 
@@ -12,27 +12,35 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcnn.chain import KernelChain
-from jaxcnn.factorization.responses.fit import Responses
-from jaxcnn.transform.chains.find_kernels import kernels_of
-from jaxcnn.transform.jaxpr.signature import split
+from jaxcnn.factorization.responses.samples import Responses
+from jaxcnn.transform.chains.find_kernels import find_kernels
+from jaxcnn.transform.jaxpr.signature import flatten_call
 from jaxcnn.transform.substitution.layer import Layer, Option
-from jaxcnn.transform.substitution.paired_walk import Stop, Walk, is_fitted, numbered, samples, side_by_side, together
+from jaxcnn.transform.substitution.paired_walk import (
+    Stop,
+    Walk,
+    is_fitted,
+    kernel_numbers,
+    run_in_step,
+    samples,
+    side_by_side,
+)
 from jaxcnn.transform.substitution.problem import Problem
 
-_SAMPLES = 6000
-"""Most positions of all calibration inputs together at which a layer's responses are taken."""
-_SAMPLES_A_WEIGHT = 60
-"""How many of them for each weight of an output feature: depthwise kernels have few, and patches of many features."""
+_MAX_SAMPLES = 6000
+"""Positions in all calibration inputs together at which a layer's responses are taken."""
+_SAMPLES_PER_WEIGHT = 60
+"""Samples for each weight of an output feature: depthwise kernels have few weights, and patches of many features."""
 
 
 class Calibration:
-    """The layers of a problem judged by, and their chains fitted to, responses to some inputs.
+    """Responses of the layers of a problem to some inputs.
 
     Args:
-      problem: the function and its layers.
-      batches: inputs, each what follows the parameters.
-      seed: of the positions.
-      advance: told of each layer that is done.
+      problem: function and its layers.
+      batches: inputs, each a tuple of what follows the parameters.
+      seed: seed for the sampled positions.
+      advance: function that is told of each layer that is done.
     """
 
     def __init__(
@@ -41,7 +49,7 @@ class Calibration:
         self.problem, self.seed, self.advance = problem, seed, advance
         self.traces = []
         for batch in batches:
-            signature, arrays = split("substitute", (problem.params, *batch), {})
+            signature, arrays = flatten_call("substitute", (problem.params, *batch), {})
             if any(isinstance(array, jax.ShapeDtypeStruct) for array in arrays):
                 raise TypeError("substitute: calibration must hold arrays, got a jax.ShapeDtypeStruct")
             shapes = ", ".join(str(getattr(leaf, "shape", repr(leaf))) for leaf in jax.tree.leaves(batch))
@@ -53,41 +61,41 @@ class Calibration:
                     "all that follows params, as a tuple where that is more than one array"
                 )
                 raise
-            found, _ = kernels_of(closed)
-            if not found.keys() & problem.layers.keys():
+            kernels, _ = find_kernels(closed)
+            if not kernels.keys() & problem.layers.keys():
                 raise ValueError(f"substitute: of an item of calibration, of shapes {shapes}, f makes no convolution")
-            self.traces.append((closed, found, arrays))
+            self.traces.append((closed, kernels, arrays))
 
     @cached_property
     def uses(self) -> Counter[tuple[int, int]]:
-        """How often each kernel is met."""
+        """Number of times that each kernel is met, by layer and position in its stack."""
         counted: Counter[tuple[int, int]] = Counter()
 
         def count(stops: list[Stop]) -> None:
             counted[_kernel(stops)] += 1
 
-        together(self._walks({}, self.problem.open), count)
+        run_in_step(self._walks({}, self.problem.open), count)
         return counted
 
     def _walks(self, chains: Mapping[int, KernelChain], indices: Container[int]) -> list[Walk]:
-        """Walks of all batches that stop at those of the layers that can be fitted."""
+        """Returns walks of all batches that stop at the layers that can be fitted."""
         walks = []
-        for closed, found, arrays in self.traces:
-            fits = {index: each for index, each in found.items() if index in indices and is_fitted(each)}
-            sites = {site.path: (index, site) for index, each in fits.items() for site in each.sites}
+        for closed, kernels, arrays in self.traces:
+            fits = {index: uses for index, uses in kernels.items() if index in indices and is_fitted(uses)}
+            sites = {site.path: (index, site) for index, uses in fits.items() for site in uses.sites}
             dense = [jnp.asarray(array) for array in arrays]
-            other = list(dense)
+            substituted = list(dense)
             for index, chain in chains.items():
                 if index not in fits:
-                    other[index] = self.problem.layers[index].array(chain)
-            for index, each in fits.items():
-                if each.placement.stack:
-                    other[index] = numbered(each.placement, dense[index])
-            walks.append(side_by_side(closed, dense, other, sites))
+                    substituted[index] = self.problem.layers[index].array(chain)
+            for index, uses in fits.items():
+                if uses.placement.stack:
+                    substituted[index] = kernel_numbers(uses.placement, dense[index])
+            walks.append(side_by_side(closed, dense, substituted, sites))
         return walks
 
     def judge(self) -> None:
-        """Puts the errors of responses in place of the kernels' in the layers' options."""
+        """Puts the errors of responses in place of those of kernels in the layers' options."""
         pool = _Pool(self.seed, self.uses)
 
         def visit(stops: list[Stop]) -> None:
@@ -98,28 +106,28 @@ class Calibration:
                 layer.judge(number, stops[0].site, responses)
                 self.advance(1 / len(layer.kernels))
 
-        together(self._walks({}, self.problem.open), visit)
+        run_in_step(self._walks({}, self.problem.open), visit)
 
-    def fitted(
+    def fit(
         self, chosen: Mapping[int, Option], chains: Mapping[int, KernelChain]
     ) -> tuple[dict[int, KernelChain], dict[int, float]]:
-        """The chains of options fitted layer by layer, given those before, and their errors of responses.
+        """Returns the chains of options, fitted layer by layer given those before, and their errors of responses.
 
         Those that cannot be fitted stay the `chains` of the weights.
         """
-        found, errors = self._fitted(chosen, chains, chains.keys())
+        fits, errors = self._fit_once(chosen, chains, chains.keys())
         shared = {index for (index, _), count in self.uses.items() if count > 1 and index in chains}
         if not shared:
-            return found, errors
-        # The layers after the first use of a kernel saw its chain before it was fitted: again, with the fitted one.
-        again, others = self._fitted(chosen, {**chains, **{i: found[i] for i in shared}}, chains.keys() - shared)
+            return fits, errors
+        # Layers after the first use of a kernel met its chain before it was fitted, so all are fitted again.
+        again, others = self._fit_once(chosen, {**chains, **{i: fits[i] for i in shared}}, chains.keys() - shared)
         return again, errors | others
 
-    def _fitted(
+    def _fit_once(
         self, chosen: Mapping[int, Option], chains: Mapping[int, KernelChain], indices: Container[int]
     ) -> tuple[dict[int, KernelChain], dict[int, float]]:
         layers, pool = self.problem.layers, _Pool(self.seed, self.uses)
-        parts = {index: layers[index].apart(chain) for index, chain in chains.items()}
+        parts = {index: layers[index].unstack(chain) for index, chain in chains.items()}
         errors: dict[int, list[float]] = {}
 
         def visit(stops: list[Stop]) -> KernelChain:
@@ -127,14 +135,14 @@ class Calibration:
             layer, site = layers[index], stops[0].site
             responses = pool.responses(stops, layer)
             if responses is not None:
-                parts[index][number], error = layer.fitted(number, site, chosen[index], responses)
+                parts[index][number], error = layer.fit(number, site, chosen[index], responses)
                 errors.setdefault(index, []).append(error)
                 self.advance(1 / len(layer.kernels))
             return layer.links(site, parts[index][number])
 
-        together(self._walks(chains, indices), visit)
-        found = {index: layers[index].stacked(parts[index]) if index in errors else chains[index] for index in chains}
-        return found, {index: float(np.sqrt(np.square(each).mean())) for index, each in errors.items()}
+        run_in_step(self._walks(chains, indices), visit)
+        fits = {index: layers[index].stack(parts[index]) if index in errors else chains[index] for index in chains}
+        return fits, {index: float(np.sqrt(np.square(of_uses).mean())) for index, of_uses in errors.items()}
 
 
 def _kernel(stops: Sequence[Stop]) -> tuple[int, int]:
@@ -145,8 +153,8 @@ class _Pool:
     """The samples of kernels, each gathered from all of its uses.
 
     Args:
-      seed: of the positions.
-      uses: how often each kernel is met.
+      seed: seed for the sampled positions.
+      uses: number of times that each kernel is met.
     """
 
     def __init__(self, seed: int, uses: Mapping[tuple[int, int], int]) -> None:
@@ -154,15 +162,15 @@ class _Pool:
         self.pieces: dict[tuple[int, int], list[tuple[np.ndarray, ...]]] = {}
 
     def responses(self, stops: Sequence[Stop], layer: Layer) -> Responses | None:
-        """The samples of a layer's kernel, with those of these stops, once they are all.
+        """Returns the samples of a layer's kernel once these stops are the last of its uses, else None.
 
-        None too if they all ask for the same, as of images of zeros: every chain would do.
+        None too if all responses are equal, as of images of zeros, since every chain would fit them.
         """
         kernel = _kernel(stops)
         pieces = self.pieces.setdefault(kernel, [])
         generator = np.random.default_rng((self.seed, *kernel, len(pieces)))
-        wanted = min(_SAMPLES, _SAMPLES_A_WEIGHT * layer.weights_of_an_output(stops[0].site))
-        count = max(1, wanted // (len(stops) * self.uses[kernel]))
+        samples_of_kernel = min(_MAX_SAMPLES, _SAMPLES_PER_WEIGHT * layer.weights_of_an_output(stops[0].site))
+        count = max(1, samples_of_kernel // (len(stops) * self.uses[kernel]))
         for stop in stops:
             patches, targets = samples(stop, count, generator)
             if not (np.isfinite(patches).all() and np.isfinite(targets).all()):
@@ -173,8 +181,8 @@ class _Pool:
         if len(pieces) < len(stops) * self.uses[kernel]:
             return None
         patches, targets, low, high = (np.concatenate(arrays) for arrays in zip(*self.pieces.pop(kernel), strict=True))
-        seen = np.clip(targets, low, high)
-        if (seen == seen[0]).all():
+        clipped = np.clip(targets, low, high)
+        if (clipped == clipped[0]).all():
             return None
         # One limit for all samples is broadcast, which is faster.
         low, high = (limit[0] if (limit == limit[0]).all() else limit for limit in (low, high))

@@ -7,7 +7,7 @@ import json
 import os
 import zipfile
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,30 +15,30 @@ import numpy as np
 from numpy.lib.npyio import NpzFile
 
 from jaxcnn.chain import KernelChain
-from jaxcnn.transform.jaxpr.signature import Signature, short_name, split
-from jaxcnn.transform.substitution.report import Report
-
-if TYPE_CHECKING:
-    from jaxcnn.transform.chains.placement import Placement
+from jaxcnn.transform.chains.placement import Placement
+from jaxcnn.transform.jaxpr.signature import Signature, flatten_call, short_name
+from jaxcnn.transform.substitution.report import SubstitutionReport
 
 _FORMAT = 1
 _STRUCTURE = "structure"
 
 
 def _arrays(params: Any) -> tuple[list[str], list[Any], Signature]:
-    signature, values = split("substitute", (params,), {}, (KernelChain,))
+    signature, values = flatten_call("substitute", (params,), {}, (KernelChain,))
     return signature.paths(), values, signature
 
 
-def save(path: str | os.PathLike[str], params: Any, placements: Mapping[str, Placement], report: Report) -> None:
+def save(
+    path: str | os.PathLike[str], params: Any, placements: Mapping[str, Placement], report: SubstitutionReport
+) -> None:
     """Writes parameters, chains and report."""
     paths, values, _ = _arrays(params)
     arrays: dict[str, np.ndarray] = {}
     entries = []
-    for at, value in zip(paths, values, strict=True):
+    for parameter_path, value in zip(paths, values, strict=True):
         links = value.kernels if isinstance(value, KernelChain) else (value,)
         names = [f"array_{len(arrays) + number}" for number in range(len(links))]
-        entry: dict[str, Any] = {"path": at, "arrays": names, "dtypes": [str(link.dtype) for link in links]}
+        entry: dict[str, Any] = {"path": parameter_path, "arrays": names, "dtypes": [str(link.dtype) for link in links]}
         for name, link in zip(names, links, strict=True):
             if jnp.issubdtype(link.dtype, jax.dtypes.prng_key):
                 entry["key"] = str(jax.random.key_impl(link))
@@ -48,17 +48,15 @@ def save(path: str | os.PathLike[str], params: Any, placements: Mapping[str, Pla
             arrays[name] = array if array.dtype.isbuiltin else array.view(f"u{array.dtype.itemsize}")
         if isinstance(value, KernelChain):
             entry["feature_group_counts"] = value.feature_group_counts
-            entry["placement"] = dataclasses.asdict(placements[at])
+            entry["placement"] = dataclasses.asdict(placements[parameter_path])
         entries.append(entry)
     structure = {"format": _FORMAT, "entries": entries, "report": json.loads(report.to_json())}
     with open(path, "wb") as file:
         np.savez(file, allow_pickle=False, **{**arrays, _STRUCTURE: np.array(json.dumps(structure))})
 
 
-def load(path: str | os.PathLike[str], params: Any) -> tuple[Any, Report, dict[str, Placement]]:
-    """The parameters with chains, the report and the placements of a file, for parameters of its structure."""
-    from jaxcnn.transform.chains.placement import Placement
-
+def load(path: str | os.PathLike[str], params: Any) -> tuple[Any, SubstitutionReport, dict[str, Placement]]:
+    """Returns the parameters with chains, the report and the placements of a file, for parameters of its structure."""
     name, file = os.fspath(path), _read(path)
     structure = json.loads(str(file[_STRUCTURE]))
     if structure["format"] != _FORMAT:
@@ -90,12 +88,12 @@ def load(path: str | os.PathLike[str], params: Any) -> tuple[Any, Report, dict[s
             loaded.append(KernelChain(tuple(links), tuple(entry["feature_group_counts"])))
         else:
             loaded.append(links[0])
-    report = Report.from_json(json.dumps(structure["report"]))
+    report = SubstitutionReport.from_json(json.dumps(structure["report"]))
     return signature.unflatten(loaded)[0][0], report, placements
 
 
 def _read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """The arrays of a file that `save` wrote."""
+    """Returns the arrays of a file that `save` wrote."""
     foreign = f"load: {os.fspath(path)} is no substitution that was saved, or not all of it"
     try:
         with open(path, "rb") as opened:

@@ -1,4 +1,4 @@
-"""What follows a convolution: the responses beyond which its nonlinearity is constant."""
+"""Responses of a convolution beyond which the nonlinearity that follows it is constant."""
 
 from __future__ import annotations
 
@@ -10,26 +10,25 @@ import numpy as np
 from jax.extend.core import JaxprEqn, Literal
 from jax.extend.core import primitives as lax_primitives
 
-from jaxcnn.transform.chains.find_kernels import INLINED
-from jaxcnn.transform.jaxpr.walker import bind_as_it_was, held_jaxprs, opened
+from jaxcnn.transform.jaxpr.equations import CALLS, consts_of, inner_jaxpr, rebind, sub_jaxprs
 
-_FARTHEST = 32
-"""Equations after a convolution that are looked at: a batch norm in training takes a dozen."""
+_MAX_EQUATIONS = 32
+"""Equations after a convolution that are looked at; a batch norm in training takes a dozen."""
 
 _ARITHMETIC = {lax_primitives.add_p, lax_primitives.sub_p, lax_primitives.mul_p, lax_primitives.div_p}
 
 
-def constant_beyond(jaxpr: Any, position: int, known: Mapping[Any, Any], axis: int) -> tuple[np.ndarray, np.ndarray]:
-    """By output feature, the response of a convolution below and above which what follows does not depend on it.
+def clip_limits(jaxpr: Any, position: int, known: Mapping[Any, Any], axis: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns for each output feature the responses of a convolution below and above which what follows is constant.
 
-    Followed are sums and products with one number for each feature (a bias, a batch norm in inference) up to a ReLU or
-    another clipping. -infinity and infinity where there is none.
+    Sums and products with one number for each feature (a bias, a batch norm in inference) are followed, up to a ReLU or
+    another clipping. The limits are -infinity and infinity where there is none.
 
     Args:
-      jaxpr: that holds the convolution.
-      position: of its equation.
+      jaxpr: jaxpr that holds the convolution.
+      position: position of its equation.
       known: values of variables that were computed before.
-      axis: of the features in the response.
+      axis: axis of the features in the response.
     """
     response = jaxpr.eqns[position].outvars[0]
     features = response.aval.shape[axis]
@@ -45,16 +44,16 @@ def constant_beyond(jaxpr: Any, position: int, known: Mapping[Any, Any], axis: i
 
 
 class _Following:
-    """What was made of a response so far: scale * response + offset, and then kept between low and high."""
+    """The value that was made of a response so far: scale * response + offset, kept between low and high."""
 
     def __init__(self, axis: int, ndim: int, scale: np.ndarray, offset: np.ndarray) -> None:
         self.axis, self.ndim, self.scale, self.offset = axis, ndim, scale, offset
         self.low, self.high = -np.inf, np.inf
 
     def run(self, jaxpr: Any, variable: Any, known: dict[Any, Any]) -> Any | None:
-        """Follows a variable as far as it goes; the last variable, or None where it is over."""
+        """Follows a variable through a jaxpr; returns the result that it becomes, or None where it ends before."""
         producers = {out: equation for equation in jaxpr.eqns for out in equation.outvars}
-        for _ in range(_FARTHEST):
+        for _ in range(_MAX_EQUATIONS):
             readers = [equation for equation in jaxpr.eqns if any(atom is variable for atom in equation.invars)]
             if variable in [atom for atom in jaxpr.outvars if not isinstance(atom, Literal)]:
                 return variable if not readers else None
@@ -65,7 +64,7 @@ class _Following:
             others = [
                 None if n == position else _value(atom, known, producers) for n, atom in enumerate(equation.invars)
             ]
-            if equation.primitive in INLINED:
+            if equation.primitive in CALLS:
                 if not self._into(equation, position, others):
                     return None
             elif not self._step(equation, position, others):
@@ -74,11 +73,11 @@ class _Following:
         return None
 
     def _into(self, equation: JaxprEqn, position: int, others: list[Any]) -> bool:
-        (inner,) = held_jaxprs(equation)
-        jaxpr = opened(inner)
+        (inner,) = sub_jaxprs(equation)
+        jaxpr = inner_jaxpr(inner)
         if len(jaxpr.outvars) != 1:
             return False
-        known = dict(zip(jaxpr.constvars, getattr(inner, "consts", ()), strict=False))
+        known = dict(zip(jaxpr.constvars, consts_of(inner), strict=False))
         known.update((v, value) for v, value in zip(jaxpr.invars, others, strict=True) if value is not None)
         return self.run(jaxpr, jaxpr.invars[position], known) is jaxpr.outvars[0]
 
@@ -124,7 +123,7 @@ class _Following:
         return True
 
     def _by_feature(self, value: Any) -> np.ndarray | None:
-        """One number for each feature, of an array that has as many axes as the response or none."""
+        """Returns one number for each feature, of an array with as many axes as the response or none; else None."""
         array = np.asarray(value, np.float64)
         if array.size == 1:
             return np.full(self.scale.shape, array.reshape(()))
@@ -136,8 +135,10 @@ class _Following:
         return np.broadcast_to(first.reshape(-1), self.scale.shape)
 
 
-def _value(atom: Any, known: dict[Any, Any], producers: Mapping[Any, JaxprEqn], depth: int = _FARTHEST) -> Any | None:
-    """The value of an atom, computed from what is known; None if it depends on anything else."""
+def _value(
+    atom: Any, known: dict[Any, Any], producers: Mapping[Any, JaxprEqn], depth: int = _MAX_EQUATIONS
+) -> Any | None:
+    """Returns the value of an atom, computed from what is known; None if it depends on anything else."""
     if isinstance(atom, Literal):
         return atom.val
     if atom in known:
@@ -148,5 +149,5 @@ def _value(atom: Any, known: dict[Any, Any], producers: Mapping[Any, JaxprEqn], 
     operands = [_value(each, known, producers, depth - 1) for each in equation.invars]
     if any(operand is None for operand in operands):
         return None
-    known.update(zip(equation.outvars, map(jax.block_until_ready, bind_as_it_was(equation, operands)), strict=True))
+    known.update(zip(equation.outvars, map(jax.block_until_ready, rebind(equation, operands)), strict=True))
     return known[atom]

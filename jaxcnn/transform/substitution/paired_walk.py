@@ -15,31 +15,41 @@ from jax.extend.core import primitives as lax_primitives
 
 from jaxcnn.chain import KernelChain
 from jaxcnn.transform.chains.axis_views import Ints
-from jaxcnn.transform.chains.convolve import conv_options, convolved, direction, image_axes, is_forward
-from jaxcnn.transform.chains.find_kernels import INLINED, Found, Site
+from jaxcnn.transform.chains.convolve import convolve_with_chain, direction, is_forward
+from jaxcnn.transform.chains.find_kernels import KernelUses, Site
 from jaxcnn.transform.chains.placement import Placement
-from jaxcnn.transform.jaxpr.convolutions import avals
-from jaxcnn.transform.jaxpr.walker import bind_as_it_was, held_jaxprs, in_place_of, loop_parts, opened
-from jaxcnn.transform.substitution.nonlinearity import constant_beyond
+from jaxcnn.transform.jaxpr.convolutions import forward_axes, forward_options
+from jaxcnn.transform.jaxpr.equations import (
+    CALLS,
+    JaxprValues,
+    avals,
+    consts_of,
+    inner_jaxpr,
+    loop_parts,
+    rebind,
+    same_source,
+    sub_jaxprs,
+)
+from jaxcnn.transform.substitution.nonlinearity import clip_limits
 
 Pair = tuple[Any, Any]
 """A value of the dense function, and of the substituted one."""
 
 Sites = Mapping[Ints, tuple[int, Site]]
-"""The convolutions to stop at, by their path: the argument that is the kernel, and the convolution."""
+"""Convolutions to stop at, each with the argument that is its kernel, by their path."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Stop:
-    """A layer on the way.
+    """A layer at which a walk stops.
 
     Args:
-      index: the argument that is its kernel.
-      number: which of the kernels that the argument stacks.
-      site: the convolution.
-      image: its input in the substituted function.
-      response: its result in the dense function.
-      low, high: by output feature, the response below and above which what follows is constant.
+      index: position of the argument that is the kernel.
+      number: number of the kernel among those that the argument stacks.
+      site: convolution.
+      image: input of the convolution in the substituted function.
+      response: result of the convolution in the dense function.
+      low, high: responses, by output feature, below and above which what follows is constant.
     """
 
     index: int
@@ -54,33 +64,33 @@ class Stop:
 Walk = Generator[Stop, KernelChain | None, list[Pair]]
 
 
-def is_fitted(found: Found) -> bool:
-    """Whether a kernel's chain can be fitted to responses: all of its convolutions are met, and see the same kernel."""
-    if found.refusal or any(site.hidden or site.scaled for site in found.sites):
+def is_fitted(uses: KernelUses) -> bool:
+    """Returns whether a kernel's chain can be fitted: all of its convolutions are met, and see the same kernel."""
+    if uses.refusal or any(site.hidden or site.scaled for site in uses.sites):
         return False
     # One that takes inputs to outputs and one that takes outputs to inputs have no samples in common.
-    return len({direction(site, found.placement) for site in found.sites}) == 1
+    return len({direction(site, uses.placement) for site in uses.sites}) == 1
 
 
 def side_by_side(closed: Any, dense: Sequence[Any], substituted: Sequence[Any], sites: Sites) -> Walk:
-    """A walk through a closed jaxpr for the dense and the substituted arguments, loops turn by turn.
+    """Returns a walk through a closed jaxpr with the dense and the substituted arguments, loops step by step.
 
-    It stops at each of `sites`; it is to be sent the links to go on with, or None to go on as it was. Of an argument
-    that stacks their kernels, the substituted one is to be `numbered`.
+    The walk stops at each of `sites`. Send it the links to go on with, or None to go on with the dense kernel. In place
+    of a substituted argument that stacks kernels it takes `kernel_numbers`.
     """
     inputs = list(zip(dense, substituted, strict=True))
-    return _walk(opened(closed), [(const, const) for const in closed.consts], inputs, sites, ())
+    return _walk(inner_jaxpr(closed), [(const, const) for const in closed.consts], inputs, sites, ())
 
 
-def numbered(placement: Placement, parameter: Any) -> jax.Array:
-    """In the place of a parameter that stacks kernels, each one's number: so a walk knows which one it meets."""
+def kernel_numbers(placement: Placement, parameter: Any) -> jax.Array:
+    """Returns an array in place of a parameter that stacks kernels, with the number of each kernel for its values."""
     stack = [placement.shape[axis] for axis in placement.stack]
     numbers = jnp.arange(math.prod(stack)).reshape(*stack, *(1,) * len(placement.kernel_shape))
     return placement.parameter(jnp.broadcast_to(numbers, (*stack, *placement.kernel_shape))).astype(parameter.dtype)
 
 
 def _walk(jaxpr: Any, consts: Sequence[Pair], inputs: Sequence[Pair], sites: Sites, path: Ints) -> Walk:
-    values: dict[Any, Pair] = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *inputs), strict=True))
+    values: JaxprValues[Pair] = JaxprValues(jaxpr, [*consts, *inputs], lambda literal: (literal.val, literal.val))
     last_read = {
         atom: position
         for position, equation in enumerate(jaxpr.eqns)
@@ -88,49 +98,45 @@ def _walk(jaxpr: Any, consts: Sequence[Pair], inputs: Sequence[Pair], sites: Sit
         if not isinstance(atom, Literal)
     }
     kept = {atom for atom in jaxpr.outvars if not isinstance(atom, Literal)}
-
-    def read(atom: Any) -> Pair:
-        return (atom.val, atom.val) if isinstance(atom, Literal) else values[atom]
-
     for position, equation in enumerate(jaxpr.eqns):
-        operands = [read(atom) for atom in equation.invars]
-        own = (*path, id(equation))
-        holds = any(site[: len(own)] == own for site in sites)
-        if holds and own in sites:
-            results = yield from _stop(jaxpr, position, operands, values, sites[own])
-        elif holds and equation.primitive in INLINED:
-            (inner,) = held_jaxprs(equation)
-            results = yield from _walk(opened(inner), _consts(inner), operands, sites, own)
+        operands = values.read(equation.invars)
+        here = (*path, id(equation))
+        holds = any(site[: len(here)] == here for site in sites)
+        if holds and here in sites:
+            results = yield from _stop(jaxpr, position, operands, values.known, sites[here])
+        elif holds and equation.primitive in CALLS:
+            (inner,) = sub_jaxprs(equation)
+            results = yield from _walk(inner_jaxpr(inner), _consts(inner), operands, sites, here)
         elif holds and equation.primitive is lax_primitives.scan_p and equation.params["length"]:
-            results = yield from _loop(equation, operands, sites, own)
+            results = yield from _loop(equation, operands, sites, here)
         else:
-            with in_place_of(equation), equation.ctx.manager:
-                plain = bind_as_it_was(equation, [dense for dense, _ in operands])
+            with same_source(equation), equation.ctx.manager:
+                plain = rebind(equation, [dense for dense, _ in operands])
                 other = plain
                 if any(dense is not substituted for dense, substituted in operands):
-                    other = bind_as_it_was(equation, [substituted for _, substituted in operands])
+                    other = rebind(equation, [substituted for _, substituted in operands])
             results = list(zip(plain, other, strict=True))
-        values.update(zip(equation.outvars, results, strict=True))
+        values.write(equation, results)
         # Images are large, and there are as many as equations.
         for atom in equation.invars:
             if not isinstance(atom, Literal) and last_read[atom] == position and atom not in kept:
-                values.pop(atom, None)
-    return [read(atom) for atom in jaxpr.outvars]
+                values.known.pop(atom, None)
+    return values.outputs()
 
 
 def _consts(jaxpr: Any) -> list[Pair]:
-    return [(const, const) for const in getattr(jaxpr, "consts", ())]
+    return [(const, const) for const in consts_of(jaxpr)]
 
 
 def _loop(equation: JaxprEqn, operands: Sequence[Pair], sites: Sites, path: Ints) -> Walk:
-    """A scan, turn by turn."""
-    (inner,) = held_jaxprs(equation)
+    """Walks through a scan, step by step."""
+    (inner,) = sub_jaxprs(equation)
     constants, carry, slices = loop_parts(equation, operands)
     turns = range(equation.params["length"])
     rows = []
     for turn in reversed(turns) if equation.params["reverse"] else turns:
         here = [_turn(pair, turn) for pair in slices]
-        results = yield from _walk(opened(inner), _consts(inner), [*constants, *carry, *here], sites, path)
+        results = yield from _walk(inner_jaxpr(inner), _consts(inner), [*constants, *carry, *here], sites, path)
         carry = results[: len(carry)]
         rows.append(results[len(carry) :])
     columns = zip(*(rows[::-1] if equation.params["reverse"] else rows), strict=True)
@@ -155,22 +161,22 @@ def _stop(
 ) -> Walk:
     equation = jaxpr.eqns[position]
     (plain, image), (kernel, number) = operands
-    (response,) = bind_as_it_was(equation, [plain, kernel])
-    axis = image_axes(equation)[1][-1]
+    (response,) = rebind(equation, [plain, kernel])
+    axis = forward_axes(equation)[2][-1]
     known = {atom: dense for atom, (dense, _) in values.items()}
-    low, high = constant_beyond(jaxpr, position, known, axis)
+    low, high = clip_limits(jaxpr, position, known, axis)
     which = 0 if number is kernel else int(number.reshape(-1)[0])
     links = yield Stop(site[0], which, site[1], image, response, low, high)
-    return [(response, response if links is None else convolved(equation, image, links))]
+    return [(response, response if links is None else convolve_with_chain(equation, image, links))]
 
 
 def samples(stop: Stop, count: int, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Patches of the image, (count, *window, C_in), and the responses to them, (count, C_out), at random places.
+    """Returns patches of the image, (count, *window, C_in), and responses to them, (count, C_out), at random places.
 
     A convolution that is the transpose of another one sees its image with zeros between the pixels.
     """
     equation = stop.site.equation
-    image_order, result_order = image_axes(equation)
+    image_order, _, result_order = forward_axes(equation)
     image = np.asarray(stop.image.astype(np.float32)).transpose(image_order)
     response = np.asarray(stop.response.astype(np.float32)).transpose(result_order)
     places = response.shape[:-1]
@@ -189,13 +195,12 @@ def samples(stop: Stop, count: int, generator: np.random.Generator) -> tuple[np.
 
 
 def _pixels(equation: JaxprEqn, axis: int, outputs: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """The pixels of an axis under each tap for some outputs, (count, taps), and whether there is one."""
-    options = conv_options(equation)
+    """Returns the pixels of an axis under each tap for some outputs, (count, taps), and a mask of those that exist."""
+    options = forward_options(equation)
     steps, gaps = (options[name][axis] for name in ("strides", "input_dilation"))
     low, _ = options["padding"][axis]
-    kernel = avals(equation)[1].shape
-    numbers = equation.params.get("dimension_numbers")
-    taps = np.arange(kernel[axis if numbers is None else numbers.rhs_spec[2 + axis]]) * options["kernel_dilation"][axis]
+    window = avals(equation)[1].shape[forward_axes(equation)[1][axis]]
+    taps = np.arange(window) * options["kernel_dilation"][axis]
     if is_forward(equation):
         place = outputs[:, None] * steps - low + taps
     else:
@@ -206,7 +211,7 @@ def _pixels(equation: JaxprEqn, axis: int, outputs: np.ndarray, size: int) -> tu
     return np.where(real, at, 0), real
 
 
-def together(walks: Sequence[Walk], visit: Callable[[list[Stop]], KernelChain | None]) -> None:
+def run_in_step(walks: Sequence[Walk], visit: Callable[[list[Stop]], KernelChain | None]) -> None:
     """Runs the walks of several batches of inputs in step; at each layer `visit` gives the links for all of them."""
     stops = [next(walk, None) for walk in walks]
     while any(stop is not None for stop in stops):

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import html
 import json
 from typing import Any
 
-from jaxcnn.transform.summary.table import short
+from jaxcnn.transform.tables import Table, with_unit
 
 _HEADER = ("layer", "kernel", "scheme", "rank", "MACs before", "after", "ms before", "after", "error")
-_WIDTH = 100
-_TEXT = 4
-"""Columns that are aligned to the left."""
+_TEXT_COLUMNS = 4
+"""Number of columns, the first ones, that are aligned to the left."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +44,7 @@ class LayerReport:
 
 
 @dataclasses.dataclass(frozen=True)
-class Report:
+class SubstitutionReport:
     """What was substituted, and what that does to the whole function; `print` shows a table.
 
     Args:
@@ -64,22 +62,22 @@ class Report:
     error: float
 
     @property
-    def macs(self) -> float:
-        """The share of the multiply-accumulates that is left."""
+    def macs_share(self) -> float:
+        """Share of the multiply-accumulates that is left."""
         return self.macs_after / self.macs_before if self.macs_before else 1.0
 
     @property
     def speedup(self) -> float:
-        """How many times faster a call is."""
+        """Ratio of the time of a call before to that after."""
         return self.ms_before / self.ms_after
 
     def to_json(self) -> str:
-        """All of it as JSON."""
+        """Returns the report as JSON."""
         return json.dumps(dataclasses.asdict(self))
 
     @classmethod
-    def from_json(cls, text: str) -> Report:
-        """The report that `to_json` wrote."""
+    def from_json(cls, text: str) -> SubstitutionReport:
+        """Returns the report that `to_json` wrote."""
         content = json.loads(text)
         rows = tuple(
             LayerReport(**{**row, "kernel": tuple(row["kernel"]), "rank": _rank(row["rank"])})
@@ -88,24 +86,21 @@ class Report:
         return cls(**{**content, "rows": rows})
 
     def __str__(self) -> str:
-        cells = [_HEADER, *map(_cells, self.rows)]
-        widths = [max(len(line[column]) for line in cells) for column in range(len(_HEADER))]
-        widths[0] = max(8, widths[0] - max(0, sum(widths) + 2 * (len(widths) - 1) - _WIDTH))
-        lines = []
-        for line in cells:
-            parts = []
-            for column, (text, width) in enumerate(zip(line, widths, strict=True)):
-                fitted = text if len(text) <= width else "…" + text[len(text) - width + 1 :]
-                parts.append(fitted.ljust(width) if column < _TEXT else fitted.rjust(width))
-            lines.append("  ".join(parts).rstrip())
-        lines.insert(1, "-" * max(map(len, lines)))
-        lines += ["", *self._totals(), *self._reasons()]
-        return "\n".join(line if len(line) <= _WIDTH else line[: _WIDTH - 1] + "…" for line in lines)
+        return self._table.text([*self._totals(), *self._reasons()])
+
+    def _repr_html_(self) -> str:
+        return self._table.html(self._totals())
+
+    @property
+    def _table(self) -> Table:
+        tooltips = [dict.fromkeys(range(len(_HEADER)), row.reason) for row in self.rows]
+        numbers = range(_TEXT_COLUMNS, len(_HEADER))
+        return Table(_HEADER, [_cells(row) for row in self.rows], numbers, ((0, 8),), tooltips)
 
     def _totals(self) -> list[str]:
         return [
-            f"{short(self.macs_before)} MACs of convolutions before, {short(self.macs_after)} after: "
-            f"{self.macs:.3f} of them",
+            f"{with_unit(self.macs_before)} MACs of convolutions before, {with_unit(self.macs_after)} after: "
+            f"{self.macs_share:.3f} of them",
             f"{self.ms_before:.2f} ms a call before, {self.ms_after:.2f} ms after: {self.speedup:.2f} times faster",
             f"relative error of the results: {self.error:.4f}",
         ]
@@ -116,19 +111,6 @@ class Report:
             if row.reason:
                 alike.setdefault((row.scheme == "dense", row.reason), []).append(row.name)
         return [_reason(names, *key) for key, names in alike.items()]
-
-    def _repr_html_(self) -> str:
-        head = "".join(f"<th>{name}</th>" for name in _HEADER)
-        body = []
-        for row in self.rows:
-            parts = []
-            for column, text in enumerate(_cells(row)):
-                align = "" if column < _TEXT else ' style="text-align:right"'
-                title = f' title="{html.escape(row.reason)}"' if row.reason else ""
-                parts.append(f"<td{align}{title}>{html.escape(text)}</td>")
-            body.append(f"<tr>{''.join(parts)}</tr>")
-        tail = "".join(f"<p>{html.escape(line)}</p>" for line in self._totals())
-        return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>{tail}"
 
 
 def _reason(names: list[str], is_dense: bool, reason: str) -> str:
@@ -151,8 +133,8 @@ def _cells(row: LayerReport) -> tuple[str, ...]:
         f"{'x'.join(map(str, window))} {inputs * row.groups}->{outputs}{groups}",
         row.scheme,
         rank,
-        short(row.macs_before),
-        short(row.macs_after),
+        with_unit(row.macs_before),
+        with_unit(row.macs_after),
         "" if row.ms_before is None else f"{row.ms_before:.2f}",
         "" if row.ms_after is None else f"{row.ms_after:.2f}",
         f"{row.error:.4f}" if row.scheme != "dense" else "",

@@ -1,4 +1,4 @@
-"""The search of `substitute`: which chains meet the budget, fitted, timed and verified."""
+"""The search of `substitute` for chains that meet the budget, which are fitted, timed and verified."""
 
 from __future__ import annotations
 
@@ -11,55 +11,59 @@ import jax
 import numpy as np
 
 from jaxcnn.chain import KernelChain
-from jaxcnn.transform.chains.with_chains import evaluated
+from jaxcnn.norms import relative_error
+from jaxcnn.timing import median_seconds
+from jaxcnn.transform.chains.with_chains import evaluate_with_chains
 from jaxcnn.transform.substitution.calibration import Calibration
 from jaxcnn.transform.substitution.layer import Option
-from jaxcnn.transform.substitution.problem import Problem, alternating, floats, relative
-from jaxcnn.transform.substitution.report import LayerReport, Report
+from jaxcnn.transform.substitution.problem import Problem, floats
+from jaxcnn.transform.substitution.report import LayerReport, SubstitutionReport
 
-_STEPS = 7
+_BISECTION_STEPS = 7
 """Halvings of the interval in which the logarithm of the share of multiply-accumulates is searched."""
-_FEW_STEPS = 4
-"""The same where each step compiles and times the function, or fits its chains to responses."""
-_SLOWER = 0.95
-"""A chain must take less than this share of the dense kernel's time: two runs differ by as much."""
-_DEARER = 1.1
-"""By how many times the error may grow so that no chain is slower than its kernel. Where the clock had the last word an
-edge detector at a quarter of its multiply-accumulates erred by 0.47, and by 0.29 where it had no say."""
-_NOTHING = 1e-2
-"""An error of the results below which growth does not matter."""
-_SECONDS = 0.5
-"""How long the whole function is timed."""
+_COSTLY_BISECTION_STEPS = 4
+"""Halvings where each step compiles and times the function, or fits its chains to responses."""
+_MAX_TIME_RATIO = 0.95
+"""Largest ratio of a chain's time to the dense kernel's: two runs differ by as much."""
+_MAX_ERROR_GROWTH = 1.1
+"""Largest ratio by which the error may grow so that no chain is slower than its kernel."""
+_NEGLIGIBLE_ERROR = 1e-2
+"""Error of the results below which growth does not matter."""
+_TIMING_SECONDS = 0.5
+"""Time for which the whole function is measured."""
 
 Choice = dict[int, Option]
 Chains = dict[int, KernelChain]
-Solution = tuple[Chains, Report]
+Solution = tuple[Chains, SubstitutionReport]
 
 
 class Search:
     """The chains for a problem's layers, for one budget.
 
     Args:
-      problem: the function and its layers.
-      calibration: fits the chains to responses; None fits them to the weights.
-      advance: told of each layer that is weighed.
+      problem: function and its layers.
+      calibration: responses to which chains are fitted; None to fit them to the weights.
+      advance: function that is told of each layer that is weighed.
     """
 
     def __init__(self, problem: Problem, calibration: Calibration | None, advance: Callable[[float], None]) -> None:
         self.problem, self.calibration, self.advance = problem, calibration, advance
-        # Layers whose chain is slower than their kernel: by how many times, and the reason in words.
+        # The ratio of times, and the reason in words, of layers whose chain is slower than their kernel.
         self._slow: dict[int, tuple[float, str]] = {}
 
     def at_share(self, share: float) -> Solution:
-        """About the least error within a share of the multiply-accumulates, with no slower layers than that takes."""
+        """Returns chains of about the least error within a share of the multiply-accumulates.
+
+        Layers whose chains are slower than their kernels stay dense, unless the budget needs them.
+        """
         self._weigh()
         self._slow = {}
         lost = self.problem.lost(self._choose(share))
-        chosen, _ = self._settled(partial(self._choose, share, _DEARER**2 * max(lost, _NOTHING**2)))
-        return self._solved(chosen)
+        chosen, _ = self._settle(partial(self._choose, share, _MAX_ERROR_GROWTH**2 * max(lost, _NEGLIGIBLE_ERROR**2)))
+        return self._solve(chosen)
 
     def within_tolerance(self, tolerance: float) -> Solution:
-        """The fewest multiply-accumulates within an error of the results."""
+        """Returns chains with the fewest multiply-accumulates within an error of the results."""
         if not any(output.any() for output in self.problem.outputs):
             raise ValueError(
                 "substitute: tolerance is an error relative to the results, which for the given arguments are all zero"
@@ -71,66 +75,66 @@ class Search:
                 chosen = self._choose(share)
                 return chosen if self.problem.error(self.problem.chains(chosen)) <= tolerance else None
 
-            return _bisected(meets, self.problem.least_share(self._slow), 1.0, _STEPS) or {}
+            return _bisect(meets, self.problem.least_share(self._slow), 1.0, _BISECTION_STEPS) or {}
 
-        chosen, chains = self._settled(cheapest)
+        chosen, chains = self._settle(cheapest)
         if self.calibration is None:
-            return self._solved(chosen)
+            return self._solve(chosen)
         # Fitted to responses, fewer multiply-accumulates make the same error.
         share = self.problem.macs(chains) / self.problem.total_macs
 
         def fitted(share: float) -> Solution | None:
-            solution = self._solved(self._settled(partial(self._choose, share))[0])
+            solution = self._solve(self._settle(partial(self._choose, share))[0])
             return solution if solution[1].error <= tolerance else None
 
         lowest = max(self.problem.least_share(self._slow), share / 3)
-        found = _bisected(fitted, lowest, share, _FEW_STEPS)
-        return self._solved(chosen, fit=False) if found is None else found
+        return _bisect(fitted, lowest, share, _COSTLY_BISECTION_STEPS) or self._solve(chosen, fit=False)
 
     def at_speedup(self, speedup: float) -> Solution:
-        """The least error at a measured speed-up."""
+        """Returns chains of the least error at a measured speed-up."""
         self._weigh()
         best = 0.0
 
         def fast(share: float) -> Choice | None:
             nonlocal best
-            chosen, chains = self._settled(partial(self._choose, share))
+            chosen, chains = self._settle(partial(self._choose, share))
             before, after = self._clock(chains, self._run(chains))
             best = max(best, before / after)
             # Dense against itself is as fast, whatever two measurements of it say.
             return chosen if before / after >= speedup and (chosen or speedup <= 1) else None
 
         # Of the shares that are fast enough the largest is wanted; the smallest is the fastest.
-        chosen = _bisected(fast, 1.0, self.problem.least_share(self._slow), _FEW_STEPS)
+        chosen = _bisect(fast, 1.0, self.problem.least_share(self._slow), _COSTLY_BISECTION_STEPS)
         if chosen is None:
             raise ValueError(f"substitute: speedup={speedup:g} is not reached: the fastest chains make it {best:.2f}")
-        return self._solved(chosen)
+        return self._solve(chosen)
 
     def of_rank(self, rank: Any) -> Solution:
-        """One rank for all layers, whatever that costs."""
-        found = {index: layer.at_rank(rank) for index, layer in self.problem.open.items()}
-        chosen = {index: option for index, option in found.items() if option is not None}
+        """Returns chains of one rank for all layers, whatever they cost."""
+        options = {index: layer.at_rank(rank) for index, layer in self.problem.open.items()}
+        chosen = {index: option for index, option in options.items() if option is not None}
         if not chosen:
             reasons = "; ".join(f"{layer.name}: {layer.why_dense}" for layer in list(self.problem.layers.values())[:3])
             raise ValueError(f"substitute: no layer can take a chain of rank {rank}: {reasons}")
-        return self._solved(chosen)
+        return self._solve(chosen)
 
     def _weigh(self) -> None:
-        """Finds, once, what each layer's error does."""
+        """Measures once how each layer's error reaches the results."""
         if not self.problem.harms:
             if self.calibration is not None:
                 self.calibration.judge()
             self.problem.weigh(self.advance)
 
-    def _choose(self, share: float, most: float = math.inf) -> Choice:
-        """The options within a share, without the layers whose chains are slow as far as it can do without them.
+    def _choose(self, share: float, max_loss: float = math.inf) -> Choice:
+        """Returns the best options within a share.
 
-        It can where there are such options, and all of them together lose at most so much.
+        Layers whose chains are slower than their kernels stay dense, unless the budget cannot be met that way or more
+        than `max_loss` would be lost. Then they are admitted again, the least slow first.
         """
         while True:
-            found = self.problem.choose(share, self._slow)
-            if found is not None and (not self._slow or self.problem.lost(found) <= most):
-                return found
+            chosen = self.problem.choose(share, self._slow)
+            if chosen is not None and (not self._slow or self.problem.lost(chosen) <= max_loss):
+                return chosen
             if not self._slow:
                 least = self.problem.least_share(())
                 refused = [layer for layer in self.problem.layers.values() if layer.refusal]
@@ -138,11 +142,10 @@ class Search:
                     f"substitute: macs={share:.4g} is not met by any choice of chains, the least is {least:.4g}"
                     + "".join(f"; {layer.name} stays dense: {layer.refusal}" for layer in refused[:3])
                 )
-            # The budget comes first: the layer goes back whose chain is the least slow.
             del self._slow[min(self._slow, key=lambda index: self._slow[index][0])]
 
-    def _settled(self, choose: Callable[[], Choice]) -> tuple[Choice, Chains]:
-        """The options and their chains, after each layer that the clock is against was left alone once."""
+    def _settle(self, choose: Callable[[], Choice]) -> tuple[Choice, Chains]:
+        """Returns options and their chains, after each layer whose chain is slow was left dense once."""
         asked: set[int] = set(self._slow)
         while True:
             chosen = choose()
@@ -150,7 +153,7 @@ class Search:
             slow = {}
             for index in chains.keys() - asked:
                 before, after = self.problem.milliseconds(index, chains[index])
-                if after > _SLOWER * before:
+                if after > _MAX_TIME_RATIO * before:
                     option = chosen[index]
                     rank = "x".join(map(str, np.atleast_1d(option.rank)))
                     text = f"{option.scheme} of rank {rank} takes {after:.3f} ms, the kernel {before:.3f}"
@@ -162,12 +165,12 @@ class Search:
 
     # What comes of a choice
 
-    def _solved(self, chosen: Choice, fit: bool = True) -> Solution:
-        """The chains of a choice, fitted, and the report of the whole function run with them."""
+    def _solve(self, chosen: Choice, fit: bool = True) -> Solution:
+        """Returns the chains of a choice, fitted, and the report of a run of the whole function with them."""
         problem = self.problem
         chains, errors = problem.chains(chosen), {index: option.error for index, option in chosen.items()}
         if self.calibration is not None and fit:
-            chains, fitted = self.calibration.fitted(chosen, chains)
+            chains, fitted = self.calibration.fit(chosen, chains)
             errors |= fitted
         run = self._run(chains)
         outputs = floats(run(*self.problem.values(chains)))
@@ -179,8 +182,13 @@ class Search:
         rows = [
             self._row(index, chosen.get(index), chains.get(index), errors.get(index, 0.0)) for index in problem.layers
         ]
-        report = Report(
-            tuple(rows), problem.total_macs, problem.macs(chains), before, after, relative(outputs, problem.outputs)
+        report = SubstitutionReport(
+            tuple(rows),
+            problem.total_macs,
+            problem.macs(chains),
+            before,
+            after,
+            relative_error(outputs, problem.outputs),
         )
         return chains, report
 
@@ -210,29 +218,32 @@ class Search:
         )
 
     def _run(self, chains: Chains) -> Callable[..., Any]:
-        """The function with the chains, jitted."""
+        """Returns the function with the chains, jitted."""
         problem = self.problem
         known = {problem.paths[index]: problem.layers[index].placement for index in chains}
         traced = jax.make_jaxpr(problem.flat, return_shape=True)
-        return jax.jit(lambda *values: evaluated(traced, problem.paths, values, known, False))
+        return jax.jit(lambda *values: evaluate_with_chains(traced, problem.paths, values, known, False))
 
     def _clock(self, chains: Chains, run: Callable[..., Any]) -> tuple[float, float]:
-        """Milliseconds of a call of the function as it was and of `run`, with the chains."""
+        """Returns the milliseconds of a call of the function as it was, and of `run` with the chains."""
         plain, values = self.problem.plain, self.problem.values(chains)
-        return alternating(lambda: plain(*self.problem.arrays), lambda: run(*values), _SECONDS)
+        calls = {"kernels": lambda: plain(*self.problem.arrays), "chains": lambda: run(*values)}
+        times = median_seconds(calls, _TIMING_SECONDS)
+        return 1e3 * times["kernels"], 1e3 * times["chains"]
 
 
-def _bisected(meets: Callable[[float], Any | None], wanted: float, last: float, steps: int) -> Any | None:
-    """What `meets` gives for the share nearest to the wanted one that it gives anything for.
+def _bisect(meets: Callable[[float], Any | None], wanted: float, last: float, steps: int) -> Any | None:
+    """Returns the result of `meets` for the share nearest to the wanted one for which it is not None.
 
-    Tried are the wanted share, the last one to fall back on, and if only this does, some between; None if neither does.
+    The wanted share is tried first, then the last one, and if only that has a result, some shares between. None if
+    neither has one.
     """
     for share in (wanted, last):
-        found = meets(share)
-        if found is not None:
+        best = meets(share)
+        if best is not None:
             break
-    if found is None or share == wanted:
-        return found
+    if best is None or share == wanted:
+        return best
     refused, met = math.log(wanted), math.log(last)
     for _ in range(steps):
         middle = (refused + met) / 2
@@ -240,5 +251,5 @@ def _bisected(meets: Callable[[float], Any | None], wanted: float, last: float, 
         if better is None:
             refused = middle
         else:
-            found, met = better, middle
-    return found
+            best, met = better, middle
+    return best

@@ -1,4 +1,4 @@
-"""`substitute`: the trained kernels of any JAX function replaced by chains within one budget."""
+"""`substitute` replaces the trained kernels of any JAX function by chains within one budget."""
 
 from __future__ import annotations
 
@@ -9,24 +9,23 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 
 from jaxcnn.chain import KernelChain
 from jaxcnn.factorization.schemes.registry import SCHEMES
-from jaxcnn.transform.chains.with_chains import chained
+from jaxcnn.transform.chains.placement import Placement
+from jaxcnn.transform.chains.with_chains import apply_with_chains
+from jaxcnn.transform.progress import Progress, bar
 from jaxcnn.transform.substitution import files as saving
-from jaxcnn.transform.substitution.report import Report
-from jaxcnn.transform.timing import Progress, bar
+from jaxcnn.transform.substitution.calibration import Calibration
+from jaxcnn.transform.substitution.problem import Problem
+from jaxcnn.transform.substitution.report import SubstitutionReport
+from jaxcnn.transform.substitution.search import Search, Solution
 
-if TYPE_CHECKING:
-    from jaxcnn.transform.chains.placement import Placement
-    from jaxcnn.transform.substitution.search import Solution
-
-
-_SHOWN = 5
-"""Names of layers in a warning."""
+_MAX_NAMES_SHOWN = 5
+"""Largest number of layers that a warning names."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +33,7 @@ class TradeOff:
     """What substitutions of one function gain and cost; its picture is `jaxcnn.drawing.draw_tradeoff`.
 
     Args:
-      points: (share of multiply-accumulates, times faster, relative error) of each.
+      points: (share of multiply-accumulates, speedup, relative error) of each substitution.
     """
 
     points: tuple[tuple[float, float, float], ...]
@@ -45,11 +44,12 @@ class Substitution:
     """A function with chains in place of kernels.
 
     Args:
-      f: the function as it was.
-      params: its parameters, with `KernelChain`s in place of kernels; train them, or replace some.
-      report: what was done to each layer, and to the whole; `print` shows a table.
-      placements: where each kernel lies in its parameter, by the parameter's path.
-      solve: the same for another share of multiply-accumulates; None for a substitution that was loaded.
+      f: function as it was.
+      params: parameters of f, with `KernelChain`s in place of kernels; train them, or replace some.
+      report: report on each layer and on the whole; `print` shows a table.
+      placements: axes of each kernel in its parameter, by the parameter's path.
+      solve: function from another share of multiply-accumulates to its substitution. It holds the dense parameters;
+        None after `release`, and for a substitution that was loaded.
 
     Example:
       >>> import jax.numpy as jnp
@@ -59,13 +59,13 @@ class Substitution:
       >>> ramp = jnp.outer(jnp.arange(1.0, 6.0), jnp.arange(1.0, 6.0))
       >>> params = {"kernel": jnp.broadcast_to(ramp[..., None, None], (5, 5, 8, 8))}
       >>> found = jaxcnn.substitute(model, params, jnp.ones((1, 16, 16, 8)), macs=0.5)
-      >>> found.report.macs <= 0.5, found.report.error < 1e-5
+      >>> found.report.macs_share <= 0.5, found.report.error < 1e-5
       (True, True)
     """
 
     f: Callable[..., Any]
     params: Any = dataclasses.field(repr=False)
-    report: Report
+    report: SubstitutionReport
     placements: Mapping[str, Placement] = dataclasses.field(repr=False)
     solve: Callable[[float], Substitution] | None = dataclasses.field(default=None, repr=False, compare=False)
 
@@ -77,33 +77,39 @@ class Substitution:
 
     @cached_property
     def apply(self) -> Callable[..., Any]:
-        """f of parameters with chains: `apply(params, *args)`, a pure function."""
-        return chained(self.f, dict(self.placements))
+        """Pure function f of parameters with chains: `apply(params, *args)`."""
+        return apply_with_chains(self.f, self.placements)
 
     def curve(self, shares: Sequence[float] = (0.7, 0.5, 0.35, 0.25, 0.18)) -> TradeOff:
-        """What each share of the multiply-accumulates gives on the clock and costs in error.
+        """Returns times and errors for several shares of the multiply-accumulates.
 
         Every share is solved, verified and timed by itself, as this substitution was. Its picture is
         `jaxcnn.drawing.draw_tradeoff`.
 
         Args:
-          shares: of the multiply-accumulates that may stay; those below what the chains can do are left out.
+          shares: shares of the multiply-accumulates that may stay; those that no choice of chains meets are left out.
 
         Raises:
-          ValueError: a substitution that was loaded; a share not in (0, 1].
+          ValueError: the substitution was loaded or released, or a share is not in (0, 1].
         """
         if self.solve is None:
-            raise ValueError("curve: a substitution that was loaded knows its own point only; substitute again")
+            raise ValueError(
+                "curve: a substitution that was loaded or released knows its own point only; substitute again"
+            )
         for share in shares:
-            _checked_number("curve", "each of shares", share)
+            _check_number("curve", "each of shares", share)
         reports = []
         for share in shares:
             try:
                 reports.append(self.solve(share).report)
             except ValueError:
                 continue
-        points = [(report.macs, report.speedup, report.error) for report in (*reports, self.report)]
+        points = [(report.macs_share, report.speedup, report.error) for report in (*reports, self.report)]
         return TradeOff(tuple(sorted(points, reverse=True)))
+
+    def release(self) -> Substitution:
+        """Returns this substitution without `solve`, which keeps the dense parameters and the search in memory."""
+        return dataclasses.replace(self, solve=None)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes parameters, chains and report to one `.npz` file: arrays, and their structure as JSON; no pickle."""
@@ -111,11 +117,11 @@ class Substitution:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], f: Callable[..., Any], params: Any) -> Substitution:
-        """The substitution that `save` wrote.
+        """Returns the substitution that `save` wrote.
 
         Args:
-          path: of the file.
-          f: the function, as given to `substitute`.
+          path: path of the file.
+          f: function, as given to `substitute`.
           params: parameters of the structure that was given to `substitute`; their arrays are replaced by the file's.
 
         Raises:
@@ -138,7 +144,7 @@ def substitute(
     progress: Progress = False,
     seed: int = 0,
 ) -> Substitution:
-    r"""The trained kernels of a function replaced by chains of smaller ones, within one budget for all of them.
+    r"""Returns a function with chains in place of its trained kernels, within one budget for all of them.
 
     f is traced for its arguments, and every parameter that is some convolution's kernel is found, also through casts,
     transpositions, reshapes and loops. Each is a layer with many possible chains: the schemes' at their ranks. All
@@ -151,16 +157,16 @@ def substitute(
     on `args`, as it was and with the chains: `report.error` and the times are those of that run.
 
     Args:
-      f: a function `f(params, *args)` of pytrees of arrays; other leaves are treated as by `accelerate`.
-      params: its trained parameters; kernels as in Flax, Haiku, Keras, Equinox or plain JAX.
-      *args: its other arguments, by which layers are weighed and on which the result is verified; best none of the
+      f: function `f(params, *args)` of pytrees of arrays; other leaves are treated as by `accelerate`.
+      params: trained parameters of f; kernels as in Flax, Haiku, Keras, Equinox or plain JAX.
+      *args: other arguments of f, by which layers are weighed and on which the result is verified; best none of the
         calibration inputs. Of a `jax.ShapeDtypeStruct` random numbers are drawn.
-      tolerance: the relative error of the results allowed, norm(after - before) / norm(before). Give this, `macs`,
+      tolerance: relative error of the results allowed, norm(after - before) / norm(before). Give this, `macs`,
         `speedup` or `rank`.
-      macs: the share of the multiply-accumulates of all convolutions that may stay.
-      speedup: how many times faster than jitted f a call is to be, measured on this device.
-      rank: of the chain of every layer, in each group, as the one scheme's own function takes it: a number, or one for
-        each that the scheme has. A layer that has less than that takes its full rank. `schemes` must be one, and
+      macs: share of the multiply-accumulates of all convolutions that may stay, the report's `macs_share`.
+      speedup: ratio of the time of jitted f to that of a call with chains, measured on this device.
+      rank: rank of the chain of every layer, in each group, as the one scheme's own function takes it: a number, or one
+        for each that the scheme has. A layer that has less than that takes its full rank. `schemes` must be one, and
         neither the arithmetic nor the clock is asked.
       calibration: inputs such as the function will meet: a list or generator of batches, each a tuple of what follows
         params, or the array if that is one. With them the error of each layer is that of its responses behind its
@@ -170,11 +176,11 @@ def substitute(
         keep the chain of their weights.
       schemes: names of the schemes to choose from; by default `"separable"`, `"low_rank"`, `"tucker2"` and
         `"depthwise_separable"`. `"cp"` and `"stack"` are searches, which take minutes for large kernels.
-      skip: which parameters stay dense: a part of their names (such as `conv1/kernel`), several, or a function of the
-        name. A warning says if names are none.
+      skip: parameters that stay dense: a part of their names (such as `conv1/kernel`), several, or a function of the
+        name. A warning says if no layer has such a name.
       progress: True to show a progress bar on a terminal, which needs rich; or a function `progress(done, total)` that
         is told how many steps are done, and of how many, such as one that moves a bar of your own.
-      seed: of the positions at which responses are taken, and of random arguments.
+      seed: seed for the positions at which responses are taken, and for random arguments.
 
     Returns:
       A `Substitution`: `.apply(params, *args)`, `.params`, `.report`, `.curve()`, `.save(path)`.
@@ -195,7 +201,7 @@ def substitute(
       >>> kernel = jnp.ones((5, 5, 8, 8)) * jnp.outer(ramp, ramp)[:, :, None, None]  # of rank one
       >>> params = {"conv": {"kernel": kernel, "bias": jnp.zeros(8)}}
       >>> found = jaxcnn.substitute(model, params, jnp.ones((1, 32, 32, 8)), macs=0.5)
-      >>> found.report.rows[0].name, found.report.macs <= 0.5, found.report.error < 1e-4
+      >>> found.report.rows[0].name, found.report.macs_share <= 0.5, found.report.error < 1e-4
       ('conv/kernel', True, True)
 
     References:
@@ -213,12 +219,7 @@ def substitute(
         raise ValueError("substitute: params hold chains already; give the dense parameters")
     ((kind, most),) = budget.items()
     names = _scheme_names(schemes)
-    limit = _checked_number("substitute", kind, most) if rank is None else _checked_rank(rank, names)
-    # Imported at the first call, as the rules of `accelerate` are.
-    from jaxcnn.transform.substitution.calibration import Calibration
-    from jaxcnn.transform.substitution.problem import Problem
-    from jaxcnn.transform.substitution.search import Search
-
+    limit = _check_number("substitute", kind, most) if rank is None else _check_rank(rank, names)
     batches = _batches(calibration)
     problem = Problem(f, params, args, names, _skipped(skip), seed)
     if not problem.convolutions:
@@ -230,9 +231,10 @@ def substitute(
         )
     layers = [layer.name for layer in problem.layers.values()]
     if skip and not callable(skip) and not any(map(_skipped(skip), layers)):
-        more = ", ..." if len(layers) > _SHOWN else ""
+        more = ", ..." if len(layers) > _MAX_NAMES_SHOWN else ""
         warnings.warn(
-            f"substitute: skip={skip!r} is no layer; there are {', '.join(layers[:_SHOWN])}{more}", stacklevel=2
+            f"substitute: skip={skip!r} is no layer; there are {', '.join(layers[:_MAX_NAMES_SHOWN])}{more}",
+            stacklevel=2,
         )
     problem.check_outputs()
     weighed, fitted = rank is None, bool(batches)
@@ -250,21 +252,21 @@ def substitute(
         solution = ways[kind](limit)
         advance(1)
 
-    def solved(solution: Solution) -> Substitution:
+    def substitution_of(solution: Solution) -> Substitution:
         chains, report = solution
         placements = {problem.paths[index]: problem.layers[index].placement for index in chains}
         return Substitution(
-            f, problem.params_with(chains), report, placements, lambda share: solved(search.at_share(share))
+            f, problem.params_with(chains), report, placements, lambda share: substitution_of(search.at_share(share))
         )
 
-    return solved(solution)
+    return substitution_of(solution)
 
 
 def _is_chain(node: Any) -> bool:
     return isinstance(node, KernelChain)
 
 
-def _checked_number(operation: str, name: str, given: Any) -> float:
+def _check_number(operation: str, name: str, given: Any) -> float:
     try:
         value = float(given)
     except (TypeError, ValueError):
@@ -281,7 +283,7 @@ def _checked_number(operation: str, name: str, given: Any) -> float:
     return value
 
 
-def _checked_rank(given: Any, schemes: Sequence[str]) -> int | tuple[int, ...]:
+def _check_rank(given: Any, schemes: Sequence[str]) -> int | tuple[int, ...]:
     if len(schemes) != 1:
         raise ValueError(f"substitute: rank is that of one scheme's chains, but schemes={schemes!r}; give one")
     (scheme,) = schemes
@@ -291,14 +293,14 @@ def _checked_rank(given: Any, schemes: Sequence[str]) -> int | tuple[int, ...]:
         raise TypeError(f"substitute: rank must be a whole number, or a tuple of them, got {given!r}") from None
     if not ranks or min(ranks) < 1:
         raise ValueError(f"substitute: rank must be at least 1, got {given!r}")
-    if len(ranks) > 1 and scheme not in ("tucker2", "separable"):
+    if len(ranks) > 1 and not SCHEMES[scheme].several_ranks:
         raise ValueError(f"substitute: {scheme!r} has one rank, got rank={given!r}")
     return ranks[0] if len(ranks) == 1 else ranks
 
 
 def _scheme_names(schemes: str | Sequence[str] | None) -> tuple[str, ...]:
     if schemes is None:
-        return tuple(name for name, scheme in SCHEMES.items() if not scheme.searches)
+        return tuple(name for name, scheme in SCHEMES.items() if not scheme.is_search)
     names = (schemes,) if isinstance(schemes, str) else tuple(schemes)
     if not names:
         raise ValueError("substitute: schemes must hold at least one scheme, got none")
@@ -317,7 +319,7 @@ def _skipped(skip: str | Sequence[str] | Callable[[str], bool] | None) -> Callab
 
 
 def _batches(calibration: Any) -> list[tuple[Any, ...]]:
-    """The batches of calibration inputs, each what follows the parameters."""
+    """Returns the batches of calibration inputs, each a tuple of what follows the parameters."""
     if calibration is None:
         return []
     batches = list(calibration) if isinstance(calibration, (list, Iterator)) else [calibration]

@@ -1,4 +1,4 @@
-"""The row of an equation: what it computes, costs and sees, and how it would be computed."""
+"""The row of a summary for one equation: cost, receptive field, and method."""
 
 from __future__ import annotations
 
@@ -7,62 +7,42 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from jax.extend import source_info_util
 from jax.extend.core import JaxprEqn
 from jax.extend.core import primitives as lax_primitives
 
 from jaxcnn import primitives as own
 from jaxcnn.cost import Cost
-from jaxcnn.geometry import dilated_size, window_hits
+from jaxcnn.geometry import dilated_size
 from jaxcnn.lowering import choice
-from jaxcnn.lowering.spec import ConvSpec, PoolSpec
-from jaxcnn.transform.jaxpr.convolutions import Convolution, avals, convolution, counted
-from jaxcnn.transform.jaxpr.pools import pool
+from jaxcnn.lowering.spec import PoolSpec
+from jaxcnn.transform.jaxpr.abstract_walk import Place
+from jaxcnn.transform.jaxpr.convolutions import Convolution, as_convolution
+from jaxcnn.transform.jaxpr.equations import avals
+from jaxcnn.transform.jaxpr.pools import as_pool
 from jaxcnn.transform.summary.receptive_fields import Value, field_of, through_convolution, through_window
-from jaxcnn.transform.summary.row import Row
+from jaxcnn.transform.summary.row import SummaryRow
 
 
-@dataclasses.dataclass(frozen=True)
-class Place:
-    """Where an equation stands: the name stack and the line around it, how often it is executed, for which platform."""
-
-    name: str
-    count: int
-    platform: str
-    source: str = ""
-
-    def inside(self, equation: JaxprEqn, count: int = 1) -> Place:
-        """The place of what an equation holds."""
-        count *= self.count
-        return dataclasses.replace(self, name=self.name_of(equation), count=count, source=self.source_of(equation))
-
-    def source_of(self, equation: JaxprEqn) -> str:
-        """The user's line: of the call that holds the equation if the equation itself has none."""
-        return source_info_util.summarize(equation.source_info) or self.source
-
-    def name_of(self, equation: JaxprEqn) -> str:
-        """The whole name stack of an equation."""
-        return "/".join(filter(None, (self.name, str(equation.source_info.name_stack))))
-
-
-def row_of(equation: JaxprEqn, operands: Sequence[Value], place: Place) -> tuple[Row, Value] | None:
-    """The row of an equation and what is known of its result; None for equations that a summary leaves out."""
-    found = counted(equation)
-    if found is not None:
-        return _convolution_row(equation, found, operands, place)
+def row_of(
+    equation: JaxprEqn, operands: Sequence[Value], place: Place, platform: str
+) -> tuple[SummaryRow, Value] | None:
+    """Returns the row of an equation and what is known of its result; None if a summary leaves the equation out."""
+    conv = as_convolution(equation, "count")
+    if conv is not None:
+        return _convolution_row(equation, conv, operands, place, platform)
     if equation.primitive is lax_primitives.dot_general_p:
         return _dense_row(equation, operands, place)
-    return _pool_row(equation, operands, place)
+    return _pool_row(equation, operands, place, platform)
 
 
-def _row(equation: JaxprEqn, place: Place, cost: Cost, **columns: Any) -> Row:
-    every = avals(equation)
+def _row(equation: JaxprEqn, place: Place, cost: Cost, **columns: Any) -> SummaryRow:
+    arrays = avals(equation)
     scaled = Cost(*(value * place.count for value in dataclasses.astuple(cost)))
-    return Row(
+    return SummaryRow(
         name=place.name_of(equation),
         source=place.source_of(equation),
-        input_shape=tuple(every[0].shape),
-        output_shape=tuple(every[-1].shape),
+        input_shape=tuple(arrays[0].shape),
+        output_shape=tuple(arrays[-1].shape),
         count=place.count,
         cost=dataclasses.replace(scaled, params=cost.params),
         **columns,
@@ -74,27 +54,26 @@ def _bytes(equation: JaxprEqn) -> int:
 
 
 def _convolution_row(
-    equation: JaxprEqn, found: Convolution, operands: Sequence[Value], place: Place
-) -> tuple[Row, Value]:
-    spec = found.spec
+    equation: JaxprEqn, conv: Convolution, operands: Sequence[Value], place: Place, platform: str
+) -> tuple[SummaryRow, Value]:
+    spec = conv.spec
     kernel = operands[1]
     # Groups of the batch are what JAX makes of the kernel's gradient of groups of features.
     of_kernel = spec.role == "kernel" or equation.params.get("batch_group_count", 1) > 1
     weights = math.prod(spec.kernel_shape) * (spec.stacked or 1) * kernel.copies
     params = 0 if of_kernel or kernel.image else weights
-    macs, valid = macs_of(spec)
-    computed = convolution(equation)
+    computed = as_convolution(equation, "compute")
     if computed is None:
         method, reason = "direct", "left to XLA: only it takes these operands"
     else:
-        chosen = choice.choose(computed.spec, computed.method, place.platform)
+        chosen = choice.choose(computed.spec, computed.method, platform)
         method, reason = chosen.method, chosen.reason
-    result = through_convolution(found, operands, avals(equation)[-1].ndim)
-    spatial = [] if of_kernel else [result.axes[axis] for axis in found.axes[2][-1 - spec.rank : -1]]
+    result = through_convolution(conv, operands, avals(equation)[-1].ndim)
+    spatial = [] if of_kernel else [result.axes[axis] for axis in conv.axes[2][-1 - spec.rank : -1]]
     row = _row(
         equation,
         place,
-        Cost(macs, valid, 2 * macs, params, _bytes(equation)),
+        Cost(spec.macs, spec.macs_valid, 2 * spec.macs, params, _bytes(equation)),
         kind="kernel gradient" if of_kernel else {"output": "conv", "input": "transposed conv"}[spec.role],
         kernel=spec.window,
         strides=spec.strides,
@@ -108,26 +87,7 @@ def _convolution_row(
     return row, result
 
 
-def macs_of(spec: ConvSpec) -> tuple[int, int]:
-    """MACs of the formula, and those whose tap falls on a pixel."""
-    products = spec.output_shape[0] * math.prod(spec.kernel_shape[-2:]) * (spec.stacked or 1)
-    hits = (
-        window_hits(
-            spec.input_shape[1 + axis],
-            spec.output_shape[1 + axis],
-            spec.window[axis],
-            spec.strides[axis],
-            spec.padding[axis][0],
-            spec.kernel_dilation[axis],
-            spec.input_dilation[axis],
-        )
-        for axis in range(spec.rank)
-    )
-    outputs = math.prod(spec.output_shape[1:-1])
-    return products * outputs * math.prod(spec.window), products * math.prod(hits)
-
-
-def _dense_row(equation: JaxprEqn, operands: Sequence[Value], place: Place) -> tuple[Row, Value]:
+def _dense_row(equation: JaxprEqn, operands: Sequence[Value], place: Place) -> tuple[SummaryRow, Value]:
     (contracted, _), (batch, _) = equation.params["dimension_numbers"]
     lhs, rhs, out = avals(equation)
     macs = math.prod(out.shape) * math.prod(lhs.shape[axis] for axis in contracted)
@@ -153,17 +113,14 @@ def _dense_row(equation: JaxprEqn, operands: Sequence[Value], place: Place) -> t
 
 
 def _weight(equation: JaxprEqn, operands: Sequence[Value]) -> int:
-    """Which operand the weight is: the second of a convolution; of a product the one that depends on no image.
-
-    Of two such, the second.
-    """
+    """Returns the position of the weight: of a product the operand that depends on no image, else the second."""
     images = [value.image for value in operands]
     dense = equation.primitive is lax_primitives.dot_general_p
     return images.index(False) if dense and images[0] != images[1] else 1
 
 
 def weight_of(equation: JaxprEqn, operands: Sequence[Value]) -> Value:
-    """What is known of the weight of an equation that has a row; a pool has none."""
+    """Returns what is known of the weight of an equation that has a row; a pool has none."""
     return operands[_weight(equation, operands)] if len(operands) > 1 else Value(())
 
 
@@ -176,7 +133,9 @@ _OWN_POOLS = {
 }
 
 
-def _pool_row(equation: JaxprEqn, operands: Sequence[Value], place: Place) -> tuple[Row, Value] | None:
+def _pool_row(
+    equation: JaxprEqn, operands: Sequence[Value], place: Place, platform: str
+) -> tuple[SummaryRow, Value] | None:
     if equation.primitive in _OWN_POOLS:
         params = equation.params
         kind = params.get("mode", "") + _OWN_POOLS[equation.primitive]
@@ -187,12 +146,12 @@ def _pool_row(equation: JaxprEqn, operands: Sequence[Value], place: Place) -> tu
         spec = PoolSpec(shape, **{name: params[name] for name in names}, dtype=avals(equation)[0].dtype)
         first = 1
     else:
-        found = pool(equation)
-        if found is None:
+        pool = as_pool(equation)
+        if pool is None:
             return None
-        spec, first = found.spec, found.first
+        spec, first = pool.spec, pool.first
         scatters = equation.primitive is lax_primitives.select_and_scatter_add_p
-        kind = f"{found.kind} pool gradient" if scatters else f"{found.kind} pool"
+        kind = f"{pool.kind} pool gradient" if scatters else f"{pool.kind} pool"
     value = operands[0]
     if not value.image and value.axes and not any(value.axes):
         return None  # of a constant: the number of pixels in each window of an average
@@ -208,7 +167,7 @@ def _pool_row(equation: JaxprEqn, operands: Sequence[Value], place: Place) -> tu
             windows[axis] = dilated_size(window, dilation), stride, low
         result = through_window(value, windows)
         spatial = [result.axes[axis] for axis in spatial_axes]
-    module = choice.pool_method(spec, place.platform)
+    module = choice.pool_method(spec, platform)
     operations = math.prod(spec.output_shape) * (math.prod(spec.window_shape) - 1)
     row = _row(
         equation,

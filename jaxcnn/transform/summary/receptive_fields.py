@@ -1,4 +1,4 @@
-"""Receptive fields over the graph of a jaxpr: which pixels of the function's arguments each axis of a value sees."""
+"""Receptive fields over the graph of a jaxpr: the pixels of the function's arguments that each axis of a value sees."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ import jax.numpy as jnp
 from jax.extend.core import JaxprEqn, Primitive
 from jax.extend.core import primitives as lax_primitives
 
-from jaxcnn.geometry import ReceptiveField, dilated_size
-from jaxcnn.transform.jaxpr.convolutions import Convolution, avals
+from jaxcnn.geometry import dilated_size
+from jaxcnn.receptive_field import ReceptiveField
+from jaxcnn.transform.jaxpr.convolutions import Convolution
+from jaxcnn.transform.jaxpr.equations import avals
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,9 +23,9 @@ class AxisField:
     """What the entries along one axis of a value see: entry `o` sees from `o * stride - offset`, `size` pixels.
 
     Args:
-      source: whose axis the pixels are counted on: a number for the argument, and the axis.
-      size, stride, offset: as in `ReceptiveField`; fractions after a transposed convolution. A stride of 0: every entry
-        sees the same pixels, those of the whole axis.
+      source: position of the argument on which pixels are counted, and its axis.
+      size, stride, offset: numbers as in `ReceptiveField`; fractions after a transposed convolution. With a stride of
+        0 every entry sees the same pixels, those of the whole axis.
     """
 
     source: tuple[int, int]
@@ -32,7 +34,7 @@ class AxisField:
     offset: Fraction = Fraction(0)
 
     def seen_through(self, extent: int, stride: int, low: int) -> AxisField:
-        """The field of the outputs of a window over this axis."""
+        """Returns the field of the outputs of a window over this axis."""
         return AxisField(
             self.source,
             self.size + (extent - 1) * self.stride,
@@ -41,7 +43,7 @@ class AxisField:
         )
 
     def spread_through(self, extent: int, stride: int, low: int) -> AxisField:
-        """The field of the inputs of a window, computed from its outputs: what a transposed convolution gives."""
+        """Returns the field of the inputs of a window, computed from its outputs as by a transposed convolution."""
         reached = (extent - 1) // stride + 1
         before = Fraction(extent - 1 - low, stride)
         return AxisField(
@@ -52,11 +54,11 @@ class AxisField:
         )
 
     def everywhere(self, entries: int) -> AxisField:
-        """What all entries along this axis see together."""
+        """Returns the field of all entries along this axis together."""
         return AxisField(self.source, self.size + (entries - 1) * self.stride, Fraction(0), self.offset)
 
     def united(self, other: AxisField) -> AxisField:
-        """The smallest field that holds both, at the wider stride; with the whole axis, the whole axis."""
+        """Returns the smallest field that holds both, at the wider stride; with a whole axis, the whole axis."""
         offset = max(self.offset, other.offset)
         end = max(self.size - self.offset, other.size - other.offset)
         whole = 0 in (self.stride, other.stride)
@@ -68,11 +70,11 @@ class Value:
     """What is known of a value of the jaxpr.
 
     Args:
-      axes: the field along each axis; None where an entry sees everything, or nothing that is counted.
-      image: whether the value depends on what was convolved; a kernel or a weight does not.
-      copies: how many values of it there are over the steps of a scan.
-      roots: the arguments and constants of the function that a weight was made from, or the slices of them; none where
-        that is not known. Values with the same roots are one weight.
+      axes: field along each axis; None where an entry sees everything, or nothing that is counted.
+      image: True if the value depends on what was convolved; a kernel or a weight does not.
+      copies: number of values over the steps of a scan.
+      roots: arguments and constants of the function, or slices of them, that a weight was made from; none where that is
+        not known. Values with the same roots are one weight.
     """
 
     axes: tuple[AxisField | None, ...]
@@ -82,12 +84,12 @@ class Value:
 
 
 def argument(number: int, ndim: int) -> Value:
-    """An argument of the function: each entry sees itself."""
+    """Returns the value of an argument of the function, each of whose entries sees itself."""
     return Value(tuple(AxisField((number, axis)) for axis in range(ndim)), roots=frozenset((number,)))
 
 
 def field_of(axes: Sequence[AxisField | None]) -> ReceptiveField | None:
-    """The receptive field along some axes, if it is known along all of them; fractions are rounded away from zero."""
+    """Returns the receptive field along some axes, if all are known; fractions are rounded away from zero."""
     known = [axis for axis in axes if axis is not None]
     if len(known) < len(axes) or not axes:
         return None
@@ -98,14 +100,14 @@ def field_of(axes: Sequence[AxisField | None]) -> ReceptiveField | None:
     )
 
 
-def through_convolution(found: Convolution, operands: Sequence[Value], ndim: int) -> Value:
-    """The result of a convolution."""
+def through_convolution(conv: Convolution, operands: Sequence[Value], ndim: int) -> Value:
+    """Returns the value of the result of a convolution."""
     axes: list[AxisField | None] = [None] * ndim
-    spec = found.spec
+    spec = conv.spec
     if spec.role == "kernel":
         return Value(tuple(axes), image=True)
     for index, (source, target) in enumerate(
-        zip(found.axes[0][-1 - spec.rank : -1], found.axes[2][-1 - spec.rank : -1], strict=True)
+        zip(conv.axes[0][-1 - spec.rank : -1], conv.axes[2][-1 - spec.rank : -1], strict=True)
     ):
         before = operands[0].axes[source]
         extent = dilated_size(spec.window[index], spec.kernel_dilation[index])
@@ -119,13 +121,13 @@ def through_convolution(found: Convolution, operands: Sequence[Value], ndim: int
 
 
 def through_window(value: Value, windows: Sequence[tuple[int, int, int]]) -> Value:
-    """The result of a pool: for each axis the dilated window, its stride and its low padding."""
+    """Returns the value of the result of a pool: each axis has a dilated window, a stride and a low padding."""
     axes = (axis and axis.seen_through(*window) for axis, window in zip(value.axes, windows, strict=True))
     return Value(tuple(axes), value.image)
 
 
 def through(equation: JaxprEqn, operands: Sequence[Value]) -> list[Value]:
-    """The results of any other equation."""
+    """Returns the values of the results of any other equation."""
     image = any(value.image for value in operands)
     copies = max((value.copies for value in operands), default=1)
     rule = _RULES.get(equation.primitive, _elementwise)
@@ -138,7 +140,7 @@ def through(equation: JaxprEqn, operands: Sequence[Value]) -> list[Value]:
 
 
 def _roots(equation: JaxprEqn, operands: Sequence[Value], result: Any) -> frozenset[Hashable]:
-    """What a weight was made from: moved, cast and scaled it is the same weight, two slices of it are two."""
+    """Returns the roots of a weight: moved, cast and scaled it is the same weight, but two slices of it are two."""
     roots: frozenset[Hashable] = frozenset().union(*(value.roots for value in operands))
     primitive = equation.primitive
     if primitive is lax_primitives.slice_p:
@@ -160,7 +162,7 @@ def _shape(equation: JaxprEqn, index: int = 0) -> tuple[int, ...]:
 
 
 def _elementwise(equation: JaxprEqn, operands: Sequence[Value], shape: Sequence[int]) -> Axes:
-    """Where an operand has the result's rank, the union over the operands that are not broadcast on an axis."""
+    """Returns the union over the operands of the result's rank that are not broadcast along an axis."""
     axes: list[AxisField | None] = [None] * len(shape)
     # What depends on an image comes first: on its axes all others are counted.
     order = sorted(range(len(operands)), key=lambda index: not operands[index].image)
@@ -199,7 +201,7 @@ def _broadcast(equation: JaxprEqn, operands: Sequence[Value], shape: Sequence[in
 
 
 def _reshape(equation: JaxprEqn, operands: Sequence[Value], shape: Sequence[int]) -> Axes:
-    """An axis that is neither merged nor split keeps its field."""
+    """Returns the fields of axes that are neither merged nor split."""
     before, axes = _shape(equation), [None] * len(shape)
     if equation.params.get("dimensions") is not None:
         return axes
@@ -249,7 +251,7 @@ def _pad(equation: JaxprEqn, operands: Sequence[Value], shape: Sequence[int]) ->
 
 
 def _along(equation: JaxprEqn, operands: Sequence[Value], shape: Sequence[int]) -> Axes:
-    """Each result sees the whole of the axes along which the equation runs."""
+    """Returns fields of the whole axis where an equation runs along it."""
     params, axes = equation.params, list(_elementwise(equation, operands, shape))
     if equation.primitive is lax_primitives.fft_p:
         whole = range(len(shape) - len(params["fft_lengths"]), len(shape))
@@ -268,7 +270,7 @@ def _along(equation: JaxprEqn, operands: Sequence[Value], shape: Sequence[int]) 
 
 
 def _reduce_window(equation: JaxprEqn, operands: Sequence[Value], shape: Sequence[int]) -> Axes:
-    """A window reduction that is no pool."""
+    """Returns the fields of a window reduction that is no pool."""
     del shape
     params = equation.params
     dilation, holes = (

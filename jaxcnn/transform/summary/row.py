@@ -1,15 +1,15 @@
-"""`Row`: one line of a summary."""
+"""`SummaryRow`: one line of a summary."""
 
 from __future__ import annotations
 
 import dataclasses
 
 from jaxcnn.cost import Cost
-from jaxcnn.geometry import ReceptiveField
+from jaxcnn.receptive_field import ReceptiveField
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class SummaryRow:
     """One convolution, pool or dense product of a function.
 
     Args:

@@ -13,10 +13,11 @@ import jax
 
 from jaxcnn import native
 from jaxcnn.cost import Cost
-from jaxcnn.geometry import ReceptiveField
-from jaxcnn.transform.jaxpr.signature import split
-from jaxcnn.transform.summary.row import Row
-from jaxcnn.transform.summary.table import html_table, text_table
+from jaxcnn.receptive_field import ReceptiveField
+from jaxcnn.transform.jaxpr.signature import flatten_call
+from jaxcnn.transform.summary.row import SummaryRow
+from jaxcnn.transform.summary.table import summary_table, totals_line
+from jaxcnn.transform.summary.walk import rows_and_notes
 
 #: What `summarize` takes for `platform`, here and on the command line.
 PLATFORMS = ("cpu", "gpu", "cuda", "rocm", "tpu")
@@ -27,8 +28,8 @@ class Summary:
     """The convolutions, pools and dense products of a function, in order of execution; `print` shows a table.
 
     Args:
-      rows: one `Row` for each.
-      notes: what was counted once although it may be executed more or less often, and what was not looked into.
+      rows: one `SummaryRow` for each.
+      notes: remarks on what was counted once although it may be executed more or less often, or not looked into.
       native: line that says if this process has the compiled CPU kernels; empty for another platform.
 
     Example:
@@ -42,18 +43,18 @@ class Summary:
       Cost(macs=1728, macs_valid=1452, flops=3564, params=108, bytes=1856)
     """
 
-    rows: tuple[Row, ...]
+    rows: tuple[SummaryRow, ...]
     notes: tuple[str, ...] = ()
     native: str = ""
 
     @property
     def total(self) -> Cost:
-        """The cost of all rows; a weight that several share counts once."""
+        """Cost of all rows; a weight that several share counts once."""
         return sum((row.cost for row in self.rows), Cost())
 
     @property
     def receptive_field(self) -> ReceptiveField | None:
-        """The union of the receptive fields of all rows, at the stride of the widest; None if none is known."""
+        """Union of the receptive fields of all rows, at the stride of the widest; None if none is known."""
         known = [row.receptive_field for row in self.rows if row.receptive_field]
         if len({len(field.size) for field in known}) != 1:
             return None
@@ -63,7 +64,7 @@ class Summary:
         return ReceptiveField(size, max(known, key=lambda field: field.size).stride, offset)
 
     def to_json(self) -> str:
-        """All rows, totals, notes and the state of the native kernels as JSON."""
+        """Returns all rows, totals, notes and the state of the native kernels as JSON."""
         content = {
             "rows": [dataclasses.asdict(row) for row in self.rows],
             "total": dataclasses.asdict(self.total),
@@ -87,18 +88,18 @@ class Summary:
         return importlib.import_module("jaxcnn.drawing").draw_summary(self, path=path)
 
     def __str__(self) -> str:
-        return text_table(self.rows, self.total, self._remarks)
+        return summary_table(self.rows).text(self._remarks)
 
     def _repr_html_(self) -> str:
-        return html_table(self.rows, self.total, self._remarks)
+        return summary_table(self.rows).html(self._remarks)
 
     @property
     def _remarks(self) -> tuple[str, ...]:
-        return (*self.notes, self.native) if self.native else self.notes
+        return tuple(filter(None, (totals_line(self.total), *self.notes, self.native)))
 
 
 def summarize(f: Callable[..., Any], *args: Any, platform: str | None = None) -> Summary:
-    """Each convolution, transposed convolution, pool and dense product of a function: where, its cost, the method.
+    """Returns a table of the convolutions, pools and dense products of a function, with the cost and method of each.
 
     f is traced, not run: nothing is compiled and no device is needed. Bodies of `scan` are multiplied by their length,
     of a `cond` the branch with the most MACs is counted, and the body of a `while` once. A weight is the operand that
@@ -107,15 +108,15 @@ def summarize(f: Callable[..., Any], *args: Any, platform: str | None = None) ->
     transform sees its whole axis (stride 0); it is not known any more behind a reshape or a sum over the image.
 
     Args:
-      f: a function of arrays: a model, a loss, a gradient, a training step, accelerated or not.
-      *args: its arguments; `jax.ShapeDtypeStruct`s may stand for arrays, and what is not an array reaches f unchanged.
-      platform: for which the method is told, `"cpu"` (if left out), `"gpu"`, `"cuda"`, `"rocm"` or `"tpu"`.
+      f: function of arrays: a model, a loss, a gradient, a training step, accelerated or not.
+      *args: arguments of f; `jax.ShapeDtypeStruct`s may stand for arrays, and what is not an array reaches f unchanged.
+      platform: platform for which the method is told, `"cpu"` (if left out), `"gpu"`, `"cuda"`, `"rocm"` or `"tpu"`.
 
     Returns:
       A `Summary`: `.rows`, `.total`, `.to_json()`, and a table when printed or shown in a notebook.
 
     Raises:
-      ValueError: an unknown platform.
+      ValueError: the platform is unknown.
       TypeError: f is no function, or an argument that is not an array is not hashable.
 
     Example:
@@ -133,10 +134,7 @@ def summarize(f: Callable[..., Any], *args: Any, platform: str | None = None) ->
     if platform is not None and platform not in PLATFORMS:
         known = ", ".join(map(repr, PLATFORMS))
         raise ValueError(f"summarize: platform must be one of {known}, got {platform!r}")
-    # Imported at the first call, as the rules of `accelerate` are.
-    from jaxcnn.transform.summary.walk import survey
-
-    signature, arrays = split("summarize", args, {})
+    signature, arrays = flatten_call("summarize", args, {})
     platform = platform or "cpu"
-    rows, notes = survey(jax.make_jaxpr(signature.flat(f))(*arrays), platform)
+    rows, notes = rows_and_notes(jax.make_jaxpr(signature.flat(f))(*arrays), platform)
     return Summary(rows, notes, native.status() if platform == "cpu" else "")

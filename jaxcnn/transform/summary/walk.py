@@ -1,4 +1,4 @@
-"""The walk of `summarize` over a jaxpr and those it holds: a row for each equation, and what its results see."""
+"""The abstract walk of `summarize`: a row for each convolution, pool and product, and what its results see."""
 
 from __future__ import annotations
 
@@ -6,150 +6,130 @@ import dataclasses
 from collections.abc import Hashable, Sequence
 from typing import Any
 
-from jax.extend.core import JaxprEqn, Literal
+from jax.extend.core import JaxprEqn
 from jax.extend.core import primitives as lax_primitives
 
-from jaxcnn.transform.jaxpr.convolutions import avals, is_convolution
-from jaxcnn.transform.jaxpr.walker import held_jaxprs, is_entered, loop_parts, opened
-from jaxcnn.transform.summary.describe import Place, row_of, weight_of
+from jaxcnn.transform.jaxpr.abstract_walk import AbstractWalk, Place
+from jaxcnn.transform.jaxpr.convolutions import is_convolution
+from jaxcnn.transform.jaxpr.equations import (
+    avals,
+    consts_of,
+    inner_jaxpr,
+    is_entered,
+    loop_parts,
+    shape_of,
+    sub_jaxprs,
+)
+from jaxcnn.transform.summary.describe import row_of, weight_of
 from jaxcnn.transform.summary.receptive_fields import Value, argument, through
-from jaxcnn.transform.summary.row import Row
+from jaxcnn.transform.summary.row import SummaryRow
 
-Counted = tuple[Row, frozenset[Hashable]]
+_Record = tuple[SummaryRow, frozenset[Hashable]]
 """A row, and the roots of its weight."""
 
-_LONGEST_LOOP = 1000
+_MAX_LOOP_PASSES = 1000
 """Steps of a scan after which a receptive field that still grows is given up."""
 
 
-def survey(closed: Any, platform: str) -> tuple[tuple[Row, ...], tuple[str, ...]]:
-    """The rows of a closed jaxpr, whose arguments are those of the user's function, and notes on how they count."""
-    walk = _Walk()
-    variables = (*opened(closed).constvars, *opened(closed).invars)
-    values = [argument(number, _ndim(variable)) for number, variable in enumerate(variables)]
-    for number, constant in enumerate(_constants(closed)):
-        values[number] = dataclasses.replace(values[number], roots=constant.roots)
-    found, _ = walk.rows(closed, values, Place("", 1, platform))
-    return _each_weight_once(found), tuple(dict.fromkeys(walk.notes))
+def rows_and_notes(closed: Any, platform: str) -> tuple[tuple[SummaryRow, ...], tuple[str, ...]]:
+    """Returns the rows of a closed jaxpr, whose arguments are those of the user's function, and notes on the count."""
+    walk = _SummaryWalk(platform)
+    jaxpr = inner_jaxpr(closed)
+    values = [argument(number, len(shape_of(v))) for number, v in enumerate((*jaxpr.constvars, *jaxpr.invars))]
+    for number, array in enumerate(consts_of(closed)):
+        values[number] = dataclasses.replace(values[number], roots=_roots_of_constant(array))
+    walk.walk_equations(closed, values, Place())
+    return _count_weights_once(walk.records), tuple(dict.fromkeys(walk.notes))
 
 
-def _each_weight_once(found: Sequence[Counted]) -> tuple[Row, ...]:
-    """The rows, with a weight that several share counted in the first of them."""
-    rows, seen = [], set()
-    for row, roots in found:
-        shared = roots in seen
-        rows.append(dataclasses.replace(row, cost=dataclasses.replace(row.cost, params=0)) if shared else row)
+def _count_weights_once(records: Sequence[_Record]) -> tuple[SummaryRow, ...]:
+    """Returns the rows, with a weight that several share counted in the first of them."""
+    rows: list[SummaryRow] = []
+    counted: set[frozenset[Hashable]] = set()
+    for row, roots in records:
+        is_shared = roots in counted
+        rows.append(dataclasses.replace(row, cost=dataclasses.replace(row.cost, params=0)) if is_shared else row)
         if roots and row.cost.params:
-            seen.add(roots)
+            counted.add(roots)
     return tuple(rows)
 
 
-def _constants(jaxpr: Any) -> list[Value]:
-    """What is known of a jaxpr's constants: an array that several jaxprs hold is one weight."""
-    variables = opened(jaxpr).constvars
-    held = getattr(jaxpr, "consts", ()) or (None,) * len(variables)
-    roots = [frozenset() if value is None else frozenset((("constant", id(value)),)) for value in held]
-    return [Value((None,) * _ndim(v), roots=root) for v, root in zip(variables, roots, strict=True)]
+def _roots_of_constant(array: Any) -> frozenset[Hashable]:
+    """Returns the roots of a constant: an array that several jaxprs hold is one weight."""
+    return frozenset() if array is None else frozenset((("constant", id(array)),))
 
 
-def _ndim(variable: Any) -> int:
-    return len(getattr(variable.aval, "shape", ()))
+class _SummaryWalk(AbstractWalk[Value, _Record]):
+    """The walk that collects rows and notes.
 
+    Args:
+      platform: platform for which methods are chosen.
+    """
 
-@dataclasses.dataclass
-class _Walk:
-    """A walk over a jaxpr and those it holds, which collects notes."""
+    def __init__(self, platform: str) -> None:
+        super().__init__(_MAX_LOOP_PASSES)
+        self.platform = platform
+        self.notes: list[str] = []
 
-    notes: list[str] = dataclasses.field(default_factory=list)
+    def unknown(self, aval: Any) -> Value:
+        return Value((None,) * len(getattr(aval, "shape", ())))
 
-    def rows(self, jaxpr: Any, values: Sequence[Value], place: Place) -> tuple[list[Counted], list[Value]]:
-        """The rows of a jaxpr and what is known of its results; `values`: of its constants, then its arguments."""
-        jaxpr = opened(jaxpr)
-        known = dict(zip((*jaxpr.constvars, *jaxpr.invars), values, strict=True))
+    def constant(self, variable: Any, array: Any) -> Value:
+        return dataclasses.replace(self.unknown(variable.aval), roots=_roots_of_constant(array))
 
-        def read(atom: Any) -> Value:
-            return Value((None,) * _ndim(atom)) if isinstance(atom, Literal) else known[atom]
-
-        rows: list[Counted] = []
-        for equation in jaxpr.eqns:
-            operands = [read(atom) for atom in equation.invars]
-            found = row_of(equation, operands, place)
-            if found is not None:
-                row, result = found
-                rows.append((row, weight_of(equation, operands).roots))
-                results = [result]
-            else:
-                self._note_left_out(equation, place)
-                inner, results = self._held(equation, operands, place)
-                rows += inner
-            known.update(zip(equation.outvars, results, strict=True))
-        return rows, [read(atom) for atom in jaxpr.outvars]
-
-    def _note_left_out(self, equation: JaxprEqn, place: Place) -> None:
-        symbolic = any(not isinstance(size, int) for aval in avals(equation) for size in getattr(aval, "shape", ()))
-        if symbolic and is_convolution(equation):
+    def equation(self, equation: JaxprEqn, operands: list[Value], place: Place) -> list[Value] | None:
+        row_and_result = row_of(equation, operands, place, self.platform)
+        if row_and_result is not None:
+            row, result = row_and_result
+            self.records.append((row, weight_of(equation, operands).roots))
+            return [result]
+        is_symbolic = any(not isinstance(n, int) for aval in avals(equation) for n in getattr(aval, "shape", ()))
+        if is_symbolic and is_convolution(equation):
             self.notes.append(f"a convolution of symbolic shape at {place.source_of(equation)} is not counted")
+        if not sub_jaxprs(equation):
+            return through(equation, operands)
+        if equation.primitive is lax_primitives.scan_p and not equation.params["length"]:
+            _, carry, _ = loop_parts(equation, operands)
+            return [*carry, *(self.unknown(variable.aval) for variable in equation.outvars[len(carry) :])]
+        return None
 
-    def _inner(self, jaxpr: Any, operands: Sequence[Value], place: Place) -> tuple[list[Counted], list[Value]]:
-        return self.rows(jaxpr, [*_constants(jaxpr), *operands], place)
+    def element(self, value: Value, length: int) -> Value:
+        return Value(value.axes[1:], value.image, value.copies * length, value.roots)
 
-    def _held(self, equation: JaxprEqn, operands: list[Value], place: Place) -> tuple[list[Counted], list[Value]]:
-        held = held_jaxprs(equation)
-        if not held:
-            return [], through(equation, operands)
-        inside = place.inside(equation)
-        if equation.primitive is lax_primitives.scan_p:
-            return self._scan(equation, operands, place)
-        if equation.primitive is lax_primitives.while_p:
-            return self._while(equation, operands, inside)
-        if equation.primitive is lax_primitives.cond_p:
-            branches = [self._inner(branch, operands[1:], inside) for branch in held]
-            if any(rows for rows, _ in branches):
-                self.notes.append(f"cond at {inside.name or 'the top'}: the branch with the most MACs is counted")
-            return max(branches, key=lambda branch: sum(row.cost.macs for row, _ in branch[0]))
+    def stack(self, value: Value) -> Value:
+        return Value((None, *value.axes), value.image)
+
+    def join(self, before: Value, after: Value) -> Value:
+        # A weight that changes from step to step stays the weight that it was.
+        return dataclasses.replace(after, roots=before.roots)
+
+    def widen(self, value: Value) -> Value:
+        return Value((None,) * len(value.axes), value.image)
+
+    def branches(
+        self, outcomes: list[tuple[list[Value], list[_Record]]], equation: JaxprEqn, place: Place
+    ) -> list[Value]:
+        if any(records for _, records in outcomes):
+            self._note(equation, place, ": the branch with the most MACs is counted")
+        results, records = max(outcomes, key=lambda outcome: sum(row.cost.macs for row, _ in outcome[1]))
+        self.records += records
+        return results
+
+    def after_while(self, equation: JaxprEqn, records: list[_Record], place: Place) -> None:
+        if records:
+            self._note(equation, place, ": its body is counted once")
+
+    def other_holder(self, equation: JaxprEqn, operands: list[Value], place: Place) -> list[Value]:
+        bodies, inside = sub_jaxprs(equation), place.inside(equation)
         if is_entered(equation.primitive):
-            # Of the jaxprs of an equation of any other primitive there is one.
-            return self._inner(held[0], operands, inside)
-        unknown = [[Value((None,) * _ndim(variable)) for variable in opened(jaxpr).invars] for jaxpr in held]
-        if any(self._inner(jaxpr, values, inside)[0] for jaxpr, values in zip(held, unknown, strict=True)):
-            self.notes.append(f"{equation.primitive} at {inside.name or 'the top'} is not looked into")
-        return [], through(equation, operands)
-
-    def _scan(self, equation: JaxprEqn, operands: list[Value], place: Place) -> tuple[list[Counted], list[Value]]:
-        params = equation.params
-        length, body = params["length"], params["jaxpr"]
-        constants, carry, scanned = loop_parts(equation, operands)
-        slices = [Value(value.axes[1:], value.image, value.copies * length, value.roots) for value in scanned]
-        rows: list[Counted] = []
-        results = [*carry]
-        for step in range(min(length, _LONGEST_LOOP)):
-            rows, results = self._inner(body, [*constants, *carry, *slices], place.inside(equation, length))
-            # What becomes of a weight from step to step stays the weight that it was.
-            kept = [value.roots for value in carry]
-            after = [dataclasses.replace(value, roots=roots) for value, roots in zip(results, kept, strict=False)]
-            before, carry = carry, after
-            if before == carry:
+            return self.walk(bodies[0], operands, inside)
+        for body in bodies:
+            unknown = [self.unknown(variable.aval) for variable in inner_jaxpr(body).invars]
+            if self.walk_apart(body, unknown, inside)[1]:
+                self._note(equation, place, " is not looked into")
                 break
-            if step == _LONGEST_LOOP - 1:
-                carry = [Value((None,) * len(value.axes), value.image) for value in carry]
-        stacked = [Value((None, *value.axes), value.image) for value in results[len(carry) :]]
-        if not length:
-            stacked = [Value((None,) * _ndim(variable)) for variable in equation.outvars[len(carry) :]]
-        return rows, [*carry, *stacked]
+        return through(equation, operands)
 
-    def _while(self, equation: JaxprEqn, operands: list[Value], inside: Place) -> tuple[list[Counted], list[Value]]:
-        params = equation.params
-        of_condition, of_body = params["cond_nconsts"], params["body_nconsts"]
-        carry = operands[of_condition + of_body :]
-        tested, _ = self._inner(params["cond_jaxpr"], [*operands[:of_condition], *carry], inside)
-        rows, results = self._inner(
-            params["body_jaxpr"], [*operands[of_condition : of_condition + of_body], *carry], inside
-        )
-        if tested or rows:
-            self.notes.append(f"while at {inside.name or 'the top'}: its body is counted once")
-        # How far the field grows depends on the number of steps.
-        after = [
-            value if value == old else Value((None,) * len(value.axes), value.image)
-            for value, old in zip(results, carry, strict=True)
-        ]
-        return [*tested, *rows], after
+    def _note(self, equation: JaxprEqn, place: Place, text: str) -> None:
+        name = {lax_primitives.while_p: "while", lax_primitives.cond_p: "cond"}.get(equation.primitive)
+        self.notes.append(f"{name or equation.primitive} at {place.name_of(equation) or 'the top'}{text}")

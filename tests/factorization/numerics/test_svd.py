@@ -15,7 +15,7 @@ def test_both_ways_of_finding_singular_vectors_agree(rows, columns, deficient, r
         matrix[:, :, 2:] = matrix[:, :, :2] @ rng.standard_normal((2, 2, columns - 2))
     left, values = left_singular(matrix)
     np.testing.assert_allclose(singular_values(matrix), values, atol=1e-12 * values.max())
-    monkeypatch.setattr(f"{_singular.__name__}._LARGEST_SVD", 0)
+    monkeypatch.setattr(f"{_singular.__name__}._MAX_SVD_ROWS", 0)
     by_gram, gram_values = left_singular(matrix)
     assert by_gram.shape == left.shape == (2, rows, min(rows, columns))
     np.testing.assert_allclose(gram_values, values, atol=1e-7 * values.max())

@@ -8,7 +8,9 @@ import pytest
 
 import jaxcnn
 from jaxcnn import KernelChain
-from jaxcnn.factorization.responses.fit import ResponseFits, Responses, refit, response_error, response_start
+from jaxcnn.factorization.responses.fit import refit
+from jaxcnn.factorization.responses.samples import Responses, response_error
+from jaxcnn.factorization.responses.start import ResponseFits, response_start
 from support.arrays import normal
 
 

@@ -1,34 +1,20 @@
 """`cp` on sums of products, against TensorLy, and where no best approximation exists."""
 
-import string
 import warnings
 
 import numpy as np
 import pytest
 
 from jaxcnn import KernelChain, cp, low_rank
-from jaxcnn.factorization.numerics.cp_als import LARGEST_NORM, _Problem, fit_terms, full_rank
-from jaxcnn.factorization.schemes.cp import CANCELLING, cancellation, lowest_rank
+from jaxcnn.factorization.schemes.cp import CANCELLING_TERMS_NORM, lowest_rank, terms_norm
 from support.arrays import normal
-from support.schemes import ROUNDING, error_of
-
-
-def terms(factors, weights=None):
-    """The sum of outer products of vectors (n, R) of each axis, by one einsum."""
-    letters = string.ascii_lowercase[: len(factors)]
-    weights = np.ones(factors[0].shape[1]) if weights is None else weights
-    return np.einsum(",".join(f"{letter}z" for letter in letters) + ",z->" + letters, *factors, weights)
+from support.schemes import ROUNDING, UNREACHABLE, error_of, terms
 
 
 def planted(seed, shape, rank):
     """A kernel that is a sum of `rank` products of random vectors."""
     generator = np.random.default_rng(seed)
     return terms([generator.standard_normal((size, rank)) for size in shape]).astype(np.float32)
-
-
-# The result of cancelling terms: there are sums of two products as near to it as one likes, but none equals it.
-UNREACHABLE = np.zeros((2, 2, 2), np.float32)
-UNREACHABLE[0, 0, 1] = UNREACHABLE[0, 1, 0] = UNREACHABLE[1, 0, 0] = 1
 
 
 @pytest.mark.parametrize(("kernels", "needed"), [(3, 3), pytest.param(6, 5, marks=pytest.mark.slow)])
@@ -95,28 +81,6 @@ def test_all_links_share_the_norm_of_a_term(rng):
         np.testing.assert_allclose(norm, norms[0], rtol=1e-5)
 
 
-# The core
-
-
-def test_the_core_returns_unit_vectors_and_the_error_of_what_it_returns(rng):
-    tensor = rng.standard_normal((3, 4, 5, 6))
-    factors, weights, error = fit_terms(tensor, 7)
-    for factor in factors:
-        np.testing.assert_allclose(np.linalg.norm(factor, axis=0), 1, atol=1e-12)
-    expected = np.linalg.norm(terms(factors, weights) - tensor) / np.linalg.norm(tensor)
-    assert error == pytest.approx(expected, abs=1e-12)
-
-
-@pytest.mark.parametrize("shape", [(3, 3, 2, 4), (5, 2, 1), (3, 1, 2, 2), (2, 9, 2, 3)])
-def test_full_rank_is_exact_and_its_terms_do_not_cancel(shape, rng):
-    tensor = rng.standard_normal(shape)
-    for rank in (full_rank(shape), full_rank(shape) + 2):
-        factors, weights, error = fit_terms(tensor, rank)
-        assert error == 0
-        np.testing.assert_allclose(terms(factors, weights), tensor, atol=1e-14)
-        assert np.linalg.norm(weights) == pytest.approx(np.linalg.norm(tensor))
-
-
 def test_no_rank_below_that_of_the_unfoldings_is_tried(rng):
     kernel = planted(0, (3, 3, 8, 8), 5)
     assert lowest_rank(kernel[None].astype(np.float64), 1e-4) == 5
@@ -127,31 +91,15 @@ def test_no_rank_below_that_of_the_unfoldings_is_tried(rng):
 # Terms that cancel
 
 
-def nearly_parallel(distance):
-    """Two unit vectors for each axis of that kernel: the nearer they are, the more their best sum cancels."""
-    pair = np.array([[1.0, np.cos(distance)], [0.0, np.sin(distance)]])
-    return [pair.copy() for _ in range(3)]
-
-
-def test_the_ridge_caps_the_norm_of_terms_that_cancel(monkeypatch):
-    tensor = UNREACHABLE.astype(np.float64) / np.linalg.norm(UNREACHABLE)
-    _, weights, error = _Problem(tensor).sweep(nearly_parallel(1e-3), 300)
-    assert np.linalg.norm(weights) <= 1.05 * LARGEST_NORM
-    assert error < 0.01
-    monkeypatch.setattr("jaxcnn.factorization.numerics.cp_als.LARGEST_NORM", np.inf)
-    _, weights, _ = _Problem(tensor).sweep(nearly_parallel(1e-3), 300)
-    assert np.linalg.norm(weights) > 10 * LARGEST_NORM, "without the cap they stay large"
-
-
 def test_terms_that_cancel_are_told(monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         chain = cp(UNREACHABLE, rank=2)
         assert error_of(cp(UNREACHABLE, rank=3), UNREACHABLE) < 1e-5
     # Left alone, the terms grow so slowly that the search ends before they are said to cancel.
-    size = cancellation(chain, np.linalg.norm(UNREACHABLE))
-    assert 2 < size < CANCELLING
-    monkeypatch.setattr("jaxcnn.factorization.schemes.cp.CANCELLING", size - 0.1)
+    size = terms_norm(chain, np.linalg.norm(UNREACHABLE))
+    assert 2 < size < CANCELLING_TERMS_NORM
+    monkeypatch.setattr("jaxcnn.factorization.schemes.cp.CANCELLING_TERMS_NORM", size - 0.1)
     with pytest.warns(UserWarning, match=f"cp: the terms cancel, their norm is {size:.0f} times the kernel's"):
         cp(UNREACHABLE, rank=2)
 
@@ -166,8 +114,8 @@ def test_cancellation_is_the_norm_of_the_terms(rng):
             inputs, taps = links[0][0, :, column], links[1][:, 0, column]
             outputs = links[2][0, term, 5 * group : 5 * group + 5]
             squares += np.square(np.einsum("a,b,c->abc", inputs, taps, outputs)).sum()
-    assert cancellation(chain, 2.0) == pytest.approx(np.sqrt(squares) / 2)
-    assert cancellation(chain, 0.0) == 0
+    assert terms_norm(chain, 2.0) == pytest.approx(np.sqrt(squares) / 2)
+    assert terms_norm(chain, 0.0) == 0
 
 
 @pytest.mark.slow

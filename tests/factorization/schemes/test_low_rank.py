@@ -101,7 +101,7 @@ def test_fewer_macs_below_the_break_even_rank(rng):
 @pytest.mark.parametrize("shape", [(3, 3, 2, 4), (3, 3, 4, 2), (2, 2, 2, 9)])
 def test_the_gram_path_gives_the_same_errors(scheme, option, matrices, shape, rng, monkeypatch):
     kernel = normal(shape, rng)
-    monkeypatch.setattr(_singular, "_LARGEST_SVD", 0)
+    monkeypatch.setattr(_singular, "_MAX_SVD_ROWS", 0)
     for rank in range(1, min(matrices(kernel)[0].shape) + 1):
         expected = discarded(matrices(kernel), rank)
         assert error_of(scheme(kernel, **{option: rank}), kernel) == pytest.approx(expected, abs=ROUNDING)

@@ -337,7 +337,9 @@ def test_512_channels(name, options, rng):
 
 
 def test_separable_needs_two_axes():
-    with pytest.raises(ValueError, match=r"separable: kernel must have two or more window axes, got a window \(3,\)"):
+    with pytest.raises(
+        ValueError, match=r"separable: cannot represent this kernel: it needs two or more window axes, .* \(3,\)"
+    ):
         jaxcnn.separable(np.ones((3, 2, 2), np.float32))
 
 

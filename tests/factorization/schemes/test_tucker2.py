@@ -6,24 +6,9 @@ import numpy as np
 import pytest
 
 from jaxcnn import tucker2
-from jaxcnn.factorization.schemes.tucker2 import leading_bases, truncation_errors
 from support.arrays import normal
 from support.counting import loop_compose
-from support.schemes import ROUNDING, error_of
-
-
-def unfoldings(kernel):
-    """(*window, I, O) as the matrices of its input and of its output channels."""
-    wide = np.asarray(kernel, np.float64)
-    return [np.moveaxis(wide, axis, 0).reshape(wide.shape[axis], -1) for axis in (-2, -1)]
-
-
-def start_error(kernel, ranks):
-    """Error of the projection on the leading singular vectors of both unfoldings, by NumPy alone."""
-    wide = np.asarray(kernel, np.float64)
-    bases = [np.linalg.svd(matrix)[0][:, :rank] for matrix, rank in zip(unfoldings(kernel), ranks, strict=True)]
-    left, right = (basis @ basis.T for basis in bases)
-    return np.linalg.norm(np.einsum("...io,ij,op->...jp", wide, left, right) - wide) / np.linalg.norm(wide)
+from support.schemes import ROUNDING, error_of, start_error, unfoldings
 
 
 def least_error(kernel, ranks):
@@ -51,15 +36,6 @@ def test_with_one_axis_at_full_rank_it_is_optimal(rng):
     kernel = normal((3, 3, 4, 6), rng)
     for ranks in [*((rank, 6) for rank in range(1, 5)), *((4, rank) for rank in range(1, 7))]:
         assert error_of(tucker2(kernel, ranks=ranks), kernel) == pytest.approx(least_error(kernel, ranks), abs=ROUNDING)
-
-
-def test_errors_of_the_start_at_all_ranks(rng):
-    kernel = normal((3, 3, 4, 6), rng)
-    tensor = kernel.astype(np.float64).reshape(1, 9, 4, 6)
-    errors = np.sqrt(truncation_errors(tensor, leading_bases(tensor)))
-    for first, second in itertools.product(range(1, 5), range(1, 7)):
-        assert errors[first - 1, second - 1] == pytest.approx(start_error(kernel, (first, second)), abs=1e-12)
-    assert errors[-1, -1] == 0
 
 
 @pytest.mark.parametrize("shape", [(3, 3, 8, 12), (5, 5, 6, 16), (5, 7, 9), (3, 3, 3, 4, 5)])

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 import jaxcnn
-from jaxcnn import Curve, conv_cost, curve
+from jaxcnn import RankCurve, conv_cost, curve
 from jaxcnn.factorization.schemes.registry import SCHEMES
 from support.arrays import normal
 from support.schemes import ROUNDING, error_of, falling
@@ -23,7 +23,9 @@ def test_a_curve_is_of_chains_that_are_made(name, rng):
     assert found.macs[-1] <= found.dense_macs
     assert list(found.errors) == sorted(found.errors, reverse=True)
     function, option = (
-        (lambda kernel, **o: jaxcnn.stack(kernel, **o), "features") if name == "stack" else (None, SCHEMES[name].option)
+        (lambda kernel, **o: jaxcnn.stack(kernel, **o), "features")
+        if name == "stack"
+        else (None, SCHEMES[name].rank_option)
     )
     function = function or getattr(jaxcnn, name)
     for rank, macs, error in zip(found.ranks, found.macs, found.errors, strict=True):
@@ -38,7 +40,7 @@ def test_a_curve_without_an_image_counts_weights(rng):
     assert found.macs == tuple(rank * (9 * 4 + 6) for rank in found.ranks)
     assert found.ranks == (1, 2, 3, 4, 5)
     assert found.shares == tuple(macs / 216 for macs in found.macs)
-    assert dataclasses.is_dataclass(Curve)
+    assert dataclasses.is_dataclass(RankCurve)
 
 
 def test_a_curve_has_one_point_at_least(rng):
@@ -52,7 +54,7 @@ def test_a_curve_has_one_point_at_least(rng):
     ("scheme", "options", "message"),
     [
         ("svd", {}, "curve: a scheme must be one of 'separable'"),
-        ("stack", {}, r"curve: 'stack' does not do for this kernel: it needs a window of odd sizes, .* \(3, 3\)"),
+        ("stack", {}, r"curve: 'stack' cannot represent this kernel: it needs a window of odd sizes, .* \(3, 3\)"),
         ("low_rank", {"points": 0}, "curve: points must be at least 1, got 0"),
         ("low_rank", {"strides": 2}, "curve: the cost of a chain with strides depends on the image"),
     ],

@@ -8,7 +8,7 @@ import pytest
 
 import jaxcnn
 from jaxcnn import conv, conv_cost, factorize, select_rank
-from jaxcnn.factorization.selection.workload import Usage
+from jaxcnn.factorization.selection.workload import Workload
 from support.arrays import normal
 from support.counting import loop_compose
 from support.schemes import FAST, ROUNDING, error_of, falling
@@ -143,7 +143,7 @@ def test_terms_that_cancel_are_not_offered(monkeypatch):
         "az,bz,cz,dz->abcd", *(np.random.default_rng(0).standard_normal((size, 2)) for size in (5, 5, 6, 6))
     )
     assert len(factorize(kernel, tolerance=1e-3, schemes="cp").kernels) == 4
-    monkeypatch.setattr("jaxcnn.factorization.selection.candidates.CANCELLING", 0.0)
+    monkeypatch.setattr("jaxcnn.factorization.schemes.cp.CANCELLING_TERMS_NORM", 0.0)
     assert len(factorize(kernel, tolerance=1e-3, schemes="cp").kernels) == 1
 
 
@@ -164,7 +164,7 @@ def test_milliseconds_decide_when_they_are_the_unit(fake_clock, rng):
 
 
 def test_no_chain_dearer_than_the_kernel_even_if_the_clock_likes_it(monkeypatch, rng):
-    monkeypatch.setattr(Usage, "milliseconds", lambda usage, chain: 1e6 / chain.num_params)
+    monkeypatch.setattr(Workload, "milliseconds", lambda workload, chain: 1e6 / chain.num_params)
     kernel = falling(rng, (3, 3, 8, 8))
     options = {"unit": "ms", "input_shape": (1, 8, 8, 8), "schemes": FAST, "padding": "VALID"}
     assert jaxcnn.separable(kernel, tolerance=0.01).num_params > kernel.size

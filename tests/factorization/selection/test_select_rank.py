@@ -13,9 +13,9 @@ from support.schemes import FAST, error_of, falling
 
 @pytest.mark.parametrize("name", list(SCHEMES))
 def test_the_smallest_rank_within_an_error(name, rng):
-    kernel = falling(rng, (5, 5, 2, 3) if SCHEMES[name].searches else (5, 5, 4, 6))
+    kernel = falling(rng, (5, 5, 2, 3) if SCHEMES[name].is_search else (5, 5, 4, 6))
     rank = select_rank(kernel, name, tolerance=0.5)
-    option = SCHEMES[name].option
+    option = SCHEMES[name].rank_option
     assert error_of(getattr(jaxcnn, name)(kernel, **{option: rank}), kernel) <= 0.5
     if isinstance(rank, int) and rank > 1:
         assert error_of(getattr(jaxcnn, name)(kernel, **{option: rank - 1}), kernel) > 0.5
@@ -27,10 +27,10 @@ def test_the_smallest_rank_within_an_error(name, rng):
 def test_the_largest_rank_within_a_share_of_the_macs(name, rng):
     kernel = falling(rng, (3, 3, 8, 12))
     rank = select_rank(kernel, name, macs=0.4)
-    chain = getattr(jaxcnn, name)(kernel, **{SCHEMES[name].option: rank})
+    chain = getattr(jaxcnn, name)(kernel, **{SCHEMES[name].rank_option: rank})
     assert chain.num_params <= 0.4 * kernel.size
     if isinstance(rank, int):
-        larger = getattr(jaxcnn, name)(kernel, **{SCHEMES[name].option: rank + 1})
+        larger = getattr(jaxcnn, name)(kernel, **{SCHEMES[name].rank_option: rank + 1})
         assert larger.num_params > 0.4 * kernel.size
     assert np.min(select_rank(kernel, name, macs=1e-6)) == 1
 

@@ -236,6 +236,18 @@ def kernels_called(function, *args) -> int:
 
 
 @needs_library
+@pytest.mark.parametrize("value", [np.inf, np.nan])
+def test_padding_times_a_kernel_that_is_not_finite(value):
+    # The first row of a kernel of 3 rows meets nothing but zeros in the first row of the output.
+    spec = float32_specs((1, 30, 30, 16), (3, 3, 16, 20), padding=((1, 1), (1, 1)))[0]
+    x, kernel = jax_normal(spec.input_shape), jax_normal(spec.kernel_shape, 1).at[0, 1, 3, 5].set(value)
+    assert np.isfinite(np.asarray(native.lower(x, kernel.at[0, 1, 3, 5].set(0), spec))).all()
+    first_row = np.asarray(native.lower(x, kernel, spec))[0, 0]
+    assert np.isnan(first_row[:, 5]).all()
+    assert np.isfinite(np.delete(first_row, 5, axis=-1)).all()
+
+
+@needs_library
 def test_derivatives():
     def loss(function, *args):
         return (function(*args) ** 2).sum()

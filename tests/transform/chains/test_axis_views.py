@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 
-from jaxcnn.transform.chains.axis_views import View, factors_of, merged, moved
+from jaxcnn.transform.chains.axis_views import View, factors_of, merge_factors, view_after
 
 
 def resized(draw, shape):
@@ -76,14 +76,14 @@ def test_a_view_is_what_the_moves_make(case):
 
     view = View.whole(shape)
     for equation in jax.make_jaxpr(run)(parameter).eqns:
-        after = moved(equation, view)
+        after = view_after(equation, view)
         if after is None:  # one of a part of an axis, whose view would be no product of whole steps
             assert equation.primitive is not None
             assert equation.primitive.name in ("rev", "reshape")
             return
         view = after
         assert view.sizes == equation.outvars[0].aval.shape
-    np.testing.assert_array_equal(view.of(parameter), jax.device_get(run(jnp.asarray(parameter))))
+    np.testing.assert_array_equal(view.apply_to(parameter), jax.device_get(run(jnp.asarray(parameter))))
 
 
 @pytest.mark.parametrize(
@@ -100,19 +100,19 @@ def test_a_view_is_what_the_moves_make(case):
 def test_what_is_no_view(function):
     view = View.whole((4, 6))
     for equation in jax.make_jaxpr(function)(np.zeros((4, 6))).eqns:
-        view = view and moved(equation, view)
+        view = view and view_after(equation, view)
     assert view is None
 
 
 def test_factors_that_are_neighbours_are_one():
-    assert merged([(0, 6, 2), (0, 2, 3), (0, 1, 2)]) == ((0, 1, 12),)
-    assert merged([(0, 2, 3), (1, 1, 2), (0, 1, 2)]) == ((0, 2, 3), (1, 1, 2), (0, 1, 2))
+    assert merge_factors([(0, 6, 2), (0, 2, 3), (0, 1, 2)]) == ((0, 1, 12),)
+    assert merge_factors([(0, 2, 3), (1, 1, 2), (0, 1, 2)]) == ((0, 2, 3), (1, 1, 2), (0, 1, 2))
     assert factors_of(3, 1) == ()
 
 
 def test_one_index_of_an_axis():
     view = View.whole((3, 4, 5))
-    inner = view.without(1)
-    assert (inner.sizes, inner.sliced, inner.leaving(1).sizes) == ((3, 1, 5), (1,), (3, 5))
-    assert view.reshaped((12, 5)).without(0) is None
-    assert view.reversed((1,)).without(1) is None
+    inner = view.index_axis(1)
+    assert (inner.sizes, inner.sliced, inner.drop_axis(1).sizes) == ((3, 1, 5), (1,), (3, 5))
+    assert view.reshape((12, 5)).index_axis(0) is None
+    assert view.reverse((1,)).index_axis(1) is None

@@ -8,7 +8,7 @@ import pytest
 from jax import lax
 
 import jaxcnn
-from jaxcnn.transform.chains.find_kernels import kernels_of
+from jaxcnn.transform.chains.find_kernels import find_kernels
 from support.arrays import normal
 from support.planted import conv
 
@@ -17,7 +17,7 @@ KERNEL = jnp.asarray(normal((3, 3, 4, 4)))
 
 
 def found(f, *args):
-    return kernels_of(jax.make_jaxpr(f)(*args))[0]
+    return find_kernels(jax.make_jaxpr(f)(*args))[0]
 
 
 def only(f, kernel=KERNEL, x=X):
@@ -130,5 +130,5 @@ def test_all_convolutions_are_counted():
     def f(k, x):
         return lax.scan(lambda y, _: (conv(conv(y, k), fixed), None), x, None, length=5)[0]
 
-    _, convolutions = kernels_of(jax.make_jaxpr(f)(KERNEL, X))
+    _, convolutions = find_kernels(jax.make_jaxpr(f)(KERNEL, X))
     assert [count for _, count in convolutions] == [5, 5]

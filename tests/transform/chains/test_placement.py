@@ -24,11 +24,11 @@ def test_a_kernel_and_the_parameter_that_holds_it(order):
 
 def test_the_kernel_from_outputs_to_inputs():
     own = Placement((3, 4, 6), (((0, 1, 3),),), ((1, 1, 4),), ((2, 1, 6),))
-    assert own.exchanged(1) == Placement((3, 4, 6), (((0, 1, 3),),), ((2, 1, 6),), ((1, 1, 4),))
-    assert own.exchanged(2) == Placement((3, 4, 6), (((0, 1, 3),),), ((2, 1, 3),), ((2, 3, 2), (1, 1, 4)))
-    assert own.exchanged(6).exchanged(6) == own
+    assert own.exchange(1) == Placement((3, 4, 6), (((0, 1, 3),),), ((2, 1, 6),), ((1, 1, 4),))
+    assert own.exchange(2) == Placement((3, 4, 6), (((0, 1, 3),),), ((2, 1, 3),), ((2, 3, 2), (1, 1, 4)))
+    assert own.exchange(6).exchange(6) == own
     merged_features = Placement((3, 4, 6), (((0, 1, 3),),), (), ((1, 1, 4), (2, 1, 6)))
-    assert merged_features.exchanged(3) is None  # a group would be one and a third of the channels
+    assert merged_features.exchange(3) is None  # a group would be one and a third of the channels
 
 
 def test_a_placement_that_leaves_something_out_covers_not():

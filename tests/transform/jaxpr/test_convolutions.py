@@ -14,7 +14,7 @@ from jax import lax
 import jaxcnn
 from jaxcnn.primitives import conv_p
 from jaxcnn.transform.acceleration.accelerate import accelerate
-from jaxcnn.transform.jaxpr.convolutions import convolution
+from jaxcnn.transform.jaxpr.convolutions import as_convolution
 from support.arrays import assert_same, jax_normal
 from support.cropping import assert_cropped
 from support.drawn import drawn
@@ -28,7 +28,7 @@ def roles(f, *args):
     found = Counter()
     for equation in equations_of(accelerate(f), *args):
         if equation.primitive is conv_p:
-            found[equation.params["role"]] += 1
+            found[equation.params["spec"].role] += 1
         elif equation.primitive is jax.extend.core.primitives.conv_general_dilated_p:
             found["lax"] += 1
     return dict(found)
@@ -215,8 +215,8 @@ def test_preferred_element_type_and_precision_are_kept():
 
     x, kernel = jnp.ones((1, 2, 8), jnp.bfloat16), jnp.ones((2, 2, 3), jnp.bfloat16)
     (equation,) = (e for e in equations_of(accelerate(f), x, kernel) if e.primitive is conv_p)
-    assert convolution(equation).spec.out_dtype == np.float32
-    assert equation.params["precision"] == (lax.Precision.HIGHEST, lax.Precision.HIGHEST)
+    assert as_convolution(equation, "compute").spec.out_dtype == np.float32
+    assert equation.params["spec"].precision == (lax.Precision.HIGHEST, lax.Precision.HIGHEST)
     assert accelerate(f)(x, kernel).dtype == np.float32
 
 
@@ -229,7 +229,7 @@ def test_own_convolution_of_a_dilated_input_is_one_transposed(dilation, groups):
         options = {"padding": ((1, 2), (2, 1)), "input_dilation": dilation, "feature_group_count": groups}
         return jaxcnn.conv(x, kernel, **options)
 
-    found = [equation.params["role"] for equation in bound(accelerate(f), x, kernel)]
+    found = [equation.params["spec"].role for equation in bound(accelerate(f), x, kernel)]
     assert found == ["input"]
     assert_same(accelerate(f)(x, kernel), f(x, kernel))
 
@@ -245,5 +245,5 @@ def test_own_convolution_of_a_dilated_input_with_strides_stays():
     def f(x, kernel):
         return jaxcnn.conv(x, kernel, strides=2, input_dilation=3)
 
-    assert [equation.params["role"] for equation in bound(accelerate(f), x, kernel)] == ["output"]
+    assert [equation.params["spec"].role for equation in bound(accelerate(f), x, kernel)] == ["output"]
     assert_same(accelerate(f)(x, kernel), f(x, kernel))

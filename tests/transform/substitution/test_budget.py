@@ -26,7 +26,7 @@ def squares(*weights):
 
 
 def total(choice, harms):
-    return sum(harm.of(option.error) for option, harm in zip(choice, harms, strict=True))
+    return sum(harm.squared_error(option.error) for option, harm in zip(choice, harms, strict=True))
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -45,7 +45,7 @@ def test_near_the_best_of_all_choices(seed):
         best = min(total(c, harms) for c in within)
         # A greedy choice along the hull is the best but for the last step.
         step = max(
-            harm.of(b.error) - harm.of(a.error)
+            harm.squared_error(b.error) - harm.squared_error(a.error)
             for each, harm in zip(options, harms, strict=True)
             for a, b in itertools.pairwise(each)
         )
@@ -76,8 +76,8 @@ def test_what_the_last_step_saved_too_much_is_spent_again():
 
 def test_harm_between_and_beyond_what_was_seen():
     harm = Harm((0.2, 0.8), (0.01, 0.64))
-    assert harm.of(0.0) == 0
-    assert harm.of(0.1) == pytest.approx(0.0025)  # a quarter of that at 0.2
-    assert harm.of(0.2) == pytest.approx(0.01)
-    assert harm.of(0.4) == pytest.approx(0.08)  # halfway in logarithms
-    assert harm.of(1.6) == pytest.approx(2.56)
+    assert harm.squared_error(0.0) == 0
+    assert harm.squared_error(0.1) == pytest.approx(0.0025)  # a quarter of that at 0.2
+    assert harm.squared_error(0.2) == pytest.approx(0.01)
+    assert harm.squared_error(0.4) == pytest.approx(0.08)  # halfway in logarithms
+    assert harm.squared_error(1.6) == pytest.approx(2.56)

@@ -33,7 +33,7 @@ def substitutions(request):
     """Fitted to the weights, and to responses twice."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(problem.Problem, "milliseconds", lambda self, index, chain: (1.0, 0.5))
-        patch.setattr(searching, "_SECONDS", 0.01)
+        patch.setattr(searching, "_TIMING_SECONDS", 0.01)
         options = {**request.param, "schemes": "separable", "skip": "stem"}
         x, batches = blurred(4, 1), [(blurred(4, 2),), blurred(3, 3)]
         plain = jaxcnn.substitute(F, PARAMS, x, **options)
@@ -42,7 +42,7 @@ def substitutions(request):
 
 def test_responses_are_closer_on_other_images(substitutions):
     plain, fitted, _ = substitutions
-    assert fitted.report.macs <= 0.12
+    assert fitted.report.macs_share <= 0.12
     x = blurred(6, 4)
     errors = [relative_error(each.apply(each.params, x), F(PARAMS, x)) for each in (plain, fitted)]
     assert errors[1] < 0.7 * errors[0]
@@ -78,11 +78,11 @@ NETWORKS = {
 def test_a_tolerance_is_met_with_fewer_macs(name, halvings, two_ranks_judged, monkeypatch):
     f, params, images, tolerance = NETWORKS[name]
     options = {"tolerance": tolerance, "schemes": "separable"}
-    monkeypatch.setattr(searching, "_FEW_STEPS", halvings)
+    monkeypatch.setattr(searching, "_COSTLY_BISECTION_STEPS", halvings)
     plain = jaxcnn.substitute(f, params, images(4, 1), **options)
     fitted = jaxcnn.substitute(f, params, images(4, 1), calibration=images(6, 2), **options)
     assert fitted.report.error <= tolerance
-    assert fitted.report.macs <= plain.report.macs < 1
+    assert fitted.report.macs_share <= plain.report.macs_share < 1
 
 
 def noisy(seed):
@@ -173,13 +173,13 @@ def test_hard_shapes_are_fitted_to_their_responses(f, budget):
     other = correlated(3, 4)
     errors = [relative_error(each.apply(each.params, other), f(params, other)) for each in (plain, fitted)]
     assert errors[1] < 0.9 * errors[0]
-    assert fitted.report.macs == plain.report.macs <= budget.get("macs", 1)
+    assert fitted.report.macs_share == plain.report.macs_share <= budget.get("macs", 1)
     for row in fitted.report.rows:
         assert 0 < row.error < 1
 
 
 def test_layers_after_a_shared_kernel_are_fitted_to_what_its_fitted_chain_makes(monkeypatch):
-    patches, fit = [], Layer.fitted
+    patches, fit = [], Layer.fit
 
     def fitted(self, number, site, option, responses):
         if self.name == "last":
@@ -189,7 +189,7 @@ def test_layers_after_a_shared_kernel_are_fitted_to_what_its_fitted_chain_makes(
     def f(params, x):
         return conv(twice(params, x), params["last"])
 
-    monkeypatch.setattr(Layer, "fitted", fitted)
+    monkeypatch.setattr(Layer, "fit", fitted)
     params, images = {"k": SINGLE, "last": noisy(5)}, correlated(2, 2)
     options = {"rank": 3, "schemes": "separable", "calibration": images}
     chain = jaxcnn.substitute(f, params, correlated(2, 1), **options).params["k"]
@@ -204,9 +204,9 @@ def test_as_many_samples_for_the_weights_of_an_output_whichever_way_the_kernel_g
 
     def fitted(self, number, site, option, responses):
         taken.append(len(responses))
-        return self.apart(self.chain(option))[number], option.error
+        return self.unstack(self.chain(option))[number], option.error
 
-    monkeypatch.setattr(Layer, "fitted", fitted)
+    monkeypatch.setattr(Layer, "fit", fitted)
     kernel, x = jnp.asarray(normal((3, 3, 6, 1))), jnp.asarray(normal((6, 30, 30, 6), 1))
     options = {"rank": 2, "schemes": "separable", "calibration": x}
     jaxcnn.substitute(lambda k, x: conv(x, k), kernel, x[:1], **options)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,6 +37,21 @@ def test_saved_and_loaded(tmp_path):
         jaxcnn.Substitution.load(tmp_path / "other.npz", F, PARAMS)
 
 
+def test_a_released_substitution_keeps_no_dense_parameters():
+    params, x = {"kernel": planted(5, 5, 4, 4, 1)}, jnp.asarray(normal((1, 8, 8, 4)))
+    dense = weakref.ref(params["kernel"])
+    found = jaxcnn.substitute(lambda params, x: conv(x, params["kernel"]), params, x, macs=0.6, schemes="separable")
+    del params
+    gc.collect()
+    assert dense() is not None
+    found = found.release()
+    gc.collect()
+    assert dense() is None
+    assert found.report.macs_share <= 0.6
+    with pytest.raises(ValueError, match="knows its own point only"):
+        found.curve()
+
+
 def test_sixteen_bits_are_saved(tmp_path):
     kernel = planted(5, 5, 8, 8, 2).astype(jnp.bfloat16)
     x = jnp.asarray(normal((1, 12, 12, 8))).astype(jnp.bfloat16)
@@ -54,7 +72,7 @@ def small():
 
     with pytest.MonkeyPatch.context() as patch:
         clock_by_arithmetic(patch)
-        patch.setattr(searching, "_SECONDS", 0.01)
+        patch.setattr(searching, "_TIMING_SECONDS", 0.01)
         return jaxcnn.substitute(f, params, x, macs=0.6, schemes="separable"), f, params, x
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.extend.core.primitives import conv_general_dilated_p
 
-from jaxcnn.transform.substitution.nonlinearity import constant_beyond
+from jaxcnn.transform.substitution.nonlinearity import clip_limits
 from support.arrays import normal
 from support.planted import conv
 
@@ -24,7 +24,7 @@ def ends(f, axis=-1):
     jaxpr = closed.jaxpr
     (position,) = [n for n, eqn in enumerate(jaxpr.eqns) if eqn.primitive is conv_general_dilated_p]
     known = dict(zip(jaxpr.constvars, closed.consts, strict=True)) | dict(zip(jaxpr.invars, (X, KERNEL), strict=True))
-    return constant_beyond(jaxpr, position, known, axis % 4)
+    return clip_limits(jaxpr, position, known, axis % 4)
 
 
 NOWHERE = np.full(4, -np.inf), np.full(4, np.inf)
@@ -83,4 +83,4 @@ def test_another_convolution_is_not_taken_for_a_factor():
     equations = closed.jaxpr.eqns
     position = next(n for n, eqn in enumerate(equations) if eqn.primitive is conv_general_dilated_p)
     known = dict(zip(closed.jaxpr.invars, (X, KERNEL), strict=True))
-    np.testing.assert_array_equal(constant_beyond(closed.jaxpr, position, known, 3), NOWHERE)
+    np.testing.assert_array_equal(clip_limits(closed.jaxpr, position, known, 3), NOWHERE)

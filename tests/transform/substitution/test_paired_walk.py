@@ -9,9 +9,9 @@ import pytest
 from jax import lax
 
 import jaxcnn
-from jaxcnn.transform.chains.convolve import seen
-from jaxcnn.transform.chains.find_kernels import kernels_of
-from jaxcnn.transform.substitution.paired_walk import is_fitted, samples, side_by_side, together
+from jaxcnn.transform.chains.convolve import as_patches_see_it
+from jaxcnn.transform.chains.find_kernels import find_kernels
+from jaxcnn.transform.substitution.paired_walk import is_fitted, run_in_step, samples, side_by_side
 from support.arrays import normal, relative_error
 from support.planted import NUMBERS, conv
 
@@ -19,7 +19,7 @@ from support.planted import NUMBERS, conv
 def walk(f, *args, changed=None):
     """A walk through f that stops at each kernel that can be fitted; `changed` are the substituted arguments."""
     closed = jax.make_jaxpr(f)(*args)
-    found, _ = kernels_of(closed)
+    found, _ = find_kernels(closed)
     sites = {site.path: (index, site) for index, each in found.items() if is_fitted(each) for site in each.sites}
     return side_by_side(closed, args, args if changed is None else changed, sites)
 
@@ -112,7 +112,7 @@ def test_samples_are_patches_and_their_responses(way, count):
 
     kernel = KERNELS[0]
     closed = jax.make_jaxpr(f)(kernel, IMAGE)
-    (found,) = kernels_of(closed)[0].values()
+    (found,) = find_kernels(closed)[0].values()
     (site,) = found.sites
     stop = next(side_by_side(closed, (kernel, IMAGE), (kernel, IMAGE), {site.path: (0, site)}))
     patches, responses = samples(stop, count, np.random.default_rng(0))
@@ -121,7 +121,7 @@ def test_samples_are_patches_and_their_responses(way, count):
     assert patches.shape[1:] == (3, 3, 4)
     groups = site.equation.params["feature_group_count"]
     own = found.placement.kernel(kernel)
-    (own,) = seen(site, jaxcnn.KernelChain((own,), (groups,)), found.placement).kernels
+    (own,) = as_patches_see_it(site, jaxcnn.KernelChain((own,), (groups,)), found.placement).kernels
     split = patches.reshape(*patches.shape[:-1], groups, -1)
     expected = np.einsum("nhwgi,hwigo->ngo", split, own.reshape(*own.shape[:-1], groups, -1)).reshape(len(patches), -1)
     np.testing.assert_allclose(responses, expected, atol=1e-4)
@@ -133,8 +133,8 @@ def test_batches_in_step():
 
     args = [(KERNELS[0], IMAGE), (KERNELS[0], IMAGE[:1, :5])]
     shapes = []
-    together([walk(f, *each) for each in args], lambda stops: shapes.append([s.image.shape for s in stops]))
+    run_in_step([walk(f, *each) for each in args], lambda stops: shapes.append([s.image.shape for s in stops]))
     assert shapes == [[(2, 8, 8, 4), (1, 5, 8, 4)]]
     other = walk(lambda k, x: conv(conv(x, k), KERNELS[1] * k), *args[0])
     with pytest.raises(ValueError, match="the same convolutions in the same order"):
-        together([walk(f, *args[0]), other], lambda stops: None)
+        run_in_step([walk(f, *args[0]), other], lambda stops: None)

@@ -22,10 +22,10 @@ def test_report():
     assert max(map(len, text.splitlines())) <= 100
     for row in report.rows:
         assert row.name in text
-    assert f"{report.macs:.3f} of them" in text
+    assert f"{report.macs_share:.3f} of them" in text
     assert "<table>" in report._repr_html_()
     assert json.loads(report.to_json())["error"] == report.error
-    assert jaxcnn.Report.from_json(report.to_json()) == report
+    assert jaxcnn.SubstitutionReport.from_json(report.to_json()) == report
     assert report.speedup == report.ms_before / report.ms_after
     with pytest.raises(dataclasses.FrozenInstanceError):
         report.error = 0

@@ -7,11 +7,9 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 import jaxcnn
 from jaxcnn import Cost, native, summarize
-from jaxcnn.transform.summary.table import short
 from support import architectures
 
 
@@ -53,11 +51,3 @@ def test_long_names_are_cut_from_the_left():
     text = str(summarize(f, shape(1, 4, 4, 1)))
     assert max(map(len, text.splitlines())) <= 100
     assert "aaa/layer" in text
-
-
-@pytest.mark.parametrize(
-    ("number", "text"),
-    [(0, "0"), (999, "999"), (1000, "1.00 k"), (4_089_184_256, "4.09 G"), (99_960, "100 k"), (9_996, "10.0 k")],
-)
-def test_counts_have_three_digits(number, text):
-    assert short(number) == text

@@ -1,0 +1,30 @@
+"""A network of four layers in plain lax, for `substitute`: its large kernels can be replaced."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from . import plain
+from .arrays import decaying_kernel
+
+LAYERS = ((5, 3, 32), (5, 32, 64), (3, 64, 64), (3, 64, 64))
+"""Window, input channels and output channels of each layer; the first two are followed by pools."""
+SIZE = 96
+"""Rows and columns of its images."""
+
+
+def network(kernels: Sequence[Any], x: Any) -> Any:
+    """Computes the network."""
+    for index, kernel in enumerate(kernels):
+        x = jax.nn.relu(plain.conv(x, kernel))
+        if index < 2:
+            x = plain.max_pool(x, 2, 2)
+    return x
+
+
+def kernels(layers: Sequence[tuple[int, int, int]] = LAYERS) -> list[jax.Array]:
+    """Returns kernels whose spectra fall off as 1/r: the error falls with the rank, as it does for trained kernels."""
+    return [3 * decaying_kernel(size, size, *features, seed=seed) for seed, (size, *features) in enumerate(layers)]

@@ -1,0 +1,44 @@
+"""Truncated singular value decomposition in a metric: errors count as much as sampled inputs make of them."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from jaxcnn.factorization.numerics.svd import left_singular
+
+
+def second_moments(rows: np.ndarray) -> np.ndarray:
+    """Returns the mean of x x' over the rows x of each group, (G, n, m) -> (G, m, m), in float64."""
+    return np.asarray(np.swapaxes(rows, 1, 2) @ rows, np.float64) / rows.shape[1]
+
+
+def regularized(gram: np.ndarray, ridge: float) -> np.ndarray:
+    """Returns positive definite (G, n, n): each Gram matrix plus `ridge` times its mean diagonal."""
+    size = gram.shape[-1]
+    mean = np.trace(gram, axis1=1, axis2=2)[:, None, None] / size
+    floor = 1e-6 * mean.mean() or 1.0  # for channels and groups that are always 0
+    return gram + (ridge * mean + floor) * np.eye(size)
+
+
+class MetricSvd:
+    """Matrices (G, m, n) decomposed so that the error of x' A is least for rows x with the given second moments.
+
+    Args:
+      gram: Second moments of the rows, (G, m, m).
+      matrix: Matrix of each group, (G, m, n).
+      ridge: Weight of the plain Frobenius norm beside the metric, relative to the metric's mean diagonal.
+    """
+
+    def __init__(self, gram: np.ndarray, matrix: np.ndarray, ridge: float):
+        self._root = np.swapaxes(np.linalg.cholesky(regularized(gram, ridge)), 1, 2)
+        self._weighted = self._root @ matrix
+        self._basis, _ = left_singular(self._weighted)
+
+    def truncated(self, rank: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the factors (G, m, R), whose columns have norm 1, and (G, R, n) of the nearest matrices of rank R."""
+        basis = self._basis[..., :rank]
+        first = np.linalg.solve(self._root, basis)
+        second = np.swapaxes(basis, 1, 2) @ self._weighted
+        scale = np.linalg.norm(first, axis=1, keepdims=True)
+        scale[scale == 0] = 1.0
+        return first / scale, second * np.swapaxes(scale, 1, 2)

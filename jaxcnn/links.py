@@ -1,0 +1,111 @@
+"""Convolutions in a row: the links of a chain, or one kernel alone, bound one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxcnn.chain import plan_links
+from jaxcnn.dtypes import floating_at_least_float32
+from jaxcnn.geometry import Ints, Pair, dilated_size, output_sizes
+from jaxcnn.options import PADDING_MODES, ConvGeometry
+from jaxcnn.primitives import batch_sharding, bind_conv
+
+
+def pad_edges(x: jax.Array, padding: Sequence[Pair], mode: str = "zeros") -> jax.Array:
+    """Pads the spatial axes of (N, *spatial, C) in one of `PADDING_MODES`, and crops where the padding is negative."""
+    if mode != "zeros":
+        added = [(max(low, 0), max(high, 0)) for low, high in padding]
+        if any(map(any, added)):
+            x = jnp.pad(x, ((0, 0), *added, (0, 0)), mode=PADDING_MODES[mode])
+        padding = [(min(low, 0), min(high, 0)) for low, high in padding]
+    if not any(map(any, padding)):
+        return x
+    return lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *((*pair, 0) for pair in padding), (0, 0, 0)))
+
+
+def bind_links(
+    x: jax.Array, kernels: Sequence[jax.Array], counts: Sequence[int], geometry: ConvGeometry, **params: Any
+) -> jax.Array:
+    """Convolves (N, *spatial, C) with kernels in a row.
+
+    Args:
+      x: array of the kernels' dtype.
+      kernels: HWIO kernels, first applied first.
+      counts: number of groups of each kernel.
+      geometry: geometry of the convolution with the dense kernel that the row equals.
+      params: parameters of `bind_conv` that all links share; `preferred_element_type` is that of the last one.
+    """
+    x, rest = _pad_input(x, geometry)
+    windows = [tuple(kernel.shape[:-2]) for kernel in kernels]
+    out_dtype = params.pop("preferred_element_type")
+    inner_dtype = floating_at_least_float32(out_dtype)  # 16-bit floats stay float32 between links
+    for index, link in enumerate(plan_links(windows, geometry.strides, **rest)):
+        x = bind_conv(
+            x,
+            kernels[index],
+            feature_group_count=counts[index],
+            kernel_dilation=geometry.kernel_dilation,
+            preferred_element_type=out_dtype if index == len(kernels) - 1 else inner_dtype,
+            **link,
+            **params,
+        )
+    return x
+
+
+def _pad_input(x: jax.Array, geometry: ConvGeometry) -> tuple[jax.Array, dict[str, Any]]:
+    """Pads x where the primitive cannot, and returns it with the padding and input dilation that are left.
+
+    The primitive takes no padding of another mode than zeros and no negative padding (XLA reads out of bounds for some:
+    openxla/xla#48713).
+    """
+    if geometry.padding_mode != "zeros":
+        x = pad_edges(x, geometry.padding, geometry.padding_mode)
+        return x, {"padding": ((0, 0),) * geometry.order.rank, "input_dilation": geometry.input_dilation}
+    padding, dilation = list(geometry.padding), list(geometry.input_dilation)
+    for axis, (low, high) in enumerate(geometry.padding):
+        # lax refuses symbolic padding of a convolution, which "SAME" of a symbolic size is with a stride.
+        if not (isinstance(low, int) and isinstance(high, int)) or min(low, high) < 0:
+            config = [(0, 0, 0)] * x.ndim
+            config[axis + 1] = (low, high, dilation[axis] - 1)
+            x = lax.pad(x, jnp.zeros((), x.dtype), config)
+            padding[axis], dilation[axis] = (0, 0), 1
+    return x, {"padding": tuple(padding), "input_dilation": tuple(dilation)}
+
+
+def bind_links_transposed(
+    y: jax.Array, kernels: Sequence[jax.Array], counts: Sequence[int], geometry: ConvGeometry, **params: Any
+) -> jax.Array:
+    """Computes the adjoint of `bind_links`, from (N, *output, C_out) to (N, *spatial, C_in).
+
+    Args:
+      y: array of the kernels' dtype.
+      kernels, counts, geometry: as in `bind_links`; the last link is transposed first.
+      params: parameters of `bind_conv` that all links share.
+    """
+    # Where the convolution crops its input, its adjoint pads the result.
+    edges = [pair if min(pair) < 0 else (0, 0) for pair in geometry.padding]
+    padding = [(0, 0) if min(pair) < 0 else pair for pair in geometry.padding]
+    windows = [tuple(kernel.shape[:-2]) for kernel in kernels]
+    plan = plan_links(windows, geometry.strides, padding, geometry.input_dilation)
+    sizes: list[Ints] = [tuple(size + low + high for size, (low, high) in zip(geometry.sizes, edges, strict=True))]
+    for window, link in zip(windows, plan, strict=True):
+        extents = tuple(map(dilated_size, window, geometry.kernel_dilation))
+        sizes.append(output_sizes(sizes[-1], link["padding"], extents, link["strides"]))
+    for index in reversed(range(len(kernels))):
+        y = bind_conv(
+            y,
+            kernels[index],
+            role="input",
+            input_size=sizes[index],
+            sharding=batch_sharding(y),
+            feature_group_count=counts[index],
+            kernel_dilation=geometry.kernel_dilation,
+            **plan[index],
+            **params,
+        )
+    return pad_edges(y, [(-low, -high) for low, high in edges])

@@ -1,0 +1,172 @@
+"""How convolutions and pools are split over devices: which axes their arrays share, and one device's part of each."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxcnn.lowering.spec import ConvSpec, PoolSpec
+from jaxcnn.partitioning import Split, Window
+
+Run = Callable[..., jax.Array]
+"""Function of operands and the spec of what they are part of."""
+
+
+def conv_split(spec: ConvSpec, run: Run) -> Split:
+    """Returns how a convolution is split over devices.
+
+    Batch, stack, groups and channels are split as the algebra has it, and spatial axes by rows from the neighbours. The
+    axes of the window are whole on every device, and so are spatial axes with input dilation.
+
+    Args:
+      spec: the whole convolution.
+      run: function of both operands and a `ConvSpec`, which computes the array that the role names.
+    """
+    groups, lead = spec.feature_group_count, () if spec.stacked is None else ("s",)
+    is_split = [dilation == 1 for dilation in spec.input_dilation]
+    image, outputs = (
+        tuple(f"{side}{axis}" if split else "" for axis, split in enumerate(is_split)) for side in ("x", "y")
+    )
+    whole = ("",) * spec.rank
+    group_in, group_out = spec.kernel_shape[-2], spec.kernel_shape[-1] // groups
+    kernel_in, channels_in, channels_out, sizes = "i", "i", "o", {}
+    if groups > 1:
+        # A group of one channel is no axis of its own.
+        channels_in, channels_out = ("g i" if group_in > 1 else "g"), ("g o" if group_out > 1 else "g")
+        kernel_in, sizes = "", {"g": groups, "i": group_in, "o": group_out}
+    axes = {
+        "input": (*lead, "n", *image, channels_in),
+        "output": (*lead, "n", *outputs, channels_out),
+        "kernel": (*lead, *whole, kernel_in, channels_out),
+    }
+    first, second = (array for role, array in axes.items() if role != spec.role)
+
+    def local(operands: Sequence[jax.Array], windows: Sequence[Window], origins: Any, dtype: Any) -> jax.Array:
+        del origins
+        return run(*operands, _local_conv(spec, [operand.shape for operand in operands], windows, dtype))
+
+    return Split((first, second), axes[spec.role], sizes, _windows(spec), (0, 0), spec.out_dtype, local)
+
+
+def _local_conv(spec: ConvSpec, shapes: Sequence[tuple[int, ...]], windows: Sequence[Window], dtype: Any) -> ConvSpec:
+    """Returns the convolution of parts of a convolution's operands."""
+    stacked = None if spec.stacked is None else shapes[0][0]
+    lhs, rhs = (shape if stacked is None else shape[1:] for shape in shapes)
+    image, outputs = ([getattr(window, name) for window in windows] for name in ("image", "outputs"))
+    # Groups are never cut, so the number of a group's channels is that of the whole.
+    group_in, group_out = spec.kernel_shape[-2], spec.kernel_shape[-1] // spec.feature_group_count
+    if spec.role == "output":
+        groups = lhs[-1] // group_in if spec.feature_group_count > 1 else 1
+        arrays = (lhs, rhs, (lhs[0], *outputs, rhs[-1]))
+    elif spec.role == "input":
+        groups = lhs[-1] // group_out if spec.feature_group_count > 1 else 1
+        arrays = ((lhs[0], *image, rhs[-2] * groups), rhs, lhs)
+    else:
+        groups = lhs[-1] // group_in if spec.feature_group_count > 1 else 1
+        arrays = (lhs, (*spec.window, lhs[-1] // groups, rhs[-1]), rhs)
+    return dataclasses.replace(
+        spec,
+        input_shape=arrays[0],
+        kernel_shape=arrays[1],
+        output_shape=arrays[2],
+        padding=tuple(window.padding for window in windows),
+        feature_group_count=groups,
+        out_dtype=np.dtype(dtype),
+        stacked=stacked,
+    )
+
+
+_POOL_AXES = {
+    "extremum": ("x", "y"),
+    "winner": ("x", "y"),
+    "select": ("x", "y", "y"),
+    "scatter": ("y", "y", "x"),
+    "window_sum": ("x", "y"),
+    "window_spread": ("y", "x"),
+}
+"""The side of the operands and of the result: of the image or of the outputs."""
+
+
+def pool_split(kind: str, spec: PoolSpec, fill: Any, dtype: Any, run: Run) -> Split:
+    """Returns how a pool, or a part of its derivative, is split over devices.
+
+    Args:
+      kind: name of a pool's primitive.
+      spec: the whole pool.
+      fill: number that stands for the pixels beyond the first operand's ends.
+      dtype: dtype of the result.
+      run: function of the operands and a `PoolSpec`.
+    """
+    *operands, result = (("n", *(f"{side}{axis}" for axis in range(spec.rank)), "c") for side in _POOL_AXES[kind])
+
+    def local(parts: Sequence[jax.Array], windows: Sequence[Window], origins: Any, dtype: Any) -> jax.Array:
+        batch, *_, channels = parts[0].shape
+        image = tuple(window.image for window in windows)
+        part = dataclasses.replace(
+            spec, input_shape=(batch, *image, channels), padding=tuple(window.padding for window in windows)
+        )
+        places = _Places(spec, image, origins)
+        value = run(parts[0], *map(places.to_part, parts[1:]), spec=part)
+        return (places.to_whole(value) if kind == "winner" else value).astype(dtype)
+
+    return Split(tuple(operands), result, {}, _windows(spec), (fill, -1)[: len(operands)], dtype, local)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Places:
+    """Flat indices of pixels in the plane of a whole image, and in that of one device's part of it.
+
+    Args:
+      spec: the whole pool.
+      image: pixels of the part on each spatial axis.
+      origins: pixel of the whole at which the part begins, on each spatial axis.
+    """
+
+    spec: PoolSpec
+    image: tuple[int, ...]
+    origins: Sequence[Any]
+
+    def to_part(self, index: jax.Array) -> jax.Array:
+        """Returns indices into the part; -1 of a pixel that lies in another part, and of none."""
+        coordinates = jnp.unravel_index(jnp.maximum(index, 0), self.spec.input_shape[1:-1])
+        shifted = [coordinate - origin for coordinate, origin in zip(coordinates, self.origins, strict=True)]
+        return _raveled(shifted, self.image, index >= 0)
+
+    def to_whole(self, index: jax.Array) -> jax.Array:
+        """Returns indices into the whole image; -1 of none."""
+        coordinates = []
+        for coordinate, origin, gap in zip(
+            jnp.unravel_index(jnp.maximum(index, 0), self.image), self.origins, self.spec.window_dilation, strict=True
+        ):
+            pixel = coordinate + origin
+            # Where padding won, all pixels equal it, and the first real one wins.
+            coordinates.append(jnp.where(pixel < 0, pixel + -(pixel // gap) * gap, pixel))
+        return _raveled(coordinates, self.spec.input_shape[1:-1], index >= 0)
+
+
+def _raveled(coordinates: Sequence[jax.Array], sizes: Sequence[int], is_valid: jax.Array) -> jax.Array:
+    """Returns flat indices of coordinates, -1 where they lie outside or are not valid."""
+    flat = jnp.zeros(is_valid.shape, jnp.int32)
+    for coordinate, size in zip(coordinates, sizes, strict=True):
+        is_valid &= (coordinate >= 0) & (coordinate < size)
+        flat = flat * size + coordinate.astype(jnp.int32)
+    return jnp.where(is_valid, flat, -1)
+
+
+def _windows(spec: ConvSpec | PoolSpec) -> tuple[Window, ...]:
+    """Returns the window on each spatial axis."""
+    if isinstance(spec, ConvSpec):
+        reaches = [(taps - 1) * gap for taps, gap in zip(spec.window, spec.kernel_dilation, strict=True)]
+    else:
+        reaches = [extent - 1 for extent in spec.extents]
+    return tuple(
+        Window(*axis)
+        for axis in zip(
+            spec.input_shape[1:-1], spec.output_shape[1:-1], reaches, spec.strides, spec.padding, strict=True
+        )
+    )

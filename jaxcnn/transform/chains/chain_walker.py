@@ -1,0 +1,297 @@
+"""The walker that carries chains from a function's parameters to its convolutions, through moves of the parameter.
+
+A convolution computes with the chain that it takes for its kernel. An equation that takes no chain is an error, or gets
+the dense kernel.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.extend import source_info_util
+from jax.extend.core import JaxprEqn, Primitive
+from jax.extend.core import primitives as lax_primitives
+
+from jaxcnn.chain import KernelChain
+from jaxcnn.transform.chains.axis_views import View
+from jaxcnn.transform.chains.convolve import convolve_with_chain
+from jaxcnn.transform.chains.moves import Move, factor_by_feature, move_of, spread_shape
+from jaxcnn.transform.chains.placement import Placement, use_of
+from jaxcnn.transform.jaxpr.convolutions import is_convolution
+from jaxcnn.transform.jaxpr.equations import CALLS, loop_parts, rebind, while_parts
+from jaxcnn.transform.jaxpr.walker import Rule, Walker, inline
+
+
+class ChainError(ValueError):
+    """A chain reached an operation that takes no chain."""
+
+
+@jax.tree_util.register_pytree_node_class
+@dataclasses.dataclass(frozen=True)
+class TracedChain:
+    """A chain on its way from a parameter to a convolution.
+
+    Args:
+      chain: chain, whose links have an axis in front for each axis of the parameter that numbers kernels and that was
+        not indexed yet.
+      view: moves of the parameter so far.
+      placement: axes of the kernel in the parameter.
+      path: path of the parameter, for errors.
+    """
+
+    chain: KernelChain
+    view: View
+    placement: Placement
+    path: str
+
+    def tree_flatten(self) -> tuple[Any, Any]:
+        """Returns the chain, and what is static."""
+        return (self.chain,), (self.view, self.placement, self.path)
+
+    @classmethod
+    def tree_unflatten(cls, static: Any, children: Any) -> TracedChain:
+        """Inverts `tree_flatten`."""
+        return cls(*children, *static)
+
+    def at(self, view: View) -> TracedChain:
+        """Returns the same chain after moves of the parameter that leave its links."""
+        return dataclasses.replace(self, view=view)
+
+    def map_links(self, function: Callable[[jax.Array], jax.Array], view: View) -> TracedChain:
+        """Returns the chain with a function of each link."""
+        kernels = tuple(map(function, self.chain.kernels))
+        chain = KernelChain.tree_unflatten(self.chain.feature_group_counts, kernels)
+        return dataclasses.replace(self, chain=chain, view=view)
+
+    def map_last_link(self, function: Callable[[jax.Array], jax.Array]) -> TracedChain:
+        """Returns the chain with a function of its last link."""
+        *links, last = self.chain.kernels
+        chain = KernelChain.tree_unflatten(self.chain.feature_group_counts, (*links, function(last)))
+        return dataclasses.replace(self, chain=chain)
+
+    def takes(self, view: View) -> bool:
+        """Returns whether the links have the axis in front that was indexed last in a view."""
+        # An index of a second such axis is of the links' first axis only if the first one is gone.
+        return view.sliced == self.placement.stack[: len(view.sliced)]
+
+    def scan_element(self) -> TracedChain | None:
+        """Returns the chain inside a loop over the array's first axis; None if that axis numbers no kernels."""
+        view = self.view.scan_element()
+        return None if view is None or not self.takes(view) else self.at(view)
+
+    def array(self) -> jax.Array:
+        """Returns the array for which the chain stands."""
+        parameter = self.placement.holding(self.chain, self.view.sliced)
+        return self.view.apply_to(parameter)
+
+
+@dataclasses.dataclass(frozen=True)
+class ChainWalker(Walker):
+    """A walker for values of which some are chains.
+
+    Args:
+      materialize: True to give the dense kernel to what takes no chain; by default that is an error.
+    """
+
+    rules: Mapping[Primitive, Rule] = dataclasses.field(default_factory=dict)
+    materialize: bool = False
+    # The array that was broadcast and its shape among the axes of the result, by the id of the result.
+    _spreads: dict[int, tuple[Any, Any, Any]] = dataclasses.field(default_factory=dict, repr=False)
+
+    def evaluate(self, jaxpr: Any, consts: Sequence[Any], *args: Any) -> list[Any]:
+        """Returns the results of a jaxpr, chains among them; what is broadcast is known within one jaxpr only."""
+        inner = dataclasses.replace(self, _spreads={})
+        return super(ChainWalker, inner).evaluate(jaxpr, consts, *args)
+
+    def results(self, equation: JaxprEqn, operands: list[Any]) -> Sequence[Any]:
+        """Returns the results of one equation, chains where chains go on."""
+        chains = [position for position, operand in enumerate(operands) if isinstance(operand, TracedChain)]
+        if not chains:
+            results = rebind(equation, operands)
+            if equation.primitive is lax_primitives.broadcast_in_dim_p:
+                # The result too, so that no other array gets its id.
+                self._spreads[id(results[0])] = results[0], operands[0], spread_shape(equation)
+            return results
+        descend = _DESCENTS.get(equation.primitive)
+        if descend is not None:
+            return descend(self, equation, operands)
+        result = self._after(equation, operands, chains[0]) if len(chains) == 1 else None
+        if result is not None:
+            return [result]
+        return rebind(equation, [self.array(operand, equation) for operand in operands])
+
+    def array(self, value: Any, equation: JaxprEqn | None = None) -> Any:
+        """Returns an array as it is, and for a chain the dense one, or an error since the equation takes no chain."""
+        if not isinstance(value, TracedChain):
+            return value
+        if self.materialize:
+            return value.array()
+        if equation is None:
+            what = "is returned as something else than it was"
+        else:
+            line = source_info_util.summarize(equation.source_info)
+            what = f"reaches {equation.primitive}" + (f" at {line}" if line else "")
+        raise ChainError(
+            f"with_chains: the chain in place of {value.path}, for a kernel {value.placement.kernel_shape}, {what}, "
+            "where only the dense kernel could go; with_chains(f, materialize=True) makes it"
+        )
+
+    def _after(self, equation: JaxprEqn, operands: list[Any], position: int) -> Any | None:
+        """Returns the result of an equation of whose operands one is a chain; None if it takes no chain."""
+        traced: TracedChain = operands[position]
+        primitive, params = equation.primitive, equation.params
+        if is_convolution(equation):
+            use = use_of(equation, traced.view) if position == 1 else None
+            links = None if use is None else use.links(traced.chain, traced.placement)
+            return None if links is None else convolve_with_chain(equation, operands[0], links)
+        move = move_of(equation, position, traced.view)
+        if move is None:
+            return None
+        if move.effect == "negate":
+            return traced.map_last_link(lax.neg)
+        if move.effect == "scale":
+            scale = lax.mul if primitive is lax_primitives.mul_p else lax.div
+            return _scaled(traced, self._factor(operands[1 - position], len(move.view.axes)), scale)
+        if move.effect == "index":
+            return _indexed(traced, move, operands[1:] or params["start_indices"])
+        if move.effect == "cast":
+            return traced.map_links(lambda link: link.astype(params["new_dtype"]), move.view)
+        if move.effect == "stop gradient":
+            return traced.map_links(lax.stop_gradient, move.view)
+        return traced.at(move.view)
+
+    def _factor(self, factor: Any, ndim: int) -> jax.Array:
+        """Returns a factor with as many axes as the array, of size 1 where it was broadcast."""
+        _, spread, shape = self._spreads.get(id(factor), (None, factor, np.shape(factor) or (1,) * ndim))
+        return jnp.reshape(spread, shape)
+
+
+def _scaled(traced: TracedChain, factor: jax.Array, scale: Callable[[Any, Any], jax.Array]) -> TracedChain | None:
+    """Returns the chain with its last link scaled; None unless the factor is one number for each output feature."""
+    by_feature = factor.reshape(-1)
+    if factor.size > 1:
+        entries = factor_by_feature(traced.placement, traced.view, factor.shape)
+        if entries is None:
+            return None
+        by_feature = by_feature[entries]
+
+    def scaled(link: jax.Array) -> jax.Array:
+        values = by_feature.astype(link.dtype).reshape((1,) * (link.ndim - 1) + by_feature.shape)
+        return scale(link, jnp.broadcast_to(values, link.shape))
+
+    return traced.map_last_link(scaled)
+
+
+def _indexed(traced: TracedChain, move: Move, starts: Sequence[Any]) -> TracedChain | None:
+    """Returns one of stacked chains; None if the links have lost the axis of the index already."""
+    if not traced.takes(move.view):
+        return None
+
+    def take(link: jax.Array) -> jax.Array:
+        return lax.dynamic_index_in_dim(link, starts[move.axis], keepdims=False, allow_negative_indices=False)
+
+    return traced.map_links(take, move.view)
+
+
+# Descents into what holds jaxprs. Each is made again by JAX's own functions, for which a chain is a pytree.
+
+
+def _into_remat(walker: Walker, equation: JaxprEqn, operands: list[Any]) -> list[Any]:
+    params = equation.params
+    run = jax.checkpoint(
+        partial(walker.evaluate, params["jaxpr"], ()), prevent_cse=params["prevent_cse"], policy=params["policy"]
+    )
+    return run(*operands)
+
+
+def _carry_after(carry: list[Any], results: list[Any], walker: ChainWalker, equation: JaxprEqn) -> list[Any]:
+    """Returns the results of a loop's body as its carry: chains only where chains went in."""
+    return [
+        new if isinstance(old, TracedChain) else walker.array(new, equation)
+        for old, new in zip(carry, results, strict=True)
+    ]
+
+
+def _initial_carry(
+    carry: list[Any], body: Callable[[list[Any]], list[Any]], walker: ChainWalker, equation: JaxprEqn
+) -> list[Any]:
+    """Returns a loop's carry, with an array for each chain of which the body does not give the same view."""
+    while any(isinstance(value, TracedChain) for value in carry):
+        after = jax.eval_shape(body, carry)
+        structures: list[Any] = list(map(jax.tree.structure, carry))
+        keeps = [old == jax.tree.structure(new) for old, new in zip(structures, after, strict=True)]
+        if all(keeps):
+            break
+        carry = [old if kept else walker.array(old, equation) for old, kept in zip(carry, keeps, strict=True)]
+    return carry
+
+
+def _into_scan(walker: ChainWalker, equation: JaxprEqn, operands: list[Any]) -> list[Any]:
+    params, body = equation.params, equation.params["jaxpr"]
+    constants, carry, slices = loop_parts(equation, operands)
+    unsliced: dict[int, TracedChain] = {}
+    for position, value in enumerate(slices):
+        if not isinstance(value, TracedChain):
+            continue
+        element = value.scan_element()
+        if element is None:
+            slices[position] = walker.array(value, equation)
+        elif element.view.sliced == value.view.sliced:
+            # The axis has size 1 and the links have none for it, so the scan must not slice them.
+            unsliced[position], slices[position] = element, None
+
+    def step(carry: list[Any], slices: list[Any]) -> tuple[list[Any], list[Any]]:
+        # The chain of a whole stack, whose links `scan` slices, is the chain of one of its kernels inside.
+        elements = [value.scan_element() if isinstance(value, TracedChain) else value for value in slices]
+        inner = [unsliced.get(position, value) for position, value in enumerate(elements)]
+        results = walker.evaluate(body, body.consts, *constants, *carry, *inner)
+        after = _carry_after(carry, results[: len(carry)], walker, equation)
+        return after, [walker.array(value, equation) for value in results[len(carry) :]]
+
+    def first_step(carry: list[Any]) -> list[Any]:
+        return step(carry, jax.tree.map(lambda leaf: leaf[0], slices))[0]
+
+    options = {name: params[name] for name in ("length", "reverse", "unroll")}
+    after, stacked = lax.scan(step, _initial_carry(carry, first_step, walker, equation), slices, **options)
+    return [*after, *stacked]
+
+
+def _into_while(walker: ChainWalker, equation: JaxprEqn, operands: list[Any]) -> list[Any]:
+    tested, constants, carry = while_parts(equation, operands)
+    test, body = equation.params["cond_jaxpr"], equation.params["body_jaxpr"]
+
+    def step(carry: list[Any]) -> list[Any]:
+        return _carry_after(carry, walker.evaluate(body, body.consts, *constants, *carry), walker, equation)
+
+    return lax.while_loop(
+        lambda carry: walker.evaluate(test, test.consts, *tested, *carry)[0],
+        step,
+        _initial_carry(carry, step, walker, equation),
+    )
+
+
+def _into_cond(walker: ChainWalker, equation: JaxprEqn, operands: list[Any]) -> list[Any]:
+    index, *arguments = operands
+
+    def run(branch: Any, *arguments: Any) -> list[Any]:
+        results = walker.evaluate(branch, branch.consts, *arguments)
+        return [walker.array(value, equation) for value in results]
+
+    branches = [partial(run, branch) for branch in equation.params["branches"]]
+    return lax.switch(index, branches, *arguments)
+
+
+_DESCENTS: dict[Primitive, Callable[[ChainWalker, JaxprEqn, list[Any]], list[Any]]] = {
+    **dict.fromkeys(CALLS, inline),
+    lax_primitives.remat_p: _into_remat,
+    lax_primitives.scan_p: _into_scan,
+    lax_primitives.while_p: _into_while,
+    lax_primitives.cond_p: _into_cond,
+}

@@ -1,0 +1,178 @@
+"""The abstract walk goes through a jaxpr and those that it holds with what is known of each value, and computes none.
+
+A domain says what there is to know: it is a subclass with a few hooks. The summary of a function with its receptive
+fields is one, the search for kernels among parameters is the other.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Generic, TypeVar
+
+from jax.extend import source_info_util
+from jax.extend.core import JaxprEqn
+from jax.extend.core import primitives as lax_primitives
+
+from jaxcnn.transform.jaxpr.equations import (
+    CALLS,
+    JaxprValues,
+    consts_of,
+    inner_jaxpr,
+    loop_parts,
+    sub_jaxprs,
+    while_parts,
+)
+
+V = TypeVar("V")
+R = TypeVar("R")
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """The place of a jaxpr in a function.
+
+    Args:
+      count: number of times that the jaxpr is executed, as far as it is known.
+      holders: equations that hold the jaxpr, outermost first.
+      hidden: True in the body of a `while`, in a branch, or in a primitive that is not followed.
+    """
+
+    count: int = 1
+    holders: tuple[JaxprEqn, ...] = ()
+    hidden: bool = False
+
+    def inside(self, equation: JaxprEqn, times: int = 1, hidden: bool = False) -> Place:
+        """Returns the place of a jaxpr that an equation here holds."""
+        return Place(self.count * times, (*self.holders, equation), self.hidden or hidden)
+
+    def name_of(self, equation: JaxprEqn) -> str:
+        """Returns the whole name stack of an equation."""
+        stacks = (str(holder.source_info.name_stack) for holder in (*self.holders, equation))
+        return "/".join(filter(None, stacks))
+
+    def source_of(self, equation: JaxprEqn) -> str:
+        """Returns the user's line of an equation, or of the innermost equation around it that has one."""
+        lines = (source_info_util.summarize(holder.source_info) for holder in (equation, *self.holders[::-1]))
+        return next(filter(None, lines), "")
+
+
+class AbstractWalk(abc.ABC, Generic[V, R]):
+    """A walk over jaxprs with values of a domain, which leaves records of what it met.
+
+    Args:
+      max_loop_passes: most passes over the body of a scan, until its carry stays the same.
+    """
+
+    def __init__(self, max_loop_passes: int = 1) -> None:
+        self.max_loop_passes = max_loop_passes
+        self.records: list[R] = []
+
+    def walk(self, jaxpr: Any, operands: Sequence[V], place: Place) -> list[V]:
+        """Returns the values of a jaxpr's results for those of its arguments."""
+        variables = inner_jaxpr(jaxpr).constvars
+        constants = consts_of(jaxpr) or (None,) * len(variables)
+        return self.walk_equations(jaxpr, [*map(self.constant, variables, constants), *operands], place)
+
+    def walk_equations(self, jaxpr: Any, inputs: Sequence[V], place: Place) -> list[V]:
+        """Returns the values of a jaxpr's results for those of its constants and arguments."""
+        values: JaxprValues[V] = JaxprValues(jaxpr, inputs, lambda literal: self.unknown(literal.aval))
+        for equation in values.jaxpr.eqns:
+            operands = values.read(equation.invars)
+            results = self.equation(equation, operands, place)
+            values.write(equation, self._inside(equation, operands, place) if results is None else results)
+        return values.outputs()
+
+    # The hooks of a domain.
+
+    @abc.abstractmethod
+    def unknown(self, aval: Any) -> V:
+        """Returns the value of which nothing is known."""
+
+    def constant(self, variable: Any, array: Any) -> V:
+        """Returns the value of a constant of an inner jaxpr; `array` is None where that does not hold it."""
+        del array
+        return self.unknown(variable.aval)
+
+    @abc.abstractmethod
+    def equation(self, equation: JaxprEqn, operands: list[V], place: Place) -> list[V] | None:
+        """Returns the values of an equation's results, or None to go into the jaxprs that it holds."""
+
+    @abc.abstractmethod
+    def element(self, value: V, length: int) -> V:
+        """Returns the value of one of the slices, `length` in all, that a scan takes."""
+
+    @abc.abstractmethod
+    def stack(self, value: V) -> V:
+        """Returns the value of a scan's results that are stacked, each of which has `value`."""
+
+    @abc.abstractmethod
+    def join(self, before: V, after: V) -> V:
+        """Returns the value of a loop's carry that was `before` a step, and `after` it."""
+
+    @abc.abstractmethod
+    def widen(self, value: V) -> V:
+        """Returns the value of a loop's carry that changes from step to step, and is followed no further."""
+
+    @abc.abstractmethod
+    def branches(self, outcomes: list[tuple[list[V], list[R]]], equation: JaxprEqn, place: Place) -> list[V]:
+        """Returns the values of the results of branches, from those and the records of each, which it may keep."""
+
+    @abc.abstractmethod
+    def other_holder(self, equation: JaxprEqn, operands: list[V], place: Place) -> list[V]:
+        """Returns the values of the results of an equation that holds jaxprs and is no scan, while, cond or call."""
+
+    def after_while(self, equation: JaxprEqn, records: list[R], place: Place) -> None:
+        """Takes note of the records of a while, whose condition and body were walked once."""
+
+    # Where scan, while, cond and calls are taken apart.
+
+    def _inside(self, equation: JaxprEqn, operands: list[V], place: Place) -> list[V]:
+        if equation.primitive is lax_primitives.scan_p:
+            return self._scan(equation, operands, place)
+        if equation.primitive is lax_primitives.while_p:
+            return self._while(equation, operands, place)
+        if equation.primitive is lax_primitives.cond_p:
+            inside = place.inside(equation, hidden=True)
+            outcomes = [self.walk_apart(branch, operands[1:], inside) for branch in sub_jaxprs(equation)]
+            return self.branches(outcomes, equation, place)
+        if equation.primitive in CALLS:
+            return self.walk(sub_jaxprs(equation)[0], operands, place.inside(equation))
+        return self.other_holder(equation, operands, place)
+
+    def walk_apart(self, jaxpr: Any, operands: Sequence[V], place: Place) -> tuple[list[V], list[R]]:
+        """Returns the values of a jaxpr's results and the records of it, which are left out of the walk's own."""
+        before, self.records = self.records, []
+        try:
+            return self.walk(jaxpr, operands, place), self.records
+        finally:
+            self.records = before
+
+    def _scan(self, equation: JaxprEqn, operands: list[V], place: Place) -> list[V]:
+        length, (body,) = equation.params["length"], sub_jaxprs(equation)
+        inside = place.inside(equation, length)
+        constants, carry, scanned = loop_parts(equation, operands)
+        elements = [self.element(value, length) for value in scanned]
+        passes = max(1, min(length, self.max_loop_passes))
+        for _ in range(passes):
+            results, records = self.walk_apart(body, [*constants, *carry, *elements], inside)
+            before, carry = carry, list(map(self.join, carry, results))
+            if before == carry:
+                break
+        else:
+            if passes == self.max_loop_passes:
+                carry = list(map(self.widen, carry))
+        self.records += records
+        return [*carry, *map(self.stack, results[len(carry) :])]
+
+    def _while(self, equation: JaxprEqn, operands: list[V], place: Place) -> list[V]:
+        inside = place.inside(equation, hidden=True)
+        tested, constants, carry = while_parts(equation, operands)
+        _, of_condition = self.walk_apart(equation.params["cond_jaxpr"], [*tested, *carry], inside)
+        results, of_body = self.walk_apart(equation.params["body_jaxpr"], [*constants, *carry], inside)
+        self.records += (records := [*of_condition, *of_body])
+        self.after_while(equation, records, place)
+        # How much changes depends on the number of steps.
+        after = map(self.join, carry, results)
+        return [new if new == old else self.widen(new) for old, new in zip(carry, after, strict=True)]

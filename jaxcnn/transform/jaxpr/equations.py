@@ -1,0 +1,151 @@
+"""The parts of a jaxpr's equations: operands, the jaxprs that they hold, and how these are executed.
+
+The names and the order of the parameters of `scan`, `while`, `cond` and calls are known here and in the two walks of
+this folder; the features ask these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Generic, TypeVar
+
+import jax
+from jax.extend import source_info_util
+from jax.extend.core import JaxprEqn, Literal, Primitive
+from jax.extend.core import primitives as lax_primitives
+
+from jaxcnn._compat import custom_vmap_primitive, shard_map_primitive
+from jaxcnn.epilogue import fused_conv_p
+
+V = TypeVar("V")
+
+CALLS: frozenset[Primitive] = frozenset(
+    {
+        lax_primitives.jit_p,
+        lax_primitives.closed_call_p,
+        lax_primitives.custom_jvp_call_p,
+        lax_primitives.custom_vjp_call_p,
+        lax_primitives.remat_p,
+        fused_conv_p,
+    }
+)
+"""Primitives whose one jaxpr is executed once, with the operands for its arguments."""
+
+LOOPS_AND_BRANCHES: frozenset[Primitive] = frozenset(
+    {lax_primitives.scan_p, lax_primitives.while_p, lax_primitives.cond_p}
+)
+
+
+def is_entered(primitive: Primitive) -> bool:
+    """Returns whether the jaxprs that equations of a primitive hold are looked into by every walk."""
+    if primitive in CALLS or primitive in LOOPS_AND_BRANCHES:
+        return True
+    return primitive is shard_map_primitive() or primitive is custom_vmap_primitive()
+
+
+def avals(equation: JaxprEqn) -> list[Any]:
+    """Returns the abstract values of an equation's operands, then those of its results."""
+    return [variable.aval for variable in (*equation.invars, *equation.outvars)]
+
+
+def shape_of(atom: Any) -> tuple[Any, ...]:
+    """Returns the shape of a variable or a literal; that of a token is empty."""
+    return getattr(atom.aval, "shape", ())
+
+
+def has_known_sizes(aval: Any) -> bool:
+    """Returns whether all sizes of an abstract value are known and positive."""
+    return all(isinstance(size, int) and size > 0 for size in aval.shape)
+
+
+def is_plain(aval: Any) -> bool:
+    """Returns whether an abstract value has known, positive sizes and no explicit sharding."""
+    if not has_known_sizes(aval):
+        return False
+    mesh = aval.sharding.mesh
+    return mesh.empty or jax.sharding.AxisType.Explicit not in mesh.axis_types
+
+
+def inner_jaxpr(jaxpr: Any) -> Any:
+    """Returns the open jaxpr of a closed one, or an open one itself (from jax 0.12 on they are one class)."""
+    return getattr(jaxpr, "jaxpr", jaxpr)
+
+
+def consts_of(jaxpr: Any) -> Sequence[Any]:
+    """Returns the values of a closed jaxpr's constants; an open one has none."""
+    return getattr(jaxpr, "consts", ())
+
+
+def sub_jaxprs(equation: JaxprEqn) -> list[Any]:
+    """Returns the jaxprs among an equation's parameters, open or closed, in order."""
+    jaxprs: list[Any] = []
+    for value in equation.params.values():
+        items = value if isinstance(value, tuple | list) else (value,)
+        jaxprs += [item for item in items if hasattr(inner_jaxpr(item), "eqns")]
+    return jaxprs
+
+
+def all_equations(jaxpr: Any) -> Iterator[JaxprEqn]:
+    """Yields the equations of a jaxpr and of those that it holds, at any depth."""
+    for equation in inner_jaxpr(jaxpr).eqns:
+        yield equation
+        for held in sub_jaxprs(equation):
+            yield from all_equations(held)
+
+
+def loop_parts(equation: JaxprEqn, operands: Sequence[V]) -> tuple[list[V], list[V], list[V]]:
+    """Splits what stands for a scan's operands into constants, carry, and what the scan takes slices of."""
+    # How JAX tells them apart differs by release; slices and stacked results have one axis more outside than inside.
+    body = inner_jaxpr(equation.params["jaxpr"])
+    slicing = sum(len(shape_of(a)) > len(shape_of(b)) for a, b in zip(equation.invars, body.invars, strict=True))
+    stacking = sum(len(shape_of(a)) > len(shape_of(b)) for a, b in zip(equation.outvars, body.outvars, strict=True))
+    last = len(operands) - slicing
+    first = last - (len(equation.outvars) - stacking)
+    return list(operands[:first]), list(operands[first:last]), list(operands[last:])
+
+
+def while_parts(equation: JaxprEqn, operands: Sequence[V]) -> tuple[list[V], list[V], list[V]]:
+    """Splits what stands for a while's operands into constants of its condition, constants of its body, and carry."""
+    first = equation.params["cond_nconsts"]
+    last = first + equation.params["body_nconsts"]
+    return list(operands[:first]), list(operands[first:last]), list(operands[last:])
+
+
+def rebind(equation: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
+    """Computes the results of an equation by its own primitive and parameters."""
+    results = equation.primitive.bind(*operands, **equation.primitive.get_bind_params(equation.params))
+    return list(results) if equation.primitive.multiple_results else [results]
+
+
+def same_source(equation: JaxprEqn) -> Any:
+    """Returns a context in which everything bound carries the equation's name stack and source line."""
+    info = equation.source_info
+    stack = source_info_util.current_name_stack() + info.name_stack
+    return source_info_util.user_context(info.traceback, name_stack=stack)
+
+
+class JaxprValues(Generic[V]):
+    """The values that the variables of a jaxpr have so far, while its equations are taken one after the other.
+
+    Args:
+      jaxpr: jaxpr, open or closed.
+      inputs: values of its constants, then of its arguments.
+      of_literal: function from a literal to its value; by default the number that it is.
+    """
+
+    def __init__(self, jaxpr: Any, inputs: Sequence[V], of_literal: Callable[[Literal], V] | None = None) -> None:
+        self.jaxpr = inner_jaxpr(jaxpr)
+        self.of_literal: Callable[[Any], Any] = of_literal or (lambda literal: literal.val)
+        self.known: dict[Any, V] = dict(zip((*self.jaxpr.constvars, *self.jaxpr.invars), inputs, strict=True))
+
+    def read(self, atoms: Sequence[Any]) -> list[V]:
+        """Returns the values of variables and literals."""
+        return [self.of_literal(atom) if isinstance(atom, Literal) else self.known[atom] for atom in atoms]
+
+    def write(self, equation: JaxprEqn, results: Sequence[V]) -> None:
+        """Takes the results of an equation."""
+        self.known.update(zip(equation.outvars, results, strict=True))
+
+    def outputs(self) -> list[V]:
+        """Returns the values of the jaxpr's results."""
+        return self.read(self.jaxpr.outvars)
