@@ -7,6 +7,7 @@ clock is read: the times of every method stand in the files, with the compiled l
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ ALLOWANCES = {
     ("square", False): (1.15, WORST),
     ("depthwise", False): (MEAN, 2.25),
     ("one_dimensional", False): (1.32, 1.9),
-    ("one_axis", False): (1.17, 1.65),
+    ("one_axis", False): (1.2, 1.65),
 }
 """The same for families that cost more, with the library (True) and without it."""
 
@@ -78,7 +79,9 @@ def test_estimates_are_near_the_times(method: str) -> None:
         # Where a method takes many times as long as the best one its estimate need not be near.
         if method in times and times[method] < 3 * min(times.values()):
             with fit.as_measured(timed):
-                ratios.append(1e3 * choice.seconds(timed.spec, method) / times[method])
+                estimate = choice.seconds(timed.spec, method)
+            if not math.isinf(estimate):
+                ratios.append(1e3 * estimate / times[method])
     assert len(ratios) > 40
     assert 0.6 < geometric_mean(ratios) < 1.3
     assert np.mean([1 / 3 < ratio < 3 for ratio in ratios]) > 0.9

@@ -55,7 +55,7 @@ def terms(spec: ConvSpec) -> costs.Terms:
     channels = "channel " if work.summed == 1 else ""
     filled = work.filled(work.slid, shift_lanes.LANES)
     if spec.role == "kernel":
-        if min(work.summed, work.results) > costs.VECTOR:
+        if not channels and (spec.rank == 1 or min(work.summed, work.results) > costs.VECTOR):
             return costs.NEVER  # products of matrices are large enough there
         # A row of taps at a time reads both images.
         narrow = not channels and 2 * work.results <= shift_lanes.LANES

@@ -43,7 +43,8 @@ def kernel_gradient(x: jax.Array, y: jax.Array, window: Window, kernel_shape: tu
 
         return lax.scan(of_image, jnp.zeros(kernel_shape, x.dtype), (x, y))[0]
     if parts > 1 and window.groups == features:
-        some = max(n for n in range(1, features // parts + 1) if features % n == 0) if parts <= features else 1
+        most = max(features // (4 * parts), 1)  # a fraction, which the caches hold
+        some = max(n for n in range(1, most + 1) if features % n == 0)
 
         def of_channels(start: jax.Array) -> jax.Array:
             x_some, y_some = (lax.dynamic_slice_in_dim(array, start, some, axis=-1) for array in (x, y))
