@@ -33,7 +33,7 @@ def accelerate(f: Callable[P, T], *, method: str = "auto") -> Callable[P, T]:
     values differ by rounding, as `method` says. Ties in the gradient of a max pool go to the first maximum, as in JAX;
     a NaN wins in it, where JAX's depends on the order. Negative padding crops, where XLA:CPU reads other memory for
     some. In a program over several CPU devices each one computes its own part. Left as they are: complex, symbolic and
-    empty convolutions, and other primitives that hold functions.
+    empty convolutions, arrays on Explicit meshes, and other primitives that hold functions.
 
     Called outside of a trace the function runs through one cached `jax.jit`: as there, arrays that f closes over and
     the attributes of objects are constants of the compiled program. Inside of a trace f is traced at each call. An
