@@ -129,6 +129,24 @@ def flatten_call(
     return Signature(structure, statics), [leaf for index, leaf in enumerate(leaves) if index not in fixed]
 
 
+class _Programs:
+    """Programs by signature, each with its jitted form. A pickle of them is empty, as that of a `jax.jit` is."""
+
+    def __init__(self, program_of: Callable[[Signature], Callable[..., Outputs]]) -> None:
+        self._program_of = program_of
+        self._cached = lru_cache(maxsize=_PROGRAM_CACHE_SIZE)(self._make)
+
+    def _make(self, signature: Signature) -> tuple[Callable[..., Outputs], Callable[..., Outputs]]:
+        program = self._program_of(signature)
+        return program, jax.jit(program)
+
+    def __call__(self, signature: Signature) -> tuple[Callable[..., Outputs], Callable[..., Outputs]]:
+        return self._cached(signature)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Programs, (self._program_of,)
+
+
 def cache_programs(
     operation: str,
     f: Callable[..., Any],
@@ -144,10 +162,7 @@ def cache_programs(
       kinds: further classes whose objects count as arrays.
     """
 
-    @lru_cache(maxsize=_PROGRAM_CACHE_SIZE)
-    def programs(signature: Signature) -> tuple[Callable[..., Outputs], Callable[..., Outputs]]:
-        program = program_of(signature)
-        return program, jax.jit(program)
+    programs = _Programs(program_of)
 
     @wraps(f, updated=())
     def run(*args: Any, **kwargs: Any) -> Any:

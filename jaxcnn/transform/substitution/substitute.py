@@ -69,6 +69,11 @@ class Substitution:
     placements: Mapping[str, Placement] = dataclasses.field(repr=False)
     solve: Callable[[float], Substitution] | None = dataclasses.field(default=None, repr=False, compare=False)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Returns the fields of a pickle, which has no `solve`, as a saved substitution has none."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {**fields, "solve": None}
+
     def __str__(self) -> str:
         return str(self.report)
 
