@@ -13,6 +13,11 @@ from jax.custom_batching import custom_vmap
 from jax.experimental.layout import Layout, with_layout_constraint
 from jax.extend.core import Primitive
 from jax.interpreters import mlir
+from jax.sharding import AxisType
+
+SPLITS_EXPLICIT_MESHES = jax.__version_info__ < (0, 11)
+"""Whether `custom_partitioning` works for arrays on Explicit meshes. On jax 0.12 JAX puts a sharding on its results there
+that XLA has no implementation of."""
 
 
 def varying_axes(value: Any) -> frozenset[str]:
@@ -73,6 +78,8 @@ def with_devices(context: mlir.LoweringRuleContext) -> mlir.LoweringRuleContext 
     shardings = (getattr(aval, "sharding", None) for aval in context.avals_in)
     meshes = {sharding.mesh for sharding in shardings if sharding is not None and not sharding.mesh.empty}
     devices = axes.device_assignment or tuple(jax.devices()[: axes.num_devices])
+    if not SPLITS_EXPLICIT_MESHES and any(AxisType.Explicit in mesh.axis_types for mesh in meshes):
+        return None
     if len(meshes) != 1 or {mesh.size for mesh in meshes} != {axes.num_devices} or len(devices) != axes.num_devices:
         return None
     known = replace(axes, device_assignment=devices, abstract_mesh=meshes.pop())

@@ -22,7 +22,7 @@ from jax.extend import source_info_util
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from jaxcnn._compat import is_partitioned, varying_axes, with_devices
+from jaxcnn._compat import SPLITS_EXPLICIT_MESHES, is_partitioned, varying_axes, with_devices
 from jaxcnn.lowering import choice
 from jaxcnn.lowering.pools.direct import pool_identity
 from jaxcnn.lowering.spec import ConvSpec, PoolSpec, Role, conv_spec
@@ -47,8 +47,9 @@ def _register(
 
     @primitive.def_abstract_eval
     def _abstract(*operands: Any, **params: Any) -> Any:
-        if not any(map(_is_explicit, operands)):
-            # Tracing on the abstract values keeps the mesh axes over which a value varies in shard_map.
+        if not (SPLITS_EXPLICIT_MESHES and any(map(_is_explicit, operands))):
+            # Tracing on the abstract values keeps what a bare shape and dtype would lose: the mesh axes over which a
+            # value varies in shard_map, and explicit shardings.
             return jax.make_jaxpr(partial(run, **params))(*operands).out_avals[0]
         result = _type_of_result(run, operands, params)
         sharding = params.get("sharding") or split(*operands, **params).result_sharding(operands, result.shape)
