@@ -16,8 +16,8 @@ from jax.interpreters import mlir
 from jax.sharding import AxisType
 
 SPLITS_EXPLICIT_MESHES = jax.__version_info__ < (0, 11)
-"""Whether `custom_partitioning` works for arrays on Explicit meshes. On jax 0.12 JAX puts a sharding on its results there
-that XLA has no implementation of."""
+"""Whether `custom_partitioning` works for arrays on Explicit meshes. On jax 0.12 its results have a
+sharding there that XLA has no implementation of."""
 
 
 def varying_axes(value: Any) -> frozenset[str]:
