@@ -45,12 +45,17 @@ def shape_of(value: Any) -> Any:
     return frozen(value) if isinstance(value, list | tuple) or getattr(value, "ndim", None) == 1 else value
 
 
+_PLAIN_TYPES = frozenset((bool, int, str, type(None)))
+
+
+def _is_plain(value: Any) -> bool:
+    kind = type(value)
+    return kind in _PLAIN_TYPES or (kind is tuple and all(map(_is_plain, value)))
+
+
 def _hashable(options: Any) -> Any:
-    try:
-        hash(options)
-    except TypeError:
-        return options._make(map(frozen, options))
-    return options
+    # A NumPy scalar is hashable, but compares with a tuple number by number.
+    return options if all(map(_is_plain, options)) else options._make(map(frozen, options))
 
 
 class ConvOptions(NamedTuple):

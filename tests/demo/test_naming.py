@@ -1,17 +1,10 @@
 import re
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxcnn.demo import DemoError, images, lite0, naming
 from support import demo_networks, terminal_tables
-
-
-def test_relative_difference_by_hand():
-    before = {"a": jnp.asarray([3.0, 0.0]), "b": jnp.asarray(4.0)}
-    after = {"a": jnp.asarray([3.0, 1.0]), "b": jnp.asarray(4.0)}
-    assert naming.relative_difference(after, before) == pytest.approx(1 / 5)
 
 
 def test_photograph_of_the_user_comes_first(tmp_path):

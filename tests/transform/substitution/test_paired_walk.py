@@ -119,7 +119,8 @@ def test_samples_are_patches_and_their_responses(way, count):
     total = stop.response.size // responses.shape[1]
     assert len(patches) == len(responses) == min(count, total)
     assert patches.shape[1:] == (3, 3, 4)
-    groups = site.equation.params["feature_group_count"]
+    params = site.equation.params
+    groups = params["spec"].feature_group_count if "spec" in params else params["feature_group_count"]
     own = found.placement.kernel(kernel)
     (own,) = as_patches_see_it(site, jaxcnn.KernelChain((own,), (groups,)), found.placement).kernels
     split = patches.reshape(*patches.shape[:-1], groups, -1)
