@@ -42,6 +42,9 @@ NAME = "winograd"
 TILE_OUTPUTS = {3: 4, 5: 4, 7: 2}
 """Outputs of a tile by the taps of an axis: at most 8 points, since the error grows with them."""
 
+MAX_CACHED_KERNEL_BYTES = 8 << 20
+"""Largest transformed kernel that stays in the processor's caches."""
+
 _POINTS = {
     4: (Fraction(0), Fraction(1), Fraction(-1)),
     6: (Fraction(0), *(Fraction(sign * n, 4) for n in (3, 6) for sign in (1, -1))),
@@ -84,7 +87,7 @@ def terms(spec: ConvSpec) -> costs.Terms:
     kernel_floats = work.stack * points * work.summed * work.results
     if is_native(spec):
         kernel_floats *= work.groups
-        large = "large " if costs.above_cliff(4 * kernel_floats / 2) else ""
+        large = f"large {spec.role} " if 4 * kernel_floats > MAX_CACHED_KERNEL_BYTES else ""
         return {
             costs.KNOWN: costs.NANOSECONDS[native.NAME]["call"],
             "native macs": work.filled(tiles * kernel_floats),
