@@ -10,7 +10,7 @@ from typing import Any
 _BAR_AFTER_SECONDS = 2.0
 
 Progress = bool | Callable[[float, float], Any]
-"""A bar on a terminal or none; or a function that is told how many steps are done, and of how many."""
+"""True for a bar on a terminal, False for none, or a function of the number of steps done and their total."""
 
 
 @contextmanager
@@ -22,7 +22,7 @@ def bar(title: str, total: int, progress: Progress) -> Iterator[Callable[[float]
     Args:
       title: text before the bar.
       total: number of steps expected.
-      progress: True for a bar, False for none, or a function that is told the steps done and their total.
+      progress: True for a bar, False for none, or a function of the number of steps done and their total.
     """
     if callable(progress):
         tell, done = progress, 0.0

@@ -6,7 +6,7 @@ import dataclasses
 import html
 from collections.abc import Collection, Mapping, Sequence
 
-_MAX_CHARACTERS = 100
+_MAX_LINE_CHARACTERS = 100
 
 
 def with_unit(number: int) -> str:
@@ -26,7 +26,7 @@ class Table:
       header: titles of the columns.
       rows: cells of each row.
       right: columns that are aligned to the right.
-      shrinking: columns that give way where a line is too long, first to last, each with its least width.
+      shrinking: columns that get narrower if a line is too long, first to last, each with its least width.
       tooltips: text that HTML shows over a cell, by column, for each row.
     """
 
@@ -41,7 +41,7 @@ class Table:
         cells = [self.header, *self.rows]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         for column, least in self.shrinking:
-            excess = sum(widths) + 2 * (len(widths) - 1) - _MAX_CHARACTERS
+            excess = sum(widths) + 2 * (len(widths) - 1) - _MAX_LINE_CHARACTERS
             widths[column] -= max(0, min(excess, widths[column] - least))
         lines = []
         for row in cells:
@@ -51,7 +51,9 @@ class Table:
                 parts.append(fitted.rjust(width) if column in self.right else fitted.ljust(width))
             lines.append("  ".join(parts).rstrip())
         lines = [lines[0], "-" * max(map(len, lines)), *lines[1:], "", *remarks]
-        return "\n".join(line if len(line) <= _MAX_CHARACTERS else line[: _MAX_CHARACTERS - 1] + "…" for line in lines)
+        return "\n".join(
+            line if len(line) <= _MAX_LINE_CHARACTERS else line[: _MAX_LINE_CHARACTERS - 1] + "…" for line in lines
+        )
 
     def html(self, remarks: Sequence[str]) -> str:
         """Returns the table as HTML, with remarks below."""

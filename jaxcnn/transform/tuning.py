@@ -23,11 +23,11 @@ from jaxcnn.transform.jaxpr.signature import flatten_call
 from jaxcnn.transform.progress import bar
 
 _TIE_RATIO = 1.05
-"""Largest ratio of the time of `direct` to the fastest at which it is kept: two runs differ by as much."""
+"""Largest ratio of the time of `direct` to the fastest for which `direct` wins; two runs differ by as much."""
 _HOPELESS_RATIO = 4.0
-"""Ratio to the best time so far above which a method is measured no further."""
+"""Ratio to the best time so far above which the measurement of a method stops."""
 _MAX_PROGRAM_EQUATIONS = 1000
-"""Most equations of a program that is compiled only to be measured; larger ones take XLA many seconds."""
+"""Largest number of equations of a program that is compiled only for a measurement; XLA is slow on larger ones."""
 
 
 def tune(f: Callable[..., Any], *args: Any, seconds: float = 30.0, progress: bool = True) -> TuningTable:
@@ -35,8 +35,9 @@ def tune(f: Callable[..., Any], *args: Any, seconds: float = 30.0, progress: boo
 
     The function is traced and lowered for its arguments' shapes, and is not run. Each distinct convolution in it, those
     of its derivatives included, is then computed from random operands by each method that supports it, in blocks of
-    calls that take turns, so that what slows the machine slows all of them. The methods' medians decide; `direct` is
-    kept where it is within a twentieth of the fastest. A convolution for which the user asked for a method is left out.
+    calls that take turns, so that a slowdown of the machine affects all of them. The methods' medians decide; `direct`
+    is kept where it is within a twentieth of the fastest. A convolution for which the user asked for a method is left
+    out.
 
     Args:
       f: function; `jax.grad` of a loss, or a whole training step, to tune derivatives too.
@@ -68,19 +69,19 @@ def tune(f: Callable[..., Any], *args: Any, seconds: float = 30.0, progress: boo
         raise TypeError(f"tune: f must be a function, got {f!r}")
     if not seconds > 0:
         raise ValueError(f"tune: seconds must be positive, got {seconds}")
-    specs = _recorded(accelerate(f), args)  # so that lax's own convolutions are among them
+    specs = _record_specs(accelerate(f), args)  # so that lax's own convolutions are among them
     device = _device()
     end = time.perf_counter() + seconds
     entries = []
     with bar("Measuring convolutions", len(specs), progress) as advance:
         for index, spec in enumerate(specs):
             share = max(end - time.perf_counter(), 0.0) / (len(specs) - index)
-            entries.append(_measured(spec, device.platform, share, advance))
+            entries.append(_measure(spec, device.platform, share, advance))
             advance(1)
     return TuningTable(tuple(entries), device.platform, tables.device_kind(device), metadata.version("jaxlib"))
 
 
-def _recorded(f: Callable[..., Any], args: tuple[Any, ...]) -> list[ConvSpec]:
+def _record_specs(f: Callable[..., Any], args: tuple[Any, ...]) -> list[ConvSpec]:
     """Returns the distinct convolutions of f for which a method is chosen, in the order in which they are lowered."""
     signature, arrays = flatten_call("tune", args, {})
     recorder = tables.Recorder()
@@ -98,15 +99,18 @@ def _device() -> jax.Device:
     return device
 
 
-def _measured(spec: ConvSpec, platform: str, seconds: float, advance: Callable[[float], None]) -> Measurement:
-    """Measures one convolution by each method that supports it, as long as there is time."""
+def _measure(spec: ConvSpec, platform: str, seconds: float, advance: Callable[[float], None]) -> Measurement:
+    """Measures one convolution by each method that supports the convolution, as long as there is time."""
     end = time.perf_counter() + seconds
     operands = jax.block_until_ready(_operands(spec))
-    taken = choice.choose(spec, "auto", platform).method
+    default_method = choice.choose(spec, "auto", platform).method
     programs = {name: _program(name, spec) for name, module in choice.METHODS.items() if module.supports(spec) is None}
     calls: dict[str, Callable[[], Any]] = {}
-    needed = {direct.NAME: programs.pop(direct.NAME), **({taken: programs.pop(taken)} if taken in programs else {})}
-    for method, program in chain(needed.items(), _compilable(programs, operands, end)):
+    required = {
+        direct.NAME: programs.pop(direct.NAME),
+        **({default_method: programs.pop(default_method)} if default_method in programs else {}),
+    }
+    for method, program in chain(required.items(), _programs_in_time(programs, operands, end)):
         calls[method] = partial(program, *operands)
         jax.block_until_ready(calls[method]())  # compiles
         advance(0)
@@ -117,7 +121,7 @@ def _measured(spec: ConvSpec, platform: str, seconds: float, advance: Callable[[
 
 
 def fastest(milliseconds: Mapping[str, float]) -> str:
-    """Returns the method with the least time, or `direct` if it is as fast within the error of a measurement."""
+    """Returns the method with the least time, or `direct` if that is as fast within the error of a measurement."""
     best = min(milliseconds, key=lambda method: milliseconds[method])
     return "direct" if milliseconds["direct"] <= _TIE_RATIO * milliseconds[best] else best
 
@@ -126,18 +130,19 @@ def _program(method: str, spec: ConvSpec) -> Any:
     return jax.jit(lambda lhs, rhs: choice.METHODS[method].lower(lhs, rhs, spec))
 
 
-def _compilable(
+def _programs_in_time(
     programs: dict[str, Any], operands: tuple[jax.Array, jax.Array], end: float
 ) -> Iterator[tuple[str, Any]]:
     """Yields the methods whose programs do not take too long to compile, as long as there is time."""
-    # From the registry's end: the general methods at its start unroll large windows into programs slow to trace.
+    # The order is reversed since the general methods, at the registry's start, unroll large windows into programs that
+    # are slow to trace.
     for name in reversed(programs):
         if time.perf_counter() < end and len(programs[name].trace(*operands).jaxpr.eqns) <= _MAX_PROGRAM_EQUATIONS:
             yield name, programs[name]
 
 
 def _operands(spec: ConvSpec) -> tuple[jax.Array, jax.Array]:
-    """Returns random values; not zeros, which some processors multiply faster."""
+    """Returns random operands; some processors multiply zeros faster."""
     rng = np.random.default_rng(0)
     lhs, rhs = (rng.uniform(-1, 1, shape).astype(np.float32) for shape in spec.operand_shapes)
     if np.dtype(spec.lhs_dtype).kind in "iub":

@@ -19,21 +19,21 @@ T = TypeVar("T")
 def accelerate(f: Callable[P, T], *, method: str = "auto") -> Callable[P, T]:
     """Returns a function with every convolution, pool and pool gradient in it computed by jaxcnn's choice.
 
-    f is traced, and what `jax.lax` or jaxcnn would compute in it is bound as jaxcnn's own primitives, also inside
-    `jit`, `scan`, `while_loop`, `cond`, `checkpoint`, `shard_map` and the rules of custom derivatives. It goes around a
-    model, a loss, a gradient or a whole training step, and inside or outside of `jax.jit`, `jax.grad` and `jax.vmap`.
-    Convolutions in any layout are computed channels-last, derivatives included. On GPU and TPU the convolutions stay
-    what they were.
+    f is traced, and its convolutions and pools, of `jax.lax` or of jaxcnn, become jaxcnn's own primitives, also inside
+    `jit`, `scan`, `while_loop`, `cond`, `checkpoint`, `shard_map` and the rules of custom derivatives. f may be a
+    model, a loss, a gradient or a whole training step, and `accelerate` works inside and outside of `jax.jit`,
+    `jax.grad` and `jax.vmap`. Convolutions in any layout are computed channels-last, derivatives included. On GPU and
+    TPU the convolutions stay unchanged.
 
-    A convolution in float32 is bound together with what follows it and nothing else reads: a bias, the normalization
-    of inference, a residual, an activation. A method may apply these before it stores its result; derivatives stay
-    those of the operations.
+    A convolution in float32 is bound together with the operations that follow, if nothing else reads its result: a
+    bias, the normalization of inference, a residual, an activation. A method may apply these before the result is
+    stored. Derivatives stay those of the operations.
 
     Shapes, dtypes and weak types are f's; integers are equal bit for bit; 16-bit floats accumulate in float32; other
     values differ by rounding, as `method` says. Ties in the gradient of a max pool go to the first maximum, as in JAX;
-    a NaN wins in it, where JAX's depends on the order. Negative padding crops, where XLA:CPU reads other memory for
-    some. In a program over several CPU devices each one computes its own part. Left as they are: complex, symbolic and
-    empty convolutions, arrays on Explicit meshes, and other primitives that hold functions.
+    a NaN counts as the maximum, but in JAX the result depends on the order. Negative padding crops, where XLA:CPU reads
+    other memory for some. In a program over several CPU devices each one computes its own part. Left as they are:
+    complex, symbolic and empty convolutions, arrays on Explicit meshes, and other primitives that hold functions.
 
     Called outside of a trace the function runs through one cached `jax.jit`: as there, arrays that f closes over and
     the attributes of objects are constants of the compiled program. Inside of a trace f is traced at each call. An
@@ -41,9 +41,10 @@ def accelerate(f: Callable[P, T], *, method: str = "auto") -> Callable[P, T]:
     `jax.jit(accelerate(f), donate_argnums=...)`.
 
     Args:
-      f: a function of arrays, or of pytrees of arrays. Other leaves of its arguments (bool, int, float, str, None,
-        functions) reach it unchanged, and it is traced for each of their values.
-      method: as in `conv`, for all convolutions that it supports; those of jaxcnn with a method of their own keep it.
+      f: function of arrays, or of pytrees of arrays. Other leaves of its arguments (bool, int, float, str, None,
+        functions) reach f unchanged, and f is traced for each of their values.
+      method: method as in `conv`, for all convolutions that the method supports; calls of jaxcnn that name another
+        method keep theirs.
 
     Returns:
       A function of the same arguments.
@@ -77,8 +78,8 @@ def accelerate(f: Callable[P, T], *, method: str = "auto") -> Callable[P, T]:
 
     def program_of(signature: Signature) -> Callable[..., Outputs]:
         def accelerated(*arrays: Any) -> Outputs:
-            # A new function at each call: JAX would remember the trace, and with it values of another trace that f
-            # found in its closure or in an object's attributes.
+            # `signature.flat` makes a new function at each call. JAX would cache the trace of an old one, and with the
+            # trace any values of another trace in f's closure or in an object's attributes.
             jaxpr, shapes = jax.make_jaxpr(signature.flat(f), return_shape=True)(*arrays)
             results = walker(method).evaluate(jaxpr, jaxpr.consts, *arrays)
             return jax.tree.unflatten(jax.tree.structure(shapes), results)

@@ -1,4 +1,4 @@
-"""The activations that equations compute, however they are spelled: expressions in one form, and a table of them."""
+"""The activations that equations compute: expressions of equations in a normal form, and a table of activations."""
 
 from __future__ import annotations
 
@@ -11,64 +11,67 @@ from jax.extend.core import JaxprEqn, Literal
 from jaxcnn.transform.jaxpr.equations import CALLS, avals, inner_jaxpr, sub_jaxprs
 
 Expression = Any
-"""A number, `X`, or a tuple of an operation's name and its operands; those of a sum or a product are sorted."""
+"""A number, `X`, or a tuple of an operation's name and its operands. Operands of commutative operations are sorted."""
 
 X = "x"
+"""The input of an activation in expressions."""
 _ALPHA = "alpha"
-_COMMUTATIVE = {"add", "mul", "max", "min"}
-_ELEMENTWISE = {
-    *_COMMUTATIVE,
+"""The slope of a leaky ReLU in expressions of the table."""
+_COMMUTATIVE_NAMES = {"add", "mul", "max", "min"}
+_ELEMENTWISE_NAMES = {
+    *_COMMUTATIVE_NAMES,
     *("sub", "div", "neg", "integer_pow", "clamp", "select_n", "ge", "gt"),
     *("logistic", "tanh", "erf", "erfc"),
 }
-_UNCHANGED = {"copy", "copy_p", "stop_gradient"}
+_IDENTITY_NAMES = {"copy", "copy_p", "stop_gradient"}
 
 
-def _number(value: Any) -> float:
+def _float32(value: Any) -> float:
     return float(np.float32(value))
 
 
-def _rank(operand: Expression) -> tuple[int, str]:
+def _sort_key(operand: Expression) -> tuple[int, str]:
     if isinstance(operand, tuple):
         return 2, repr(operand)
     return int(operand == X), repr(operand)
 
 
-def _made(name: str, *operands: Expression) -> Expression:
-    return (name, *(sorted(operands, key=_rank) if name in _COMMUTATIVE else operands))
+def _operation(name: str, *operands: Expression) -> Expression:
+    """Returns the expression of an operation, with the operands of a commutative one sorted."""
+    return (name, *(sorted(operands, key=_sort_key) if name in _COMMUTATIVE_NAMES else operands))
 
 
 def expression(equation: JaxprEqn, operands: Sequence[Expression | None]) -> Expression | None:
-    """Returns the expression of an equation's result from those of its operands; None if it has none."""
+    """Returns the expression of an equation's result from those of its operands; None if the result has none."""
     if any(operand is None for operand in operands) or len(equation.outvars) != 1:
         return None
     name, params = equation.primitive.name, equation.params
     if equation.primitive in CALLS:
-        return _inlined(equation, operands)
+        return _expression_of_call(equation, operands)
     if name == "convert_element_type":
         same = isinstance(operands[0], float) or avals(equation)[0].dtype == params["new_dtype"]
         return operands[0] if same and params["new_dtype"] == np.float32 else None
     if name == "broadcast_in_dim":
         return operands[0] if isinstance(operands[0], float) else None
-    if name in _UNCHANGED:
+    if name in _IDENTITY_NAMES:
         return operands[0]
     if name == "square":
-        return _made("integer_pow", operands[0], 2.0)
-    if name not in _ELEMENTWISE:
+        return _operation("integer_pow", operands[0], 2.0)
+    if name not in _ELEMENTWISE_NAMES:
         return None
-    power = [_number(params["y"])] if name == "integer_pow" else []
-    return _made(name, *operands, *power)
+    power = [_float32(params["y"])] if name == "integer_pow" else []
+    return _operation(name, *operands, *power)
 
 
 def operand_of(atom: Any, known: dict[Any, Expression]) -> Expression | None:
-    """Returns the expression of an equation's operand; None if it has none."""
+    """Returns the expression of an equation's operand; None if the operand has none."""
     if isinstance(atom, Literal):
         value = np.asarray(atom.val)
-        return _number(value) if value.ndim == 0 and value.dtype.kind in "if" else None
+        return _float32(value) if value.ndim == 0 and value.dtype.kind in "if" else None
     return known.get(atom)
 
 
-def _inlined(equation: JaxprEqn, operands: Sequence[Expression]) -> Expression | None:
+def _expression_of_call(equation: JaxprEqn, operands: Sequence[Expression]) -> Expression | None:
     (held,) = sub_jaxprs(equation)
     jaxpr = inner_jaxpr(held)
     if jaxpr.constvars:
@@ -83,57 +86,75 @@ def _inlined(equation: JaxprEqn, operands: Sequence[Expression]) -> Expression |
 
 
 def _relu6(value: Expression) -> Expression:
-    return _made("min", 6.0, _made("max", 0.0, value))
+    return _operation("min", 6.0, _operation("max", 0.0, value))
 
 
 def _gelu(value: Expression) -> Expression:
-    cube = _made("mul", _number(0.044715), _made("integer_pow", value, 3.0))
-    inner = _made("mul", _number(np.sqrt(2 / np.pi)), _made("add", value, cube))
-    return _made("mul", value, _made("mul", 0.5, _made("add", 1.0, _made("tanh", inner))))
+    cube = _operation("mul", _float32(0.044715), _operation("integer_pow", value, 3.0))
+    inner = _operation("mul", _float32(np.sqrt(2 / np.pi)), _operation("add", value, cube))
+    return _operation("mul", value, _operation("mul", 0.5, _operation("add", 1.0, _operation("tanh", inner))))
 
 
-_SHIFTED = _relu6(_made("add", 3.0, X))
-_HALF = _made("mul", 0.5, X)
-_LEAK = _made("mul", _ALPHA, X)
-_HARD_SIGMOIDS = [_made("div", _SHIFTED, 6.0), _made("mul", _number(1 / 6), _SHIFTED)]
+_RELU6_OF_X_PLUS_3 = _relu6(_operation("add", 3.0, X))
+_HALF_OF_X = _operation("mul", 0.5, X)
+_ALPHA_TIMES_X = _operation("mul", _ALPHA, X)
+_HARD_SIGMOID_FORMS = [
+    _operation("div", _RELU6_OF_X_PLUS_3, 6.0),
+    _operation("mul", _float32(1 / 6), _RELU6_OF_X_PLUS_3),
+]
 
 _FORMS: list[tuple[Expression, str]] = [
-    (_made("max", 0.0, X), "relu"),
+    (_operation("max", 0.0, X), "relu"),
     (_relu6(X), "relu6"),
-    (_made("max", 0.0, _made("min", 6.0, X)), "relu6"),
-    (_made("clamp", 0.0, X, 6.0), "relu6"),
-    (_made("select_n", _made("ge", X, 0.0), _LEAK, X), "leaky_relu"),
-    (_made("select_n", _made("gt", X, 0.0), _LEAK, X), "leaky_relu"),
-    (_made("max", X, _LEAK), "leaky_relu"),
-    (_made("mul", X, _made("logistic", X)), "silu"),
-    *((form, "hard_sigmoid") for form in _HARD_SIGMOIDS),
-    *((_made("mul", X, form), "hard_swish") for form in _HARD_SIGMOIDS),
-    (_made("div", _made("mul", X, _SHIFTED), 6.0), "hard_swish"),
+    (_operation("max", 0.0, _operation("min", 6.0, X)), "relu6"),
+    (_operation("clamp", 0.0, X, 6.0), "relu6"),
+    (_operation("select_n", _operation("ge", X, 0.0), _ALPHA_TIMES_X, X), "leaky_relu"),
+    (_operation("select_n", _operation("gt", X, 0.0), _ALPHA_TIMES_X, X), "leaky_relu"),
+    (_operation("max", X, _ALPHA_TIMES_X), "leaky_relu"),
+    (_operation("mul", X, _operation("logistic", X)), "silu"),
+    *((form, "hard_sigmoid") for form in _HARD_SIGMOID_FORMS),
+    *((_operation("mul", X, form), "hard_swish") for form in _HARD_SIGMOID_FORMS),
+    (_operation("div", _operation("mul", X, _RELU6_OF_X_PLUS_3), 6.0), "hard_swish"),
     (_gelu(X), "gelu"),
-    (_made("mul", _HALF, _made("erfc", _made("mul", _made("neg", X), _number(np.sqrt(0.5))))), "gelu_exact"),
-    (_made("mul", _HALF, _made("add", 1.0, _made("erf", _made("div", X, _number(np.sqrt(2)))))), "gelu_exact"),
-    (_made("mul", _HALF, _made("add", 1.0, _made("erf", _made("mul", X, _number(np.sqrt(0.5)))))), "gelu_exact"),
-    (_made("logistic", X), "sigmoid"),
-    (_made("tanh", X), "tanh"),
+    (
+        _operation(
+            "mul", _HALF_OF_X, _operation("erfc", _operation("mul", _operation("neg", X), _float32(np.sqrt(0.5))))
+        ),
+        "gelu_exact",
+    ),
+    (
+        _operation(
+            "mul", _HALF_OF_X, _operation("add", 1.0, _operation("erf", _operation("div", X, _float32(np.sqrt(2)))))
+        ),
+        "gelu_exact",
+    ),
+    (
+        _operation(
+            "mul", _HALF_OF_X, _operation("add", 1.0, _operation("erf", _operation("mul", X, _float32(np.sqrt(0.5)))))
+        ),
+        "gelu_exact",
+    ),
+    (_operation("logistic", X), "sigmoid"),
+    (_operation("tanh", X), "tanh"),
 ]
 
 
 def activation(form: Expression) -> tuple[str, float] | None:
-    """Returns the name in an epilogue of the activation that an expression of `X` is, and its alpha; None if none."""
-    for known, name in _FORMS:
+    """Returns an epilogue's name for the activation that an expression of `X` computes, and its alpha; None if none."""
+    for pattern, name in _FORMS:
         numbers: list[float] = []
-        if _same(known, form, numbers):
+        if _matches(pattern, form, numbers):
             alpha = numbers[0] if numbers else 0.0
-            # The larger of x and alpha * x is the latter for negative values only with an alpha up to 1.
-            return (name, alpha) if known[0] != "max" or not numbers or 0 < alpha <= 1 else None
+            # max(x, alpha * x) is a leaky ReLU only for an alpha up to 1.
+            return (name, alpha) if pattern[0] != "max" or not numbers or 0 < alpha <= 1 else None
     return None
 
 
-def _same(known: Expression, form: Expression, numbers: list[float]) -> bool:
-    """Returns whether a form is the known one, with a number for alpha, which is noted."""
-    if known == _ALPHA and isinstance(form, float):
+def _matches(pattern: Expression, form: Expression, numbers: list[float]) -> bool:
+    """Returns whether a form matches a pattern, and appends the number in place of alpha to `numbers`."""
+    if pattern == _ALPHA and isinstance(form, float):
         numbers.append(form)
         return True
-    if not (isinstance(known, tuple) and isinstance(form, tuple)):
-        return bool(known == form)
-    return len(known) == len(form) and all(_same(*pair, numbers) for pair in zip(known, form, strict=True))
+    if not (isinstance(pattern, tuple) and isinstance(form, tuple)):
+        return bool(pattern == form)
+    return len(pattern) == len(form) and all(_matches(*pair, numbers) for pair in zip(pattern, form, strict=True))

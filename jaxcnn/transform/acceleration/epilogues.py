@@ -1,8 +1,8 @@
 """The search for epilogues in a jaxpr: operations that follow a convolution, whose result nothing else uses.
 
-From the result of a convolution a chain is followed through equations that read it alone: arithmetic with one number
-for each channel (a bias, the normalization of inference), moves that keep the channels together, one addition of an
-array of the same shape, and an activation at the end.
+The search starts from the result of a convolution and goes on as long as one equation alone reads the last result. It
+takes arithmetic with one number for each channel (a bias, the normalization of inference), moves that keep the channels
+together, one addition of an array of the same shape, and an activation at the end.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from jaxcnn.transform.jaxpr.convolutions import Convolution, as_convolution, is_
 from jaxcnn.transform.jaxpr.equations import avals, has_known_sizes, inner_jaxpr, rebind
 
 _FLOAT32 = np.dtype(np.float32)
-_IDENTITIES = {"copy", "copy_p", "convert_element_type", "stop_gradient"}
-_SUMS = {"add", "add_any"}
+_IDENTITY_NAMES = {"copy", "copy_p", "convert_element_type", "stop_gradient"}
+_SUM_NAMES = {"add", "add_any"}
 _MAX_ACTIVATION_EQUATIONS = 12
-"""Most equations of which an activation is looked for."""
+"""Largest number of equations that an activation may have."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,12 +38,12 @@ class Group:
 
     Args:
       equation: equation of the convolution.
-      convolution: description of it.
+      convolution: description of the convolution.
       tail: equations that follow, in order.
-      members: numbers of all equations that nothing else needs, the last one's aside.
-      last: number of the last one, whose result is the group's.
-      operands: variables that the tail reads, in the order of the recipe's numbers.
-      recipe: meaning of the tail.
+      members: numbers of all equations that nothing else needs, without `last`.
+      last: number of the last equation, whose result is the group's.
+      operands: variables that the tail reads, at the positions to which the recipe refers.
+      recipe: operations of the tail.
     """
 
     equation: JaxprEqn
@@ -66,11 +66,11 @@ class Group:
 
         def separate(lhs: jax.Array, rhs: jax.Array, *operands: Any) -> Any:
             known = dict(zip(self.operands, operands, strict=True))
-            with _at(self.equation):
+            with _source_context(self.equation):
                 known[self.equation.outvars[0]] = self.convolution.restore(conv_p.bind(lhs, rhs, **params))
             for equation in self.tail:
                 read = [atom.val if isinstance(atom, Literal) else known[atom] for atom in equation.invars]
-                with _at(equation):
+                with _source_context(equation):
                     known.update(zip(equation.outvars, rebind(equation, read), strict=True))
             return known[self.tail[-1].outvars[0]]
 
@@ -79,40 +79,40 @@ class Group:
         return fused_conv_p.bind(*operands, unfused=unfused, recipe=self.recipe)
 
 
-def _at(equation: JaxprEqn) -> Any:
-    # The name stack is that of the fused equation, which comes before those inside.
+def _source_context(equation: JaxprEqn) -> Any:
+    # JAX prepends the fused equation's name stack to those inside, so theirs are empty.
     empty = source_info_util.new_name_stack()
     return source_info_util.user_context(equation.source_info.traceback, name_stack=empty)
 
 
 def groups(jaxpr: Any) -> Iterator[Group]:
-    """Yields the groups of a jaxpr, not of those that it holds; no equation is in two of them."""
+    """Yields the groups of a jaxpr, without those of inner jaxprs; no equation is in two groups."""
     equations = inner_jaxpr(jaxpr).eqns
-    starts = [number for number, equation in enumerate(equations) if _may_start(equation)]
+    starts = [number for number, equation in enumerate(equations) if _can_start_group(equation)]
     if not starts:
         return
-    uses, taken = _Uses(inner_jaxpr(jaxpr)), set(starts)
+    uses, used_numbers = _Uses(inner_jaxpr(jaxpr)), set(starts)
     for start in starts:
-        chain = _Chain(uses, taken, equations[start])
-        chain.follow()
-        if not chain.useful[0]:
+        search = _TailSearch(uses, used_numbers, equations[start])
+        search.follow()
+        if not search.useful_lengths[0]:
             continue
         conv = as_convolution(equations[start], "compute")
         if conv is None or conv.spec.role == "kernel" or conv.spec.stacked is not None:
             continue
-        group = chain.group(start, conv)
-        taken |= {*group.members, group.last}
+        group = search.group(start, conv)
+        used_numbers |= {*group.members, group.last}
         yield group
 
 
-def _may_start(equation: JaxprEqn) -> bool:
+def _can_start_group(equation: JaxprEqn) -> bool:
     if not is_convolution(equation) or role_of(equation) == "kernel" or is_stacked(equation):
         return False
     return all(has_known_sizes(aval) and aval.dtype == _FLOAT32 for aval in avals(equation))
 
 
 class _Uses:
-    """The readers of each variable of a jaxpr, and the equations that spread one array over another shape."""
+    """The uses of each variable of a jaxpr: its readers, and the `broadcast_in_dim` that makes it."""
 
     def __init__(self, jaxpr: Any) -> None:
         self.equations: Sequence[JaxprEqn] = jaxpr.eqns
@@ -127,91 +127,104 @@ class _Uses:
         self.returned = {atom for atom in jaxpr.outvars if not isinstance(atom, Literal)}
 
     def count(self, variable: Any) -> int:
-        """Returns how often a variable is read, once more for a result of the jaxpr."""
+        """Returns the number of uses of a variable: operands, and one more for a result of the jaxpr."""
         return len(self.readers.get(variable, ())) + (variable in self.returned)
 
 
-class _Chain:
-    """The equations that follow one convolution, as far as they were followed."""
+class _TailSearch:
+    """A search for the equations that follow one convolution and can be computed with it.
 
-    def __init__(self, uses: _Uses, taken: set[int], equation: JaxprEqn) -> None:
-        self.uses, self.taken, self.equation = uses, taken, equation
+    `value` is the variable that the search has reached, with its `shape` and the `axis` of the channels in it;
+    `tail_numbers` are the numbers of the equations before it. `useful_lengths` are the numbers of equations and of
+    moves up to the last operation that is no move.
+
+    Args:
+      uses: uses of the jaxpr's variables.
+      used_numbers: numbers of the equations that are part of a group, or start one.
+      equation: equation of the convolution.
+    """
+
+    def __init__(self, uses: _Uses, used_numbers: set[int], equation: JaxprEqn) -> None:
+        self.uses, self.used_numbers, self.equation = uses, used_numbers, equation
         self.value: Any = equation.outvars[0]
         self.shape = tuple(avals(equation)[-1].shape)
         numbers = equation.params.get("dimension_numbers")
         self.axis = len(self.shape) - 1 if numbers is None else numbers.out_spec[1]
         self.channels = self.shape[self.axis]
-        self.chained: list[int] = []
+        self.tail_numbers: list[int] = []
         self.spreads: list[int] = []
         self.operands: dict[Var, int] = {}
         self.steps: list[tuple[str, int | float]] = []
         self.residual: tuple[int, int] | None = None
         self.moves: list[Move] = []
         self.activation = ("none", 0.0)
-        self.useful = (0, 0)
+        self.useful_lengths = (0, 0)
 
     def follow(self) -> None:
-        """Follows the convolution's result as far as possible."""
+        """Extends the tail as far as possible."""
         while self.value not in self.uses.returned:
             readers = self.uses.readers.get(self.value, [])
             if len(readers) == 1 and self._is_free(readers[0]):
                 equation = self.uses.equations[readers[0]]
-                arithmetic = self._arithmetic(equation)
-                if arithmetic or self._move(equation):
-                    self._take([readers[0]], equation.outvars[0], arithmetic)
+                arithmetic = self._take_arithmetic(equation)
+                if arithmetic or self._take_move(equation):
+                    self._append([readers[0]], equation.outvars[0], arithmetic)
                     continue
-            self._activation()
+            self._take_activation()
             return
 
     def _is_free(self, number: int) -> bool:
-        return number not in self.taken and self.uses.equations[number].ctx is self.equation.ctx
+        return number not in self.used_numbers and self.uses.equations[number].ctx is self.equation.ctx
 
-    def _take(self, numbers: list[int], value: Any, useful: bool) -> None:
-        self.chained += numbers
+    def _append(self, numbers: list[int], value: Any, useful: bool) -> None:
+        self.tail_numbers += numbers
         self.value = value
         if useful:
-            self.useful = (len(self.chained), len(self.moves))
+            self.useful_lengths = (len(self.tail_numbers), len(self.moves))
 
     # Arithmetic.
 
-    def _arithmetic(self, equation: JaxprEqn) -> bool:
-        """Takes a sum, difference, product or quotient with numbers by channel, or a sum with a whole array."""
+    def _take_arithmetic(self, equation: JaxprEqn) -> bool:
+        """Adds a sum, difference, product or quotient with numbers by channel, or a sum with a full array.
+
+        Returns whether the equation is one of these.
+        """
         name, aval = equation.primitive.name, avals(equation)[-1]
         if self.residual is not None or aval.shape != self.shape or aval.dtype != _FLOAT32:
             return False
         if name == "neg":
             self.steps.append(("mul", -1.0))
             return True
-        if name not in ("sub", "mul", "div") and name not in _SUMS:
+        if name not in ("sub", "mul", "div") and name not in _SUM_NAMES:
             return False
-        first = equation.invars[0] is self.value
-        if name == "div" and not first:
+        is_first = equation.invars[0] is self.value
+        if name == "div" and not is_first:
             return False
-        other: Any = equation.invars[1 if first else 0]
-        step = "add" if name in _SUMS else "rsub" if name == "sub" and not first else name
-        vector = self._by_channel(other)
+        other: Any = equation.invars[1 if is_first else 0]
+        step = "add" if name in _SUM_NAMES else "rsub" if name == "sub" and not is_first else name
+        vector = self._channel_operand(other)
         if vector is not None:
             self.steps.append((step, vector))
             return True
-        # A smaller array that is spread over the image would have to be written out first.
-        whole = isinstance(other, Var) and other not in self.uses.spreads
-        if not whole or other.aval.shape != self.shape or step not in ("add", "rsub"):
+        # A smaller array that is broadcast over the image would have to be stored at full size first.
+        is_whole_array = isinstance(other, Var) and other not in self.uses.spreads
+        if not is_whole_array or other.aval.shape != self.shape or step not in ("add", "rsub"):
             return False
         if step == "rsub":
             self.steps.append(("mul", -1.0))
-        self.residual = self._operand(other), len(self.moves)
+        self.residual = self._operand_number(other), len(self.moves)
         return True
 
-    def _operand(self, variable: Var) -> int:
+    def _operand_number(self, variable: Var) -> int:
         return self.operands.setdefault(variable, len(self.operands))
 
-    def _by_channel(self, atom: Any) -> int | float | None:
-        """Returns the position of an operand with one number, or one for each channel, or the number; None if not."""
+    def _channel_operand(self, atom: Any) -> int | float | None:
+        """Returns the position of an operand with one number or one for each channel, or a number; else None."""
         aval = atom.aval
         if isinstance(atom, Literal):
             return float(atom.val) if aval.shape == () else None
         if aval.shape == () or (len(aval.shape) == len(self.shape) and _varies_along(aval.shape, self.axis)):
-            return self._operand(atom)
+            return self._operand_number(atom)
         number = self.uses.spreads.get(atom)
         if number is None or aval.shape != self.shape or len(self.uses.equations[number].invars) != 1:
             return None
@@ -221,16 +234,16 @@ class _Chain:
         if any(size > 1 and dims[axis] != self.axis for axis, size in enumerate(source.aval.shape)):
             return None
         self.spreads.append(number)
-        return float(source.val) if isinstance(source, Literal) else self._operand(source)
+        return float(source.val) if isinstance(source, Literal) else self._operand_number(source)
 
     # Moves.
 
-    def _move(self, equation: JaxprEqn) -> bool:
-        """Takes a change of shape or of the order of axes that leaves an axis of the channels."""
+    def _take_move(self, equation: JaxprEqn) -> bool:
+        """Adds to the recipe a reshape or transpose that keeps an axis of the channels; returns whether it is one."""
         name, aval = equation.primitive.name, avals(equation)[-1]
         if aval.dtype != _FLOAT32 or math.prod(aval.shape) != math.prod(self.shape):
             return False
-        if name in _IDENTITIES:
+        if name in _IDENTITY_NAMES:
             return True
         if name == "transpose":
             permutation = tuple(map(int, equation.params["permutation"]))
@@ -254,8 +267,8 @@ class _Chain:
 
     # Activations.
 
-    def _activation(self) -> None:
-        """Takes the equations of the longest activation of the value, if all that reads it belongs to one."""
+    def _take_activation(self) -> None:
+        """Adds the equations of the longest activation that holds all readers of the value, if there is one."""
         known: dict[Any, Any] = {self.value: X}
         waiting = sorted(set(self.uses.readers.get(self.value, ())))
         unread = {self.value: self.uses.count(self.value)}
@@ -283,22 +296,22 @@ class _Chain:
                 if reader not in waiting:
                     heapq.heappush(waiting, reader)
         if best:
-            self._take(visited[:best], self.uses.equations[visited[best - 1]].outvars[0], True)
+            self._append(visited[:best], self.uses.equations[visited[best - 1]].outvars[0], True)
 
     def group(self, start: int, conv: Convolution) -> Group:
-        """Returns the group, without the equations that were followed to no use."""
-        count, moves = self.useful
-        chained, equations = self.chained[:count], self.uses.equations
-        last = chained[-1]
-        alone = [number for number in self.spreads if self.uses.count(equations[number].outvars[0]) == 1]
-        back = tuple(map(int, np.argsort(conv.axes[2])))
-        first: tuple[Move, ...] = () if back == tuple(range(len(back))) else (back,)
+        """Returns the group, without the moves at the end that no other operation follows."""
+        count, moves = self.useful_lengths
+        tail_numbers, equations = self.tail_numbers[:count], self.uses.equations
+        last = tail_numbers[-1]
+        unshared_spreads = [number for number in self.spreads if self.uses.count(equations[number].outvars[0]) == 1]
+        restoring_axes = tuple(map(int, np.argsort(conv.axes[2])))
+        first: tuple[Move, ...] = () if restoring_axes == tuple(range(len(restoring_axes))) else (restoring_axes,)
         residual = None if self.residual is None else (self.residual[0], self.residual[1] + len(first))
         return Group(
             equation=self.equation,
             convolution=conv,
-            tail=tuple(equations[number] for number in sorted({*chained, *self.spreads})),
-            members=frozenset((start, *chained[:-1], *alone)),
+            tail=tuple(equations[number] for number in sorted({*tail_numbers, *self.spreads})),
+            members=frozenset((start, *tail_numbers[:-1], *unshared_spreads)),
             last=last,
             operands=tuple(self.operands),
             recipe=Recipe(tuple(self.steps), residual, (*first, *self.moves[:moves]), *self.activation),
@@ -306,5 +319,5 @@ class _Chain:
 
 
 def _varies_along(shape: Sequence[int], axis: int) -> bool:
-    """Returns whether an array has more than one entry along no other axis."""
+    """Returns whether an array has size 1 along all other axes."""
     return all(size == 1 for other, size in enumerate(shape) if other != axis)

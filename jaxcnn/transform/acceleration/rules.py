@@ -21,10 +21,10 @@ from jaxcnn.transform.jaxpr.walker import Fusion, Rule, Walker
 
 
 def _method_for(conv: Convolution, method: str) -> str:
-    """Returns the method for a convolution, when `accelerate` was given one.
+    """Returns the method for a convolution inside `accelerate(..., method=method)`.
 
-    What the user asked for in a call of jaxcnn's own stands; a method that cannot compute this one leaves it to the
-    automatic choice.
+    The method that the user named in a call of jaxcnn stands. A method of `accelerate` that does not support the
+    convolution gives way to the automatic choice.
     """
     if conv.method == "auto" and method != "auto" and choice.METHODS[method].supports(conv.spec) is None:
         return method
@@ -39,8 +39,8 @@ def _convolution_rule(method: str, equation: JaxprEqn, operands: Sequence[Any]) 
 
 
 def _pool_rule(equation: JaxprEqn, operands: Sequence[Any]) -> Sequence[Any] | None:
-    window = as_pool(equation)
-    return None if window is None else [bind_pool(equation, window, operands)]
+    pool = as_pool(equation)
+    return None if pool is None else [bind_pool(equation, pool, operands)]
 
 
 def _fusions(method: str, jaxpr: Any) -> Mapping[int, Fusion | None]:
@@ -56,7 +56,7 @@ def _fusion(group: Group, method: str) -> Fusion:
 
 
 def walker(method: str) -> Walker:
-    """Returns a walker that computes every convolution by a method if it can, and else by jaxcnn's choice."""
+    """Returns a walker that computes every convolution by a method that supports it, else by jaxcnn's choice."""
 
     rule = partial(_convolution_rule, method)
     rules: dict[Primitive, Rule] = {conv_general_dilated_p: rule, conv_p: rule, **dict.fromkeys(POOLS, _pool_rule)}
@@ -64,7 +64,7 @@ def walker(method: str) -> Walker:
 
 
 def _batch(operands: Sequence[Any], dims: Sequence[Any], **params: Any) -> tuple[jax.Array, int]:
-    """Computes a batch of fused convolutions, which are fused again."""
+    """Computes a batch of a fused convolution, fused again."""
     closed = epilogue.batched(operands, dims, **params)
     (result,) = Walker({}, fusions=partial(_fusions, "auto")).evaluate(closed, closed.consts, *operands)
     return result, 0

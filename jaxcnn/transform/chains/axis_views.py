@@ -12,12 +12,12 @@ from jax.extend.core import primitives as lax_primitives
 
 Ints = tuple[int, ...]
 Factor = tuple[int, int, int]
-"""(axis, step, size): of an axis of the parameter, `size` indices that are `step` apart."""
+"""(axis, step, size): `size` indices, `step` apart, of an axis of the parameter."""
 Factors = tuple[Factor, ...]
 
 
 def factors_of(axis: int, size: int) -> Factors:
-    """Returns a whole axis of the parameter; no factor for one of size 1, which may stand anywhere."""
+    """Returns the factors of a whole axis of the parameter: none for an axis of size 1, which may stand anywhere."""
     return ((axis, 1, size),) if size > 1 else ()
 
 
@@ -27,7 +27,7 @@ def size_of(factors: Factors) -> int:
 
 
 def merge_factors(factors: Iterable[Factor]) -> Factors:
-    """Returns the factors of an axis, with neighbours joined that are parts of one axis of the parameter in order."""
+    """Returns the factors of an axis, with neighbours joined if they are consecutive parts of one parameter axis."""
     joined: list[Factor] = []
     for axis, step, size in factors:
         if joined and joined[-1][0] == axis and joined[-1][1] == step * size:
@@ -39,13 +39,13 @@ def merge_factors(factors: Iterable[Factor]) -> Factors:
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """An array made of a parameter by moving its values about.
+    """An array that holds the values of a parameter in another order.
 
     Args:
       shape: shape of the parameter.
-      axes: factors of the parameter's axes that each axis of the array runs through, the slowest first.
+      axes: factors of the parameter's axes that make up each axis of the array, the slowest first.
       flipped: axes of the parameter that are reversed.
-      sliced: axes of the parameter of which only one index is left, in the order in which they were indexed.
+      sliced: axes of the parameter that were indexed, in this order.
     """
 
     shape: Ints
@@ -64,12 +64,12 @@ class View:
         return tuple(map(size_of, self.axes))
 
     def index_axis(self, axis: int) -> View | None:
-        """Returns the view of one index of an axis, whose size is then 1; None unless the parameter has that axis."""
-        whole = self._whole_axis(self.axes[axis])
-        if whole is None or whole in self.flipped:
+        """Returns the view of one index of an axis, of size 1 then; None unless it is a whole parameter axis."""
+        parameter_axis = self._whole_axis(self.axes[axis])
+        if parameter_axis is None or parameter_axis in self.flipped:
             return None
         return dataclasses.replace(
-            self, axes=(*self.axes[:axis], (), *self.axes[axis + 1 :]), sliced=(*self.sliced, whole)
+            self, axes=(*self.axes[:axis], (), *self.axes[axis + 1 :]), sliced=(*self.sliced, parameter_axis)
         )
 
     def drop_axis(self, axis: int) -> View:
@@ -77,7 +77,7 @@ class View:
         return dataclasses.replace(self, axes=(*self.axes[:axis], *self.axes[axis + 1 :]))
 
     def scan_element(self) -> View | None:
-        """Returns the view of one slice along the first axis; None unless that is an axis of the parameter.
+        """Returns the view of one slice along the first axis; None unless that is a whole axis of the parameter.
 
         The only slice along an axis of size 1 is the array itself, without that axis.
         """
@@ -90,18 +90,18 @@ class View:
         return None
 
     def reverse(self, axes: Iterable[int]) -> View | None:
-        """Returns the view with axes reversed; None where a part of an axis of the parameter would be."""
+        """Returns the view with axes reversed; None if that reversed a part of a parameter axis."""
         flipped = self.flipped
         for axis in axes:
             for factor in self.axes[axis]:
-                whole = self._whole_axis((factor,))
-                if whole is None:
+                parameter_axis = self._whole_axis((factor,))
+                if parameter_axis is None:
                     return None
-                flipped ^= {whole}
+                flipped ^= {parameter_axis}
         return dataclasses.replace(self, flipped=flipped)
 
     def reshape(self, sizes: Sequence[int]) -> View | None:
-        """Returns the view reshaped; None where an axis would run through a part of a factor that is no factor."""
+        """Returns the view reshaped; None if a new axis would take a part of a factor that is no factor itself."""
         rest = [factor for factors in self.axes for factor in factors]
         axes = []
         for size in sizes:
@@ -110,18 +110,18 @@ class View:
                 if not rest:
                     return None
                 axis, step, length = rest.pop(0)
-                taken = math.gcd(size, length)
-                if taken != min(size, length):
+                part = math.gcd(size, length)
+                if part != min(size, length):
                     return None
-                if taken < length:
-                    rest.insert(0, (axis, step, length // taken))
-                factors.append((axis, step * (length // taken), taken))
-                size //= taken
+                if part < length:
+                    rest.insert(0, (axis, step, length // part))
+                factors.append((axis, step * (length // part), part))
+                size //= part
             axes.append(merge_factors(factors))
         return None if rest else dataclasses.replace(self, axes=tuple(axes))
 
     def apply_to(self, parameter: Any) -> Any:
-        """Returns the array, made of the parameter without its sliced axes (each left with size 1)."""
+        """Returns the array from the parameter, whose sliced axes have size 1."""
         used = sorted({factor for factors in self.axes for factor in factors}, key=lambda f: (f[0], -f[1]))
         order = {factor: position for position, factor in enumerate(used)}
         whole = (slice(None, None, -1 if axis in self.flipped else None) for axis in range(len(self.shape)))
@@ -131,13 +131,13 @@ class View:
         return value.reshape(self.sizes)
 
 
-_UNMOVED = (lax_primitives.convert_element_type_p, lax_primitives.copy_p, lax_primitives.stop_gradient_p)
+_ELEMENTWISE_PRIMITIVES = (lax_primitives.convert_element_type_p, lax_primitives.copy_p, lax_primitives.stop_gradient_p)
 
 
 def view_after(equation: JaxprEqn, view: View) -> View | None:
-    """Returns the view that an equation makes of one, if it only moves or casts values; else None."""
+    """Returns the view after an equation that only moves or casts values; None for any other equation."""
     primitive, params = equation.primitive, equation.params
-    if primitive in _UNMOVED:
+    if primitive in _ELEMENTWISE_PRIMITIVES:
         return view
     if primitive is lax_primitives.transpose_p:
         return dataclasses.replace(view, axes=tuple(view.axes[axis] for axis in params["permutation"]))
@@ -147,9 +147,9 @@ def view_after(equation: JaxprEqn, view: View) -> View | None:
         order = params["dimensions"] or range(len(view.axes))
         return dataclasses.replace(view, axes=tuple(view.axes[axis] for axis in order)).reshape(params["new_sizes"])
     if primitive is lax_primitives.squeeze_p:
-        gone = {axis % len(view.axes) for axis in params["dimensions"]}
+        removed = {axis % len(view.axes) for axis in params["dimensions"]}
         return dataclasses.replace(
-            view, axes=tuple(factors for axis, factors in enumerate(view.axes) if axis not in gone)
+            view, axes=tuple(factors for axis, factors in enumerate(view.axes) if axis not in removed)
         )
     if primitive is lax_primitives.broadcast_in_dim_p and math.prod(params["shape"]) == math.prod(view.sizes):
         axes: list[Factors] = [()] * len(params["shape"])

@@ -1,7 +1,7 @@
 """The walker that carries chains from a function's parameters to its convolutions, through moves of the parameter.
 
-A convolution computes with the chain that it takes for its kernel. An equation that takes no chain is an error, or gets
-the dense kernel.
+A convolution computes with the chain in place of its kernel. A chain that reaches any other equation is an error, or
+that equation gets the dense kernel.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class TracedChain:
     """A chain on its way from a parameter to a convolution.
 
     Args:
-      chain: chain, whose links have an axis in front for each axis of the parameter that numbers kernels and that was
-        not indexed yet.
+      chain: chain; its links have a leading axis for each axis of the parameter that stacks kernels and was not indexed
+        yet.
       view: moves of the parameter so far.
       placement: axes of the kernel in the parameter.
       path: path of the parameter, for errors.
@@ -52,7 +52,7 @@ class TracedChain:
     path: str
 
     def tree_flatten(self) -> tuple[Any, Any]:
-        """Returns the chain, and what is static."""
+        """Returns the chain, then the static fields."""
         return (self.chain,), (self.view, self.placement, self.path)
 
     @classmethod
@@ -61,28 +61,28 @@ class TracedChain:
         return cls(*children, *static)
 
     def at(self, view: View) -> TracedChain:
-        """Returns the same chain after moves of the parameter that leave its links."""
+        """Returns the same chain after moves of the parameter that leave the links unchanged."""
         return dataclasses.replace(self, view=view)
 
     def map_links(self, function: Callable[[jax.Array], jax.Array], view: View) -> TracedChain:
-        """Returns the chain with a function of each link."""
+        """Returns the chain with a function applied to each link, at a new view."""
         kernels = tuple(map(function, self.chain.kernels))
         chain = KernelChain.tree_unflatten(self.chain.feature_group_counts, kernels)
         return dataclasses.replace(self, chain=chain, view=view)
 
     def map_last_link(self, function: Callable[[jax.Array], jax.Array]) -> TracedChain:
-        """Returns the chain with a function of its last link."""
+        """Returns the chain with a function applied to its last link."""
         *links, last = self.chain.kernels
         chain = KernelChain.tree_unflatten(self.chain.feature_group_counts, (*links, function(last)))
         return dataclasses.replace(self, chain=chain)
 
     def takes(self, view: View) -> bool:
-        """Returns whether the links have the axis in front that was indexed last in a view."""
-        # An index of a second such axis is of the links' first axis only if the first one is gone.
+        """Returns whether the first axis of the links is the axis of the parameter that a view indexed last."""
+        # The second stacking axis is the first axis of the links only after the first one was indexed.
         return view.sliced == self.placement.stack[: len(view.sliced)]
 
     def scan_element(self) -> TracedChain | None:
-        """Returns the chain inside a loop over the array's first axis; None if that axis numbers no kernels."""
+        """Returns the chain inside a loop over the array's first axis; None if that axis does not stack kernels."""
         view = self.view.scan_element()
         return None if view is None or not self.takes(view) else self.at(view)
 
@@ -97,54 +97,54 @@ class ChainWalker(Walker):
     """A walker for values of which some are chains.
 
     Args:
-      materialize: True to give the dense kernel to what takes no chain; by default that is an error.
+      materialize: True to give the dense kernel to equations that take no chain; by default that is an error.
     """
 
     rules: Mapping[Primitive, Rule] = dataclasses.field(default_factory=dict)
     materialize: bool = False
-    # The array that was broadcast and its shape among the axes of the result, by the id of the result.
-    _spreads: dict[int, tuple[Any, Any, Any]] = dataclasses.field(default_factory=dict, repr=False)
+    # Result of a broadcast, operand, and the operand's shape with the axes of the result, by the id of the result.
+    _broadcasts: dict[int, tuple[Any, Any, Any]] = dataclasses.field(default_factory=dict, repr=False)
 
     def evaluate(self, jaxpr: Any, consts: Sequence[Any], *args: Any) -> list[Any]:
-        """Returns the results of a jaxpr, chains among them; what is broadcast is known within one jaxpr only."""
-        inner = dataclasses.replace(self, _spreads={})
+        """Returns the results of a jaxpr, chains among them; broadcasts are known within one jaxpr only."""
+        inner = dataclasses.replace(self, _broadcasts={})
         return super(ChainWalker, inner).evaluate(jaxpr, consts, *args)
 
     def results(self, equation: JaxprEqn, operands: list[Any]) -> Sequence[Any]:
-        """Returns the results of one equation, chains where chains go on."""
+        """Returns the results of one equation; a chain that passes through the equation is a result."""
         chains = [position for position, operand in enumerate(operands) if isinstance(operand, TracedChain)]
         if not chains:
             results = rebind(equation, operands)
             if equation.primitive is lax_primitives.broadcast_in_dim_p:
-                # The result too, so that no other array gets its id.
-                self._spreads[id(results[0])] = results[0], operands[0], spread_shape(equation)
+                # The entry holds the result, so that no other array gets its id.
+                self._broadcasts[id(results[0])] = results[0], operands[0], spread_shape(equation)
             return results
         descend = _DESCENTS.get(equation.primitive)
         if descend is not None:
             return descend(self, equation, operands)
-        result = self._after(equation, operands, chains[0]) if len(chains) == 1 else None
+        result = self._result_from_chain(equation, operands, chains[0]) if len(chains) == 1 else None
         if result is not None:
             return [result]
         return rebind(equation, [self.array(operand, equation) for operand in operands])
 
     def array(self, value: Any, equation: JaxprEqn | None = None) -> Any:
-        """Returns an array as it is, and for a chain the dense one, or an error since the equation takes no chain."""
+        """Returns an array unchanged, and for a chain its dense array; raises an error if that is not allowed."""
         if not isinstance(value, TracedChain):
             return value
         if self.materialize:
             return value.array()
         if equation is None:
-            what = "is returned as something else than it was"
+            event = "is returned as something else than it was"
         else:
             line = source_info_util.summarize(equation.source_info)
-            what = f"reaches {equation.primitive}" + (f" at {line}" if line else "")
+            event = f"reaches {equation.primitive}" + (f" at {line}" if line else "")
         raise ChainError(
-            f"with_chains: the chain in place of {value.path}, for a kernel {value.placement.kernel_shape}, {what}, "
+            f"with_chains: the chain in place of {value.path}, for a kernel {value.placement.kernel_shape}, {event}, "
             "where only the dense kernel could go; with_chains(f, materialize=True) makes it"
         )
 
-    def _after(self, equation: JaxprEqn, operands: list[Any], position: int) -> Any | None:
-        """Returns the result of an equation of whose operands one is a chain; None if it takes no chain."""
+    def _result_from_chain(self, equation: JaxprEqn, operands: list[Any], position: int) -> Any | None:
+        """Returns the result of an equation with a chain at one position; None if the equation takes no chain there."""
         traced: TracedChain = operands[position]
         primitive, params = equation.primitive, equation.params
         if is_convolution(equation):
@@ -158,23 +158,27 @@ class ChainWalker(Walker):
             return traced.map_last_link(lax.neg)
         if move.effect == "scale":
             scale = lax.mul if primitive is lax_primitives.mul_p else lax.div
-            return _scaled(traced, self._factor(operands[1 - position], len(move.view.axes)), scale)
+            return _scale_last_link(
+                traced, self._factor_before_broadcast(operands[1 - position], len(move.view.axes)), scale
+            )
         if move.effect == "index":
-            return _indexed(traced, move, operands[1:] or params["start_indices"])
+            return _take_index(traced, move, operands[1:] or params["start_indices"])
         if move.effect == "cast":
             return traced.map_links(lambda link: link.astype(params["new_dtype"]), move.view)
         if move.effect == "stop gradient":
             return traced.map_links(lax.stop_gradient, move.view)
         return traced.at(move.view)
 
-    def _factor(self, factor: Any, ndim: int) -> jax.Array:
-        """Returns a factor with as many axes as the array, of size 1 where it was broadcast."""
-        _, spread, shape = self._spreads.get(id(factor), (None, factor, np.shape(factor) or (1,) * ndim))
+    def _factor_before_broadcast(self, factor: Any, ndim: int) -> jax.Array:
+        """Returns a factor as it was before its broadcast, reshaped to the axes of the array."""
+        _, spread, shape = self._broadcasts.get(id(factor), (None, factor, np.shape(factor) or (1,) * ndim))
         return jnp.reshape(spread, shape)
 
 
-def _scaled(traced: TracedChain, factor: jax.Array, scale: Callable[[Any, Any], jax.Array]) -> TracedChain | None:
-    """Returns the chain with its last link scaled; None unless the factor is one number for each output feature."""
+def _scale_last_link(
+    traced: TracedChain, factor: jax.Array, scale: Callable[[Any, Any], jax.Array]
+) -> TracedChain | None:
+    """Returns the chain with its last link scaled; None unless the factor has one number for each output feature."""
     by_feature = factor.reshape(-1)
     if factor.size > 1:
         entries = factor_by_feature(traced.placement, traced.view, factor.shape)
@@ -182,15 +186,15 @@ def _scaled(traced: TracedChain, factor: jax.Array, scale: Callable[[Any, Any], 
             return None
         by_feature = by_feature[entries]
 
-    def scaled(link: jax.Array) -> jax.Array:
+    def scale_link(link: jax.Array) -> jax.Array:
         values = by_feature.astype(link.dtype).reshape((1,) * (link.ndim - 1) + by_feature.shape)
         return scale(link, jnp.broadcast_to(values, link.shape))
 
-    return traced.map_last_link(scaled)
+    return traced.map_last_link(scale_link)
 
 
-def _indexed(traced: TracedChain, move: Move, starts: Sequence[Any]) -> TracedChain | None:
-    """Returns one of stacked chains; None if the links have lost the axis of the index already."""
+def _take_index(traced: TracedChain, move: Move, starts: Sequence[Any]) -> TracedChain | None:
+    """Returns one chain of a stack; None if the axis of the index is not the first axis of the links."""
     if not traced.takes(move.view):
         return None
 
@@ -200,7 +204,7 @@ def _indexed(traced: TracedChain, move: Move, starts: Sequence[Any]) -> TracedCh
     return traced.map_links(take, move.view)
 
 
-# Descents into what holds jaxprs. Each is made again by JAX's own functions, for which a chain is a pytree.
+# Descents into equations that hold jaxprs. JAX's public functions make each one again, with chains as pytrees.
 
 
 def _into_remat(walker: Walker, equation: JaxprEqn, operands: list[Any]) -> list[Any]:
@@ -212,7 +216,7 @@ def _into_remat(walker: Walker, equation: JaxprEqn, operands: list[Any]) -> list
 
 
 def _carry_after(carry: list[Any], results: list[Any], walker: ChainWalker, equation: JaxprEqn) -> list[Any]:
-    """Returns the results of a loop's body as its carry: chains only where chains went in."""
+    """Returns the results of a loop's body as the next carry: chains only where the carry had chains."""
     return [
         new if isinstance(old, TracedChain) else walker.array(new, equation)
         for old, new in zip(carry, results, strict=True)
@@ -222,7 +226,7 @@ def _carry_after(carry: list[Any], results: list[Any], walker: ChainWalker, equa
 def _initial_carry(
     carry: list[Any], body: Callable[[list[Any]], list[Any]], walker: ChainWalker, equation: JaxprEqn
 ) -> list[Any]:
-    """Returns a loop's carry, with an array for each chain of which the body does not give the same view."""
+    """Returns a loop's carry, with a dense array for each chain that the body does not return with the same view."""
     while any(isinstance(value, TracedChain) for value in carry):
         after = jax.eval_shape(body, carry)
         structures: list[Any] = list(map(jax.tree.structure, carry))
@@ -244,11 +248,11 @@ def _into_scan(walker: ChainWalker, equation: JaxprEqn, operands: list[Any]) -> 
         if element is None:
             slices[position] = walker.array(value, equation)
         elif element.view.sliced == value.view.sliced:
-            # The axis has size 1 and the links have none for it, so the scan must not slice them.
+            # The axis has size 1 and the links lack it, so the scan must not slice the links.
             unsliced[position], slices[position] = element, None
 
     def step(carry: list[Any], slices: list[Any]) -> tuple[list[Any], list[Any]]:
-        # The chain of a whole stack, whose links `scan` slices, is the chain of one of its kernels inside.
+        # `scan` slices the links of a stack, so inside the view must be that of one kernel.
         elements = [value.scan_element() if isinstance(value, TracedChain) else value for value in slices]
         inner = [unsliced.get(position, value) for position, value in enumerate(elements)]
         results = walker.evaluate(body, body.consts, *constants, *carry, *inner)

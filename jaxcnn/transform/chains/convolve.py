@@ -20,19 +20,22 @@ from jaxcnn.transform.jaxpr.equations import all_equations, avals
 
 
 def is_forward(equation: JaxprEqn) -> bool:
-    """Returns whether the equation computes outputs of its image, and not the other way round."""
+    """Returns whether the equation has the role `"output"`: image to outputs, not outputs to image."""
     return role_of(equation) == "output"
 
 
 def direction(site: Site, placement: Placement) -> tuple[bool, Ints]:
-    """Returns whether a convolution takes outputs of the kernel at a placement to its inputs, and the axes it flips."""
+    """Returns whether a convolution takes outputs of the kernel at a placement to inputs, and the flipped axes."""
     kernel = site.use.placement
     exchanged = (kernel.inputs, kernel.outputs) != (placement.inputs, placement.outputs)
     return exchanged == is_forward(site.equation), site.use.flipped
 
 
 def as_patches_see_it(site: Site, chain: KernelChain, placement: Placement) -> KernelChain:
-    """Returns the chain that a convolution's patches meet, of one for the kernel at a placement; its own inverse."""
+    """Returns the chain that multiplies the patches of a convolution, from a chain of the kernel at a placement.
+
+    The function is its own inverse.
+    """
     return turn(chain, *direction(site, placement))
 
 
@@ -40,10 +43,10 @@ def convolve_with_chain(equation: JaxprEqn, x: jax.Array, chain: KernelChain) ->
     """Returns the equation's result for an image, with a chain for its kernel."""
     out = avals(equation)[-1]
     if 0 in out.shape:
-        return jnp.zeros(out.shape, out.dtype)  # which jaxcnn refuses, and lax does not
+        return jnp.zeros(out.shape, out.dtype)  # jaxcnn refuses empty results, lax does not
     options = {**forward_options(equation), "precision": option(equation, "precision")}
     if not is_forward(equation):
-        # The transpose of the convolution, in the dtype that `conv` keeps between links.
+        # A transposed convolution, in the dtype that `conv` keeps between links.
         dtype = floating_at_least_float32(out.dtype)
         wide = jax.tree.map(lambda link: link.astype(dtype), chain)
         (result,) = jax.linear_transpose(
@@ -56,11 +59,11 @@ def convolve_with_chain(equation: JaxprEqn, x: jax.Array, chain: KernelChain) ->
 
 
 def macs_with_chain(equation: JaxprEqn, chain: KernelChain) -> int:
-    """Returns the multiply-accumulates of the equation with a chain for its kernel, as a summary counts them."""
+    """Returns the multiply-accumulates of the equation with a chain for its kernel, counted as in a summary."""
     lhs, _, out = avals(equation)
     options = forward_options(equation)
     if max(options["input_dilation"]) > 1:
-        # Where a convolution is the transpose of another, those with the zeros between pixels are not counted.
+        # Products with the zeros between pixels do not count where the convolution is the transpose of another.
         closed = jax.make_jaxpr(lambda x, chain: convolve_with_chain(equation, x, chain))(
             jax.ShapeDtypeStruct(lhs.shape, lhs.dtype), chain
         )

@@ -24,13 +24,13 @@ class Site:
 
     Args:
       equation: equation of the convolution.
-      use: kernel as a view of the parameter.
-      count: number of times that the convolution is executed.
-      path: ids of the equations that hold this one, outermost first, and of this one: two calls of one jitted function
-        share the equations inside.
-      hidden: True in the body of a `while`, in a branch, or in a primitive that is not followed.
+      use: kernel of the convolution as a view of the parameter.
+      count: number of executions of the convolution.
+      path: ids of the equations that hold this one, outermost first, then the id of this one. The id of one equation is
+        not enough, since two calls of one jitted function share the equations inside.
+      hidden: True in the body of a `while`, in a branch, or in a primitive that the walk does not follow.
       scaled: True if the kernel is multiplied by numbers on the way.
-      factors: view of the parameter that is multiplied, and shape of the factor, for all that are no single number.
+      factors: view of the multiplied parameter, and shape of the factor, for each factor that is no single number.
     """
 
     equation: JaxprEqn
@@ -47,8 +47,8 @@ class KernelUses:
     """The uses that a function makes of a parameter.
 
     Args:
-      sites: convolutions whose kernel the parameter is, in order.
-      refusal: reason why no chain can take its place, or "".
+      sites: convolutions that have the parameter as their kernel, in order.
+      refusal: reason why no chain can take the parameter's place, or "".
     """
 
     sites: list[Site] = dataclasses.field(default_factory=list)
@@ -56,32 +56,34 @@ class KernelUses:
 
     @property
     def placement(self) -> Placement:
-        """Axes of the kernel in the parameter, as the first convolution has it."""
+        """Axes of the kernel in the parameter, as the first convolution has them."""
         return self.sites[0].use.placement
 
     def refuse(self, reason: str) -> None:
-        """Takes note of a reason, if it is the first one."""
+        """Stores a reason, unless there is an earlier one."""
         self.refusal = self.refusal or reason
 
 
 def find_kernels(closed: Any) -> tuple[dict[int, KernelUses], list[tuple[JaxprEqn, int]]]:
-    """Returns the uses of each argument of a closed jaxpr that is some convolution's kernel, by its position.
+    """Returns the uses of the arguments of a closed jaxpr that are kernels of convolutions, by argument position.
 
-    Also returns all convolutions, each with the number of times that it is executed.
+    Also returns all convolutions, each with its number of executions.
     """
-    search = _Search()
+    search = _KernelSearch()
     shapes = map(shape_of, inner_jaxpr(closed).invars)
-    arguments = [_Kernel(index, View.whole(shape)) if len(shape) > 2 else None for index, shape in enumerate(shapes)]
+    arguments = [
+        _KernelView(index, View.whole(shape)) if len(shape) > 2 else None for index, shape in enumerate(shapes)
+    ]
     for value in search.walk(closed, arguments, Place()):
         search.refuse(value, "it is returned")
     kernels = {index: uses for index, uses in sorted(search.uses.items()) if uses.sites}
     for uses in kernels.values():
-        _check(uses)
+        _refuse_conflicts(uses)
     return kernels, search.convolutions
 
 
-def _check(uses: KernelUses) -> None:
-    """Refuses a kernel of which convolutions disagree where its axes are, or on its groups."""
+def _refuse_conflicts(uses: KernelUses) -> None:
+    """Refuses a kernel if its convolutions disagree on its axes or its groups, or if no link could take its factors."""
     groups = [option(site.equation, "feature_group_count") for site in uses.sites]
     relations = [
         uses.placement.relation(site.use.placement, count) for site, count in zip(uses.sites, groups, strict=True)
@@ -91,20 +93,20 @@ def _check(uses: KernelUses) -> None:
     factors = {factor for site in uses.sites for factor in site.factors}
     if any(factor_by_feature(uses.placement, *factor) is None for factor in factors):
         uses.refuse("it is multiplied by numbers that vary along other axes than its output features")
-    # The number of features in a group is the kernel's, that of the image's groups is not.
+    # The kernel's shape determines the number of features in a group, but not the number of groups.
     if len({*groups}) > 1:
         uses.refuse("two convolutions have it in different numbers of groups")
 
 
 @dataclasses.dataclass(frozen=True)
-class _Kernel:
+class _KernelView:
     """A view of a parameter.
 
     Args:
       index: position of the parameter among the arguments.
       view: moves of the parameter so far.
-      scaled: True if it was multiplied by numbers.
-      factors: as of a `Site`.
+      scaled: True if the array was multiplied by numbers.
+      factors: factors as in `Site`.
     """
 
     index: int
@@ -114,16 +116,20 @@ class _Kernel:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Spread:
-    """An array that was broadcast from a shape, with the axes of the array."""
+class _BroadcastArray:
+    """An array that was broadcast.
+
+    Args:
+      shape: shape before the broadcast, with the axes of the array.
+    """
 
     shape: Ints
 
 
-_Value = _Kernel | _Spread | None
+_Value = _KernelView | _BroadcastArray | None
 
 
-class _Search(AbstractWalk[_Value, None]):
+class _KernelSearch(AbstractWalk[_Value, None]):
     """The walk that follows parameters to convolutions."""
 
     def __init__(self) -> None:
@@ -131,19 +137,19 @@ class _Search(AbstractWalk[_Value, None]):
         self.uses: dict[int, KernelUses] = {}
         self.convolutions: list[tuple[JaxprEqn, int]] = []
 
-    def uses_of(self, kernel: _Kernel) -> KernelUses:
-        """Returns the record of a parameter."""
+    def uses_of(self, kernel: _KernelView) -> KernelUses:
+        """Returns the uses of a parameter so far."""
         return self.uses.setdefault(kernel.index, KernelUses())
 
     def refuse(self, value: _Value, reason: str) -> None:
-        """Takes note that a value goes where no chain can."""
-        if isinstance(value, _Kernel):
+        """Refuses the parameter of which a value is a view."""
+        if isinstance(value, _KernelView):
             self.uses_of(value).refuse(reason)
 
     def walk(self, jaxpr: Any, operands: Sequence[_Value], place: Place) -> list[_Value]:
-        """Returns the kernels among the results of a jaxpr; what is broadcast is known within one jaxpr only."""
-        kernels = [value if isinstance(value, _Kernel) else None for value in operands]
-        return [value if isinstance(value, _Kernel) else None for value in super().walk(jaxpr, kernels, place)]
+        """Returns the kernels among the results of a jaxpr; broadcasts are known within one jaxpr only."""
+        kernels = [value if isinstance(value, _KernelView) else None for value in operands]
+        return [value if isinstance(value, _KernelView) else None for value in super().walk(jaxpr, kernels, place)]
 
     def unknown(self, aval: Any) -> _Value:
         del aval
@@ -152,26 +158,26 @@ class _Search(AbstractWalk[_Value, None]):
     def equation(self, equation: JaxprEqn, operands: list[_Value], place: Place) -> list[_Value] | None:
         if as_convolution(equation, "describe") is not None:
             self.convolutions.append((equation, place.count))
-            operands = self._without_kernel(equation, operands, place)
+            operands = self._record_use(equation, operands, place)
         elif is_entered(equation.primitive) and sub_jaxprs(equation):
             return None
-        kernels = [position for position, value in enumerate(operands) if isinstance(value, _Kernel)]
+        kernels = [position for position, value in enumerate(operands) if isinstance(value, _KernelView)]
         result: _Value = None
         if len(kernels) == 1 and len(equation.outvars) == 1:
-            result = _after(equation, operands, kernels[0])
+            result = _moved_kernel(equation, operands, kernels[0])
         if result is None:
             line = source_info_util.summarize(equation.source_info)
             for position in kernels:
                 self.refuse(operands[position], f"it reaches {equation.primitive}" + (f" at {line}" if line else ""))
             if equation.primitive is lax_primitives.broadcast_in_dim_p and not kernels:
-                result = _Spread(spread_shape(equation))
+                result = _BroadcastArray(spread_shape(equation))
         return [result, *[None] * (len(equation.outvars) - 1)]
 
-    def _without_kernel(self, equation: JaxprEqn, operands: list[_Value], place: Place) -> list[_Value]:
-        """Takes note of the use of a kernel; returns the operands that are no kernel of the convolution."""
+    def _record_use(self, equation: JaxprEqn, operands: list[_Value], place: Place) -> list[_Value]:
+        """Adds a site if the second operand is a kernel; returns the operands, with None in place of this kernel."""
         image, kernel = operands
-        use = use_of(equation, kernel.view) if isinstance(kernel, _Kernel) else None
-        if not isinstance(kernel, _Kernel) or use is None:
+        use = use_of(equation, kernel.view) if isinstance(kernel, _KernelView) else None
+        if not isinstance(kernel, _KernelView) or use is None:
             return operands
         path = tuple(map(id, (*place.holders, equation)))
         site = Site(equation, use, place.count, path, place.hidden, kernel.scaled, kernel.factors)
@@ -180,7 +186,7 @@ class _Search(AbstractWalk[_Value, None]):
 
     def element(self, value: _Value, length: int) -> _Value:
         del length
-        if not isinstance(value, _Kernel):
+        if not isinstance(value, _KernelView):
             return None
         view = value.view.scan_element()
         if view is None:
@@ -218,11 +224,11 @@ class _Search(AbstractWalk[_Value, None]):
         return [None] * len(equation.outvars)
 
 
-def _after(equation: JaxprEqn, operands: Sequence[_Value], position: int) -> _Kernel | None:
-    """Returns the kernel that an equation makes of its one operand that is one; None for what no chain goes through."""
+def _moved_kernel(equation: JaxprEqn, operands: Sequence[_Value], position: int) -> _KernelView | None:
+    """Returns the view that an equation makes of the kernel at a position; None if no chain passes through."""
     kernel = operands[position]
-    move = move_of(equation, position, kernel.view) if isinstance(kernel, _Kernel) else None
-    if not isinstance(kernel, _Kernel) or move is None:
+    move = move_of(equation, position, kernel.view) if isinstance(kernel, _KernelView) else None
+    if not isinstance(kernel, _KernelView) or move is None:
         return None
     kernel = dataclasses.replace(kernel, view=move.view)
     if move.effect not in ("scale", "negate"):
@@ -230,6 +236,6 @@ def _after(equation: JaxprEqn, operands: Sequence[_Value], position: int) -> _Ke
     shape: Ints = ()
     if move.effect == "scale":
         factor = operands[1 - position]
-        shape = factor.shape if isinstance(factor, _Spread) else shape_of(equation.invars[1 - position])
+        shape = factor.shape if isinstance(factor, _BroadcastArray) else shape_of(equation.invars[1 - position])
     factors = ((move.view, shape),) if max(shape, default=1) > 1 else ()
     return dataclasses.replace(kernel, scaled=True, factors=(*kernel.factors, *factors))

@@ -1,7 +1,7 @@
 """The moves through which a kernel may pass on its way from a parameter to a convolution.
 
-`find_kernels` follows them without values, and `ChainWalker` applies them to the links of a chain. What one of them
-takes, the other takes too, since both ask here.
+`find_kernels` follows the moves without values, and `ChainWalker` applies them to the links of a chain. Both use this
+module, so both accept the same moves.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class Move:
     """One move of an array that is a view of a parameter.
 
     Args:
-      view: view that the array is after the move.
+      view: view of the parameter after the move.
       effect: change of the links of a chain in the parameter's place.
-      axis: axis of the array of which an index is taken, if that is the effect.
+      axis: axis of the array that is indexed, if the effect is "index".
     """
 
     view: View
@@ -36,7 +36,7 @@ class Move:
 
 
 def move_of(equation: JaxprEqn, position: int, view: View) -> Move | None:
-    """Returns the move of an equation whose operand at a position is a view of a parameter; None if it is none."""
+    """Returns the move of an equation whose operand at a position is a view of a parameter; else None."""
     primitive = equation.primitive
     if primitive is lax_primitives.neg_p:
         return Move(view, "negate")
@@ -57,7 +57,7 @@ def _is_scaling(equation: JaxprEqn, position: int, view: View) -> bool:
     result: Any = equation.outvars[0].aval
     if result.shape != view.sizes:
         return False  # the factor is larger than the array
-    # The quotient of integers is rounded, which that of a link is not.
+    # A quotient of integers is rounded, but a quotient of a link is not.
     is_quotient = equation.primitive is lax_primitives.div_p
     return not is_quotient or (position == 0 and jnp.issubdtype(operand.dtype, jnp.inexact))
 
@@ -75,7 +75,7 @@ def _index(equation: JaxprEqn, view: View) -> Move | None:
 
 
 def factor_by_feature(placement: Placement, view: View, shape: Ints) -> np.ndarray | None:
-    """Returns for each output feature the number of that entry of a factor by which the feature is multiplied.
+    """Returns the position of the factor's entry that multiplies an output feature, for each output feature.
 
     None if a feature meets several entries, so that no link of a chain can take the factor.
 
@@ -95,7 +95,7 @@ def factor_by_feature(placement: Placement, view: View, shape: Ints) -> np.ndarr
 
 
 def spread_shape(equation: JaxprEqn) -> Ints:
-    """Returns the shape of the array that a `broadcast_in_dim` spreads, with the axes of the result."""
+    """Returns the shape of a `broadcast_in_dim`'s operand with the axes of the result."""
     operand: Any = equation.invars[0].aval
     shape = [1] * len(equation.params["shape"])
     for axis, size in zip(equation.params["broadcast_dimensions"], operand.shape, strict=True):

@@ -17,7 +17,7 @@ from jaxcnn.transform.chains.axis_views import Factor, Factors, Ints, View, fact
 from jaxcnn.transform.jaxpr.convolutions import forward_axes, is_convolution, is_stacked, role_of
 
 Relation = Literal["same", "exchanged"]
-"""A kernel is another one itself, or takes its outputs to its inputs."""
+"""Relation of two kernels: one is the other, or it takes the other's outputs to its inputs."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Placement:
       taps: factors of the parameter's axes that make up each window axis.
       inputs: factors that make up the input features of a group.
       outputs: factors that make up the output features.
-      stack: axes of the parameter that number kernels.
+      stack: axes of the parameter that stack kernels.
     """
 
     shape: Ints
@@ -49,12 +49,12 @@ class Placement:
         return [*stack, *(factor for factors in self.taps for factor in factors), *self.inputs, *self.outputs]
 
     def covers(self) -> bool:
-        """Returns whether every value of the parameter is one of the kernel's, once."""
+        """Returns whether the kernel holds every value of the parameter exactly once."""
         factors = self._factors
         return len(set(factors)) == len(factors) and math.prod(f[2] for f in factors) == math.prod(self.shape)
 
     def exchange(self, groups: int) -> Placement | None:
-        """Returns the axes of the kernel that takes outputs to inputs, in as many groups; None if it has none."""
+        """Returns the placement of the kernel that takes outputs to inputs, in some groups; None if there is none."""
         split = View(self.shape, (self.outputs,)).reshape((groups, size_of(self.outputs) // groups))
         if split is None:
             return None
@@ -62,9 +62,9 @@ class Placement:
         return dataclasses.replace(self, inputs=features, outputs=merge_factors((*group, *self.inputs)))
 
     def relation(self, other: Placement, groups: int) -> Relation | None:
-        """Returns how a kernel at another placement, in the same parameter and as many groups, is this one."""
-        more = tuple(axis for axis in self.stack if axis not in other.stack)
-        if other.taps != self.taps or math.prod(self.shape[axis] for axis in more) > 1:
+        """Returns the relation of a kernel at another placement in the parameter to this one; None if none."""
+        indexed_axes = tuple(axis for axis in self.stack if axis not in other.stack)
+        if other.taps != self.taps or math.prod(self.shape[axis] for axis in indexed_axes) > 1:
             return None
         if other.stack != tuple(axis for axis in self.stack if axis in other.stack):
             return None
@@ -78,7 +78,7 @@ class Placement:
     def parameter(self, kernel: Any, sliced: Ints = ()) -> Any:
         """Returns the parameter that holds a kernel, `(*stack, *window, I / groups, O)`.
 
-        Without the axes of `stack` that were sliced, which are left with size 1.
+        The kernel has no axes for those of `stack` in `sliced`; the parameter has size 1 there.
         """
         factors = [factor for factor in self._factors if factor[0] not in sliced]
         order = sorted(range(len(factors)), key=lambda n: (factors[n][0], -factors[n][1]))
@@ -86,7 +86,7 @@ class Placement:
         return kernel.reshape([size for _, _, size in factors]).transpose(order).reshape(shape)
 
     def holding(self, chain: KernelChain, sliced: Ints = ()) -> jax.Array:
-        """Returns the parameter that holds a chain's dense kernels; links have an axis in front for each of `stack`."""
+        """Returns the parameter that holds a chain's dense kernels; links have a leading axis for each of `stack`."""
         dense: Callable[[KernelChain], jax.Array] = KernelChain.dense
         for _ in range(len(self.stack) - len(sliced)):
             dense = jax.vmap(dense)
@@ -104,7 +104,7 @@ class Use:
     """A convolution's kernel as a view of a parameter.
 
     Args:
-      placement: axes of the kernel as the convolution has it.
+      placement: axes of the kernel as the convolution has them.
       flipped: window axes that are reversed.
     """
 
@@ -112,7 +112,7 @@ class Use:
     flipped: Ints
 
     def links(self, chain: KernelChain, placement: Placement) -> KernelChain | None:
-        """Returns the chain that this use computes with, of one for the kernel at a placement; None if none fits."""
+        """Returns the chain with which this use computes, from one of the kernel at a placement; None if none fits."""
         relation = placement.relation(self.placement, chain.feature_group_count)
         if relation is None:
             return None
@@ -122,7 +122,7 @@ class Use:
 
 
 def turn(chain: KernelChain, exchanged: bool, flipped: Ints) -> KernelChain:
-    """Returns a chain from outputs to inputs if these are exchanged, with window axes flipped."""
+    """Returns a chain with window axes flipped, and from outputs to inputs if these are exchanged."""
     kernels, counts = chain.kernels, chain.feature_group_counts
     if exchanged:
         kernels = tuple(transposed_kernel(k, count) for k, count in zip(kernels, counts, strict=True))[::-1]
@@ -133,16 +133,16 @@ def turn(chain: KernelChain, exchanged: bool, flipped: Ints) -> KernelChain:
 
 
 def use_of(equation: JaxprEqn, view: View) -> Use | None:
-    """Returns the use of a parameter by a convolution whose second operand is a view of it; None for any other."""
+    """Returns the use of a parameter by an equation whose second operand is a view of it; None if that is no kernel."""
     if not is_convolution(equation) or equation.params.get("batch_group_count", 1) > 1:
         return None
     if role_of(equation) == "kernel" or is_stacked(equation):
         return None
     *taps, inputs, features = forward_axes(equation)[1]
     windows = tuple(view.axes[axis] for axis in taps)
-    whole = [{axis for axis, _, _ in factors} for factors in windows]
-    flipped = tuple(number for number, axes in enumerate(whole) if axes and axes <= view.flipped)
-    if set().union(*(whole[axis] for axis in flipped)) != view.flipped:
+    parameter_axes = [{axis for axis, _, _ in factors} for factors in windows]
+    flipped = tuple(number for number, axes in enumerate(parameter_axes) if axes and axes <= view.flipped)
+    if set().union(*(parameter_axes[axis] for axis in flipped)) != view.flipped:
         return None  # a part of a window axis is reversed, or the features are
     placement = Placement(view.shape, windows, view.axes[inputs], view.axes[features], view.sliced)
     return Use(placement, flipped) if placement.covers() else None
@@ -156,17 +156,19 @@ kernel (any other is HWIO there)."""
 def guesses(chains: Sequence[KernelChain]) -> Iterator[list[Placement]]:
     """Yields placements of the kernels that chains stand for; all kernels of one function have the same order.
 
-    The chains with the most axes may also be stacks of chains: their links have one more axis in front, all of one
-    size.
+    The chains with the most axes may also be stacks of chains: their links have one more leading axis, all of one size.
     """
     most = max(chain.ndim for chain in chains)
     stacks = [chain.ndim == most > 3 and len({link.shape[0] for link in chain.kernels}) == 1 for chain in chains]
     for stacked in (False, True) if any(stacks) else (False,):
         for order in ORDERS:
-            yield [_placed(chain, stacked and stack, order) for chain, stack in zip(chains, stacks, strict=True)]
+            yield [
+                _placement_in_order(chain, stacked and stack, order)
+                for chain, stack in zip(chains, stacks, strict=True)
+            ]
 
 
-def _placed(chain: KernelChain, stacked: bool, order: str) -> Placement:
+def _placement_in_order(chain: KernelChain, stacked: bool, order: str) -> Placement:
     lead = (chain.kernels[0].shape[0],) if stacked else ()
     if stacked:
         links = (jax.ShapeDtypeStruct(link.shape[1:], link.dtype) for link in chain.kernels)
@@ -178,7 +180,7 @@ def _placed(chain: KernelChain, stacked: bool, order: str) -> Placement:
     if order == "OIHW":
         shape, first_tap, input_axis, output_axes = (outputs, inputs, *window), 2, 1, (0,)
     elif order == "HWCM" and inputs == 1:
-        # The axis of the channels has none of a group's input features, of which there is one.
+        # A group has one input feature, so the parameter's axes C and M together are the outputs.
         shape, output_axes = (*window, groups, outputs // groups), (rank, rank + 1)
     shape = (*lead, *shape)
 

@@ -22,13 +22,13 @@ def with_chains(f: Callable[..., Any], *, materialize: bool = False) -> Callable
     through casts, axis permutations, reversed window axes, reshapes between (..., C, M) and (..., 1, C * M), products
     with a number or with one number for each output feature, and slices of stacked kernels; into `jit`, `scan`,
     `while_loop`, `cond`, `checkpoint` and functions with custom derivatives, which are inlined (their derivative is
-    then that of what they compute).
+    then that of their operations).
 
-    Chains train: under `jax.grad` the links get the gradients. It goes around a model or a loss, inside or outside of
-    `jax.jit`, `jax.vmap` and `accelerate`.
+    Chains train: under `jax.grad` the links get the gradients. f may be a model or a loss, and `with_chains` works
+    inside and outside of `jax.jit`, `jax.vmap` and `accelerate`.
 
     Args:
-      f: a function of pytrees of arrays; its other leaves are treated as by `accelerate`.
+      f: function of pytrees of arrays; other leaves of its arguments are treated as by `accelerate`.
       materialize: True to give the dense kernel to an operation that takes arrays only, such as a penalty on the
         weights. By default that is an error.
 
@@ -39,7 +39,7 @@ def with_chains(f: Callable[..., Any], *, materialize: bool = False) -> Callable
       A parameter that f returns, scaled or cast but not moved, is a chain among the results.
 
     Raises:
-      ValueError: when called, a chain that reaches an operation other than these; says which, and which chain.
+      ValueError: when called, a chain that reaches any other operation; the message names both.
       TypeError: f is no function; when called, an argument that is neither an array nor hashable.
 
     Example:
@@ -65,7 +65,13 @@ def with_chains(f: Callable[..., Any], *, materialize: bool = False) -> Callable
 def apply_with_chains(
     f: Callable[..., Any], known: Mapping[str, Placement] | None, materialize: bool = False
 ) -> Callable[..., Any]:
-    """Returns f as a function of chains whose kernels lie as is known by path, or else as can be guessed."""
+    """Returns f as a function of chains.
+
+    Args:
+      f: user's function.
+      known: placements of kernels by path; None to try the usual orders of axes.
+      materialize: True to give the dense kernel to operations that take no chain.
+    """
 
     def program_of(signature: Signature) -> Callable[..., Outputs]:
         traced, paths = jax.make_jaxpr(signature.flat(f), return_shape=True), signature.paths()
@@ -84,20 +90,20 @@ def evaluate_with_chains(
     """Returns the results of a function for arrays and chains.
 
     Args:
-      traced: function that makes the jaxpr, and the shapes of its results, of the user's function.
+      traced: function from arrays to the jaxpr of the user's function and the shapes of its results.
       paths: path of each value in the arguments.
       values: arrays and chains.
       known: placements of kernels by path; None to try the usual orders.
-      materialize: True to give the dense kernel to what takes no chain.
+      materialize: True to give the dense kernel to operations that take no chain.
     """
     chains = [index for index, value in enumerate(values) if isinstance(value, KernelChain)]
     errors: list[Exception] = []
     for placements in _placements([values[index] for index in chains], [paths[index] for index in chains], known):
         try:
-            return _evaluated(traced, paths, values, dict(zip(chains, placements, strict=True)), materialize)
-        except Exception as error:  # of the libraries' own classes too
+            return _evaluate(traced, paths, values, dict(zip(chains, placements, strict=True)), materialize)
+        except Exception as error:  # libraries have error classes of their own
             errors.append(error)
-    # A chain that reached what it must not says more than shapes that do not fit in an order that f does not have.
+    # A `ChainError` says more than an error about shapes, which may come from an order of axes that f does not have.
     chosen = next((error for error in errors if isinstance(error, ChainError)), errors[0])
     if len(errors) > 1 and not isinstance(chosen, ChainError):
         chosen.add_note(
@@ -117,7 +123,7 @@ def _placements(
     return guesses(chains)
 
 
-def _evaluated(
+def _evaluate(
     traced: Callable[..., Any],
     paths: Sequence[str],
     values: Sequence[Any],
@@ -132,11 +138,11 @@ def _evaluated(
     jaxpr, outputs = traced(*shapes)
     walker = ChainWalker(materialize=materialize)
     results = walker.evaluate(jaxpr, jaxpr.consts, *operands)
-    return jax.tree.unflatten(jax.tree.structure(outputs), [_returned(walker, result) for result in results])
+    return jax.tree.unflatten(jax.tree.structure(outputs), [_as_result(walker, result) for result in results])
 
 
-def _returned(walker: Any, result: Any) -> Any:
-    """Returns a result: a chain if its kernel lies as the parameter's did, perhaps scaled or cast, else an array."""
+def _as_result(walker: Any, result: Any) -> Any:
+    """Returns a chain if the result is the parameter itself, perhaps scaled or cast; else an array."""
     if isinstance(result, TracedChain) and result.view == View.whole(result.placement.shape):
         return result.chain
     return walker.array(result)

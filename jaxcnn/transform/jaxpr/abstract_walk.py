@@ -1,7 +1,7 @@
-"""The abstract walk goes through a jaxpr and those that it holds with what is known of each value, and computes none.
+"""The abstract walk goes through a jaxpr, and the jaxprs in it, with facts about values in place of the values.
 
-A domain says what there is to know: it is a subclass with a few hooks. The summary of a function with its receptive
-fields is one, the search for kernels among parameters is the other.
+A subclass with a few hooks, the domain, defines these facts. One domain is the summary of a function with its receptive
+fields, the other one the search for kernels among parameters.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ class Place:
     """The place of a jaxpr in a function.
 
     Args:
-      count: number of times that the jaxpr is executed, as far as it is known.
+      count: number of executions of the jaxpr, with a `while` counted once.
       holders: equations that hold the jaxpr, outermost first.
-      hidden: True in the body of a `while`, in a branch, or in a primitive that is not followed.
+      hidden: True in the body of a `while`, in a branch, or in a primitive that the walk does not follow.
     """
 
     count: int = 1
@@ -59,10 +59,10 @@ class Place:
 
 
 class AbstractWalk(abc.ABC, Generic[V, R]):
-    """A walk over jaxprs with values of a domain, which leaves records of what it met.
+    """A walk over jaxprs with values of a domain, which collects records of equations.
 
     Args:
-      max_loop_passes: most passes over the body of a scan, until its carry stays the same.
+      max_loop_passes: largest number of passes over the body of a scan; fewer if the carry stops changing.
     """
 
     def __init__(self, max_loop_passes: int = 1) -> None:
@@ -70,65 +70,71 @@ class AbstractWalk(abc.ABC, Generic[V, R]):
         self.records: list[R] = []
 
     def walk(self, jaxpr: Any, operands: Sequence[V], place: Place) -> list[V]:
-        """Returns the values of a jaxpr's results for those of its arguments."""
+        """Returns the values of a jaxpr's results from those of its arguments."""
         variables = inner_jaxpr(jaxpr).constvars
         constants = consts_of(jaxpr) or (None,) * len(variables)
         return self.walk_equations(jaxpr, [*map(self.constant, variables, constants), *operands], place)
 
     def walk_equations(self, jaxpr: Any, inputs: Sequence[V], place: Place) -> list[V]:
-        """Returns the values of a jaxpr's results for those of its constants and arguments."""
+        """Returns the values of a jaxpr's results from those of its constants and arguments."""
         values: JaxprValues[V] = JaxprValues(jaxpr, inputs, lambda literal: self.unknown(literal.aval))
         for equation in values.jaxpr.eqns:
             operands = values.read(equation.invars)
             results = self.equation(equation, operands, place)
-            values.write(equation, self._inside(equation, operands, place) if results is None else results)
+            values.write(equation, self._walk_held(equation, operands, place) if results is None else results)
         return values.outputs()
 
     # The hooks of a domain.
 
     @abc.abstractmethod
     def unknown(self, aval: Any) -> V:
-        """Returns the value of which nothing is known."""
+        """Returns the value that stands for no knowledge."""
 
     def constant(self, variable: Any, array: Any) -> V:
-        """Returns the value of a constant of an inner jaxpr; `array` is None where that does not hold it."""
+        """Returns the value of a constant of an inner jaxpr; `array` is None where the jaxpr lacks the array."""
         del array
         return self.unknown(variable.aval)
 
     @abc.abstractmethod
     def equation(self, equation: JaxprEqn, operands: list[V], place: Place) -> list[V] | None:
-        """Returns the values of an equation's results, or None to go into the jaxprs that it holds."""
+        """Returns the values of an equation's results, or None to walk the jaxprs that the equation holds."""
 
     @abc.abstractmethod
     def element(self, value: V, length: int) -> V:
-        """Returns the value of one of the slices, `length` in all, that a scan takes."""
+        """Returns the value of one slice of a value that a scan of `length` steps takes apart."""
 
     @abc.abstractmethod
     def stack(self, value: V) -> V:
-        """Returns the value of a scan's results that are stacked, each of which has `value`."""
+        """Returns the value of a scan's stacked result from the value of one entry."""
 
     @abc.abstractmethod
     def join(self, before: V, after: V) -> V:
-        """Returns the value of a loop's carry that was `before` a step, and `after` it."""
+        """Returns the value of a loop's carry from its values before and after a step."""
 
     @abc.abstractmethod
     def widen(self, value: V) -> V:
-        """Returns the value of a loop's carry that changes from step to step, and is followed no further."""
+        """Returns the value of a loop's carry that still changes when the walk stops following the loop."""
 
     @abc.abstractmethod
     def branches(self, outcomes: list[tuple[list[V], list[R]]], equation: JaxprEqn, place: Place) -> list[V]:
-        """Returns the values of the results of branches, from those and the records of each, which it may keep."""
+        """Returns the values of a `cond`'s results; adds those records of its branches that count.
+
+        Args:
+          outcomes: values of the results and records, for each branch.
+          equation: equation of the `cond`.
+          place: place of the equation.
+        """
 
     @abc.abstractmethod
     def other_holder(self, equation: JaxprEqn, operands: list[V], place: Place) -> list[V]:
         """Returns the values of the results of an equation that holds jaxprs and is no scan, while, cond or call."""
 
     def after_while(self, equation: JaxprEqn, records: list[R], place: Place) -> None:
-        """Takes note of the records of a while, whose condition and body were walked once."""
+        """Handles the records of a `while`, whose condition and body were walked once."""
 
-    # Where scan, while, cond and calls are taken apart.
+    # Equations that hold jaxprs.
 
-    def _inside(self, equation: JaxprEqn, operands: list[V], place: Place) -> list[V]:
+    def _walk_held(self, equation: JaxprEqn, operands: list[V], place: Place) -> list[V]:
         if equation.primitive is lax_primitives.scan_p:
             return self._scan(equation, operands, place)
         if equation.primitive is lax_primitives.while_p:
@@ -142,7 +148,7 @@ class AbstractWalk(abc.ABC, Generic[V, R]):
         return self.other_holder(equation, operands, place)
 
     def walk_apart(self, jaxpr: Any, operands: Sequence[V], place: Place) -> tuple[list[V], list[R]]:
-        """Returns the values of a jaxpr's results and the records of it, which are left out of the walk's own."""
+        """Returns the values of a jaxpr's results and its records, without adding these to the walk's records."""
         before, self.records = self.records, []
         try:
             return self.walk(jaxpr, operands, place), self.records
@@ -173,6 +179,6 @@ class AbstractWalk(abc.ABC, Generic[V, R]):
         results, of_body = self.walk_apart(equation.params["body_jaxpr"], [*constants, *carry], inside)
         self.records += (records := [*of_condition, *of_body])
         self.after_while(equation, records, place)
-        # How much changes depends on the number of steps.
+        # The number of steps is unknown, so a carry that changes is widened.
         after = map(self.join, carry, results)
         return [new if new == old else self.widen(new) for old, new in zip(carry, after, strict=True)]

@@ -1,4 +1,4 @@
-"""Convolutions in jaxprs, lax's in any layout and as either derivative, or jaxcnn's, as one `ConvSpec`."""
+"""Convolutions in jaxprs as one `ConvSpec`: lax's in any layout and as either derivative, and jaxcnn's."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from jaxcnn.transform.jaxpr.equations import avals, has_known_sizes, is_plain
 
 @dataclasses.dataclass(frozen=True)
 class Convolution:
-    """A convolution met in a jaxpr.
+    """A convolution that an equation of a jaxpr computes.
 
     Args:
       spec: convolution, with the role that is computed.
@@ -33,8 +33,8 @@ class Convolution:
         must be reversed and its features exchanged.
       swapped: True if the role takes the equation's operands in the other order, and its result, a kernel, must be
         reversed.
-      edges: (low, high, interior) padding of the equation's first operand that comes before, where the equation has
-        a negative one.
+      edges: (low, high, interior) padding that is applied to the equation's first operand beforehand, where the
+        equation has negative padding; else None.
       sharding: sharding of the result on an Explicit mesh, or None.
     """
 
@@ -85,50 +85,53 @@ def _exchange_features(kernel: jax.Array, spec: ConvSpec) -> jax.Array:
 
 
 Purpose = Literal["count", "describe", "compute"]
-"""Reason for which an equation is looked at; each refuses more than the one before. `"count"` takes every convolution
-of known sizes, `"describe"` those that are one role of `conv_p`, `"compute"` those that jaxcnn computes in XLA's place.
+"""Reason for the description of an equation. Each reason accepts fewer convolutions than the one before: `"count"`
+every convolution of known sizes, `"describe"` those that are one role of `conv_p`, `"compute"` those that jaxcnn
+computes in place of XLA.
 """
 
 
 def as_convolution(equation: JaxprEqn, purpose: Purpose) -> Convolution | None:
-    """Returns the convolution that an equation is; None if it is none, or one that a purpose has no use for."""
+    """Returns the convolution that an equation computes; None if there is none, or one that the purpose excludes."""
     if not is_convolution(equation) or not all(map(has_known_sizes, avals(equation))):
         return None
     if purpose == "compute":
-        return _computable(equation)
-    conv = _of_jaxcnn(equation) if equation.primitive is conv_p else _of_lax(equation)
+        return _convolution_to_compute(equation)
+    conv = _from_jaxcnn(equation) if equation.primitive is conv_p else _from_lax(equation)
     if conv is None and purpose == "count":
-        conv = _kernel_of_transposed(equation) if max(equation.params["lhs_dilation"]) > 1 else None
-        # The gradients of kernels in groups, of a dilated or a cropped input, are convolutions in groups of the batch.
-        conv = conv or _batch_grouped(equation)
+        conv = _as_kernel_gradient_of_transposed(equation) if max(equation.params["lhs_dilation"]) > 1 else None
+        # JAX computes the gradient of a grouped kernel as a convolution in groups of the batch. With a dilated or a
+        # cropped input that gradient has no role of `conv_p`.
+        conv = conv or _as_feature_grouped(equation)
     return conv
 
 
 def is_convolution(equation: JaxprEqn) -> bool:
-    """Returns whether an equation is a convolution, lax's or jaxcnn's."""
+    """Returns whether an equation is a convolution of lax or of jaxcnn."""
     return equation.primitive is conv_p or equation.primitive is conv_general_dilated_p
 
 
-def _computable(equation: JaxprEqn) -> Convolution | None:
+def _convolution_to_compute(equation: JaxprEqn) -> Convolution | None:
+    """Returns the convolution that jaxcnn computes in place of XLA; None if XLA keeps the equation."""
     operands = avals(equation)
     # jaxcnn's results never have a weak type.
     if not all(map(is_plain, operands)) or operands[-1].weak_type:
         return None
     conv = as_convolution(equation, "describe")
     if conv is None or min(map(min, conv.spec.padding)) < 0:
-        conv = _cropped(equation)
+        conv = _as_convolution_of_cropped(equation)
     if any(jnp.issubdtype(aval.dtype, kind) for aval in operands for kind in (np.complexfloating, np.bool_)):
         return conv if equation.primitive is conv_p else None
     return conv
 
 
-def _cropped(equation: JaxprEqn) -> Convolution | None:
-    """Returns the convolution of lax with negative padding as that of a cropped operand; None if no padding is.
+def _as_convolution_of_cropped(equation: JaxprEqn) -> Convolution | None:
+    """Returns a convolution of lax with negative padding as one of a cropped operand; None if no padding is negative.
 
     XLA:CPU reads out of bounds for some negative padding (openxla/xla#48713).
     """
     params, operands = equation.params, avals(equation)[:2]
-    padding, dilation = list(_pairs(params["padding"])), list(params["lhs_dilation"])
+    padding, dilation = list(_int_pairs(params["padding"])), list(params["lhs_dilation"])
     edges = [(0, 0, 0)] * operands[0].ndim
     for axis, position in enumerate(params["dimension_numbers"].lhs_spec[2:]):
         if min(padding[axis]) < 0:
@@ -147,41 +150,42 @@ def _cropped(equation: JaxprEqn) -> Convolution | None:
     return None if conv is None else dataclasses.replace(conv, edges=tuple(edges))
 
 
-def _of_jaxcnn(equation: JaxprEqn) -> Convolution:
+def _from_jaxcnn(equation: JaxprEqn) -> Convolution:
     spec, method, sharding = (equation.params[name] for name in ("spec", "method", "sharding"))
-    dilated = spec.role == "output" and not spec.stacked and max(spec.input_dilation) > 1
-    transposed = _input(equation) if dilated else None
+    has_dilated_input = spec.role == "output" and not spec.stacked and max(spec.input_dilation) > 1
+    transposed = _as_input_gradient(equation) if has_dilated_input else None
     if transposed is None:
         return Convolution(spec, method, forward_axes(equation), sharding=sharding)
     return dataclasses.replace(transposed, method=method)
 
 
-def _of_lax(equation: JaxprEqn) -> Convolution | None:
+def _from_lax(equation: JaxprEqn) -> Convolution | None:
     params = equation.params
     _, rhs, out = avals(equation)
     numbers = params["dimension_numbers"]
     window = _sizes(rhs, numbers.rhs_spec[2:])
     outputs = _sizes(out, numbers.out_spec[2:])
-    single = params["feature_group_count"] == 1
+    is_ungrouped = params["feature_group_count"] == 1
     if params["batch_group_count"] > 1:
-        return _kernel(equation) if single else None
-    # The window of a kernel's gradient is the image of the cotangent, and its results are the kernel's taps. A large
-    # window over a small image looks alike; but in a gradient channels are the batch, and batches come first.
-    of_kernel = single and math.prod(window) > math.prod(outputs) and numbers.lhs_spec[0] != 0
-    dilated = max(params["lhs_dilation"]) > 1
+        return _as_kernel_gradient(equation) if is_ungrouped else None
+    # In a kernel's gradient the window is the cotangent's image, and the outputs are the kernel's taps. A forward
+    # convolution with a large window has such sizes too. But a gradient takes the channels for the batch axis, so this
+    # axis is not the first one.
+    is_kernel_gradient = is_ungrouped and math.prod(window) > math.prod(outputs) and numbers.lhs_spec[0] != 0
+    has_dilated_input = max(params["lhs_dilation"]) > 1
     conv = None
-    if of_kernel:
-        conv = _kernel_of_transposed(equation) if dilated else _kernel(equation)
-    if conv is None and dilated:
-        conv = _input(equation)
+    if is_kernel_gradient:
+        conv = _as_kernel_gradient_of_transposed(equation) if has_dilated_input else _as_kernel_gradient(equation)
+    if conv is None and has_dilated_input:
+        conv = _as_input_gradient(equation)
     groups = params["feature_group_count"]
     return conv or _in_role(
         equation, "output", forward_axes(equation), **forward_options(equation), feature_group_count=groups
     )
 
 
-def _batch_grouped(equation: JaxprEqn) -> Convolution:
-    """Returns a convolution in groups of the batch as one in groups of features: each group's images side by side."""
+def _as_feature_grouped(equation: JaxprEqn) -> Convolution:
+    """Returns a convolution in groups of the batch as one in groups of features: the groups become channels."""
     axes, groups = forward_axes(equation), equation.params["batch_group_count"]
     lhs, rhs, out = avals(equation)
     batch, *sizes, features = _sizes(lhs, axes[0])
@@ -235,17 +239,17 @@ def _in_role(
 
 
 def option(equation: JaxprEqn, name: str) -> Any:
-    """Returns an option of a convolution that lax and jaxcnn call by the same name."""
+    """Returns an option of a convolution whose name is the same in lax and in jaxcnn."""
     return getattr(equation.params["spec"], name) if equation.primitive is conv_p else equation.params[name]
 
 
 def role_of(equation: JaxprEqn) -> Role:
-    """Returns the role that the equation names; every convolution of lax has the role `"output"`."""
+    """Returns the role in the equation's parameters; every convolution of lax has the role `"output"`."""
     return equation.params["spec"].role if equation.primitive is conv_p else "output"
 
 
 def is_stacked(equation: JaxprEqn) -> bool:
-    """Returns whether operands and result of a convolution have one more axis in front."""
+    """Returns whether the operands and the result of a convolution have a leading axis that stacks convolutions."""
     return equation.primitive is conv_p and equation.params["spec"].stacked is not None
 
 
@@ -266,27 +270,30 @@ def forward_options(equation: JaxprEqn) -> dict[str, Any]:
         return {name: getattr(params["spec"], name) for name in names}
     return {
         "strides": tuple(params["window_strides"]),
-        "padding": _pairs(params["padding"]),
+        "padding": _int_pairs(params["padding"]),
         "input_dilation": tuple(params["lhs_dilation"]),
         "kernel_dilation": tuple(params["rhs_dilation"]),
     }
 
 
-def _pairs(padding: Any) -> tuple[Pair, ...]:
+def _int_pairs(padding: Any) -> tuple[Pair, ...]:
     return tuple((int(low), int(high)) for low, high in padding)
 
 
-def _input(equation: JaxprEqn) -> Convolution | None:
-    """Returns the equation, whose first operand is dilated, as (y, kernel) -> x with that dilation for strides."""
+def _as_input_gradient(equation: JaxprEqn) -> Convolution | None:
+    """Returns an equation with a dilated first operand as the gradient (y, kernel) -> x, with that dilation as strides.
+
+    None if no forward convolution has this gradient.
+    """
     axes, options = forward_axes(equation), forward_options(equation)
     if max(options["strides"]) > 1:
         return None
     (_, *y_axes, _), (*taps, _, _), (_, *x_axes, _) = axes
     lhs, rhs, out = avals(equation)
-    inputs, window = _sizes(out, x_axes), _sizes(rhs, taps)
+    input_sizes, window = _sizes(out, x_axes), _sizes(rhs, taps)
     strides, dilation = options["input_dilation"], options["kernel_dilation"]
     lows = [(taps - 1) * step - low for taps, step, (low, _) in zip(window, dilation, options["padding"], strict=True)]
-    padding = _forward_padding(inputs, _sizes(lhs, y_axes), window, strides, dilation, lows)
+    padding = _forward_padding(input_sizes, _sizes(lhs, y_axes), window, strides, dilation, lows)
     if padding is None:
         return None
     return _in_role(
@@ -298,12 +305,16 @@ def _input(equation: JaxprEqn) -> Convolution | None:
         padding=padding,
         kernel_dilation=dilation,
         feature_group_count=option(equation, "feature_group_count"),
-        input_size=inputs,
+        input_size=input_sizes,
     )
 
 
-def _kernel(equation: JaxprEqn) -> Convolution | None:
-    """Returns the equation as (x, y) -> kernel: batch and features are exchanged, and strides and dilation."""
+def _as_kernel_gradient(equation: JaxprEqn) -> Convolution | None:
+    """Returns an equation as the gradient (x, y) -> kernel.
+
+    Batch and features exchange their places, as do strides and dilation. None if no forward convolution has this
+    gradient.
+    """
     params = equation.params
     if max(params["lhs_dilation"]) > 1:
         return None
@@ -327,11 +338,12 @@ def _kernel(equation: JaxprEqn) -> Convolution | None:
     )
 
 
-def _kernel_of_transposed(equation: JaxprEqn) -> Convolution | None:
-    """Returns the equation, whose first operand is dilated, as the kernel's gradient of a transposed convolution.
+def _as_kernel_gradient_of_transposed(equation: JaxprEqn) -> Convolution | None:
+    """Returns an equation with a dilated first operand as the kernel's gradient of a transposed convolution.
 
-    The pixels of its window lie under those of the dilated operand as the inputs of a convolution, strided by that
-    dilation, lie under its outputs. It is the gradient of this convolution's kernel, whose taps run the other way.
+    The second operand takes the place of x and the first that of y: the dilation of the first is the stride of the
+    forward convolution from x to y. The equation computes the gradient of this convolution's kernel with its taps
+    reversed. None if no forward convolution has this gradient.
     """
     params = equation.params
     if max(params["rhs_dilation"]) > 1:
@@ -362,9 +374,14 @@ def _kernel_of_transposed(equation: JaxprEqn) -> Convolution | None:
 def _forward_padding(
     inputs: Ints, outputs: Ints, window: Ints, strides: Ints, dilation: Ints, lows: Sequence[int]
 ) -> tuple[Pair, ...] | None:
-    """Returns the padding of the convolution from `inputs` to exactly `outputs` pixels whose derivative an equation is.
+    """Returns the padding of the forward convolution that takes `inputs` pixels to exactly `outputs` pixels.
 
-    None if there is none without negative padding.
+    None if that needs negative padding.
+
+    Args:
+      inputs, outputs: sizes of x and y along the spatial axes.
+      window, strides, dilation: options of the forward convolution.
+      lows: low padding of the forward convolution.
     """
     pairs = []
     for size, output, taps, stride, step, low in zip(inputs, outputs, window, strides, dilation, lows, strict=True):

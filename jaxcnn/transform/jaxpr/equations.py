@@ -1,7 +1,7 @@
-"""The parts of a jaxpr's equations: operands, the jaxprs that they hold, and how these are executed.
+"""The parts of a jaxpr's equations: operands, and the jaxprs that they hold.
 
-The names and the order of the parameters of `scan`, `while`, `cond` and calls are known here and in the two walks of
-this folder; the features ask these.
+Only this module and the two walks of this folder know the names and the order of the parameters of `scan`, `while`,
+`cond` and calls; all features ask these modules.
 """
 
 from __future__ import annotations
@@ -34,10 +34,11 @@ CALLS: frozenset[Primitive] = frozenset(
 LOOPS_AND_BRANCHES: frozenset[Primitive] = frozenset(
     {lax_primitives.scan_p, lax_primitives.while_p, lax_primitives.cond_p}
 )
+"""Primitives whose jaxprs are executed any number of times, or one of several."""
 
 
 def is_entered(primitive: Primitive) -> bool:
-    """Returns whether the jaxprs that equations of a primitive hold are looked into by every walk."""
+    """Returns whether every walk enters the jaxprs that equations of a primitive hold."""
     if primitive in CALLS or primitive in LOOPS_AND_BRANCHES:
         return True
     return primitive is shard_map_primitive() or primitive is custom_vmap_primitive()
@@ -94,8 +95,9 @@ def all_equations(jaxpr: Any) -> Iterator[JaxprEqn]:
 
 
 def loop_parts(equation: JaxprEqn, operands: Sequence[V]) -> tuple[list[V], list[V], list[V]]:
-    """Splits what stands for a scan's operands into constants, carry, and what the scan takes slices of."""
-    # How JAX tells them apart differs by release; slices and stacked results have one axis more outside than inside.
+    """Splits values of a scan's operands into constants, carry, and the values that the scan slices."""
+    # The scan's parameters for this differ by JAX release, so ranks decide: an operand that the scan slices and a
+    # result that it stacks have one axis more outside than inside.
     body = inner_jaxpr(equation.params["jaxpr"])
     slicing = sum(len(shape_of(a)) > len(shape_of(b)) for a, b in zip(equation.invars, body.invars, strict=True))
     stacking = sum(len(shape_of(a)) > len(shape_of(b)) for a, b in zip(equation.outvars, body.outvars, strict=True))
@@ -105,7 +107,7 @@ def loop_parts(equation: JaxprEqn, operands: Sequence[V]) -> tuple[list[V], list
 
 
 def while_parts(equation: JaxprEqn, operands: Sequence[V]) -> tuple[list[V], list[V], list[V]]:
-    """Splits what stands for a while's operands into constants of its condition, constants of its body, and carry."""
+    """Splits values of a while's operands into constants of its condition, constants of its body, and carry."""
     first = equation.params["cond_nconsts"]
     last = first + equation.params["body_nconsts"]
     return list(operands[:first]), list(operands[first:last]), list(operands[last:])
@@ -125,12 +127,12 @@ def same_source(equation: JaxprEqn) -> Any:
 
 
 class JaxprValues(Generic[V]):
-    """The values that the variables of a jaxpr have so far, while its equations are taken one after the other.
+    """The values of a jaxpr's variables, during a pass over its equations in order.
 
     Args:
       jaxpr: jaxpr, open or closed.
-      inputs: values of its constants, then of its arguments.
-      of_literal: function from a literal to its value; by default the number that it is.
+      inputs: values of the jaxpr's constants, then of its arguments.
+      of_literal: function from a literal to its value; by default the literal's number.
     """
 
     def __init__(self, jaxpr: Any, inputs: Sequence[V], of_literal: Callable[[Literal], V] | None = None) -> None:
@@ -143,7 +145,7 @@ class JaxprValues(Generic[V]):
         return [self.of_literal(atom) if isinstance(atom, Literal) else self.known[atom] for atom in atoms]
 
     def write(self, equation: JaxprEqn, results: Sequence[V]) -> None:
-        """Takes the results of an equation."""
+        """Sets the values of an equation's results."""
         self.known.update(zip(equation.outvars, results, strict=True))
 
     def outputs(self) -> list[V]:

@@ -1,4 +1,4 @@
-"""Arguments of a transformed function: arrays, which are traced, and other leaves, which reach it unchanged."""
+"""Arguments of a transformed function: arrays, which are traced, and static leaves, which stay as they are."""
 
 from __future__ import annotations
 
@@ -12,16 +12,18 @@ import jax
 import numpy as np
 
 _PROGRAM_CACHE_SIZE = 256
-"""Most sets of arguments that are not arrays for which a function keeps its programs."""
+"""Largest number of programs that a function keeps, one for each signature."""
 
-_ARRAYS = (jax.Array, jax.core.Tracer, np.ndarray, np.generic, jax.ShapeDtypeStruct)
+_ARRAY_TYPES = (jax.Array, jax.core.Tracer, np.ndarray, np.generic, jax.ShapeDtypeStruct)
 
 
 @lru_cache(maxsize=1024)
 def _static_positions(types: tuple[type, ...]) -> tuple[int, ...]:
     """Returns the positions of the leaves that are not arrays, by the types of all leaves."""
     return tuple(
-        index for index, kind in enumerate(types) if not (issubclass(kind, _ARRAYS) or hasattr(kind, "__jax_array__"))
+        index
+        for index, kind in enumerate(types)
+        if not (issubclass(kind, _ARRAY_TYPES) or hasattr(kind, "__jax_array__"))
     )
 
 
@@ -32,11 +34,11 @@ def _is_any_traced(types: tuple[type, ...]) -> bool:
 
 def are_traced(arrays: Sequence[Any]) -> bool:
     """Returns whether any of some arrays is a tracer."""
-    # By type, whose answer is remembered: a call of `accelerate` asks for all of its arrays.
+    # The answer is cached by type, since `accelerate` asks for all arrays of every call.
     return _is_any_traced(tuple(map(type, arrays)))
 
 
-class _Static:
+class _StaticLeaf:
     """A leaf that is not an array, as part of a key: 1, 1.0 and True differ, as do 0.0 and -0.0; NaN equals itself."""
 
     __slots__ = ("_key", "value")
@@ -56,12 +58,12 @@ class _Static:
         return hash(self._key)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Static) and self._key == other._key
+        return isinstance(other, _StaticLeaf) and self._key == other._key
 
 
 @dataclasses.dataclass(frozen=True)
 class Signature:
-    """The arguments of a call without its arrays, which are equal for calls that one trace serves.
+    """The arguments of a call without its arrays. Calls with equal signatures share one trace.
 
     Args:
       structure: pytree of positional and keyword arguments.
@@ -69,28 +71,28 @@ class Signature:
     """
 
     structure: Any
-    statics: tuple[tuple[int, _Static], ...]
+    statics: tuple[tuple[int, _StaticLeaf], ...]
 
     def paths(self) -> list[str]:
-        """Returns the path of each array in the arguments, as Python would get it from them."""
+        """Returns the path of each array, as the Python expression that reads the array from the arguments."""
         leaves = jax.tree.unflatten(self.structure, range(self.structure.num_leaves))
-        fixed = {index for index, _ in self.statics}
+        static_positions = {index for index, _ in self.statics}
         paths = jax.tree_util.tree_flatten_with_path(leaves)[0]
-        return [_path_text(path) for index, (path, _) in enumerate(paths) if index not in fixed]
+        return [_path_text(path) for index, (path, _) in enumerate(paths) if index not in static_positions]
 
     def unflatten(self, arrays: Sequence[Any]) -> Any:
-        """Returns the positional and keyword arguments with these arrays."""
+        """Returns the positional and keyword arguments that hold these arrays."""
         values: list[Any] = [None] * self.structure.num_leaves
         for index, static in self.statics:
             values[index] = static.value
-        fixed = {index for index, _ in self.statics}
-        places = (index for index in range(len(values)) if index not in fixed)
-        for index, array in zip(places, arrays, strict=True):
+        static_positions = {index for index, _ in self.statics}
+        array_positions = (index for index in range(len(values)) if index not in static_positions)
+        for index, array in zip(array_positions, arrays, strict=True):
             values[index] = array
         return jax.tree.unflatten(self.structure, values)
 
     def flat(self, f: Callable[..., Any]) -> Callable[..., Outputs]:
-        """Returns f as a function of its arrays alone."""
+        """Returns f as a function of the arrays alone."""
 
         def flat(*arrays: Any) -> Outputs:
             args, kwargs = self.unflatten(arrays)
@@ -108,7 +110,7 @@ def _path_text(path: Sequence[Any]) -> str:
 
 
 def short_name(path: str) -> str:
-    """Returns a parameter's path for a reader: `conv/kernel` of `argument 0['conv']['kernel']`."""
+    """Returns a parameter's path in short form: `conv/kernel` of `argument 0['conv']['kernel']`."""
     return "/".join(re.findall(r"[^\[\].'\"]+", path.removeprefix("argument 0"))) or "params"
 
 
@@ -119,18 +121,18 @@ def flatten_call(
     if kinds:
         leaves, structure = jax.tree.flatten((args, kwargs), is_leaf=lambda node: isinstance(node, kinds))
         positions = _static_positions(tuple(jax.Array if isinstance(leaf, kinds) else type(leaf) for leaf in leaves))
-    else:  # `accelerate` does this at each call, and asking each node would take longer
+    else:  # `accelerate` flattens at each call, and a test of each node would take longer
         leaves, structure = jax.tree.flatten((args, kwargs))
         positions = _static_positions(tuple(map(type, leaves)))
     if not positions:
         return Signature(structure, ()), leaves
-    statics = tuple((index, _Static(operation, leaves[index])) for index in positions)
-    fixed = set(positions)
-    return Signature(structure, statics), [leaf for index, leaf in enumerate(leaves) if index not in fixed]
+    statics = tuple((index, _StaticLeaf(operation, leaves[index])) for index in positions)
+    static_positions = set(positions)
+    return Signature(structure, statics), [leaf for index, leaf in enumerate(leaves) if index not in static_positions]
 
 
 class _Programs:
-    """Programs by signature, each with its jitted form. A pickle of them is empty, as that of a `jax.jit` is."""
+    """A cache of programs by signature, each with its jitted form. Its pickle is empty, like that of `jax.jit`."""
 
     def __init__(self, program_of: Callable[[Signature], Callable[..., Outputs]]) -> None:
         self._program_of = program_of
@@ -153,11 +155,13 @@ def cache_programs(
     program_of: Callable[[Signature], Callable[..., Outputs]],
     kinds: tuple[type, ...] = (),
 ) -> Callable[..., Any]:
-    """Returns a function of f's arguments that runs a program of their arrays, jitted unless the call is traced.
+    """Returns a function with the arguments of f that runs a cached program on their arrays.
+
+    The program is jitted unless the call is traced.
 
     Args:
       operation: name of the transformation, for errors.
-      f: user's function, whose name and docstring the result has.
+      f: user's function, which gives the result its name and docstring.
       program_of: function from a signature to the program.
       kinds: further classes whose objects count as arrays.
     """
@@ -176,18 +180,18 @@ def cache_programs(
 
 @jax.tree_util.register_pytree_node_class
 class Outputs:
-    """The results of a function, a pytree whose leaves are the arrays, and whose structure is the rest."""
+    """The results of a function as a pytree: its leaves are the arrays, its structure holds all other values."""
 
     def __init__(self, arrays: Sequence[Any], structure: Any, statics: tuple[tuple[int, Any], ...]) -> None:
         self.arrays, self.structure, self.statics = arrays, structure, statics
 
     @classmethod
     def of(cls, results: Any) -> Outputs:
-        """Returns the outputs that make up a pytree of results."""
+        """Returns a pytree of results as `Outputs`."""
         leaves, structure = jax.tree.flatten(results)
-        fixed = _static_positions(tuple(map(type, leaves)))
-        statics = tuple((index, leaves[index]) for index in fixed)
-        return cls([leaf for index, leaf in enumerate(leaves) if index not in fixed], structure, statics)
+        static_positions = _static_positions(tuple(map(type, leaves)))
+        statics = tuple((index, leaves[index]) for index in static_positions)
+        return cls([leaf for index, leaf in enumerate(leaves) if index not in static_positions], structure, statics)
 
     def results(self) -> Any:
         """Returns the pytree of results."""
@@ -197,7 +201,7 @@ class Outputs:
         return jax.tree.unflatten(self.structure, leaves)
 
     def tree_flatten(self) -> tuple[Sequence[Any], Any]:
-        """Returns the arrays, and the rest."""
+        """Returns the arrays, then structure and static leaves."""
         return self.arrays, (self.structure, self.statics)
 
     @classmethod

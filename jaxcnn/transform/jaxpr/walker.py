@@ -1,6 +1,7 @@
-"""The walker evaluates a jaxpr equation by equation, with rules by primitive, inside every primitive that it knows.
+"""The walker evaluates a jaxpr equation by equation, with rules by primitive.
 
-An equation without a rule is bound as it was. Name stacks and source lines are those of the function that was traced.
+It also rewrites the jaxprs that equations hold, such as the body of a scan. An equation without a rule is bound as it
+was. Name stacks and source lines are those of the traced function.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from jaxcnn.transform.jaxpr.equations import (
 )
 
 Rule = Callable[[JaxprEqn, Sequence[Any]], Sequence[Any] | None]
-"""A rule computes the results of an equation from its operands, or gives None to bind it as it was."""
+"""A rule computes the results of an equation from its operands, or returns None to bind the equation as it was."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +38,8 @@ class Fusion:
 
     Args:
       equation: equation whose name stack and source line stand for all.
-      inputs: atoms that they read.
-      compute: function from the values of the inputs to the result of the last one.
+      inputs: atoms that the equations read.
+      compute: function from the values of the inputs to the result of the last equation.
     """
 
     equation: JaxprEqn
@@ -47,7 +48,7 @@ class Fusion:
 
 
 Fusions = Callable[[Any], Mapping[int, Fusion | None]]
-"""The fusions of a jaxpr by the number of their last equation; None by the numbers of the others."""
+"""A function from a jaxpr to its fusions: each at the number of its last equation, None at those of its others."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,18 +57,19 @@ class Walker:
 
     Args:
       rules: rule for the equations of a primitive, by primitive.
-      of_loops: walker for the bodies of loops; None if it is this one.
-      fusions: function from a jaxpr to the equations that are computed as one, whatever the rules.
+      of_loops: walker for the bodies of loops; None for this walker.
+      fusions: function from a jaxpr to its fusions, which come before the rules.
     """
 
     rules: Mapping[Primitive, Rule]
     of_loops: Walker | None = None
     fusions: Fusions | None = None
-    _rebuilt: dict[int, tuple[Any, Any]] = dataclasses.field(default_factory=dict, repr=False)
-    _touched: dict[int, tuple[Any, bool]] = dataclasses.field(default_factory=dict, repr=False)
+    # Both by the id of a jaxpr, together with this jaxpr, so that no other one gets its id.
+    _rebuilt_jaxprs: dict[int, tuple[Any, Any]] = dataclasses.field(default_factory=dict, repr=False)
+    _rule_presence: dict[int, tuple[Any, bool]] = dataclasses.field(default_factory=dict, repr=False)
 
     def evaluate(self, jaxpr: Any, consts: Sequence[Any], *args: Any) -> list[Any]:
-        """Returns the results of a jaxpr for some arguments, computed by the rules where there are some."""
+        """Returns the results of a jaxpr for some arguments, computed by the rules where one applies."""
         values = JaxprValues(jaxpr, (*consts, *args))
         fusions = {} if self.fusions is None else self.fusions(values.jaxpr)
         for number, equation in enumerate(values.jaxpr.eqns):
@@ -83,7 +85,7 @@ class Walker:
         return values.outputs()
 
     def results(self, equation: JaxprEqn, operands: list[Any]) -> Sequence[Any]:
-        """Returns the results of one equation: by its rule, by those for what it holds, or as it was."""
+        """Returns the results of one equation: by its rule, by rewriting the jaxprs that it holds, or as it was."""
         rule = self.rules.get(equation.primitive)
         results = None if rule is None else rule(equation, operands)
         if results is not None:
@@ -92,31 +94,37 @@ class Walker:
         return rebind(equation, operands) if descend is None else descend(self, equation, operands)
 
     def touches(self, equation: JaxprEqn) -> bool:
-        """Returns whether there is a rule for an equation, or in a jaxpr that it holds, at any depth.
+        """Returns whether a rule applies to an equation, or to one in a jaxpr that it holds, at any depth.
 
-        The backward function of a custom derivative is not known before it is traced, so it always counts.
+        True for every `custom_vjp`, since its backward function is not known before it is traced.
         """
         if equation.primitive in self.rules or equation.primitive is lax_primitives.custom_vjp_call_p:
             return True
-        return any(map(self._has_rules, sub_jaxprs(equation)))
+        return any(map(self._contains_rules, sub_jaxprs(equation)))
 
-    def _has_rules(self, jaxpr: Any) -> bool:
+    def _contains_rules(self, jaxpr: Any) -> bool:
         jaxpr = inner_jaxpr(jaxpr)
-        if id(jaxpr) not in self._touched:
-            # The jaxpr is kept too, so that no other one gets its id.
-            self._touched[id(jaxpr)] = jaxpr, any(map(self.touches, jaxpr.eqns))
-        return self._touched[id(jaxpr)][1]
+        if id(jaxpr) not in self._rule_presence:
+            self._rule_presence[id(jaxpr)] = jaxpr, any(map(self.touches, jaxpr.eqns))
+        return self._rule_presence[id(jaxpr)][1]
 
     def rebuild(self, jaxpr: Any) -> Any:
-        """Returns a closed jaxpr with the rules applied, the same object at each call, so that it is lowered once."""
-        if id(jaxpr) not in self._rebuilt:
+        """Returns a closed jaxpr with the rules applied: the same object at each call, so that JAX lowers it once."""
+        if id(jaxpr) not in self._rebuilt_jaxprs:
             run = partial(self.evaluate, jaxpr, jaxpr.consts)
             closed = jax.make_jaxpr(run)(*(variable.aval for variable in inner_jaxpr(jaxpr).invars))
-            self._rebuilt[id(jaxpr)] = jaxpr, closed
-        return self._rebuilt[id(jaxpr)][1]
+            self._rebuilt_jaxprs[id(jaxpr)] = jaxpr, closed
+        return self._rebuilt_jaxprs[id(jaxpr)][1]
 
     def rebuild_around(self, jaxpr: Any, known: Mapping[int, Any]) -> Any:
-        """Returns a closed jaxpr with the rules applied, which holds and ignores those arguments that are known."""
+        """Returns a closed jaxpr with the rules applied and known arguments as constants.
+
+        It has the same arguments as before, and ignores those that are known.
+
+        Args:
+          jaxpr: closed jaxpr.
+          known: values of known arguments by position.
+        """
 
         def run(*args: Any) -> list[Any]:
             return self.evaluate(jaxpr, jaxpr.consts, *(known.get(index, arg) for index, arg in enumerate(args)))
@@ -124,11 +132,11 @@ class Walker:
         return jax.make_jaxpr(run)(*(variable.aval for variable in inner_jaxpr(jaxpr).invars))
 
     def rewrite(self, f: Callable[..., Any]) -> Callable[..., Any]:
-        """Returns f with the rules applied; f is traced at each call, its arguments and results are pytrees."""
+        """Returns f with the rules applied, a function of pytrees that traces f at each call."""
 
         def run(*args: Any) -> Any:
             leaves, structure = jax.tree.flatten(args)
-            # Zeros of integers' derivatives are no arrays that could be traced.
+            # JAX cannot trace float0 arrays, the zeros that stand for derivatives of integers.
             arrays = [index for index, leaf in enumerate(leaves) if not _is_float0(leaf)]
             results: list[tuple[Any, list[bool]]] = []
 
@@ -143,7 +151,7 @@ class Walker:
             closed = jax.make_jaxpr(flat)(*operands)
             values = iter(self.evaluate(closed, closed.consts, *operands))
             out_structure, zeros = results[-1]
-            # `jax.custom_vjp`, which alone gives such zeros here, takes None for them.
+            # Only `jax.custom_vjp` produces such zeros here, and accepts None for them.
             return jax.tree.unflatten(out_structure, [None if zero else next(values) for zero in zeros])
 
         return run
@@ -153,9 +161,8 @@ def _is_float0(value: Any) -> bool:
     return getattr(value, "dtype", None) == jax.dtypes.float0
 
 
-# Descents bind an equation that holds jaxprs with these rewritten.
-
 Descent = Callable[["Walker", JaxprEqn, list[Any]], list[Any]]
+"""A descent binds an equation that holds jaxprs, with these jaxprs rewritten."""
 
 
 def _bind_rebuilt(*names: str) -> Descent:
@@ -172,8 +179,8 @@ def _bind_rebuilt(*names: str) -> Descent:
 
 
 def _into_jit(walker: Walker, equation: JaxprEqn, operands: list[Any]) -> list[Any]:
-    # From jax 0.12 on a function that `jax.jit` took gets what it closes over as operands, where a rule could not tell
-    # a kernel that is known from one that is an argument.
+    # From jax 0.12 on a jitted function receives the arrays that it closes over as operands. Inside, a rule could not
+    # tell such a known kernel from an argument.
     known = {index: value for index, value in enumerate(operands) if _is_known_array(value)}
     if not known:
         return _bind_rebuilt("jaxpr")(walker, equation, operands)
@@ -197,14 +204,14 @@ def _into_loop(*names: str) -> Descent:
 
 
 def inline(walker: Walker, equation: JaxprEqn, operands: list[Any]) -> list[Any]:
-    """Computes what an equation holds in its place."""
+    """Computes the results of an equation by evaluating the one jaxpr that it holds."""
     (jaxpr,) = sub_jaxprs(equation)
     return walker.evaluate(jaxpr, consts_of(jaxpr), *operands)
 
 
 def _into_remat(walker: Walker, equation: JaxprEqn, operands: list[Any]) -> list[Any]:
-    # It holds an open jaxpr, and `differentiated` must stay as it is, so `jax.checkpoint` cannot make it again. New
-    # constants become operands.
+    # `jax.checkpoint` cannot make the equation again, since its jaxpr is open and its parameter `differentiated` must
+    # stay. New constants become operands.
     jaxpr = equation.params["jaxpr"]
     avals = [variable.aval for variable in jaxpr.invars]
     closed = jax.make_jaxpr(partial(walker.evaluate, jaxpr, ()))(*avals)
@@ -230,15 +237,15 @@ def _into_shard_map(walker: Walker, equation: JaxprEqn, operands: list[Any]) -> 
 
 
 @dataclasses.dataclass(frozen=True)
-class _Call:
+class _CustomCall:
     """A call of a function with custom derivatives.
 
-    What the function closes over comes first among the operands. It has no derivative, and must not be given one. JAX
-    loses count of it where a call is traced a second time, so every value that is known counts as closed over too.
+    The values that the function closes over are its first operands. They have no derivative, and must not get one.
+    Their number is wrong where JAX traces a call a second time, so every known value counts as closed over too.
 
     Args:
-      equation: the call.
-      known: operands that are no tracers, by position; the others are the call's arguments here.
+      equation: equation of the call.
+      known: operands that are no tracers, by position; the other operands are the arguments.
     """
 
     equation: JaxprEqn
@@ -255,20 +262,23 @@ class _Call:
         return [values[index] for index in range(len(values))]
 
     def split(self, args: Sequence[Any]) -> tuple[Callable[..., list[Any]], list[Any]]:
-        """Returns the call as a function of the arguments that have a derivative, and these arguments."""
-        varied = [place >= self.equation.params["num_consts"] for place in self.places]
+        """Returns the original call as a function of the arguments that have a derivative, and these arguments."""
+        differentiable = [place >= self.equation.params["num_consts"] for place in self.places]
 
         def original(*variables: Any) -> list[Any]:
             values = iter(variables)
-            merged = [next(values) if varies else arg for arg, varies in zip(args, varied, strict=True)]
+            merged = [
+                next(values) if is_differentiable else arg
+                for arg, is_differentiable in zip(args, differentiable, strict=True)
+            ]
             return rebind(self.equation, self.operands(merged))
 
-        return original, [arg for arg, varies in zip(args, varied, strict=True) if varies]
+        return original, [arg for arg, is_differentiable in zip(args, differentiable, strict=True) if is_differentiable]
 
 
 def _into_custom(walker: Walker, equation: JaxprEqn, operands: list[Any]) -> list[Any]:
     known = {index: value for index, value in enumerate(operands) if not isinstance(value, jax.core.Tracer)}
-    call, jaxpr = _Call(equation, known), equation.params["call_jaxpr"]
+    call, jaxpr = _CustomCall(equation, known), equation.params["call_jaxpr"]
 
     def rewritten(*args: Any) -> list[Any]:
         return walker.evaluate(jaxpr, jaxpr.consts, *call.operands(args))
@@ -282,10 +292,10 @@ def _into_custom(walker: Walker, equation: JaxprEqn, operands: list[Any]) -> lis
         return jax.vjp(original, *variables)
 
     def backward(vjp: Callable[..., Any], cotangents: Any) -> Any:
-        fixed = len(call.places) - sum(place >= equation.params["num_consts"] for place in call.places)
-        return (*(None,) * fixed, *vjp(cotangents))
+        num_constant = len(call.places) - sum(place >= equation.params["num_consts"] for place in call.places)
+        return (*(None,) * num_constant, *vjp(cotangents))
 
-    # The user's rules are kept: each is traced through the call as it was, and rewritten then.
+    # The user's derivative rules stay: each is traced through the original call, then rewritten.
     function: Any
     if equation.primitive is lax_primitives.custom_jvp_call_p:
         function = jax.custom_jvp(rewritten)
@@ -302,7 +312,7 @@ def _into_custom_vmap(walker: Walker, equation: JaxprEqn, operands: list[Any]) -
 
     @mapped.def_vmap
     def rule(size: int, batched: list[bool], *args: Any) -> tuple[list[Any], list[bool]]:
-        # The user's rule is traced through the call as it was, and rewritten then.
+        # The user's rule stays: it is traced through the original call, then rewritten.
         axes = [0 if is_batched else None for is_batched in batched]
         original = jax.vmap(lambda *args: rebind(equation, args), axes, axis_size=size)
         results = walker.rewrite(original)(*args)

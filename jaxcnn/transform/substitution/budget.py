@@ -1,4 +1,4 @@
-"""One budget for all layers: which option each takes."""
+"""Allocation of one budget of multiply-accumulates over all layers."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Harm:
     them the squared error grows with the square of the layer's error.
 
     Args:
-      errors: layer's errors at which the results were measured, ascending and positive.
-      squares: squared errors of the results there, positive.
+      errors: layer's errors in these measurements, ascending and positive.
+      squares: squared errors of the results in them, positive.
     """
 
     errors: tuple[float, ...]
@@ -36,11 +36,12 @@ class Harm:
 
 
 def allocate(options: Sequence[Sequence[Option]], harms: Sequence[Harm], macs: float) -> list[Option] | None:
-    """Returns one option for each layer, so that all together meet a budget of multiply-accumulates and lose the least.
+    """Returns one option for each layer that together meet a budget of multiply-accumulates with the least loss.
 
-    Every layer starts as it is, with its first option. The layer then gives way that loses the least for each
-    multiply-accumulate saved, along the convex hull of its options, until the budget is met. What the last step saved
-    too much goes where it gains the most. None if not even the cheapest options meet the budget.
+    Every layer starts with its first option, the dense kernel. The layer that loses the least for each saved
+    multiply-accumulate then takes its next option on the convex hull, until the budget is met. Multiply-accumulates
+    that the last step saved beyond the budget go to the layers that gain the most. None if not even the cheapest
+    options meet the budget.
     """
     hulls = [_hull(of_layer, harm) for of_layer, harm in zip(options, harms, strict=True)]
     places = [0] * len(hulls)
@@ -58,16 +59,17 @@ def allocate(options: Sequence[Sequence[Option]], harms: Sequence[Harm], macs: f
     chosen = [hull[place] for hull, place in zip(hulls, places, strict=True)]
     while True:
         gains = [
-            (harm.squared_error(own.error) - harm.squared_error(other.error), layer, other)
-            for layer, (own, of_layer, harm) in enumerate(zip(chosen, options, harms, strict=True))
-            for other in of_layer
-            if total - own.macs + other.macs <= macs and harm.squared_error(other.error) < harm.squared_error(own.error)
+            (harm.squared_error(current.error) - harm.squared_error(candidate.error), layer, candidate)
+            for layer, (current, of_layer, harm) in enumerate(zip(chosen, options, harms, strict=True))
+            for candidate in of_layer
+            if total - current.macs + candidate.macs <= macs
+            and harm.squared_error(candidate.error) < harm.squared_error(current.error)
         ]
         if not gains:
             return chosen
-        _, layer, other = max(gains, key=lambda gain: gain[:2])
-        total += other.macs - chosen[layer].macs
-        chosen[layer] = other
+        _, layer, candidate = max(gains, key=lambda gain: gain[:2])
+        total += candidate.macs - chosen[layer].macs
+        chosen[layer] = candidate
 
 
 def _slope(before: Option, after: Option, harm: Harm) -> float:
@@ -82,5 +84,5 @@ def _hull(options: Sequence[Option], harm: Harm) -> list[Option]:
         candidates = [option for option in cheaper if option.macs < hull[-1].macs]
         if not candidates:
             return hull
-        # The least slope; of equal ones the longest step.
+        # The least slope wins, and the longest step among equal slopes.
         hull.append(min(candidates, key=lambda option: (_slope(hull[-1], option, harm), option.macs)))

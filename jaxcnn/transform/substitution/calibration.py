@@ -28,7 +28,7 @@ from jaxcnn.transform.substitution.paired_walk import (
 from jaxcnn.transform.substitution.problem import Problem
 
 _MAX_SAMPLES = 6000
-"""Positions in all calibration inputs together at which a layer's responses are taken."""
+"""Largest number of sampled positions of a layer, in all calibration inputs together."""
 _SAMPLES_PER_WEIGHT = 60
 """Samples for each weight of an output feature: depthwise kernels have few weights, and patches of many features."""
 
@@ -38,9 +38,9 @@ class Calibration:
 
     Args:
       problem: function and its layers.
-      batches: inputs, each a tuple of what follows the parameters.
+      batches: inputs, each a tuple of the arguments after the parameters.
       seed: seed for the sampled positions.
-      advance: function that is told of each layer that is done.
+      advance: function that is called with the number of finished layers, or parts of one.
     """
 
     def __init__(
@@ -68,11 +68,11 @@ class Calibration:
 
     @cached_property
     def uses(self) -> Counter[tuple[int, int]]:
-        """Number of times that each kernel is met, by layer and position in its stack."""
+        """Number of uses of each kernel, by layer and position in the layer's stack."""
         counted: Counter[tuple[int, int]] = Counter()
 
         def count(stops: list[Stop]) -> None:
-            counted[_kernel(stops)] += 1
+            counted[_kernel_key(stops)] += 1
 
         run_in_step(self._walks({}, self.problem.open), count)
         return counted
@@ -95,11 +95,11 @@ class Calibration:
         return walks
 
     def judge(self) -> None:
-        """Puts the errors of responses in place of those of kernels in the layers' options."""
-        pool = _Pool(self.seed, self.uses)
+        """Replaces the errors of the weights in the layers' options by errors of responses."""
+        pool = _SamplePool(self.seed, self.uses)
 
         def visit(stops: list[Stop]) -> None:
-            index, number = _kernel(stops)
+            index, number = _kernel_key(stops)
             layer = self.problem.layers[index]
             responses = pool.responses(stops, layer)
             if responses is not None:
@@ -119,19 +119,19 @@ class Calibration:
         shared = {index for (index, _), count in self.uses.items() if count > 1 and index in chains}
         if not shared:
             return fits, errors
-        # Layers after the first use of a kernel met its chain before it was fitted, so all are fitted again.
+        # Layers between the uses of a shared kernel got its chain before this was fitted, so they are fitted again.
         again, others = self._fit_once(chosen, {**chains, **{i: fits[i] for i in shared}}, chains.keys() - shared)
         return again, errors | others
 
     def _fit_once(
         self, chosen: Mapping[int, Option], chains: Mapping[int, KernelChain], indices: Container[int]
     ) -> tuple[dict[int, KernelChain], dict[int, float]]:
-        layers, pool = self.problem.layers, _Pool(self.seed, self.uses)
+        layers, pool = self.problem.layers, _SamplePool(self.seed, self.uses)
         parts = {index: layers[index].unstack(chain) for index, chain in chains.items()}
         errors: dict[int, list[float]] = {}
 
         def visit(stops: list[Stop]) -> KernelChain:
-            index, number = _kernel(stops)
+            index, number = _kernel_key(stops)
             layer, site = layers[index], stops[0].site
             responses = pool.responses(stops, layer)
             if responses is not None:
@@ -145,16 +145,16 @@ class Calibration:
         return fits, {index: float(np.sqrt(np.square(of_uses).mean())) for index, of_uses in errors.items()}
 
 
-def _kernel(stops: Sequence[Stop]) -> tuple[int, int]:
+def _kernel_key(stops: Sequence[Stop]) -> tuple[int, int]:
     return stops[0].index, stops[0].number
 
 
-class _Pool:
+class _SamplePool:
     """The samples of kernels, each gathered from all of its uses.
 
     Args:
       seed: seed for the sampled positions.
-      uses: number of times that each kernel is met.
+      uses: number of uses of each kernel.
     """
 
     def __init__(self, seed: int, uses: Mapping[tuple[int, int], int]) -> None:
@@ -162,11 +162,11 @@ class _Pool:
         self.pieces: dict[tuple[int, int], list[tuple[np.ndarray, ...]]] = {}
 
     def responses(self, stops: Sequence[Stop], layer: Layer) -> Responses | None:
-        """Returns the samples of a layer's kernel once these stops are the last of its uses, else None.
+        """Returns the samples of a layer's kernel after the stops at its last use, else None.
 
-        None too if all responses are equal, as of images of zeros, since every chain would fit them.
+        Also None if all responses are equal, as those to images of zeros, since every chain would fit them.
         """
-        kernel = _kernel(stops)
+        kernel = _kernel_key(stops)
         pieces = self.pieces.setdefault(kernel, [])
         generator = np.random.default_rng((self.seed, *kernel, len(pieces)))
         samples_of_kernel = min(_MAX_SAMPLES, _SAMPLES_PER_WEIGHT * layer.weights_of_an_output(stops[0].site))
@@ -184,6 +184,6 @@ class _Pool:
         clipped = np.clip(targets, low, high)
         if (clipped == clipped[0]).all():
             return None
-        # One limit for all samples is broadcast, which is faster.
+        # The fit is faster with one limit for all samples.
         low, high = (limit[0] if (limit == limit[0]).all() else limit for limit in (low, high))
         return Responses(patches, targets, low, high)

@@ -19,11 +19,11 @@ from jaxcnn.transform.chains.placement import Placement
 from jaxcnn.transform.jaxpr.signature import Signature, flatten_call, short_name
 from jaxcnn.transform.substitution.report import SubstitutionReport
 
-_FORMAT = 1
-_STRUCTURE = "structure"
+_FORMAT_VERSION = 1
+_STRUCTURE_NAME = "structure"
 
 
-def _arrays(params: Any) -> tuple[list[str], list[Any], Signature]:
+def _flatten_params(params: Any) -> tuple[list[str], list[Any], Signature]:
     signature, values = flatten_call("substitute", (params,), {}, (KernelChain,))
     return signature.paths(), values, signature
 
@@ -31,8 +31,8 @@ def _arrays(params: Any) -> tuple[list[str], list[Any], Signature]:
 def save(
     path: str | os.PathLike[str], params: Any, placements: Mapping[str, Placement], report: SubstitutionReport
 ) -> None:
-    """Writes parameters, chains and report."""
-    paths, values, _ = _arrays(params)
+    """Writes parameters, chains and report to a file."""
+    paths, values, _ = _flatten_params(params)
     arrays: dict[str, np.ndarray] = {}
     entries = []
     for parameter_path, value in zip(paths, values, strict=True):
@@ -44,24 +44,24 @@ def save(
                 entry["key"] = str(jax.random.key_impl(link))
                 link = jax.random.key_data(link)
             array = np.asarray(link)
-            # NumPy has no name for bfloat16 and its like: their bits are kept.
+            # NumPy cannot store bfloat16 and similar dtypes, so the file holds their bits.
             arrays[name] = array if array.dtype.isbuiltin else array.view(f"u{array.dtype.itemsize}")
         if isinstance(value, KernelChain):
             entry["feature_group_counts"] = value.feature_group_counts
             entry["placement"] = dataclasses.asdict(placements[parameter_path])
         entries.append(entry)
-    structure = {"format": _FORMAT, "entries": entries, "report": json.loads(report.to_json())}
+    structure = {"format": _FORMAT_VERSION, "entries": entries, "report": json.loads(report.to_json())}
     with open(path, "wb") as file:
-        np.savez(file, allow_pickle=False, **{**arrays, _STRUCTURE: np.array(json.dumps(structure))})
+        np.savez(file, allow_pickle=False, **{**arrays, _STRUCTURE_NAME: np.array(json.dumps(structure))})
 
 
 def load(path: str | os.PathLike[str], params: Any) -> tuple[Any, SubstitutionReport, dict[str, Placement]]:
     """Returns the parameters with chains, the report and the placements of a file, for parameters of its structure."""
     name, file = os.fspath(path), _read(path)
-    structure = json.loads(str(file[_STRUCTURE]))
-    if structure["format"] != _FORMAT:
-        raise ValueError(f"load: {name} is of format {structure['format']}, this version reads {_FORMAT}")
-    paths, values, signature = _arrays(params)
+    structure = json.loads(str(file[_STRUCTURE_NAME]))
+    if structure["format"] != _FORMAT_VERSION:
+        raise ValueError(f"load: {name} is of format {structure['format']}, this version reads {_FORMAT_VERSION}")
+    paths, values, signature = _flatten_params(params)
     entries = structure["entries"]
     if [entry["path"] for entry in entries] != paths:
         missing = sorted({entry["path"] for entry in entries} ^ set(paths))
@@ -69,20 +69,20 @@ def load(path: str | os.PathLike[str], params: Any) -> tuple[Any, SubstitutionRe
         raise ValueError(f"load: {name} is of parameters of another structure: {names}")
     loaded: list[Any] = []
     placements = {}
-    for entry, given in zip(entries, values, strict=True):
+    for entry, current in zip(entries, values, strict=True):
         links = [
-            _array(file[array], dtype, entry.get("key"))
+            _as_array(file[array], dtype, entry.get("key"))
             for array, dtype in zip(entry["arrays"], entry["dtypes"], strict=True)
         ]
         placement = None
         if "placement" in entry:
-            placement = Placement(**{k: _tuples(v) for k, v in entry["placement"].items()})
+            placement = Placement(**{k: _as_tuples(v) for k, v in entry["placement"].items()})
             placements[entry["path"]] = placement
         shape = links[0].shape if placement is None else placement.shape
-        if not isinstance(given, KernelChain) and tuple(given.shape) != shape:
+        if not isinstance(current, KernelChain) and tuple(current.shape) != shape:
             raise ValueError(
                 f"load: {name} is of another model: {short_name(entry['path'])} is {shape} there, in params "
-                f"{tuple(given.shape)}"
+                f"{tuple(current.shape)}"
             )
         if placement is not None:
             loaded.append(KernelChain(tuple(links), tuple(entry["feature_group_counts"])))
@@ -96,21 +96,21 @@ def _read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """Returns the arrays of a file that `save` wrote."""
     foreign = f"load: {os.fspath(path)} is no substitution that was saved, or not all of it"
     try:
-        with open(path, "rb") as opened:
-            file = np.load(opened, allow_pickle=False)
+        with open(path, "rb") as stream:
+            file = np.load(stream, allow_pickle=False)
             arrays = dict(file.items()) if isinstance(file, NpzFile) else {}
     except (ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(foreign) from error
-    if _STRUCTURE not in arrays:
+    if _STRUCTURE_NAME not in arrays:
         raise ValueError(foreign)
     return arrays
 
 
-def _array(values: np.ndarray, dtype: str, key: str | None) -> jax.Array:
+def _as_array(values: np.ndarray, dtype: str, key: str | None) -> jax.Array:
     if key is not None:
         return jax.random.wrap_key_data(jnp.asarray(values), impl=key)
     return jnp.asarray(values if values.dtype == dtype else values.view(jnp.dtype(dtype)))
 
 
-def _tuples(value: Any) -> Any:
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+def _as_tuples(value: Any) -> Any:
+    return tuple(map(_as_tuples, value)) if isinstance(value, list) else value

@@ -1,4 +1,4 @@
-"""Kernels of a function in whose place chains may be, and these chains."""
+"""Kernels of a function that chains may replace, and these chains."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from jaxcnn.transform.jaxpr.convolutions import option
 from jaxcnn.transform.jaxpr.equations import avals
 
 _MAX_RANKS_PER_SCHEME = 40
-"""Most ranks of a scheme that are considered, evenly spread in the logarithm of their cost."""
+"""Largest number of options of a scheme, evenly spread in the logarithm of their cost."""
 _RANK_SEARCH_RADIUS = 40
-"""Ranks to each side of one among which a multiple of 8 is looked for, which devices compute faster."""
+"""Largest distance to a rank whose features are multiples of 8, which devices compute faster, counted in ranks."""
 _MAX_RANKS_TRIED = 7
-"""Ranks of a scheme whose chains are tried on a layer's responses."""
+"""Largest number of ranks of a scheme whose chains are computed for a layer's responses."""
 _TYPICAL_ERRORS = (0.2, 0.5, 0.8)
-"""Relative errors of a layer at which its effect on the results is probed."""
+"""Relative errors of a layer at which its effect on the results is measured."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,8 +55,15 @@ class Option:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Judged:
-    """Errors of the options for one kernel by its responses, and chains by which the layer is weighed."""
+class _Judgement:
+    """Errors of the options for one kernel by its responses.
+
+    Args:
+      number: number of the kernel in the parameter's stack.
+      errors: error of each option of the layer.
+      weighing: options that measure the effect of the layer's error on the results.
+      probes: chain and error of each of these options.
+    """
 
     number: int
     errors: Sequence[float]
@@ -71,7 +78,7 @@ class Layer:
     Args:
       index: position among the arrays of the arguments.
       path: path in the arguments.
-      name: path in the parameters, for the reader.
+      name: path in the parameters in short form, as reports show it.
       uses: convolutions that use the kernel.
       parameter: values of the parameter.
       schemes: names of the schemes to choose from.
@@ -85,7 +92,7 @@ class Layer:
     parameter: Any
     schemes: Sequence[str]
     refusal: str = ""
-    _judged: list[_Judged] = dataclasses.field(default_factory=list)
+    _judgements: list[_Judgement] = dataclasses.field(default_factory=list)
     _fits: dict[tuple[str, int, Any], KernelChain] = dataclasses.field(default_factory=dict)
 
     @property
@@ -100,12 +107,12 @@ class Layer:
 
     @cached_property
     def groups(self) -> int:
-        """Number of groups of the convolution."""
+        """Number of groups of the kernel."""
         return int(option(self.sites[0].equation, "feature_group_count"))
 
     @cached_property
     def kernels(self) -> list[np.ndarray]:
-        """Kernels, `(*window, I / groups, O)`: one, or as many as the parameter stacks."""
+        """Kernels, `(*window, I / groups, O)`: one, or all that the parameter stacks."""
         kernel = np.asarray(self.placement.kernel(jnp.asarray(self.parameter)))
         return list(kernel.reshape(-1, *self.placement.kernel_shape))
 
@@ -120,13 +127,13 @@ class Layer:
 
     @cached_property
     def families(self) -> dict[str, list[SchemeCandidates]]:
-        """Chains that there are for each kernel, by scheme."""
+        """Candidates for each kernel, by scheme; without schemes that cannot represent the kernel."""
         families = {}
         subjects = [GivenKernel("substitute", kernel, self.groups, None) for kernel in self.kernels]
         blocks = np.concatenate([subject.blocks for subject in subjects])
         for scheme in self.schemes:
             if SCHEMES[scheme].refusal(subjects[0].blocks.shape) is None:
-                # Of stacked kernels one rank must do for all, so they share the ranks and errors of all together.
+                # Stacked kernels need chains of one rank, so they share one table of ranks and errors.
                 family = SchemeCandidates(subjects[0], scheme, self.macs, table=SCHEMES[scheme].ranks(blocks))
                 families[scheme] = [family.for_kernel(subject) for subject in subjects]
         return families
@@ -138,10 +145,10 @@ class Layer:
         return math.prod(window) * (outputs // self.groups if backward else inputs)
 
     def links(self, site: Site, chain: KernelChain) -> KernelChain:
-        """Returns the chain, or the shapes of one, with which a convolution computes."""
+        """Returns the chain with which a convolution computes, or the shapes of this chain if the links are shapes."""
         if not site.use.flipped and site.use.placement == self.placement:
             return chain
-        links = jax.eval_shape if isinstance(chain.kernels[0], jax.ShapeDtypeStruct) else _called
+        links = jax.eval_shape if isinstance(chain.kernels[0], jax.ShapeDtypeStruct) else _call
         return links(lambda chain: site.use.links(chain, self.placement), chain)
 
     def macs(self, chain: KernelChain) -> int:
@@ -150,32 +157,32 @@ class Layer:
 
     @cached_property
     def dense(self) -> Option:
-        """Option to leave the kernel as it is."""
+        """Option of the dense kernel."""
         shape = jax.ShapeDtypeStruct(self.placement.kernel_shape, self.kernels[0].dtype)
         return Option("dense", None, self.macs(KernelChain((shape,), (self.groups,))), 0.0)
 
     @cached_property
     def options(self) -> list[Option]:
-        """Options: the kernel as it is, and chains with fewer multiply-accumulates."""
+        """Options: the dense kernel, and chains with fewer multiply-accumulates."""
         options = [self.dense]
         for scheme, families in self.families.items():
             family = families[0]
-            for index in self._indices(family):
+            for index in self._cheaper_indices(family):
                 macs = self.macs(family.shapes_at(index))
                 options.append(Option(scheme, family.ranks[index], macs, self._error(scheme, index)))
         return options
 
     def at_rank(self, rank: Any) -> Option | None:
-        """Returns the chain of the first scheme that can represent the kernel, at a rank or at the full one.
+        """Returns the option of the first scheme that can represent the kernel, at a rank or the full one if less.
 
-        It may have more multiply-accumulates than the kernel. None if no scheme does.
+        The chain may have more multiply-accumulates than the kernel. None if no scheme can represent the kernel.
         """
         for scheme, families in self.families.items():
             allowed = families[0].clipped(rank)
             return Option(scheme, allowed, self.macs(families[0].shapes(allowed)), self._fit_error(scheme, allowed))
         return None
 
-    def _indices(self, family: SchemeCandidates) -> list[int]:
+    def _cheaper_indices(self, family: SchemeCandidates) -> list[int]:
         """Returns the positions of ranks with fewer multiply-accumulates than the kernel, spread over their cost."""
 
         def up_to(macs: float, count: int) -> int:
@@ -184,14 +191,19 @@ class Layer:
         count = up_to(self.dense.macs - 1, len(family.ranks))
         if count == 0:
             return []
-        # A search has no errors beforehand, and takes long: few of its ranks.
+        # A search takes long and gives no errors beforehand, so only few of its ranks are options.
         points = 6 if family.scheme.is_search else _MAX_RANKS_PER_SCHEME
         ends = [self.macs(family.shapes_at(index)) for index in (0, count - 1)]
-        wanted = np.linspace(np.log(ends[0]), np.log(ends[1]), points)
-        return sorted({self._suited(family, max(up_to(np.exp(macs) + 0.5, count) - 1, 0), count) for macs in wanted})
+        log_limits = np.linspace(np.log(ends[0]), np.log(ends[1]), points)
+        return sorted(
+            {
+                self._index_of_fast_rank(family, max(up_to(np.exp(limit) + 0.5, count) - 1, 0), count)
+                for limit in log_limits
+            }
+        )
 
-    def _suited(self, family: SchemeCandidates, index: int, count: int) -> int:
-        """Returns a near rank whose features are multiples of 8, if its cost is within an eighth of this one's."""
+    def _index_of_fast_rank(self, family: SchemeCandidates, index: int, count: int) -> int:
+        """Returns the index of a near rank with multiples of 8 as features, if its cost is within an eighth."""
         macs = self.macs(family.shapes_at(index))
         nearby = range(max(index - _RANK_SEARCH_RADIUS, 0), min(index + _RANK_SEARCH_RADIUS + 1, count))
         for near in sorted(nearby, key=lambda n: abs(n - index)):
@@ -202,7 +214,7 @@ class Layer:
         return index
 
     def _error(self, scheme: str, index: int) -> float:
-        """Returns the relative error of all kernels together."""
+        """Returns the relative error of all kernels together, for the rank at an index."""
         family = self.families[scheme][0]
         return (
             float(family.errors[index]) if family.errors is not None else self._fit_error(scheme, family.ranks[index])
@@ -215,71 +227,73 @@ class Layer:
         return float(np.linalg.norm(np.multiply(errors, norms)) / (np.linalg.norm(norms) or 1.0))
 
     def judge(self, number: int, site: Site, responses: Responses) -> None:
-        """Takes the responses of one kernel, of those that the parameter stacks, into account.
+        """Computes the errors of the options for one kernel from its responses.
 
-        Once all were, the errors of responses stand in place of the kernel's in the options.
+        After the last kernel of the parameter, these errors replace those of the weights in the options.
         """
-        solved = self._solver(number, site, responses)
+        solve = self._solver(number, site, responses)
         # Each rank is a program to compile, so only a few are tried; the logarithms of errors are interpolated.
         errors: list[float] = [self.dense.error]
         for scheme in self.families:
             options = [option for option in self.options if option.scheme == scheme]
-            few = sorted(
+            places = sorted(
                 {round(place) for place in np.linspace(0, len(options) - 1, min(_MAX_RANKS_TRIED, len(options)))}
             )
-            if few:  # some rank of the scheme has fewer multiply-accumulates
-                tried = np.maximum([solved(options[place])[1] for place in few], 1e-12)
-                errors += np.exp(np.interp(range(len(options)), few, np.log(tried))).tolist()
-        judged = [dataclasses.replace(option, error=error) for option, error in zip(self.options, errors, strict=True)]
-        # All kernels are weighed by the options that do for the first.
-        weighing = self._judged[0].weighing if self._judged else _typical(judged)
-        solutions = map(solved, weighing)
+            if places:  # some rank of the scheme has fewer multiply-accumulates
+                errors_there = np.maximum([solve(options[place])[1] for place in places], 1e-12)
+                errors += np.exp(np.interp(range(len(options)), places, np.log(errors_there))).tolist()
+        options = [dataclasses.replace(option, error=error) for option, error in zip(self.options, errors, strict=True)]
+        # The typical options of the first kernel weigh all kernels.
+        weighing = self._judgements[0].weighing if self._judgements else _typical_options(options)
+        solutions = map(solve, weighing)
         probes = [(as_patches_see_it(site, chain, self.placement), error) for chain, error in solutions]
-        self._judged.append(_Judged(number, errors, weighing, probes))
-        if len(self._judged) == len(self.kernels):
-            together = np.sqrt(np.square([judged.errors for judged in self._judged]).mean(0))
-            self.options = [dataclasses.replace(o, error=float(e)) for o, e in zip(self.options, together, strict=True)]
-            ordered = sorted(self._judged, key=lambda judged: judged.number)
-            # Their own errors, for those of the options may lie between two that were tried.
+        self._judgements.append(_Judgement(number, errors, weighing, probes))
+        if len(self._judgements) == len(self.kernels):
+            mean_errors = np.sqrt(np.square([judgement.errors for judgement in self._judgements]).mean(0))
+            self.options = [
+                dataclasses.replace(o, error=float(e)) for o, e in zip(self.options, mean_errors, strict=True)
+            ]
+            in_order = sorted(self._judgements, key=lambda judgement: judgement.number)
+            # The probes keep the errors of their own solutions: those of the options may be interpolated.
             self.probes = [
-                (self.stack([chain for chain, _ in each]), float(np.sqrt(np.square([e for _, e in each]).mean())))
-                for each in zip(*(judged.probes for judged in ordered), strict=True)
+                (self.stack([chain for chain, _ in probe]), float(np.sqrt(np.square([e for _, e in probe]).mean())))
+                for probe in zip(*(judgement.probes for judgement in in_order), strict=True)
             ]
 
     def _solver(self, number: int, site: Site, responses: Responses) -> Callable[[Option], tuple[KernelChain, float]]:
-        """Returns a function from an option to (chain, error), the chain's last link refitted to `responses`."""
-        if self._is_plain(site):
+        """Returns a function from an option to (chain, error), with the chain's last link refitted to `responses`."""
+        if self._meets_kernel_unchanged(site):
             fits = ResponseFits(self.kernels[number], responses, feature_group_count=self.groups)
             return lambda option: fits.at(option.scheme, option.rank)
 
-        def solved(option: Option) -> tuple[KernelChain, float]:
-            chain = last_link_solved(self._seen_fit(number, site, option), responses)
+        def solve(option: Option) -> tuple[KernelChain, float]:
+            chain = last_link_solved(self._fit_for_patches(number, site, option), responses)
             return chain, response_error(chain, responses)
 
-        return solved
+        return solve
 
-    def _is_plain(self, site: Site) -> bool:
-        """Returns whether a convolution's patches meet the kernel as it is."""
+    def _meets_kernel_unchanged(self, site: Site) -> bool:
+        """Returns whether a convolution multiplies its patches by the kernel, not flipped and not exchanged."""
         return direction(site, self.placement) == (False, ())
 
-    def _seen_fit(self, number: int, site: Site, option: Option) -> KernelChain:
+    def _fit_for_patches(self, number: int, site: Site, option: Option) -> KernelChain:
         return as_patches_see_it(
             site, self._fit(self.families[option.scheme][number], number, option.rank), self.placement
         )
 
     @cached_property
     def probes(self) -> list[tuple[KernelChain, float]]:
-        """Chains by which the layer is weighed, each with its error; none if no chain makes an error."""
-        return [(self.chain(option), option.error) for option in _typical(self.options)]
+        """Chains that measure the effect of the layer's error on the results, each with its error; may be none."""
+        return [(self.chain(option), option.error) for option in _typical_options(self.options)]
 
     def fit(self, number: int, site: Site, option: Option, responses: Responses) -> tuple[KernelChain, float]:
         """Returns the chain of an option for one kernel, fitted to responses, and its error."""
         scheme, rank, kernel = option.scheme, option.rank, self.kernels[number]
-        if self._is_plain(site):
+        if self._meets_kernel_unchanged(site):
             start = response_start(kernel, scheme, rank, responses, feature_group_count=self.groups)
         else:
-            # The schemes start in the metric of the kernel's inputs, which here are what leaves.
-            start = self._seen_fit(number, site, option)
+            # `response_start` uses the metric of the kernel's inputs, which may be outputs of this convolution.
+            start = self._fit_for_patches(number, site, option)
         (dense,) = as_patches_see_it(site, KernelChain((kernel,), (self.groups,)), self.placement).kernels
         chain = refit(start, responses, kernel=dense)
         return as_patches_see_it(site, chain, self.placement), response_error(chain, responses)
@@ -322,30 +336,30 @@ class Layer:
         """Returns the parameter that holds a chain's dense kernels."""
         if self.placement.stack:
             return self.placement.holding(chain)
-        # In NumPy: in JAX each rank would be a program to compile.
+        # NumPy computes this, since JAX would compile a program for each rank.
         return jnp.asarray(self.placement.parameter(merged_link(dense_blocks(chain), chain.dtype)))
 
     def calls(self, chain: KernelChain | None) -> list[tuple[Callable[..., Any], tuple[Any, ...]]]:
-        """Returns for each convolution a function that computes it, with a chain or as it was, and its operands."""
+        """Returns a function and its operands for each convolution, computed with a chain or, for None, as it was."""
         calls: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []
         for site in self.sites:
             image, kernel = (_random(aval) for aval in avals(site.equation)[:2])
             if chain is None:
-                calls.append((_as_it_was(site.equation), (image, kernel)))
+                calls.append((_jit_dense(site.equation), (image, kernel)))
             else:
                 one = jax.tree.map(lambda link: link[(0,) * len(self.placement.stack)], chain)
-                calls.append((_jitted_with_chain(site.equation), (image, self.links(site, one))))
+                calls.append((_jit_with_chain(site.equation), (image, self.links(site, one))))
         return calls
 
 
-def _typical(options: Sequence[Option]) -> list[Option]:
+def _typical_options(options: Sequence[Option]) -> list[Option]:
     """Returns the chains whose errors are nearest to the typical ones; none if no chain makes an error."""
     chains = [option for option in options[1:] if 0 < option.error < np.inf]
     nearest = (min(chains, key=lambda o: abs(o.error - error), default=None) for error in _TYPICAL_ERRORS)
     return [option for option in dict.fromkeys(nearest) if option is not None]
 
 
-def _called(function: Callable[..., Any], *args: Any) -> Any:
+def _call(function: Callable[..., Any], *args: Any) -> Any:
     return function(*args)
 
 
@@ -354,10 +368,10 @@ def _random(aval: Any) -> jax.Array:
     return jnp.asarray(values).astype(aval.dtype)
 
 
-def _as_it_was(equation: JaxprEqn) -> Callable[..., Any]:
+def _jit_dense(equation: JaxprEqn) -> Callable[..., Any]:
     params = equation.primitive.get_bind_params(equation.params)
     return jax.jit(lambda image, kernel: equation.primitive.bind(image, kernel, **params))
 
 
-def _jitted_with_chain(equation: JaxprEqn) -> Callable[..., Any]:
+def _jit_with_chain(equation: JaxprEqn) -> Callable[..., Any]:
     return jax.jit(lambda image, chain: convolve_with_chain(equation, image, chain))

@@ -13,13 +13,13 @@ from jax.extend.core import primitives as lax_primitives
 from jaxcnn.transform.jaxpr.equations import CALLS, consts_of, inner_jaxpr, rebind, sub_jaxprs
 
 _MAX_EQUATIONS = 32
-"""Equations after a convolution that are looked at; a batch norm in training takes a dozen."""
+"""Largest number of equations that are followed after a convolution."""
 
-_ARITHMETIC = {lax_primitives.add_p, lax_primitives.sub_p, lax_primitives.mul_p, lax_primitives.div_p}
+_ARITHMETIC_PRIMITIVES = {lax_primitives.add_p, lax_primitives.sub_p, lax_primitives.mul_p, lax_primitives.div_p}
 
 
 def clip_limits(jaxpr: Any, position: int, known: Mapping[Any, Any], axis: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns for each output feature the responses of a convolution below and above which what follows is constant.
+    """Returns the responses, by output feature, below and above which the operations after a convolution are constant.
 
     Sums and products with one number for each feature (a bias, a batch norm in inference) are followed, up to a ReLU or
     another clipping. The limits are -infinity and infinity where there is none.
@@ -32,7 +32,7 @@ def clip_limits(jaxpr: Any, position: int, known: Mapping[Any, Any], axis: int) 
     """
     response = jaxpr.eqns[position].outvars[0]
     features = response.aval.shape[axis]
-    walk = _Following(axis, response.aval.ndim, np.ones(features), np.zeros(features))
+    walk = _ResponseTrace(axis, response.aval.ndim, np.ones(features), np.zeros(features))
     walk.run(jaxpr, response, dict(known))
     with np.errstate(divide="ignore", invalid="ignore"):
         ends = [(end - walk.offset) / walk.scale for end in (walk.low, walk.high)]
@@ -43,15 +43,15 @@ def clip_limits(jaxpr: Any, position: int, known: Mapping[Any, Any], axis: int) 
     return np.where(dead | np.isnan(low), -np.inf, low), np.where(dead | np.isnan(high), np.inf, high)
 
 
-class _Following:
-    """The value that was made of a response so far: scale * response + offset, kept between low and high."""
+class _ResponseTrace:
+    """A value computed from a response: scale * response + offset, clipped to [low, high]."""
 
     def __init__(self, axis: int, ndim: int, scale: np.ndarray, offset: np.ndarray) -> None:
         self.axis, self.ndim, self.scale, self.offset = axis, ndim, scale, offset
         self.low, self.high = -np.inf, np.inf
 
     def run(self, jaxpr: Any, variable: Any, known: dict[Any, Any]) -> Any | None:
-        """Follows a variable through a jaxpr; returns the result that it becomes, or None where it ends before."""
+        """Follows a variable through a jaxpr; returns the result that the variable becomes, or None."""
         producers = {out: equation for equation in jaxpr.eqns for out in equation.outvars}
         for _ in range(_MAX_EQUATIONS):
             readers = [equation for equation in jaxpr.eqns if any(atom is variable for atom in equation.invars)]
@@ -65,14 +65,14 @@ class _Following:
                 None if n == position else _value(atom, known, producers) for n, atom in enumerate(equation.invars)
             ]
             if equation.primitive in CALLS:
-                if not self._into(equation, position, others):
+                if not self._follow_call(equation, position, others):
                     return None
-            elif not self._step(equation, position, others):
+            elif not self._follow_equation(equation, position, others):
                 return None
             variable = equation.outvars[0]
         return None
 
-    def _into(self, equation: JaxprEqn, position: int, others: list[Any]) -> bool:
+    def _follow_call(self, equation: JaxprEqn, position: int, others: list[Any]) -> bool:
         (inner,) = sub_jaxprs(equation)
         jaxpr = inner_jaxpr(inner)
         if len(jaxpr.outvars) != 1:
@@ -81,8 +81,8 @@ class _Following:
         known.update((v, value) for v, value in zip(jaxpr.invars, others, strict=True) if value is not None)
         return self.run(jaxpr, jaxpr.invars[position], known) is jaxpr.outvars[0]
 
-    def _step(self, equation: JaxprEqn, position: int, others: list[Any]) -> bool:
-        """Takes one equation into account, if it is one of those that are followed."""
+    def _follow_equation(self, equation: JaxprEqn, position: int, others: list[Any]) -> bool:
+        """Applies one equation to the value; returns False for equations that are not followed."""
         primitive, known = equation.primitive, [value for value in others if value is not None]
         if primitive is lax_primitives.convert_element_type_p or primitive is lax_primitives.copy_p:
             return True
@@ -94,9 +94,9 @@ class _Following:
             return self._clip(max, known[0])
         if primitive is lax_primitives.min_p:
             return self._clip(min, known[0])
-        if primitive not in _ARITHMETIC:  # such as another convolution, whose kernel has other axes
+        if primitive not in _ARITHMETIC_PRIMITIVES:  # for example another convolution, whose kernel has other axes
             return False
-        number = self._by_feature(known[0])
+        number = self._feature_values(known[0])
         if number is None or not (self.low == -np.inf and self.high == np.inf):
             return False
         if primitive is lax_primitives.add_p:
@@ -112,17 +112,17 @@ class _Following:
             return False
         return True
 
-    def _clip(self, which: Any, end: Any) -> bool:
+    def _clip(self, bound: Any, end: Any) -> bool:
         if np.size(end) != 1:
             return False
         end = float(np.reshape(end, ()))
-        if which is max:
+        if bound is max:
             self.low = max(self.low, end)
         else:
             self.high = min(self.high, end)
         return True
 
-    def _by_feature(self, value: Any) -> np.ndarray | None:
+    def _feature_values(self, value: Any) -> np.ndarray | None:
         """Returns one number for each feature, of an array with as many axes as the response or none; else None."""
         array = np.asarray(value, np.float64)
         if array.size == 1:
@@ -138,7 +138,7 @@ class _Following:
 def _value(
     atom: Any, known: dict[Any, Any], producers: Mapping[Any, JaxprEqn], depth: int = _MAX_EQUATIONS
 ) -> Any | None:
-    """Returns the value of an atom, computed from what is known; None if it depends on anything else."""
+    """Returns the value of an atom, computed from known values; None if the atom depends on others."""
     if isinstance(atom, Literal):
         return atom.val
     if atom in known:
@@ -146,7 +146,7 @@ def _value(
     equation = producers.get(atom)
     if equation is None or depth == 0:
         return None
-    operands = [_value(each, known, producers, depth - 1) for each in equation.invars]
+    operands = [_value(operand_atom, known, producers, depth - 1) for operand_atom in equation.invars]
     if any(operand is None for operand in operands):
         return None
     known.update(zip(equation.outvars, map(jax.block_until_ready, rebind(equation, operands)), strict=True))

@@ -1,4 +1,4 @@
-"""The dense and the substituted function side by side, stopped at each layer whose chain is to be fitted."""
+"""Evaluation of the dense and the substituted function side by side, with stops at layers whose chains are fitted."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ from jaxcnn.transform.jaxpr.equations import (
 from jaxcnn.transform.substitution.nonlinearity import clip_limits
 
 Pair = tuple[Any, Any]
-"""A value of the dense function, and of the substituted one."""
+"""Value of a variable in the dense function, and in the substituted one."""
 
 Sites = Mapping[Ints, tuple[int, Site]]
-"""Convolutions to stop at, each with the argument that is its kernel, by their path."""
+"""Convolutions at which to stop, each with the position of its kernel among the arguments, by path."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Stop:
       site: convolution.
       image: input of the convolution in the substituted function.
       response: result of the convolution in the dense function.
-      low, high: responses, by output feature, below and above which what follows is constant.
+      low, high: responses, by output feature, below and above which the operations that follow are constant.
     """
 
     index: int
@@ -65,25 +65,25 @@ Walk = Generator[Stop, KernelChain | None, list[Pair]]
 
 
 def is_fitted(uses: KernelUses) -> bool:
-    """Returns whether a kernel's chain can be fitted: all of its convolutions are met, and see the same kernel."""
+    """Returns whether a kernel's chain can be fitted: the walk reaches all convolutions, and all use one kernel."""
     if uses.refusal or any(site.hidden or site.scaled for site in uses.sites):
         return False
-    # One that takes inputs to outputs and one that takes outputs to inputs have no samples in common.
+    # Convolutions in opposite directions have no samples in common.
     return len({direction(site, uses.placement) for site in uses.sites}) == 1
 
 
 def side_by_side(closed: Any, dense: Sequence[Any], substituted: Sequence[Any], sites: Sites) -> Walk:
     """Returns a walk through a closed jaxpr with the dense and the substituted arguments, loops step by step.
 
-    The walk stops at each of `sites`. Send it the links to go on with, or None to go on with the dense kernel. In place
-    of a substituted argument that stacks kernels it takes `kernel_numbers`.
+    The walk stops at each of `sites`. Send the walk the links with which to go on, or None to go on with the dense
+    kernel. A substituted argument that stacks kernels must be `kernel_numbers`.
     """
     inputs = list(zip(dense, substituted, strict=True))
     return _walk(inner_jaxpr(closed), [(const, const) for const in closed.consts], inputs, sites, ())
 
 
 def kernel_numbers(placement: Placement, parameter: Any) -> jax.Array:
-    """Returns an array in place of a parameter that stacks kernels, with the number of each kernel for its values."""
+    """Returns an array for a parameter that stacks kernels: all values of a kernel are the kernel's number."""
     stack = [placement.shape[axis] for axis in placement.stack]
     numbers = jnp.arange(math.prod(stack)).reshape(*stack, *(1,) * len(placement.kernel_shape))
     return placement.parameter(jnp.broadcast_to(numbers, (*stack, *placement.kernel_shape))).astype(parameter.dtype)
@@ -101,14 +101,14 @@ def _walk(jaxpr: Any, consts: Sequence[Pair], inputs: Sequence[Pair], sites: Sit
     for position, equation in enumerate(jaxpr.eqns):
         operands = values.read(equation.invars)
         here = (*path, id(equation))
-        holds = any(site[: len(here)] == here for site in sites)
-        if holds and here in sites:
+        holds_site = any(site[: len(here)] == here for site in sites)
+        if holds_site and here in sites:
             results = yield from _stop(jaxpr, position, operands, values.known, sites[here])
-        elif holds and equation.primitive in CALLS:
+        elif holds_site and equation.primitive in CALLS:
             (inner,) = sub_jaxprs(equation)
             results = yield from _walk(inner_jaxpr(inner), _consts(inner), operands, sites, here)
-        elif holds and equation.primitive is lax_primitives.scan_p and equation.params["length"]:
-            results = yield from _loop(equation, operands, sites, here)
+        elif holds_site and equation.primitive is lax_primitives.scan_p and equation.params["length"]:
+            results = yield from _walk_scan(equation, operands, sites, here)
         else:
             with same_source(equation), equation.ctx.manager:
                 plain = rebind(equation, [dense for dense, _ in operands])
@@ -117,7 +117,7 @@ def _walk(jaxpr: Any, consts: Sequence[Pair], inputs: Sequence[Pair], sites: Sit
                     other = rebind(equation, [substituted for _, substituted in operands])
             results = list(zip(plain, other, strict=True))
         values.write(equation, results)
-        # Images are large, and there are as many as equations.
+        # A value that no equation reads later is dropped, since images are large.
         for atom in equation.invars:
             if not isinstance(atom, Literal) and last_read[atom] == position and atom not in kept:
                 values.known.pop(atom, None)
@@ -128,28 +128,28 @@ def _consts(jaxpr: Any) -> list[Pair]:
     return [(const, const) for const in consts_of(jaxpr)]
 
 
-def _loop(equation: JaxprEqn, operands: Sequence[Pair], sites: Sites, path: Ints) -> Walk:
+def _walk_scan(equation: JaxprEqn, operands: Sequence[Pair], sites: Sites, path: Ints) -> Walk:
     """Walks through a scan, step by step."""
     (inner,) = sub_jaxprs(equation)
     constants, carry, slices = loop_parts(equation, operands)
     turns = range(equation.params["length"])
     rows = []
     for turn in reversed(turns) if equation.params["reverse"] else turns:
-        here = [_turn(pair, turn) for pair in slices]
+        here = [_slice_pair(pair, turn) for pair in slices]
         results = yield from _walk(inner_jaxpr(inner), _consts(inner), [*constants, *carry, *here], sites, path)
         carry = results[: len(carry)]
         rows.append(results[len(carry) :])
     columns = zip(*(rows[::-1] if equation.params["reverse"] else rows), strict=True)
-    return [*carry, *(_stacked(list(column)) for column in columns)]
+    return [*carry, *(_stack_pairs(list(column)) for column in columns)]
 
 
-def _turn(pair: Pair, turn: int) -> Pair:
+def _slice_pair(pair: Pair, turn: int) -> Pair:
     dense, substituted = pair
-    own = dense[turn]
-    return own, own if substituted is dense else substituted[turn]
+    dense_slice = dense[turn]
+    return dense_slice, dense_slice if substituted is dense else substituted[turn]
 
 
-def _stacked(pairs: Sequence[Pair]) -> Pair:
+def _stack_pairs(pairs: Sequence[Pair]) -> Pair:
     dense, substituted = (list(side) for side in zip(*pairs, strict=True))
     result = jnp.stack(dense)
     same = all(a is b for a, b in pairs)
@@ -165,8 +165,8 @@ def _stop(
     axis = forward_axes(equation)[2][-1]
     known = {atom: dense for atom, (dense, _) in values.items()}
     low, high = clip_limits(jaxpr, position, known, axis)
-    which = 0 if number is kernel else int(number.reshape(-1)[0])
-    links = yield Stop(site[0], which, site[1], image, response, low, high)
+    kernel_number = 0 if number is kernel else int(number.reshape(-1)[0])
+    links = yield Stop(site[0], kernel_number, site[1], image, response, low, high)
     return [(response, response if links is None else convolve_with_chain(equation, image, links))]
 
 
@@ -187,10 +187,10 @@ def samples(stop: Stop, count: int, generator: np.random.Generator) -> tuple[np.
     index: list[np.ndarray] = [batch.reshape(-1, *(1,) * rank)]
     inside = np.ones((len(chosen), *(1,) * rank), bool)
     for axis in range(rank):
-        at, real = _pixels(equation, axis, outputs[axis], image.shape[axis + 1])
+        pixels, exists = _pixels(equation, axis, outputs[axis], image.shape[axis + 1])
         shape = (len(chosen), *(1,) * axis, -1, *(1,) * (rank - axis - 1))
-        index.append(at.reshape(shape))
-        inside = inside & real.reshape(shape)
+        index.append(pixels.reshape(shape))
+        inside = inside & exists.reshape(shape)
     return image[tuple(index)] * inside[..., None], response.reshape(total, -1)[chosen]
 
 
@@ -204,11 +204,11 @@ def _pixels(equation: JaxprEqn, axis: int, outputs: np.ndarray, size: int) -> tu
     if is_forward(equation):
         place = outputs[:, None] * steps - low + taps
     else:
-        # Input pixel p gets y[o] k[t] from o s + t d = p e + low.
+        # y[o] k[t] is added to input pixel p with o s + t d = p e + low.
         place, gaps = outputs[:, None] * gaps + low - taps, steps
-    at, between = np.divmod(place, gaps)
-    real = (between == 0) & (at >= 0) & (at < size)
-    return np.where(real, at, 0), real
+    pixels, between = np.divmod(place, gaps)
+    exists = (between == 0) & (pixels >= 0) & (pixels < size)
+    return np.where(exists, pixels, 0), exists
 
 
 def run_in_step(walks: Sequence[Walk], visit: Callable[[list[Stop]], KernelChain | None]) -> None:
@@ -219,10 +219,10 @@ def run_in_step(walks: Sequence[Walk], visit: Callable[[list[Stop]], KernelChain
         if len(here) < len(stops) or len({(stop.index, stop.number) for stop in here}) > 1:
             raise ValueError("substitute: calibration inputs must run through the same convolutions in the same order")
         links = visit(here)
-        stops = [_sent(walk, links) for walk in walks]
+        stops = [_send(walk, links) for walk in walks]
 
 
-def _sent(walk: Walk, links: KernelChain | None) -> Stop | None:
+def _send(walk: Walk, links: KernelChain | None) -> Stop | None:
     try:
         return walk.send(links)
     except StopIteration:

@@ -23,17 +23,17 @@ from jaxcnn.transform.substitution.budget import Harm, allocate
 from jaxcnn.transform.substitution.layer import Layer, Option
 
 _CLOCK_SECONDS = 0.15
-"""Time for a layer's blocks of calls, dense and as a chain."""
+"""Duration of a measurement of one layer, dense and as a chain."""
 
 _MILLISECONDS: dict[tuple[str, ...], tuple[float, float]] = {}
-"""Milliseconds of a layer as it is and as a chain, by its convolution and the chain's shapes, kept so that two calls of
-`substitute` in one process decide alike."""
+"""Milliseconds of a layer, dense and as a chain, by its convolution and the chain's shapes. Two calls of `substitute`
+in one process share these and so decide alike."""
 
 _ERROR_CAP = 1e6
 """Error that counts for results that are not finite."""
 
 Chains = Mapping[int, KernelChain]
-"""By the index of the kernel among the arguments' arrays."""
+"""Chains by the index of the kernel among the arguments' arrays."""
 
 
 class Problem:
@@ -44,7 +44,7 @@ class Problem:
       params: parameters of f, arrays.
       args: other arguments of f; for those with only a shape and a dtype, random values are drawn.
       schemes: names of the schemes to choose from.
-      skip: function that says by the name of a parameter if it stays dense.
+      skip: function from the name of a parameter to whether the parameter stays dense.
       seed: seed for the random arguments.
     """
 
@@ -84,13 +84,13 @@ class Problem:
 
     @property
     def open(self) -> dict[int, Layer]:
-        """Layers that nothing keeps dense."""
+        """Layers without a reason to stay dense."""
         return {index: layer for index, layer in self.layers.items() if not layer.refusal}
 
     @cached_property
     def total_macs(self) -> int:
         """Multiply-accumulates of all convolutions as they are."""
-        # Not by equation: two calls of one jitted function share it, and the kernel of one may be no layer's.
+        # Not by equation: two calls of one jitted function share an equation, and only one may have a layer's kernel.
         sites = [(site.equation, site.count) for layer in self.layers.values() for site in layer.sites]
         others = _macs(self.convolutions) - _macs(sites)
         return others + sum(layer.dense.macs for layer in self.layers.values())
@@ -108,15 +108,19 @@ class Problem:
     def check_outputs(self) -> None:
         """Refuses results by which no layer can be weighed."""
         if not any(np.isfinite(output).any() for output in self.outputs):
-            what = "all are NaN or infinite" if any(output.size for output in self.outputs) else "there are none"
+            cause = "all are NaN or infinite" if any(output.size for output in self.outputs) else "there are none"
             advice = "".join(f"; {layer.name}: {layer.refusal}" for layer in self.layers.values() if layer.refusal)
             raise ValueError(
                 "substitute: layers are weighed by the floating results of f for the given arguments, and "
-                f"{what}{advice or '; return scores rather than classes, or give other arguments'}"
+                f"{cause}{advice or '; return scores rather than classes, or give other arguments'}"
             )
 
     def values(self, instead: Mapping[int, Any]) -> list[Any]:
-        """Returns the arrays of the arguments, with some others instead."""
+        """Returns the arrays of the arguments, some of them replaced.
+
+        Args:
+          instead: replacements by position.
+        """
         return [instead.get(index, array) for index, array in enumerate(self.arrays)]
 
     def params_with(self, chains: Chains) -> Any:
@@ -130,13 +134,13 @@ class Problem:
         return relative_error(floats(self.plain(*self.values(dense))), self.outputs)
 
     def weigh(self, advance: Callable[[float], None]) -> None:
-        """Finds how much a layer's relative error does to the results, by replacing one layer at a time."""
+        """Measures the harm of each layer's relative error to the results, with one layer replaced at a time."""
         self.harms = {}
         for index, layer in self.open.items():
-            # Not on calibration inputs, where a fitted chain hides its errors on others.
-            made = [(chain, error) for chain, error in layer.probes if 0 < error < np.inf]
-            probes = sorted(((error, self.error({index: chain})) for chain, error in made), key=lambda p: p[0])
-            # More of an error is no less harm. A layer that does nothing to these results still may to others.
+            # On calibration inputs the error of a fitted chain would be too small.
+            valid = [(chain, error) for chain, error in layer.probes if 0 < error < np.inf]
+            probes = sorted(((error, self.error({index: chain})) for chain, error in valid), key=lambda p: p[0])
+            # A larger error does no less harm. A layer without effect on these results may affect others.
             squares = np.maximum.accumulate(
                 [np.clip(of_results, 1e-3 * error, _ERROR_CAP) ** 2 for error, of_results in probes]
             )
@@ -145,15 +149,15 @@ class Problem:
             advance(1)
 
     def choose(self, share: float, dense: Container[int]) -> dict[int, Option] | None:
-        """Returns the options within a share of all multiply-accumulates, without the layers in `dense`.
+        """Returns the best options within a share of all multiply-accumulates; the layers in `dense` stay dense.
 
-        None if there is no choice so cheap.
+        None if no choice is so cheap.
         """
         layers = {index: layer for index, layer in self.open.items() if index not in dense}
         fixed = self.total_macs - sum(layer.dense.macs for layer in layers.values())
         options = [layer.options for layer in layers.values()]
-        # A share that is itself a quotient of these numbers must allow them, although the product of floats falls short
-        # of them for one network in twenty.
+        # A share that is a quotient of two counts must allow the first one, although the rounded product of share and
+        # total may fall below this count.
         allowed = math.floor(share * self.total_macs * (1 + 1e-12)) - fixed
         best = allocate(options, [self.harms[index] for index in layers], allowed)
         if best is None:
@@ -166,7 +170,7 @@ class Problem:
         return sum(self.harms[index].squared_error(option.error) for index, option in chosen.items())
 
     def least_share(self, dense: Container[int]) -> float:
-        """Returns the least share of multiply-accumulates that can be reached if the layers in `dense` stay so."""
+        """Returns the least possible share of multiply-accumulates if the layers in `dense` stay dense."""
         layers = [layer for index, layer in self.open.items() if index not in dense]
         saved = sum(layer.dense.macs - min(option.macs for option in layer.options) for layer in layers)
         return (self.total_macs - saved) / self.total_macs if saved else 1.0

@@ -1,4 +1,4 @@
-"""What `substitute` did to each layer, as a table."""
+"""The report of `substitute` on each layer and on the whole function, as a table."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ class LayerReport:
     """One kernel among the parameters.
 
     Args:
-      name: where it stands in the parameters.
-      kernel: `(*window, I / groups, O)`.
+      name: path of the kernel in the parameters.
+      kernel: shape of the kernel, `(*window, I / groups, O)`.
       groups: number of groups.
-      scheme: of its chain, or "dense".
-      rank: of its chain, or None.
-      macs_before, macs_after: multiply-accumulates of all convolutions that use it.
-      ms_before, ms_after: milliseconds of these alone, as they were and with the chain; None if they were not measured.
-      error: relative error of the chain: of the layer's responses behind its nonlinearity if it was calibrated, else of
-        the kernel.
-      reason: why it stayed dense, or why it has a chain although that is slower, or "".
+      scheme: scheme of the chain, or "dense".
+      rank: rank of the chain, or None.
+      macs_before, macs_after: multiply-accumulates of all convolutions that use the kernel.
+      ms_before, ms_after: milliseconds of these convolutions alone, as they were and with the chain; None if they were
+        not measured.
+      error: relative error of the chain: of the layer's responses behind its nonlinearity if the layer was
+        calibrated, else of the kernel.
+      reason: reason why the kernel stayed dense or has a chain that is slower, or "".
     """
 
     name: str
@@ -45,7 +46,7 @@ class LayerReport:
 
 @dataclasses.dataclass(frozen=True)
 class SubstitutionReport:
-    """What was substituted, and what that does to the whole function; `print` shows a table.
+    """The result of a substitution, for each kernel and for the whole function; `print` shows a table.
 
     Args:
       rows: one `LayerReport` for each kernel among the parameters.
@@ -63,12 +64,12 @@ class SubstitutionReport:
 
     @property
     def macs_share(self) -> float:
-        """Share of the multiply-accumulates that is left."""
+        """Share of the multiply-accumulates that remains."""
         return self.macs_after / self.macs_before if self.macs_before else 1.0
 
     @property
     def speedup(self) -> float:
-        """Ratio of the time of a call before to that after."""
+        """Ratio of the time of a call before to the time after."""
         return self.ms_before / self.ms_after
 
     def to_json(self) -> str:

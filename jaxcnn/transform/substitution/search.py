@@ -1,4 +1,4 @@
-"""The search of `substitute` for chains that meet the budget, which are fitted, timed and verified."""
+"""The search of `substitute` for chains that meet the budget; the chains are fitted, timed and verified."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from jaxcnn.transform.substitution.report import LayerReport, SubstitutionReport
 _BISECTION_STEPS = 7
 """Halvings of the interval in which the logarithm of the share of multiply-accumulates is searched."""
 _COSTLY_BISECTION_STEPS = 4
-"""Halvings where each step compiles and times the function, or fits its chains to responses."""
+"""Halvings in a search whose steps compile and time the function, or fit chains to responses."""
 _MAX_TIME_RATIO = 0.95
-"""Largest ratio of a chain's time to the dense kernel's: two runs differ by as much."""
+"""Largest ratio of a chain's time to the dense kernel's; the margin is the difference of two runs."""
 _MAX_ERROR_GROWTH = 1.1
-"""Largest ratio by which the error may grow so that no chain is slower than its kernel."""
+"""Largest ratio by which the error may grow so that slow layers stay dense."""
 _NEGLIGIBLE_ERROR = 1e-2
-"""Error of the results below which growth does not matter."""
+"""Error of the results that counts in place of a smaller one for `_MAX_ERROR_GROWTH`."""
 _TIMING_SECONDS = 0.5
-"""Time for which the whole function is measured."""
+"""Duration of a measurement of the whole function."""
 
 Choice = dict[int, Option]
 Chains = dict[int, KernelChain]
@@ -43,7 +43,7 @@ class Search:
     Args:
       problem: function and its layers.
       calibration: responses to which chains are fitted; None to fit them to the weights.
-      advance: function that is told of each layer that is weighed.
+      advance: function that is called with 1 for each weighed layer.
     """
 
     def __init__(self, problem: Problem, calibration: Calibration | None, advance: Callable[[float], None]) -> None:
@@ -70,47 +70,47 @@ class Search:
             )
         self._weigh()
 
-        def cheapest() -> Choice:
+        def choose_cheapest() -> Choice:
             def meets(share: float) -> Choice | None:
                 chosen = self._choose(share)
                 return chosen if self.problem.error(self.problem.chains(chosen)) <= tolerance else None
 
             return _bisect(meets, self.problem.least_share(self._slow), 1.0, _BISECTION_STEPS) or {}
 
-        chosen, chains = self._settle(cheapest)
+        chosen, chains = self._settle(choose_cheapest)
         if self.calibration is None:
             return self._solve(chosen)
         # Fitted to responses, fewer multiply-accumulates make the same error.
         share = self.problem.macs(chains) / self.problem.total_macs
 
-        def fitted(share: float) -> Solution | None:
+        def solve_fitted(share: float) -> Solution | None:
             solution = self._solve(self._settle(partial(self._choose, share))[0])
             return solution if solution[1].error <= tolerance else None
 
         lowest = max(self.problem.least_share(self._slow), share / 3)
-        return _bisect(fitted, lowest, share, _COSTLY_BISECTION_STEPS) or self._solve(chosen, fit=False)
+        return _bisect(solve_fitted, lowest, share, _COSTLY_BISECTION_STEPS) or self._solve(chosen, fit=False)
 
     def at_speedup(self, speedup: float) -> Solution:
         """Returns chains of the least error at a measured speed-up."""
         self._weigh()
         best = 0.0
 
-        def fast(share: float) -> Choice | None:
+        def choose_fast(share: float) -> Choice | None:
             nonlocal best
             chosen, chains = self._settle(partial(self._choose, share))
             before, after = self._clock(chains, self._run(chains))
             best = max(best, before / after)
-            # Dense against itself is as fast, whatever two measurements of it say.
+            # Without chains the speed-up is 1, whatever two measurements of the same function say.
             return chosen if before / after >= speedup and (chosen or speedup <= 1) else None
 
-        # Of the shares that are fast enough the largest is wanted; the smallest is the fastest.
-        chosen = _bisect(fast, 1.0, self.problem.least_share(self._slow), _COSTLY_BISECTION_STEPS)
+        # The result is the largest share that is fast enough; the smallest share is the fastest.
+        chosen = _bisect(choose_fast, 1.0, self.problem.least_share(self._slow), _COSTLY_BISECTION_STEPS)
         if chosen is None:
             raise ValueError(f"substitute: speedup={speedup:g} is not reached: the fastest chains make it {best:.2f}")
         return self._solve(chosen)
 
     def of_rank(self, rank: Any) -> Solution:
-        """Returns chains of one rank for all layers, whatever they cost."""
+        """Returns chains of one rank for all layers, regardless of cost."""
         options = {index: layer.at_rank(rank) for index, layer in self.problem.open.items()}
         chosen = {index: option for index, option in options.items() if option is not None}
         if not chosen:
@@ -119,7 +119,7 @@ class Search:
         return self._solve(chosen)
 
     def _weigh(self) -> None:
-        """Measures once how each layer's error reaches the results."""
+        """Measures the harm of each layer's error to the results, unless that is known."""
         if not self.problem.harms:
             if self.calibration is not None:
                 self.calibration.judge()
@@ -145,13 +145,13 @@ class Search:
             del self._slow[min(self._slow, key=lambda index: self._slow[index][0])]
 
     def _settle(self, choose: Callable[[], Choice]) -> tuple[Choice, Chains]:
-        """Returns options and their chains, after each layer whose chain is slow was left dense once."""
-        asked: set[int] = set(self._slow)
+        """Returns options and their chains, chosen again until no chain is newly measured as slower than its kernel."""
+        clocked: set[int] = set(self._slow)
         while True:
             chosen = choose()
             chains = self.problem.chains(chosen)
             slow = {}
-            for index in chains.keys() - asked:
+            for index in chains.keys() - clocked:
                 before, after = self.problem.milliseconds(index, chains[index])
                 if after > _MAX_TIME_RATIO * before:
                     option = chosen[index]
@@ -160,13 +160,13 @@ class Search:
                     slow[index] = after / before, text
             if not slow:
                 return chosen, chains
-            asked |= slow.keys()
+            clocked |= slow.keys()
             self._slow.update(slow)
 
-    # What comes of a choice
+    # Solution of a choice.
 
     def _solve(self, chosen: Choice, fit: bool = True) -> Solution:
-        """Returns the chains of a choice, fitted, and the report of a run of the whole function with them."""
+        """Returns the fitted chains of a choice, and the report of a run of the whole function with them."""
         problem = self.problem
         chains, errors = problem.chains(chosen), {index: option.error for index, option in chosen.items()}
         if self.calibration is not None and fit:
@@ -232,19 +232,19 @@ class Search:
         return 1e3 * times["kernels"], 1e3 * times["chains"]
 
 
-def _bisect(meets: Callable[[float], Any | None], wanted: float, last: float, steps: int) -> Any | None:
-    """Returns the result of `meets` for the share nearest to the wanted one for which it is not None.
+def _bisect(meets: Callable[[float], Any | None], first: float, last: float, steps: int) -> Any | None:
+    """Returns the result of `meets` for the share nearest to the first one for which that is not None.
 
-    The wanted share is tried first, then the last one, and if only that has a result, some shares between. None if
+    The first share is tried, then the last one. If only the last one has a result, some shares between follow. None if
     neither has one.
     """
-    for share in (wanted, last):
+    for share in (first, last):
         best = meets(share)
         if best is not None:
             break
-    if best is None or share == wanted:
+    if best is None or share == first:
         return best
-    refused, met = math.log(wanted), math.log(last)
+    refused, met = math.log(first), math.log(last)
     for _ in range(steps):
         middle = (refused + met) / 2
         better = meets(math.exp(middle))

@@ -30,7 +30,7 @@ _MAX_NAMES_SHOWN = 5
 
 @dataclasses.dataclass(frozen=True)
 class TradeOff:
-    """What substitutions of one function gain and cost; its picture is `jaxcnn.drawing.draw_tradeoff`.
+    """Gains and costs of several substitutions of one function; `jaxcnn.drawing.draw_tradeoff` draws them.
 
     Args:
       points: (share of multiply-accumulates, speedup, relative error) of each substitution.
@@ -58,8 +58,8 @@ class Substitution:
       ...     return jaxcnn.conv(x, params["kernel"])
       >>> ramp = jnp.outer(jnp.arange(1.0, 6.0), jnp.arange(1.0, 6.0))
       >>> params = {"kernel": jnp.broadcast_to(ramp[..., None, None], (5, 5, 8, 8))}
-      >>> found = jaxcnn.substitute(model, params, jnp.ones((1, 16, 16, 8)), macs=0.5)
-      >>> found.report.macs_share <= 0.5, found.report.error < 1e-5
+      >>> substitution = jaxcnn.substitute(model, params, jnp.ones((1, 16, 16, 8)), macs=0.5)
+      >>> substitution.report.macs_share <= 0.5, substitution.report.error < 1e-5
       (True, True)
     """
 
@@ -70,7 +70,7 @@ class Substitution:
     solve: Callable[[float], Substitution] | None = dataclasses.field(default=None, repr=False, compare=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Returns the fields of a pickle, which has no `solve`, as a saved substitution has none."""
+        """Returns the fields of a pickle, which has no `solve`, like a saved substitution."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {**fields, "solve": None}
 
@@ -88,8 +88,8 @@ class Substitution:
     def curve(self, shares: Sequence[float] = (0.7, 0.5, 0.35, 0.25, 0.18)) -> TradeOff:
         """Returns times and errors for several shares of the multiply-accumulates.
 
-        Every share is solved, verified and timed by itself, as this substitution was. Its picture is
-        `jaxcnn.drawing.draw_tradeoff`.
+        Every share is solved, verified and timed by itself, as this substitution was.
+        `jaxcnn.drawing.draw_tradeoff` draws the result.
 
         Args:
           shares: shares of the multiply-accumulates that may stay; those that no choice of chains meets are left out.
@@ -126,8 +126,8 @@ class Substitution:
 
         Args:
           path: path of the file.
-          f: function, as given to `substitute`.
-          params: parameters of the structure that was given to `substitute`; their arrays are replaced by the file's.
+          f: function that `substitute` got.
+          params: parameters of the same structure as for `substitute`; the file's arrays replace theirs.
 
         Raises:
           ValueError: the file is of another format, or of parameters of another structure.
@@ -154,12 +154,12 @@ def substitute(
     f is traced for its arguments, and every parameter that is some convolution's kernel is found, also through casts,
     transpositions, reshapes and loops. Each is a layer with many possible chains: the schemes' at their ranks. All
     start dense, and the layer gives way that loses the least for each multiply-accumulate saved,
-    $\sum_l w_l(e_l) e_l^2$ being what is lost: $e_l$ is a layer's relative error and $w_l$ how much of it reaches the
+    $\sum_l w_l(e_l) e_l^2$ being the loss: $e_l$ is a layer's relative error and $w_l$ the part of it that reaches the
     results, measured at three of its errors. A layer whose chain is not faster than its dense kernel on this device's
-    clock stays dense as long as the budget can be met without it, and, where that is one of `macs`, as long as the
-    error expected of the results stays below 0.011 or grows by a tenth at most; else the least slow of them goes back.
-    With `rank` there is nothing to choose: every layer takes the chain of that rank. At last the whole function is run
-    on `args`, as it was and with the chains: `report.error` and the times are those of that run.
+    clock stays dense as long as the budget can be met without its chain. With a budget of `macs` the error expected of
+    the results must also stay below 0.011 or grow by a tenth at most; else the least slow layer gets its chain back.
+    With `rank` every layer takes the chain of that rank. At last the whole function is run on `args`, as it was and
+    with the chains: `report.error` and the times are those of that run.
 
     Args:
       f: function `f(params, *args)` of pytrees of arrays; other leaves are treated as by `accelerate`.
@@ -171,30 +171,30 @@ def substitute(
       macs: share of the multiply-accumulates of all convolutions that may stay, the report's `macs_share`.
       speedup: ratio of the time of jitted f to that of a call with chains, measured on this device.
       rank: rank of the chain of every layer, in each group, as the one scheme's own function takes it: a number, or one
-        for each that the scheme has. A layer that has less than that takes its full rank. `schemes` must be one, and
-        neither the arithmetic nor the clock is asked.
-      calibration: inputs such as the function will meet: a list or generator of batches, each a tuple of what follows
-        params, or the array if that is one. With them the error of each layer is that of its responses behind its
+        for each rank of the scheme. A layer with a lower full rank takes the full one. `schemes` must be one scheme;
+        neither multiply-accumulates nor times affect the result.
+      calibration: inputs such as the function will meet: a list or generator of batches, each a tuple of the
+        arguments after params, or one array. With them the error of each layer is that of its responses behind its
         nonlinearity, and its chain is fitted to the dense network's responses, given the chains before it. A handful of
         photographs does. A kernel that is used several times is fitted to all its uses together; one in a `while` or a
-        branch, one multiplied by numbers on the way, one used in both directions and one that responds to all alike
+        branch, one multiplied by numbers on the way, one used in both directions and one whose responses are all equal
         keep the chain of their weights.
       schemes: names of the schemes to choose from; by default `"separable"`, `"low_rank"`, `"tucker2"` and
         `"depthwise_separable"`. `"cp"` and `"stack"` are searches, which take minutes for large kernels.
       skip: parameters that stay dense: a part of their names (such as `conv1/kernel`), several, or a function of the
         name. A warning says if no layer has such a name.
-      progress: True to show a progress bar on a terminal, which needs rich; or a function `progress(done, total)` that
-        is told how many steps are done, and of how many, such as one that moves a bar of your own.
+      progress: True to show a progress bar on a terminal, which needs rich; or a function `progress(done, total)` of
+        the number of steps done and their total, such as one that moves a bar of your own.
       seed: seed for the positions at which responses are taken, and for random arguments.
 
     Returns:
       A `Substitution`: `.apply(params, *args)`, `.params`, `.report`, `.curve()`, `.save(path)`.
 
     Raises:
-      ValueError: no budget or more than one; one that no choice of chains meets; an unknown scheme or none, or `rank`
-        for other than one; params that
-        hold chains already, or no convolution's kernel: those that f closes over are not found; no calibration inputs,
-        or some of which a layer makes NaN; results without floating numbers, by which layers are weighed.
+      ValueError: no budget or more than one; one that no choice of chains meets; an unknown scheme or none; `rank` with
+        several schemes; params that hold chains already, or no convolution's kernel (kernels that f closes over are not
+        found); no calibration inputs, or some of which a layer makes NaN; results without floating numbers, by which
+        layers are weighed.
       TypeError: f is no function, the budget no number.
 
     Example:
@@ -205,8 +205,9 @@ def substitute(
       >>> ramp = jnp.arange(1.0, 6.0)
       >>> kernel = jnp.ones((5, 5, 8, 8)) * jnp.outer(ramp, ramp)[:, :, None, None]  # of rank one
       >>> params = {"conv": {"kernel": kernel, "bias": jnp.zeros(8)}}
-      >>> found = jaxcnn.substitute(model, params, jnp.ones((1, 32, 32, 8)), macs=0.5)
-      >>> found.report.rows[0].name, found.report.macs_share <= 0.5, found.report.error < 1e-4
+      >>> substitution = jaxcnn.substitute(model, params, jnp.ones((1, 32, 32, 8)), macs=0.5)
+      >>> report = substitution.report
+      >>> report.rows[0].name, report.macs_share <= 0.5, report.error < 1e-4
       ('conv/kernel', True, True)
 
     References:
@@ -216,17 +217,17 @@ def substitute(
     """
     if not callable(f):
         raise TypeError(f"substitute: f must be a function, got {f!r}")
-    given = {"tolerance": tolerance, "macs": macs, "speedup": speedup, "rank": rank}
-    budget = {name: value for name, value in given.items() if value is not None}
+    budgets = {"tolerance": tolerance, "macs": macs, "speedup": speedup, "rank": rank}
+    budget = {name: limit for name, limit in budgets.items() if limit is not None}
     if len(budget) != 1:
-        raise ValueError(f"substitute: give one of tolerance, macs, speedup and rank, got {given}")
+        raise ValueError(f"substitute: give one of tolerance, macs, speedup and rank, got {budgets}")
     if any(isinstance(leaf, KernelChain) for leaf in jax.tree.leaves(params, is_leaf=_is_chain)):
         raise ValueError("substitute: params hold chains already; give the dense parameters")
-    ((kind, most),) = budget.items()
+    ((kind, value),) = budget.items()
     names = _scheme_names(schemes)
-    limit = _check_number("substitute", kind, most) if rank is None else _check_rank(rank, names)
+    limit = _check_number("substitute", kind, value) if rank is None else _check_rank(rank, names)
     batches = _batches(calibration)
-    problem = Problem(f, params, args, names, _skipped(skip), seed)
+    problem = Problem(f, params, args, names, _skip_predicate(skip), seed)
     if not problem.convolutions:
         raise ValueError("substitute: f has no convolution")
     if not problem.layers:
@@ -235,26 +236,26 @@ def substitute(
             "kernels that f closes over, or takes as another argument, must be part of params"
         )
     layers = [layer.name for layer in problem.layers.values()]
-    if skip and not callable(skip) and not any(map(_skipped(skip), layers)):
-        more = ", ..." if len(layers) > _MAX_NAMES_SHOWN else ""
+    if skip and not callable(skip) and not any(map(_skip_predicate(skip), layers)):
+        ellipsis = ", ..." if len(layers) > _MAX_NAMES_SHOWN else ""
         warnings.warn(
-            f"substitute: skip={skip!r} is no layer; there are {', '.join(layers[:_MAX_NAMES_SHOWN])}{more}",
+            f"substitute: skip={skip!r} is no layer; there are {', '.join(layers[:_MAX_NAMES_SHOWN])}{ellipsis}",
             stacklevel=2,
         )
     problem.check_outputs()
-    weighed, fitted = rank is None, bool(batches)
-    judged = weighed and fitted
-    work = len(problem.open) * (judged + weighed + fitted) + 1
+    needs_weighing, needs_fitting = rank is None, bool(batches)
+    needs_judging = needs_weighing and needs_fitting
+    work = len(problem.open) * (needs_judging + needs_weighing + needs_fitting) + 1
     with bar("Substituting kernels", work, progress) as advance:
         calibration = Calibration(problem, batches, seed, advance) if batches else None
         search = Search(problem, calibration, advance)
-        ways: dict[str, Callable[[Any], Solution]] = {
+        solvers: dict[str, Callable[[Any], Solution]] = {
             "tolerance": search.within_tolerance,
             "macs": search.at_share,
             "speedup": search.at_speedup,
             "rank": search.of_rank,
         }
-        solution = ways[kind](limit)
+        solution = solvers[kind](limit)
         advance(1)
 
     def substitution_of(solution: Solution) -> Substitution:
@@ -271,35 +272,35 @@ def _is_chain(node: Any) -> bool:
     return isinstance(node, KernelChain)
 
 
-def _check_number(operation: str, name: str, given: Any) -> float:
+def _check_number(operation: str, name: str, number: Any) -> float:
     try:
-        value = float(given)
+        value = float(number)
     except (TypeError, ValueError):
-        raise TypeError(f"{operation}: {name} must be a number, got {given!r}") from None
+        raise TypeError(f"{operation}: {name} must be a number, got {number!r}") from None
     if name == "tolerance":
-        fits, wanted = 0 <= value < math.inf, "be at least 0"
+        is_valid, requirement = 0 <= value < math.inf, "be at least 0"
     elif name == "speedup":
-        fits, wanted = 0 < value < math.inf, "be positive"
+        is_valid, requirement = 0 < value < math.inf, "be positive"
     else:
-        fits, wanted = 0 < value <= 1, "be a share in (0, 1]"
-    if not fits:
+        is_valid, requirement = 0 < value <= 1, "be a share in (0, 1]"
+    if not is_valid:
         finite = "" if math.isfinite(value) else " and finite"
-        raise ValueError(f"{operation}: {name} must {wanted}{finite}, got {value:g}")
+        raise ValueError(f"{operation}: {name} must {requirement}{finite}, got {value:g}")
     return value
 
 
-def _check_rank(given: Any, schemes: Sequence[str]) -> int | tuple[int, ...]:
+def _check_rank(rank: Any, schemes: Sequence[str]) -> int | tuple[int, ...]:
     if len(schemes) != 1:
         raise ValueError(f"substitute: rank is that of one scheme's chains, but schemes={schemes!r}; give one")
     (scheme,) = schemes
     try:
-        ranks = tuple(map(operator.index, given)) if isinstance(given, (tuple, list)) else (operator.index(given),)
+        ranks = tuple(map(operator.index, rank)) if isinstance(rank, (tuple, list)) else (operator.index(rank),)
     except TypeError:
-        raise TypeError(f"substitute: rank must be a whole number, or a tuple of them, got {given!r}") from None
+        raise TypeError(f"substitute: rank must be a whole number, or a tuple of them, got {rank!r}") from None
     if not ranks or min(ranks) < 1:
-        raise ValueError(f"substitute: rank must be at least 1, got {given!r}")
+        raise ValueError(f"substitute: rank must be at least 1, got {rank!r}")
     if len(ranks) > 1 and not SCHEMES[scheme].several_ranks:
-        raise ValueError(f"substitute: {scheme!r} has one rank, got rank={given!r}")
+        raise ValueError(f"substitute: {scheme!r} has one rank, got rank={rank!r}")
     return ranks[0] if len(ranks) == 1 else ranks
 
 
@@ -316,7 +317,7 @@ def _scheme_names(schemes: str | Sequence[str] | None) -> tuple[str, ...]:
     return names
 
 
-def _skipped(skip: str | Sequence[str] | Callable[[str], bool] | None) -> Callable[[str], bool]:
+def _skip_predicate(skip: str | Sequence[str] | Callable[[str], bool] | None) -> Callable[[str], bool]:
     if callable(skip):
         return skip
     parts = (skip,) if isinstance(skip, str) else tuple(skip or ())
@@ -324,7 +325,7 @@ def _skipped(skip: str | Sequence[str] | Callable[[str], bool] | None) -> Callab
 
 
 def _batches(calibration: Any) -> list[tuple[Any, ...]]:
-    """Returns the batches of calibration inputs, each a tuple of what follows the parameters."""
+    """Returns the batches of calibration inputs, each a tuple of the arguments after the parameters."""
     if calibration is None:
         return []
     batches = list(calibration) if isinstance(calibration, (list, Iterator)) else [calibration]

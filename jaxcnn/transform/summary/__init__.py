@@ -1,1 +1,1 @@
-"""`summarize`: what the convolutions and pools of a function cost and how they are computed."""
+"""`summarize`: cost and method of the convolutions and pools of a function."""

@@ -10,7 +10,7 @@ from typing import Any
 from jax.extend.core import JaxprEqn
 from jax.extend.core import primitives as lax_primitives
 
-from jaxcnn import primitives as own
+from jaxcnn import primitives as jaxcnn_primitives
 from jaxcnn.cost import Cost
 from jaxcnn.geometry import dilated_size
 from jaxcnn.lowering import choice
@@ -35,7 +35,7 @@ def row_of(
     return _pool_row(equation, operands, place, platform)
 
 
-def _row(equation: JaxprEqn, place: Place, cost: Cost, **columns: Any) -> SummaryRow:
+def _make_row(equation: JaxprEqn, place: Place, cost: Cost, **columns: Any) -> SummaryRow:
     arrays = avals(equation)
     scaled = Cost(*(value * place.count for value in dataclasses.astuple(cost)))
     return SummaryRow(
@@ -49,7 +49,7 @@ def _row(equation: JaxprEqn, place: Place, cost: Cost, **columns: Any) -> Summar
     )
 
 
-def _bytes(equation: JaxprEqn) -> int:
+def _array_bytes(equation: JaxprEqn) -> int:
     return sum(math.prod(aval.shape) * aval.dtype.itemsize for aval in avals(equation))
 
 
@@ -58,10 +58,10 @@ def _convolution_row(
 ) -> tuple[SummaryRow, Value]:
     spec = conv.spec
     kernel = operands[1]
-    # Groups of the batch are what JAX makes of the kernel's gradient of groups of features.
-    of_kernel = spec.role == "kernel" or equation.params.get("batch_group_count", 1) > 1
+    # JAX computes the gradient of a grouped kernel as a convolution in groups of the batch.
+    is_kernel_gradient = spec.role == "kernel" or equation.params.get("batch_group_count", 1) > 1
     weights = math.prod(spec.kernel_shape) * (spec.stacked or 1) * kernel.copies
-    params = 0 if of_kernel or kernel.image else weights
+    params = 0 if is_kernel_gradient or kernel.image else weights
     computed = as_convolution(equation, "compute")
     if computed is None:
         method, reason = "direct", "left to XLA: only it takes these operands"
@@ -69,12 +69,12 @@ def _convolution_row(
         chosen = choice.choose(computed.spec, computed.method, platform)
         method, reason = chosen.method, chosen.reason
     result = through_convolution(conv, operands, avals(equation)[-1].ndim)
-    spatial = [] if of_kernel else [result.axes[axis] for axis in conv.axes[2][-1 - spec.rank : -1]]
-    row = _row(
+    spatial = [] if is_kernel_gradient else [result.axes[axis] for axis in conv.axes[2][-1 - spec.rank : -1]]
+    row = _make_row(
         equation,
         place,
-        Cost(spec.macs, spec.macs_valid, 2 * spec.macs, params, _bytes(equation)),
-        kind="kernel gradient" if of_kernel else {"output": "conv", "input": "transposed conv"}[spec.role],
+        Cost(spec.macs, spec.macs_valid, 2 * spec.macs, params, _array_bytes(equation)),
+        kind="kernel gradient" if is_kernel_gradient else {"output": "conv", "input": "transposed conv"}[spec.role],
         kernel=spec.window,
         strides=spec.strides,
         padding=spec.padding,
@@ -92,13 +92,13 @@ def _dense_row(equation: JaxprEqn, operands: Sequence[Value], place: Place) -> t
     lhs, rhs, out = avals(equation)
     macs = math.prod(out.shape) * math.prod(lhs.shape[axis] for axis in contracted)
     images = [value.image for value in operands]
-    weight = _weight(equation, operands)
-    counted = not (all(images) or batch)
-    params = math.prod((lhs, rhs)[weight].shape) * operands[weight].copies if counted else 0
-    row = _row(
+    position = _weight_position(equation, operands)
+    has_parameters = not (all(images) or batch)
+    params = math.prod((lhs, rhs)[position].shape) * operands[position].copies if has_parameters else 0
+    row = _make_row(
         equation,
         place,
-        Cost(macs, macs, 2 * macs, params, _bytes(equation)),
+        Cost(macs, macs, 2 * macs, params, _array_bytes(equation)),
         kind="dense",
         kernel=tuple(rhs.shape),
         strides=(),
@@ -112,8 +112,8 @@ def _dense_row(equation: JaxprEqn, operands: Sequence[Value], place: Place) -> t
     return row, Value((None,) * len(out.shape), image=any(images))
 
 
-def _weight(equation: JaxprEqn, operands: Sequence[Value]) -> int:
-    """Returns the position of the weight: of a product the operand that depends on no image, else the second."""
+def _weight_position(equation: JaxprEqn, operands: Sequence[Value]) -> int:
+    """Returns the position of the weight: in a product the operand that depends on no image, else the second one."""
     images = [value.image for value in operands]
     dense = equation.primitive is lax_primitives.dot_general_p
     return images.index(False) if dense and images[0] != images[1] else 1
@@ -121,24 +121,24 @@ def _weight(equation: JaxprEqn, operands: Sequence[Value]) -> int:
 
 def weight_of(equation: JaxprEqn, operands: Sequence[Value]) -> Value:
     """Returns what is known of the weight of an equation that has a row; a pool has none."""
-    return operands[_weight(equation, operands)] if len(operands) > 1 else Value(())
+    return operands[_weight_position(equation, operands)] if len(operands) > 1 else Value(())
 
 
-_OWN_POOLS = {
-    own.extremum_p: " pool",
-    own.select_p: "max pool",
-    own.window_sum_p: "sum pool",
-    own.scatter_p: "max pool gradient",
-    own.window_spread_p: "sum pool gradient",
+_POOL_KINDS = {
+    jaxcnn_primitives.extremum_p: " pool",
+    jaxcnn_primitives.select_p: "max pool",
+    jaxcnn_primitives.window_sum_p: "sum pool",
+    jaxcnn_primitives.scatter_p: "max pool gradient",
+    jaxcnn_primitives.window_spread_p: "sum pool gradient",
 }
 
 
 def _pool_row(
     equation: JaxprEqn, operands: Sequence[Value], place: Place, platform: str
 ) -> tuple[SummaryRow, Value] | None:
-    if equation.primitive in _OWN_POOLS:
+    if equation.primitive in _POOL_KINDS:
         params = equation.params
-        kind = params.get("mode", "") + _OWN_POOLS[equation.primitive]
+        kind = params.get("mode", "") + _POOL_KINDS[equation.primitive]
         shape = avals(equation)[0].shape
         if "input_size" in params:
             shape = (shape[0], *params["input_size"], shape[-1])
@@ -154,7 +154,7 @@ def _pool_row(
         kind = f"{pool.kind} pool gradient" if scatters else f"{pool.kind} pool"
     value = operands[0]
     if not value.image and value.axes and not any(value.axes):
-        return None  # of a constant: the number of pixels in each window of an average
+        return None  # a pool of a constant: the number of pixels in each window of an average
     if "gradient" in kind:
         result = Value((None,) * len(avals(equation)[-1].shape), image=True)
         spatial: list[Any] = []
@@ -169,10 +169,10 @@ def _pool_row(
         spatial = [result.axes[axis] for axis in spatial_axes]
     module = choice.pool_method(spec, platform)
     operations = math.prod(spec.output_shape) * (math.prod(spec.window_shape) - 1)
-    row = _row(
+    row = _make_row(
         equation,
         place,
-        Cost(flops=operations, bytes=_bytes(equation)),
+        Cost(flops=operations, bytes=_array_bytes(equation)),
         kind=kind,
         kernel=spec.window_shape,
         strides=spec.strides,

@@ -20,7 +20,7 @@ from jaxcnn.transform.jaxpr.equations import avals
 
 @dataclasses.dataclass(frozen=True)
 class AxisField:
-    """What the entries along one axis of a value see: entry `o` sees from `o * stride - offset`, `size` pixels.
+    """Field of the entries along one axis of a value: entry `o` sees `size` pixels from `o * stride - offset` on.
 
     Args:
       source: position of the argument on which pixels are counted, and its axis.
@@ -67,13 +67,13 @@ class AxisField:
 
 @dataclasses.dataclass(frozen=True)
 class Value:
-    """What is known of a value of the jaxpr.
+    """Holds what is known of a value of the jaxpr.
 
     Args:
       axes: field along each axis; None where an entry sees everything, or nothing that is counted.
-      image: True if the value depends on what was convolved; a kernel or a weight does not.
-      copies: number of values over the steps of a scan.
-      roots: arguments and constants of the function, or slices of them, that a weight was made from; none where that is
+      image: True if the value depends on the result of a convolution; a kernel or a weight does not.
+      copies: number of such values that the steps of a scan take.
+      roots: arguments and constants of the function, or slices of them, from which a weight was made; none if that is
         not known. Values with the same roots are one weight.
     """
 
@@ -84,7 +84,7 @@ class Value:
 
 
 def argument(number: int, ndim: int) -> Value:
-    """Returns the value of an argument of the function, each of whose entries sees itself."""
+    """Returns the value of an argument of the function: each entry sees itself."""
     return Value(tuple(AxisField((number, axis)) for axis in range(ndim)), roots=frozenset((number,)))
 
 
@@ -127,7 +127,7 @@ def through_window(value: Value, windows: Sequence[tuple[int, int, int]]) -> Val
 
 
 def through(equation: JaxprEqn, operands: Sequence[Value]) -> list[Value]:
-    """Returns the values of the results of any other equation."""
+    """Returns the values of the results of an equation that is no convolution and no pool."""
     image = any(value.image for value in operands)
     copies = max((value.copies for value in operands), default=1)
     rule = _RULES.get(equation.primitive, _elementwise)
@@ -140,37 +140,38 @@ def through(equation: JaxprEqn, operands: Sequence[Value]) -> list[Value]:
 
 
 def _roots(equation: JaxprEqn, operands: Sequence[Value], result: Any) -> frozenset[Hashable]:
-    """Returns the roots of a weight: moved, cast and scaled it is the same weight, but two slices of it are two."""
+    """Returns the roots of a result: a moved, cast or scaled weight keeps its roots, each slice gets its own."""
     roots: frozenset[Hashable] = frozenset().union(*(value.roots for value in operands))
     primitive = equation.primitive
     if primitive is lax_primitives.slice_p:
         part = equation.params["start_indices"], equation.params["limit_indices"], equation.params["strides"]
-        whole = _shape(equation) == result.shape
+        whole = _operand_shape(equation) == result.shape
         return roots if whole else frozenset((root, part) for root in roots)
-    if primitive in _MOVES:
+    if primitive in _MOVING_PRIMITIVES:
         return roots
-    # Integers are cast and moved, but what is computed from them (random bits from a key) is something else each time.
+    # Integers keep their roots through moves only: random bits from one key are another weight in each equation.
     floating = all(jnp.issubdtype(aval.dtype, jnp.inexact) for aval in avals(equation))
-    return frozenset() if primitive in _PARTS or not floating else roots
+    return frozenset() if primitive in _SELECTING_PRIMITIVES or not floating else roots
 
 
 Axes = Sequence[AxisField | None]
+"""Fields along the axes of a result, as a rule returns them for an equation, its operands and the result's shape."""
 
 
-def _shape(equation: JaxprEqn, index: int = 0) -> tuple[int, ...]:
+def _operand_shape(equation: JaxprEqn, index: int = 0) -> tuple[int, ...]:
     return avals(equation)[index].shape
 
 
 def _elementwise(equation: JaxprEqn, operands: Sequence[Value], shape: Sequence[int]) -> Axes:
     """Returns the union over the operands of the result's rank that are not broadcast along an axis."""
     axes: list[AxisField | None] = [None] * len(shape)
-    # What depends on an image comes first: on its axes all others are counted.
+    # Values of images come first, so that their argument is the one on which pixels are counted.
     order = sorted(range(len(operands)), key=lambda index: not operands[index].image)
     for index in order:
-        value, own = operands[index], getattr(equation.invars[index].aval, "shape", ())
-        if len(own) != len(shape):
+        value, operand_shape = operands[index], getattr(equation.invars[index].aval, "shape", ())
+        if len(operand_shape) != len(shape):
             continue
-        for axis, (size, field) in enumerate(zip(own, value.axes, strict=True)):
+        for axis, (size, field) in enumerate(zip(operand_shape, value.axes, strict=True)):
             if size != shape[axis] or field is None:
                 continue
             known = axes[axis]
@@ -195,37 +196,37 @@ def _transpose(equation: JaxprEqn, operands: Sequence[Value], shape: Sequence[in
 def _broadcast(equation: JaxprEqn, operands: Sequence[Value], shape: Sequence[int]) -> Axes:
     axes: list[AxisField | None] = [None] * len(shape)
     for axis, target in enumerate(equation.params["broadcast_dimensions"]):
-        if _shape(equation)[axis] == shape[target]:
+        if _operand_shape(equation)[axis] == shape[target]:
             axes[target] = operands[0].axes[axis]
     return axes
 
 
 def _reshape(equation: JaxprEqn, operands: Sequence[Value], shape: Sequence[int]) -> Axes:
     """Returns the fields of axes that are neither merged nor split."""
-    before, axes = _shape(equation), [None] * len(shape)
+    old_shape, axes = _operand_shape(equation), [None] * len(shape)
     if equation.params.get("dimensions") is not None:
         return axes
-    left = right = 0
+    old_axis = new_axis = 0
     result: list[AxisField | None] = list(axes)
-    while left < len(before) and right < len(shape):
-        if before[left] == shape[right]:
-            result[right] = operands[0].axes[left]
-            left, right = left + 1, right + 1
+    while old_axis < len(old_shape) and new_axis < len(shape):
+        if old_shape[old_axis] == shape[new_axis]:
+            result[new_axis] = operands[0].axes[old_axis]
+            old_axis, new_axis = old_axis + 1, new_axis + 1
             continue
-        a, b = before[left], shape[right]
-        left, right = left + 1, right + 1
-        while a != b and (left < len(before) or right < len(shape)):
-            if (a < b or right == len(shape)) and left < len(before):
-                a, left = a * before[left], left + 1
+        old_size, new_size = old_shape[old_axis], shape[new_axis]
+        old_axis, new_axis = old_axis + 1, new_axis + 1
+        while old_size != new_size and (old_axis < len(old_shape) or new_axis < len(shape)):
+            if (old_size < new_size or new_axis == len(shape)) and old_axis < len(old_shape):
+                old_size, old_axis = old_size * old_shape[old_axis], old_axis + 1
             else:
-                b, right = b * shape[right], right + 1
+                new_size, new_axis = new_size * shape[new_axis], new_axis + 1
     return result
 
 
 def _reduce(equation: JaxprEqn, operands: Sequence[Value], shape: Sequence[int]) -> Axes:
     del shape
-    gone = equation.params["axes"] if "axes" in equation.params else equation.params["dimensions"]
-    return [field for axis, field in enumerate(operands[0].axes) if axis not in {*gone}]
+    removed = equation.params["axes"] if "axes" in equation.params else equation.params["dimensions"]
+    return [field for axis, field in enumerate(operands[0].axes) if axis not in {*removed}]
 
 
 def _slice(equation: JaxprEqn, operands: Sequence[Value], shape: Sequence[int]) -> Axes:
@@ -250,22 +251,22 @@ def _pad(equation: JaxprEqn, operands: Sequence[Value], shape: Sequence[int]) ->
     ]
 
 
-def _along(equation: JaxprEqn, operands: Sequence[Value], shape: Sequence[int]) -> Axes:
-    """Returns fields of the whole axis where an equation runs along it."""
+def _whole_axes(equation: JaxprEqn, operands: Sequence[Value], shape: Sequence[int]) -> Axes:
+    """Returns fields in which each entry sees the whole axis along which an equation runs."""
     params, axes = equation.params, list(_elementwise(equation, operands, shape))
     if equation.primitive is lax_primitives.fft_p:
         whole = range(len(shape) - len(params["fft_lengths"]), len(shape))
     else:
-        # Of the largest k entries, older releases of JAX know only those along the last axis.
+        # `top_k` of older JAX releases has no axis parameter and runs along the last axis.
         axis = (
             params["dimension"] if equation.primitive is lax_primitives.sort_p else params.get("axis", len(shape) - 1)
         )
         whole = range(axis, axis + 1)
     for axis in whole:
-        # The result need not be as long as the operand.
+        # The result may be shorter than the operand, so the operand's length counts.
         fields = [value.axes[axis] for value in operands if len(value.axes) == len(shape)]
         known = next((field for field in fields if field is not None), None)
-        axes[axis] = known and known.everywhere(_shape(equation)[axis])
+        axes[axis] = known and known.everywhere(_operand_shape(equation)[axis])
     return axes
 
 
@@ -274,7 +275,7 @@ def _reduce_window(equation: JaxprEqn, operands: Sequence[Value], shape: Sequenc
     del shape
     params = equation.params
     dilation, holes = (
-        (params.get(name) or (1,) * len(_shape(equation))) for name in ("window_dilation", "base_dilation")
+        (params.get(name) or (1,) * len(_operand_shape(equation))) for name in ("window_dilation", "base_dilation")
     )
     windows = zip(params["window_dimensions"], params["window_strides"], params["padding"], dilation, strict=True)
     return [
@@ -284,7 +285,7 @@ def _reduce_window(equation: JaxprEqn, operands: Sequence[Value], shape: Sequenc
     ]
 
 
-_REDUCTIONS = ("sum", "max", "min", "prod", "and", "or")
+_REDUCTION_NAMES = ("sum", "max", "min", "prod", "and", "or")
 _RULES: dict[Primitive, Callable[[JaxprEqn, Sequence[Value], Sequence[int]], Axes]] = {
     lax_primitives.concatenate_p: _concatenate,
     lax_primitives.transpose_p: _transpose,
@@ -293,18 +294,18 @@ _RULES: dict[Primitive, Callable[[JaxprEqn, Sequence[Value], Sequence[int]], Axe
     lax_primitives.squeeze_p: _reduce,
     lax_primitives.slice_p: _slice,
     lax_primitives.pad_p: _pad,
-    **{getattr(lax_primitives, f"reduce_{name}_p"): _reduce for name in _REDUCTIONS},
+    **{getattr(lax_primitives, f"reduce_{name}_p"): _reduce for name in _REDUCTION_NAMES},
     lax_primitives.argmax_p: _reduce,
     lax_primitives.argmin_p: _reduce,
-    lax_primitives.sort_p: _along,
-    lax_primitives.top_k_p: _along,
-    lax_primitives.fft_p: _along,
-    **{getattr(lax_primitives, f"cum{name}_p"): _along for name in ("sum", "prod", "max", "min", "logsumexp")},
+    lax_primitives.sort_p: _whole_axes,
+    lax_primitives.top_k_p: _whole_axes,
+    lax_primitives.fft_p: _whole_axes,
+    **{getattr(lax_primitives, f"cum{name}_p"): _whole_axes for name in ("sum", "prod", "max", "min", "logsumexp")},
     lax_primitives.reduce_window_p: _reduce_window,
     **{getattr(lax_primitives, f"reduce_window_{name}_p"): _reduce_window for name in ("sum", "max", "min")},
 }
 
-_MOVES = (
+_MOVING_PRIMITIVES = (
     lax_primitives.transpose_p,
     lax_primitives.reshape_p,
     lax_primitives.squeeze_p,
@@ -315,6 +316,6 @@ _MOVES = (
     lax_primitives.device_put_p,
     lax_primitives.sharding_constraint_p,
 )
-"""What keeps all entries of a weight, integers too."""
-_PARTS = (lax_primitives.dynamic_slice_p, lax_primitives.gather_p)
-"""What takes some entries of a weight, of which it is not known which."""
+"""Primitives that keep all entries of a weight, also of integers."""
+_SELECTING_PRIMITIVES = (lax_primitives.dynamic_slice_p, lax_primitives.gather_p)
+"""Primitives that take unknown entries of a weight."""

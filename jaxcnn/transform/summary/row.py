@@ -15,8 +15,8 @@ class SummaryRow:
     Args:
       kind: `"conv"`, `"transposed conv"`, `"kernel gradient"`, `"max pool"`, `"min pool"`, `"sum pool"`, the gradients
         of pools, or `"dense"`.
-      name: the name stack at which it was called: a model's layer.
-      source: the line of the user's code that called it.
+      name: name stack of the call: a model's layer.
+      source: line of the user's code that makes the call.
       input_shape: shape of the first operand, in the function's own layout.
       output_shape: shape of the result.
       kernel: taps of the window on each spatial axis; the shape of the second operand of a dense product.
@@ -24,11 +24,11 @@ class SummaryRow:
       padding: (low, high) on each spatial axis.
       dilation: distance between neighbouring taps.
       groups: feature groups.
-      count: how often it is executed: the product of the lengths of the scans around it.
-      cost: of all executions; the parameters of a weight that several rows share are those of the first.
-      receptive_field: of an output pixel, in pixels of the function's argument; None where it is not known.
-      method: how it is computed.
-      reason: why.
+      count: number of executions: the product of the lengths of the scans around the call.
+      cost: cost of all executions; the parameters of a weight that several rows share are those of the first row.
+      receptive_field: receptive field of an output pixel, in pixels of the function's argument; None if not known.
+      method: name of the method that computes the operation.
+      reason: reason for this method.
     """
 
     kind: str

@@ -1,4 +1,4 @@
-"""`summarize`: the convolutions, pools and dense products of a function, what they cost, and how they are computed."""
+"""`summarize`: the convolutions, pools and dense products of a function, with cost and method of each."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from jaxcnn.transform.summary.row import SummaryRow
 from jaxcnn.transform.summary.table import summary_table, totals_line
 from jaxcnn.transform.summary.walk import rows_and_notes
 
-#: What `summarize` takes for `platform`, here and on the command line.
+#: Values of `platform` for `summarize`, in Python and on the command line.
 PLATFORMS = ("cpu", "gpu", "cuda", "rocm", "tpu")
 
 
@@ -29,8 +29,8 @@ class Summary:
 
     Args:
       rows: one `SummaryRow` for each.
-      notes: remarks on what was counted once although it may be executed more or less often, or not looked into.
-      native: line that says if this process has the compiled CPU kernels; empty for another platform.
+      notes: remarks on bodies that were counted once but may be executed more or less often, or were not counted.
+      native: line on whether this process has the compiled CPU kernels; empty for another platform.
 
     Example:
       >>> import jax.numpy as jnp
@@ -77,7 +77,7 @@ class Summary:
         """Draws the multiply-accumulates of each layer, as `jaxcnn.drawing.draw_summary` does.
 
         Args:
-          path: file to save the picture to; its ending says the format (`.png`, `.svg`, `.pdf`).
+          path: file for the picture; its ending decides the format (`.png`, `.svg`, `.pdf`).
 
         Returns:
           The `matplotlib.figure.Figure`.
@@ -103,14 +103,14 @@ def summarize(f: Callable[..., Any], *args: Any, platform: str | None = None) ->
 
     f is traced, not run: nothing is compiled and no device is needed. Bodies of `scan` are multiplied by their length,
     of a `cond` the branch with the most MACs is counted, and the body of a `while` once. A weight is the operand that
-    does not depend on what was convolved before; one that several rows share is counted in the first. The receptive
-    field is that of the whole graph: parallel branches give their union, a sort, a cumulative sum or a Fourier
-    transform sees its whole axis (stride 0); it is not known any more behind a reshape or a sum over the image.
+    does not depend on the result of a convolution; one that several rows share is counted in the first. The receptive
+    field is that of the whole graph: parallel branches give their union, and a sort, a cumulative sum or a Fourier
+    transform sees its whole axis (stride 0). The field is not known behind a reshape or a sum over the image.
 
     Args:
       f: function of arrays: a model, a loss, a gradient, a training step, accelerated or not.
-      *args: arguments of f; `jax.ShapeDtypeStruct`s may stand for arrays, and what is not an array reaches f unchanged.
-      platform: platform for which the method is told, `"cpu"` (if left out), `"gpu"`, `"cuda"`, `"rocm"` or `"tpu"`.
+      *args: arguments of f; `jax.ShapeDtypeStruct`s may stand for arrays, and other leaves reach f unchanged.
+      platform: platform whose methods are shown, `"cpu"` (if left out), `"gpu"`, `"cuda"`, `"rocm"` or `"tpu"`.
 
     Returns:
       A `Summary`: `.rows`, `.total`, `.to_json()`, and a table when printed or shown in a notebook.

@@ -9,15 +9,15 @@ from jaxcnn.transform.summary.row import SummaryRow
 from jaxcnn.transform.tables import Table, with_unit
 
 _HEADER = ("layer", "kind", "output", "kernel", "MACs", "params", "field", "method")
-_NUMBERS = (4, 5, 6)
-_SHRINKING = ((0, 12), (3, 10), (1, 10), (2, 10), (6, 5))
-"""The layer's name gives way first, then kernel, kind, output and field."""
+_NUMBER_COLUMNS = (4, 5, 6)
+_SHRINKING_COLUMNS = ((0, 12), (3, 10), (1, 10), (2, 10), (6, 5))
+"""Columns that give way in a long line, each with its least width: layer, kernel, kind, output, field in this order."""
 
 
 def summary_table(rows: Sequence[SummaryRow]) -> Table:
-    """Returns the table of some rows, in HTML with source line and reason of the method as tooltips."""
+    """Returns the table of some rows; its HTML has the source line and the reason of the method as tooltips."""
     tooltips = [{0: row.source, len(_HEADER) - 1: row.reason} for row in rows]
-    return Table(_HEADER, [_cells(row) for row in rows], _NUMBERS, _SHRINKING, tooltips)
+    return Table(_HEADER, [_cells(row) for row in rows], _NUMBER_COLUMNS, _SHRINKING_COLUMNS, tooltips)
 
 
 def totals_line(total: Cost) -> str:
@@ -32,29 +32,29 @@ def _cells(row: SummaryRow) -> tuple[str, ...]:
     return (
         (f"{row.count} of " if row.count > 1 else "") + (row.name or _file_and_line(row)),
         row.kind,
-        _by_x(row.output_shape),
-        _kernel(row),
+        _join_sizes(row.output_shape),
+        _kernel_text(row),
         with_unit(row.cost.macs),
         with_unit(row.cost.params),
-        _once_if_equal(row.receptive_field.size) if row.receptive_field else "",
+        _short_sizes(row.receptive_field.size) if row.receptive_field else "",
         row.method,
     )
 
 
-def _by_x(sizes: Sequence[object]) -> str:
+def _join_sizes(sizes: Sequence[object]) -> str:
     return "x".join(map(str, sizes))
 
 
-def _once_if_equal(sizes: Sequence[object]) -> str:
-    return str(sizes[0]) if len({*sizes}) == 1 else _by_x(sizes)
+def _short_sizes(sizes: Sequence[object]) -> str:
+    return str(sizes[0]) if len({*sizes}) == 1 else _join_sizes(sizes)
 
 
 def _file_and_line(row: SummaryRow) -> str:
     return ":".join(row.source.split(" ")[0].rsplit("/", 1)[-1].split(":")[:2])
 
 
-def _kernel(row: SummaryRow) -> str:
-    strides = f"/{_once_if_equal(row.strides)}" if row.strides and max(row.strides) > 1 else ""
-    dilation = f" d{_once_if_equal(row.dilation)}" if row.dilation and max(row.dilation) > 1 else ""
+def _kernel_text(row: SummaryRow) -> str:
+    strides = f"/{_short_sizes(row.strides)}" if row.strides and max(row.strides) > 1 else ""
+    dilation = f" d{_short_sizes(row.dilation)}" if row.dilation and max(row.dilation) > 1 else ""
     groups = f" g{row.groups}" if row.groups > 1 else ""
-    return _by_x(row.kernel) + strides + dilation + groups
+    return _join_sizes(row.kernel) + strides + dilation + groups

@@ -1,4 +1,4 @@
-"""The abstract walk of `summarize`: a row for each convolution, pool and product, and what its results see."""
+"""The abstract walk of `summarize`: a row for each convolution, pool and product, with its receptive field."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ _Record = tuple[SummaryRow, frozenset[Hashable]]
 """A row, and the roots of its weight."""
 
 _MAX_LOOP_PASSES = 1000
-"""Steps of a scan after which a receptive field that still grows is given up."""
+"""Largest number of steps of a scan that are followed; a receptive field that still grows then is not known."""
 
 
 def rows_and_notes(closed: Any, platform: str) -> tuple[tuple[SummaryRow, ...], tuple[str, ...]]:
-    """Returns the rows of a closed jaxpr, whose arguments are those of the user's function, and notes on the count."""
+    """Returns the rows of a closed jaxpr of the user's function, and notes on the count."""
     walk = _SummaryWalk(platform)
     jaxpr = inner_jaxpr(closed)
     values = [argument(number, len(shape_of(v))) for number, v in enumerate((*jaxpr.constvars, *jaxpr.invars))]
@@ -43,7 +43,7 @@ def rows_and_notes(closed: Any, platform: str) -> tuple[tuple[SummaryRow, ...], 
 
 
 def _count_weights_once(records: Sequence[_Record]) -> tuple[SummaryRow, ...]:
-    """Returns the rows, with a weight that several share counted in the first of them."""
+    """Returns the rows, with the parameters of a shared weight in the first of its rows only."""
     rows: list[SummaryRow] = []
     counted: set[frozenset[Hashable]] = set()
     for row, roots in records:
@@ -55,7 +55,7 @@ def _count_weights_once(records: Sequence[_Record]) -> tuple[SummaryRow, ...]:
 
 
 def _roots_of_constant(array: Any) -> frozenset[Hashable]:
-    """Returns the roots of a constant: an array that several jaxprs hold is one weight."""
+    """Returns the roots of a constant, which are equal for the same array in several jaxprs."""
     return frozenset() if array is None else frozenset((("constant", id(array)),))
 
 
@@ -100,7 +100,7 @@ class _SummaryWalk(AbstractWalk[Value, _Record]):
         return Value((None, *value.axes), value.image)
 
     def join(self, before: Value, after: Value) -> Value:
-        # A weight that changes from step to step stays the weight that it was.
+        # A weight that changes from step to step keeps its roots.
         return dataclasses.replace(after, roots=before.roots)
 
     def widen(self, value: Value) -> Value:
