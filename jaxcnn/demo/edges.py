@@ -20,7 +20,7 @@ from jaxcnn.timing import median_seconds
 #: Photographs to whose responses the pairs may be fitted.
 CALIBRATION = ("astronaut", "chelsea", "coffee", "rocket", "motorcycle", "retina")
 
-#: A pixel is an edge where the network's probability exceeds this.
+#: Probability beyond which a pixel counts as an edge.
 EDGE_THRESHOLD = 0.5
 
 DEFINITIONS = (
@@ -40,7 +40,7 @@ DEFINITIONS = (
 
 
 def edge_f1(before: np.ndarray, after: np.ndarray, *, tolerance: float = 0.0) -> float:
-    """Agreement of two masks of edge pixels, from 0 to 1.
+    """Returns the agreement of two masks of edge pixels, from 0 to 1.
 
     Precision is the share of `after`'s pixels within `tolerance` of one of `before`'s; recall is the share of
     `before`'s within `tolerance` of one of `after`'s; the result is their harmonic mean.  Two empty masks agree
@@ -65,13 +65,13 @@ def find_pairs(
     """Returns the edge detector with the 3x3 kernels of VGG-16 replaced by pairs of 3x1 and 1x3 kernels.
 
     Args:
-      network: the dense layers.
+      network: dense layers.
       x: preprocessed photograph, on which the result is verified.
       share: share of the multiply-accumulates of all convolutions that may stay.
-      calibration: preprocessed photographs to whose responses the pairs are fitted; if there are none, they are fitted
-        to the weights.
+      calibration: preprocessed photographs to whose responses the pairs are fitted; without any, the pairs are
+        fitted to the weights.
       seed: seed for the places where responses are taken.
-      progress: as `jaxcnn.substitute` takes it.
+      progress: option of `jaxcnn.substitute`.
     """
     return jaxcnn.substitute(
         partial(hed.edge_map, convolution=plain_convolution),
@@ -87,7 +87,7 @@ def find_pairs(
 
 
 def calibration_photographs(name: str) -> list[jax.Array]:
-    """Bundled photographs other than the one that is judged, preprocessed, 256 pixels at their longer side."""
+    """Returns the bundled photographs other than `name`, preprocessed, 256 pixels at their longer side."""
     return [hed.preprocess(load_image(other, long_side=256)) for other in CALIBRATION if other != name]
 
 
@@ -108,13 +108,13 @@ def run_edges(
 
     Args:
       photograph: uint8 RGB, (height, width, 3).
-      network: the dense layers, from `hed.load_network`.
-      name: what the photograph is called in the report.
-      share: the share of the multiply-accumulates that the network may keep, in (0, 1].
-      calibrate: whether to fit the pairs to the responses to other photographs, which takes minutes.
+      network: dense layers, from `hed.load_network`.
+      name: name of the photograph in the report.
+      share: share of the multiply-accumulates that the network may keep, in (0, 1].
+      calibrate: flag that fits the pairs to the responses to other photographs, which takes minutes.
       seed: seed for the places where responses are taken.
-      bars: where progress is shown.
-      rounds: blocks of calls for each timing.
+      bars: progress bars.
+      rounds: number of blocks of calls for each timing.
     """
     height, width = photograph.shape[:2]
     x = hed.preprocess(photograph)
@@ -126,10 +126,10 @@ def run_edges(
 
     photographs = calibration_photographs(name) if calibrate else []
     with steps(bars, "Fitting pairs to responses" if calibrate else "Finding pairs of kernels") as progress:
-        found = find_pairs(network, x, share, calibration=photographs, seed=seed, progress=progress)
+        substitution = find_pairs(network, x, share, calibration=photographs, seed=seed, progress=progress)
 
-    pair_map = jaxcnn.accelerate(found.apply)
-    calls["after"] = lambda: pair_map(found.params, x)
+    pair_map = jaxcnn.accelerate(substitution.apply)
+    calls["after"] = lambda: pair_map(substitution.params, x)
     results |= timing.compile_all({"after": calls["after"]}, bars, "the pairs")[1]
     task = bars.add_task("Timing the whole network", total=rounds)
     whole = median_seconds(calls, rounds=rounds, after_round=lambda: bars.advance(task))
@@ -148,13 +148,13 @@ def run_edges(
         text=(
             f"The trained edge detector HED (13 convolutions of VGG-16) on {name}, {height} x {width} pixels: "
             f"dense, and with its 3x3 kernels replaced by pairs of 3x1 and 1x3 kernels that keep at most {share:.4g} "
-            f"of the network's MACs ({found.report.macs_share:.4f}), by jaxcnn.substitute: each layer as many as serve "
-            f"the whole best. The pairs are {how}; nothing was trained again."
+            f"of the network's MACs ({substitution.report.macs_share:.4f}), by jaxcnn.substitute: each layer as many "
+            f"as serve the whole best. The pairs are {how}; nothing was trained again."
         ),
         figures=(
             ("Edge detector, same kernels by jaxcnn: times faster", f"{whole['before'] / whole['exact']:.2f}x"),
             ("Edge detector, pairs of kernels: times faster", f"{whole['before'] / whole['after']:.2f}x"),
-            ("Edge detector: times fewer MACs", f"{1 / found.report.macs_share:.2f}x"),
+            ("Edge detector: times fewer MACs", f"{1 / substitution.report.macs_share:.2f}x"),
             ("Relative error of the edge map", f"{error:.3f}"),
             ("Edge F1, same pixel", f"{exact:.3f}"),
             ("Edge F1, within 1 pixel", f"{near:.3f}"),
@@ -164,12 +164,12 @@ def run_edges(
             Picture(f"Edges before: dense kernels, {1e3 * whole['before']:.0f} ms", to_png(before)),
             Picture(f"Edges after: separable pairs, {1e3 * whole['after']:.0f} ms", to_png(after)),
         ),
-        tables=(_layer_table(found.report, whole),),
+        tables=(_layer_table(substitution.report, whole),),
     )
 
 
 def _first_result(name: str, seconds: Mapping[str, float]) -> str:
-    """Returns what is known before any kernel is replaced, as rich's markup."""
+    """Returns the times of the dense network in words, as rich's markup."""
     before, exact = seconds["before"], seconds["exact"]
     return (
         f"[bold]Edges in {rich.markup.escape(name)}[/bold], dense kernels: {1e3 * before:.0f} ms a call in jax.lax, "
@@ -178,7 +178,7 @@ def _first_result(name: str, seconds: Mapping[str, float]) -> str:
 
 
 def _layer_table(report: jaxcnn.SubstitutionReport, whole: Mapping[str, float]) -> Table:
-    """One row for each layer, then the network run as a whole."""
+    """Returns the table of MACs and times, one row for each layer and one for the whole network."""
     rows: list[tuple[str, ...]] = []
     for row in report.rows:
         *window, channels, features = row.kernel
@@ -198,9 +198,9 @@ def _layer_table(report: jaxcnn.SubstitutionReport, whole: Mapping[str, float]) 
     macs = f"{report.macs_before / 1e6:,.1f}", f"{report.macs_after / 1e6:,.1f}"
     before, after = whole["before"], whole["after"]
     rows.append(("network", "", "", *macs, f"{1e3 * before:.2f}", f"{1e3 * after:.2f}", f"{before / after:.2f}x"))
-    told = [row for row in report.rows if row.reason and not row.name.startswith(("side", "fuse"))]
-    kept = {row.reason for row in told if row.scheme == "dense"}
-    slower = ", ".join(row.name.removesuffix("/kernel") for row in told if row.scheme != "dense")
+    explained_rows = [row for row in report.rows if row.reason and not row.name.startswith(("side", "fuse"))]
+    reasons = {row.reason for row in explained_rows if row.scheme == "dense"}
+    slower = ", ".join(row.name.removesuffix("/kernel") for row in explained_rows if row.scheme != "dense")
     return Table(
         "Layer by layer",
         ("layer", "kernel", "rank", "M MACs\nbefore", "M MACs\nafter", "ms\nbefore", "ms\nafter", "times\nfaster"),
@@ -209,7 +209,7 @@ def _layer_table(report: jaxcnn.SubstitutionReport, whole: Mapping[str, float]) 
         notes=(
             "Million MACs (multiplications each with an addition) and milliseconds, before and after. The 1x1 kernels "
             "of the side outputs stay as they are.",
-            *(f"Of the 3x3 kernels that stay dense: {reason}." for reason in sorted(kept)),
+            *(f"Of the 3x3 kernels that stay dense: {reason}." for reason in sorted(reasons)),
             *((f"Slower than the kernel, and there because the budget asks for it: {slower}.",) if slower else ()),
         ),
     )

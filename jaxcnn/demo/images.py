@@ -1,4 +1,4 @@
-"""Read any photograph as red, green and blue bytes of a bounded size, and write arrays as PNG."""
+"""Photographs read as red, green and blue bytes of a bounded size, and arrays written as PNG."""
 
 import io
 import warnings
@@ -14,7 +14,7 @@ import skimage.io
 
 from jaxcnn.demo import DemoError
 
-#: Pictures that scikit-image carries in its own package, so that no download is needed.
+#: Names of pictures that are part of scikit-image, so that no download is needed.
 BUNDLED = (
     "astronaut",
     "chelsea",
@@ -30,7 +30,7 @@ BUNDLED = (
 
 
 def load_image(name: str, *, long_side: int = 512) -> np.ndarray:
-    """Read a photograph from a file, or by the name of a picture in scikit-image.
+    """Reads a photograph from a file, or by the name of a picture in scikit-image.
 
     Grey, palette, CMYK and 16-bit pictures become 8-bit red, green and blue; transparent parts become white; of
     several frames or pages the first is taken; a photograph held sideways is turned upright (EXIF).  A picture
@@ -38,7 +38,7 @@ def load_image(name: str, *, long_side: int = 512) -> np.ndarray:
 
     Args:
       name: path of a file, or one of scikit-image's names such as ``"astronaut"``.
-      long_side: the largest height or width allowed, in pixels.
+      long_side: largest height or width allowed, in pixels.
 
     Returns:
       uint8 array of shape (height, width, 3).
@@ -52,7 +52,7 @@ def load_image(name: str, *, long_side: int = 512) -> np.ndarray:
     if path.is_file():
         picture = _read_file(path)
     elif name in BUNDLED:
-        picture = PIL.Image.fromarray(to_rgb(_bundled(name)))
+        picture = PIL.Image.fromarray(to_rgb(_bundled_picture(name)))
     else:
         raise DemoError(f"no image {name}: neither a file nor a picture of scikit-image ({', '.join(BUNDLED)})")
     if max(picture.size) > long_side:
@@ -63,8 +63,8 @@ def load_image(name: str, *, long_side: int = 512) -> np.ndarray:
     return np.asarray(picture)
 
 
-def _bundled(name: str) -> np.ndarray:
-    """One of scikit-image's own pictures."""
+def _bundled_picture(name: str) -> np.ndarray:
+    """Returns one of scikit-image's pictures."""
     if name == "motorcycle":
         left, _right, _disparity = skimage.data.stereo_motorcycle()
         return left
@@ -73,7 +73,7 @@ def _bundled(name: str) -> np.ndarray:
 
 
 def _read_file(path: Path) -> PIL.Image.Image:
-    """The picture in a file, upright, as 8-bit RGB."""
+    """Returns the picture in a file, upright, as 8-bit RGB."""
     try:
         if path.suffix.lower() in (".tif", ".tiff"):  # Pillow cannot read a TIFF of 16 bits and three channels
             return PIL.Image.fromarray(to_rgb(skimage.io.imread(path)))
@@ -93,7 +93,7 @@ def _read_file(path: Path) -> PIL.Image.Image:
 
 
 def _picture_to_rgb(picture: PIL.Image.Image) -> PIL.Image.Image:
-    """A Pillow picture of any mode as RGB, on white where it is transparent."""
+    """Returns a Pillow picture of any mode as RGB, with white in its transparent parts."""
     if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):  # where Pillow would clip, not scale
         return PIL.Image.fromarray(to_rgb(np.asarray(picture)))
     if picture.has_transparency_data:
@@ -104,7 +104,7 @@ def _picture_to_rgb(picture: PIL.Image.Image) -> PIL.Image.Image:
 
 
 def to_rgb(array: np.ndarray) -> np.ndarray:
-    """Pixels of any depth and number of channels as uint8 of shape (height, width, 3).
+    """Returns pixels of any depth and number of channels as uint8 of shape (height, width, 3).
 
     Unsigned integers are scaled from their full range, except integers of 32 or 64 bits (in which readers hand
     over 16-bit pictures) and floating numbers beyond [0, 1], which are scaled from the range that occurs.  One
@@ -131,7 +131,7 @@ def to_rgb(array: np.ndarray) -> np.ndarray:
 
 
 def _to_unit_range(array: np.ndarray) -> np.ndarray:
-    """Pixel values as float32 from 0 to 1."""
+    """Returns pixel values as float32 from 0 to 1."""
     if array.dtype in (np.uint8, np.uint16):
         return array.astype(np.float32) / np.float32(np.iinfo(array.dtype).max)
     if array.dtype == np.bool_:
@@ -144,13 +144,13 @@ def _to_unit_range(array: np.ndarray) -> np.ndarray:
 
 
 def to_png(array: np.ndarray, *, low: float = 0.0, high: float = 1.0, colours: str = "gray_r") -> bytes:
-    """A PNG file of an RGB picture (height, width, 3), or of a map (height, width) in a matplotlib colour map.
+    """Returns the PNG file of an RGB picture (height, width, 3), or of a map (height, width) in colours of matplotlib.
 
     Args:
-      array: uint8 RGB, or a map of numbers.
-      low: the number shown in the colour map's first colour.
-      high: the number shown in its last.
-      colours: the colour map; the default draws 0 as white and 1 as black.
+      array: pixels, uint8 RGB, or a map of numbers.
+      low: number that has the colour map's first colour.
+      high: number that has the colour map's last colour.
+      colours: name of the colour map; the default draws 0 as white and 1 as black.
     """
     buffer = io.BytesIO()
     scale: dict[str, Any] = {"vmin": low, "vmax": high, "cmap": colours} if array.ndim == 2 else {}

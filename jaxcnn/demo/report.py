@@ -1,7 +1,6 @@
-"""One report, shown twice: as tables on the terminal, and as one self-contained HTML page with its pictures
-inside.
+"""Reports in two forms: as tables on the terminal, and as one HTML page that holds its pictures.
 
-A report is plain data (`Report`, `Section`, `Table`, `Picture`), so that the two showings cannot disagree.
+A report is plain data (`Report`, `Section`, `Table`, `Picture`), so that the two forms cannot disagree.
 """
 
 import base64
@@ -25,7 +24,7 @@ import jaxcnn
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text under column headings; the first `text_columns` columns are words, the others figures."""
+    """Holds rows of text under column headings; the first `text_columns` columns are words, the others figures."""
 
     title: str
     columns: tuple[str, ...]
@@ -36,7 +35,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG file and the words beneath it."""
+    """Holds a PNG file and the words beneath it."""
 
     caption: str
     png: bytes
@@ -44,18 +43,18 @@ class Picture:
 
 @dataclass(frozen=True)
 class Section:
-    """One part of a report: a sentence or two, figures (the first three are its headline), pictures, tables."""
+    """Holds one part of a report: a sentence or two, figures (the first three are its headline), pictures, tables."""
 
     title: str
     text: str
-    figures: tuple[tuple[str, str], ...] = ()  # (what, how much)
+    figures: tuple[tuple[str, str], ...] = ()  # (label, value)
     pictures: tuple[Picture, ...] = ()
     tables: tuple[Table, ...] = ()
 
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that is shown: a title, the machine, the sections, and the meaning of each term used."""
+    """Holds a whole report: a title, the machine, the sections, and the meaning of each term used."""
 
     title: str
     machine: str
@@ -64,7 +63,7 @@ class Report:
 
 
 def describe_machine() -> str:
-    """Returns the machine that the figures were measured on, in one line."""
+    """Returns one line that describes this machine and the versions of its software."""
     device = jax.devices()[0]
     kind = device.platform if device.device_kind == device.platform else f"{device.device_kind} ({device.platform})"
     return (
@@ -77,11 +76,11 @@ def describe_machine() -> str:
 def progress_bars(console: rich.console.Console, *, transient: bool = False) -> rich.progress.Progress:
     """Returns progress bars with a description, a count and the time taken; use them as a context.
 
-    A spinner turns, and the time goes on, while one step takes long.
+    A spinner and the time show progress during a long step.
 
     Args:
       console: terminal that shows them.
-      transient: whether they disappear at the end; then only a terminal shows them.
+      transient: flag of bars that disappear at the end; then only a terminal shows them.
     """
     return rich.progress.Progress(
         rich.progress.SpinnerColumn(finished_text=" "),
@@ -97,21 +96,21 @@ def progress_bars(console: rich.console.Console, *, transient: bool = False) -> 
 
 @contextmanager
 def steps(bars: rich.progress.Progress, description: str) -> Iterator[Callable[[float, float], None]]:
-    """Yields a function `(done, total)` that moves one bar; the bar is full at the end, whatever total was told."""
+    """Yields a function `(done, total)` that moves one bar; at the end the bar is full, whatever the last total."""
     task = bars.add_task(description, total=None)
-    told = 0.0
+    last_done = 0.0
 
     def move(done: float, total: float) -> None:
-        nonlocal told
-        told = done
+        nonlocal last_done
+        last_done = done
         bars.update(task, completed=done, total=total)
 
     yield move
-    bars.update(task, completed=max(told, 1), total=max(told, 1))
+    bars.update(task, completed=max(last_done, 1), total=max(last_done, 1))
 
 
 def print_section(section: Section, console: rich.console.Console) -> None:
-    """Show a section on the terminal (without its pictures)."""
+    """Shows a section on the terminal (without its pictures)."""
     console.print()
     console.rule(rich.markup.escape(section.title), align="left")
     console.print(rich.markup.escape(section.text), highlight=False)
@@ -122,12 +121,12 @@ def print_section(section: Section, console: rich.console.Console) -> None:
             console.print(rich.markup.escape(note), style="dim", highlight=False)
     if section.figures:
         console.print()
-    for what, how_much in section.figures:
-        console.print(f"{rich.markup.escape(what)}: [bold]{rich.markup.escape(how_much)}[/bold]", highlight=False)
+    for label, value in section.figures:
+        console.print(f"{rich.markup.escape(label)}: [bold]{rich.markup.escape(value)}[/bold]", highlight=False)
 
 
 def print_definitions(report: Report, console: rich.console.Console) -> None:
-    """Show the machine and the meaning of the terms on the terminal."""
+    """Shows the machine and the meaning of the terms on the terminal."""
     console.print()
     console.rule("What the figures mean", align="left")
     for term, meaning in report.definitions:
@@ -136,15 +135,15 @@ def print_definitions(report: Report, console: rich.console.Console) -> None:
 
 
 def terminal_table(table: Table, console: rich.console.Console) -> rich.table.Table:
-    """Returns the table as rich draws it: where it is too wide, words are folded; headings and figures are not."""
-    roomy = _drawn(table, gap=1)
+    """Returns the table for the terminal; where it is too wide, words are folded, but not headings or figures."""
+    roomy = _rich_table(table, gap=1)
     unbounded = console.options.update(max_width=10 * console.width)  # else the width is never more than the console's
     fits = console.measure(roomy, options=unbounded).maximum <= console.width
-    return roomy if fits else _drawn(table, gap=0)
+    return roomy if fits else _rich_table(table, gap=0)
 
 
-def _drawn(table: Table, *, gap: int) -> rich.table.Table:
-    """Returns the table with so many spaces between columns, beside the one that the box puts there."""
+def _rich_table(table: Table, *, gap: int) -> rich.table.Table:
+    """Returns the table of rich with `gap` more spaces between columns than the box puts there."""
     shown = rich.table.Table(
         title=rich.markup.escape(table.title),
         title_justify="left",
@@ -203,7 +202,7 @@ dd { margin: 0; }
 
 
 def render_html(report: Report) -> str:
-    """The report as one HTML page that needs nothing from outside: style and pictures inside it, text escaped."""
+    """Returns the report as one HTML page with style and pictures inside, text escaped."""
     definitions = "".join(f"<dt>{_text(term)}</dt><dd>{_text(text)}</dd>" for term, text in report.definitions)
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
@@ -216,7 +215,7 @@ def render_html(report: Report) -> str:
 
 
 def _html_section(section: Section) -> str:
-    """One section as HTML: words, headline figures, pictures, tables."""
+    """Returns one section as HTML: words, headline figures, pictures, tables."""
     figures = "".join(f"<div><b>{_text(value)}</b><span>{_text(what)}</span></div>" for what, value in section.figures)
     pictures = "".join(_html_picture(picture) for picture in section.pictures)
     return (
@@ -229,7 +228,7 @@ def _html_section(section: Section) -> str:
 
 
 def _html_picture(picture: Picture) -> str:
-    """A picture as HTML, its PNG written into the page itself."""
+    """Returns a picture as HTML, with its PNG inside."""
     data = base64.b64encode(picture.png).decode("ascii")
     caption = _text(picture.caption)
     return (
@@ -238,7 +237,7 @@ def _html_picture(picture: Picture) -> str:
 
 
 def _html_table(table: Table) -> str:
-    """A table as HTML; on a narrow screen it scrolls by itself."""
+    """Returns a table as HTML; on a narrow screen the table alone scrolls."""
 
     def row(cells: tuple[str, ...], tag: str) -> str:
         classes = [' class="word"' if index < table.text_columns else "" for index in range(len(cells))]
@@ -257,5 +256,5 @@ def _html_table(table: Table) -> str:
 
 
 def _text(text: str) -> str:
-    """Text as it may stand in HTML, in an element or in an attribute."""
+    """Returns text escaped for HTML, in an element or in an attribute."""
     return html.escape(text, quote=True)

@@ -1,4 +1,4 @@
-"""The two commands from their options to the report; what can be refused is refused before any work begins."""
+"""Commands `jaxcnn demo` and `jaxcnn layer`, from their options to the report; bad options are refused first."""
 
 import os
 import time
@@ -16,15 +16,17 @@ from jaxcnn.demo import DemoError, report, timing
 from jaxcnn.demo.layer import DEFINITIONS as LAYER_DEFINITIONS
 from jaxcnn.demo.layer import SingleLayer, check_layer, run_layer
 
+#: Definition of MACs in reports.
 MACS = (
     "MACs",
     "Multiplications each with an addition, counted by formula: output pixels x kernel taps x input channels of a "
     "group x output channels, taps on padding included. For a chain, the sum over its kernels. FLOPs would be "
     "twice that.",
 )
-#: The photograph whose edges are found, unless the user has another.
+#: Photograph whose edges are found, unless the user has another.
 EDGES_IMAGE = "astronaut"
 
+#: Definitions of times in reports.
 TIME = ("Time", timing.HOW_TIMED)
 BASELINE = (
     "Times faster",
@@ -35,16 +37,16 @@ BASELINE = (
 
 @dataclass(frozen=True)
 class Sizes:
-    """The amount of work of a form of the demo, which decides how long it takes.
+    """Holds the amount of work of a form of the demo, on which its time depends.
 
     Args:
       long_side: pixels to which the longer side of the photograph whose edges are found shrinks.
-      epochs: training epochs of the digit reader.
-      fine_tuning_epochs: epochs after its substitution.
-      small_kernels: what takes the place of its 5x5 kernels, by the names of `digits.SCHEMES`.
-      calibration_images: digits to whose responses its small kernels are fitted.
-      rounds: blocks of calls for each timing.
-      with_pairs: whether to try the pairs of EfficientNet-Lite0's depthwise kernels.
+      epochs: number of training epochs of the digit reader.
+      fine_tuning_epochs: number of epochs after its substitution.
+      small_kernels: names of `digits.SCHEMES`, the replacements of its 5x5 kernels.
+      calibration_images: number of digits to whose responses its small kernels are fitted.
+      rounds: number of blocks of calls for each timing.
+      with_pairs: flag that adds the pairs of EfficientNet-Lite0's depthwise kernels.
     """
 
     long_side: int
@@ -75,13 +77,13 @@ FULL = Sizes(
     with_pairs=True,
 )
 
-#: Pixels at the longer side of a photograph that is to be named, of which the network sees 224x224.
+#: Pixels at the longer side of a photograph to name, of which the network takes 224x224.
 NAMED_LONG_SIDE = 512
 
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """The options of `jaxcnn demo`, as its help describes them; `long_side` and `epochs` replace those of the sizes."""
+    """Holds the options of `jaxcnn demo`, see its help; `long_side` and `epochs` replace those of the sizes."""
 
     part: str = "all"
     full: bool = False
@@ -95,7 +97,7 @@ class DemoOptions:
 
     @property
     def sizes(self) -> Sizes:
-        """The sizes of the quick or the full demo, with what the user sets instead."""
+        """Returns the sizes of the quick or the full demo, with those that the user sets."""
         sizes = FULL if self.full else QUICK
         return replace(sizes, long_side=self.long_side or sizes.long_side, epochs=self.epochs or sizes.epochs)
 
@@ -104,20 +106,21 @@ def run_demo(options: DemoOptions) -> None:
     """Runs the demo, shows its report on the terminal and writes it as one HTML page.
 
     Raises:
-      DemoError: if the image, the weights or the folder of the output are not there.
+      DemoError: if the image, the weights or the folder of the output do not exist.
     """
-    import threadpoolctl  # which `jaxcnn layer` has to run without
+    import threadpoolctl  # here, because `jaxcnn layer` has to run without this package
 
-    # The fits are many small solves: with a BLAS thread on each core, on a busy machine, they wait for each other.
+    # The fits are many small solves. With a BLAS thread on each core, on a busy machine, threads wait for each other.
     with threadpoolctl.threadpool_limits(1, "blas"):
         _run_parts(options)
 
 
 def _run_parts(options: DemoOptions) -> None:
+    """Runs the demo, see `run_demo`."""
     start = time.perf_counter()
     output = check_output(options.output)
     console = rich.console.Console()
-    # On a terminal alone, and gone before the first result.
+    # These bars show on a terminal alone, and disappear before the first result.
     with report.progress_bars(console, transient=True) as bars:
         parts, definitions = _load_parts(options, bars)
 
@@ -156,9 +159,13 @@ def _run_parts(options: DemoOptions) -> None:
 def _load_parts(
     options: DemoOptions, bars: rich.progress.Progress
 ) -> tuple[list[Callable[..., report.Section]], list[tuple[str, str]]]:
-    """Returns the parts, ready to run, and the terms that they use; what is missing is told here."""
+    """Returns the parts, ready to run, and the definitions of their terms.
+
+    Raises:
+      DemoError: if an image or weights are missing.
+    """
     with report.steps(bars, "Loading packages"):
-        # Here, not above: `jaxcnn layer` has to run without the packages that these files import.
+        # These imports are here because `jaxcnn layer` has to run without the packages that the files import.
         from jaxcnn.demo import digits, edges, hed, images, lite0, naming
 
     sizes, seed = options.sizes, options.seed
@@ -203,7 +210,7 @@ def run_single_layer(layer: SingleLayer, *, ranks: Sequence[int], seed: int) -> 
     """Measures one layer and shows the comparison on the terminal.
 
     Raises:
-      DemoError: if the layer is not one that `jaxcnn.conv` accepts.
+      DemoError: if `jaxcnn.conv` would refuse the layer.
     """
     try:
         check_layer(layer)
@@ -218,7 +225,11 @@ def run_single_layer(layer: SingleLayer, *, ranks: Sequence[int], seed: int) -> 
 
 
 def check_output(name: str) -> Path:
-    """The path of the report, if a file can be written there."""
+    """Returns the path of the report; refuses a path at which no file can be written.
+
+    Raises:
+      DemoError: if the folder does not exist, or the path is a folder or not writable.
+    """
     path = Path(name)
     if not path.parent.is_dir():
         raise DemoError(f"the output folder {path.parent} does not exist")
@@ -230,7 +241,7 @@ def check_output(name: str) -> Path:
 
 
 def write_page(path: Path, page: str) -> None:
-    """Write the HTML page."""
+    """Writes the HTML page."""
     try:
         path.write_text(page, encoding="utf-8")
     except OSError as error:

@@ -1,4 +1,4 @@
-"""First calls of the demo's functions, and how its reports say that functions were timed."""
+"""First calls of the demo's functions, and the words of its reports about timing."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import rich.progress
 
-#: How the timings of every report were taken, in the reader's words.
+#: Description of the timing for the readers of a report.
 HOW_TIMED = (
     "Timed on this machine in one process: the functions compared run in turn, a block of calls at a time, each "
     "call waited for with block_until_ready; compilation and first calls are left out. A figure is the median over "
@@ -18,12 +18,12 @@ HOW_TIMED = (
 def compile_all(
     functions: Mapping[str, Callable[[], Any]], bars: rich.progress.Progress, what: str
 ) -> tuple[dict[str, float], dict[str, Any]]:
-    """Returns the seconds of each function's first call, which compiles it, and its result. Shows a bar meanwhile.
+    """Returns the seconds of each function's first call, which compiles the function, and the result of the call.
 
     Args:
-      functions: name to function; a function takes no arguments.
-      bars: where progress is shown.
-      what: words for what is compiled.
+      functions: functions without arguments, by name.
+      bars: progress bars, one of which shows the calls.
+      what: words for the functions in the bar's description.
     """
     seconds, results = {}, {}
     for name, function in bars.track(functions.items(), description=f"Compiling {what}"):

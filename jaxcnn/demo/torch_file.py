@@ -1,4 +1,4 @@
-"""Read the tensors of a file in torch's old format, without torch and without running anything that the file asks for.
+"""Tensors read from a file in torch's old format, without torch, and without a call that the file asks for.
 
 Such a file (torch.save before version 1.6, or without its zip format) is five pickles and then the numbers: a magic
 number, a version, facts of the machine, a dictionary whose tensors name the storage that they look into, the names of
@@ -23,7 +23,7 @@ STORAGES = {"FloatStorage": "<f4", "LongStorage": "<i8"}
 
 
 class _Tensor(NamedTuple):
-    """A window into a storage, counted in numbers."""
+    """Holds the place of a tensor in a storage; offset and strides count numbers."""
 
     storage: tuple[str, str]  # its name, and the type of its numbers
     offset: int
@@ -32,7 +32,7 @@ class _Tensor(NamedTuple):
 
 
 class _Unpickler(pickle.Unpickler):
-    """An unpickler of tensors alone."""
+    """Reads pickles of tensors alone."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("collections", "OrderedDict"):
@@ -50,10 +50,10 @@ class _Unpickler(pickle.Unpickler):
 
 
 def read_tensors(path: Path) -> dict[str, np.ndarray]:
-    """Read every tensor of a file.
+    """Returns every tensor of a file by name.
 
     Raises:
-      DemoError: if it is not a file of this format, is cut short, or asks for anything but tensors.
+      DemoError: if the file is not of this format, is cut short, or asks for anything but tensors.
     """
     try:
         return _read(io.BytesIO(path.read_bytes()))
@@ -63,6 +63,7 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
 
 
 def _read(file: io.BytesIO) -> dict[str, np.ndarray]:
+    """Returns every tensor of a file that holds the bytes."""
     if _Unpickler(file).load() != MAGIC_NUMBER:
         raise ValueError("it does not begin with torch's magic number")
     _version, _machine, tensors, names = (_Unpickler(file).load() for _ in range(4))
@@ -79,7 +80,7 @@ def _read(file: io.BytesIO) -> dict[str, np.ndarray]:
 
 
 def _array(tensor: _Tensor, numbers: dict[str, bytes]) -> np.ndarray:
-    """A tensor as an array of its own; NumPy refuses one that reaches outside of its storage."""
+    """Returns a tensor as an array; NumPy refuses a tensor that reaches outside of its storage."""
     name, dtype = tensor.storage
     size = np.dtype(dtype).itemsize
     strides = [stride * size for stride in tensor.strides]

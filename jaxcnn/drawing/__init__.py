@@ -1,4 +1,4 @@
-"""Pictures of convolutions, pools, kernels and what they cost, with matplotlib: `pip install "jaxcnn[plot]"`.
+"""Pictures of convolutions, pools, kernels and their costs, with matplotlib: `pip install "jaxcnn[plot]"`.
 
 Every function returns a `matplotlib.figure.Figure` and, given a path, also saves it. No window is opened and no global
 state of matplotlib is touched; the same arguments give the same file, byte for byte.

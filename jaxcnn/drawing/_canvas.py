@@ -1,4 +1,4 @@
-"""The parts that all pictures of arithmetic are made of: cells, numbers and words, in units of one cell."""
+"""Parts that all pictures of arithmetic are made of: cells, numbers and words, in units of one cell."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, Rectangle
 
 PIXEL, PADDING, EDGE, TEXT = "#dbe7f5", "#ffffff", "#5b6b80", "#1f2933"
+"""Colours of pixels, of padding, of the edges of cells, and of text."""
 NEGATIVE = "#2f6db5"
+"""Colour of numbers below zero."""
 WINDOWS = ("#e07a1f", "#1b8a7a", "#7d4bb3")
 """Colours of the first, the second and the last window, and of the outputs that they make."""
 CELL_INCHES = 0.42
+"""Side of one cell, in inches."""
 TITLE, MARGIN = 1.1, 0.4
-"""Cells above a picture for its titles, and around it."""
+"""Height of the titles above a picture and width of the margin around it, in cells."""
 CELLS_PER_LETTER = 0.27
-"""Cells that one letter of a title takes."""
+"""Width of one letter of a title, in cells."""
 TIMES, MINUS, ARROW = "\N{MULTIPLICATION SIGN}", "\N{MINUS SIGN}", "\N{RIGHTWARDS ARROW}"
 
 
@@ -72,17 +75,17 @@ def number(value: Any) -> str:
 
 
 def sizes_text(sizes: Any) -> str:
-    """Returns sizes as people write them: 5 by 3 with a multiplication sign."""
+    """Returns sizes with a multiplication sign between them, as in 5×3."""
     return TIMES.join(map(str, sizes))
 
 
 def title_width(cells: float, words: str) -> float:
-    """Returns the cells that a plane and the title above it need."""
+    """Returns the width of a plane with the title above it, in cells."""
     return max(cells, CELLS_PER_LETTER * len(words))
 
 
 def signed_colour(value: float, largest: float) -> tuple[float, ...]:
-    """Returns blue below zero and orange above, the stronger the nearer to the largest magnitude."""
+    """Returns the colour of a number: blue below zero, orange above, and stronger for a larger magnitude."""
     strength = 0.12 + 0.5 * abs(value) / (largest or 1.0) if value else 0.0
     return (*matplotlib.colors.to_rgb(WINDOWS[0] if value > 0 else NEGATIVE), strength)
 

@@ -1,4 +1,4 @@
-"""A convolution or a pool in one picture: the image, its padding, three places of the window, the output."""
+"""Picture of a convolution or a pool as a whole: the image, its padding, three places of the window, the output."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from jaxcnn.drawing import _canvas as draw
 from jaxcnn.drawing._sliding import Sliding
 
 GAP = 3.0
-"""Cells between the image and the output."""
+"""Distance between the image and the output, in cells."""
 INSET = 0.09
-"""Cells by which the second window is drawn smaller, so that its neighbours' outlines stay visible."""
+"""Inset of the second window, in cells, with which its neighbours' outlines stay visible."""
 
 
 def draw_overview(
@@ -21,9 +21,10 @@ def draw_overview(
 
     Args:
       slide: places of the window.
-      values: numbers of the image, or None.
-      results: numbers of the output, or None.
-      transposed: whether the side with the padding is the output, and one pixel of the input makes a window of it.
+      values: numbers of the image. None: cells without numbers.
+      results: numbers of the output. None: cells without numbers.
+      transposed: flag of a transposed convolution: the side with the padding is the output, and one pixel of the input
+        makes a window of it.
     """
     image = None if values is None else np.reshape(values, slide.sizes)
     answers = None if results is None else np.reshape(results, slide.outputs)
@@ -31,7 +32,7 @@ def draw_overview(
     (above, before), extents = slide.before, slide.extents
     height = max(padded_rows, out_rows)
     figure, axes = draw.canvas(padded_columns + out_columns + GAP + 2 * draw.MARGIN, height + draw.TITLE + draw.MARGIN)
-    # The place of the small side, one cell for each window, and of the side on which the window slides.
+    # `cells_left` is the left end of the side with one cell for each window, `image_left` that of the other side.
     cells_left, image_left = draw.MARGIN + padded_columns + GAP, draw.MARGIN
     if transposed:
         cells_left, image_left = draw.MARGIN, draw.MARGIN + out_columns + GAP

@@ -13,13 +13,17 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 ANIMATIONS = (".gif", ".svg")
+"""Endings of files of animations."""
 MAX_FRAMES = 400
+"""Largest number of frames of an animation."""
 PIXELS_PER_INCH = 150
 ANIMATION_PIXELS_PER_INCH = 100
 SVG = "http://www.w3.org/2000/svg"
 LINK = "http://www.w3.org/1999/xlink"
+"""Namespaces of SVG and of its links."""
 
 Path = str | os.PathLike[str]
+"""Path of a file."""
 
 
 def saved(figure: Figure, path: Path | None) -> Figure:
@@ -31,7 +35,8 @@ def saved(figure: Figure, path: Path | None) -> Figure:
 
 
 def _write(figure: Figure, target: Path | io.BytesIO, has_date: bool, ending: str | None = None) -> None:
-    # Neither the date nor random identifiers, so that the file depends on the arguments alone.
+    """Writes a figure; `has_date` says that the format would hold the date."""
+    # Without the date and random identifiers, the file depends on the arguments alone.
     with matplotlib.rc_context({"svg.hashsalt": "jaxcnn"}):
         figure.savefig(target, metadata={"Date": None} if has_date else None, dpi=PIXELS_PER_INCH, format=ending)
 
@@ -61,6 +66,7 @@ def save_animation(operation: str, figures: Sequence[Figure], path: Path, millis
 
 
 def _save_gif(figures: Sequence[Figure], path: Path, milliseconds: int) -> None:
+    """Saves figures as a GIF, see `save_animation`."""
     from PIL import Image  # comes with matplotlib
 
     images = []
@@ -69,7 +75,7 @@ def _save_gif(figures: Sequence[Figure], path: Path, milliseconds: int) -> None:
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
         images.append(Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB"))
-    # One palette for all frames: with one each, the colours of what stands still would flicker.
+    # All frames share one palette. With a palette for each frame, the colours of still parts would flicker.
     palette = images[-1].quantize(255)
     frames = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
     times = [milliseconds] * (len(frames) - 1) + [3 * milliseconds]
@@ -93,7 +99,7 @@ def _animated_svg(figures: Sequence[Figure], milliseconds: int) -> bytes:
             f"{{{SVG}}}g", {"class": "step", "style": f"animation-delay:{index * milliseconds}ms"}
         )
         step.extend(child for child in list(root) if not child.tag.endswith(("metadata", "defs")))
-        # Glyphs and clipping paths are named by what they hold, so one copy serves all frames.
+        # The identifiers of glyphs and clipping paths depend on their content alone, so one copy serves all frames.
         for parent in step.iter():
             for definitions in parent.findall(f"{{{SVG}}}defs"):
                 parent.remove(definitions)

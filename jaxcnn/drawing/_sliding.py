@@ -1,4 +1,4 @@
-"""`Sliding`: where a window stands on an image, as integers on two axes."""
+"""`Sliding`: the places of a window on an image, as integers on two axes."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ from typing import Any
 from jaxcnn import FieldLayer, conv_output_shape, receptive_field
 
 Place = tuple[int, int]
+"""Row and column, or a number for each of the two axes."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Sliding:
-    """The places of a window on an image; one spatial axis is drawn as one row.
+    """Holds the places of a window on an image; one spatial axis is drawn as one row.
 
     Args:
       rank: number of spatial axes, one or two.
-      sizes: pixels of the image.
-      taps: taps of the window.
-      strides: pixels from one place to the next.
-      dilation: pixels from one tap to the next.
-      padding: (low, high) pixels around the image; negative where it is cropped.
-      outputs: number of places.
+      sizes: number of pixels of the image on each axis.
+      taps: number of taps of the window on each axis.
+      strides: distance from one place to the next, in pixels.
+      dilation: distance from one tap to the next, in pixels.
+      padding: pair (low, high) of numbers of pixels around the image on each axis; negative where the image is cropped.
+      outputs: number of places on each axis.
     """
 
     rank: int
@@ -35,18 +36,18 @@ class Sliding:
 
     @property
     def extents(self) -> Place:
-        """Returns the pixels that the window spans."""
+        """Returns the number of pixels that the window spans on each axis."""
         rows, columns = ((taps - 1) * gap + 1 for taps, gap in zip(self.taps, self.dilation, strict=True))
         return rows, columns
 
     @property
     def before(self) -> Place:
-        """Returns the pixels of padding before the image."""
+        """Returns the number of pixels of padding before the image on each axis."""
         return max(self.padding[0][0], 0), max(self.padding[1][0], 0)
 
     @property
     def padded(self) -> Place:
-        """Returns the pixels of the image with its padding."""
+        """Returns the number of pixels of the image with its padding on each axis."""
         rows, columns = (
             size + max(low, 0) + max(high, 0) for size, (low, high) in zip(self.sizes, self.padding, strict=True)
         )
@@ -90,13 +91,13 @@ def sliding(
 
     Args:
       operation: name of the function for messages.
-      sizes: pixels of the image on one or two axes.
-      taps: taps of the window on as many axes.
+      sizes: number of pixels of the image, on one or two axes.
+      taps: number of taps of the window, on as many axes.
       strides: step of the window; an int or one for each axis.
       padding: padding in any of the forms that `conv` takes.
       dilation: distance between taps; an int or one for each axis.
-      names: the user's words for the image, the window and the dilation.
-      outputs: number of places on each axis, where it is not that of a convolution.
+      names: words of the user for the image, the window and the dilation.
+      outputs: number of places on each axis. None: the number of a convolution's outputs.
 
     Raises:
       ValueError: sizes that do not fit.
@@ -114,10 +115,10 @@ def sliding(
         message = str(error).replace("conv_output_shape", operation, 1)
         raise type(error)(message) from None
     extents = [(count - 1) * gap + 1 for count, gap in zip(taps, gaps, strict=True)]
-    pairs = _resolved_padding(sizes, whole, extents, options)
+    pairs = _padding_pairs(sizes, whole, extents, options)
     if outputs is None:
         outputs = whole
-    # A last window that hangs over, as of a pool that rounds up, stands on more padding.
+    # A last window that hangs over the end, as in a pool that rounds up, needs more padding.
     over = [
         (count - 1) * step + extent - size
         for count, step, extent, size in zip(outputs, steps, extents, sizes, strict=True)
@@ -129,22 +130,24 @@ def sliding(
     lead = (1,) * (2 - rank)
 
     def two(values: Sequence[Any], first: Any = 1) -> Any:
+        """Returns a value for each of two axes; `first` is that of the axis that the image does not have."""
         return (*(first for _ in lead), *values)
 
     return Sliding(rank, two(sizes), two(taps), two(steps), two(gaps), two(pairs, (0, 0)), two(outputs))
 
 
 def _ints(operation: str, name: str, value: Any, rank: int) -> tuple[int, ...]:
+    """Returns an option as an int for each axis."""
     values = (value,) * rank if isinstance(value, int) else tuple(value)
     if len(values) != rank:
         raise ValueError(f"{operation}: {name} must be an int or {rank} ints, got {value!r}")
     return values
 
 
-def _resolved_padding(
+def _padding_pairs(
     sizes: Sequence[int], outputs: Sequence[int], extents: Sequence[int], options: dict[str, Any]
 ) -> list[Place]:
-    """Returns (low, high) on each axis of a padding in any of the forms that `conv` takes."""
+    """Returns the (low, high) padding on each axis, from any of the forms that `conv` takes."""
     padding, rank = options["padding"], len(sizes)
     name = padding.upper() if isinstance(padding, str) else ""
     pairs = []

@@ -1,4 +1,4 @@
-"""One step of a transposed convolution as a picture: a pixel times the kernel, added to a window of the output."""
+"""Picture of one step of a transposed convolution: a pixel times the kernel, added to a window of the output."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from jaxcnn.drawing._steps import FADED, GAP
 
 @dataclasses.dataclass(frozen=True)
 class Spread:
-    """A transposed convolution with its numbers.
+    """Holds a transposed convolution with its numbers.
 
     Args:
       slide: places of the window on the output, one for each input pixel.
       planes: input, `(height, width, C_out)`.
       kernel: kernel, `(*taps, C_in / groups, C_out)`.
-      groups: groups of channels.
+      groups: number of groups of channels.
     """
 
     slide: Sliding
@@ -83,9 +83,9 @@ def draw_spread(spread: Spread, index: int) -> Figure:
     for number in range(inputs):
         top = first_input + number * input_band
         for row, column in np.ndindex(rows, columns):
-            used = number == channel
-            label = draw.number(spread.planes[row, column, number]) if used else ""
-            style = {} if used else {"alpha": FADED}
+            is_source = number == channel
+            label = draw.number(spread.planes[row, column, number]) if is_source else ""
+            style = {} if is_source else {"alpha": FADED}
             draw.cell(axes, input_left + column, top + row, label, **style)
         if number == channel:
             draw.fill(axes, input_left + pixel[1], top + pixel[0], colour)

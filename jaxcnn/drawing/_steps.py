@@ -1,4 +1,4 @@
-"""One step of a sliding window as a picture: the window on the image, the numbers that it meets, their sum."""
+"""Picture of one step of a sliding window: the window on the image, the numbers under the window, their sum."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from jaxcnn.drawing._saving import MAX_FRAMES, Path, save_animation, saved
 from jaxcnn.drawing._sliding import Place, Sliding
 
 GAP = 1.5
-"""Cells between the parts of a step, where their sign stands."""
+"""Distance between the parts of a step, in cells; the sign between them stands there."""
 FADED = 0.25
-"""Opacity of channels that a step does not read."""
+"""Opacity of channels that a step does not read, from 0 to 1."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One channel of a step: its image, and what stands between the image and the sum.
+    """Holds one channel of a step: its image, and the numbers between the image and the sum.
 
     Args:
       image: numbers of the image's channel, `(height, width)`.
-      factors: numbers that the window's pixels are multiplied with, or None of a pool.
+      factors: numbers that the window's pixels are multiplied with; None for a pool.
       terms: numbers that the step adds up or compares, `(taps, taps)`.
-      used: whether the step reads this channel.
+      used: flag of a channel that the step reads.
     """
 
     image: np.ndarray
@@ -38,14 +38,14 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """One output pixel: the channels that it is made of, and the outputs made so far.
+    """Holds the numbers of one output pixel: the channels that the pixel is made of, and the outputs so far.
 
     Args:
       rows: channels of the input.
       place: output pixel.
       channel: output channel.
       total: value of the output pixel in words.
-      outputs: numbers of each output channel, `(channels, height, width)`; NaN where they are not made yet.
+      outputs: numbers of each output channel, `(channels, height, width)`; NaN for pixels of later steps.
       start: input pixel under the window's first tap.
     """
 
@@ -75,7 +75,7 @@ def steps_picture(
       step: number of the only step that is drawn.
       path: file to save the picture or the animation to.
       milliseconds: time that each step of an animation is shown.
-      animate: whether all steps are drawn.
+      animate: flag of an animation of all steps.
     """
     if not animate:
         if step is None or not -count <= step < count:
@@ -93,7 +93,7 @@ def steps_picture(
 
 
 def draw_step(slide: Sliding, step: Step, *, letters: int, border: str = "0") -> Figure:
-    """Draws the picture of one output pixel's making.
+    """Draws the step that computes one output pixel.
 
     Args:
       slide: places of the window.
@@ -165,6 +165,7 @@ def draw_step(slide: Sliding, step: Step, *, letters: int, border: str = "0") ->
 
 
 def _draw_image(axes: Any, slide: Sliding, row: Row, left: float, top: float, border: str) -> None:
+    """Draws one channel of the image and its padding."""
     (above, before), (height, width) = slide.before, slide.padded
     for down in range(-above, height - above):
         for across in range(-before, width - before):

@@ -12,18 +12,18 @@ from jaxcnn.drawing import _canvas as draw
 from jaxcnn.drawing._saving import Path, saved
 
 _MAX_LABELLED_CELLS = 250
-"""Arrays of more cells than this are drawn without their numbers."""
+"""Cells of an array up to which its numbers are written in."""
 
 
 def draw_arrays(*items: Any, titles: Sequence[str] = (), path: Path | None = None) -> Figure:
-    """Picture of arrays in a row, with words or signs between them: an equation of images and kernels.
+    """Draws arrays in a row, with words or signs between them: an equation of images and kernels.
 
     Cells are coloured by value, blue below zero and orange above, white at zero; arrays of up to 250 cells have their
     numbers written in.
 
     Args:
       *items: arrays of one or two axes, and strings.
-      titles: a title for each array, in order; may be shorter.
+      titles: title of each array, in order; the last arrays may have none.
       path: file to save the picture to; its ending says the format (`.png`, `.svg`, `.pdf`).
 
     Returns:

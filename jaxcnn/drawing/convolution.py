@@ -18,7 +18,8 @@ from jaxcnn.drawing._sliding import Place, Sliding, sliding
 from jaxcnn.drawing._spread import Spread, draw_spread
 from jaxcnn.drawing._steps import Row, Step, draw_step, steps_picture
 
-_NAME = "draw_convolution"
+_OPERATION = "draw_convolution"
+"""Name of the function in messages."""
 
 
 def draw_convolution(
@@ -40,7 +41,8 @@ def draw_convolution(
 
     Without `step` the picture shows the input, its padding, three places of the window and the output: orange is the
     first window, green the second, violet the last, and the output pixels that they make have the same colours. With
-    `step` it shows how one output pixel is made: the pixels under the window, the kernel, the products and their sum.
+    `step` the picture shows the computation of one output pixel: the pixels under the window, the kernel, the products
+    and their sum.
     A transposed convolution's step is one input pixel: its products with the kernel are added to a window of the
     output.
 
@@ -53,9 +55,9 @@ def draw_convolution(
       padding: padding in any of the forms that `conv` takes.
       kernel_dilation: distance between neighbouring taps, in pixels.
       feature_group_count: number of groups of channels; channels that a step does not read are pale.
-      transposed: whether to draw `conv_transpose` of the same arguments.
+      transposed: flag that draws `conv_transpose` of the same arguments.
       step: number of the output pixel that is drawn, row by row and channel by channel; negative from the end.
-      animate: whether to draw all steps; by default if `path` ends in `.gif`.
+      animate: flag that draws all steps. None: only if `path` ends in `.gif` and there is no `step`.
       milliseconds: time that each step of an animation is shown.
       seed: seed of the small integers that are drawn where a step needs numbers and only a shape is known.
       path: file to save the picture to; its ending says the format: `.png`, `.svg`, `.pdf`, and `.gif` or `.svg` of an
@@ -78,13 +80,13 @@ def draw_convolution(
     image, weights = _Operand(x, "x"), _Operand(kernel, "kernel")
     rank = len(weights.shape) if len(weights.shape) <= 2 else len(weights.shape) - 2
     if rank > 2:
-        raise ValueError(f"{_NAME}: kernel must have one or two spatial axes, got shape {weights.shape}")
+        raise ValueError(f"{_OPERATION}: kernel must have one or two spatial axes, got shape {weights.shape}")
     has_channels = len(weights.shape) > 2
     if len(image.shape) != rank + has_channels:
-        wanted = "(*spatial, C_in)" if has_channels else "(*spatial)"
+        expected_shape = "(*spatial, C_in)" if has_channels else "(*spatial)"
         raise ValueError(
-            f"{_NAME}: x must have shape {wanted} with {rank} spatial axes, as the kernel's shape is {weights.shape}, "
-            f"got {image.shape}"
+            f"{_OPERATION}: x must have shape {expected_shape} with {rank} spatial axes, as the kernel's shape is "
+            f"{weights.shape}, got {image.shape}"
         )
     taps = weights.shape[:rank]
     options = {"strides": strides, "padding": padding, "kernel_dilation": kernel_dilation}
@@ -96,7 +98,9 @@ def draw_convolution(
     if has_channels and transposed:
         expected = full_kernel[-1]
         if full_image[-1] != expected:
-            raise ValueError(f"{_NAME}: x has {full_image[-1]} channels, but the transposed kernel takes {expected}")
+            raise ValueError(
+                f"{_OPERATION}: x has {full_image[-1]} channels, but the transposed kernel takes {expected}"
+            )
     try:
         result_shape = jax.eval_shape(
             lambda x, kernel: function(x, kernel, **options),
@@ -104,11 +108,11 @@ def draw_convolution(
             jax.ShapeDtypeStruct(full_kernel, jnp.float32),
         ).shape[1:]
     except (TypeError, ValueError) as error:
-        raise type(error)(str(error).replace(function.__name__, _NAME, 1)) from None
+        raise type(error)(str(error).replace(function.__name__, _OPERATION, 1)) from None
     inner = result_shape[:-1] if transposed else image.shape[:rank]
     places = image.shape[:rank] if transposed else None
     slide = sliding(
-        *(_NAME, inner, taps),
+        *(_OPERATION, inner, taps),
         **{"strides": strides, "padding": padding, "dilation": kernel_dilation},
         names=("x", "kernel", "kernel_dilation"),
         outputs=places,
@@ -120,13 +124,13 @@ def draw_convolution(
         values = image.values if single else None
         results = None
         if single and image.values is not None and weights.values is not None:
-            results = _computed(function, image.values, weights.values, full_image, full_kernel, options)[..., 0]
+            results = _result(function, image.values, weights.values, full_image, full_kernel, options)[..., 0]
         return saved(draw_overview(slide, values, results, transposed=transposed), path)
     generator = np.random.default_rng(seed)
     values = image.numbers(generator, 0).reshape(full_image)
     kernel_values = weights.numbers(generator, -1).reshape(full_kernel)
-    results = _computed(function, values, kernel_values, full_image, full_kernel, options)
-    planes = values.reshape(*_two(slide, image.shape[:rank]), -1)
+    results = _result(function, values, kernel_values, full_image, full_kernel, options)
+    planes = values.reshape(*_two_axes(slide, image.shape[:rank]), -1)
     blocks = kernel_values.reshape(*slide.taps, *full_kernel[-2:])
     make: Callable[[int], Figure]
     if transposed:
@@ -141,18 +145,18 @@ def draw_convolution(
             pixel = _step(slide, planes, blocks, answers, feature_group_count, index)
             return draw_step(slide, pixel, letters=letters)
 
-    return steps_picture(_NAME, count, make, step, path, milliseconds, animate)
+    return steps_picture(_OPERATION, count, make, step, path, milliseconds, animate)
 
 
 class _Operand:
-    """An array, or only its shape."""
+    """Holds an array, or only its shape."""
 
     def __init__(self, array: Any, name: str) -> None:
         is_shape = isinstance(array, int) or (isinstance(array, tuple) and all(isinstance(size, int) for size in array))
         self.values = None if is_shape else np.asarray(array, np.float32)
         self.shape = ((array,) if isinstance(array, int) else array) if self.values is None else self.values.shape
         if not self.shape or min(self.shape) < 1:
-            raise ValueError(f"{_NAME}: {name} must have sizes of at least 1, got {array!r}")
+            raise ValueError(f"{_OPERATION}: {name} must have sizes of at least 1, got {array!r}")
 
     def numbers(self, generator: np.random.Generator, low: int) -> np.ndarray:
         """Returns the array, or small integers in its place."""
@@ -161,38 +165,39 @@ class _Operand:
         return generator.integers(low, low + 4, self.shape).astype(np.float32)
 
 
-def _two(slide: Sliding, sizes: Sequence[int]) -> Sequence[int]:
+def _two_axes(slide: Sliding, sizes: Sequence[int]) -> Sequence[int]:
+    """Returns sizes on two axes; the one that an image of one axis does not have is 1."""
     return (*(1 for _ in range(2 - slide.rank)), *sizes)
 
 
-def _computed(
+def _result(
     function: Any, x: np.ndarray, kernel: np.ndarray, image: Sequence[int], window: Sequence[int], options: Any
 ) -> np.ndarray:
-    """Returns what the library computes."""
+    """Returns the result of the library's function for one image."""
     result = function(jnp.asarray(x.reshape(1, *image)), jnp.asarray(kernel.reshape(window)), **options)
     return np.asarray(result)[0]
 
 
 def _step(slide: Sliding, planes: np.ndarray, kernel: np.ndarray, answers: np.ndarray, groups: int, index: int) -> Step:
-    """Returns the numbers of one output pixel's making."""
+    """Returns the step that computes one output pixel."""
     channels, rows, columns = answers.shape
     channel, place = divmod(index, rows * columns)
     pixel_place: Place = divmod(place, columns)
-    made = np.where(np.arange(answers.size).reshape(answers.shape) <= index, answers, np.nan)
+    outputs = np.where(np.arange(answers.size).reshape(answers.shape) <= index, answers, np.nan)
     width = kernel.shape[2]
     first = channel // (channels // groups) * width
-    members = []
+    input_rows = []
     for number in range(planes.shape[-1]):
-        used = first <= number < first + width
+        is_read = first <= number < first + width
         image = planes[..., number]
-        if not used:
-            members.append(Row(image, kernel[:, :, 0, channel], np.zeros(slide.taps), used=False))
+        if not is_read:
+            input_rows.append(Row(image, kernel[:, :, 0, channel], np.zeros(slide.taps), used=False))
             continue
         pixels = [image[pixel] if slide.holds(pixel) else 0.0 for pixel in slide.pixels(pixel_place)]
         factors = kernel[:, :, number - first, channel]
-        members.append(Row(image, factors, np.reshape(pixels, slide.taps) * factors))
+        input_rows.append(Row(image, factors, np.reshape(pixels, slide.taps) * factors))
     total = _total(answers[channel][pixel_place])
-    return Step(members, pixel_place, channel, total, made, slide.start(pixel_place))
+    return Step(input_rows, pixel_place, channel, total, outputs, slide.start(pixel_place))
 
 
 def _total(value: Any) -> str:

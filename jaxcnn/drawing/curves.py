@@ -1,4 +1,4 @@
-"""Pictures of what substitutions cost and gain."""
+"""Pictures of the errors and the gains of substitutions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jaxcnn.drawing._saving import saved
 
 
 def draw_curves(*curves: RankCurve, path: str | os.PathLike[str] | None = None) -> Figure:
-    """Picture of what error each scheme leaves, against the share of the kernel's multiply-accumulates that it takes.
+    """Draws the error that each scheme leaves, against the share of the kernel's multiply-accumulates that it takes.
 
     Args:
       *curves: curves of `jaxcnn.curve`, one line each.
@@ -41,7 +41,7 @@ def draw_curves(*curves: RankCurve, path: str | os.PathLike[str] | None = None) 
 
 
 def draw_tradeoff(*tradeoffs: TradeOff, path: str | os.PathLike[str] | None = None) -> Figure:
-    """Picture of what substitutions gain on the clock and cost in error, each point with its share of the MACs.
+    """Draws the error of substitutions against their gain of time, each point with its share of the MACs.
 
     Args:
       *tradeoffs: curves of `jaxcnn.Substitution.curve`, one line each.

@@ -12,9 +12,10 @@ from jaxcnn.drawing import _canvas as draw
 from jaxcnn.drawing._saving import Path, saved
 
 COLOURS = "RdBu_r"
+"""Colour map of matplotlib, from blue to red."""
 INCHES_PER_WINDOW = 0.55
 MAX_LABELLED_WINDOWS = 12
-"""Rows and columns up to which each one is numbered."""
+"""Number of rows or columns up to which each one is numbered."""
 
 
 def draw_kernels(
@@ -29,7 +30,7 @@ def draw_kernels(
       kernel: kernel, `(*window, C_in / groups, C_out)` with one or two spatial axes, or a `KernelChain` of such.
       max_inputs: largest number of input channels that are drawn.
       max_outputs: largest number of output channels that are drawn.
-      dense: whether a chain's dense kernel is drawn too.
+      dense: flag that adds the dense kernel of a chain.
       path: file to save the picture to; its ending says the format (`.png`, `.svg`, `.pdf`).
 
     Returns:
@@ -49,10 +50,10 @@ def draw_kernels(
         raise ValueError(
             f"draw_kernels: max_inputs and max_outputs must be at least 1, got {max_inputs}, {max_outputs}"
         )
-    named = [("", kernel)]
+    named_kernels = [("", kernel)]
     if isinstance(kernel, KernelChain):
-        named = [("", link) for link in kernel.kernels] + ([("dense ", kernel.dense())] if dense else [])
-    weights = [(name, np.asarray(array, np.float32)) for name, array in named]
+        named_kernels = [("", link) for link in kernel.kernels] + ([("dense ", kernel.dense())] if dense else [])
+    weights = [(name, np.asarray(array, np.float32)) for name, array in named_kernels]
     for _, array in weights:
         if array.ndim not in (3, 4):
             raise ValueError(
@@ -86,7 +87,7 @@ def draw_kernels(
 
 
 class _Grid:
-    """Windows side by side, one pixel of nothing between them."""
+    """Holds an image of windows side by side, with an empty pixel between neighbours."""
 
     def __init__(self, kernel: np.ndarray, max_inputs: int, max_outputs: int) -> None:
         if kernel.ndim == 3:
@@ -94,7 +95,7 @@ class _Grid:
         self.total = kernel.shape[2:]
         shown = kernel[:, :, :max_inputs, :max_outputs]
         self.height, self.width, self.rows, self.columns = shown.shape
-        # NaN is drawn as nothing.
+        # Pixels that are NaN stay empty.
         image = np.full((self.rows, self.height + 1, self.columns, self.width + 1), np.nan, np.float32)
         image[:, : self.height, :, : self.width] = shown.transpose(2, 0, 3, 1)
         image = image.reshape(self.rows * (self.height + 1), self.columns * (self.width + 1))
@@ -106,7 +107,7 @@ class _Grid:
         return [index * (size + 1) + (size - 1) / 2 for index in range(count)]
 
     def words(self, name: str, axis: int) -> str:
-        """Returns an axis' name, and how many of its channels are drawn where that is not all."""
+        """Returns the label of an axis, with the number of channels that are drawn if some are not."""
         count = (self.rows, self.columns)[axis]
         total = self.total[axis]
         return name if count == total else f"{name} (the first {count} of {total})"

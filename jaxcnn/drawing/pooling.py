@@ -16,7 +16,8 @@ from jaxcnn.drawing._saving import Path, saved
 from jaxcnn.drawing._sliding import Place, Sliding, sliding
 from jaxcnn.drawing._steps import Row, Step, draw_step, steps_picture
 
-_NAME = "draw_pooling"
+_OPERATION = "draw_pooling"
+"""Name of the function in messages."""
 _POOLS: dict[str, Callable[..., Any]] = {"max": max_pool, "min": min_pool, "avg": avg_pool, "sum": sum_pool}
 
 
@@ -39,21 +40,21 @@ def draw_pooling(
     """Draws a pool: all of it, one step of it, or all steps in turn as an animation.
 
     Without `step` the picture shows the input, its padding, three places of the window and the output, coloured as in
-    `draw_convolution`. With `step` it shows how one output pixel is made: the numbers under the window, and which of
-    them is taken or what they add up to.
+    `draw_convolution`. With `step` the picture shows the computation of one output pixel: the numbers under the
+    window, and the one that is taken, or their sum.
 
     Args:
       x: image of one channel as an array, `(*spatial)` with one or two axes; or its shape, a tuple of ints. An int
         stands for one axis.
-      window_shape: taps of the window; an int stands for as many on each axis.
-      kind: `"max"`, `"min"`, `"avg"` or `"sum"`.
+      window_shape: number of taps of the window on each axis; an int stands for all axes.
+      kind: name of the pool: `"max"`, `"min"`, `"avg"` or `"sum"`.
       strides: step of the window, in pixels; an int or one for each axis.
       padding: padding in any of the forms that `max_pool` takes.
       window_dilation: distance between neighbouring taps, in pixels.
-      ceil_mode: whether a last window that hangs over counts.
-      count_include_pad: whether an average divides by the padding's pixels too.
+      ceil_mode: flag that keeps a last window that hangs over the end.
+      count_include_pad: flag that counts the padding's pixels in the divisor of an average.
       step: number of the output pixel that is drawn, row by row; negative from the end.
-      animate: whether to draw all steps; by default if `path` ends in `.gif`.
+      animate: flag that draws all steps. None: only if `path` ends in `.gif` and there is no `step`.
       milliseconds: time that each step of an animation is shown.
       seed: seed of the small integers that are drawn where a step needs numbers and only a shape is known.
       path: file to save the picture to; its ending says the format: `.png`, `.svg`, `.pdf`, and `.gif` or `.svg` of an
@@ -71,7 +72,7 @@ def draw_pooling(
       True
     """
     if kind not in _POOLS:
-        raise ValueError(f"{_NAME}: kind must be one of {', '.join(map(repr, _POOLS))}, got {kind!r}")
+        raise ValueError(f"{_OPERATION}: kind must be one of {', '.join(map(repr, _POOLS))}, got {kind!r}")
     is_shape = isinstance(x, int) or (isinstance(x, tuple) and all(isinstance(size, int) for size in x))
     values = None if is_shape else np.asarray(x, np.float32)
     sizes = ((x,) if isinstance(x, int) else x) if values is None else values.shape
@@ -80,10 +81,10 @@ def draw_pooling(
     options = {"strides": strides, "padding": padding, "window_dilation": window_dilation, "ceil_mode": ceil_mode}
     slide_options = {"strides": strides, "padding": padding, "dilation": window_dilation}
     names = ("x", "window_shape", "window_dilation")
-    slide = sliding(_NAME, sizes, taps, **slide_options, names=names)
+    slide = sliding(_OPERATION, sizes, taps, **slide_options, names=names)
     outputs = pool_output_shape((*sizes, 1), taps, **options)[:-1]
     if outputs != tuple(slide.shown(slide.outputs)):
-        slide = sliding(_NAME, sizes, taps, **slide_options, names=names, outputs=outputs)
+        slide = sliding(_OPERATION, sizes, taps, **slide_options, names=names, outputs=outputs)
     if kind == "avg":
         options["count_include_pad"] = count_include_pad
     if animate is None:
@@ -102,20 +103,20 @@ def draw_pooling(
     def make(index: int) -> Figure:
         return draw_step(slide, pixels[index], letters=letters, border=border)
 
-    return steps_picture(_NAME, answers.size, make, step, path, milliseconds, animate)
+    return steps_picture(_OPERATION, answers.size, make, step, path, milliseconds, animate)
 
 
 def _step(
     slide: Sliding, plane: np.ndarray, answers: np.ndarray, kind: str, count_include_pad: bool, index: int
 ) -> Step:
-    """Returns the numbers of one output pixel's making."""
+    """Returns the step that computes one output pixel."""
     place: Place = divmod(index, answers.shape[1])
     adds_padding = kind == "sum" or (kind == "avg" and count_include_pad)
     border = 0.0 if adds_padding else np.nan
     terms = np.array([plane[pixel] if slide.holds(pixel) else border for pixel in slide.pixels(place)], np.float64)
-    made = np.where(np.arange(answers.size).reshape(answers.shape) <= index, answers, np.nan)
+    outputs = np.where(np.arange(answers.size).reshape(answers.shape) <= index, answers, np.nan)
     value = draw.number(answers[place])
     total = f"{kind} = {value}"
     if kind == "avg":
         total = f"{draw.number(np.nansum(terms))} / {np.isfinite(terms).sum()} = {value}"
-    return Step([Row(plane, None, terms.reshape(slide.taps))], place, 0, total, made[None], slide.start(place))
+    return Step([Row(plane, None, terms.reshape(slide.taps))], place, 0, total, outputs[None], slide.start(place))

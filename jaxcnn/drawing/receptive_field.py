@@ -18,9 +18,9 @@ from jaxcnn.drawing._saving import Path, saved
 def draw_receptive_field(layers: Sequence[FieldLayer] | Summary, *, path: Path | None = None) -> Figure:
     """Draws the pixels that one output pixel depends on, layer by layer, along the first spatial axis.
 
-    Of layers there is one row of pixels each, the output on top and the input below. Filled are the pixels that the
-    one output pixel depends on; their number is written beside them. Of a summary there is one bar for each layer
-    whose field is known, as long as the field in pixels of the function's argument.
+    Each layer is one row of pixels, with the output on top and the input below. The pixels that the one output pixel
+    depends on are filled, and their number is written beside them. A summary is drawn as one bar for each layer whose
+    field is known, as long as the field in pixels of the function's argument.
 
     Args:
       layers: `FieldLayer`s from input to output, without parallel branches; or a summary of `jaxcnn.summarize`.
@@ -44,7 +44,7 @@ def draw_receptive_field(layers: Sequence[FieldLayer] | Summary, *, path: Path |
     if not layers or not all(isinstance(layer, FieldLayer) for layer in layers):
         raise ValueError(f"draw_receptive_field: layers must be one or more `FieldLayer`s in a row, got {layers!r}")
     count = len(layers)
-    rows = []  # the input first: (seen below, stride, centre of pixel 0, first pixel seen, pixels seen)
+    rows = []  # from the input on: (stride, centre of pixel 0, first pixel of the field, size of the field)
     for index in range(count + 1):
         below, above = receptive_field(layers[:index]), receptive_field(layers[index:])
         centre = (below.size[0] - 1) / 2 - below.offset[0]
@@ -52,7 +52,7 @@ def draw_receptive_field(layers: Sequence[FieldLayer] | Summary, *, path: Path |
     lowest = min(centre + first * stride for stride, centre, first, _ in rows)
     highest = max(centre + (first + size - 1) * stride for stride, centre, first, size in rows)
     span = highest - lowest + 3
-    # In inches: a row each, and as wide a pixel as fits.
+    # The lengths are in inches; a pixel is as wide as the figure allows.
     unit = min(0.32, 7.0 / span)
     label, remark, step = 2.3, 1.3, 0.72
     figure = Figure(figsize=(label + span * unit + remark, (count + 1) * step + 0.1))
@@ -61,27 +61,29 @@ def draw_receptive_field(layers: Sequence[FieldLayer] | Summary, *, path: Path |
     axes.axis("off")
 
     def place(row: int, pixel: int) -> tuple[float, float]:
+        """Returns the centre of a pixel."""
         stride, centre, _, _ = rows[row]
         return label + (centre + pixel * stride - lowest + 1.5) * unit, row * step + step / 2
 
     def half(row: int) -> float:
+        """Returns half the width of a row's pixels."""
         return 0.42 * unit * rows[row][0]
 
     for row in range(count, -1, -1):
         stride, centre, first, size = rows[row]
         height = 0.15
-        seen: list[Rectangle] = []
-        around: list[Rectangle] = []
+        field_squares: list[Rectangle] = []
+        other_squares: list[Rectangle] = []
         for pixel in range(first - int(span / stride) - 1, first + size + int(span / stride) + 1):
             x, y = place(row, pixel)
             if label <= x - half(row) and x + half(row) <= label + span * unit:
                 square = Rectangle((x - half(row), y - height), 2 * half(row), 2 * height)
-                (seen if first <= pixel < first + size else around).append(square)
+                (field_squares if first <= pixel < first + size else other_squares).append(square)
         edge: dict[str, Any] = {"edgecolor": EDGE, "linewidths": 0.8 if unit > 0.1 else 0.3}
-        axes.add_collection(PatchCollection(around, facecolor=PADDING, **edge))
-        axes.add_collection(PatchCollection(seen, facecolor=WINDOWS[0] + "90", **edge))
+        axes.add_collection(PatchCollection(other_squares, facecolor=PADDING, **edge))
+        axes.add_collection(PatchCollection(field_squares, facecolor=WINDOWS[0] + "90", **edge))
         if row:
-            # From the ends of what is seen in this row to the ends of what is seen below.
+            # The polygon joins the ends of the field in this row to those in the row below.
             _, _, low, length = rows[row - 1]
             ends = [
                 place(row, first),
@@ -114,7 +116,7 @@ def _fields(summary: Summary) -> Figure:
     figure = Figure(figsize=(7.6, 1.0 + 0.24 * len(rows)), layout="constrained")
     axes = figure.add_subplot()
     sizes = [field.size[0] for field in fields]
-    # Each bar stands around the middle of the image, as the field of a pixel in the middle does.
+    # Each bar is centred, like the field of the pixel in the middle of an image.
     axes.barh(range(len(rows)), sizes, left=[-size / 2 for size in sizes], color=WINDOWS[0], alpha=0.6, height=0.7)
     for place, (field, size) in enumerate(zip(fields, sizes, strict=True)):
         step = f", every {field.stride[0]}" if field.stride[0] > 1 else ""

@@ -1,4 +1,4 @@
-"""`draw_summary`: where the arithmetic of a function is, layer by layer."""
+"""`draw_summary`: the share of each layer in the arithmetic of a function."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from jaxcnn.drawing._canvas import TEXT, sizes_text
 from jaxcnn.drawing._saving import Path, saved
 
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#5b6b80")
-"""Colours that readers who confuse red and green can tell apart."""
+"""Colours of methods, which readers who confuse red and green can tell apart."""
 MAX_ROWS = 60
 """Largest number of layers with a bar of their own."""
 
@@ -40,16 +40,16 @@ def draw_summary(summary: Summary, *, max_rows: int = MAX_ROWS, path: Path | Non
     rows = [row for row in summary.rows if row.cost.macs > 0]
     if not rows:
         raise ValueError("draw_summary: the summary has no convolution, pool or product with multiply-accumulates")
-    kept = rows
+    bar_rows = rows
     if len(rows) > max_rows:
         largest = sorted(range(len(rows)), key=lambda index: -rows[index].cost.macs)[: max_rows - 1]
-        kept = [rows[index] for index in sorted(largest)]
+        bar_rows = [rows[index] for index in sorted(largest)]
     total = sum(row.cost.macs for row in rows)
-    names = [_name(row) for row in kept]
-    macs = [row.cost.macs for row in kept]
-    methods = [row.method for row in kept]
-    if len(kept) < len(rows):
-        names.append(f"{len(rows) - len(kept)} smaller layers")
+    names = [_name(row) for row in bar_rows]
+    macs = [row.cost.macs for row in bar_rows]
+    methods = [row.method for row in bar_rows]
+    if len(bar_rows) < len(rows):
+        names.append(f"{len(rows) - len(bar_rows)} smaller layers")
         macs.append(total - sum(macs))
         methods.append("several")
     order = list(dict.fromkeys(methods))

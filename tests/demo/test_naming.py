@@ -58,5 +58,5 @@ def test_pairs_stand_beside_it_in_the_longer_form(lite0_network, monkeypatch):
 def test_different_answers_are_both_told():
     one, other = np.zeros(1000), np.zeros(1000)
     one[967], other[281] = 0.75, 0.5
-    found = naming._found("x", {naming.PLAIN: one, naming.ACCELERATED: other})
+    found = naming._content_figure("x", {naming.PLAIN: one, naming.ACCELERATED: other})
     assert found == ("What is in x: 75.0% plain, 50.0% accelerated", "espresso / tabby")

@@ -76,10 +76,11 @@ def fold_scale(
     dtype = jnp.result_type(array)
     if not jnp.issubdtype(dtype, jnp.inexact):
         raise TypeError(f"fold_scale: kernel must be of floats, which the scale makes it, got dtype {dtype}")
-    # At least float32, because an epsilon of 1e-5 would be lost beside a variance of 16 bits.
+    # The dtype is float32 at least, because an epsilon of 1e-5 would be lost beside a variance of 16 bits.
     wide = np.promote_types(dtype, np.float32)
 
     def vector(name: str, value: ArrayLike | None, default: float) -> jax.Array:
+        """Returns an argument, or its default, as one value for each output channel."""
         if value is None:
             return jnp.full((features,), default, wide)
         values = jnp.asarray(value)

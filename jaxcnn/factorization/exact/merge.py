@@ -21,8 +21,8 @@ def merge(
     $K[w] = \sum_n K_n[w - c_n]$, each kernel in the middle of the largest window, at the offset
     $c_n = \lfloor (W - 1) / 2 \rfloor - \lfloor (W_n - 1) / 2 \rfloor$ on each axis. So
     $\mathrm{conv}(x, K) = \sum_n \mathrm{conv}(x, K_n)$ with padding `"SAME"` at stride 1, and at any stride with
-    padding (W_n - 1) // 2 of each odd window. It does not hold at stride 2 for `"SAME"`, which pads each window
-    differently there.
+    padding (W_n - 1) // 2 of each odd window. The equality does not hold at stride 2 for `"SAME"`, which pads each
+    window differently there.
 
     Args:
       *kernels: Kernels of the branches, `(*window, I / feature_group_count, O)` or as `layout` says, with windows of
@@ -71,21 +71,21 @@ def merge(
         raise ValueError(f"merge: all kernels must have the same input and output channels, got {shapes}")
     features = (shapes[0][in_axis], shapes[0][out_axis])
     window = [max(shape[axis] for shape in shapes) for axis in window_axes]
-    centred = []
+    centred_kernels = []
     for array in arrays:
         widths = [(0, 0)] * array.ndim
         for axis, size in zip(window_axes, window, strict=True):
             low = (size - 1) // 2 - (array.shape[axis] - 1) // 2
             widths[axis] = (low, size - array.shape[axis] - low)
-        centred.append(jnp.pad(array, widths))
+        centred_kernels.append(jnp.pad(array, widths))
     if identity is not None:
         branch = _identity_kernel(identity, features, feature_group_count, jnp.result_type(*arrays))
-        # (I, O) in the middle of the window, then the user's order of axes.
+        # The branch is a tap in the middle of the window. The transpose makes the user's order of axes.
         middle = tuple((size - 1) // 2 for size in window)
         dense = jnp.zeros((*window, *features), branch.dtype).at[middle].set(branch)
         inverse = sorted(range(len(shapes[0])), key=order.kernel_axes.__getitem__)
-        centred.append(dense.transpose(inverse))
-    return sum(centred[1:], centred[0])
+        centred_kernels.append(dense.transpose(inverse))
+    return sum(centred_kernels[1:], centred_kernels[0])
 
 
 def _identity_kernel(identity: Any, features: tuple[int, int], groups: int, dtype: Any) -> jax.Array:

@@ -29,13 +29,14 @@ def split(
     A piece that starts at tap u of the kernel begins u d pixels further on in the image, where d is the dilation. Its
     padding is (low - u d, high - (K - u - k) d) for K taps of the kernel and k of the piece, so that
     $\mathrm{conv}(x, K) = \sum_n \mathrm{conv}(x, K_n, \mathrm{padding}_n)$ at every stride. The multiplications stay
-    the same. It is of use where a device, a method or a file format supports small windows only.
+    the same. The split is of use where a device, a method or a file format supports small windows only.
 
     Args:
       kernel: Kernel `(*window, I, O)` or as `layout` says, of any number of groups.
       window_shape: Largest window of a piece; an int or one for each window axis. The last piece on an axis is smaller
         where the sizes do not divide.
-      padding: Padding of the convolution with the kernel, as in `conv`. A name means what it means at stride 1.
+      padding: Padding of the convolution with the kernel, as in `conv`. A name such as `"SAME"` stands for
+        its padding at stride 1.
       kernel_dilation: Dilation of the convolution with the kernel, and of those with the pieces.
       layout: Layout of `kernel`: None (HWIO), a string such as `"NCHW"` (OIHW), or lax's triple.
 

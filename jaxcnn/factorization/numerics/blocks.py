@@ -1,4 +1,4 @@
-"""Kernels by groups, as the schemes see them: float64 on the host, HWIO, one block for each group."""
+"""Kernels by groups, the form that schemes take: float64 on the host, HWIO, one block for each group."""
 
 from __future__ import annotations
 
@@ -53,14 +53,14 @@ def grouped_kernel(operation: str, kernel: Any, feature_group_count: int, layout
 
 
 def merged_link(blocks: np.ndarray, dtype: Any) -> Any:
-    """Returns the link `(*window, I, G * O)` of the given dtype whose groups are the blocks (G, *window, I, O)."""
+    """Returns the link `(*window, I, G * O)` of a dtype whose groups are the blocks (G, *window, I, O)."""
     merged = np.moveaxis(blocks, 0, -2)
     # NumPy does the cast: `jnp.asarray` compiles a program for each shape, and warns where float64 is switched off.
     return jax.device_put(merged.reshape(*merged.shape[:-2], -1).astype(jax.dtypes.canonicalize_dtype(dtype)))
 
 
 def chain_of_blocks(links: Iterable[np.ndarray], dtype: Any) -> KernelChain:
-    """Returns the chain of the given dtype whose links are given by groups, each (G, *window, I, O) with its own G."""
+    """Returns the chain of a dtype, from links by groups: each is (G, *window, I, O), with a G that may differ."""
     links = list(links)
     return KernelChain(tuple(merged_link(link, dtype) for link in links), tuple(map(len, links)))
 

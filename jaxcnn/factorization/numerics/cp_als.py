@@ -9,9 +9,10 @@ Alternating least squares, in NumPy and float64, minimises
 
     norm(X - terms)^2 + ridge * norm(weights)^2        for X of norm 1.
 
-Each step solves for one axis exactly, while the vectors of the other axes have norm 1. So the sum never grows. It is at
-most 1 from the first step on, so norm(weights) is at most 1 / sqrt(ridge): the ridge caps the norm of the terms. A cap
-is needed because a tensor may have no best approximation: terms that grow without bound and cancel fit ever better.
+Each step solves for one axis exactly, while the vectors of the other axes have norm 1. So the sum never grows. The sum
+is at most 1 from the first step on, so norm(weights) is at most 1 / sqrt(ridge): the ridge caps the norm of the terms.
+A cap is needed because a tensor may have no best approximation: terms that grow without bound and cancel fit ever
+better.
 """
 
 from __future__ import annotations
@@ -24,12 +25,22 @@ import numpy as np
 from jaxcnn.factorization.numerics.svd import left_singular
 
 Factors = list[np.ndarray]
+"""Vectors (n, R) of each axis, one column for each term."""
 
 RIDGE = 1e-10
-MAX_TERMS_NORM = 30.0  # relative to the tensor's norm; the ridge grows beyond it
-_MULTIPLICATIONS = 150_000_000_000  # spent on the sweeps of one start
-_PATIENCE_SWEEPS = 20  # within which the error must fall by a thousandth
-_EXACT_ERROR = 1e-7  # relative; the search ends below it
+"""Weight of norm(weights)^2 at which a fit starts, for a tensor of norm 1."""
+
+MAX_TERMS_NORM = 30.0
+"""Norm of the weights, relative to the tensor's norm, beyond which the ridge grows."""
+
+_SWEEP_MULTIPLICATIONS = 150_000_000_000
+"""Multiplications that set the number of sweeps of one start, within its limits."""
+
+_PATIENCE_SWEEPS = 20
+"""Sweeps within which the error must fall by a thousandth."""
+
+_EXACT_ERROR = 1e-7
+"""Relative error below which the search ends."""
 
 
 def fit_terms(tensor: np.ndarray, rank: int, *, seed: int = 0) -> tuple[Factors, np.ndarray, float]:
@@ -50,7 +61,7 @@ def fit_terms(tensor: np.ndarray, rank: int, *, seed: int = 0) -> tuple[Factors,
         return *_exact(tensor, rank), 0.0
     # Small tensors have many local minima and are fast, so they get more starts and more sweeps.
     work = tensor.size * rank
-    sweeps = int(np.clip(_MULTIPLICATIONS // work, 50, 500))
+    sweeps = int(np.clip(_SWEEP_MULTIPLICATIONS // work, 50, 500))
     starts = 10 if work <= 10**6 else 3
     problem = _Problem(tensor / norm)
     generator = np.random.default_rng(seed)
@@ -67,7 +78,7 @@ def fit_terms(tensor: np.ndarray, rank: int, *, seed: int = 0) -> tuple[Factors,
 
 
 def full_rank(shape: tuple[int, ...]) -> int:
-    """Returns a number of terms that is exact for every tensor of a shape: one for each fibre of the longest axis."""
+    """Returns the number of terms at which every tensor of a shape is exact: one for each fibre of the longest axis."""
     return prod(shape) // max(shape)
 
 
@@ -87,18 +98,18 @@ def _exact(tensor: np.ndarray, rank: int) -> tuple[Factors, np.ndarray]:
 
 
 def _unit(factor: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the columns scaled to norm 1, and their norms; columns of zeros stay."""
+    """Returns the columns of a matrix scaled to norm 1, and their norms; columns of zeros stay."""
     norms = np.linalg.norm(factor, axis=0)
     return factor / np.where(norms > 0, norms, 1.0), norms
 
 
 class _Problem:
-    """A tensor of norm 1 and the steps of its fit."""
+    """Holds a tensor of norm 1, and takes the steps of its fit."""
 
     def __init__(self, tensor: np.ndarray):
         self.tensor = tensor
         *self.window, self.inputs, self.outputs = tensor.shape
-        # A sweep's only two large products take these matrices.
+        # These matrices are factors of the only two large products of a sweep.
         self.by_output = np.ascontiguousarray(tensor.reshape(-1, self.outputs))
         self.by_input = np.ascontiguousarray(np.swapaxes(tensor, -1, -2).reshape(-1, self.inputs))
 
@@ -132,7 +143,7 @@ class _Problem:
         return factors
 
     def sweep(self, factors: Factors, sweeps: int) -> tuple[Factors, np.ndarray, float]:
-        """Runs alternating least squares from unit vectors; returns vectors, weights and the relative error."""
+        """Runs up to `sweeps` sweeps of alternating least squares; returns unit vectors, weights and the error."""
         factors = list(factors)
         grams = [factor.T @ factor for factor in factors]
         count, rank = len(self.window), factors[0].shape[1]
@@ -142,7 +153,7 @@ class _Problem:
         square = 1.0
 
         def update(axis: int, products: np.ndarray) -> None:
-            # `products`, (n, R), is the tensor times the vectors of the other axes.
+            """Solves for the vectors of an axis; `products`, (n, R), is the tensor times those of the other axes."""
             nonlocal weights, square
             gram = reduce(np.multiply, (grams[other] for other in range(len(factors)) if other != axis))
             solved = np.linalg.solve(gram + ridge * np.eye(rank), products.T).T
@@ -157,7 +168,7 @@ class _Problem:
                 axes = [*range(count), last]
                 for axis in axes:
                     rest = [factors[a] if a != axis else None for a in axes]
-                    update(axis, _contracted(partial, rest))
+                    update(axis, _contraction(partial, rest))
             if np.linalg.norm(weights) > MAX_TERMS_NORM:
                 ridge = min(100 * ridge, MAX_TERMS_NORM**-2)
             history.append(float(np.sqrt(max(square, 0.0))))
@@ -168,8 +179,8 @@ class _Problem:
         return factors, weights, history[-1]
 
 
-def _contracted(partial: np.ndarray, factors: list[np.ndarray | None]) -> np.ndarray:
-    """Returns (n1, ..., nm, R) contracted with the vectors (n, R) of all axes but the one given as None: (n, R)."""
+def _contraction(partial: np.ndarray, factors: list[np.ndarray | None]) -> np.ndarray:
+    """Returns (n1, ..., nm, R) times the vectors (n, R) of all axes but the one that is None, summed up: (n, R)."""
     # The last axis goes first, so that the axes before it keep their places.
     for axis in range(len(factors) - 1, -1, -1):
         factor = factors[axis]
@@ -181,7 +192,7 @@ def _contracted(partial: np.ndarray, factors: list[np.ndarray | None]) -> np.nda
 
 
 def _products(vectors: np.ndarray, sizes: list[int]) -> Factors:
-    """Returns unit vectors (n, R) of each axis whose products are near the columns of (prod(sizes), R)."""
+    """Returns unit vectors (n, R) of each axis whose outer products are near the columns of (prod(sizes), R)."""
     factors = []
     rest = vectors.T  # (R, n1 n2 ...)
     for size in sizes[:-1]:

@@ -27,7 +27,7 @@ def compose_links(links: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def balanced(links: Links) -> Links:
-    """Returns links of the same product whose neighbours are U sqrt(S) and sqrt(S) V: the least sum of squares."""
+    """Returns links of the same product and the least sum of squares: neighbours become U sqrt(S) and sqrt(S) V."""
     links = list(links)
     for _ in range(2):
         for position in range(len(links) - 1):

@@ -1,4 +1,4 @@
-"""Truncated singular value decomposition in a metric: errors count as much as sampled inputs make of them."""
+"""Truncated singular value decomposition in a metric, in which an error counts as its effect on sampled inputs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def regularized(gram: np.ndarray, ridge: float) -> np.ndarray:
 
 
 class MetricSvd:
-    """Matrices (G, m, n) decomposed so that the error of x' A is least for rows x with the given second moments.
+    """Decomposes matrices A (G, m, n) so that the error of x' A is least for rows x of known second moments.
 
     Args:
       gram: Second moments of the rows, (G, m, m).

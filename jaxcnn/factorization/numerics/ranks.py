@@ -36,7 +36,7 @@ def check_tolerance(operation: str, tolerance: Any) -> float:
 
 
 def chosen_tolerance(operation: str, name: str, rank: Any, tolerance: Any, links: int, dtype: Any) -> float | None:
-    """Returns the relative error allowed to a fit whose links are rounded afterwards; None without a tolerance.
+    """Returns the relative error that a fit may leave before its links are rounded; None without a tolerance.
 
     A rank and a tolerance together are refused.
 
@@ -44,7 +44,7 @@ def chosen_tolerance(operation: str, name: str, rank: Any, tolerance: Any, links
       operation, name: Names of the caller and of its rank option in error texts.
       rank, tolerance: Options of the caller.
       links: Number of links that are rounded.
-      dtype: Dtype that they are rounded to.
+      dtype: Dtype that the links are rounded to.
     """
     if tolerance is None:
         return None
@@ -54,7 +54,7 @@ def chosen_tolerance(operation: str, name: str, rank: Any, tolerance: Any, links
 
 
 def without_rounding(tolerance: float, links: int, dtype: Any) -> float:
-    """Returns the relative error that a fit may leave, so that rounding its links still meets the tolerance.
+    """Returns the relative error that a fit may leave, so that its rounded links still meet the tolerance.
 
     The error of a fit and those of rounding are independent, so their squares add up.
     """
@@ -75,13 +75,13 @@ def smallest_rank(singular_values: np.ndarray, tolerance: float) -> int:
 def truncation_errors(singular_values: np.ndarray) -> np.ndarray:
     """Returns the relative error of truncating to rank 1, 2, ..., n, (n,), of all groups of (G, n) together."""
     energy = np.square(singular_values).sum(0)
-    # Summed from the small end, so that tiny tails are not lost.
+    # The sums start at the small end, so that tiny tails are not lost.
     discarded = np.append(np.cumsum(energy[::-1])[::-1][1:], 0.0)
     return np.sqrt(discarded / (energy.sum() or 1.0))
 
 
 def evbmf_rank(singular_values: np.ndarray, rows: int, columns: int) -> int:
-    r"""Returns how many singular values stand out of noise, by empirical variational Bayes; it may be 0.
+    r"""Returns the number of singular values that stand out of noise, 0 or more, by empirical variational Bayes.
 
     With L <= M the sides, $\alpha = L / M$ and noise of variance $\sigma^2$, those with
     $s_h^2 > M \sigma^2 (1 + \tau) (1 + \alpha / \tau)$ stay, where $\tau$ solves $\Phi(\tau) + \Phi(\tau / \alpha) = 0$
@@ -112,8 +112,8 @@ def evbmf_rank(singular_values: np.ndarray, rows: int, columns: int) -> int:
     def free_energy(variance: float) -> float:
         # log(squares) does not depend on the variance and is left out, so that singular values may be 0.
         x = squares / variance
-        kept = x[x > threshold]
-        t = 0.5 * (kept - 1 - alpha + np.sqrt((kept - 1 - alpha) ** 2 - 4 * alpha))
+        signals = x[x > threshold]
+        t = 0.5 * (signals - 1 - alpha + np.sqrt((signals - 1 - alpha) ** 2 - 4 * alpha))
         gain = np.log1p(t) + alpha * np.log1p(t / alpha) - t
         return float(x.sum() + short * np.log(variance) + gain.sum())
 

@@ -31,9 +31,14 @@ from jaxcnn.factorization.numerics.link_products import (
     widened,
 )
 
-EXACT_ERROR = 1e-7  # relative; a fit below it is exact, and ends the search
-_RIDGE = 1e-13  # of normal equations, relative to their mean diagonal, so that dead filters stay finite
-_MAX_LIFTED_ROWS = 2000  # of the lifted problem, whose matrix has their square; larger problems start at random
+EXACT_ERROR = 1e-7
+"""Relative error below which a fit counts as exact, and the search ends."""
+
+_RIDGE = 1e-13
+"""Ridge of normal equations, relative to their mean diagonal, which keeps dead filters finite."""
+
+_MAX_LIFTED_ROWS = 2000
+"""Rows up to which a lifted problem is solved, whose matrix is square. Larger problems start at random."""
 
 
 def fit_links(
@@ -57,11 +62,12 @@ def fit_links(
       windows: Window of each link; along each axis `1 + sum(size - 1)` must be the kernel's size.
       features: Width of each gap between two links.
       seed: Seed for the random starts.
-      starts: Most starts for a kernel that no start brings below a relative error of 0.1. A nearly exact one gets up
-        to 10000 / (number of unknowns) starts, and at most 100, because the exact product may still be found.
-      sweeps: Most sweeps over the links for each start.
+      starts: Largest number of starts for a kernel that no start brings below a relative error of 0.1. A nearly exact
+        kernel gets up to 10000 / (number of unknowns) starts, and at most 100, because a start may reach the exact
+        product.
+      sweeps: Largest number of sweeps over the links for each start.
       initial: Links of the same windows and of at most these widths, for the first start. The result is never worse
-        than they are: pass the result for narrower widths and the error cannot grow with the width.
+        than these links: pass the result for narrower widths and the error cannot grow with the width.
 
     Raises:
       ValueError: If the windows do not compose to the kernel's, a width is missing or below 1, `starts` is below 1, or
@@ -120,7 +126,7 @@ def fit_links(
 
 
 class _Problem:
-    """A dense kernel of norm 1, the windows to fit to it, and the steps of the search."""
+    """Holds a dense kernel of norm 1 and the windows of the links, and takes the steps of the search."""
 
     def __init__(self, kernel: np.ndarray, windows: Sequence[tuple[int, ...]]):
         self.kernel = kernel
@@ -177,12 +183,12 @@ class _Problem:
         if position == len(links) - 1:
             return self.solve_end(self.inverse(adjoint(left) @ left), target)
         if position == 0:
-            lags = self.inverse(right.conj() @ right.swapaxes(-1, -2))
-            return self.solve_end(lags, target.swapaxes(-1, -2)).swapaxes(-1, -2)
+            correlations = self.inverse(right.conj() @ right.swapaxes(-1, -2))
+            return self.solve_end(correlations, target.swapaxes(-1, -2)).swapaxes(-1, -2)
         return self.solve_middle(adjoint(left) @ left, right @ adjoint(right), target, links[position], crop)
 
     def sides(self, spectra: Sequence[np.ndarray], position: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the products of all links before and after a position; the identity where there are none."""
+        """Returns the spectra of the products of all links before and after a position; the identity for no links."""
         left, right = (np.eye(width) for width in self.kernel.shape[-2:])
         for spectrum in spectra[:position]:
             left = left @ spectrum
@@ -190,37 +196,50 @@ class _Problem:
             right = spectrum @ right
         return left, right
 
-    def solve_end(self, lags: np.ndarray, target: np.ndarray) -> np.ndarray:
+    def solve_end(self, correlations: np.ndarray, target: np.ndarray) -> np.ndarray:
         """Solves the normal equations of the first or last link: block (s, t) is the correlation at lag s - t."""
         window, (features, outputs) = target.shape[:-2], target.shape[-2:]
         offsets = np.array(list(np.ndindex(*window)))
         difference = (offsets[:, None] - offsets[None]) % np.array(self.dense)
-        blocks = lags[tuple(np.moveaxis(difference, -1, 0))]
+        blocks = correlations[tuple(np.moveaxis(difference, -1, 0))]
         normal = ridged(blocks.swapaxes(1, 2).reshape(len(offsets) * features, -1), _RIDGE)
         return np.linalg.solve(normal, target.reshape(-1, outputs)).reshape(target.shape)
 
     def solve_middle(
-        self, left: np.ndarray, right: np.ndarray, target: np.ndarray, link: np.ndarray, crop: tuple[slice, ...]
+        self,
+        left_gram: np.ndarray,
+        right_gram: np.ndarray,
+        target: np.ndarray,
+        link: np.ndarray,
+        crop: tuple[slice, ...],
     ) -> np.ndarray:
-        """Solves for a link between others by conjugate gradients, as its normal equations couple all its entries."""
+        """Solves for a link between others by conjugate gradients, as its normal equations couple all its entries.
+
+        Args:
+          left_gram, right_gram: Spectra of the Gram matrices of the products before and after the link.
+          target: Right-hand side of the normal equations.
+          link: Link at which the iteration starts.
+          crop: Index of the link's window in the dense one.
+        """
         origin = (0,) * len(self.dense)
-        left_scale = np.linalg.inv(ridged(self.inverse(left)[origin], 1e-10))
-        right_scale = np.linalg.inv(ridged(self.inverse(right)[origin], 1e-10))
+        left_scale = np.linalg.inv(ridged(self.inverse(left_gram)[origin], 1e-10))
+        right_scale = np.linalg.inv(ridged(self.inverse(right_gram)[origin], 1e-10))
 
-        def image(x: np.ndarray) -> np.ndarray:
-            return self.inverse(left @ self.transform(x) @ right)[crop]
+        def normal_product(x: np.ndarray) -> np.ndarray:
+            """Returns the matrix of the normal equations times a link."""
+            return self.inverse(left_gram @ self.transform(x) @ right_gram)[crop]
 
-        residual = target - image(link)
+        residual = target - normal_product(link)
         scaled = left_scale @ residual @ right_scale
         direction, size = scaled, np.vdot(residual, scaled)
         floor = 1e-18 * np.vdot(target, left_scale @ target @ right_scale)
         for _ in range(30):
             if not size > floor:
                 break
-            applied = image(direction)
-            step = size / np.vdot(direction, applied)
+            product = normal_product(direction)
+            step = size / np.vdot(direction, product)
             link = link + step * direction
-            residual = residual - step * applied
+            residual = residual - step * product
             scaled = left_scale @ residual @ right_scale
             size, previous = np.vdot(residual, scaled), size
             direction = scaled + size / previous * direction
@@ -249,7 +268,7 @@ class _Problem:
                 links[position] = self.solve(links, position)
             images = [*images[1 - memory :], flatten(links)]
             if len(points) > 1:
-                links = unflatten(_extrapolated(np.array(points), np.array(images)), links)
+                links = unflatten(_anderson_step(np.array(points), np.array(images)), links)
         return best, lowest
 
     def refine(self, links: Links, iterations: int, patience: int = 10) -> tuple[Links, float]:
@@ -303,9 +322,9 @@ class _Problem:
         for position in range(len(links) - 1):
             left, right = self.sides(spectra, position)
             outer = left[..., :, None, :, None] * right.swapaxes(-1, -2)[..., None, :, None, :]
-            placed = self.inverse(outer)
-            moved = [np.roll(placed, offset, self.axes) for offset in np.ndindex(*self.windows[position])]
-            columns.append(np.stack(moved, -3).reshape(*self.kernel.shape, -1))
+            at_origin = self.inverse(outer)
+            by_tap = [np.roll(at_origin, offset, self.axes) for offset in np.ndindex(*self.windows[position])]
+            columns.append(np.stack(by_tap, -3).reshape(*self.kernel.shape, -1))
         return np.concatenate(columns, -1)
 
 
@@ -325,9 +344,9 @@ def _leading_link(
     size = prod(window) * channels
     rest = tuple(full - extent + 1 for full, extent in zip(dense, window, strict=False))
     rows = np.arange(prod(dense) * channels).reshape(*dense, channels)
-    # Each step solves for `rows.size` unknowns, so that large problems get fewer.
+    # Each step solves for `rows.size` unknowns, so large problems get fewer steps.
     iterations = 30 if rows.size <= 800 else 10
-    placed = [rows[shifted_by(offset, window)].ravel() for offset in np.ndindex(*rest)]
+    row_indices = [rows[shifted_by(offset, window)].ravel() for offset in np.ndindex(*rest)]
     targets = kernel.reshape(-1, outputs)
     weight = np.eye(size)
     if generator is not None:
@@ -337,10 +356,10 @@ def _leading_link(
     smoothing = np.inf
     for _ in range(iterations):
         normal = np.zeros((rows.size, rows.size))
-        for index in placed:
+        for index in row_indices:
             normal[np.ix_(index, index)] += weight
         multipliers = np.linalg.solve(ridged(normal, 1e-14), targets)
-        lifted = np.concatenate([weight @ multipliers[index] for index in placed], axis=1)
+        lifted = np.concatenate([weight @ multipliers[index] for index in row_indices], axis=1)
         gram = lifted @ lifted.T
         values, vectors = np.linalg.eigh(gram)
         tail = values[-features - 1] if features < size else 0.0
@@ -350,13 +369,18 @@ def _leading_link(
         weight = gram + smoothing * np.eye(size)
         weight /= np.trace(weight)
     link = np.zeros((size, features))
-    kept = min(size, features)
-    link[:, :kept] = vectors[:, ::-1][:, :kept]
+    count = min(size, features)
+    link[:, :count] = vectors[:, ::-1][:, :count]
     return link.reshape(*window, channels, features)
 
 
-def _extrapolated(points: np.ndarray, images: np.ndarray) -> np.ndarray:
-    """Returns Anderson's step: the mixture of past images whose mixed moves nearly cancel."""
+def _anderson_step(points: np.ndarray, images: np.ndarray) -> np.ndarray:
+    """Returns Anderson's step: the mixture of past images whose mixed moves nearly cancel.
+
+    Args:
+      points: Weights of the links before each of the past sweeps.
+      images: Weights after each of these sweeps.
+    """
     moves = images - points
     mix = np.linalg.lstsq(np.diff(moves, axis=0).T, moves[-1], rcond=1e-10)[0]
     return np.asarray(images[-1] - mix @ np.diff(images, axis=0))

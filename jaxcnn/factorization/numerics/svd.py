@@ -9,9 +9,10 @@ import numpy as np
 from jaxcnn.factorization.numerics.ranks import check_rank, smallest_rank
 
 _MAX_SVD_ROWS = 256
-"""Short side up to which a matrix itself is decomposed. Beyond, the Gram matrix of the short side is diagonalised: that
-is faster. Its singular values are exact to 1e-8 of the largest and its vectors are orthonormal to rounding, so only the
-choice of a rank can differ."""
+"""Short side up to which a matrix itself is decomposed.
+
+Beyond, the Gram matrix of the short side is diagonalised, which is faster. The singular values are then exact to 1e-8
+of the largest, and the vectors are orthonormal to rounding, so only the choice of a rank can differ."""
 
 
 def left_singular(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -32,7 +33,7 @@ def left_singular(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def singular_values(matrix: np.ndarray) -> np.ndarray:
-    """Returns singular values (G, r), descending, of (G, m, n); r = min(m, n). They are those of `left_singular`."""
+    """Returns singular values (G, r), descending, of (G, m, n), as `left_singular` does; r = min(m, n)."""
     _, rows, columns = matrix.shape
     if min(rows, columns) <= _MAX_SVD_ROWS:
         return np.linalg.svd(matrix, compute_uv=False)
@@ -49,7 +50,7 @@ def projected(
     Args:
       operation, name: Names of the caller and of its rank option in error texts.
       matrix: Matrix of each group, (G, m, n).
-      rank: R. None: the smallest rank within the tolerance.
+      rank: Rank R. None: the smallest rank within the tolerance.
       tolerance: Relative error allowed, of all groups together. None: full rank.
     """
     basis, values = left_singular(matrix)

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 
 _MAX_SWEEPS = 30
-_MIN_GAIN = 1e-4  # of a sweep, relative to the squared error; the iteration ends below it
+_MIN_GAIN = 1e-4
+"""Fall of the squared error in one sweep, relative to that error, below which the iteration ends."""
 
 Ranks = tuple[int, int]
 Bases = tuple[np.ndarray, np.ndarray]
@@ -40,7 +41,7 @@ def start_errors(tensor: np.ndarray, bases: Bases) -> np.ndarray:
     """Returns the squared relative error of the truncated bases at all ranks: (I, O), entry [R - 1, S - 1]."""
     energy = np.square(np.abs(_core(tensor, *bases))).sum((0, 1))  # of each pair of channels, (I, O)
     total = energy.sum() or 1.0
-    # Discarded are the rows after R, and in the rows before it the columns after S: sums of positive terms only.
+    # The error is the energy of the rows after R, and of the columns after S in the other rows. All terms are positive.
     rows = np.append(np.cumsum(energy.sum(1)[::-1])[::-1][1:], 0.0)
     columns = np.cumsum(energy[:, ::-1], axis=1)[:, ::-1]
     columns = np.concatenate([columns[:, 1:], np.zeros((len(energy), 1))], axis=1)
@@ -64,13 +65,13 @@ def decompose(tensor: np.ndarray, bases: Bases, ranks: Ranks) -> Links:
     """Returns U (G, I, R), C (G, k, R, S) and V (G, S, O), found by orthogonal iteration from the leading vectors."""
     left, right = bases[0][..., : ranks[0]], bases[1][..., : ranks[1]]
     total = np.square(np.abs(tensor)).sum()
-    kept = np.square(np.abs(_core(tensor, left, right))).sum()
+    energy = np.square(np.abs(_core(tensor, left, right))).sum()
     for _ in range(_MAX_SWEEPS if ranks != full_ranks(tensor.shape) else 0):
         left = _leading(np.moveaxis(tensor @ right[:, None], 2, 1))[..., : ranks[0]]
         inner = np.swapaxes(left.conj(), 1, 2)[:, None] @ tensor  # (G, k, R, O)
         right = _leading(np.moveaxis(inner, 3, 1).conj())[..., : ranks[1]]
-        before, kept = kept, np.square(np.abs(inner @ right[:, None])).sum()
-        if kept - before <= _MIN_GAIN * (total - kept):
+        before, energy = energy, np.square(np.abs(inner @ right[:, None])).sum()
+        if energy - before <= _MIN_GAIN * (total - energy):
             break
     return left, _core(tensor, left, right), np.swapaxes(right.conj(), 1, 2)
 
@@ -78,12 +79,12 @@ def decompose(tensor: np.ndarray, bases: Bases, ranks: Ranks) -> Links:
 def cheapest(tensor: np.ndarray, bases: Bases, tolerance: float, costs: np.ndarray) -> Links:
     """Returns the links of the ranks with the least cost that meet a tolerance.
 
-    Every pair of ranks whose truncated bases meet the tolerance does. Cheaper pairs have to be decomposed, the most
-    promising first: of small kernels all that the singular values leave possible, of large ones a few.
+    A pair of ranks meets the tolerance if its truncated bases do. Cheaper pairs have to be decomposed, the most
+    promising first: of small kernels all pairs that the singular values leave possible, of large ones a few.
 
     Args:
       tensor: Tensor (G, k, I, O).
-      bases: Its `leading_bases`.
+      bases: Bases of the tensor, from `leading_bases`.
       tolerance: Relative error allowed.
       costs: Cost of each pair of ranks, (R, S), up to the full ranks; infinite for pairs that are not allowed.
     """
@@ -94,7 +95,7 @@ def cheapest(tensor: np.ndarray, bases: Bases, tolerance: float, costs: np.ndarr
     best = _argmin(np.where(meets, costs, np.inf))
     links = decompose(tensor, bases, _ranks(best))
     ratio = _squared_error(tensor, links) / starts[best] if starts[best] > 0 else 1.0
-    # No pair can leave less than one unfolding alone leaves out, so the others are not worth a try.
+    # The error of a pair is at least that of either unfolding truncated alone, which rules pairs out.
     possible = (starts[:, -1:] <= limit) & (starts[-1:, :] <= limit) & (costs < costs[best])
     for _ in range(_max_attempts(tensor)):
         if not possible.any():
@@ -122,7 +123,7 @@ def most_exact(tensor: np.ndarray, bases: Bases, cost: float, costs: np.ndarray)
     affordable = costs <= cost
     starts = start_errors(tensor, bases)[: costs.shape[0], : costs.shape[1]]
     bounds = np.maximum(starts[:, -1:], starts[-1:, :])
-    # Only pairs that no affordable pair exceeds in both ranks.
+    # The pairs that remain are those that no affordable pair exceeds in both ranks.
     larger = np.logical_or.accumulate(np.logical_or.accumulate(affordable[::-1, ::-1], 0), 1)[::-1, ::-1]
     possible = affordable.copy()
     possible[:-1] &= ~larger[1:]
@@ -148,16 +149,18 @@ def most_exact(tensor: np.ndarray, bases: Bases, cost: float, costs: np.ndarray)
 
 
 def _max_attempts(tensor: np.ndarray) -> int:
-    """Returns how many pairs of ranks to decompose: fewer for larger tensors, which take longer."""
+    """Returns the number of pairs of ranks to decompose: fewer for larger tensors, which take longer."""
     return int(np.clip(1_000_000 // tensor.size, 4, 60))
 
 
 def _argmin(values: np.ndarray) -> tuple[int, int]:
+    """Returns the row and column of the least value."""
     row, column = np.unravel_index(np.argmin(values), values.shape)
     return int(row), int(column)
 
 
 def _ranks(index: tuple[int, int]) -> Ranks:
+    """Returns the pair of ranks at a row and column of a table of all pairs."""
     return index[0] + 1, index[1] + 1
 
 
@@ -168,7 +171,7 @@ def _squared_error(tensor: np.ndarray, links: Links) -> float:
 
 
 def evened(links: Links) -> Links:
-    """Returns links of the same product that share its norm in three equal factors, and that of each channel evenly."""
+    """Returns links of the same product whose norms are even: those of the three links, and of each channel's sides."""
     first, core, last = links
     norm = np.linalg.norm(core) or 1.0
     core = core / norm

@@ -15,8 +15,11 @@ from jaxcnn.factorization.responses.samples import Responses, Samples, chain_for
 from jaxcnn.factorization.responses.start import RIDGE, with_last_link
 from jaxcnn.factorization.responses.whitening import coloured, link_metrics, whitened
 
-_MEMORY_PAIRS = 20  # of past steps, for the quasi-Newton method
+_MEMORY_PAIRS = 20
+"""Pairs of past steps and gradients that the quasi-Newton method remembers."""
+
 _STEPS_BETWEEN_CANDIDATES = 5
+"""Steps of the method from one chain that may be the result to the next."""
 
 
 def refit(
@@ -33,8 +36,8 @@ def refit(
     Minimises $\lVert c(X D) - c(T) \rVert^2 + \rho N \sigma^2 \lVert D - K \rVert^2$ over all links together, where D
     is the dense kernel of the chain, K a kernel to stay near to, c clips to [low, high], $\rho$ is the ridge and
     $\sigma^2$ the mean square of the patches. First the last link is solved for, then L-BFGS improves all links, each
-    in coordinates that whiten what enters and what leaves it. It takes 10 to 30 iterations, and hundreds without
-    whitening.
+    in coordinates that whiten what enters and what leaves it. The fit takes 10 to 30 iterations, and hundreds
+    without whitening.
 
     The result depends on the arguments alone, and its `response_error` is at most that of `chain`.
 
@@ -42,8 +45,8 @@ def refit(
       chain: Chain of any scheme, at which the fit starts.
       responses: Samples.
       kernel: Kernel K, HWIO, that the chain stands for. None: the chain's own dense kernel.
-      ridge: Weight of the distance to K. More where samples are few.
-      iterations: Most steps of L-BFGS.
+      ridge: Weight of the distance to K. Choose a larger one where samples are few.
+      iterations: Largest number of L-BFGS steps.
       held_out: Share of the samples, evenly spread, that only choose the step at which to stop.
 
     Raises:
@@ -66,35 +69,36 @@ def refit(
 def _refit(
     chain: KernelChain, responses: Responses, kernel: Any, ridge: float, iterations: int, held_out: float
 ) -> KernelChain:
+    """Computes `refit`."""
     count = len(responses)
-    # Evenly spread, because neighbouring samples may be of one image that is unlike the others.
+    # The samples held out are evenly spread, because neighbours may be of one image that is unlike the others.
     is_held_out = np.zeros(count, bool)
     is_held_out[np.linspace(0, count, int(held_out * count), endpoint=False, dtype=int)] = True
     groups = chain.feature_group_count
-    fitted_to = Samples(responses.masked(~is_held_out), groups)
-    judged_by = Samples(responses.masked(is_held_out), groups) if is_held_out.any() else fitted_to
+    fit_samples = Samples(responses.masked(~is_held_out), groups)
+    choice_samples = Samples(responses.masked(is_held_out), groups) if is_held_out.any() else fit_samples
     centre = jnp.asarray(chain.dense() if kernel is None else kernel, jnp.float32)
     dtypes = [link.dtype for link in chain.kernels]
     wide = in_float32(chain)
-    candidates = [wide, with_last_link(wide, fitted_to, ridge)[0]]
-    start = min(candidates, key=fitted_to.error)
-    candidates += _descend(start, fitted_to, centre, ridge, iterations)
-    best = min(candidates, key=judged_by.error)
+    candidates = [wide, with_last_link(wide, fit_samples, ridge)[0]]
+    start = min(candidates, key=fit_samples.error)
+    candidates += _descend(start, fit_samples, centre, ridge, iterations)
+    best = min(candidates, key=choice_samples.error)
     links = tuple(link.astype(dtype) for link, dtype in zip(best.kernels, dtypes, strict=True))
     fitted = KernelChain(links, chain.feature_group_counts)
     # The ridge, rounding to a narrow dtype and the choice by few samples may each have made the chain worse.
-    everything = Samples(responses, groups) if judged_by is not fitted_to else fitted_to
-    return fitted if everything.error(fitted) <= everything.error(chain) else chain
+    all_samples = Samples(responses, groups) if choice_samples is not fit_samples else fit_samples
+    return fitted if all_samples.error(fitted) <= all_samples.error(chain) else chain
 
 
 def _descend(chain: KernelChain, samples: Samples, centre: Any, ridge: float, iterations: int) -> list[KernelChain]:
-    """Returns chains along the way of L-BFGS: one every few steps, and the last."""
+    """Runs L-BFGS from a chain and returns the chains on its way: one every few steps, and the last."""
     from scipy import optimize
 
     if samples.scale == 0:
         return []
     counts = chain.feature_group_counts
-    # In these units the second derivative is near the identity, so the first steps have the right length.
+    # In this unit the second derivative is near the identity, so the first steps have the right length.
     unit = np.sqrt(samples.scale / (2 * samples.count))
     metrics = link_metrics(chain.kernels, counts, samples.patches, ridge)
     inner = [whitened(link, *metric) / unit for link, metric in zip(chain.kernels, metrics, strict=True)]
@@ -103,11 +107,12 @@ def _descend(chain: KernelChain, samples: Samples, centre: Any, ridge: float, it
     weight = ridge * samples.power * samples.count
 
     def links_at(point: np.ndarray) -> list[Any]:
+        """Returns the inner coordinates of each link at a point of the search."""
         parts = np.split(unit * point, ends)
         return [part.reshape(link.shape).astype(np.float32) for part, link in zip(parts, inner, strict=True)]
 
     def value_and_gradient(point: np.ndarray) -> tuple[float, np.ndarray]:
-        arrays = samples.error_patches, *samples.targets
+        arrays = samples.error_patches, *samples.targets_and_limits
         value, gradient = _objective(
             links_at(point), whiteners, arrays, centre, weight, counts=counts, is_depthwise=samples.is_depthwise
         )
@@ -124,15 +129,17 @@ def _descend(chain: KernelChain, samples: Samples, centre: Any, ridge: float, it
         options={"maxiter": iterations, "maxcor": _MEMORY_PAIRS, "ftol": 1e-7, "gtol": 0.0},
     )
     step = _STEPS_BETWEEN_CANDIDATES
-    kept = [*points[step - 1 : -1 : step], result.x]
+    candidates = [*points[step - 1 : -1 : step], result.x]
     return [
-        KernelChain(_coloured_links(links_at(point), whiteners), counts) for point in kept if np.isfinite(point).all()
+        KernelChain(_links_of_inner(links_at(point), whiteners), counts)
+        for point in candidates
+        if np.isfinite(point).all()
     ]
 
 
 @jax.jit
-def _coloured_links(links: Sequence[Any], whiteners: Any) -> tuple[Any, ...]:
-    """Returns the links whose inner coordinates are given."""
+def _links_of_inner(links: Sequence[Any], whiteners: Any) -> tuple[Any, ...]:
+    """Returns the links of inner coordinates, with the two matrices of `link_metrics` for each link."""
     return tuple(coloured(link, *pair) for link, pair in zip(links, whiteners, strict=True))
 
 
@@ -143,7 +150,7 @@ def _objective(
     """Returns the sum that `refit` minimises, and its derivative by the inner coordinates of the links."""
 
     def value(links: Any) -> Any:
-        chain = KernelChain(_coloured_links(links, whiteners), counts)
+        chain = KernelChain(_links_of_inner(links, whiteners), counts)
         error = square_error(chain, *arrays, is_depthwise=is_depthwise)
         return error + weight * jnp.sum(jnp.square(chain.dense() - centre))
 

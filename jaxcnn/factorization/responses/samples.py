@@ -1,4 +1,4 @@
-"""Samples of what enters a convolution and what should leave it, and the error of a kernel on them."""
+"""Samples of the inputs and the wanted outputs of a convolution, and the error of a kernel on them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from jaxcnn.factorization.responses.whitening import features
 
 @dataclasses.dataclass(frozen=True)
 class Responses:
-    r"""Samples of what enters a convolution, and of what should leave it.
+    r"""Holds samples of the inputs of a convolution, and of the outputs that it should have.
 
     With patches from a network whose earlier layers are replaced already, and targets from the network as it was, a
     layer makes up for the errors of the layers before it.
@@ -24,7 +24,7 @@ class Responses:
     Args:
       patches: Inputs of the kernel's taps at N output positions, (N, \*window, I), kernel dilation taken out; all input
         channels, of all groups.
-      targets: Responses that should leave there, (N, O), before the bias.
+      targets: Responses that the kernel should give at these positions, (N, O), before the bias.
       low, high: Limits (O,) of the responses, beyond which the layer's nonlinearity is constant: low is -bias before a
         ReLU. (N, O) where they differ from sample to sample. None: no limit.
 
@@ -64,13 +64,16 @@ class Responses:
         return len(self.targets)
 
     def masked(self, mask: np.ndarray) -> Responses:
-        """Returns the samples where a mask (N,) is true."""
+        """Returns the samples at which a mask (N,) is true."""
         low, high = (limit if limit.ndim == 1 else limit[mask] for limit in (self.low, self.high))
         return Responses(self.patches[mask], self.targets[mask], low, high)
 
 
 class Samples:
-    """Responses in the form that a fit reads: on the device, the window's axes first.
+    """Holds `Responses` in the form that a fit reads: on the device, the window's axes first.
+
+    `scale` is the squared norm of the clipped targets less their mean, which a relative error is relative to, and
+    `power` the mean square of the patches.
 
     Args:
       responses: Samples on the host.
@@ -79,30 +82,31 @@ class Samples:
 
     def __init__(self, responses: Responses, groups: int):
         self.is_depthwise = 1 < groups == responses.patches.shape[-1]
-        # (*window, N, I), so that a link is one product for each tap, of rows that lie side by side in memory.
+        # In (*window, N, I), a link is one product for each tap, of rows that lie side by side in memory.
         self.patches = jnp.asarray(np.ascontiguousarray(np.moveaxis(responses.patches, 0, -2)))
         targets = jnp.asarray(responses.targets)
         low, high = (jnp.asarray(np.atleast_2d(limit)) for limit in (responses.low, responses.high))
-        self.targets = targets, low, high
-        visible = np.clip(responses.targets, responses.low, responses.high)
+        self.targets_and_limits = targets, low, high
+        clipped = np.clip(responses.targets, responses.low, responses.high)
         self.count = len(responses)
-        self.scale = float(np.square(visible - visible.mean(0), dtype=np.float64).sum())
+        self.scale = float(np.square(clipped - clipped.mean(0), dtype=np.float64).sum())
         self.power = float(np.square(responses.patches).mean(dtype=np.float64))
 
     @cached_property
     def error_patches(self) -> Any:
-        """The patches as `square_error` takes them: (C, taps, N) for depthwise kernels, else (*window, N, I)."""
+        """Returns the patches for `square_error`: (C, taps, N) for depthwise kernels, else (*window, N, I)."""
         if not self.is_depthwise:
             return self.patches
         return jnp.moveaxis(self.patches, -1, 0).reshape(self.patches.shape[-1], -1, self.count)
 
     def error(self, chain: KernelChain) -> float:
         """Returns the `response_error` of a chain."""
-        square = square_error(in_float32(chain), self.error_patches, *self.targets, is_depthwise=self.is_depthwise)
+        arrays = self.error_patches, *self.targets_and_limits
+        square = square_error(in_float32(chain), *arrays, is_depthwise=self.is_depthwise)
         return self.relative(float(square))
 
     def relative(self, square: float) -> float:
-        """Returns the `response_error` that a squared error is."""
+        """Returns the `response_error` of a squared error."""
         if self.scale == 0:
             return 0.0 if square == 0 else float("inf")
         return float(np.sqrt(square / self.scale))

@@ -21,11 +21,12 @@ from jaxcnn.factorization.schemes.scheme import LayerSamples
 RIDGE = 1e-3
 """Weight of the distance to the kernel beside the error of the responses, relative to the mean square of the inputs."""
 
-_ROUNDS = 3  # of least squares for the last link
+_LAST_LINK_ROUNDS = 3
+"""Rounds of least squares for the last link."""
 
 
 class ResponseFits:
-    """Chains of one kernel at which a fit to responses would start, the last link of each the best one.
+    """Makes chains of one kernel at which a fit to responses would start, each with the best last link.
 
     Args:
       kernel: Kernel, HWIO.
@@ -36,7 +37,7 @@ class ResponseFits:
 
     def __init__(self, kernel: Any, responses: Responses, *, feature_group_count: int = 1, ridge: float = RIDGE):
         self._samples = Samples(responses, feature_group_count)
-        # All ranks of a scheme share its metric, which takes longest.
+        # All ranks of a scheme share its metric, the slowest part of a start.
         self._starts = cache(lambda scheme: _start_of(kernel, scheme, responses, feature_group_count, ridge))
         self._ridge = ridge
 
@@ -57,7 +58,7 @@ def response_start(
     feature_group_count: int = 1,
     ridge: float = RIDGE,
 ) -> KernelChain:
-    """Returns the chain of a scheme and rank at which a fit starts: the truncation in the metric of the inputs.
+    """Returns the chain of a scheme and a rank at which a fit starts: the truncation in the metric of the inputs.
 
     Args:
       kernel, responses, feature_group_count, ridge: Arguments of `ResponseFits`.
@@ -90,7 +91,7 @@ def _start_of(
 
 
 def last_link_solved(chain: KernelChain, responses: Responses, ridge: float = RIDGE) -> KernelChain:
-    """Returns the chain with the best last link for the responses, which is most of what `refit` gains, and fast.
+    """Returns the chain with the best last link for the responses: a fast step that makes most of the gain of `refit`.
 
     Args:
       chain, responses, ridge: Arguments of `refit`.
@@ -115,15 +116,15 @@ def with_last_link(chain: KernelChain, samples: Samples, ridge: float) -> tuple[
     size = normal.shape[-1]
     factors = [linalg.cho_factor(block) for block in normal]
     blocks = np.asarray(last, np.float64).reshape(size, groups, -1).swapaxes(0, 1)  # (G, taps I, O)
-    for _ in range(_ROUNDS):
-        moments, _ = _moments(design, blocks.astype(np.float32), *samples.targets)
+    for _ in range(_LAST_LINK_ROUNDS):
+        moments, _ = _moments(design, blocks.astype(np.float32), *samples.targets_and_limits)
         moments = np.asarray(moments, np.float64)
         # Each round is a step from the present link, so the ridge holds it there and not at zero.
         blocks = blocks + np.stack([linalg.cho_solve(f, m) for f, m in zip(factors, moments, strict=True)])
     solved = blocks.swapaxes(0, 1).reshape(last.shape).astype(last.dtype)
     rounded = solved.astype(np.float32).reshape(size, groups, -1).swapaxes(0, 1)
-    # The error comes from a program that is compiled already.
-    _, square = _moments(design, rounded, *samples.targets)
+    # The program of the rounds computes this error too, so no other one is compiled.
+    _, square = _moments(design, rounded, *samples.targets_and_limits)
     return KernelChain((*head, jax.device_put(solved)), chain.feature_group_counts), float(square)
 
 

@@ -15,13 +15,15 @@ from jax import lax
 from jaxcnn.factorization.numerics.metric_svd import regularized
 
 _MAX_METRIC_INPUTS = 2048
-"""Inputs of a link, taps times channels, up to which one metric holds for all of them. Beyond, the taps share the
-metric of the channels, because a Cholesky factor would take too long."""
+"""Inputs of a link, taps times channels, up to which one metric holds for all of them.
+
+Beyond, the taps share the metric of the channels, because a Cholesky factor of all inputs would take too long."""
 
 MAX_METRIC_SAMPLES = 3000
 """Samples from which metrics are taken; more would not change the steps."""
 
 Metric = tuple[np.ndarray, np.ndarray]
+"""Matrices (G, m, m) and (G, n, n), left and right of a link's inner coordinates."""
 
 
 def features(kernels: Sequence[Any], counts: Sequence[int], patches: Any) -> Any:
@@ -38,7 +40,7 @@ def features(kernels: Sequence[Any], counts: Sequence[int], patches: Any) -> Any
 
 
 def _whole_window(x: Any, kernel: Any, groups: int) -> Any:
-    """Returns `features` for a kernel as large as its input, tap by tap in a loop: it compiles and runs faster."""
+    """Returns `features` for a kernel as large as its input, by a loop over taps, which compiles and runs faster."""
 
     def add(total: Any, tap: Any) -> tuple[Any, None]:
         inputs, matrix = tap
@@ -51,7 +53,7 @@ def _whole_window(x: Any, kernel: Any, groups: int) -> Any:
 
 
 def _taps(x: Any, window: Sequence[int]) -> list[tuple[tuple[int, ...], Any]]:
-    """Returns each tap of a window with its inputs (*rest, N, I) in (*window, N, I)."""
+    """Returns the taps of a window, each with its inputs (*rest, N, I) in (*window, N, I)."""
     rest = [full - extent + 1 for full, extent in zip(x.shape[:-2], window, strict=True)]
     return [
         (tap, x[tuple(slice(t, t + size) for t, size in zip(tap, rest, strict=True))]) for tap in np.ndindex(*window)

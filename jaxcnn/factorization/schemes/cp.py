@@ -19,7 +19,7 @@ CANCELLING_TERMS_NORM = 10.0
 """Norm of the terms, relative to the kernel's, above which they are said to cancel; it is 1 for orthogonal terms."""
 
 _Fit = tuple[Factors, np.ndarray, float]
-"""Unit vectors of each axis, weights and the relative error of one group's terms."""
+"""The fit of one group: unit vectors of each axis, weights, and the relative error."""
 
 
 def cp(
@@ -35,7 +35,7 @@ def cp(
 
     $K[a, b, i, o] \approx \sum_{r=1}^R A[i, r] V[a, r] H[b, r] B[r, o]$, and so on with one depthwise link for each
     window axis: the canonical polyadic decomposition. The terms are fitted by alternating least squares from several
-    starts: a local minimum, not always the global one. It takes the fewest multiplications of all schemes,
+    starts: a local minimum, not always the global one. The chain takes the fewest multiplications of all schemes,
     $R (I + k_h + k_w + O)$ against $k_h k_w I O$, and is the hardest to fit and to train afterwards.
 
     A kernel may have no best approximation: terms that grow and cancel fit ever better. The norm of all terms together,
@@ -74,7 +74,7 @@ def cp(
       "Stable low-rank tensor decomposition for compression of convolutional neural network", 2020, on terms that
       cancel. `tensorly.decomposition.parafac`.
     """
-    chain = _fitted(kernel, rank, tolerance, feature_group_count, layout, seed)
+    chain = _fitted_chain(kernel, rank, tolerance, feature_group_count, layout, seed)
     ratio = terms_norm(chain, float(np.linalg.norm(np.asarray(kernel, np.float64))))
     if ratio > CANCELLING_TERMS_NORM:
         warnings.warn(
@@ -85,7 +85,7 @@ def cp(
     return chain
 
 
-def _fitted(
+def _fitted_chain(
     kernel: Any,
     rank: int | None = None,
     tolerance: float | None = None,
@@ -106,7 +106,7 @@ def _fitted(
     else:
         terms = full if rank is None else check_rank(operation, "rank", rank, full)
         fits = [fit_terms(block, terms, seed=seed) for block in blocks]
-    return _chain([_evened(factors, weights) for factors, weights, _ in fits], dtype)
+    return _chain([_even_vectors(factors, weights) for factors, weights, _ in fits], dtype)
 
 
 def terms_norm(chain: KernelChain, kernel_norm: float) -> float:
@@ -121,16 +121,17 @@ def terms_norm(chain: KernelChain, kernel_norm: float) -> float:
 
 
 def _smallest_within(blocks: np.ndarray, tolerance: float, seed: int) -> list[_Fit]:
-    """Returns the fits of a rank that meets the tolerance, where the rank below does not."""
+    """Returns the fit of each group at a rank that meets the tolerance, where the rank below does not."""
     norms = np.linalg.norm(blocks.reshape(len(blocks), -1), axis=1)
     limit = tolerance * float(np.linalg.norm(norms))
 
     def fit(rank: int) -> tuple[list[_Fit], bool]:
+        """Returns the fit of each group at a rank, and whether the fits together meet the tolerance."""
         fits = [fit_terms(block, rank, seed=seed) for block in blocks]
         errors = [error for _, _, error in fits]
         return fits, bool(np.linalg.norm(errors * norms) <= limit)
 
-    # R terms are a matrix of rank R along every axis, so no smaller rank than a matrix needs is possible.
+    # The unfolding of R terms along any axis is a matrix of rank R at most, which bounds the rank from below.
     low, high = lowest_rank(blocks, tolerance) - 1, full_rank(blocks.shape[1:])
     rank = low + 1
     fits, met = fit(rank)
@@ -149,7 +150,7 @@ def _smallest_within(blocks: np.ndarray, tolerance: float, seed: int) -> list[_F
 
 
 def lowest_rank(blocks: np.ndarray, tolerance: float) -> int:
-    """Returns the least rank that a tolerance leaves possible for (G, *window, I, O), by the unfolding of each axis."""
+    """Returns a lower bound of the ranks that meet a tolerance for (G, *window, I, O), from each axis' unfolding."""
     ranks = []
     for axis in range(1, blocks.ndim):
         matrix = np.moveaxis(blocks, axis, 1).reshape(len(blocks), blocks.shape[axis], -1)
@@ -157,14 +158,14 @@ def lowest_rank(blocks: np.ndarray, tolerance: float) -> int:
     return max(ranks)
 
 
-def _evened(factors: Factors, weights: np.ndarray) -> Factors:
-    """Returns vectors (n, R) of each axis whose products are the terms; those of one term have the same norm."""
+def _even_vectors(factors: Factors, weights: np.ndarray) -> Factors:
+    """Returns vectors (n, R) of each axis whose products are the terms; the vectors of one term have the same norm."""
     share = weights ** (1 / len(factors))
     return [factor * share for factor in factors]
 
 
 def _chain(groups: list[Factors], dtype: Any) -> KernelChain:
-    """Returns the chain of each group's vectors: of the window's axes, then of inputs and of outputs."""
+    """Returns the chain of vectors (n, R) of each axis, given for each group: window axes, then inputs and outputs."""
     *window, inputs, outputs = (np.stack(vectors) for vectors in zip(*groups, strict=True))  # (G, n, R)
     count, axes, rank = len(groups), len(window), inputs.shape[-1]
     ones = (1,) * axes
@@ -191,12 +192,13 @@ def _ranks(blocks: np.ndarray) -> RankTable:
 
 
 def _cancels(chain: KernelChain, kernel_norm: float) -> bool:
+    """Returns whether the terms of a chain are so large that they cancel."""
     return terms_norm(chain, kernel_norm) > CANCELLING_TERMS_NORM
 
 
 SCHEME = Scheme(
     name="cp",
-    function=_fitted,
+    function=_fitted_chain,
     rank_option="rank",
     shapes=_shapes,
     ranks=_ranks,

@@ -26,8 +26,8 @@ def depthwise_separable(
     r"""Returns a kernel as a depthwise one, of M filters for each input channel, followed by 1x1 that mixes them.
 
     $K[w, i, o] \approx \sum_m D[w, i, m] P[i, m, o]$: for each input channel the best of rank M in the Frobenius norm
-    (Eckart and Young), exact at the full multiplier $\min(k, O)$ for k taps. It takes fewer multiplications than the
-    kernel where $M < k O / (k + O)$.
+    (Eckart and Young), exact at the full multiplier $\min(k, O)$ for k taps. The chain takes fewer multiplications than
+    the kernel where $M < k O / (k + O)$.
 
     Args:
       kernel: Kernel `(*window, I / feature_group_count, O)` with one or more window axes, or as `layout` says.
@@ -72,6 +72,7 @@ def depthwise_separable(
 
 
 def _matrices(blocks: np.ndarray) -> list[np.ndarray]:
+    """Returns the matrix of each input channel, taps by outputs, as one stack."""
     groups, *_, in_features, out_features = blocks.shape
     return [np.moveaxis(blocks, -2, 1).reshape(groups * in_features, -1, out_features)]  # (C, k, O)
 
@@ -96,7 +97,7 @@ def _shapes(shape: Shape, multiplier: int) -> KernelChain:
 
 
 def _start(samples: LayerSamples) -> Callable[[int], Blocks]:
-    """Returns the truncation of each input channel's matrix in the metric of the channel's patches."""
+    """Returns a function from a multiplier to links: each input channel's matrix truncated in its patches' metric."""
     (matrices,) = _matrices(samples.kernel)
     groups, count, *_, in_features = samples.patches.shape
     patches = samples.patches.reshape(groups, count, -1, in_features)

@@ -70,6 +70,7 @@ def low_rank(
 
 
 def _matrices(blocks: np.ndarray) -> list[np.ndarray]:
+    """Returns the matrix of each group, taps and inputs by outputs, as one stack."""
     return [blocks.reshape(len(blocks), -1, blocks.shape[-1])]  # (G, k I, O)
 
 
@@ -81,7 +82,7 @@ def _shapes(shape: Shape, rank: int) -> KernelChain:
 
 
 def _start(samples: LayerSamples) -> Callable[[int], Blocks]:
-    """Returns the projection on the leading directions of the responses, rather than of the kernel."""
+    """Returns a function from a rank to links: the kernel projected on the leading directions of the responses."""
     groups, _, _, out_features, ones = split_shape(samples.kernel.shape)
     (matrices,) = _matrices(samples.kernel)
 

@@ -1,4 +1,4 @@
-"""`Scheme`: all that the rest of the library knows about one way of writing a kernel as a chain.
+"""`Scheme`: the record of one way of writing a kernel as a chain, and all that the rest of the library knows of it.
 
 A new scheme is a new file beside this one, with the public function and its `Scheme`, and one line in `registry.py`.
 `docs/contributing.md` has a complete example.
@@ -24,9 +24,10 @@ Shape = tuple[int, ...]
 """Shape of a kernel by groups, (G, *window, I, O)."""
 
 RankTable = tuple[np.ndarray, np.ndarray | None]
-"""Ranks, (N, 1), or (N, 2) where a scheme has two and so on, and the relative error of each; None: only a fit can tell.
+"""Ranks and the relative error at each. None in place of the errors: only a fit can tell them.
 
-The ranks rise in cost one after the other, except for pairs, which may stand in any order."""
+The ranks are (N, 1), or (N, 2) for a scheme of two ranks, and so on. They rise in cost one after the other, except for
+pairs, which may stand in any order."""
 
 Blocks = Sequence[np.ndarray]
 """Links by groups, each (G, *window, I, O) with its own number of groups."""
@@ -34,12 +35,12 @@ Blocks = Sequence[np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class LayerSamples:
-    """A kernel, and samples of what enters and what should leave its convolution, by groups.
+    """Holds a kernel, and samples of the inputs and of the wanted outputs of its convolution, by groups.
 
     Args:
       kernel: Kernel of each group, (G, *window, I, O), float64.
       patches: Sampled inputs of the kernel's taps, (G, N, *window, I).
-      responses: Responses that should leave, (G, N, O).
+      responses: Outputs that the convolution should have, (G, N, O).
       ridge: Weight of the kernel's own error beside that of the responses, relative to the samples' mean square.
     """
 
@@ -50,7 +51,7 @@ class LayerSamples:
 
     @cached_property
     def response_directions(self) -> np.ndarray:
-        """Principal directions of the responses, (G, O, O), leading ones first."""
+        """Returns the principal directions of the responses, (G, O, O), leading ones first."""
         _, vectors = np.linalg.eigh(second_moments(self.responses))
         return vectors[..., ::-1]
 
@@ -65,13 +66,13 @@ def _represents_all(shape: Shape) -> str | None:
 
 @dataclasses.dataclass(frozen=True)
 class Scheme:
-    """A way to write a kernel as a chain, at any of several ranks.
+    """Holds a way to write a kernel as a chain, at any of several ranks.
 
     The fields after `ranks` have defaults that suit most schemes.
 
     Args:
       name: Name of the scheme and of its public function.
-      function: Public function, or the same without its warnings. It takes `rank_option`, `tolerance`,
+      function: Public function, or the same without its warnings. The function takes `rank_option`, `tolerance`,
         `feature_group_count` and `layout`.
       rank_option: Keyword of the function for the rank.
       shapes: Function of a shape and a rank that returns the chain without its numbers, see `KernelChain.of_shapes`.
@@ -91,7 +92,7 @@ class Scheme:
       is_worthless: Function of a chain and the norm of its kernel that tells if no use should be made of the chain,
         however small its error.
       start: Function of `LayerSamples` that returns a function from a rank to the links at which a fit to responses
-        starts. None: it starts at the fit to the kernel.
+        starts. None: the fit starts at the links of the fit to the kernel.
     """
 
     name: str
@@ -112,7 +113,7 @@ class Scheme:
 
     @property
     def has_pairs(self) -> bool:
-        """True if the ranks are all pairs, whose errors are known as upper bounds only."""
+        """Returns whether the ranks are all pairs, whose errors are known as upper bounds only."""
         return self.cheapest_pair is not None
 
     def require(self, operation: str, shape: Shape) -> None:
@@ -136,7 +137,7 @@ class Scheme:
 
         Args:
           kernel: Kernel in the given layout.
-          shape: Its shape by groups, (G, *window, I, O).
+          shape: Shape of the kernel by groups, (G, *window, I, O).
           rank, tolerance, feature_group_count, layout: Arguments of the public function.
         """
         return self.function(

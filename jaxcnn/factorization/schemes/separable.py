@@ -37,7 +37,7 @@ def separable(
     r"""Returns a kernel as a vertical one, (kh, 1) from I to R channels, followed by a horizontal one, (1, kw) to O.
 
     $K[a, b] \approx V[a] H[b]$, matrix products over channels: the best of rank R in the Frobenius norm (Eckart and
-    Young), exact at full rank $\min(k_h I, k_w O)$. It takes fewer multiplications than the kernel where
+    Young), exact at full rank $\min(k_h I, k_w O)$. The chain takes fewer multiplications than the kernel where
     $R < I O k_h k_w / (I k_h + O k_w)$. A kernel of more window axes becomes one link for each, axis after axis.
 
     Args:
@@ -84,38 +84,43 @@ def separable(
         size = window[axis]
         share = None
         if error is not None:
-            # The squared errors of the gaps add up, so each gap may take an equal share of what is still allowed.
+            # The squared errors of the gaps add up. Each gap may take an equal share of the squared error that remains.
             norm = float(np.linalg.norm(rest))
             allowed = (error * total) ** 2 - (total**2 - norm**2)
             share = math.sqrt(max(allowed, 0.0) / (gaps - axis)) / (norm or 1.0)
-        # The bases are orthonormal, so what is left out of the rest is left out of the kernel.
+        # The bases are orthonormal, so an error of the rest is an equally large error of the kernel.
         link, rest = projected(operation, "rank", rest.reshape(groups, width * size, -1), gap_rank, share)
         links.append(_along(axis, np.swapaxes(link.reshape(groups, width, size, -1), 1, 2), len(window)))
         width = link.shape[-1]
     last = np.moveaxis(rest.reshape(groups, width, window[-1], out_features), 1, 2)
     links.append(_along(gaps, last, len(window)))
-    return chain_of_blocks(_evened(links), dtype)
+    return chain_of_blocks(_even_links(links), dtype)
 
 
 def _rank_of_each_gap(rank: int | Sequence[int], gaps: int) -> tuple[int, ...]:
+    """Returns one rank for each gap; an int stands for all gaps."""
     return tuple(rank) if isinstance(rank, Sequence) else (rank,) * gaps
 
 
 def _along(axis: int, link: np.ndarray, axes: int) -> np.ndarray:
-    """Returns (G, size, I, O) with its window along one of several axes."""
+    """Returns a link (G, size, I, O) as (G, *window, I, O) whose window has its extent along one of several axes."""
     groups, size, *features = link.shape
     return link.reshape(groups, *window_along(axis, size, axes), *features)
 
 
-def _evened(links: list[np.ndarray]) -> list[np.ndarray]:
-    """Returns links of the same product that share its norm evenly, and neighbours that share that of each channel."""
+def _even_links(links: list[np.ndarray]) -> list[np.ndarray]:
+    """Returns links of the same product and of one norm.
+
+    Gap after gap, from the last to the first, each channel is scaled so that its norms before and after the gap are
+    equal. Then all links are scaled to one norm.
+    """
     links = list(links)
     for gap in range(len(links) - 2, -1, -1):
         first, second = links[gap], links[gap + 1]
         norms_before = np.linalg.norm(first.reshape(len(first), -1, first.shape[-1]), axis=1)  # (G, R)
         norms_after = np.linalg.norm(np.moveaxis(second, -2, 1).reshape(len(second), second.shape[-2], -1), axis=2)
-        used = (norms_before > 0) & (norms_after > 0)
-        scale = np.sqrt(np.where(used, norms_after, 1.0) / np.where(used, norms_before, 1.0))
+        is_used = (norms_before > 0) & (norms_after > 0)
+        scale = np.sqrt(np.where(is_used, norms_after, 1.0) / np.where(is_used, norms_before, 1.0))
         scale = scale.reshape(len(scale), *[1] * (first.ndim - 2), -1)  # (G, 1, ..., 1, R)
         links[gap], links[gap + 1] = first * scale, second / np.swapaxes(scale, -1, -2)
     norms = [float(np.linalg.norm(link)) for link in links]
@@ -131,6 +136,7 @@ def _refusal(shape: Shape) -> str | None:
 
 
 def _matrices(blocks: np.ndarray) -> list[np.ndarray]:
+    """Returns the matrices (G, m, n) of the cut at each gap: the rows are what lies before the gap, with the inputs."""
     inputs_first = np.moveaxis(blocks, -2, 1)  # (G, I, *window, O)
     sizes = np.cumprod(inputs_first.shape[1:-2])[1:]
     return [inputs_first.reshape(len(blocks), size, -1) for size in sizes]
@@ -152,40 +158,43 @@ def _ranks(blocks: np.ndarray) -> RankTable:
     if len(window) == 2:
         return ranks_of_truncation(_matrices)(blocks)
 
-    def clipped(rank: int) -> tuple[int, ...]:
-        """Returns one rank for all gaps, as far as each gap can take it."""
+    def ranks_up_to(rank: int) -> tuple[int, ...]:
+        """Returns the rank of each gap: the given one, or the gap's full rank where that is smaller."""
         ranks, width = [], in_features
         for axis in range(len(window) - 1):
             width = min(rank, width * window[axis], math.prod(window[axis + 1 :]) * out_features)
             ranks.append(width)
         return tuple(ranks)
 
-    ranks = [clipped(1)]
-    while (wider := clipped(max(ranks[-1]) + 1)) != ranks[-1]:
+    ranks = [ranks_up_to(1)]
+    while (wider := ranks_up_to(max(ranks[-1]) + 1)) != ranks[-1]:
         ranks.append(wider)
     return np.array(ranks), None
 
 
 def _start(samples: LayerSamples) -> Callable[[int | Sequence[int]], Blocks]:
-    """Returns the truncations gap after gap, each in the metric of what enters the link before the gap."""
+    """Returns a function from a rank to the links of a truncation gap after gap.
+
+    The metric of each truncation is that of the sampled inputs of the link before the gap.
+    """
     groups, window, in_features, out_features, _ = split_shape(samples.kernel.shape)
     gaps = len(window) - 1
 
-    def decomposed(rest: np.ndarray, x: np.ndarray) -> MetricSvd:
-        """Returns the decomposition of (G, width, *window, O) along its first axis for x, (G, N, *window, width)."""
+    def decomposition(rest: np.ndarray, x: np.ndarray) -> MetricSvd:
+        """Returns the decomposition at the first gap of (G, width, *window, O) for inputs x, (G, N, *window, width)."""
         height = rest.shape[1] * rest.shape[2]
         rows = np.moveaxis(x, 2, -2).reshape(groups, -1, height)
         return samples.svd(rows, np.swapaxes(rest, 1, 2).reshape(groups, height, -1))
 
     kernel = np.moveaxis(samples.kernel, -2, 1)  # (G, I, *window, O)
-    first_svd = decomposed(kernel, samples.patches)
+    first_svd = decomposition(kernel, samples.patches)
 
     def links(rank: int | Sequence[int]) -> Blocks:
         blocks: list[np.ndarray] = []
         rest, x, width = kernel, samples.patches, in_features
         for axis, gap_rank in enumerate(_rank_of_each_gap(rank, gaps)):
             size = window[axis]
-            svd = decomposed(rest, x) if axis else first_svd
+            svd = decomposition(rest, x) if axis else first_svd
             first, remainder = svd.truncated(gap_rank)
             blocks.append(_along(axis, first.reshape(groups, size, width, gap_rank), len(window)))
             rest = remainder.reshape(groups, gap_rank, *window[axis + 1 :], out_features)

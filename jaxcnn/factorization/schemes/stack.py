@@ -44,8 +44,8 @@ def stack(
       features: Number of channels between the links, of each group; one int for all gaps or one for each gap. The
         smaller of the kernel's input and output channels if neither features nor tolerance is given. Wider is never
         worse.
-      tolerance: Relative error allowed, norm(chain - kernel) / norm(kernel); the smallest width found that meets it is
-        taken, the same in all gaps.
+      tolerance: Relative error allowed, norm(chain - kernel) / norm(kernel). The width is the smallest one whose fit
+        meets the error, the same in all gaps.
       feature_group_count: Number of groups of the kernel; each is fitted by itself, all at the same width.
       layout: Layout of `kernel`: None (HWIO), a string such as `"NCHW"` (OIHW), or lax's triple.
       seed: Seed for the starts; the same seed gives the same chain.
@@ -97,11 +97,11 @@ def stack(
             raise ValueError(f"{operation}: there are {gaps} gaps between {gaps + 1} links, got {len(widths)} features")
         for width in widths:
             check_rank(operation, "features", width, None)
-        fits, _ = _fitted(blocks, sizes, widths, seed)
+        fits, _ = _fitted_links(blocks, sizes, widths, seed)
     return chain_of_blocks(map(np.stack, zip(*fits, strict=True)), dtype)
 
 
-def _fitted(
+def _fitted_links(
     blocks: np.ndarray,
     windows: tuple[Shape, ...],
     widths: tuple[int, ...],
@@ -130,13 +130,14 @@ def _narrowest_within(blocks: np.ndarray, windows: tuple[Shape, ...], tolerance:
     """Returns the links of the smallest width whose fit meets the tolerance, by doubling and then bisection."""
     *_, in_features, out_features = blocks.shape
     gaps = len(windows) - 1
-    # With a channel for each tap and input of the first links, or each tap and output of the last, two are exact.
+    # Two links are exact at a width of one channel for each tap and input of the first, or each tap and output of the
+    # last.
     largest = max(
         math.prod(map(math.prod, windows[:-1])) * in_features, math.prod(map(math.prod, windows[1:])) * out_features
     )
     low, high, below = 0, 1, None
     # A wider fit also starts from the narrower one, so that it is never worse.
-    links, error = _fitted(blocks, windows, (high,) * gaps, seed)
+    links, error = _fitted_links(blocks, windows, (high,) * gaps, seed)
     while error > tolerance:
         if high == largest and error <= EXACT_ERROR:
             break  # full width is exact but for rounding
@@ -145,10 +146,10 @@ def _narrowest_within(blocks: np.ndarray, windows: tuple[Shape, ...], tolerance:
                 f"stack: no width up to {largest} meets tolerance {tolerance}: the best relative error is {error:.3g}"
             )
         low, high, below = high, min(2 * high, largest), links
-        links, error = _fitted(blocks, windows, (high,) * gaps, seed, links)
+        links, error = _fitted_links(blocks, windows, (high,) * gaps, seed, links)
     while high - low > 1:
         middle = (low + high) // 2
-        candidate, error = _fitted(blocks, windows, (middle,) * gaps, seed, below)
+        candidate, error = _fitted_links(blocks, windows, (middle,) * gaps, seed, below)
         if error <= tolerance:
             links, high = candidate, middle
         else:
@@ -157,7 +158,7 @@ def _narrowest_within(blocks: np.ndarray, windows: tuple[Shape, ...], tolerance:
 
 
 def _windows(window: Shape) -> tuple[Shape, ...]:
-    """Returns 3x3 windows in a row that make up a window; 1 on the axes that are complete."""
+    """Returns 3x3 windows in a row that make up a window; the size is 1 on the axes that are complete."""
     return tuple(tuple(3 if 2 * link + 1 < size else 1 for size in window) for link in range(max(window) // 2))
 
 
@@ -178,7 +179,7 @@ def _shapes(shape: Shape, width: int) -> KernelChain:
 
 
 def _ranks(blocks: np.ndarray) -> RankTable:
-    # At this width two links can hold all weights of the kernel; useful widths are far below.
+    # At this width two links can hold all weights of the kernel. Useful widths are far smaller.
     return all_up_to(math.prod(blocks.shape[1:-1])), None
 
 

@@ -35,10 +35,10 @@ def tucker2(
 ) -> KernelChain:
     r"""Returns a kernel as 1x1 from I to R channels, one of its window from R to S, and 1x1 from S to O.
 
-    $K[w] \approx U C[w] V$, matrix products over channels: Tucker's decomposition of the two channel axes. It starts
-    from the leading singular vectors of each unfolding and improves them in turn (HOOI): a local minimum, never worse
-    than the start, whose error is at most $\sqrt 2$ times the best. It takes fewer multiplications than the kernel
-    where $I R + k R S + S O < k I O$ for k taps.
+    $K[w] \approx U C[w] V$, matrix products over channels: Tucker's decomposition of the two channel axes. The
+    iteration starts from the leading singular vectors of each unfolding and improves them in turn (HOOI): a local
+    minimum, never worse than the start, whose error is at most $\sqrt 2$ times the best. The chain takes fewer
+    multiplications than the kernel where $I R + k R S + S O < k I O$ for k taps.
 
     Args:
       kernel: Kernel `(*window, I / feature_group_count, O)` with one or more window axes, or as `layout` says.
@@ -95,6 +95,7 @@ def tucker2(
 
 
 def _pair(ranks: Any) -> tuple[Any, ...]:
+    """Returns ranks as a tuple; one int stands for both."""
     return tuple(ranks) if isinstance(ranks, Sequence) else (ranks, ranks)
 
 
@@ -113,6 +114,7 @@ def _links(shape: Shape, first: np.ndarray, core: np.ndarray, last: np.ndarray) 
 
 
 def _matrices(blocks: np.ndarray) -> list[np.ndarray]:
+    """Returns the unfoldings (G, n, ...) along the input channels and along the output channels."""
     tensor = _tensor(blocks)
     return [np.moveaxis(tensor, axis, 1).reshape(len(tensor), tensor.shape[axis], -1) for axis in (2, 3)]
 
@@ -147,7 +149,10 @@ def _most_exact_pair(blocks: np.ndarray, cost: float, costs: np.ndarray) -> Rank
 
 
 def _start(samples: LayerSamples) -> Callable[[int | Sequence[int]], Blocks]:
-    """Returns the truncation in the metric of the inputs, projected on the leading directions of the responses."""
+    """Returns a function from ranks to links.
+
+    The kernel is truncated in the metric of the inputs, and projected on the leading directions of the responses.
+    """
     inputs, _ = _matrices(samples.kernel)  # (G, I, k O)
     groups, _, in_features, out_features, _ = split_shape(samples.kernel.shape)
     svd = samples.svd(samples.patches.reshape(groups, -1, in_features), inputs)

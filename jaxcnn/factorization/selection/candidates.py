@@ -1,4 +1,4 @@
-"""The chains that one scheme can make of one kernel, from the cheapest to the most exact."""
+"""Chains that one scheme can make of one kernel, from the cheapest to the most exact."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FAST_MULTIPLES = (8, 16)
 
 
 class GivenKernel:
-    """A kernel to be replaced: as the user gave it, by groups, and as a chain of one link.
+    """Holds a kernel to be replaced in three forms: the user's argument, by groups, and as a chain of one link.
 
     Args:
       operation: Name of the caller in error texts.
@@ -32,13 +32,13 @@ class GivenKernel:
     def __init__(self, operation: str, kernel: Any, feature_group_count: int, layout: Layout):
         self.operation = operation
         self.kernel = kernel
-        self.reading: dict[str, Any] = {"feature_group_count": feature_group_count, "layout": layout}
+        self.layout_options: dict[str, Any] = {"feature_group_count": feature_group_count, "layout": layout}
         self.blocks = grouped_kernel(operation, kernel, feature_group_count, layout)
         self.dense = chain_of_blocks([self.blocks], np.asarray(kernel).dtype)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape by groups, (G, *window, I, O)."""
+        """Returns the shape by groups, (G, *window, I, O)."""
         return self.blocks.shape
 
     def error(self, chain: KernelChain) -> float:
@@ -47,15 +47,15 @@ class GivenKernel:
 
 
 class SchemeCandidates:
-    """The chains of one scheme for one kernel.
+    """Holds the chains of one scheme for one kernel.
 
     Args:
       kernel: Kernel to be replaced.
       name: Name of the scheme.
-      macs: Function that returns the cost of a chain; the number of its weights if left out.
+      macs: Function that returns the cost of a chain. None: the number of its weights.
       multiple: Number of which each rank must be a multiple, unless it is the full rank.
-      table: Ranks and errors of the scheme, where they are not this kernel's alone: kernels that must have one rank
-        share those of all together.
+      table: Ranks and errors of the scheme. None: those of this kernel. Kernels that must have one rank share the table
+        of all together.
     """
 
     def __init__(
@@ -82,10 +82,11 @@ class SchemeCandidates:
             self._list_ranks()
 
     def _list_ranks(self) -> None:
+        """Sets `ranks`, from the cheapest on, and `errors`, the error at each."""
         ranks, errors = self.table
         allowed = self._is_allowed(ranks)
         if self.scheme.has_pairs and errors is not None:
-            # Only pairs that no other pair beats in both cost and error, from the cheapest on.
+            # The pairs that no other pair beats in both cost and error are listed, from the cheapest on.
             order = np.lexsort((errors, self._costs.ravel()))
             order = order[allowed[order]]
             least_before = np.append(np.inf, np.minimum.accumulate(errors[order])[:-1])
@@ -97,16 +98,16 @@ class SchemeCandidates:
 
     @cached_property
     def _full_ranks(self) -> np.ndarray:
-        """The largest of each of the scheme's ranks."""
+        """Returns the largest value of each of the scheme's ranks."""
         return self.table[0].max(0)
 
     def _is_allowed(self, ranks: np.ndarray) -> np.ndarray:
-        """Tells which of the ranks (N, number) are multiples, or full."""
+        """Returns the mask (N,) of the ranks (N, number of ranks) that are multiples, or full."""
         return ((ranks % self.multiple == 0) | (ranks == self._full_ranks)).all(1)
 
     @cached_property
     def _costs(self) -> np.ndarray:
-        """Costs of all pairs of ranks, (R, S). The links cost in proportion to R, to R S and to S."""
+        """Returns the costs of all pairs of ranks, (R, S). The links cost in proportion to R, to R S and to S."""
         ranks = self.table[0]
         one, first, second = (self.macs(self.shapes(pair)) for pair in ((1, 1), (2, 1), (1, 2)))
         both = (first - one) + (second - one) - one
@@ -117,11 +118,11 @@ class SchemeCandidates:
 
     @property
     def _allowed_costs(self) -> np.ndarray:
-        """Costs of all pairs of ranks, infinite for those that are no multiples."""
+        """Returns the costs of all pairs of ranks, infinite for those that are not allowed."""
         return np.where(self._is_allowed(self.table[0]).reshape(self._costs.shape), self._costs, np.inf)
 
     def at_multiples(self, multiple: int) -> SchemeCandidates:
-        """Returns the candidates of those ranks alone that are multiples, or full."""
+        """Returns the candidates at the ranks that are multiples, or full."""
         return SchemeCandidates(self.kernel, self.name, self.macs, multiple, self.table)
 
     def for_kernel(self, kernel: GivenKernel) -> SchemeCandidates:
@@ -146,7 +147,7 @@ class SchemeCandidates:
     def fit(self, *, rank: Any = None, tolerance: float | None = None) -> KernelChain:
         """Returns the chain at a rank, or at the smallest rank within a tolerance."""
         return self.scheme.fit(
-            self.kernel.kernel, self.kernel.shape, rank=rank, tolerance=tolerance, **self.kernel.reading
+            self.kernel.kernel, self.kernel.shape, rank=rank, tolerance=tolerance, **self.kernel.layout_options
         )
 
     def error(self, chain: KernelChain) -> float:
@@ -163,13 +164,13 @@ class SchemeCandidates:
         return widths[0] if number == 1 else tuple(widths[:number])
 
     def rounded_up(self, rank: Any, multiple: int) -> Any:
-        """Returns a rank, or each of several, rounded up to a multiple, but not above the full one."""
+        """Returns a rank, or several, rounded up to a multiple, but not above the full rank."""
         ranks = np.atleast_1d(rank)
         multiples = np.minimum(-(-ranks // multiple) * multiple, np.maximum(self._full_ranks, ranks)).tolist()
         return tuple(multiples) if isinstance(rank, tuple) else multiples[0]
 
     def clipped(self, rank: Any) -> Any:
-        """Returns a rank, or one for each that the scheme has, but none above the full one."""
+        """Returns the rank, or a tuple for a scheme of several, with the full rank in place of larger ones."""
         full = self._full_ranks
         ranks = rank if isinstance(rank, tuple) else (rank,) * len(full)
         if len(ranks) != len(full):
@@ -181,7 +182,7 @@ class SchemeCandidates:
         return tuple(clipped) if len(clipped) > 1 else clipped[0]
 
     def affordable(self, macs: float) -> int:
-        """Returns how many of the ranks, from the first on, take at most so many multiply-accumulates."""
+        """Returns the number of ranks, from the first on, that take at most `macs` multiply-accumulates."""
         return count_while(len(self.ranks), lambda index: self.macs(self.shapes_at(index)) <= macs)
 
     def cheapest_within(self, tolerance: float) -> KernelChain | None:
@@ -193,7 +194,7 @@ class SchemeCandidates:
         return None
 
     def ranks_within(self, tolerance: float) -> list[Any]:
-        """Returns the cheapest rank that meets the tolerance, or the full one, and the next if rounding may decide."""
+        """Returns the cheapest rank that meets the tolerance, or the full one; and the next, if rounding may decide."""
         bound = without_rounding(tolerance, len(self.shapes_at(0).kernels), self.kernel.dense.dtype)
         if self.scheme.cheapest_pair is not None:
             return [self.scheme.cheapest_pair(self.kernel.blocks, bound, self._allowed_costs)]
@@ -206,7 +207,7 @@ class SchemeCandidates:
         """Returns the chain of the smallest of the first `count` ranks whose fit meets the tolerance, by bisection."""
         if count == 0:
             return None
-        # Where the largest rank fails, the search is over after one fit.
+        # If the fit at the largest rank fails, no other fit is tried.
         best = self.fit(rank=self.ranks[count - 1])
         if self.error(best) > tolerance:
             return None
@@ -221,7 +222,7 @@ class SchemeCandidates:
         return best
 
     def most_exact(self, macs: float) -> KernelChain | None:
-        """Returns the chain of the least error that takes at most so many multiply-accumulates; None if none does."""
+        """Returns the chain of the least error that takes at most `macs` multiply-accumulates; None if none does."""
         count = self.affordable(macs)
         if count == 0:
             return None
@@ -229,14 +230,15 @@ class SchemeCandidates:
             return self.fit(rank=self.scheme.most_exact_pair(self.kernel.blocks, macs, self._allowed_costs))
         last = count - 1
         if self.errors is not None:
-            # Of equally exact ranks the smallest.
+            # Of equally exact ranks the smallest is taken.
             last = int(np.argmax(self.errors[:count] <= self.errors[last] + 1e-7))
         return self.fit(rank=self.ranks[last])
 
     def largest_timed(self, milliseconds: Callable[[KernelChain], float], limit: float, macs: float) -> Any:
-        """Returns the rank of the most multiply-accumulates, up to `macs`, within a time; None if none is.
+        """Returns the rank of the most multiply-accumulates, up to `macs`, whose chain meets a limit of time.
 
-        Multiples that vector units prefer are searched by themselves too, as one may be faster than a smaller rank.
+        Multiples that vector units prefer are searched by themselves too, as one may be faster than a smaller rank. The
+        result is None if no rank is fast enough.
         """
         ranks: list[Any] = []
         # A user who asked for a multiple wants no other.
@@ -253,7 +255,7 @@ class SchemeCandidates:
 
 
 def count_while(size: int, holds: Callable[[int], bool]) -> int:
-    """Returns how many of 0, 1, ..., size - 1 hold, where those that do come first, by bisection."""
+    """Returns the number of indices 0, 1, ..., size - 1 that hold, by bisection: those that hold come first."""
     low, high = 0, size
     while low < high:
         middle = (low + high) // 2
@@ -267,6 +269,6 @@ def count_while(size: int, holds: Callable[[int], bool]) -> int:
 def candidates_of(
     kernel: GivenKernel, names: Sequence[str], macs: Callable[[KernelChain], float]
 ) -> list[SchemeCandidates]:
-    """Returns the candidates of those of the schemes that can represent the kernel."""
+    """Returns the candidates of each named scheme that can represent the kernel."""
     all_candidates = (SchemeCandidates(kernel, name, macs) for name in names)
     return [candidates for candidates in all_candidates if candidates.refusal is None]

@@ -16,7 +16,7 @@ from jaxcnn.layout import Layout
 
 @dataclasses.dataclass(frozen=True)
 class RankCurve:
-    """Error against multiply-accumulates of one scheme's chains for one kernel, from the cheapest on.
+    """Holds error against multiply-accumulates of one scheme's chains for one kernel, from the cheapest on.
 
     Args:
       scheme: Name of the scheme.
@@ -38,7 +38,7 @@ class RankCurve:
 
     @property
     def shares(self) -> tuple[float, ...]:
-        """Multiply-accumulates of each chain, as a share of the kernel's."""
+        """Returns the multiply-accumulates of each chain, as a share of the kernel's."""
         return tuple(macs / self.dense_macs for macs in self.macs)
 
 
@@ -64,7 +64,7 @@ def curve(
       kernel: Kernel `(*window, I / feature_group_count, O)`, or as `layout` says.
       scheme: Name of the scheme: `"separable"`, `"low_rank"`, `"tucker2"`, `"depthwise_separable"`, `"cp"` or
         `"stack"` (of 3x3).
-      points: Most points of the curve.
+      points: Largest number of points of the curve.
       input_shape: Shape of x. Without it costs are multiply-accumulates of one output pixel at stride 1, borders left
         out: the numbers of weights.
       strides, padding, kernel_dilation: Options of the convolution, as in `conv`.
@@ -97,7 +97,7 @@ def curve(
     given_kernel = GivenKernel(operation, kernel, feature_group_count, layout)
     candidates = SchemeCandidates(given_kernel, scheme, workload.macs).require()
     dense_macs = workload.macs(given_kernel.dense)
-    # The smallest rank is always there, even if it is no cheaper than the kernel.
+    # The smallest rank is always a point, even if its chain is no cheaper than the kernel.
     last = max(candidates.affordable(dense_macs) - 1, 0)
     ends = [workload.macs(candidates.shapes_at(index)) for index in (0, last)]
     costs = np.linspace(ends[0], ends[1], points)

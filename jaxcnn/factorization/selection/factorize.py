@@ -94,13 +94,13 @@ def factorize(
     if unit == "ms" and input_shape is None:
         raise ValueError(f"{operation}: milliseconds are measured on an image, so unit='ms' needs input_shape")
     given_kernel = GivenKernel(operation, kernel, feature_group_count, layout)
-    schemes_to_try = candidates_of(given_kernel, _names(schemes, given_kernel), workload.macs)
+    schemes_to_try = candidates_of(given_kernel, _scheme_names(schemes, given_kernel), workload.macs)
     if cost is not None:
         return _most_exact(given_kernel, schemes_to_try, workload, unit, float(cost))
     return _cheapest(given_kernel, schemes_to_try, workload, unit, check_tolerance(operation, tolerance))
 
 
-def _names(schemes: str | Sequence[str] | None, kernel: GivenKernel) -> list[str]:
+def _scheme_names(schemes: str | Sequence[str] | None, kernel: GivenKernel) -> list[str]:
     """Returns the names of the schemes to try."""
     if schemes is not None:
         names = [schemes] if isinstance(schemes, str) else list(schemes)
@@ -121,7 +121,7 @@ def _cheapest(
     dense_macs, lowest = workload.macs(best), measure(best)
     for candidates in schemes:
         if candidates.scheme.is_search:
-            # Only ranks that would be better are worth a search.
+            # Only ranks whose chains would be cheaper than the best one are worth a search.
             limit = min(dense_macs, lowest) if unit == "macs" else dense_macs
             chain = candidates.smallest_within(tolerance, candidates.affordable(limit - 1))
         else:
@@ -132,7 +132,7 @@ def _cheapest(
         if cost < lowest:
             best, lowest = chain, cost
         if unit == "ms":
-            # More channels than are needed may be faster, where vector units prefer their number.
+            # A larger number of channels may be faster, where vector units prefer it.
             rank = candidates.rank_of(chain)
             for wider in sorted({candidates.rounded_up(rank, multiple) for multiple in FAST_MULTIPLES} - {rank}):
                 shapes = candidates.shapes(wider)

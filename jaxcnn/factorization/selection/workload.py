@@ -19,12 +19,12 @@ from jaxcnn.options import frozen
 from jaxcnn.timing import median_seconds
 
 _CLOCK_SECONDS = 0.1
-"""Time for the blocks of calls of one chain."""
+"""Seconds for the blocks of calls of one chain."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """The convolution that a kernel is for: its images and its options.
+    """Holds the convolution that a kernel is for: its images and its options.
 
     Args:
       operation: Name of the caller in error texts.
@@ -50,7 +50,7 @@ class Workload:
 
     @property
     def options(self) -> dict[str, Any]:
-        """The options that `conv` and `conv_cost` take."""
+        """Returns the options that `conv` and `conv_cost` take."""
         return {
             "strides": self.strides,
             "padding": self.padding,
@@ -59,7 +59,7 @@ class Workload:
         }
 
     def macs(self, chain: KernelChain) -> int:
-        """Returns multiply-accumulates on the image; without an image those of one pixel, one for each weight."""
+        """Returns the multiply-accumulates on the image; without an image those of one pixel, one for each weight."""
         if self.input_shape is None:
             return chain.num_params
         return conv_cost(self.input_shape, chain, **self.options).macs
