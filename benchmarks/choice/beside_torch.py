@@ -2,11 +2,11 @@
 
 Every layer is computed by jaxcnn as `method="auto"` chooses, by `lax.conv_general_dilated` and its derivatives, and
 by PyTorch with images in channels-last memory and two threads. Role `output` is the forward pass, `input` and `kernel`
-are its gradients alone; in the family `transposed`, `input` is a transposed convolution's forward pass, and `output` is
-its gradient by the image. Values are compared before anything is timed. Figures are medians over blocks of calls that
+are single gradients; in the family `transposed`, `input` is a transposed convolution's forward pass, and `output` is
+the gradient by the image. Values are compared before anything is timed. Figures are medians over blocks of calls that
 take turns, each of which begins with 10 ms of calls that are not counted: PyTorch's OpenMP threads look for work for
-some milliseconds after a call. With `OMP_WAIT_POLICY=PASSIVE`, as `--busy` sets it, they sleep at once, which makes
-short layers slower where nothing else runs.
+some milliseconds after a call. With `OMP_WAIT_POLICY=PASSIVE`, which `--busy` sets, the threads sleep at once. This
+makes short layers slower on a machine where nothing else runs.
 """
 
 from __future__ import annotations
@@ -34,8 +34,9 @@ from .layers import jaxcnn_function, lax_function, operands, program, short
 from .torch_layers import as_lax, torch_function
 
 THREADS = 2
+"""Threads of PyTorch, and processors of all libraries, by default."""
 HOPELESS_RATIO = 8.0
-"""Times the fastest library's call from which a library is timed by one or two calls in place of blocks."""
+"""Ratio to the fastest library's time from which a library is timed by one or two calls and not by blocks."""
 TOLERANCE = 1e-4
 """Largest relative error of jaxcnn's and PyTorch's results to lax's."""
 
@@ -47,14 +48,14 @@ def measure(
     threads: int = THREADS,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
-    """Returns milliseconds by library: the best call of each block.
+    """Returns the milliseconds of each block's best call, by library.
 
     Args:
       name: the layer's family.
       spec: the layer.
       seconds: time for the blocks of all libraries.
       threads: number of PyTorch's threads.
-      clock: seconds by which a call is timed.
+      clock: function that returns the seconds by which a call is timed.
 
     Raises:
       ArithmeticError: two libraries have different results.
@@ -82,7 +83,7 @@ def records(
     threads: int = THREADS,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Iterator[dict[str, Any]]:
-    """A record for each layer: `count` layers of each family in each role."""
+    """Yields a record for each layer: `count` layers of each family in each role."""
     from rich.console import Console
     from rich.progress import track
 
@@ -99,10 +100,10 @@ def report(rows: list[dict[str, Any]], console: Any, statistic: str = "milliseco
     """Prints a line for each family and role: geometric means, medians, and the layers at which jaxcnn does worst.
 
     Args:
-      rows: the records.
-      console: rich's console.
-      statistic: which of a record's times count, `"milliseconds"` or `"best_milliseconds"`.
-      layers: whether each layer has a line too.
+      rows: records of layers.
+      console: console of rich.
+      statistic: name of the times to use, `"milliseconds"` or `"best_milliseconds"`.
+      layers: flag for a line about each layer too.
     """
     from rich.table import Table
 
@@ -159,7 +160,7 @@ def report(rows: list[dict[str, Any]], console: Any, statistic: str = "milliseco
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measures and prints."""
+    """Measures the layers and prints the report."""
     from rich.console import Console
 
     parser = argparse.ArgumentParser(
@@ -180,10 +181,10 @@ def main(arguments: list[str] | None = None) -> None:
         "with --threads 1 also processor time in place of time",
     )
     options = parser.parse_args(arguments)
-    if options.busy:  # read when PyTorch is imported
+    if options.busy:  # before the import of PyTorch, which reads the variable
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     keep_to_processors(options.threads)
-    # With one thread, the time that the processor spends on a call is what it takes on a machine that is not busy.
+    # With one thread, the processor time of a call is the wall time on a machine that is not busy.
     clock = time.process_time if options.busy and options.threads == 1 else time.perf_counter
     rows: list[dict[str, Any]] = []
     names, roles = options.family or list(FAMILIES), options.role or list(ROLES)

@@ -1,4 +1,4 @@
-"""Seeded families of layers: what the cost model is fitted on, and what it and the kernels are judged on.
+"""Seeded families of layers, on which the cost model is fitted, and on which the model and the kernels are judged.
 
 Layer number `index` of a family depends on the family's name, the seed and the index alone: a longer list starts with
 the shorter one, and lists of two seeds have nothing in common. Sizes, channels and windows are drawn log-uniformly over
@@ -23,18 +23,20 @@ Ints = tuple[int, ...]
 
 ROLES: tuple[Role, ...] = get_args(Role)
 BATCHES = (1, 8)
+"""Numbers of images, which take turns."""
 MACS = (2e6, 1.2e9)
 """Fewest and most multiply-accumulates of a layer whose arithmetic is products of matrices."""
 NARROW_MACS = (5e5, 1.5e8)
-"""Fewest and most of a layer of few channels in each group, which is bound by memory and computes at lower rates."""
+"""Fewest and most multiply-accumulates of a layer with few channels in each group, whose time is bound by memory."""
 NARROW_CHANNELS = 4
+"""Channels of a group, in or out, below which `NARROW_MACS` holds."""
 MAX_ELEMENTS = 6_000_000
-"""Most elements of the input, of the output and of the kernel of a layer."""
+"""Most elements of the input, of the output and of the kernel of a layer, each by itself."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Draft:
-    """One layer before it has a role and a batch.
+    """Holds one layer before the choice of a role and a batch.
 
     Args:
       sizes: pixels on each spatial axis of the convolution's input.
@@ -63,27 +65,30 @@ def macs(spec: ConvSpec) -> int:
 
 
 def _log_uniform(rng: np.random.Generator, low: int, high: int) -> int:
+    """Draws a whole number between `low` and `high`, log-uniformly."""
     return min(high, int(math.exp(rng.uniform(math.log(low), math.log(high + 1)))))
 
 
 def _channels(rng: np.random.Generator, low: int, high: int) -> int:
+    """Draws a number of channels: half are multiples of 16, a quarter multiples of 4, a quarter any number."""
     count = _log_uniform(rng, low, high)
     step = (16, 16, 4, 1)[rng.integers(4)]
     return max(step * round(count / step), 1) if count >= step else count
 
 
 def _pair(rng: np.random.Generator, low: int, high: int, ratio: float = 4.0) -> Ints:
-    """Input and output channels, of which neither is more than `ratio` times the other."""
+    """Draws input and output channels, of which neither is more than about `ratio` times the other."""
     c_in = _channels(rng, low, high)
     return c_in, _channels(rng, max(low, round(c_in / ratio)), min(high, round(c_in * ratio)))
 
 
 def _pick(rng: np.random.Generator, *values: int) -> int:
+    """Draws one of the values; a repeated value is more likely."""
     return values[rng.integers(len(values))]
 
 
 def _image(rng: np.random.Generator, low: int, high: int, rank: int = 2) -> Ints:
-    """Pixels on each axis: three times out of four all the same."""
+    """Draws the pixels on each axis: three times out of four equal, else of different sizes."""
     size = _log_uniform(rng, low, high)
     if rng.random() < 0.75:
         return (size,) * rank
@@ -100,7 +105,7 @@ def _layer(
     dilation: Ints | None = None,
     groups: int = 1,
 ) -> Draft:
-    """A layer that keeps the size of its image but for the strides, or one in six without padding."""
+    """Draws the padding and returns the layer: one in six has none, the others keep the size but for the strides."""
     dilation = dilation or (1,) * len(window)
     pads = tuple((dilated_size(w, d) - 1) // 2 for w, d in zip(window, dilation, strict=True))
     if rng.random() < 1 / 6:
@@ -129,7 +134,7 @@ def _dense(rng: np.random.Generator) -> Draft:
 
 
 def _square(rng: np.random.Generator) -> Draft:
-    """The layers of most networks, which tiles of fewer products compute too."""
+    """Draws a layer of the kind that most networks have, which the method `winograd` supports."""
     window = _pick(rng, 3, 3, 3, 5)
     return _layer(rng, _image(rng, 7, 112), (window,) * 2, *_pair(rng, 16, 512, ratio=2.0))
 
@@ -188,7 +193,7 @@ def _three_axes(rng: np.random.Generator) -> Draft:
 
 
 def _transposed(rng: np.random.Generator) -> Draft:
-    """The convolution that a transposed one is the adjoint of: its `input` role is the transposed one's result."""
+    """Draws the forward convolution of a transposed one: the role `input` computes the transposed convolution."""
     strides = _pick(rng, 2, 2, 2, 2, 3, 4)
     taps = strides * _pick(rng, 1, 1, 2, 2) + (strides == 2) * _pick(rng, 0, 0, 1)
     small = _image(rng, 5, 64)
@@ -210,11 +215,15 @@ FAMILIES: dict[str, Callable[[np.random.Generator], Draft]] = {
     "three_axes": _three_axes,
     "transposed": _transposed,
 }
-"""The families by name: windows of `one_dimensional` are 1xk and kx1; `one_axis` and `three_axes` are 1-D and 3-D
-convolutions. In all but `transposed` the `output` role is a forward pass and the two others are its gradients."""
+"""The families by name, each a function that draws a layer.
+
+Windows of `one_dimensional` are 1xk and kx1; `one_axis` and `three_axes` are 1-D and 3-D convolutions. In all families
+but `transposed` the role `output` is a forward pass and the two others are its gradients.
+"""
 
 
 def _spec(draft: Draft, batch: int, role: Role) -> ConvSpec:
+    """Returns the spec of a drafted layer."""
     extents = map(dilated_size, draft.window, draft.dilation)
     sizes = tuple(
         (n + 2 * pad - extent) // stride + 1
@@ -240,7 +249,7 @@ def _spec(draft: Draft, batch: int, role: Role) -> ConvSpec:
 
 
 def within_limits(spec: ConvSpec) -> bool:
-    """Returns whether a layer exists and is neither too small nor too large to be measured beside the others."""
+    """Returns whether a layer has a result and is neither too small nor too large for the measurements."""
     shapes = (spec.input_shape, spec.kernel_shape, spec.output_shape)
     if min(map(min, shapes)) < 1 or max(map(math.prod, shapes)) > MAX_ELEMENTS:
         return False
@@ -256,7 +265,7 @@ def layer(name: str, seed: int, index: int, role: Role) -> ConvSpec:
       name: a key of `FAMILIES`.
       seed: seed for the whole list.
       index: position in the list; even positions have the first of `BATCHES`, odd ones the second.
-      role: which of the three arrays is computed.
+      role: array that is computed.
     """
     rng = np.random.default_rng([seed, zlib.crc32(name.encode()), index])
     while True:
@@ -268,7 +277,8 @@ def layer(name: str, seed: int, index: int, role: Role) -> ConvSpec:
 def family(name: str, seed: int, count: int, roles: Sequence[Role] = ROLES) -> list[ConvSpec]:
     """Returns the first `count` layers of a family.
 
-    The batches take turns, and every two layers the roles do, so that twice as many layers as roles hold each of both.
+    The batch changes with every layer and the role with every second one. So any batch occurs in any role if there are
+    at least twice as many layers as roles.
 
     Args:
       name: a key of `FAMILIES`.

@@ -1,8 +1,9 @@
 """Fits the cost model's coefficients to measured layers: `python -m benchmarks.choice.fit --write`.
 
-Writes the coefficients into `jaxcnn/lowering/costs.py`, or prints them. They are not negative and make the sum of the
-squared logarithms of estimate over time least, on the layers of `results/seed0*.json`. With `--judge` it prints instead
-what the choice of a method costs on layers that the fit has not seen, those of `results/seed1*.json`.
+The program writes the coefficients into `jaxcnn/lowering/costs.py`, or prints them. The coefficients are not negative.
+They minimize a robust sum of squared logarithms of estimate over time on the layers of `results/seed0*.json`. With
+`--judge` the program instead prints the cost of the choice of a method on the layers of `results/seed1*.json`, which
+the fit does not use.
 """
 
 from __future__ import annotations
@@ -29,22 +30,25 @@ from .layers import short
 
 RESULTS = Path(__file__).parent / "results"
 FITTED, UNSEEN = sorted(RESULTS.glob("seed0*.json")), sorted(RESULTS.glob("seed1*.json"))
+"""Files of measured layers: those that the coefficients are fitted to, and those that only judge the choice."""
 WITH_LIBRARY = ("native", "winograd", "per_group")
-"""The methods whose programs depend on the compiled library. The others are fitted to the measurements without it."""
+"""Methods whose programs depend on the compiled library. The others are fitted to measurements without the library."""
 FIRST, LAST = "native", "per_group"
-"""The method whose calls' time others take over, and the one whose estimate is made of the others' estimates."""
+"""Methods that are fitted first, since others use its time of a call, and last, since it uses the others' estimates."""
 MIN_WEIGHT = 0.25
+"""Least weight of a measurement in the fit."""
 DIGITS = 3
+"""Significant digits of a coefficient."""
 
 
 class Layer(NamedTuple):
-    """One measured layer.
+    """Holds one measured layer.
 
     Args:
       family: name of the layer's family.
       spec: the convolution.
       milliseconds: time of each method.
-      native: whether the compiled library was there.
+      native: flag of a measurement with the compiled library.
     """
 
     family: str
@@ -63,17 +67,17 @@ def layers(path: Path) -> list[Layer]:
 
 
 def as_measured(layer: Layer) -> AbstractContextManager[object]:
-    """Returns a context in which the methods are those of the measurement, with or without the compiled library."""
+    """Returns a context in which the compiled library is available if it was in the measurement of a layer."""
     return mock.patch.object(library, "is_available", return_value=layer.native)
 
 
 class Sample(NamedTuple):
-    """One measurement of a method.
+    """Holds one measurement of a method.
 
     Args:
       terms: counts of the layer.
       nanoseconds: time of the method.
-      weight: weight in the fit, less where the method takes many times as long as the best one.
+      weight: weight in the fit, smaller for a method that takes many times as long as the best one.
     """
 
     terms: costs.Terms
@@ -82,7 +86,7 @@ class Sample(NamedTuple):
 
 
 def samples(method: str, measured: Iterable[Layer]) -> list[Sample]:
-    """Returns the measurements of a method that it is fitted to."""
+    """Returns the measurements that a method is fitted to."""
     selected = []
     for layer in measured:
         if method in layer.milliseconds and layer.native <= (method in WITH_LIBRARY):
@@ -96,7 +100,7 @@ def samples(method: str, measured: Iterable[Layer]) -> list[Sample]:
 
 
 def fit_method(measured: Sequence[Sample]) -> dict[str, float]:
-    """Returns the nanoseconds of each term."""
+    """Returns the fitted nanoseconds of each term of a method."""
     names = sorted(
         {name for terms, *_ in measured for name, count in terms.items() if count} - {costs.KNOWN, costs.CLEARING}
     )
@@ -122,7 +126,7 @@ def fit_method(measured: Sequence[Sample]) -> dict[str, float]:
 
 
 def coefficients(measured: Sequence[Layer]) -> dict[str, dict[str, float]]:
-    """Returns the nanoseconds of each term by method."""
+    """Returns the fitted nanoseconds of each term, by method."""
     fitted: dict[str, dict[str, float]] = {}
     for method in sorted(METHODS, key=lambda method: (method != FIRST, method == LAST)):
         with mock.patch.dict(costs.NANOSECONDS, fitted):
@@ -131,7 +135,7 @@ def coefficients(measured: Sequence[Layer]) -> dict[str, dict[str, float]]:
 
 
 class Outcome(NamedTuple):
-    """What the choice of a method costs on one layer.
+    """Holds the cost of the choice of a method on one layer.
 
     Args:
       ratio: time of the chosen method over that of the best.
@@ -147,21 +151,21 @@ class Outcome(NamedTuple):
 
 
 def outcomes_by_family(measured: Iterable[Layer]) -> dict[str, list[Outcome]]:
-    """Returns what the choice costs on each layer, by family."""
+    """Returns the cost of the choice on each layer, by family."""
     table: dict[str, list[Outcome]] = {}
     for layer in measured:
         with as_measured(layer):
             chosen = choose(layer.spec, "auto", "cpu").method
         times = layer.milliseconds
         best = min(times, key=lambda name: times[name])
-        # A method that was not measured, as its program is too large, is as slow as the slowest.
+        # A method without a measurement, whose program is too large, counts as slow as the slowest.
         ratio = times.get(chosen, max(times.values())) / times[best]
         table.setdefault(layer.family, []).append(Outcome(ratio, layer.spec, chosen, best))
     return table
 
 
 def judge(measured: Sequence[Layer]) -> None:
-    """Prints a line for each family: what the choice costs in the geometric mean, and where it costs most."""
+    """Prints a line for each family: the geometric mean of the cost of the choice, and the layer with the highest."""
     for family, rows in outcomes_by_family(measured).items():
         worst = max(rows, key=lambda row: row.ratio)
         mean = geometric_mean(row.ratio for row in rows)
@@ -170,7 +174,7 @@ def judge(measured: Sequence[Layer]) -> None:
 
 
 def table_text(fitted: dict[str, dict[str, float]]) -> str:
-    """Returns the coefficients as they stand in `costs.py`."""
+    """Returns the coefficients as Python text for `costs.py`."""
     lines = ["NANOSECONDS: dict[str, dict[str, float]] = {"]
     for method, terms in fitted.items():
         lines.append(f'    "{method}": {{')
@@ -180,7 +184,7 @@ def table_text(fitted: dict[str, dict[str, float]]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Fits, or judges."""
+    """Fits the coefficients, or judges the choice."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.choice.fit", description=__doc__.splitlines()[0])
     parser.add_argument("files", type=Path, nargs="*", help="measured layers in place of the committed ones")
     parser.add_argument("--judge", action="store_true", help="print what the choice of a method costs on these layers")

@@ -25,7 +25,7 @@ def operands(spec: ConvSpec) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _in_role(convolve: Callable[[Any, Any], Any], spec: ConvSpec) -> Callable[[Any, Any], Any]:
-    """The function of a role's two operands, from the convolution of images and kernels."""
+    """Returns the function of a role's two operands, from the function of images and kernels."""
     images = jax.ShapeDtypeStruct(spec.input_shape, jnp.float32)
     kernels = jax.ShapeDtypeStruct(spec.kernel_shape, jnp.float32)
     if spec.role == "input":
@@ -36,14 +36,14 @@ def _in_role(convolve: Callable[[Any, Any], Any], spec: ConvSpec) -> Callable[[A
 
 
 def jaxcnn_function(spec: ConvSpec) -> Callable[[Any, Any], Any]:
-    """Returns a layer through jaxcnn's public function, of its operands."""
+    """Returns the function of a layer's operands that calls jaxcnn's public function."""
     options = {"strides": spec.strides, "padding": spec.padding, "kernel_dilation": spec.kernel_dilation}
     conv = functools.partial(jaxcnn.conv, **options, feature_group_count=spec.feature_group_count)
     return _in_role(conv, spec)
 
 
 def lax_function(spec: ConvSpec) -> Callable[[Any, Any], Any]:
-    """Returns a layer in plain lax, of its operands."""
+    """Returns the function of a layer's operands in plain lax."""
     conv = functools.partial(
         plain.conv,
         strides=spec.strides,
@@ -55,12 +55,12 @@ def lax_function(spec: ConvSpec) -> Callable[[Any, Any], Any]:
 
 
 def program(function: Callable[[Any, Any], Any], arrays: tuple[np.ndarray, np.ndarray]) -> Callable[[], Any]:
-    """Returns a compiled function of these operands; a call of it waits for the result."""
+    """Returns the compiled program of a function on these operands; a call waits for the result."""
     return compile_program(function, *map(jnp.asarray, arrays)).call
 
 
 def short(spec: ConvSpec) -> str:
-    """Returns a layer's shapes and options in a few characters, its role left out."""
+    """Returns a layer's shapes and options, without the role, in a few characters."""
     joined = "x".join
     *_, c_in = spec.input_shape
     parts = [joined(map(str, spec.input_shape[:-1])), f"{c_in}->{spec.output_shape[-1]}", joined(map(str, spec.window))]

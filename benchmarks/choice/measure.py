@@ -1,6 +1,6 @@
 """Times every method on seeded families of layers: `python -m benchmarks.choice.measure --seed 0 --count 9 --output F`.
 
-The file is what the cost model is fitted on, and what the choice of a method is tested on. The files
+The cost model is fitted to these files, and the choice of a method is tested on them. The files
 `seed?_without_library.json` are measured with `JAXCNN_NATIVE=0` in the environment. Each layer is computed by every
 method that supports it, in one process, in blocks that take turns. The file holds the median and the least of the
 blocks' best calls. A run that was interrupted goes on where it stopped when it is started again with the same file.
@@ -30,14 +30,16 @@ from .families import FAMILIES, ROLES, family
 from .layers import operands, program
 
 HOPELESS_RATIO = 8.0
-"""Times the fastest method's call from which a method is timed by one or two calls in place of blocks."""
+"""Ratio to the fastest method's time from which a method is timed by one or two calls and not by blocks."""
 MAX_EQUATIONS = 1000
-"""Most equations of a method's program: one of more takes seconds to compile, and no one would choose it."""
+"""Most equations of a method's program. A larger program takes too long to compile to be a choice."""
 BY_CHANNEL = "fft"
-"""The method that is measured only where each channel is convolved by itself: between many channels its spectra are
-multiplied pair by pair, which takes hundreds of times as long as the best method."""
+"""The method that is measured only where each channel is convolved by itself.
+
+Between many channels the method multiplies spectra pair by pair, which takes far too long.
+"""
 ALWAYS = "direct"
-"""The method that supports everything, measured even where a layer's time is over."""
+"""The method that supports every layer and is measured even when the time limit of a layer is over."""
 
 
 def method_calls(spec: ConvSpec, seconds: float, methods: Sequence[str] = ()) -> dict[str, Callable[[], Any]]:
@@ -46,13 +48,13 @@ def method_calls(spec: ConvSpec, seconds: float, methods: Sequence[str] = ()) ->
     Args:
       spec: the layer.
       seconds: wall time after which no other method is compiled.
-      methods: names of the only methods that are wanted; all if there are none.
+      methods: names of the methods to compile; all methods if empty.
     """
     end = time.perf_counter() + seconds
     arrays = operands(spec)
     spec = dataclasses.replace(spec, platform="cpu")
     calls = {}
-    # From the registry's end: the general methods at its start unroll large windows into programs slow to trace.
+    # The general methods at the registry's start come last: they unroll large windows into programs that trace slowly.
     for name in (ALWAYS, *(name for name in reversed(METHODS) if name != ALWAYS)):
         if methods and name not in methods:
             continue
@@ -78,7 +80,7 @@ def measure(
       spec: the layer.
       seconds: time for the blocks of all methods.
       limit: wall time after which no other method is compiled.
-      clock: seconds by which a call is timed.
+      clock: function that returns the seconds by which a call is timed.
     """
     return summary(block_milliseconds(method_calls(spec, limit), seconds, hopeless=HOPELESS_RATIO, clock=clock))
 
@@ -92,7 +94,7 @@ def summary(blocks: dict[str, list[float]]) -> dict[str, dict[str, float]]:
 
 
 def measured_again(layer: dict[str, Any], methods: Sequence[str], seconds: float, limit: float) -> dict[str, Any]:
-    """Returns a layer's record with new times of some methods: after a change of the compiled kernels, say."""
+    """Returns a layer's record with new times of some methods, for instance after a change of the compiled kernels."""
     calls = method_calls(spec_from_plain(layer["spec"]), limit, methods)
     if not calls:
         return layer
@@ -101,7 +103,7 @@ def measured_again(layer: dict[str, Any], methods: Sequence[str], seconds: float
 
 
 def header(seed: int) -> dict[str, Any]:
-    """Returns what a file says of its measurements: those of two machines, or of two releases, do not mix."""
+    """Returns the header of a file, which keeps the measurements of two machines or two releases apart."""
     return {
         "machine": table.device_kind(jax.devices("cpu")[0]),
         "jax": jax.__version__,
@@ -111,7 +113,7 @@ def header(seed: int) -> dict[str, Any]:
 
 
 def read(path: Path, expected: dict[str, Any]) -> list[dict[str, Any]]:
-    """Returns the layers that a file holds already; none where there is no file.
+    """Returns the layers that a file already holds; an empty list without a file.
 
     Raises:
       ValueError: the file holds measurements of another machine, release or seed.
@@ -126,7 +128,7 @@ def read(path: Path, expected: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def write(path: Path, head: dict[str, Any], layers: Sequence[dict[str, Any]]) -> None:
-    """Writes a file whole or not at all, with a line for each layer."""
+    """Writes a file with a line for each layer; an interrupted call leaves the old file."""
     lines = ",\n".join(json.dumps(layer) for layer in layers)
     text = json.dumps(head)[:-1] + ', "layers": [\n' + lines + "\n]}\n"
     temporary = path.with_suffix(".partial")
@@ -135,7 +137,7 @@ def write(path: Path, head: dict[str, Any], layers: Sequence[dict[str, Any]]) ->
 
 
 def work(names: Sequence[str], roles: Sequence[Role], seed: int, count: int) -> list[tuple[str, ConvSpec]]:
-    """Returns `count` layers of each family, the families in turn, so that a run that is cut off has some of all."""
+    """Returns `count` layers of each family, with the families in turn: an interrupted run has layers of each."""
     columns = [[(name, spec) for spec in family(name, seed, count, roles)] for name in names]
     return [layer for row in zip(*columns, strict=True) for layer in row]
 
@@ -147,7 +149,7 @@ def records(
     limit: float,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Iterator[dict[str, Any]]:
-    """A record for each layer that is not done."""
+    """Yields a record for each layer that has none in `done`."""
     from rich.console import Console
     from rich.progress import track
 
@@ -159,7 +161,7 @@ def records(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measures, and writes the file after each layer."""
+    """Measures the layers and writes the file after each one."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.choice.measure", description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, required=True, help="seed for the families")
     parser.add_argument("--count", type=int, required=True, help="layers of each family, in all roles together")

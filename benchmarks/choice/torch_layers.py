@@ -13,15 +13,15 @@ from ..shared.environment import torch_or_none
 
 
 def torch_function(spec: ConvSpec, lhs: np.ndarray, rhs: np.ndarray, *, transposed: bool = False) -> Callable[[], Any]:
-    """Returns a layer in PyTorch: a function of no arguments whose result `as_lax` puts in lax's order.
+    """Returns a layer in PyTorch as a function without arguments; `as_lax` puts the result in lax's order of axes.
 
-    A 1-D layer is computed as a 2-D one of a single row, for which PyTorch has a channels-last form.
+    A 1-D layer is computed as a 2-D layer of a single row, for which PyTorch has a channels-last form.
 
     Args:
-      spec: the layer, with the same padding at both ends of each axis.
+      spec: layer with the same padding at both ends of each axis.
       lhs: first operand in lax's order.
       rhs: second operand in lax's order.
-      transposed: whether the layer is part of a transposed convolution, from the output of `spec` to its input.
+      transposed: flag of a layer of a transposed convolution, whose forward pass is the role `"input"`.
     """
     torch = torch_or_none()
     lead = max(2 - spec.rank, 0)

@@ -10,7 +10,7 @@ import numpy as np
 
 
 def array(*shape: int, seed: int = 0) -> jax.Array:
-    """Returns normal random numbers, float32."""
+    """Returns an array of normal random numbers, float32."""
     return jnp.asarray(np.random.default_rng(seed).standard_normal(shape, np.float32))
 
 
@@ -20,7 +20,7 @@ def kernel(*shape: int, seed: int = 1) -> jax.Array:
 
 
 def decaying_kernel(*shape: int, seed: int = 1) -> jax.Array:
-    """Returns a kernel whose singular values, unfolded as `separable` does, fall off as 1/r, as trained ones do."""
+    """Returns a kernel whose singular values fall off as 1/r, as in trained kernels, if unfolded as by `separable`."""
     height, width, inputs, outputs = shape
     matrix = np.asarray(kernel(*shape, seed=seed), np.float64).transpose(0, 2, 1, 3).reshape(height * inputs, -1)
     left, values, right = np.linalg.svd(matrix, full_matrices=False)

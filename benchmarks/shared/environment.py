@@ -1,4 +1,4 @@
-"""Questions about this process: its processors, PyTorch, jaxcnn's native library and public names."""
+"""Facts about this process: its processors, PyTorch, jaxcnn's native library and public names."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import jaxcnn
 
 
 def require(*names: str) -> None:
-    """Skips a benchmark on commits of the library that lack one of the public names."""
+    """Raises NotImplementedError, which skips a benchmark, on commits of jaxcnn that lack one of the public names."""
     for name in names:
         if not hasattr(jaxcnn, name):
             raise NotImplementedError(f"this commit has no jaxcnn.{name}")
 
 
 def processors() -> int:
-    """Returns the number of processors that this process may use, which is how many threads each library takes."""
+    """Returns the number of processors that this process may use, which is the number of threads of each library."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def keep_to_processors(count: int) -> None:
-    """Keeps this process to its first `count` processors, and libraries that are loaded later to as many threads."""
+    """Restricts this process to its first `count` processors, and libraries that load later to as many threads."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:count])
 
@@ -38,7 +38,7 @@ def native_available() -> bool:
 
 @functools.cache
 def torch_or_none() -> Any:
-    """Returns PyTorch, or None where it is not installed; imports it when first asked."""
+    """Returns the module of PyTorch, or None if PyTorch is not installed. The first call imports the module."""
     try:
         import torch
     except ImportError:

@@ -1,4 +1,4 @@
-"""The layers that are measured, by family: the one table of asv's suites and of the comparison with other libraries."""
+"""The measured layers, by family: the table of asv's suites and of the comparison with other libraries."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from .arrays import array
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """One layer: a convolution, or a pool if it has no output features.
+    """Holds one layer: a convolution, or a pool if `features` is 0.
 
     Args:
-      name: the network it is from, and which of its layers.
-      x: (N, *spatial, C) of the input.
+      name: name of the network and of the layer in the network.
+      x: shape (N, *spatial, C) of the input.
       window: taps on each spatial axis.
       features: output channels; 0 for a pool.
       strides: step on both axes.
       groups: number of groups.
-      pool: "max" or "avg" for a pool.
-      transposed: whether it is a transposed convolution, which makes images `strides` times as large.
+      pool: kind of a pool, "max" or "avg"; empty for a convolution.
+      transposed: flag of a transposed convolution, which makes images `strides` times as large.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Layer:
 
     @property
     def pads(self) -> tuple[int, ...]:
-        """Padding at both ends of each axis; none for a pool that tiles its image."""
+        """Returns the padding at both ends of each axis: 0 for a pool that tiles its image."""
         if self.transposed:
             return tuple((w - self.strides) // 2 for w in self.window)
         if self.pool and self.strides == self.window[0]:
@@ -49,23 +49,23 @@ class Layer:
 
     @property
     def padding(self) -> tuple[tuple[int, int], ...]:
-        """The pairs of `pads`."""
+        """Returns the padding as pairs (low, high)."""
         return tuple((pad, pad) for pad in self.pads)
 
     @property
     def kernel(self) -> tuple[int, ...]:
-        """Its shape; a transposed convolution has that of the convolution that it is the adjoint of."""
+        """Returns the shape of the kernel; a transposed convolution has the kernel of its forward convolution."""
         channels = (self.features, self.x[-1]) if self.transposed else (self.x[-1] // self.groups, self.features)
         return (*self.window, *channels)
 
     @property
     def name_and_shape(self) -> str:
-        """A text that no other layer has."""
+        """Returns a name that no other layer has."""
         return f"{self.name} {'x'.join(map(str, self.x))}"
 
     @property
     def cost(self) -> Any:
-        """Cost of the forward pass, as `jaxcnn.Cost`."""
+        """Returns the cost of the forward pass, a `jaxcnn.Cost`."""
         if self.pool:
             return jaxcnn.pool_cost(self.x, self.window, strides=self.strides, padding=self.padding)
         return jaxcnn.conv_cost(
@@ -78,7 +78,7 @@ class Layer:
         )
 
     def by_jaxcnn(self, *operands: Any) -> Any:
-        """Computes the layer through jaxcnn, of images and, but for a pool, a kernel."""
+        """Computes the layer through jaxcnn, from images and, except for a pool, a kernel."""
         if self.pool:
             pool = jaxcnn.max_pool if self.pool == "max" else jaxcnn.avg_pool
             return pool(*operands, self.window, strides=self.strides, padding=self.padding)
@@ -87,7 +87,7 @@ class Layer:
         return jaxcnn.conv(*operands, strides=self.strides, padding=self.padding, feature_group_count=self.groups)
 
     def by_lax(self, *operands: Any) -> Any:
-        """Computes the layer in plain lax."""
+        """Computes the layer in plain lax, from the same operands."""
         if self.pool:
             pool = plain.max_pool if self.pool == "max" else plain.avg_pool
             return pool(*operands, self.window, self.strides, self.pads)
@@ -97,26 +97,26 @@ class Layer:
 
     @property
     def padding_of_adjoint(self) -> list[tuple[int, int]]:
-        """The padding that lax wants of a transposed convolution: that of the image with its pixels spread out."""
+        """Returns lax's padding for a transposed convolution: the padding of the image with its pixels spread out."""
         return [(w - 1 - pad, w - 1 - pad) for w, pad in zip(self.window, self.pads, strict=True)]
 
     def operands(self) -> tuple[jax.Array, ...]:
-        """Random images, and a kernel unless the layer is a pool."""
+        """Returns random images, and a kernel unless the layer is a pool."""
         return (array(*self.x),) if self.pool else (array(*self.x), array(*self.kernel, seed=1))
 
     def cotangent(self) -> jax.Array:
-        """Random values of the result's shape."""
+        """Returns random values of the result's shape."""
         return array(*jax.eval_shape(self.by_lax, *self.operands()).shape, seed=2)
 
     def arguments(self, role: str) -> tuple[jax.Array, ...]:
-        """The arguments of `in_role`: for a gradient the cotangent comes first."""
+        """Returns the arguments of the function that `in_role` returns: for a gradient the cotangent comes first."""
         return self.operands() if role == "forward" else (self.cotangent(), *self.operands())
 
 
 def in_role(function: Callable, role: str) -> Callable:
     """Returns a layer's "forward" pass, or its "gradient": a function of cotangent and operands."""
     if role == "forward":
-        # A function of its own: JAX would find equal ones of another benchmark already traced.
+        # Each call returns a new function: JAX would have traced an equal one of another benchmark already.
         return lambda *operands: function(*operands)
     return lambda cotangent, *operands: jax.vjp(function, *operands)[1](cotangent)
 

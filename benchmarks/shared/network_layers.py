@@ -1,7 +1,7 @@
-"""The layers that networks are made of, in lax, in PyTorch and in ONNX: a network is written once, over these.
+"""The layers of networks in lax, in PyTorch and in ONNX: each network is written once, over the class `Layers`.
 
-Images are float32 and channels-last: in lax by their axes, in PyTorch by their memory format. In ONNX the
-order of their axes is channels-first; what runs a graph lays them out in memory as it likes.
+Images are float32. They are channels-last in lax by the order of their axes, and in PyTorch by their memory format. In
+ONNX the order of their axes is channels-first, and the runtime chooses the layout in memory.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from . import plain
 from .environment import torch_or_none
 
 Asked = tuple[str, tuple[int, ...]]
-"""A weight that a network asks for: its kind, and its shape as lax takes it."""
+"""Kind of a weight of a network, and its shape as lax takes it."""
 
 
 class Layers(abc.ABC):
-    """Layers that take their weights from a list, in the order in which a network calls them.
+    """Base class of layers that take their weights from a list, in the order in which a network calls the layers.
 
     Norms are in inference form, a scale and an offset: the statistics of a trained network are constants, which fold
     into the two. Convolutions and pools pad both ends alike, as the published networks do in PyTorch.
@@ -43,11 +43,14 @@ class Layers(abc.ABC):
         self.width = width
 
     def wide(self, features: int) -> int:
-        """Returns as many channels as a network of this width has where the published one has `features`."""
+        """Returns the number of channels that replaces the published number `features` at this width."""
         return max(round(features * self.width), 1)
 
     def take(self, kind: str, *shape: int) -> Any:
-        """Returns the next weight: "kernel" or "transposed" (*window, I, O), "dense" (I, O), "scale" or "offset"."""
+        """Returns the next weight.
+
+        The kinds are "kernel" and "transposed" (*window, I, O), "dense" (I, O), "scale", "small scale" and "offset".
+        """
         del kind, shape
         return next(self.weights)
 
@@ -62,7 +65,7 @@ class Layers(abc.ABC):
         groups: int = 1,
         bias: bool = False,
     ) -> Any:
-        """Computes a convolution; without `padding` one that keeps the size of x, but for the strides."""
+        """Computes a convolution; the default padding keeps the size of x, but for the strides."""
         height, width = (window, window) if isinstance(window, int) else window
         pads = (height // 2, width // 2) if padding is None else (padding, padding)
         kernel = self.take("kernel", height, width, self.channels(x) // groups, features)
@@ -188,8 +191,8 @@ class LaxLayers(Layers):
         return -jax.nn.log_softmax(logits)[..., 0].mean()
 
 
-class _Asking(LaxLayers):
-    """Layers that list the weights that a network asks for."""
+class _WeightLister(LaxLayers):
+    """Layers that list the kinds and shapes of a network's weights."""
 
     def __init__(self, width: float) -> None:
         super().__init__((), width)
@@ -201,14 +204,14 @@ class _Asking(LaxLayers):
 
 
 def ask(network: Callable[[Layers, Any], Any], size: int, width: float = 1.0) -> list[Asked]:
-    """Returns the weights of a network for images of this size, in order; nothing is computed."""
-    layers = _Asking(width)
+    """Returns the kinds and shapes of a network's weights in order, for images of this size, by tracing alone."""
+    layers = _WeightLister(width)
     jax.eval_shape(lambda x: network(layers, x), jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32))
     return layers.asked
 
 
 _SPREADS: dict[str, Callable[[tuple[int, ...]], tuple[float, float]]] = {
-    # With 2 for depthwise kernels too, which often have no activation after them, Xception's values grow to 400.
+    # Depthwise kernels often have no activation after them: with a factor of 2 the values of Xception would grow.
     "kernel": lambda shape: (0.0, ((1 if shape[-2] == 1 else 2) / np.prod(shape[:-1])) ** 0.5),
     "transposed": lambda shape: (0.0, (2 / shape[-2]) ** 0.5),
     "dense": lambda shape: (0.0, (2 / shape[0]) ** 0.5),
@@ -216,11 +219,11 @@ _SPREADS: dict[str, Callable[[tuple[int, ...]], tuple[float, float]]] = {
     "small scale": lambda shape: (0.1, 0.02),
     "offset": lambda shape: (0.0, 0.1),
 }
-"""Mean and standard deviation of the weights of each kind: values neither vanish nor grow, whatever the depth."""
+"""Mean and standard deviation of the weights, by kind, with which values neither vanish nor grow with the depth."""
 
 
 def draw(asked: list[Asked]) -> list[np.ndarray]:
-    """Returns random weights of these kinds and shapes, always the same ones."""
+    """Returns random weights of these kinds and shapes, the same in every call."""
     weights = []
     for index, (kind, shape) in enumerate(asked):
         mean, deviation = _SPREADS[kind](shape)
@@ -231,6 +234,7 @@ def draw(asked: list[Asked]) -> list[np.ndarray]:
 
 @functools.cache
 def _statistics(channels: int) -> tuple[Any, Any]:
+    """Returns a mean of 0 and a variance of 1 for each channel."""
     torch = torch_or_none()
     return torch.zeros(channels), torch.ones(channels)
 
@@ -257,7 +261,7 @@ class TorchLayers(Layers):
         torch = torch_or_none()
         if kind == "dense":
             return torch.from_numpy(np.ascontiguousarray(weight.T))
-        if kind == "transposed":  # lax runs the kernel over the spread image; PyTorch scatters, which turns it round
+        if kind == "transposed":  # PyTorch scatters the kernel, lax slides the reversed one over the image
             kernel = torch.from_numpy(np.ascontiguousarray(weight[::-1, ::-1])).permute(2, 3, 0, 1)
         elif kind == "kernel":
             kernel = torch.from_numpy(weight).permute(3, 2, 0, 1)
@@ -277,7 +281,7 @@ class TorchLayers(Layers):
         return self.functional.conv_transpose2d(x, kernel, offset, strides)
 
     def affine(self, x: Any, scale: Any, offset: Any) -> Any:
-        # Its own layer, with a mean of 0 and a variance of 1: one pass, where a product and a sum would be two.
+        # A batch norm with a mean of 0 and a variance of 1 is one pass; a product and a sum would be two.
         return self.functional.batch_norm(x, *_statistics(len(scale)), scale, offset, eps=0.0)
 
     def normalize(self, x: Any, scale: Any, offset: Any) -> Any:
@@ -312,13 +316,13 @@ class TorchLayers(Layers):
 
 @dataclasses.dataclass(frozen=True)
 class OnnxTensor:
-    """A value of an ONNX graph.
+    """Holds a value of an ONNX graph.
 
     Args:
-      graph: the layers that compute it.
-      name: its name in the graph.
-      shape: (N, C) or (N, C, H, W), however its axes lie.
-      channels_last: whether the axes of an image lie as (N, H, W, C).
+      graph: layers that compute the value.
+      name: name of the value in the graph.
+      shape: shape (N, C) or (N, C, H, W), in this order for channels-last images too.
+      channels_last: flag of an image whose axes in the graph are (N, H, W, C).
     """
 
     graph: OnnxLayers
@@ -336,8 +340,8 @@ class OnnxTensor:
 class OnnxLayers(Layers):
     """Layers as nodes of an ONNX graph, which `model` puts together.
 
-    Weights come in lax's shapes. Images are channels-first, but channels-last from a norm or a product over their
-    channels to the next layer that needs the other order: each would otherwise have two transpositions of its own.
+    Weights have lax's shapes. Images are channels-first. A norm or a product over the channels makes them
+    channels-last until a layer needs the other order, which saves two transpositions around each such layer.
     """
 
     OPSET = 20
@@ -348,15 +352,15 @@ class OnnxLayers(Layers):
         self.constants: list[Any] = []
 
     def images(self, shape: tuple[int, int, int, int]) -> OnnxTensor:
-        """Returns the graph's argument, images (N, C, H, W)."""
+        """Returns the argument of the graph, images (N, C, H, W)."""
         return OnnxTensor(self, "images", shape)
 
     def model(self, x: OnnxTensor, result: OnnxTensor) -> Any:
-        """Returns the graph from images to a result, channels-first, as an ONNX model."""
+        """Returns the graph from images x to a result as an ONNX model; both are channels-first."""
         import onnx
         from onnx import helper
 
-        result = self._first(result)
+        result = self._channels_first(result)
         ends = [
             helper.make_tensor_value_info(tensor.name, onnx.TensorProto.FLOAT, tensor.shape) for tensor in (x, result)
         ]
@@ -382,38 +386,41 @@ class OnnxLayers(Layers):
         self.nodes.append(helper.make_node(operation, list(inputs), [name], **options))
         return OnnxTensor(self, name, tuple(shape), channels_last)
 
-    def _first(self, x: OnnxTensor) -> OnnxTensor:
+    def _channels_first(self, x: OnnxTensor) -> OnnxTensor:
+        """Returns x with channels-first axes, by a new node if necessary."""
         return self.node("Transpose", [x.name], x.shape, perm=[0, 3, 1, 2]) if x.channels_last else x
 
-    def _last(self, x: OnnxTensor) -> OnnxTensor:
+    def _channels_last(self, x: OnnxTensor) -> OnnxTensor:
+        """Returns x with channels-last axes, by a new node if necessary."""
         if x.channels_last or len(x.shape) == 2:
             return x
         return self.node("Transpose", [x.name], x.shape, True, perm=[0, 2, 3, 1])
 
-    def _same(self, operation: str, x: OnnxTensor, *others: str, **options: Any) -> OnnxTensor:
+    def _same_shape_node(self, operation: str, x: OnnxTensor, *others: str, **options: Any) -> OnnxTensor:
+        """Returns the result of a new node that keeps the shape of x and the order of its axes."""
         return self.node(operation, [x.name, *others], x.shape, x.channels_last, **options)
 
     def combine(self, operation: str, x: OnnxTensor, y: OnnxTensor) -> OnnxTensor:
         """Returns the sum or product of two values, one of which may have a single pixel."""
         if x.channels_last != y.channels_last:
-            x, y = self._first(x), self._first(y)
+            x, y = self._channels_first(x), self._channels_first(y)
         shape = tuple(map(max, x.shape, y.shape))
         return self.node(operation, [x.name, y.name], shape, x.channels_last)
 
     def relu(self, x: OnnxTensor) -> OnnxTensor:
-        return self._same("Relu", x)
+        return self._same_shape_node("Relu", x)
 
     def relu6(self, x: OnnxTensor) -> OnnxTensor:
-        return self._same("Clip", x, self.constant(np.float32(0)), self.constant(np.float32(6)))
+        return self._same_shape_node("Clip", x, self.constant(np.float32(0)), self.constant(np.float32(6)))
 
     def silu(self, x: OnnxTensor) -> OnnxTensor:
         return x * self.sigmoid(x)
 
     def sigmoid(self, x: OnnxTensor) -> OnnxTensor:
-        return self._same("Sigmoid", x)
+        return self._same_shape_node("Sigmoid", x)
 
     def gelu(self, x: OnnxTensor) -> OnnxTensor:
-        return self._same("Gelu", x)
+        return self._same_shape_node("Gelu", x)
 
     def channels(self, x: OnnxTensor) -> int:
         return x.shape[1]
@@ -421,7 +428,7 @@ class OnnxLayers(Layers):
     def convolve(
         self, x: Any, kernel: Any, offset: Any | None, strides: int, padding: tuple[int, int], groups: int
     ) -> OnnxTensor:
-        x = self._first(x)
+        x = self._channels_first(x)
         window = kernel.shape[:2]
         sizes = [(n + 2 * pad - w) // strides + 1 for n, pad, w in zip(x.shape[2:], padding, window, strict=True)]
         constants = [kernel.transpose(3, 2, 0, 1)] if offset is None else [kernel.transpose(3, 2, 0, 1), offset]
@@ -436,8 +443,8 @@ class OnnxLayers(Layers):
         )
 
     def convolve_transposed(self, x: Any, kernel: Any, offset: Any, strides: int) -> OnnxTensor:
-        x = self._first(x)
-        # As PyTorch's: ONNX scatters, where lax runs the kernel over the spread image, which turns it round.
+        x = self._channels_first(x)
+        # ONNX scatters with the kernel like PyTorch; lax slides the reversed kernel over the spread image.
         constants = [kernel[::-1, ::-1].transpose(2, 3, 0, 1), offset]
         sizes = [(n - 1) * strides + w for n, w in zip(x.shape[2:], kernel.shape[:2], strict=True)]
         return self.node(
@@ -450,24 +457,26 @@ class OnnxLayers(Layers):
 
     def affine(self, x: Any, scale: Any, offset: Any) -> OnnxTensor:
         constants = [scale, offset, np.zeros_like(scale), np.ones_like(scale)]
-        return self._same("BatchNormalization", self._first(x), *map(self.constant, constants), epsilon=0.0)
+        return self._same_shape_node(
+            "BatchNormalization", self._channels_first(x), *map(self.constant, constants), epsilon=0.0
+        )
 
     def normalize(self, x: Any, scale: Any, offset: Any) -> OnnxTensor:
         constants = map(self.constant, (scale, offset))
-        return self._same("LayerNormalization", self._last(x), *constants, axis=-1, epsilon=1e-6)
+        return self._same_shape_node("LayerNormalization", self._channels_last(x), *constants, axis=-1, epsilon=1e-6)
 
     def multiply(self, x: Any, matrix: Any, offset: Any) -> OnnxTensor:
-        x = self._last(x)
+        x = self._channels_last(x)
         shape = (x.shape[0], matrix.shape[1], *x.shape[2:])
         product = self.node("MatMul", [x.name, self.constant(matrix)], shape, x.channels_last)
-        return self._same("Add", product, self.constant(offset))
+        return self._same_shape_node("Add", product, self.constant(offset))
 
     def scale(self, x: Any) -> OnnxTensor:
         factor = self.take("small scale", self.channels(x))
-        return self._same("Mul", x, self.constant(factor if x.channels_last else factor[:, None, None]))
+        return self._same_shape_node("Mul", x, self.constant(factor if x.channels_last else factor[:, None, None]))
 
     def _pool(self, operation: str, x: Any, window: int, strides: int, padding: int, **options: Any) -> OnnxTensor:
-        x = self._first(x)
+        x = self._channels_first(x)
         sizes = [(n + 2 * padding - window) // strides + 1 for n in x.shape[2:]]
         options |= {"kernel_shape": (window,) * 2, "strides": (strides,) * 2, "pads": (padding,) * 4}
         return self.node(operation, [x.name], (*x.shape[:2], *sizes), **options)
@@ -479,16 +488,16 @@ class OnnxLayers(Layers):
         return self._pool("AveragePool", x, window, strides, padding, count_include_pad=1)
 
     def mean(self, x: Any, keepdims: bool = False) -> OnnxTensor:
-        x = self._first(x)
+        x = self._channels_first(x)
         mean = self.node("GlobalAveragePool", [x.name], (*x.shape[:2], 1, 1))
         return mean if keepdims else self.node("Flatten", [mean.name], x.shape[:2], axis=1)
 
     def flatten(self, x: Any) -> OnnxTensor:
-        x = self._last(x)
+        x = self._channels_last(x)
         return self.node("Flatten", [x.name], (x.shape[0], math.prod(x.shape[1:])), axis=1)
 
     def concatenate(self, xs: list[Any]) -> OnnxTensor:
-        xs = [self._first(x) for x in xs]
+        xs = [self._channels_first(x) for x in xs]
         n, _, *sizes = xs[0].shape
         return self.node("Concat", [x.name for x in xs], (n, sum(x.shape[1] for x in xs), *sizes), axis=1)
 
@@ -496,4 +505,5 @@ class OnnxLayers(Layers):
         raise NotImplementedError("an ONNX graph here is a forward pass")
 
 
-_IR_VERSION = 10  # which the opset needs, and older runtimes read
+_IR_VERSION = 10
+"""Version of the file format: high enough for `OnnxLayers.OPSET`, and low enough for older runtimes."""

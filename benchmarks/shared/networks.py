@@ -14,7 +14,7 @@ from .network_layers import Asked, LaxLayers, Layers, TorchLayers, ask, draw
 
 
 def mobilenet_v2(k: Layers, x: Any) -> Any:
-    """Sandler et al. 2018, arXiv:1801.04381."""
+    """Computes MobileNetV2: Sandler et al. 2018, arXiv:1801.04381."""
     x = k.relu6(k.norm(k.conv(x, k.wide(32), 3, 2)))
     blocks = [(1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1)]
     for expansion, features, repeats, first in blocks:
@@ -30,7 +30,7 @@ def mobilenet_v2(k: Layers, x: Any) -> Any:
 
 
 def efficientnet_b0(k: Layers, x: Any) -> Any:
-    """Tan and Le 2019, arXiv:1905.11946: inverted residuals with squeeze and excite."""
+    """Computes EfficientNet-B0, inverted residuals with squeeze and excite: Tan and Le 2019, arXiv:1905.11946."""
     x = k.silu(k.norm(k.conv(x, k.wide(32), 3, 2)))
     blocks = [
         (1, 3, 16, 1, 1),
@@ -56,7 +56,7 @@ def efficientnet_b0(k: Layers, x: Any) -> Any:
 
 
 def convnext_tiny(k: Layers, x: Any) -> Any:
-    """Liu et al. 2022, arXiv:2201.03545."""
+    """Computes ConvNeXt-T: Liu et al. 2022, arXiv:2201.03545."""
     x = k.layer_norm(k.conv(x, k.wide(96), 4, 4, padding=0, bias=True))
     for index, (features, repeats) in enumerate([(96, 3), (192, 3), (384, 9), (768, 3)]):
         features = k.wide(features)
@@ -69,7 +69,7 @@ def convnext_tiny(k: Layers, x: Any) -> Any:
 
 
 def xception(k: Layers, x: Any) -> Any:
-    """Chollet 2017, arXiv:1610.02357."""
+    """Computes Xception: Chollet 2017, arXiv:1610.02357."""
 
     def separable(x: Any, features: int) -> Any:
         return k.norm(k.conv(k.conv(x, k.channels(x), 3, groups=k.channels(x)), k.wide(features), 1))
@@ -91,7 +91,7 @@ def xception(k: Layers, x: Any) -> Any:
 
 
 def resnet_50(k: Layers, x: Any) -> Any:
-    """He et al. 2016, arXiv:1512.03385, with the strides in the 3x3 convolutions as in most libraries."""
+    """Computes ResNet-50: He et al. 2016, arXiv:1512.03385, with the strides in the 3x3 convolutions."""
     x = k.max_pool(k.relu(k.norm(k.conv(x, k.wide(64), 7, 2))), 3, 2, 1)
     for features, repeats, first in [(64, 3, 1), (128, 4, 2), (256, 6, 2), (512, 3, 2)]:
         features = k.wide(features)
@@ -105,7 +105,7 @@ def resnet_50(k: Layers, x: Any) -> Any:
 
 
 def vgg_16(k: Layers, x: Any) -> Any:
-    """Simonyan and Zisserman 2015, arXiv:1409.1556, configuration D."""
+    """Computes VGG-16: Simonyan and Zisserman 2015, arXiv:1409.1556, configuration D."""
     for features, repeats in [(64, 2), (128, 2), (256, 3), (512, 3), (512, 3)]:
         for _ in range(repeats):
             x = k.relu(k.conv(x, k.wide(features), 3, bias=True))
@@ -115,7 +115,7 @@ def vgg_16(k: Layers, x: Any) -> Any:
 
 
 def inception_v3(k: Layers, x: Any) -> Any:
-    """Szegedy et al. 2016, arXiv:1512.00567, without the auxiliary classifier."""
+    """Computes Inception-v3: Szegedy et al. 2016, arXiv:1512.00567, without the auxiliary classifier."""
 
     def conv(x: Any, features: int, window: int | tuple[int, int], strides: int = 1, padding: int | None = None) -> Any:
         return k.relu(k.norm(k.conv(x, k.wide(features), window, strides, padding=padding)))
@@ -149,7 +149,7 @@ def inception_v3(k: Layers, x: Any) -> Any:
 
 
 def u_net(k: Layers, x: Any) -> Any:
-    """Ronneberger et al. 2015, arXiv:1505.04597, but padded, so that nothing is cropped, and of three channels."""
+    """Computes U-Net: Ronneberger et al. 2015, arXiv:1505.04597, padded instead of cropped, for three channels."""
 
     def double(x: Any, features: int) -> Any:
         features = k.wide(features)
@@ -167,13 +167,13 @@ def u_net(k: Layers, x: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """A published network.
+    """Holds a published network.
 
     Args:
-      forward: the network, of layers and images.
-      parameters: their number as published, with the scales and offsets of norms and without their statistics.
-      size: rows and columns of its images.
-      width: factor by which the channels are more or fewer than published.
+      forward: function of layers and images that computes the network.
+      parameters: number of parameters as published, with the scales and offsets of norms and without their statistics.
+      size: rows and columns of the images.
+      width: ratio of the numbers of channels to the published ones.
     """
 
     forward: Callable[[Layers, Any], Any]
@@ -182,15 +182,15 @@ class Network:
     width: float = 1.0
 
     def asked(self, size: int | None = None) -> list[Asked]:
-        """Returns the weights that it asks for, in order, for images of this size or of its own."""
+        """Returns the kinds and shapes of the weights, in order, for images of `size` or of the network's own size."""
         return ask(self.forward, size or self.size, self.width)
 
     def weights(self) -> list[jax.Array]:
-        """Returns random weights, for images of this size."""
+        """Returns random weights for images of the network's size."""
         return list(map(jnp.asarray, draw(self.asked())))
 
     def lax(self, role: str) -> Callable[[list[Any], Any], Any]:
-        """Returns the network in plain lax, of weights and images: the "forward" pass, or a loss's "gradient"."""
+        """Returns a function of weights and images in plain lax: the "forward" pass, or the "gradient" of a loss."""
 
         def forward(weights: list[Any], x: Any) -> Any:
             return self.forward(LaxLayers(weights, self.width), x)
@@ -200,7 +200,10 @@ class Network:
         return jax.grad(lambda weights, x: LaxLayers(()).cross_entropy(forward(weights, x)))
 
     def torch(self, role: str, weights: list[Any], x: Any) -> Callable[[], Any]:
-        """Returns the network in PyTorch, of weights and images of lax's shapes, in the roles of `lax`."""
+        """Returns a function without arguments that computes the network in PyTorch, in the roles of `lax`.
+
+        The weights and the images x have the shapes of lax.
+        """
         torch = torch_or_none()
         kinds = [kind for kind, _ in self.asked(x.shape[1])]
         tensors = [TorchLayers.weight(kind, weight) for kind, weight in zip(kinds, weights, strict=True)]
@@ -226,7 +229,7 @@ NETWORKS = {
     "Inception-v3": Network(inception_v3, 23_834_568, 299),
     "MobileNetV2": Network(mobilenet_v2, 3_504_872),
     "ResNet-50": Network(resnet_50, 25_557_032),
-    # 31,030,658 as published, for images of one channel.
+    # The published number, 31,030,658, is for images of one channel.
     "U-Net": Network(u_net, 31_030_658 + 2 * 9 * 64),
     "VGG-16": Network(vgg_16, 138_357_544),
     "Xception": Network(xception, 22_855_952, 299),
@@ -234,10 +237,11 @@ NETWORKS = {
 
 
 def _one_block(k: Layers, x: Any) -> Any:
+    """Computes a small network that has a layer of most kinds."""
     x = k.relu(k.norm(k.conv(x, 4, 3, 2)))
     x = x + k.norm(k.conv(k.relu6(k.norm(k.conv(x, 4, 3, groups=4))), 4, 1))
     return k.dense(k.mean(k.max_pool(x, 2, 2)), 5)
 
 
 QUICK = {"one block": Network(_one_block, 0, 16)}
-"""The network that tests of the benchmarks run in the place of all networks."""
+"""The network that the benchmarks' tests run in place of the published networks."""

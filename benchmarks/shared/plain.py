@@ -1,4 +1,4 @@
-"""Convolutions and pools as they are written without jaxcnn: what every benchmark compares with."""
+"""Convolutions and pools in plain lax, without jaxcnn: the reference of every benchmark."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ def _per_axis(value: Ints, rank: int) -> tuple[int, ...]:
 
 
 def conv(x: Any, kernel: Any, strides: Ints = 1, padding: Any = "SAME", numbers: Any = None, **options: Any) -> Any:
-    """A convolution, of channels-last images where `numbers` says nothing else."""
+    """Computes a convolution; images are channels-last unless `numbers` names other dimension numbers."""
     rank = x.ndim - 2
     numbers = numbers or CHANNELS_LAST[rank]
     return lax.conv_general_dilated(x, kernel, _per_axis(strides, rank), padding, dimension_numbers=numbers, **options)
 
 
 def depthwise_conv(x: Any, kernel: Any, strides: Ints = 1) -> Any:
-    """A depthwise convolution with a kernel (*window, C, 1)."""
+    """Computes a depthwise convolution with a kernel (*window, C, 1)."""
     return conv(x, kernel.swapaxes(-1, -2), strides, feature_group_count=x.shape[-1])
 
 
 def conv_transpose(x: Any, kernel: Any, strides: Ints, padding: Any = "SAME", transpose_kernel: bool = True) -> Any:
-    """A transposed convolution; lax's `padding` is that of the image with its pixels spread out."""
+    """Computes a transposed convolution; lax's `padding` is that of the image with its pixels spread out."""
     rank = x.ndim - 2
     return lax.conv_transpose(
         x,
@@ -47,7 +47,7 @@ def conv_transpose(x: Any, kernel: Any, strides: Ints, padding: Any = "SAME", tr
 
 
 def pool(x: Any, window: Ints, strides: Ints, start: float, combine: Any, padding: Ints = 0) -> Any:
-    """A pool of channels-last images over a window."""
+    """Computes a pool of channels-last images."""
     rank = x.ndim - 2
     pads = ((0, 0), *((pad, pad) for pad in _per_axis(padding, rank)), (0, 0))
     return lax.reduce_window(
@@ -56,22 +56,22 @@ def pool(x: Any, window: Ints, strides: Ints, start: float, combine: Any, paddin
 
 
 def max_pool(x: Any, window: Ints, strides: Ints, padding: Ints = 0) -> Any:
-    """The largest value of each window."""
+    """Returns the largest value of each window."""
     return pool(x, window, strides, -np.inf, lax.max, padding)
 
 
 def sum_pool(x: Any, window: Ints, strides: Ints, padding: Ints = 0) -> Any:
-    """The sum of each window."""
+    """Returns the sum of each window."""
     return pool(x, window, strides, 0.0, lax.add, padding)
 
 
 def avg_pool(x: Any, window: Ints, strides: Ints, padding: Ints = 0) -> Any:
-    """The mean of each window, padding counted."""
+    """Returns the mean of each window, padding counted."""
     return sum_pool(x, window, strides, padding) / math.prod(_per_axis(window, x.ndim - 2))
 
 
 def gradient(function: Callable) -> Callable:
-    """Returns the gradients of a function by all of its arguments, of a loss whose own gradient is the result."""
+    """Returns a function of the gradients by all arguments, for the loss 0.5 * sum(function(*args) ** 2)."""
 
     def gradients(*args: Any) -> Any:
         return jax.grad(lambda *args: 0.5 * jnp.sum(function(*args) ** 2), tuple(range(len(args))))(*args)

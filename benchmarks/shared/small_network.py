@@ -1,4 +1,4 @@
-"""A network of four layers in plain lax, for `substitute`: its large kernels can be replaced."""
+"""A network of four layers in plain lax, whose large kernels `substitute` can replace."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .arrays import decaying_kernel
 LAYERS = ((5, 3, 32), (5, 32, 64), (3, 64, 64), (3, 64, 64))
 """Window, input channels and output channels of each layer; the first two are followed by pools."""
 SIZE = 96
-"""Rows and columns of its images."""
+"""Rows and columns of the network's images."""
 
 
 def network(kernels: Sequence[Any], x: Any) -> Any:
@@ -26,5 +26,5 @@ def network(kernels: Sequence[Any], x: Any) -> Any:
 
 
 def kernels(layers: Sequence[tuple[int, int, int]] = LAYERS) -> list[jax.Array]:
-    """Returns kernels whose spectra fall off as 1/r: the error falls with the rank, as it does for trained kernels."""
+    """Returns kernels with spectra that fall off as 1/r: the error falls with the rank, as for trained kernels."""
     return [3 * decaying_kernel(size, size, *features, seed=seed) for seed, (size, *features) in enumerate(layers)]

@@ -1,7 +1,7 @@
 """The timer of `jaxcnn/timing.py`, and compiled programs to time.
 
 The timer comes from the file of this checkout, not from the installed package: asv measures older commits, which have
-another timer or none, and all commits must be measured by the same one.
+another timer or none, and the same timer must measure all commits.
 """
 
 from __future__ import annotations
@@ -39,24 +39,24 @@ def milliseconds(functions: Functions, seconds: float, statistic: Statistic = st
 
 
 def speedup(ours: Callable, plain: Callable, *args: Any, seconds: float = 0.8) -> float:
-    """Returns how many times faster `ours` is than `plain`: the ratio of the medians of blocks that take turns."""
+    """Returns the time of `plain` over the time of `ours`: the ratio of the medians of blocks that take turns."""
     times = timer.median_seconds({"ours": lambda: ours(*args), "plain": lambda: plain(*args)}, seconds)
     return times["plain"] / times["ours"]
 
 
 def geometric_mean(values: Iterable[float]) -> float:
-    """Returns the mean of ratios."""
+    """Returns the geometric mean of positive values, the mean for ratios."""
     return math.exp(statistics.fmean(map(math.log, values)))
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A function under `jax.jit` that has been called once.
+    """Holds a function under `jax.jit` that has been called once.
 
     Args:
-      call: computes it again and waits.
+      call: function that runs the program again and waits for the result.
       first_seconds: seconds of the first call: tracing, compiling, running.
-      megabytes: memory for what is neither argument nor result.
+      megabytes: memory of the temporaries, which are neither arguments nor results.
     """
 
     call: Callable[[], Any]
@@ -65,12 +65,12 @@ class Program:
 
 
 def compile_program(function: Callable, *args: Any) -> Program:
-    """Returns a function of these arguments as a program."""
+    """Compiles a function for these arguments, and calls it once."""
     jitted = jax.jit(function)
     start = time.perf_counter()
     jax.block_until_ready(jitted(*args))
     seconds = time.perf_counter() - start
-    # The same program, not compiled again; it outlives `jax.clear_caches`.
+    # This is the program compiled above, kept beyond `jax.clear_caches`.
     compiled = jitted.lower(*args).compile()
     megabytes = compiled.memory_analysis().temp_size_in_bytes / 1e6
     return Program(lambda: jax.block_until_ready(compiled(*args)), seconds, megabytes)

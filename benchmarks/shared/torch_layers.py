@@ -12,13 +12,14 @@ from .layers import Layer
 
 
 def _to_torch(x: Any, axes: tuple[int, ...]) -> Any:
+    """Returns an array as a channels-last tensor with permuted axes."""
     torch = torch_or_none()
     tensor = torch.from_numpy(np.array(x)).permute(axes)
     return tensor.contiguous(memory_format=torch.channels_last)
 
 
 def torch_function(layer: Layer, role: str, *arguments: Any) -> Callable[[], Any]:
-    """Returns a layer in PyTorch, of the arguments of `Layer.arguments`: a function of no arguments."""
+    """Returns a function without arguments that computes a layer in PyTorch from the arrays of `Layer.arguments`."""
     torch = torch_or_none()
     functional = torch.nn.functional
     cotangent = _to_torch(arguments[0], (0, 3, 1, 2)) if role == "gradient" else None

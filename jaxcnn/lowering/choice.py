@@ -1,10 +1,11 @@
-"""The choice of a method: the registry of methods, and `choose`, which takes the one with the least estimated time.
+"""The choice of a method: the registry of methods, and `choose`, which takes the method with the least estimated time.
 
-A method is a module of `methods/` with three functions: `supports(spec)` returns None or the reason why the method does
-not compute a convolution, `terms(spec)` counts what its time grows with (`costs` makes seconds of them), and
-`lower(lhs, rhs, spec)` computes it. A new method is a new module and its name in `METHODS`. What the user asked for
-comes first, then the active tuning table, then, on a CPU alone, the least estimate. Other platforms have good
-convolutions of their own, which is the method `direct`.
+A method is a module of `methods/` with three functions. `supports(spec)` returns None or the reason why the method does
+not compute a convolution. `terms(spec)` returns the counts that the method's time grows with, which `costs` converts to
+seconds. `lower(lhs, rhs, spec)` computes the convolution. A new method is a new module in the table `METHODS`.
+
+The user's method comes first, then the active tuning table, then, on a CPU alone, the least estimate. Other platforms
+have good convolutions of their own, which the method `direct` calls.
 """
 
 from __future__ import annotations
@@ -36,14 +37,14 @@ class Choice:
 
 
 def check_method(method: str) -> None:
-    """Refuses a method that does not exist."""
+    """Raises a ValueError for a method that does not exist."""
     if method != "auto" and method not in METHODS:
         known = ", ".join(repr(name) for name in ("auto", *METHODS))
         raise ValueError(f"method must be one of {known}, got {method!r}")
 
 
 def check_supported(method: str, spec: ConvSpec) -> None:
-    """Refuses a method that was asked for and does not support this convolution."""
+    """Raises a ValueError for the user's method if that method does not support the convolution."""
     if method == "auto":
         return
     reason = METHODS[method].supports(spec)
@@ -52,10 +53,10 @@ def check_supported(method: str, spec: ConvSpec) -> None:
 
 
 def choose(spec: ConvSpec, method: str, platform: str | None) -> Choice:
-    """Returns the method to compute a convolution with when the user asked for `method`.
+    """Returns the method that computes a convolution if the user passes `method`.
 
-    A method that was asked for and does not support a derivative's convolution leaves it to the automatic choice; that
-    it supports the convolution itself was checked when the user called.
+    A method of the user that does not support the convolution leaves the choice to `"auto"`. This happens for
+    derivatives alone: `check_supported` has refused such a method for the user's own convolution.
 
     Args:
       spec: the convolution.
@@ -67,7 +68,7 @@ def choose(spec: ConvSpec, method: str, platform: str | None) -> Choice:
         return Choice(method, "asked for")
     table = active()
     measured = None if table is None or platform is None else table.find(spec, platform)
-    # A table of another release may name a method that is gone, or that no longer supports this.
+    # The table of another release may name a method that no longer exists or no longer supports this convolution.
     if measured is not None and measured.method in METHODS and METHODS[measured.method].supports(spec) is None:
         return Choice(measured.method, f"the tuning table has it: {times_text(measured)}")
     if platform != "cpu":
@@ -99,7 +100,7 @@ def pool_method(spec: PoolSpec, platform: str | None, *, selects: bool = False) 
 
     Args:
       spec: the pool.
-      platform: as in `choose`.
-      selects: whether one tap of each window is taken by its index.
+      platform: the platform, as in `choose`.
+      selects: flag of a pool that takes one tap of each window by the tap's index.
     """
     return slices if platform == "cpu" and slices.supports(spec, selects=selects) is None else direct_pool

@@ -1,9 +1,9 @@
-"""The cost model: the estimated time of each method, and all coefficients that the estimates have.
+"""The cost model: the estimated time of each method, and all coefficients of the estimates.
 
-A method's `terms(spec)` counts what its time grows with: calls, multiply-accumulates, numbers that are moved. The
-estimate is the sum of the counts, each times its coefficient in `NANOSECONDS`. The coefficients are fitted to measured
-layers: `python -m benchmarks.choice.fit --write` fits them again and writes this file. To change a method, change its
-`terms`, measure the method again (`python -m benchmarks.choice.measure --again METHOD`), and fit.
+A method's `terms(spec)` returns the counts that the method's time grows with: calls, multiply-accumulates, numbers that
+are moved. The estimate is the sum of the counts, each times its coefficient in `NANOSECONDS`. The coefficients are
+fitted to measured layers: `python -m benchmarks.choice.fit --write` fits them again and writes this file. To change a
+method, change its `terms`, measure the method again (`python -m benchmarks.choice.measure --again METHOD`), and fit.
 """
 
 from __future__ import annotations
@@ -21,24 +21,32 @@ Terms = Mapping[str, float]
 """Counts by the name of their coefficient."""
 
 NEVER: Terms = {"never": math.inf}
-"""Terms of a convolution that a method is too slow for."""
+"""Terms of a convolution for which a method is far too slow: the estimate is infinite."""
 
 KNOWN, CLEARING = "known nanoseconds", "nanoseconds of clearing"
-"""Names of terms that are no counts but times: one that another method's coefficients give, and one that a layer takes
-in a network but not where it is measured alone, which the fit leaves out."""
+"""Names of the two terms that are times and not counts.
+
+The first comes from another method's coefficients. The second is a time that a layer takes in a network but not in a
+measurement of the layer alone, so the fit leaves this term out.
+"""
 
 VECTOR = 16
-"""Channels that a kernel computes together: its cost grows in steps of as many."""
+"""Channels that a kernel computes together: the cost grows in steps of this number of channels."""
 
 CLIFF_BYTES = 32 << 20
-"""Largest memory that the C library keeps between calls. It returns larger memory, which the system clears again."""
+"""Largest block of memory that the C library keeps between calls.
+
+The library returns larger blocks to the system, which clears them at every call.
+"""
 
 MAX_KEPT_BYTES, MAX_KEPT_KERNEL_BYTES, CLEARING_NANOSECONDS = 8 << 20, 1 << 20, 0.75
-"""Largest temporary, and largest copy of a kernel, that hardly add to the memory of a network; the time to clear a byte
-of others."""
+"""Bytes of the largest temporary, and of the largest copy of a kernel, that hardly add to the memory of a network.
+
+The third value is the nanoseconds to clear one byte of a larger one.
+"""
 
 OF_PRODUCTS, OTHER_DTYPES_FACTOR = ("matmul", "winograd"), 2.0
-"""Methods that XLA's products of matrices bound, and how much slower these are for dtypes other than float32."""
+"""Methods whose time is that of XLA's products of matrices, and its factor for dtypes other than float32."""
 
 NANOSECONDS: dict[str, dict[str, float]] = {
     "native": {
@@ -202,8 +210,8 @@ def seconds(method: ModuleType, spec: ConvSpec) -> float:
     estimate = 1e-9 * sum(
         coefficients.get(name, float(name in (KNOWN, CLEARING))) * count for name, count in terms.items()
     )
-    products_of_others = method.NAME in OF_PRODUCTS and not spec.lhs_dtype == spec.rhs_dtype == np.float32
-    return OTHER_DTYPES_FACTOR * estimate if products_of_others else estimate
+    is_slower = method.NAME in OF_PRODUCTS and not spec.lhs_dtype == spec.rhs_dtype == np.float32
+    return OTHER_DTYPES_FACTOR * estimate if is_slower else estimate
 
 
 def least(methods: Iterable[ModuleType], spec: ConvSpec) -> tuple[ModuleType, float]:
@@ -220,11 +228,12 @@ class Work:
       stack: convolutions in the stack.
       taps: elements of the window.
       groups: groups of channels.
-      summed: channels of a group that a result adds up; of x, in the role `"kernel"`.
-      results: channels of a group of the result; of y, in the role `"kernel"`.
+      summed: channels of a group over which a result sums; channels of x in the role `"kernel"`.
+      results: channels of a group of the result; channels of y in the role `"kernel"`.
       pixels: positions of the result, or of y in the role `"kernel"`, in all images.
       macs: multiply-accumulates, without those on the zeros between the pixels of a strided y.
-      slid: multiply-accumulates of a window that slides over all pixels of the result, padding counted.
+      slid: multiply-accumulates of the window at every pixel of the result; the role `"input"` counts the zeros
+        beyond the edges of y, but not those between its pixels.
       floats: elements of both operands and the result.
       result: elements of the result.
     """
@@ -247,11 +256,11 @@ class Work:
 
     @property
     def gathered(self) -> float:
-        """Returns the pixels under all taps, each as often as a tap meets it."""
+        """Returns the number of (window, tap, channel) triples: the numbers in a matrix of gathered pixels."""
         return self.slid / self.results
 
     def filled(self, macs: float, vector: int = VECTOR) -> float:
-        """Returns the multiply-accumulates where vectors of the result's channels are filled up."""
+        """Returns multiply-accumulates with the result's channels rounded up to whole vectors."""
         channels = self.groups if self.by_channel else self.results
         return macs * filled(channels, vector) / channels
 
@@ -264,11 +273,11 @@ def work(spec: ConvSpec) -> Work:
     stack, taps = spec.stacked or 1, math.prod(window)
     shape = spec.input_shape if spec.role == "input" else spec.output_shape
     macs = float(stack * math.prod(spec.output_shape) * taps * kernel_in)
-    met = math.prod(spec.output_shape[1:-1]) * math.prod(spec.strides)
-    # Of an image that is read in steps beyond the window, only a part is read.
+    spanned = math.prod(spec.output_shape[1:-1]) * math.prod(spec.strides)
+    # Strides larger than the window skip a part of the image.
     steps = zip(window, spec.strides, strict=True)
-    read = 1.0 if spec.role == "input" else math.prod(min(1.0, size / step) for size, step in steps)
-    floats = read * math.prod(spec.input_shape) + math.prod(spec.kernel_shape) + math.prod(spec.output_shape)
+    read_share = 1.0 if spec.role == "input" else math.prod(min(1.0, tap_count / step) for tap_count, step in steps)
+    floats = read_share * math.prod(spec.input_shape) + math.prod(spec.kernel_shape) + math.prod(spec.output_shape)
     return Work(
         stack=stack,
         taps=taps,
@@ -277,33 +286,35 @@ def work(spec: ConvSpec) -> Work:
         results=results,
         pixels=math.prod(shape[:-1]),
         macs=macs,
-        slid=macs * max(math.prod(spec.input_shape[1:-1]) / met, 1.0) if spec.role == "input" else macs,
+        slid=macs * max(math.prod(spec.input_shape[1:-1]) / spanned, 1.0) if spec.role == "input" else macs,
         floats=float(stack * floats),
         result=float(stack * math.prod(spec.result_shape)),
     )
 
 
 def filled(channels: int, vector: int = VECTOR) -> int:
-    """Returns the channels of whole vectors."""
+    """Returns the number of channels, rounded up to whole vectors."""
     return -(-channels // vector) * vector
 
 
 def clearing(size: float) -> float:
-    """Returns the nanoseconds in which the system clears a temporary that adds to the memory of a whole program.
+    """Returns the nanoseconds in which the system clears a temporary of this many bytes, 0 for a small one.
 
-    A single layer that is measured alone does not show them: the memory of a small program is kept between calls.
+    Only a large temporary adds to the memory of a network. The measurement of a single layer does not show this time,
+    since the C library keeps the memory of a small program between calls.
     """
     return CLEARING_NANOSECONDS * size if size > MAX_KEPT_BYTES else 0.0
 
 
 def clearing_of_kernel(size: float) -> float:
-    """Returns the nanoseconds of `clearing` for a copy of a kernel, of which a program holds all at once.
+    """Returns the nanoseconds in which the system clears a copy of a kernel of this many bytes, 0 for a small one.
 
-    XLA:CPU begins a program with all that its arguments are enough for, and keeps it until it is read.
+    The limit is lower than that of `clearing`, since a program holds the copies of all its kernels at once: XLA:CPU
+    makes them at the start, when the program's arguments are all it needs, and keeps each until its use.
     """
     return CLEARING_NANOSECONDS * size if size > MAX_KEPT_KERNEL_BYTES else 0.0
 
 
 def above_cliff(size: float) -> float:
-    """Returns the bytes of a temporary that is larger than the memory that is kept, else 0."""
+    """Returns the bytes of a temporary that is larger than `CLIFF_BYTES`, 0 for a smaller one."""
     return size if size > CLIFF_BYTES else 0.0

@@ -1,7 +1,7 @@
-"""`ConvSpec` and `PoolSpec`: one convolution, one pool, in the one canonical layout that every method sees.
+"""`ConvSpec` and `PoolSpec`: one convolution, one pool, in the canonical layout that every method takes.
 
 Inputs are (N, *spatial, C), kernels (*window, C_in / groups, C_out), padding is explicit and not negative. With
-`stacked` every operand and the result carry one more leading axis, and the convolution is done for each of its entries.
+`stacked` every operand and the result carry one more leading axis, and each entry of this axis is one convolution.
 """
 
 from __future__ import annotations
@@ -20,30 +20,31 @@ Role = Literal["output", "input", "kernel"]
 
 @dataclasses.dataclass(frozen=True)
 class ConvSpec:
-    """One convolution y = conv(x, kernel), and which of the three arrays is computed from the other two.
+    """Holds one convolution y = conv(x, kernel), and the role: the array that is computed from the other two.
 
     The three roles are the partial derivatives of the trilinear form sum(y * conv(x, kernel)): `"output"` maps
     (x, kernel) to y, `"input"` maps (y, kernel) to x, `"kernel"` maps (x, y) to the kernel.
 
     Args:
-      role: which array is computed.
-      input_shape: (N, *spatial, C_in) of x.
-      kernel_shape: (*window, C_in / feature_group_count, C_out).
-      output_shape: (N, *spatial, C_out) of y.
+      role: array that is computed.
+      input_shape: shape (N, *spatial, C_in) of x.
+      kernel_shape: shape (*window, C_in / feature_group_count, C_out) of the kernel.
+      output_shape: shape (N, *spatial, C_out) of y.
       strides: step of the window on each spatial axis.
-      padding: (low, high) on each spatial axis, none negative, added after input dilation.
+      padding: pair (low, high) on each spatial axis, none negative, added after input dilation.
       input_dilation: distance between neighbouring pixels of x, on each spatial axis.
       kernel_dilation: distance between neighbouring taps of the kernel, on each spatial axis.
       feature_group_count: number of groups into which the channels are split.
       lhs_dtype: dtype of the first operand.
       rhs_dtype: dtype of the second operand.
       out_dtype: dtype of the result.
-      precision: as in `lax.conv_general_dilated`.
+      precision: precision of the products, as in `lax.conv_general_dilated`.
       stacked: size of the leading axis that operands and result carry, or None.
-      xla_only: whether the program is exported, or partitioned over several devices. It then holds no compiled kernel
-        and no layout constraint: `jax.export` refuses both, and XLA gathers their operands on every device.
-      platform: platform that the program is compiled for, or None. The convolution is the same; equality ignores it.
-      sharding: sharding of the result on an Explicit mesh, or None. Equality ignores it.
+      xla_only: flag of a program that is exported, or partitioned over several devices. Such a program holds no
+        compiled kernel and no layout constraint: `jax.export` refuses both, and XLA gathers their operands on every
+        device.
+      platform: platform that the program is compiled for, or None. Equality ignores the platform.
+      sharding: sharding of the result on an Explicit mesh, or None. Equality ignores the sharding.
     """
 
     role: Role
@@ -89,12 +90,12 @@ class ConvSpec:
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulates of the formula, those on padding included."""
+        """Returns the multiply-accumulates of the formula, those on padding included."""
         return self._products * math.prod(self.output_shape[1:-1]) * math.prod(self.window)
 
     @property
     def macs_valid(self) -> int:
-        """Multiply-accumulates whose tap falls on a pixel of x."""
+        """Returns the multiply-accumulates whose tap falls on a pixel of x."""
         low = (pair[0] for pair in self.padding)
         sizes = self.input_shape[1:-1], self.output_shape[1:-1], self.window
         axes = zip(*sizes, self.strides, low, self.kernel_dilation, self.input_dilation, strict=True)
@@ -102,11 +103,11 @@ class ConvSpec:
 
     @property
     def _products(self) -> int:
-        """Multiply-accumulates for one pixel of y under one tap, of all images and features."""
+        """Returns the multiply-accumulates for one pixel of y and one tap, of all images and features."""
         return self.output_shape[0] * math.prod(self.kernel_shape[-2:]) * (self.stacked or 1)
 
     def __str__(self) -> str:
-        """Returns a line for a reader: role, shapes, and the options that are not the default."""
+        """Returns a line of text: role, shapes, and the options that are not the default."""
         shapes = (self.input_shape, self.kernel_shape, self.output_shape)
         x, kernel, y = ("x".join(map(str, shape)) for shape in shapes)
         options = {"strides": self.strides, "kernel_dilation": self.kernel_dilation}
@@ -119,17 +120,17 @@ class ConvSpec:
 
 @dataclasses.dataclass(frozen=True)
 class PoolSpec:
-    """One pool: a window slid over the spatial axes of x, (N, *spatial, C).
+    """Holds one pool: a window that slides over the spatial axes of x.
 
     Args:
-      input_shape: (N, *spatial, C) of x.
+      input_shape: shape (N, *spatial, C) of x.
       window_shape: taps on each spatial axis.
       strides: step of the window on each spatial axis.
-      padding: (low, high) on each spatial axis, none negative.
+      padding: pair (low, high) on each spatial axis, none negative.
       window_dilation: distance between neighbouring taps on each spatial axis.
       dtype: dtype of x and of the result.
-      xla_only: as in `ConvSpec`.
-      sharding: as in `ConvSpec`.
+      xla_only: flag as in `ConvSpec`.
+      sharding: sharding of the result, as in `ConvSpec`.
     """
 
     input_shape: Ints
@@ -172,10 +173,10 @@ def conv_spec(
     """Returns the spec of a primitive's operands and parameters.
 
     Args:
-      lhs: first operand, anything with `shape` and `dtype`.
-      rhs: second operand.
-      role: which array is computed.
-      stacked: whether operands and result carry one more leading axis.
+      lhs: first operand, an object with `shape` and `dtype`.
+      rhs: second operand, of the same kind.
+      role: array that is computed.
+      stacked: flag of operands and a result that carry one more leading axis.
       input_size: pixels of x on each spatial axis, for the role `"input"`.
       window: taps on each spatial axis, for the role `"kernel"`.
       preferred_element_type: dtype of the result.
@@ -210,7 +211,7 @@ def conv_spec(
 
 
 def spec_to_plain(spec: ConvSpec) -> dict[str, Any]:
-    """Returns a spec as JSON can hold it; `spec_from_plain` reads it.
+    """Returns a spec in types that JSON can hold; `spec_from_plain` is the inverse.
 
     Raises:
       ValueError: a shape is symbolic, or the precision has no name.
@@ -257,13 +258,17 @@ _DTYPES = ("lhs_dtype", "rhs_dtype", "out_dtype")
 
 
 def _ints(name: str, value: Any) -> Ints:
+    """Returns a list of whole numbers as a tuple; raises a ValueError that names the field for any other value."""
     if not isinstance(value, list | tuple) or not all(type(n) is int for n in value):
         raise ValueError(f"{name} must hold whole numbers, got {value!r}")
     return tuple(value)
 
 
 def _precision_to_plain(precision: Any) -> Any:
-    """Returns None and a string as they are, `lax.Precision.HIGHEST` as its name, a pair as a list."""
+    """Returns a precision in types that JSON can hold.
+
+    None and strings stay as they are, a `lax.Precision` becomes `"Precision.<name>"`, and a pair becomes a list.
+    """
     if precision is None or isinstance(precision, str):
         return precision
     if isinstance(precision, lax.Precision):
@@ -274,6 +279,7 @@ def _precision_to_plain(precision: Any) -> Any:
 
 
 def _precision_from_plain(plain: Any) -> Any:
+    """Returns the precision that `_precision_to_plain` has converted; raises a ValueError for any other value."""
     if isinstance(plain, list):
         return tuple(map(_precision_from_plain, plain))
     if plain is None or (isinstance(plain, str) and not plain.startswith("Precision.")):

@@ -1,4 +1,4 @@
-"""`TuningTable`: which method was measured to be the fastest for each convolution, on one device."""
+"""`TuningTable`: the method that was measured to be the fastest for each convolution, on one device."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ FORMAT_VERSION = 1
 
 @dataclasses.dataclass(frozen=True)
 class Measurement:
-    """The times of one convolution.
+    """Holds the measured times of one convolution.
 
     Args:
       spec: the convolution.
-      method: the method to compute it with.
-      milliseconds: (method, median time of a call) for each method that was measured.
+      method: the method that computes the convolution.
+      milliseconds: pairs (method, median time of a call), one for each method that was measured.
     """
 
     spec: ConvSpec
@@ -38,25 +38,25 @@ class Measurement:
 
 @dataclasses.dataclass(frozen=True)
 class TuningTable:
-    """The fastest method for each of some convolutions, as `tune` measured it on one device.
+    """The fastest method for each of some convolutions, as `tune` measured them on one device.
 
     Within `with table:`, or after `table.install()`, `method="auto"` takes a convolution's method from the table and
-    falls back to the estimate for those that it does not hold: a convolution is found only with exactly the shapes,
-    options and dtypes that were measured. A function that was jitted before is compiled again inside `with table:`, and
-    is what it was after it.
+    falls back to the estimate for convolutions that the table does not hold. The shapes, options and dtypes must be
+    exactly those that were measured. A function that was jitted before `with table:` is compiled again inside the
+    block; after the block the first program is used again.
 
-    A table says something of one device under one jaxlib only. Activating it anywhere else is a ValueError; loading,
-    printing and merging it are not.
+    A table is valid on one device under one jaxlib only. Activating a table anywhere else raises a ValueError; loading,
+    printing and merging a table work anywhere.
 
     Args:
       entries: one `Measurement` for each convolution.
       platform: `"cpu"`, `"gpu"` or `"tpu"`.
-      device_kind: the device's name; of a CPU with its number of processors.
-      jaxlib_version: the jaxlib that compiled what was measured.
+      device_kind: the device's name; for a CPU the model and the number of processors.
+      jaxlib_version: version of the jaxlib that compiled the measured programs.
       format_version: version of the file format.
 
     Raises:
-      ValueError: the same convolution stands in two entries.
+      ValueError: two entries have the same convolution.
 
     Example:
       >>> import jax.numpy as jnp
@@ -88,20 +88,23 @@ class TuningTable:
         return hash((self.entries, self.platform, self.device_kind, self.jaxlib_version, self.format_version))
 
     def __hash__(self) -> int:
-        return self._hash  # asked for at every call of a jitted function
+        return self._hash  # JAX hashes the table at every call of a jitted function
 
     def find(self, spec: ConvSpec, platform: str) -> Measurement | None:
-        """The measurement of a convolution, or None; only a CPU's tables speak of `platform` `"cpu"`."""
+        """Returns the measurement of a convolution, or None.
+
+        Only the table of a CPU has measurements for the platform `"cpu"`, and this table has none for others.
+        """
         return self._by_spec.get(spec) if (self.platform == "cpu") == (platform == "cpu") else None
 
     def __or__(self, other: TuningTable) -> TuningTable:
-        """Both tables' entries; where both hold a convolution, the other's."""
+        """Returns a table with the entries of both; the other's entry wins where both hold a convolution."""
         if not isinstance(other, TuningTable):
             return NotImplemented
         for name in ("platform", "device_kind", "jaxlib_version"):
-            mine, its = getattr(self, name), getattr(other, name)
-            if mine != its:
-                raise ValueError(f"TuningTable: tables of {name} {mine!r} and {its!r} do not merge")
+            value, other_value = getattr(self, name), getattr(other, name)
+            if value != other_value:
+                raise ValueError(f"TuningTable: tables of {name} {value!r} and {other_value!r} do not merge")
         return dataclasses.replace(self, entries=tuple({**self._by_spec, **other._by_spec}.values()))
 
     def __str__(self) -> str:
@@ -112,7 +115,7 @@ class TuningTable:
         return "\n".join(rows)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the table to a file of JSON, which `load` reads back exactly.
+        """Writes the table to a JSON file, from which `load` returns an equal table.
 
         Raises:
           ValueError: a convolution has a precision or a shape that has no plain form.
@@ -131,7 +134,7 @@ class TuningTable:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> TuningTable:
-        """The table that `save` wrote, whatever device it is of.
+        """Returns the table that `save` wrote, of this device or of another one.
 
         Raises:
           ValueError: the file does not hold a table, or one of another format version.
@@ -152,10 +155,10 @@ class TuningTable:
             raise ValueError(f"TuningTable: {os.fspath(path)} holds no table: {error}") from None
 
     def check_device(self) -> None:
-        """Refuses the table unless it is of a device of this process and of this jaxlib.
+        """Raises a ValueError unless the table is of a device of this process and of this jaxlib.
 
         Raises:
-          ValueError: it is of another device or another jaxlib.
+          ValueError: the table is of another device or another jaxlib.
         """
         try:
             kind = device_kind(jax.devices(self.platform)[0])
@@ -176,41 +179,44 @@ class TuningTable:
         deactivate(*details)
 
     def install(self) -> None:
-        """Makes the table the active one of the whole process, in the place of any other, until `uninstall`.
+        """Makes the table the active one of the whole process until `uninstall`, in place of any other table.
 
         Raises:
-          ValueError: it is of another device or another jaxlib.
+          ValueError: the table is of another device or another jaxlib.
         """
         self.check_device()
         _ACTIVE.set_global(self)
 
     @staticmethod
     def uninstall() -> None:
-        """Ends what `install` did, whichever table was installed."""
+        """Removes the installed table, if there is one."""
         _ACTIVE.set_global(None)
 
 
 class Recorder:
-    """Stands in a table's place and takes down what is asked of it; no two are equal, so nothing cached is taken."""
+    """Records the convolutions that `choose` looks up, in place of a table.
+
+    No two recorders are equal, so JAX traces a function again under each instead of using a cached program.
+    """
 
     def __init__(self) -> None:
-        """Holds nothing yet."""
-        self.specs: dict[ConvSpec, None] = {}  # in the order in which they were asked for
+        """Starts with no convolutions."""
+        self.specs: dict[ConvSpec, None] = {}  # in the order of the lookups
 
     def find(self, spec: ConvSpec, platform: str) -> None:
-        """Takes down a convolution."""
+        """Records a convolution."""
         del platform
         self.specs[spec] = None
 
 
-# A part of the key of JAX's caches: what is compiled under one table is not taken under another. Made on import, for
-# JAX forbids making it while another thread compiles.
+# The active table is a part of the key of JAX's caches: a program compiled under one table is not used under another.
+# JAX forbids creating such a context while another thread compiles, so this module creates the context on import.
 _ACTIVE = jax.make_user_context(default_value=None)
-_entered = threading.local()
+_thread_contexts = threading.local()
 
 
 def active() -> TuningTable | Recorder | None:
-    """What `choose` has to ask first: the innermost `with table:` of this thread, or else the table installed."""
+    """Returns the table of the innermost `with table:` of this thread, else the installed table, else None."""
     return _ACTIVE.value
 
 
@@ -218,22 +224,25 @@ def activate(table: TuningTable | Recorder) -> None:
     """Makes a table the active one of this thread, until `deactivate`."""
     context: AbstractContextManager[Any] = _ACTIVE(table)
     context.__enter__()
-    _entered.__dict__.setdefault("contexts", []).append(context)
+    _thread_contexts.__dict__.setdefault("contexts", []).append(context)
 
 
 def deactivate(*details: Any) -> None:
     """Ends the last `activate` of this thread."""
-    _entered.contexts.pop().__exit__(*(details or (None, None, None)))
+    _thread_contexts.contexts.pop().__exit__(*(details or (None, None, None)))
 
 
 def times_text(entry: Measurement) -> str:
-    """The measured times, the fastest first."""
+    """Returns the measured times as text, the fastest first."""
     times = sorted(entry.milliseconds, key=lambda pair: pair[1])
     return ", ".join(f"{method} {milliseconds:.3g} ms" for method, milliseconds in times)
 
 
 def device_kind(device: jax.Device) -> str:
-    """A device's name; JAX calls every CPU "cpu", so a CPU's is its model and the number of its processors."""
+    """Returns the name of a device.
+
+    JAX names every CPU "cpu". The name of a CPU here is the model and the number of processors.
+    """
     if device.platform != "cpu":
         return device.device_kind
     return f"{_processor()}, {os.cpu_count()} processors"
@@ -241,6 +250,7 @@ def device_kind(device: jax.Device) -> str:
 
 @functools.cache
 def _processor() -> str:
+    """Returns the model of the processor, as the system names it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
@@ -249,6 +259,7 @@ def _processor() -> str:
 
 
 def _measurement(plain: Any) -> Measurement:
+    """Returns the entry that `save` wrote; raises a ValueError for a wrong field."""
     method, milliseconds = plain["method"], plain["milliseconds"]
     if not isinstance(method, str):
         raise ValueError(f"method must be a string, got {method!r}")

@@ -20,15 +20,15 @@ from jaxcnn.lowering.spec import ConvSpec
 
 @dataclasses.dataclass(frozen=True)
 class Window:
-    """A forward convolution: how the window slides, and how many outputs there are.
+    """Holds the geometry of a forward convolution: the steps of the window and the number of outputs.
 
     Args:
       strides: step on each spatial axis.
-      padding: (low, high) on each spatial axis; negative values crop.
+      padding: pair (low, high) on each spatial axis; negative values crop.
       dilation: distance between neighbouring taps on each spatial axis.
       outputs: number of outputs on each spatial axis.
       groups: number of groups.
-      xla_only: as in `ConvSpec`.
+      xla_only: flag as in `ConvSpec`.
     """
 
     strides: Ints
@@ -57,7 +57,7 @@ def sum_dtype(spec: ConvSpec) -> np.dtype:
 
 
 def shape_unsupported(spec: ConvSpec) -> str | None:
-    """Returns why only `direct` computes a convolution of this shape, or None."""
+    """Returns the reason why only `direct` computes a convolution of this shape, or None."""
     if not all(isinstance(n, int) for n in (*spec.input_shape, *spec.output_shape)):
         return "its shape is symbolic"
     if 0 in (*spec.input_shape, *spec.output_shape):
@@ -75,7 +75,7 @@ def demands_highest(precision: Any) -> bool:
 
 
 def pad_spatial(x: jax.Array, padding: Sequence[Pair]) -> jax.Array:
-    """Returns (N, *spatial, C) padded with zeros, and cropped where the padding is negative."""
+    """Returns images (N, *spatial, C) padded with zeros, and cropped where the padding is negative."""
     if not any(map(any, padding)):
         return x
     config = ((0, 0, 0), *((low, high, 0) for low, high in padding), (0, 0, 0))
@@ -88,7 +88,7 @@ def taps(shape: Sequence[int]) -> Sequence[Ints]:
 
 
 def tap_slice(x: jax.Array, tap: Sequence[int], window: Window) -> jax.Array:
-    """Returns the pixels of the padded (N, *spatial, C) under one tap, one for each output."""
+    """Returns the pixels of the padded images x under one tap of the window: (N, *outputs, C)."""
     starts = [t * d for t, d in zip(tap, window.dilation, strict=True)]
     limits = [
         start + (output - 1) * stride + 1
@@ -98,7 +98,7 @@ def tap_slice(x: jax.Array, tap: Sequence[int], window: Window) -> jax.Array:
 
 
 def balanced_sum(terms: Sequence[Any]) -> Any:
-    """Returns a sum as four chains of additions, which do not wait for one another."""
+    """Returns the sum of the terms, added in four chains that do not wait for one another."""
     chains: list[Any] = []
     for index, term in enumerate(terms):
         if index < 4:
@@ -111,17 +111,18 @@ def balanced_sum(terms: Sequence[Any]) -> Any:
 
 
 def transposed_kernel(kernel: jax.Array, groups: int) -> jax.Array:
-    """Returns the kernel that takes outputs to inputs, not flipped: (*window, I, G * O) -> (*window, O, G * I)."""
+    """Returns the kernel with input and output channels exchanged, not flipped: (*window, O, G * I)."""
     *window, kernel_in, features = kernel.shape
     split = kernel.reshape(*window, kernel_in, groups, features // groups)
     return jnp.swapaxes(split, -3, -1).reshape(*window, features // groups, groups * kernel_in)
 
 
 def input_by_phases(y: jax.Array, kernel: jax.Array, spec: ConvSpec, forward: Forward) -> jax.Array:
-    """Computes the role `"input"` by convolutions of stride 1 over y, one for each residue of pixels by the strides.
+    """Computes the role `"input"` by convolutions of stride 1 over y, one for each phase.
 
-    Input pixel j = s q + r gets y[o] k[t] from o s + t d = j + low: of the taps t only those of one residue class, so
-    no zero of an interior padding is ever multiplied. `forward(y, kernel, window)` computes each.
+    A phase is the set of the input pixels of one residue by the strides. Input pixel j = s q + r gets y[o] k[t] where
+    o s + t d = j + low. Only taps t of one residue class fulfil this, so no convolution multiplies zeros of an interior
+    padding. `forward(y, kernel, window)` computes the convolution of one phase.
     """
     kernel = transposed_kernel(kernel, spec.feature_group_count)
     sizes, outputs = spec.input_shape[1:-1], spec.output_shape[1:-1]
@@ -129,7 +130,7 @@ def input_by_phases(y: jax.Array, kernel: jax.Array, spec: ConvSpec, forward: Fo
     counts = tuple(-(-size // stride) for size, stride in zip(sizes, spec.strides, strict=True))
     parts = []
     for phase in np.ndindex(*spec.strides):
-        axes = [
+        axis_phases = [
             phase_axis(
                 phase[a],
                 spec.strides[a],
@@ -141,18 +142,22 @@ def input_by_phases(y: jax.Array, kernel: jax.Array, spec: ConvSpec, forward: Fo
             )
             for a in range(rank)
         ]
-        reached = [axis for axis in axes if axis is not None]
-        if len(reached) < rank:
+        reached_phases = [axis for axis in axis_phases if axis is not None]
+        if len(reached_phases) < rank:
             parts.append(jnp.zeros((y.shape[0], *counts, spec.input_shape[-1]), sum_dtype(spec)))
             continue
-        sub = kernel[tuple(slice(axis.first, None, axis.step) for axis in reached)]
-        sub = jnp.flip(sub, tuple(range(rank)))
-        paddings, dilations = tuple(axis.padding for axis in reached), tuple(axis.dilation for axis in reached)
+        phase_kernel = kernel[tuple(slice(axis.first, None, axis.step) for axis in reached_phases)]
+        phase_kernel = jnp.flip(phase_kernel, tuple(range(rank)))
+        paddings, dilations = (
+            tuple(axis.padding for axis in reached_phases),
+            tuple(axis.dilation for axis in reached_phases),
+        )
         window = Window((1,) * rank, paddings, dilations, counts, spec.feature_group_count, spec.xla_only)
-        parts.append(forward(y, sub, window))
+        parts.append(forward(y, phase_kernel, window))
     if len(parts) == 1:
         return parts[0]
-    parts = [materialize(part, spec.xla_only) for part in parts]  # or XLA computes them in the loop that interleaves
+    # Otherwise XLA computes the parts inside the loop that interleaves them.
+    parts = [materialize(part, spec.xla_only) for part in parts]
     # (phases..., N, *counts, C) -> (N, count, phase, count, phase, ..., C)
     stacked = jnp.stack(parts).reshape(*spec.strides, *parts[0].shape)
     order = [rank]
@@ -177,15 +182,17 @@ def by_role(
     *,
     in_turn: bool = False,
 ) -> jax.Array:
-    """Computes a convolution by the forms of a method: converts to the dtype of sums, and vectorizes over a stack.
+    """Computes a convolution of any role by the forward convolution, and perhaps the kernel gradient, of a method.
+
+    The operands are converted to the dtype of sums. A stack is vectorized, or computed entry by entry.
 
     Args:
       lhs: the first operand.
       rhs: the second operand.
       spec: the convolution.
-      forward: `forward(x, kernel, window)`.
-      kernel: `kernel(x, y, spec)`, of a method that computes the role `"kernel"`.
-      in_turn: whether the entries of a stack go one after the other.
+      forward: function `forward(x, kernel, window)` that computes a forward convolution.
+      kernel: function `kernel(x, y, spec)` that computes the role `"kernel"`; None for a method without this role.
+      in_turn: flag for a stack whose entries are computed one after the other.
     """
     dtype = sum_dtype(spec)
 
@@ -207,23 +214,24 @@ def by_role(
 
 
 def materialize(value: Any, xla_only: bool) -> Any:
-    """Returns an array, or several, computed once and not again in each slice that reads it.
+    """Returns an array, or a tree of arrays, that XLA computes once and not again in each slice that reads it.
 
-    A layout constraint keeps XLA from fusing. Programs without layout constraints have a barrier, which keeps it less.
+    A layout constraint keeps XLA from fusing the array into its readers. With `xla_only` a barrier takes its place,
+    which does not prevent every fusion.
     """
     return lax.optimization_barrier(value) if xla_only else jax.tree.map(row_major, value)
 
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
-    """The taps that reach the input pixels of one residue by the stride, on one axis.
+    """Holds the taps that reach the input pixels of one residue by the stride, on one axis.
 
     Args:
-      first: the first of these taps.
-      step: distance between them.
-      taps: their number.
-      dilation: distance between the outputs that neighbouring ones read.
-      padding: (low, high) of the outputs, so that a window of stride 1 over them gives `count` input pixels.
+      first: number of the first of these taps.
+      step: distance between neighbouring taps of the phase.
+      taps: number of taps of the phase.
+      dilation: distance between the outputs that neighbouring taps of the phase read.
+      padding: pair (low, high) for the outputs, with which a window of stride 1 gives every input pixel of the phase.
     """
 
     first: int
@@ -234,15 +242,15 @@ class Phase:
 
 
 def phase_axis(phase: int, stride: int, dilation: int, low: int, taps: int, outputs: int, count: int) -> Phase | None:
-    """Returns the phase of the `count` input pixels `phase`, `phase + stride`, ...; None if no tap falls on them."""
+    """Returns the taps that reach the `count` input pixels `phase`, `phase + stride`, ...; None if no tap does."""
     common = math.gcd(stride, dilation)
     if (phase + low) % common:
         return None
     step = stride // common
     first = next(t for t in range(step) if (phase + low - t * dilation) % stride == 0)
-    number = len(range(first, taps, step))
-    if number == 0:
+    tap_count = len(range(first, taps, step))
+    if tap_count == 0:
         return None
-    extent = dilated_size(number, dilation // common)
-    before = extent - 1 - (phase + low - first * dilation) // stride
-    return Phase(first, step, number, dilation // common, (before, count - outputs - before + extent - 1))
+    extent = dilated_size(tap_count, dilation // common)
+    low_padding = extent - 1 - (phase + low - first * dilation) // stride
+    return Phase(first, step, tap_count, dilation // common, (low_padding, count - outputs - low_padding + extent - 1))

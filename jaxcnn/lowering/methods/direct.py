@@ -1,4 +1,4 @@
-"""The method `direct`: XLA's own convolution, which supports everything and defines the answer.
+"""The method `direct`: XLA's own convolution, which supports every convolution and defines the correct result.
 
 The error of a float32 output on CPU is within 4 epsilons of the sum of its products' magnitudes.
 """
@@ -31,7 +31,7 @@ def supports(spec: ConvSpec) -> str | None:
 
 
 def terms(spec: ConvSpec) -> costs.Terms:
-    """Returns the counts that its time grows with."""
+    """Returns the counts that the method's time grows with."""
     work = costs.work(spec)
     zeros = math.prod(spec.strides) if spec.role == "input" else 1
     if work.groups * work.stack > 1:
@@ -42,7 +42,7 @@ def terms(spec: ConvSpec) -> costs.Terms:
             f"{channel}{spec.role} packed": work.gathered * zeros,
         }
     if _is_outsized(spec):
-        # In plain loops, as where each channel is convolved by itself.
+        # XLA computes these in plain loops, like convolutions of each channel by itself.
         return {"channel output macs": work.macs}
     runs, volume = float(work.pixels * work.taps), spec.rank > 2
     if spec.role == "kernel":
@@ -65,7 +65,7 @@ def terms(spec: ConvSpec) -> costs.Terms:
 
 
 def _is_outsized(spec: ConvSpec) -> bool:
-    """Returns whether what slides is larger, along every axis, than what it slides over: XLA computes it in loops."""
+    """Returns whether the sliding array is larger than the other on every axis, a case that XLA computes in loops."""
     slid, over = {
         "output": (spec.window, spec.input_shape[1:-1]),
         "input": (spec.window, spec.output_shape[1:-1]),
@@ -75,6 +75,7 @@ def _is_outsized(spec: ConvSpec) -> bool:
 
 
 def _dimension_numbers(rank: int) -> lax.ConvDimensionNumbers:
+    """Returns the dimension numbers of channels-last images and kernels (*window, I, O)."""
     spatial = tuple(range(1, rank + 1))
     channels_last = (0, rank + 1, *spatial)
     return lax.ConvDimensionNumbers(channels_last, (rank + 1, rank, *range(rank)), channels_last)
@@ -83,16 +84,16 @@ def _dimension_numbers(rank: int) -> lax.ConvDimensionNumbers:
 def lower(lhs: jax.Array, rhs: jax.Array, spec: ConvSpec) -> jax.Array:
     """Computes the array that `spec.role` names from the two others.
 
-    The derivatives are transposes of `lax.conv_general_dilated`. On a CPU those of floats are convolutions whose layout
-    is channels-last too: in the body of a loop XLA:CPU is 15 to 40 times slower with any other dimension numbers, and
+    The derivatives are transposes of `lax.conv_general_dilated`. On a CPU the derivatives of floats are written as
+    channels-last convolutions: in the body of a loop XLA:CPU is many times slower with any other dimension numbers, and
     JAX's own transposition has others.
     """
     if any(isinstance(n, int) and n == 0 for n in (*spec.input_shape, *spec.kernel_shape, *spec.output_shape)):
         lead = () if spec.stacked is None else (spec.stacked,)
         return jnp.zeros((*lead, *spec.result_shape), spec.out_dtype)
-    if (wide := _widened(spec)) is not None:
-        return _narrowed(lower(lhs, rhs, wide), spec)
-    run = partial(_channels_last if _is_channels_last(spec) else _transposed, spec=spec)
+    if (padded_spec := _with_padding_as_input(spec)) is not None:
+        return _without_padding(lower(lhs, rhs, padded_spec), spec)
+    run = partial(_by_channels_last if _is_channels_last(spec) else _by_transposition, spec=spec)
     if spec.stacked is not None:
         run = jax.vmap(partial(run, spec=dataclasses.replace(spec, sharding=None)))
     return run(lhs, rhs)
@@ -106,42 +107,42 @@ def _is_channels_last(spec: ConvSpec) -> bool:
     return spec.platform == "cpu" and spec.role != "output" and dense and floating and known
 
 
-def _leads(spec: ConvSpec) -> list[bool]:
-    """Returns for each axis whether the window's first places see nothing but padding."""
+def _has_window_in_padding(spec: ConvSpec) -> list[bool]:
+    """Returns for each axis whether the low padding holds a whole window."""
     extents = map(dilated_size, spec.window, spec.kernel_dilation)
     return [low >= extent for (low, _), extent in zip(spec.padding, extents, strict=True)]
 
 
-def _widened(spec: ConvSpec) -> ConvSpec | None:
-    """Returns the role "input" with the padding as pixels wherever it holds whole windows; None where it holds none.
+def _with_padding_as_input(spec: ConvSpec) -> ConvSpec | None:
+    """Returns the role "input" for an input that includes the padding, on axes with a window in the padding.
 
-    As one convolution this role would pad y by a negative number, and XLA:CPU reads out of bounds for some
-    (openxla/xla#48713).
+    The result is None if there is no such axis. As one convolution the given role would pad y by a negative number, and
+    XLA:CPU reads out of bounds for some of these (openxla/xla#48713).
     """
-    if spec.role != "input" or not any(leads := _leads(spec)):
+    if spec.role != "input" or not any(padded_axes := _has_window_in_padding(spec)):
         return None
     sizes, padding, dilation = list(spec.input_shape), list(spec.padding), list(spec.input_dilation)
-    for axis, leading in enumerate(leads):
-        if leading:
+    for axis, is_padded in enumerate(padded_axes):
+        if is_padded:
             sizes[axis + 1] = dilated_size(sizes[axis + 1], dilation[axis]) + sum(padding[axis])
             padding[axis], dilation[axis] = (0, 0), 1
     return dataclasses.replace(spec, input_shape=tuple(sizes), padding=tuple(padding), input_dilation=tuple(dilation))
 
 
-def _narrowed(x: jax.Array, spec: ConvSpec) -> jax.Array:
-    """Returns the input of a spec from that of its `_widened` one."""
-    for axis, leading in enumerate(_leads(spec)):
-        if leading:
+def _without_padding(x: jax.Array, spec: ConvSpec) -> jax.Array:
+    """Returns the input of a spec, cut out of the input of `_with_padding_as_input(spec)`."""
+    for axis, is_padded in enumerate(_has_window_in_padding(spec)):
+        if is_padded:
             (low, _), step, size = spec.padding[axis], spec.input_dilation[axis], spec.input_shape[axis + 1]
             spatial = axis + x.ndim - 1 - spec.rank
             x = lax.slice_in_dim(x, low, low + dilated_size(size, step), step, axis=spatial)
     return x
 
 
-def _transposed(lhs: jax.Array, rhs: jax.Array, spec: ConvSpec) -> jax.Array:
-    """Computes the role by `lax.conv_general_dilated` or JAX's transposition of it."""
-    # NumPy's promotion of ml_dtypes is JAX's, and is not refused under strict promotion: the user's own operands were
-    # checked before, here a float32 cotangent may meet a bfloat16 kernel.
+def _by_transposition(lhs: jax.Array, rhs: jax.Array, spec: ConvSpec) -> jax.Array:
+    """Computes any role by `lax.conv_general_dilated` or by JAX's transposition of this function."""
+    # NumPy's promotion gives JAX's dtypes, ml_dtypes included, and ignores JAX's strict promotion. The user's own
+    # operands were checked before; here a float32 cotangent may meet a bfloat16 kernel.
     common = np.promote_types(spec.lhs_dtype, spec.rhs_dtype)
     wider = np.promote_types(common, spec.out_dtype) == spec.out_dtype and common != spec.out_dtype
     lhs, rhs = lhs.astype(common), rhs.astype(common)
@@ -163,7 +164,7 @@ def _transposed(lhs: jax.Array, rhs: jax.Array, spec: ConvSpec) -> jax.Array:
     if spec.role == "output":
         result = forward(lhs, rhs, spec.out_dtype if wider else None)
     elif spec.role == "input" and not jnp.issubdtype(spec.out_dtype, jnp.inexact):
-        # JAX's transposition turns integers into truth values.
+        # JAX's transposition returns booleans for integers.
         result = _input(lhs.astype(spec.out_dtype), rhs.astype(spec.out_dtype), spec)
     else:
         if wider:
@@ -176,15 +177,15 @@ def _transposed(lhs: jax.Array, rhs: jax.Array, spec: ConvSpec) -> jax.Array:
     return result.astype(spec.out_dtype)
 
 
-def _channels_last(lhs: jax.Array, rhs: jax.Array, spec: ConvSpec) -> jax.Array:
-    """Computes a derivative as one channels-last convolution, its kernel HWIO."""
+def _by_channels_last(lhs: jax.Array, rhs: jax.Array, spec: ConvSpec) -> jax.Array:
+    """Computes a derivative as one channels-last convolution with a kernel (*window, I, O)."""
     dtype = np.promote_types(np.promote_types(spec.lhs_dtype, spec.rhs_dtype), spec.out_dtype)
     run = _input if spec.role == "input" else _kernel
     return run(lhs.astype(dtype), rhs.astype(dtype), spec).astype(spec.out_dtype)
 
 
 def _input(y: jax.Array, kernel: jax.Array, spec: ConvSpec) -> jax.Array:
-    """Computes the role "input" as a convolution of y, dilated by the strides, with the kernel turned around."""
+    """Computes the role "input" as a convolution of y, dilated by the strides, with the reversed kernel."""
     edges = []
     for axis in range(spec.rank):
         reach = (spec.window[axis] - 1) * spec.kernel_dilation[axis]
@@ -206,7 +207,7 @@ def _input(y: jax.Array, kernel: jax.Array, spec: ConvSpec) -> jax.Array:
 
 
 def _kernel(x: jax.Array, y: jax.Array, spec: ConvSpec) -> jax.Array:
-    """Computes the role "kernel" of one group as a convolution over the batch, with y, dilated, as its window."""
+    """Computes the role "kernel" of one group as a convolution over the batch, with the dilated y as its kernel."""
     rank = spec.rank
     edges = []
     for axis in range(rank):

@@ -31,13 +31,13 @@ from jaxcnn.lowering.spec import ConvSpec
 NAME = "fft"
 
 TILE_WINDOWS = 4
-"""Length of a tile in windows. Longer images are cut into tiles."""
+"""Longest tile, in lengths of the window. Longer images are cut into tiles."""
 MIN_TILE = 64
 """Fewest pixels of a tile along an axis."""
 
 
 def supports(spec: ConvSpec) -> str | None:
-    """Returns None, or why this convolution is not computed from spectra."""
+    """Returns None, or the reason why this convolution is not computed from spectra."""
     if not jnp.issubdtype(sum_dtype(spec), jnp.floating):
         return f"its products are {sum_dtype(spec)}, and spectra are of floats"
     if demands_highest(spec.precision):
@@ -48,7 +48,7 @@ def supports(spec: ConvSpec) -> str | None:
 
 
 def terms(spec: ConvSpec) -> costs.Terms:
-    """Returns the counts that its time grows with."""
+    """Returns the counts that the method's time grows with."""
     work = costs.work(spec)
     if not work.by_channel:
         return costs.NEVER  # between many channels the products of spectra take hundreds of times as long
@@ -77,14 +77,14 @@ def lower(lhs: jax.Array, rhs: jax.Array, spec: ConvSpec) -> jax.Array:
 
 
 def fast_length(length: int) -> int:
-    """Returns the smallest length not below this one whose transform is fast."""
-    from scipy import fft  # imported here: `import jaxcnn` must not wait for it
+    """Returns the smallest length, not below this one, with a fast transform."""
+    from scipy import fft  # imported here to keep `import jaxcnn` fast
 
     return int(fft.next_fast_len(length, real=True))
 
 
 def tile_lengths(pixels: Sequence[int], extents: Sequence[int]) -> tuple[int, ...]:
-    """Returns the length of the transform on each axis, for as many padded pixels under a window of that extent."""
+    """Returns the length of the transform on each axis, from the axis' padded pixels and the window's extent."""
     return tuple(
         fast_length(min(size, max(TILE_WINDOWS * extent, MIN_TILE)))
         for size, extent in zip(pixels, extents, strict=True)
@@ -92,13 +92,13 @@ def tile_lengths(pixels: Sequence[int], extents: Sequence[int]) -> tuple[int, ..
 
 
 def _features_first(x: jax.Array, groups: int) -> jax.Array:
-    """(N, *spatial, G * C) -> (N, G, C, *spatial)."""
+    """Transposes images: (N, *spatial, G * C) -> (N, G, C, *spatial)."""
     moved = jnp.moveaxis(x, -1, 1)
     return moved.reshape(moved.shape[0], groups, moved.shape[1] // groups, *moved.shape[2:])
 
 
 def _tiles(x: jax.Array, axis: int, length: int, step: int, outputs: int) -> jax.Array:
-    """Cuts an axis into overlapping tiles along a new leading axis: entry i holds pixels i * step and on."""
+    """Cuts an axis into overlapping tiles along a new leading axis: tile i begins at pixel i * step."""
     count = -(-outputs // step)
     missing = (count - 1) * step + length - x.shape[axis]
     config = [(0, 0, 0)] * x.ndim
@@ -108,7 +108,7 @@ def _tiles(x: jax.Array, axis: int, length: int, step: int, outputs: int) -> jax
 
 
 def _contract(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Spectra (T, N, G, I, *F), (G, I, O, *F) -> (T, N, G, O, *F)."""
+    """Multiplies spectra and sums over input channels: (T, N, G, I, *F), (G, I, O, *F) -> (T, N, G, O, *F)."""
     if kernel.shape[1] == 1:
         return x * kernel[None, None, :, 0]
     rank = kernel.ndim - 3
@@ -131,7 +131,7 @@ def _contract(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def _forward(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
-    """(N, *spatial, G * I), (*taps, I, G * O) -> (N, *outputs, G * O)."""
+    """Computes the forward convolution: (N, *spatial, G * I), (*taps, I, G * O) -> (N, *outputs, G * O)."""
     *sizes, kernel_in, features = kernel.shape
     rank, groups = len(sizes), window.groups
     extents = tuple(map(dilated_size, sizes, window.dilation))
@@ -160,13 +160,13 @@ def _forward(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
     order = [rank]
     for axis in range(rank):
         order += [axis, rank + 3 + axis]
-    laid = split.transpose(*order, rank + 1, rank + 2)
-    laid = laid.reshape(x.shape[0], *(c * s for c, s in zip(counts, steps, strict=True)), features)
-    return lax.slice(laid, (0,) * laid.ndim, (x.shape[0], *dense, features), (1, *window.strides, 1))
+    outputs = split.transpose(*order, rank + 1, rank + 2)
+    outputs = outputs.reshape(x.shape[0], *(c * s for c, s in zip(counts, steps, strict=True)), features)
+    return lax.slice(outputs, (0,) * outputs.ndim, (x.shape[0], *dense, features), (1, *window.strides, 1))
 
 
 def _kernel(x: jax.Array, y: jax.Array, spec: ConvSpec) -> jax.Array:
-    """(N, *spatial, G * I), (N, *outputs, G * O) -> (*taps, I, G * O)."""
+    """Computes the kernel gradient: (N, *spatial, G * I), (N, *outputs, G * O) -> (*taps, I, G * O)."""
     window = forward_window(spec)
     rank, groups = spec.rank, window.groups
     extents = tuple(map(dilated_size, spec.window, window.dilation))
@@ -179,15 +179,15 @@ def _kernel(x: jax.Array, y: jax.Array, spec: ConvSpec) -> jax.Array:
     cotangent = lax.pad(cotangent, jnp.zeros((), y.dtype), holes)
     lengths = tuple(map(fast_length, pixels))
     axes = tuple(range(-rank, 0))
-    left = jnp.fft.rfftn(image, s=lengths, axes=axes)
-    right = jnp.conj(jnp.fft.rfftn(cotangent, s=lengths, axes=axes))
-    if left.shape[2] == right.shape[2] == 1:
-        spectrum = (left * right).sum(0)[:, :, None]  # (G, 1, 1, *F)
+    image_spectra = jnp.fft.rfftn(image, s=lengths, axes=axes)
+    y_spectra = jnp.conj(jnp.fft.rfftn(cotangent, s=lengths, axes=axes))
+    if image_spectra.shape[2] == y_spectra.shape[2] == 1:
+        spectrum = (image_spectra * y_spectra).sum(0)[:, :, None]  # (G, 1, 1, *F)
     else:
-        # The sum over the batch takes the place of that over input features, and these that of the batch.
+        # Here the sum is over the batch: batch and input channels change places in the arguments.
         # (1, I, G, N, *F), (G, N, O, *F) -> (1, I, G, O, *F)
-        spectrum = _contract(left.swapaxes(0, 2)[None], right.swapaxes(0, 1))[0].swapaxes(0, 1)
+        spectrum = _contract(image_spectra.swapaxes(0, 2)[None], y_spectra.swapaxes(0, 1))[0].swapaxes(0, 1)
     full = jnp.fft.irfftn(spectrum, s=lengths, axes=axes)
     steps = (1, 1, 1, *window.dilation)
-    taken = lax.slice(full, (0,) * full.ndim, (*full.shape[:3], *extents), steps)  # (G, I, O, *taps)
-    return taken.transpose(*range(3, 3 + rank), 1, 0, 2).reshape(spec.kernel_shape)
+    gradient = lax.slice(full, (0,) * full.ndim, (*full.shape[:3], *extents), steps)  # (G, I, O, *taps)
+    return gradient.transpose(*range(3, 3 + rank), 1, 0, 2).reshape(spec.kernel_shape)

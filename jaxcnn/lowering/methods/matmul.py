@@ -37,22 +37,22 @@ from jaxcnn.lowering.spec import ConvSpec
 NAME = "matmul"
 
 MAX_PRODUCT_BYTES = 24 << 20
-"""Most bytes of a product of several images. Where there are more, the images go one after the other."""
+"""Most bytes of a product of several images. Beyond this size one product is computed for each image in turn."""
 MAX_GATHERED_BYTES = 5 << 20
-"""Most bytes of the pixels under all taps for which a kernel gradient is one product."""
+"""Most bytes of gathered pixels for which a kernel gradient is one product and not one for each tap."""
 GATHER_COST = 2
-"""Cost of a gathered number, in units of a spread number, which is read where it is added."""
+"""Cost of a gathered number, in units of the cost of a spread number, which the addition reads without a copy."""
 
 
 def supports(spec: ConvSpec) -> str | None:
-    """Returns None, or why this convolution is not computed as products of matrices."""
+    """Returns None, or the reason why this convolution is not computed as products of matrices."""
     if jnp.issubdtype(sum_dtype(spec), jnp.complexfloating):
         return "its operands are complex"
     return shape_unsupported(spec)
 
 
 def terms(spec: ConvSpec) -> costs.Terms:
-    """Returns the counts that its time grows with."""
+    """Returns the counts that the method's time grows with."""
     if not jnp.issubdtype(sum_dtype(spec), jnp.inexact):
         return costs.NEVER  # XLA computes products of integers in plain loops
     work = costs.work(spec)
@@ -80,12 +80,12 @@ def terms(spec: ConvSpec) -> costs.Terms:
     window, strides, sizes = spec.window, spec.strides, spec.output_shape[1:-1]
     read = spec.input_shape[1:-1]
     if spec.role == "input":
-        # A window of stride 1 for each residue of the pixels by the strides.
+        # The role is one forward convolution of stride 1 for each residue of the pixels by the strides.
         read, sizes = sizes, tuple(-(-n // stride) for n, stride in zip(read, strides, strict=True))
         window = tuple(-(-n // stride) for n, stride in zip(window, strides, strict=True))
         strides = (1,) * spec.rank
-    axes = _gathered_axes(window, work.summed, work.results, max(strides) == 1)
-    # Taps that are spread meet the pixels that are read, those that are gathered the pixels of the result.
+    axes = _allowed_gather_axes(window, work.summed, work.results, max(strides) == 1)
+    # On gathered axes the rows are the pixels of the result, on spread axes the pixels of the source.
     rows = phases * work.stack * spec.input_shape[0]
     rows *= math.prod(size if axis in axes else read[axis] for axis, size in enumerate(sizes))
     macs = float(rows * math.prod(window) * work.summed * work.results)
@@ -113,29 +113,30 @@ def lower(lhs: jax.Array, rhs: jax.Array, spec: ConvSpec) -> jax.Array:
 
 
 def gathered_axes(window: Sequence[int], summed: int, results: int) -> Ints:
-    """Returns the axes of the window to gather so that the fewest numbers are moved."""
+    """Returns the axes of the window whose taps are gathered, the choice that moves the fewest numbers."""
     rank = len(window)
     subsets = itertools.chain.from_iterable(itertools.combinations(range(rank), size) for size in range(rank + 1))
     return min(subsets, key=lambda axes: moved_numbers(window, summed, results, axes))
 
 
 def moved_numbers(window: Sequence[int], summed: int, results: int, gathered: Ints) -> int:
-    """Returns the numbers moved for each pixel if these axes are gathered, in units of a spread number."""
+    """Returns the numbers moved for each pixel if these axes are gathered, in units of the cost of a spread number."""
     rows = math.prod(window[axis] for axis in gathered)
     columns = math.prod(window) // rows
     return (GATHER_COST * rows * summed if rows > 1 else 0) + columns * results
 
 
-def _gathered_axes(window: Sequence[int], summed: int, results: int, may_spread: bool) -> Ints:
+def _allowed_gather_axes(window: Sequence[int], summed: int, results: int, may_spread: bool) -> Ints:
+    """Returns the axes of `gathered_axes`, or all axes where taps may not be spread."""
     return gathered_axes(window, summed, results) if may_spread else tuple(range(len(window)))
 
 
 def _forward(x: jax.Array, kernel: jax.Array, window: Window, *, precision: Any) -> jax.Array:
-    """(N, *spatial, G * I), (*taps, I, G * O) -> (N, *outputs, G * O)."""
+    """Computes the forward convolution: (N, *spatial, G * I), (*taps, I, G * O) -> (N, *outputs, G * O)."""
     *sizes, kernel_in, features = kernel.shape
     rank, groups = len(sizes), window.groups
     may_spread = groups == 1 and max(window.strides) == 1
-    gathered = _gathered_axes(sizes, kernel_in, features, may_spread)
+    gathered = _allowed_gather_axes(sizes, kernel_in, features, may_spread)
     spread = tuple(axis for axis in range(rank) if axis not in gathered)
     columns = math.prod(sizes[axis] for axis in spread)
     # (gathered taps, I, spread taps, G, O) -> (G, gathered taps * I, spread taps * O)
@@ -145,12 +146,12 @@ def _forward(x: jax.Array, kernel: jax.Array, window: Window, *, precision: Any)
     x = pad_spatial(x, [pair if axis in gathered else (0, 0) for axis, pair in enumerate(window.padding)])
 
     def of_images(x: jax.Array) -> jax.Array:
-        rows = _gathered(x, sizes, window, gathered)
+        rows = _gather(x, sizes, window, gathered)
         product = _product(rows.reshape(-1, *rows.shape[-2:]), weights, precision).reshape(*rows.shape[:-2], -1)
         parts = []
         for index, tap in enumerate(itertools.product(*(range(sizes[axis]) for axis in spread))):
             part = lax.slice_in_dim(product, index * features, (index + 1) * features, axis=-1)
-            parts.append(_shifted(part, dict(zip(spread, tap, strict=True)), window))
+            parts.append(_shift(part, dict(zip(spread, tap, strict=True)), window))
         return sum(parts[1:], parts[0])
 
     numbers = math.prod((len(x), *window.outputs)) * (columns * features + weights.shape[1] * groups)
@@ -161,15 +162,15 @@ def _forward(x: jax.Array, kernel: jax.Array, window: Window, *, precision: Any)
 
 
 def _product(a: jax.Array, b: jax.Array, precision: Any) -> jax.Array:
-    """(P, G, K) @ (G, K, O) -> (P, G * O), as a plain product of matrices if there is one group."""
+    """Returns the products of the groups' matrices: (P, G, K) @ (G, K, O) -> (P, G * O)."""
     if a.shape[1] == 1:
         return lax.dot(a[:, 0], b[0], precision=precision)
     product = lax.dot_general(a, b, (((2,), (1,)), ((1,), (0,))), precision=precision)  # (G, P, O)
     return jnp.moveaxis(product, 0, 1).reshape(a.shape[0], -1)
 
 
-def _gathered(x: jax.Array, sizes: Sequence[int], window: Window, axes: Ints) -> jax.Array:
-    """Returns the pixels under the taps along some axes, (N, *spatial, G, taps * I): outputs along these axes."""
+def _gather(x: jax.Array, sizes: Sequence[int], window: Window, axes: Ints) -> jax.Array:
+    """Returns the pixels under the taps along some axes: (N, *spatial, G, taps * I), with outputs along these axes."""
     pieces = []
     for tap in itertools.product(*(range(sizes[axis]) for axis in axes)):
         starts, limits, steps = [0] * x.ndim, list(x.shape), [1] * x.ndim
@@ -182,8 +183,8 @@ def _gathered(x: jax.Array, sizes: Sequence[int], window: Window, axes: Ints) ->
     return pieces[0] if len(pieces) == 1 else lax.optimization_barrier(jnp.concatenate(pieces, -1))
 
 
-def _shifted(part: jax.Array, tap: dict[int, int], window: Window) -> jax.Array:
-    """Returns what one tap adds to each output: (N, *spatial, O), its products by pixel, -> (N, *outputs, O)."""
+def _shift(part: jax.Array, tap: dict[int, int], window: Window) -> jax.Array:
+    """Returns the contribution of one tap to each output: its products (N, *spatial, O) -> (N, *outputs, O)."""
     edges = [(0, 0, 0)] * part.ndim
     for axis, index in tap.items():
         low = window.padding[axis][0] - index * window.dilation[axis]
@@ -192,7 +193,7 @@ def _shifted(part: jax.Array, tap: dict[int, int], window: Window) -> jax.Array:
 
 
 def _kernel(x: jax.Array, y: jax.Array, spec: ConvSpec) -> jax.Array:
-    """(N, *spatial, G * I), (N, *outputs, G * O) -> (*taps, I, G * O)."""
+    """Computes the kernel gradient: (N, *spatial, G * I), (N, *outputs, G * O) -> (*taps, I, G * O)."""
     window = forward_window(spec)
     x = pad_spatial(x, window.padding)
     groups = window.groups
@@ -205,12 +206,12 @@ def _kernel(x: jax.Array, y: jax.Array, spec: ConvSpec) -> jax.Array:
 
 
 def _by_group(x: jax.Array, groups: int) -> jax.Array:
-    """(..., G * C) -> (P, G, C), P pixels."""
+    """Returns the channels by group: (..., G * C) -> (P, G, C) for P pixels."""
     return x.reshape(-1, groups, x.shape[-1] // groups)
 
 
 def _contract_pixels(x: jax.Array, y: jax.Array, precision: Any) -> jax.Array:
-    """(P, G, I), (P, G, O) -> (I, G * O)."""
+    """Multiplies the channels of x and y and sums over the pixels: (P, G, I), (P, G, O) -> (I, G * O)."""
     if x.shape[1] == 1:
         return lax.dot_general(x[:, 0], y[:, 0], (((0,), (0,)), ((), ())), precision=precision)
     product = lax.dot_general(x, y, (((0,), (0,)), ((1,), (1,))), precision=precision)  # (G, I, O)

@@ -1,10 +1,10 @@
 """The method `native`: kernels compiled from C++, for float32 on CPU.
 
-Dense and wide groups are products of matrices put together block by block; depthwise convolutions and narrow groups are
-shifted products on vectors of channels. Padding is zeros that are multiplied, so NaN and infinities go where `direct`
-sends them. Sums are in float32, in blocks of at most 320 products that are added up one after the other: the error is
-`direct`'s, within 4 epsilons of float32 of the sum of the magnitudes of an output's products. Results do not depend on
-the number of threads.
+Dense convolutions and wide groups are products of matrices, gathered block by block; depthwise convolutions and narrow
+groups are shifted products on vectors of channels. Padding is zeros that are multiplied, so NaN and infinities reach
+the same results as in `direct`. Sums are in float32, in blocks of at most 320 products that are added one after the
+other: the error is `direct`'s, within 4 epsilons of float32 of the sum of the magnitudes of an output's products.
+Results do not depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from jaxcnn.lowering.spec import ConvSpec
 NAME = "native"
 
 MAX_RANK = 3
+"""Most spatial axes of a convolution that the kernels compute."""
 
 _ACTIVATIONS = (
     "none",
@@ -40,7 +41,7 @@ _ACTIVATIONS = (
 
 
 def supports(spec: ConvSpec) -> str | None:
-    """Returns None, or why this convolution is not computed by the compiled kernels."""
+    """Returns None, or the reason why this convolution is not computed by the compiled kernels."""
     if not library.is_available():
         return library.status()
     if not spec.lhs_dtype == spec.rhs_dtype == spec.out_dtype == np.float32:
@@ -60,7 +61,7 @@ def terms(spec: ConvSpec) -> costs.Terms:
     role = "kernel " if spec.role == "kernel" else ""
     counts = {f"{role}call": 1.0, f"{role}floats": work.floats}
     if not work.by_channel:
-        # Each tap's products of a vector begin with loads, which few channels do not outweigh.
+        # Each tap begins with loads, which cost as much as the products if the channels are few.
         narrow = "narrow " if work.results < costs.VECTOR else ""
         groups = "grouped " if work.groups > 1 else ""
         # Narrow groups lie side by side in a vector.
@@ -82,7 +83,10 @@ def terms(spec: ConvSpec) -> costs.Terms:
 
 
 def lower(lhs: jax.Array, rhs: jax.Array, spec: ConvSpec, *, tiles: bool = False) -> jax.Array:
-    """Computes the array that `spec.role` names from the two others, by tiles of fewer products if they are allowed."""
+    """Computes the array that `spec.role` names from the two others.
+
+    With `tiles` the kernels may compute tiles of fewer products, whose errors are larger.
+    """
     target, attributes = "jaxcnn_kernel_gradient", options(spec)
     if spec.role != "kernel":
         target, attributes = "jaxcnn_slide", {**attributes, **slide_options(spec, tiles=tiles)}
@@ -90,7 +94,7 @@ def lower(lhs: jax.Array, rhs: jax.Array, spec: ConvSpec, *, tiles: bool = False
 
 
 def supports_fused(spec: ConvSpec, epilogue: Any) -> str | None:
-    """Returns None, or why the kernels do not apply this epilogue to the results of this convolution."""
+    """Returns None, or the reason why the kernels do not apply this epilogue to the results of this convolution."""
     if spec.role == "kernel":
         return "it computes a kernel"
     if epilogue.activation not in _ACTIVATIONS:
@@ -109,7 +113,7 @@ def lower_fused(
     *,
     tiles: bool = False,
 ) -> jax.Array:
-    """Computes activation(result * scale + bias + residual), scale and bias by channel of the result."""
+    """Computes activation(result * scale + bias + residual), with one scale and bias for each channel of the result."""
     operands = (scale, bias, residual)
     attributes = slide_options(
         spec,
@@ -124,7 +128,7 @@ def lower_fused(
 
 
 def options(spec: ConvSpec) -> dict[str, Any]:
-    """Returns the attributes that all targets take."""
+    """Returns the attributes that all FFI targets take."""
     return {
         "strides": np.array(spec.strides, np.int64),
         "pad_low": np.array([low for low, _ in spec.padding], np.int64),
@@ -136,7 +140,10 @@ def options(spec: ConvSpec) -> dict[str, Any]:
 def slide_options(
     spec: ConvSpec, *, operands: int = 0, activation: int = 0, alpha: float = 0.0, tiles: bool = False
 ) -> dict[str, Any]:
-    """Returns the attributes of the roles `"output"` and `"input"`: which it is, an epilogue, and whether by tiles."""
+    """Returns the FFI attributes for the roles `"output"` and `"input"`: the role, the epilogue and the use of tiles.
+
+    Bit i of `operands` stands for the presence of scale, bias and residual, in this order.
+    """
     return {
         "operands": np.int64(operands),
         "activation": np.int64(activation),

@@ -22,11 +22,11 @@ from jaxcnn.lowering.spec import ConvSpec
 NAME = "per_group"
 
 MAX_UNROLLED_GROUPS = 8
-"""Most groups for a program of each group by itself. More go in a loop, which compiles as fast for any number."""
+"""Most groups that are unrolled in the program. More groups go in a loop, which compiles as fast for any number."""
 
 
 def supports(spec: ConvSpec) -> str | None:
-    """Returns None, or why this convolution is not computed group by group."""
+    """Returns None, or the reason why this convolution is not computed group by group."""
     groups = spec.feature_group_count
     if groups == 1:
         return "it has one group"
@@ -38,7 +38,7 @@ def supports(spec: ConvSpec) -> str | None:
 
 
 def terms(spec: ConvSpec) -> costs.Terms:
-    """Returns the counts that its time grows with."""
+    """Returns the counts that the method's time grows with."""
     _, seconds = costs.least((direct, shift, matmul, winograd), _one_group(spec))
     program = costs.NANOSECONDS["native"]["call"]  # the call of a program, which all groups share
     looped = "looped " if spec.feature_group_count > MAX_UNROLLED_GROUPS else ""
@@ -53,7 +53,7 @@ def terms(spec: ConvSpec) -> costs.Terms:
 def _one_group(spec: ConvSpec) -> ConvSpec:
     """Returns the convolution of one group."""
     groups = spec.feature_group_count
-    # Of a kernel only the output features lie group by group.
+    # A kernel's channels are grouped along the output features alone.
     return dataclasses.replace(
         spec,
         input_shape=(*spec.input_shape[:-1], spec.input_shape[-1] // groups),
@@ -72,7 +72,7 @@ def lower(lhs: jax.Array, rhs: jax.Array, spec: ConvSpec) -> jax.Array:
         return jnp.concatenate([method.lower(a, b, one) for a, b in pairs], -1)
 
     def by_group(array: jax.Array) -> jax.Array:
-        """(..., G * C) -> (G, ..., C), in this order: a slice of a wide image touches each of its rows."""
+        """Transposes the groups to the front, (..., G * C) -> (G, ..., C), and so each group to one piece of memory."""
         split = array.reshape(*array.shape[:-1], groups, -1)
         return materialize(jnp.moveaxis(split, -2, 0), spec.xla_only)
 

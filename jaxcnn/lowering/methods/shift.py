@@ -1,7 +1,8 @@
 """The method `shift`: products of shifted slices with one tap each, added up in one vectorized loop.
 
-For windows over few input channels for each output: depthwise convolutions, narrow groups and image filters, any stride
-and dilation. Windows of many taps go by blocks of channels (`shift_lanes`), kernel gradients by tiles (`shift_tiles`).
+The method suits outputs that read few input channels: depthwise convolutions, narrow groups and image filters, with any
+stride and dilation. `shift_lanes` computes windows of many taps by blocks of channels, and `shift_tiles` kernel
+gradients by tiles.
 Every sum is in float32 at least (int32 for integers), in four interleaved chains: the error is `direct`'s, within 4
 epsilons of float32 of the sum of the magnitudes of an output's products.
 """
@@ -32,15 +33,15 @@ from jaxcnn.lowering.spec import ConvSpec
 NAME = "shift"
 
 MAX_PRODUCTS = 2048
-"""Most slices that are multiplied for one output: 31x31 depthwise, or 3x3 over 200 channels."""
+"""Most products of one output, each from a slice of its own: 31x31 depthwise, or 3x3 over 200 channels."""
 MAX_ESTIMATED_PRODUCTS = 128
-"""Most products of an output in one loop for which this method has an estimate: XLA vectorizes no more."""
+"""Most products of an output in one loop for which this method has an estimate: XLA does not vectorize larger loops."""
 MAX_LOOP_PRODUCTS = 10
-"""Most products of an output over several channels that are added in one loop over all channels."""
+"""Most products of an output over several channels that one loop over all channels adds."""
 
 
 def supports(spec: ConvSpec) -> str | None:
-    """Returns None, or why this convolution is not computed as shifted products."""
+    """Returns None, or the reason why this convolution is not computed as shifted products."""
     if jnp.issubdtype(sum_dtype(spec), jnp.complexfloating):
         return "its operands are complex"
     products = math.prod(spec.kernel_shape[:-1])
@@ -50,14 +51,14 @@ def supports(spec: ConvSpec) -> str | None:
 
 
 def terms(spec: ConvSpec) -> costs.Terms:
-    """Returns the counts that its time grows with."""
+    """Returns the counts that the method's time grows with."""
     work = costs.work(spec)
     channels = "channel " if work.summed == 1 else ""
     filled = work.filled(work.slid, shift_lanes.LANES)
     if spec.role == "kernel":
         if not channels and (spec.rank == 1 or min(work.summed, work.results) > costs.VECTOR):
-            return costs.NEVER  # products of matrices are large enough there
-        # A row of taps at a time reads both images.
+            return costs.NEVER  # `matmul` is faster there: its matrices are large enough
+        # Each row of taps reads both images once.
         narrow = not channels and 2 * work.results <= shift_lanes.LANES
         form = f"{channels}line " if spec.rank == 1 else "narrow " if narrow else channels
         rows = work.taps // spec.window[-1]
@@ -69,7 +70,7 @@ def terms(spec: ConvSpec) -> costs.Terms:
         }
     strides = spec.strides if spec.role == "input" else (1,) * spec.rank
     phases = math.prod(strides)
-    # In the role "input" a smaller window for each residue of the pixels by the strides.
+    # The role "input" has a smaller window for each residue of the pixels by the strides.
     phase_taps = math.prod(-(-taps // stride) for taps, stride in zip(spec.window, strides, strict=True))
     if (work.summed > 1 or spec.xla_only) and phase_taps * work.summed > MAX_ESTIMATED_PRODUCTS:
         return costs.NEVER
@@ -101,12 +102,12 @@ def _in_blocks(taps: int, summed: int, results: int, xla_only: bool) -> bool:
 
 
 def _forward(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
-    """(N, *spatial, G * I), (*taps, I, G * O) -> (N, *outputs, G * O)."""
+    """Computes the forward convolution: (N, *spatial, G * I), (*taps, I, G * O) -> (N, *outputs, G * O)."""
     *sizes, kernel_in, features = kernel.shape
     out = features // window.groups
     if _in_blocks(math.prod(sizes), kernel_in, out, window.xla_only):
         return shift_lanes.blocked(x, kernel, window)
-    # XLA materializes the padded image only behind a barrier: fused, each tap would test the image's borders.
+    # The barrier makes XLA store the padded image. Fused, the pad would test the borders at each tap.
     x = lax.optimization_barrier(pad_spatial(x, window.padding))
     ones = (1,) * (len(sizes) + 1)
     if kernel_in == 1 and out == 1:
@@ -124,5 +125,5 @@ def _forward(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
 
 
 def _kernel(x: jax.Array, y: jax.Array, spec: ConvSpec) -> jax.Array:
-    """(N, *spatial, G * I), (N, *outputs, G * O) -> (*taps, I, G * O)."""
+    """Computes the kernel gradient: (N, *spatial, G * I), (N, *outputs, G * O) -> (*taps, I, G * O)."""
     return shift_tiles.kernel_gradient(x, y, forward_window(spec), spec.kernel_shape)

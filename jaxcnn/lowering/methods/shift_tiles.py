@@ -1,9 +1,9 @@
 """The kernel gradient of narrow groups: rows cut into tiles, whose pixels are multiplied and added in one loop.
 
-XLA adds a product over pixels in a scalar loop, and a product of matrices for each tap and group is too small to be
-fast. Here a tile of x and the tile of y that it meets lie next to each other, (N, rows, tiles, G, pixels, channels); a
-loop over (row of the window, its taps, channels) adds the products of a tile's pixels, vectorized over output channels,
-and one product with ones adds up the tiles.
+XLA sums products over pixels in a scalar loop, and a product of matrices for each tap and group is too small to be
+fast. Here rows of x and y are cut into matching tiles, (N, rows, tiles, G, pixels, channels). A loop over (row of the
+window, its taps, channels) adds the products of a tile's pixels, vectorized over output channels, and a product with a
+row of ones adds up the tiles.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from jaxcnn.lowering.common.forms import Window, balanced_sum, materialize
 from jaxcnn.lowering.methods.shift_lanes import LANES
 
 MAX_GROUP_PIXELS, MAX_CHANNEL_PIXELS = 28, 14
-"""Most pixels of a tile, whose products are one loop's, in groups of several channels and by channel."""
+"""Most pixels of a tile, whose products one loop adds: in groups of several channels, and in groups of one channel."""
 
 MAX_TEMPORARY_BYTES = 20 << 20
-"""Most bytes of copies and partial sums at once. Where there are more, the images or the channels go in turn."""
+"""Most bytes of copies and partial sums at once. Beyond this size the images, or parts of the channels, go in turn."""
 
 
 def kernel_gradient(x: jax.Array, y: jax.Array, window: Window, kernel_shape: tuple[int, ...]) -> jax.Array:
-    """(N, *spatial, G * I), (N, *outputs, G * O) -> (*taps, I, G * O)."""
+    """Computes the kernel gradient: (N, *spatial, G * I), (N, *outputs, G * O) -> (*taps, I, G * O)."""
     features = kernel_shape[-1]
     sums = (
         y.nbytes * math.prod(kernel_shape[:-1]) // (MAX_CHANNEL_PIXELS if kernel_shape[-2] == 1 else MAX_GROUP_PIXELS)
@@ -43,49 +43,53 @@ def kernel_gradient(x: jax.Array, y: jax.Array, window: Window, kernel_shape: tu
 
         return lax.scan(of_image, jnp.zeros(kernel_shape, x.dtype), (x, y))[0]
     if parts > 1 and window.groups == features:
-        most = max(features // (4 * parts), 1)  # a fraction, which the caches hold
-        some = max(n for n in range(1, most + 1) if features % n == 0)
+        limit = max(features // (4 * parts), 1)  # small enough for the caches
+        part_channels = max(n for n in range(1, limit + 1) if features % n == 0)
 
         def of_channels(start: jax.Array) -> jax.Array:
-            x_some, y_some = (lax.dynamic_slice_in_dim(array, start, some, axis=-1) for array in (x, y))
-            return _at_once(x_some, y_some, dataclasses.replace(window, groups=some), (*kernel_shape[:-1], some))
+            x_part, y_part = (lax.dynamic_slice_in_dim(array, start, part_channels, axis=-1) for array in (x, y))
+            part_window = dataclasses.replace(window, groups=part_channels)
+            return _at_once(x_part, y_part, part_window, (*kernel_shape[:-1], part_channels))
 
-        results = lax.map(of_channels, jnp.arange(0, features, some))  # (parts, *taps, 1, channels of a part)
+        results = lax.map(of_channels, jnp.arange(0, features, part_channels))  # (parts, *taps, 1, channels of a part)
         return jnp.moveaxis(results, 0, -2).reshape(kernel_shape)
     return _at_once(x, y, window, kernel_shape)
 
 
 def _at_once(x: jax.Array, y: jax.Array, window: Window, kernel_shape: tuple[int, ...]) -> jax.Array:
+    """Computes the kernel gradient without a loop over images or channels."""
     *sizes, kernel_in, features = kernel_shape
     groups, out = window.groups, features // window.groups
     if kernel_in == 1:
-        # One input channel for each output: blocks of channels are the groups, and the lanes meet each their own.
+        # Each output has one input channel, so blocks of channels take the place of groups, with equal lanes matched.
         x = jnp.repeat(x, out, axis=-1) if out > 1 else x
         blocks = -(-features // LANES)
         channels = ((0, 0),) * (x.ndim - 1) + ((0, blocks * LANES - features),)
-        total = _added(jnp.pad(x, channels), jnp.pad(y, channels), window, sizes, blocks, matched=True)
+        total = _tile_gradient(jnp.pad(x, channels), jnp.pad(y, channels), window, sizes, blocks, matched=True)
         return total.reshape(*sizes, 1, blocks * LANES)[..., :features]
-    total = _added(x, y, window, sizes, groups, matched=False)  # (*taps, G, I, O)
+    total = _tile_gradient(x, y, window, sizes, groups, matched=False)  # (*taps, G, I, O)
     return jnp.swapaxes(total.reshape(*sizes, groups, kernel_in, out), -3, -2).reshape(kernel_shape)
 
 
-def _added(x: jax.Array, y: jax.Array, window: Window, sizes: list[int], blocks: int, *, matched: bool) -> jax.Array:
+def _tile_gradient(
+    x: jax.Array, y: jax.Array, window: Window, sizes: list[int], blocks: int, *, matched: bool
+) -> jax.Array:
     """Returns the gradient as (*taps, blocks, ...), where x and y have `blocks` blocks of channels.
 
-    With `matched` each channel of x meets the same channel of y, and no other of its block.
+    With `matched` each channel of x is multiplied by the same channel of y alone, else by all channels of the block.
     """
     rank = len(sizes)
     *rows, width = window.outputs
     stride, dilation = window.strides[-1], window.dilation[-1]
     extent = dilated_size(sizes[-1], dilation)
-    most = MAX_CHANNEL_PIXELS if matched else MAX_GROUP_PIXELS
-    tiles = -(-width // most)
+    max_pixels = MAX_CHANNEL_PIXELS if matched else MAX_GROUP_PIXELS
+    tiles = -(-width // max_pixels)
     length = -(-width // tiles)
-    high = max(1, min(most // length, rows[-1])) if rows else 1  # rows in a tile
+    high = max(1, min(max_pixels // length, rows[-1])) if rows else 1  # rows in a tile
     step = stride * length
-    span = max(step, stride * (length - 1) + extent)  # pixels of x that a tile sees
+    span = max(step, stride * (length - 1) + extent)  # pixels of x that a tile reads
 
-    # Rows that fill the last tile have a cotangent of 0.
+    # The rows that fill up the last tile have a cotangent of 0.
     padding = list(window.padding)
     fill = [(0, 0)] * rank
     fill[-1] = (0, tiles * length - width)
@@ -104,19 +108,19 @@ def _added(x: jax.Array, y: jax.Array, window: Window, sizes: list[int], blocks:
     cotangent = cotangent.reshape(*cotangent.shape[:rank], tiles, length, blocks, -1)
     cotangent = jnp.swapaxes(cotangent, -3, -2)  # (N, *rows, tiles, blocks, length, channels)
     if any(map(any, fill)):
-        cotangent = materialize(cotangent, window.xla_only)  # or every product tests the borders
+        cotangent = materialize(cotangent, window.xla_only)  # without a copy every product would test the borders
 
     counts = [*rows[:-1], -(-rows[-1] // high)] if rows else []
     results = []
     for tap in np.ndindex(*sizes[:-1]):
         terms = []
         for offset in range(high):
-            seen = _rows(pixels, tap, window, counts, high, offset)
-            met = _rows(cotangent, (0,) * len(tap), None, counts, high, offset)
+            x_rows = _rows(pixels, tap, window, counts, high, offset)
+            y_rows = _rows(cotangent, (0,) * len(tap), None, counts, high, offset)
             for pixel in range(length):
                 start = stride * pixel
-                a = lax.slice_in_dim(seen, start, start + extent, dilation, axis=-2)
-                b = lax.slice_in_dim(met, pixel, pixel + 1, axis=-2)
+                a = lax.slice_in_dim(x_rows, start, start + extent, dilation, axis=-2)
+                b = lax.slice_in_dim(y_rows, pixel, pixel + 1, axis=-2)
                 terms.append(a * b if matched else a[..., :, None] * b[..., None, :])
         part = materialize(balanced_sum(terms), window.xla_only)  # (N, *counts, tiles, blocks, taps of a row, ...)
         flat = part.reshape(math.prod(part.shape[: rank + 1]), -1)
@@ -129,7 +133,7 @@ def _added(x: jax.Array, y: jax.Array, window: Window, sizes: list[int], blocks:
 def _rows(
     tiled: jax.Array, tap: tuple[int, ...], window: Window | None, counts: list[int], high: int, offset: int
 ) -> jax.Array:
-    """Returns the rows under one row of taps, of every tile's row `offset`; those of y itself without a window."""
+    """Returns row `offset` of every tile: of x under one row of taps, or of y if `window` is None."""
     for axis, count in enumerate(counts):
         last = axis == len(counts) - 1
         stride = window.strides[axis] if window else 1

@@ -1,8 +1,8 @@
 """The method `winograd`: dense convolutions by fewer products, over tiles (Lavin & Gray 2016, Toom-Cook).
 
-A tile of m outputs along an axis of r taps costs m + r - 1 products instead of m r: F(4,3) on both axes 36 for each 16
-outputs instead of 144. The points are transformed by sums along one axis after the other; the products are one batched
-product of matrices. The error grows with the tile, since outputs are differences of larger values: up to 16
+A tile of m outputs along an axis of r taps costs m + r - 1 products instead of m r. With F(4,3) on both axes, 16
+outputs cost 36 products instead of 144. The transforms are sums along one axis after the other; the products are one
+batched product of matrices. The error grows with the tile, since outputs are differences of larger values: up to 16
 epsilons of float32 times the largest sum of an output's magnitudes (`direct`'s: 4 of its own sum). So `precision`
 HIGHEST refuses this method, and 16-bit operands get F(2, r) alone. A NaN or an infinity spreads over its tile, as NaN.
 
@@ -40,22 +40,24 @@ from jaxcnn.lowering.spec import ConvSpec
 NAME = "winograd"
 
 TILE_OUTPUTS = {3: 4, 5: 4, 7: 2}
-"""Outputs of a tile by the taps of an axis: at most 8 points, since the error grows with them."""
+"""Outputs of a tile by the taps of an axis. A tile has at most 8 points, since the error grows with their number."""
 
 MAX_CACHED_KERNEL_BYTES = 8 << 20
-"""Largest transformed kernel that stays in the processor's caches."""
+"""Bytes of the largest transformed kernel that stays in the processor's caches."""
 
 _POINTS = {
     4: (Fraction(0), Fraction(1), Fraction(-1)),
     6: (Fraction(0), *(Fraction(sign * n, 4) for n in (3, 6) for sign in (1, -1))),
     8: (Fraction(0), *(Fraction(sign * n, 2) for n in (2, 4, 1) for sign in (1, -1))),
 }
-"""Where a tile's polynomials are evaluated, beside infinity. With 3/4 and 3/2 instead of the usual 1 and 2 the error of
-F(4,3) is half as large."""
+"""Points at which a tile's polynomials are evaluated, beside infinity, by the number of points with infinity.
+
+With 3/4 and 3/2 instead of the usual 1 and 2 the error of F(4,3) is smaller.
+"""
 
 
 def supports(spec: ConvSpec) -> str | None:
-    """Returns None, or why this convolution is not computed by tiles of fewer products."""
+    """Returns None, or the reason why this convolution is not computed by tiles of fewer products."""
     if spec.role == "kernel":
         return "it is a kernel gradient"
     if not jnp.issubdtype(sum_dtype(spec), jnp.floating):
@@ -74,7 +76,7 @@ def supports(spec: ConvSpec) -> str | None:
 
 
 def terms(spec: ConvSpec) -> costs.Terms:
-    """Returns the counts that its time grows with."""
+    """Returns the counts that the method's time grows with."""
     if spec.xla_only:
         return costs.NEVER  # without layout constraints XLA computes the transforms again for every product
     work = costs.work(spec)
@@ -120,13 +122,13 @@ def is_native(spec: ConvSpec) -> bool:
 
 
 def _channels_of_group(spec: ConvSpec) -> tuple[int, int]:
-    """Returns how many channels a group sums up, and how many of the result it has."""
+    """Returns the number of channels that a group sums over, and the number of its result channels."""
     kernel_in, kernel_out = spec.kernel_shape[-2], spec.kernel_shape[-1] // spec.feature_group_count
     return (kernel_out, kernel_in) if spec.role == "input" else (kernel_in, kernel_out)
 
 
 def supports_fused(spec: ConvSpec, epilogue: Any) -> str | None:
-    """Returns None, or why an epilogue is not applied to the tiles of this convolution."""
+    """Returns None, or the reason why an epilogue is not applied to the tiles of this convolution."""
     if not is_native(spec):
         return "its tiles are computed by XLA's operations"
     return native.supports_fused(spec, epilogue)
@@ -137,7 +139,9 @@ lower_fused = partial(native.lower_fused, tiles=True)
 
 @functools.cache
 def transforms(outputs: int, taps: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns the matrices of F(outputs, taps): y = at @ ((g @ kernel) * (bt @ x)).
+    """Returns the matrices of F(outputs, taps), with which y = at @ ((g @ kernel) * (bt @ x)).
+
+    The letters are those of the paper: `at` and `bt` are the transposes of its A and B.
 
     Returns:
       at (outputs, n), g (n, taps) and bt (n, n), n = outputs + taps - 1, of float64.
@@ -168,8 +172,8 @@ def _polynomial(roots: Sequence[Fraction]) -> list[float]:
     return [float(c) for c in coefficients]
 
 
-def _combined(slices: Sequence[jax.Array], matrix: np.ndarray, axis: int) -> jax.Array:
-    """Returns sums of the slices by each row of a matrix, along a new axis, in one loop."""
+def _multiply_slices(slices: Sequence[jax.Array], matrix: np.ndarray, axis: int) -> jax.Array:
+    """Returns the products of a matrix with the slices, one sum for each of its rows along a new axis, in one loop."""
     shape = [1] * (slices[0].ndim + 1)
     shape[axis] = len(matrix)
     terms = [
@@ -179,8 +183,8 @@ def _combined(slices: Sequence[jax.Array], matrix: np.ndarray, axis: int) -> jax
     return functools.reduce(lax.add, terms)
 
 
-def _transformed_kernel(kernel: jax.Array, tile: Sequence[int]) -> jax.Array:
-    """(*taps, I, O) -> (points, I, O), the last axis' points first."""
+def _transform_kernel(kernel: jax.Array, tile: Sequence[int]) -> jax.Array:
+    """Evaluates the kernel at the points: (*taps, I, O) -> (points, I, O), the last axis' points first."""
     *sizes, kernel_in, features = kernel.shape
     matrices = [transforms(m, taps)[1] if taps > 1 else np.ones((1, 1)) for m, taps in zip(tile, sizes, strict=True)]
     matrix = functools.reduce(np.kron, matrices)  # (points, taps), the first axis' points first
@@ -192,16 +196,16 @@ def _transformed_kernel(kernel: jax.Array, tile: Sequence[int]) -> jax.Array:
 
 
 def _forward(x: jax.Array, kernel: jax.Array, window: Window, *, precision: Any, narrow: bool) -> jax.Array:
-    """(N, *spatial, I), (*taps, I, O) -> (N, *outputs, O)."""
+    """Computes the forward convolution: (N, *spatial, I), (*taps, I, O) -> (N, *outputs, O)."""
     sizes = kernel.shape[:-2]
     tile = [1 if taps == 1 else 2 if narrow else TILE_OUTPUTS[taps] for taps in sizes]
-    return _outputs(
-        _transformed(x, sizes, tile, window), _transformed_kernel(kernel, tile), sizes, tile, window, precision
+    return _multiply_and_interpolate(
+        _transform_images(x, sizes, tile, window), _transform_kernel(kernel, tile), sizes, tile, window, precision
     )
 
 
-def _transformed(x: jax.Array, sizes: Sequence[int], tile: Sequence[int], window: Window) -> jax.Array:
-    """(N, *spatial, I) -> (points..., N, *tiles, I), of whole tiles; points come to the front, the last axis' first."""
+def _transform_images(x: jax.Array, sizes: Sequence[int], tile: Sequence[int], window: Window) -> jax.Array:
+    """Evaluates images at the points: (N, *spatial, I) -> (points..., N, *tiles, I), the last axis' points first."""
     axes = [axis for axis, taps in enumerate(sizes) if taps > 1]
     counts = [-(-outputs // m) for outputs, m in zip(window.outputs, tile, strict=True)]
     padding = list(window.padding)
@@ -209,16 +213,16 @@ def _transformed(x: jax.Array, sizes: Sequence[int], tile: Sequence[int], window
         low, _ = padding[axis]
         padding[axis] = (low, counts[axis] * tile[axis] + sizes[axis] - 1 - low - x.shape[axis + 1])
     values = pad_spatial(x, padding)
-    for done, axis in enumerate(axes):
+    for point_axes, axis in enumerate(axes):
         _, _, bt = transforms(tile[axis], sizes[axis])
-        at = done + 1 + axis
+        position = point_axes + 1 + axis
         length = (counts[axis] - 1) * tile[axis] + 1
-        seen = [lax.slice_in_dim(values, i, i + length, tile[axis], axis=at) for i in range(len(bt))]
-        values = materialize(_combined(seen, bt, 0), window.xla_only)
+        tile_slices = [lax.slice_in_dim(values, i, i + length, tile[axis], axis=position) for i in range(len(bt))]
+        values = materialize(_multiply_slices(tile_slices, bt, 0), window.xla_only)
     return values
 
 
-def _outputs(
+def _multiply_and_interpolate(
     values: jax.Array,
     kernel: jax.Array,
     sizes: Sequence[int],
@@ -226,7 +230,7 @@ def _outputs(
     window: Window,
     precision: Any,
 ) -> jax.Array:
-    """(points..., N, *tiles, I), (points, I, O) -> (N, *outputs, O)."""
+    """Multiplies at the points and interpolates: (points..., N, *tiles, I), (points, I, O) -> (N, *outputs, O)."""
     axes = [axis for axis, taps in enumerate(sizes) if taps > 1]
     kernel_in, features = kernel.shape[1:]
     products = lax.dot_general(
@@ -239,10 +243,10 @@ def _outputs(
     result = products.reshape(*values.shape[:-1], features)
     for axis in reversed(axes):
         matrix, _, _ = transforms(tile[axis], sizes[axis])
-        at = axes.index(axis) + 1 + axis  # of the tiles, once the points of this axis are gone
+        position = axes.index(axis) + 1 + axis  # of the tiles, in an array without this axis' points
         parts = [lax.index_in_dim(result, i, axis=0, keepdims=False) for i in range(matrix.shape[1])]
-        combined = materialize(_combined(parts, matrix, at + 1), window.xla_only)
+        combined = materialize(_multiply_slices(parts, matrix, position + 1), window.xla_only)
         shape = list(parts[0].shape)
-        shape[at] *= tile[axis]
+        shape[position] *= tile[axis]
         result = combined.reshape(shape)
     return lax.slice(result, (0,) * result.ndim, (result.shape[0], *window.outputs, features))

@@ -1,4 +1,4 @@
-"""Pools by XLA's own window reduction, which supports everything and defines the answer."""
+"""Pools by XLA's own window reduction, which supports every pool and defines the correct result."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ def pool_identity(mode: str, dtype: np.dtype) -> np.ndarray:
 
 
 def _window_options(spec: PoolSpec) -> dict[str, Any]:
+    """Returns the arguments of `lax.reduce_window` for images (N, *spatial, C)."""
     return {
         "window_dimensions": (1, *spec.window_shape, 1),
         "window_strides": (1, *spec.strides, 1),
@@ -35,6 +36,7 @@ def _window_options(spec: PoolSpec) -> dict[str, Any]:
 
 
 def _is_empty(spec: PoolSpec) -> bool:
+    """Returns whether x has no elements."""
     return any(isinstance(n, int) and n == 0 for n in spec.input_shape)
 
 
@@ -47,7 +49,10 @@ def extremum(x: jax.Array, spec: PoolSpec, mode: str) -> jax.Array:
 
 
 def winner(x: jax.Array, spec: PoolSpec, mode: str) -> jax.Array:
-    """Returns the flat index in the unpadded plane of each window's first extremum, int32; -1 without a pixel."""
+    """Returns the int32 index of each window's first extremum in the flattened, unpadded plane.
+
+    The index is -1 for a window on padding alone.
+    """
     if _is_empty(spec):
         return jnp.full(spec.output_shape, -1, jnp.int32)
     shape = x.shape
@@ -56,38 +61,39 @@ def winner(x: jax.Array, spec: PoolSpec, mode: str) -> jax.Array:
     for axis in range(1, len(shape) - 1):
         flat = flat * shape[axis] + lax.broadcasted_iota(jnp.int32, plane, axis)
     flat = jnp.broadcast_to(flat, shape)
-    nobody = np.array(np.iinfo(np.int32).max, np.int32)
+    no_index = np.array(np.iinfo(np.int32).max, np.int32)
     better = lax.gt if mode == "max" else lax.lt
 
-    def first(a: Any, b: Any) -> Any:
+    def first_extremum(a: Any, b: Any) -> Any:
         (a_value, a_index), (b_value, b_index) = a, b
         a_nan, b_nan = a_value != a_value, b_value != b_value
         tie = (a_value == b_value) | (a_nan & b_nan)
         a_wins = (better(a_value, b_value) & ~b_nan) | (a_nan & ~b_nan) | (tie & (a_index < b_index))
-        # A pixel that equals the identity still beats the padding, whose index is larger than any.
+        # A pixel that equals the identity still beats the padding, whose index is larger than that of any pixel.
         return jnp.where(a_wins, a_value, b_value), jnp.where(a_wins, a_index, b_index)
 
     identity = pool_identity(mode, spec.dtype)
-    _, index = lax.reduce_window((x, flat), (identity, nobody), first, **_window_options(spec))
-    return jnp.where(index == nobody, -1, index)
+    _, index = lax.reduce_window((x, flat), (identity, no_index), first_extremum, **_window_options(spec))
+    return jnp.where(index == no_index, -1, index)
 
 
-def _flattened(x: jax.Array) -> jax.Array:
+def _flatten_plane(x: jax.Array) -> jax.Array:
+    """Returns x with all spatial axes as one: (N, pixels, C)."""
     return x.reshape(x.shape[0], math.prod(x.shape[1:-1]), x.shape[-1])
 
 
 def select(x: jax.Array, index: jax.Array, spec: PoolSpec) -> jax.Array:
-    """Returns x at the flat index of each output, 0 where it is -1; linear in x."""
+    """Returns the value of x at the flat index of each output, 0 for the index -1; linear in x."""
     del spec
-    flat, at = _flattened(x), _flattened(index)  # (N, P, C), (N, Q, C)
+    flat, places = _flatten_plane(x), _flatten_plane(index)  # (N, pixels, C), (N, outputs, C)
     if any(isinstance(n, int) and n == 0 for n in flat.shape):
         return jnp.zeros(index.shape, x.dtype)
-    taken = jnp.take_along_axis(flat, jnp.maximum(at, 0), axis=1)
-    return jnp.where(at < 0, jnp.zeros((), x.dtype), taken).reshape(index.shape)
+    values = jnp.take_along_axis(flat, jnp.maximum(places, 0), axis=1)
+    return jnp.where(places < 0, jnp.zeros((), x.dtype), values).reshape(index.shape)
 
 
 def scatter(y: jax.Array, index: jax.Array, spec: PoolSpec) -> jax.Array:
-    """Adds each y to the pixel that its index names: the transpose of `select`."""
+    """Adds each value of y to the pixel that its index names: the transpose of `select`."""
     struct = example(spec.input_shape, y.dtype, spec.sharding, y, index)
     (x,) = jax.linear_transpose(lambda x: select(x, index, spec), struct)(y)
     return x
@@ -101,7 +107,7 @@ def window_sum(x: jax.Array, spec: PoolSpec) -> jax.Array:
 
 
 def window_spread(y: jax.Array, spec: PoolSpec) -> jax.Array:
-    """Adds each y to the pixels of its window: the transpose of `window_sum`."""
+    """Adds each value of y to the pixels of its window: the transpose of `window_sum`."""
     if _is_empty(spec):
         return jnp.zeros(spec.input_shape, spec.dtype)
     struct = example(spec.input_shape, spec.dtype, spec.sharding, y)

@@ -1,5 +1,5 @@
-// Convolutions whose groups have many channels, as products of matrices: rows are pixels, the summed axis is (tap,
-// channel), columns are output channels.
+// Convolutions whose groups have many channels, as products of matrices. Rows are pixels, the summed axis is (tap,
+// channel), columns are result channels.
 #pragma once
 
 #include "slide.h"
@@ -7,12 +7,12 @@
 namespace jaxcnn {
 namespace JAXCNN_ISA {
 
-constexpr int64_t kDepth = 320;                 // most (tap, channel) pairs whose products are summed up in registers
-constexpr int64_t kBlockPixels = 16 * kRows;    // least pixels that are worth a copy of the kernel
-constexpr int64_t kMostBlockPixels = 1024;
-constexpr int64_t kFrameFloats = 48 << 10;      // floats of the source that a block should read at most
+constexpr int64_t kDepth = 320;                 // most (tap, channel) pairs whose products a register sums up
+constexpr int64_t kBlockPixels = 16 * kRows;    // fewest pixels that are worth a copy of the kernel
+constexpr int64_t kMostBlockPixels = 1024;      // most pixels of a block
+constexpr int64_t kFrameFloats = 48 << 10;      // most floats of the source that a block should read
 
-// A run of memory that every pixel's window reads, in floats from where the pixel's window begins.
+// A run of memory that the window of every pixel reads, in floats from the beginning of the window.
 struct Segment {
   int64_t offset;
   int64_t count;
@@ -34,8 +34,8 @@ JAXCNN_INLINE void reset(Vec (&sums)[kR][kV]) {
     for (int v = 0; v < kV; ++v) sums[r][v] = Vec{};
 }
 
-// Writes (`first`) or adds a register tile to the rows of the result; `columns` are stored of each. `steps` are those of
-// an epilogue, of the tile's first column, or null.
+// Writes a register tile to the rows of the result if `first`, else adds the tile. Each row has `columns` columns.
+// `steps` are the steps of an epilogue from the tile's first column on, or null.
 template <int kR, int kV>
 JAXCNN_INLINE void put(float* const* rows, Vec (&sums)[kR][kV], int64_t columns, bool first,
                        const RegisterSteps* steps = nullptr) {
@@ -86,7 +86,7 @@ struct PixelTile {
       const int64_t end = k + s->count * 4;
       for (; k != end; k += 4, b += kV * kLanes) {
 #if defined(__x86_64__)
-        // One index for all rows: the compiler would advance a pointer for each of them.
+        // All rows share one index. Without this line the compiler advances a pointer for each row.
         __asm__("" : "+r"(k));
 #endif
         Vec column[kV];
@@ -104,8 +104,8 @@ struct PixelTile {
   }
 };
 
-// The register tile of a kernel's gradient, which sums up pixels. Rows are floats of the windows, from `offset` on, and
-// columns are channels of the results; `kTurned`, it is the other way round.
+// The register tile of a kernel's gradient, which sums over pixels. Rows are floats of the windows, from `offset` on,
+// and columns are channels of the results. With `kTurned` rows and columns change places.
 template <bool kTurned>
 struct GradientTile {
   template <int kR, int kV>
@@ -141,7 +141,7 @@ JAXCNN_INLINE void run_tile(int64_t rows, int64_t vectors, const Arguments&... a
   Tile::template run<kR, 2>(arguments...);
 }
 
-// Ranges of a slide's results that are computed together: parts of one row each, or of all results in order.
+// Ranges of a slide's results, each computed by one task: parts of a row, or parts of all results in order.
 struct PixelBlocks {
   int64_t row, pixels, parts, count;
 
@@ -158,11 +158,12 @@ struct PixelBlocks {
   }
 };
 
-// How the windows of a block's pixels read the source: where it lies, if no window reaches beyond it, and otherwise in a
-// copy of the rows that they reach, with zeros for padding. A tap is equally far from the beginning of every window.
+// The memory that the windows of a block's pixels read: the source itself if no window reaches beyond its edges, else a
+// copy of the rows that the windows reach, with zeros for padding. A tap has the same distance from the
+// beginning of the window in all windows.
 class Frame {
  public:
-  // `copied` asks for a copy in any case, of which a vector may be read beyond any window.
+  // `copied` forces a copy, which is long enough to read a whole vector at the end of any window.
   Frame(const Slide& slide, const PixelBlocks& blocks, bool copied = false)
       : slide_(slide), whole_rows_(!blocks.parts) {
     const int64_t width = slide.axis[2].results;
@@ -189,7 +190,7 @@ class Frame {
       pitch_[0] = slide.axis[1].source_size * pitch_[1];
       floats_ = 0;
     } else {
-      // Rows of one plane follow each other, each with a line for every tap of the depth.
+      // The rows of one plane follow each other. Each row has a line for every tap of the depth.
       pitch_[2] = slide.source_channels;
       pitch_[0] = size(2, results[2]) * pitch_[2];
       pitch_[1] = size(0, 1) * pitch_[0];
@@ -206,14 +207,14 @@ class Frame {
   int64_t run() const { return slide_.source_channels * (merged_ ? slide_.axis[2].taps : 1); }
   int64_t runs() const { return merged_ ? slide_.axis[0].taps * slide_.axis[1].taps : slide_.taps(); }
 
-  // Where a run begins.
+  // Returns the floats from the beginning of a window to one of its runs.
   int64_t offset(int64_t run) const {
     const int64_t columns = merged_ ? 1 : slide_.axis[2].taps, rows = slide_.axis[1].taps;
     const int64_t w = run % columns, h = run / columns % rows, d = run / columns / rows;
     return d * step_[0] * pitch_[0] + h * step_[1] * pitch_[1] + w * step_[2] * pitch_[2];
   }
 
-  // The segments of the pairs [begin, end) of the summed axis; returns how many.
+  // Writes the segments of the pairs [begin, end) of the summed axis, and returns their number.
   int64_t segments(int64_t begin, int64_t end, Segment* to) const {
     int64_t count = 0;
     for (const int64_t size = run(); begin < end; ++count) {
@@ -224,7 +225,7 @@ class Frame {
     return count;
   }
 
-  // Finds the pairs of the summed axis outside of which the windows of results [first, end) meet padding alone.
+  // Finds the range of pairs of the summed axis outside of which the windows of results [first, end) read padding.
   void pairs_inside(int64_t first, int64_t end, int64_t* begin, int64_t* stop) const {
     const SlideAxis* const ha = slide_.axis + 1;
     const int64_t row_pairs = slide_.axis[2].taps * slide_.source_channels, pairs = ha->taps * row_pairs;
@@ -241,7 +242,8 @@ class Frame {
     }
   }
 
-  // Finds where the windows of results [first, end) begin; `source` is the group's first channel in the first image.
+  // Writes the beginnings of the windows of results [first, end) to `pixels`. A frame that is a copy first copies the
+  // rows that the windows reach to `memory`. `source` is the group's first channel in the first image.
   void read(const float* source, int64_t first, int64_t end, float* memory, const float** pixels) const {
     const SlideAxis *da = slide_.axis, *ha = slide_.axis + 1, *wa = slide_.axis + 2;
     if (slide_.taps() == 0) {
@@ -274,12 +276,12 @@ class Frame {
 
  private:
   static int64_t reach(const SlideAxis& axis) { return (axis.taps - 1) * axis.source_step + 1; }
-  // Pixels of the copy on an axis of so many results.
+  // Returns the pixels of the copy on an axis that has `results` results.
   int64_t size(int a, int64_t results) const {
     const SlideAxis& axis = slide_.axis[a];
     return apart_[a] ? results * axis.taps : reach(axis) + (results - 1) * axis.source_stride;
   }
-  // The source's pixel that is number i of the copy, which begins at result `first`.
+  // Returns the source's pixel that is pixel i of the copy, where the copy begins at result `first`.
   int64_t source_of(int a, int64_t first, int64_t i) const {
     const SlideAxis& axis = slide_.axis[a];
     const int64_t from = first * axis.source_stride + axis.source_first;
@@ -327,7 +329,8 @@ class Frame {
   int64_t stride_[3], step_[3], pitch_[3], floats_;
 };
 
-// The kernel's rows [begin, end) of the summed axis and `columns` result channels from `column` on, kV vectors wide.
+// Copies the kernel's rows [begin, end) of the summed axis and `columns` result channels from `column` on, in rows
+// of kV vectors.
 template <int kV>
 void pack_columns(const Slide& slide, const float* kernel, int64_t group, int64_t begin, int64_t end, int64_t column,
                   int64_t columns, float* to) {
@@ -368,7 +371,7 @@ void pack_columns(const Slide& slide, const float* kernel, int64_t group, int64_
   }
 }
 
-// Where the results [first, end) of a slide lie.
+// Writes the addresses of the results [first, end) of a slide.
 inline void find_results(const Slide& slide, int64_t first, int64_t end, float* result, float** places) {
   const SlideAxis *da = slide.axis, *ha = slide.axis + 1, *wa = slide.axis + 2;
   while (first < end) {
@@ -384,7 +387,7 @@ inline void find_results(const Slide& slide, int64_t first, int64_t end, float* 
   }
 }
 
-// Whether all of these floats, a multiple of kLanes, are finite.
+// Returns whether all `count` floats, a multiple of kLanes, are finite.
 inline bool is_finite(const float* from, int64_t count) {
   Vec sum = {};
   for (int64_t i = 0; i < count; i += kLanes) sum += load(from + i) * 0.0f;
@@ -393,11 +396,12 @@ inline bool is_finite(const float* from, int64_t count) {
   return true;
 }
 
+// Computes a slide by products of matrices.
 inline void slide_dense(const Slide& slide, const float* source, const float* kernel, float* result,
                         const Epilogue& epilogue, TaskRunner& runner) {
   const int64_t all = slide.batch * slide.results(), columns = slide.result_channels;
   const int64_t depth = slide.taps() * slide.source_channels, panels = ceil_div(columns, kColumns);
-  // Blocks of pixels and ranges of columns: enough tasks to share out evenly, and blocks that are worth their copies.
+  // Tasks are blocks of pixels and ranges of columns: enough tasks for an even share, and blocks that are worth a copy.
   const int64_t read =
       slide.source_channels * slide.axis[0].taps * slide.axis[1].source_stride * slide.axis[2].source_stride;
   const int64_t wanted_tasks = runner.threads() > 1 ? 4 * runner.threads() : 1;
@@ -408,7 +412,7 @@ inline void slide_dense(const Slide& slide, const float* source, const float* ke
   if (tasks() < wanted_tasks) {
     wanted = most(least(wanted, 4 * kRows), ceil_div(all, ceil_div(wanted_tasks, ranges * slide.groups)));
   }
-  // As many blocks for each thread.
+  // Every thread gets the same number of blocks.
   if (ranges * slide.groups == 1) {
     wanted = ceil_div(all, ceil_div(ceil_div(all, wanted), runner.threads()) * runner.threads());
   }
@@ -431,9 +435,9 @@ inline void slide_dense(const Slide& slide, const float* source, const float* ke
     frame.read(source + group * slide.source_channels, first, end, Scratch::floats(5, frame.floats()), pixels);
     find_results(slide, first, end, result + group * columns, places);
 
-    // Tiles of even sizes: 13 pixels are 7 and 6, not 12 and 1.
+    // Tiles have even sizes: 13 pixels are 7 and 6, not 12 and 1.
     const auto first_of = [&](int64_t tile) { return (end - first) * tile / tiles; };
-    // The pairs of the summed axis that each tile needs: the others' products are zeros, if the kernel is finite.
+    // Each tile needs a range of pairs of the summed axis: all other products are zeros if the kernel is finite.
     int64_t (*const needed)[2] = Scratch::array<int64_t[2]>(3, tiles);
     bool all_needed = true;
     for (int64_t t = 0; t < tiles; ++t) {
@@ -474,22 +478,23 @@ inline void slide_dense(const Slide& slide, const float* source, const float* ke
   });
 }
 
-constexpr int64_t kSpreadFloats = 1 << 19;  // floats of partial sums that are kept at once
+constexpr int64_t kSpreadFloats = 1 << 19;  // most floats of partial sums at once
 
-// Few result channels leave lanes of a vector empty. Spread out, each tap of a row has columns of its own.
+// Returns whether a slide is faster when each tap of a row has columns of its own, which fills the lanes that few
+// result channels leave empty.
 inline bool pays_to_spread(const Slide& slide) {
   const SlideAxis& wa = slide.axis[2];
   if (slide.groups > 1 || wa.taps < 2 || wa.source_stride > 1) return false;
   const int64_t width = wa.results + (wa.taps - 1) * wa.source_step;
   const int64_t spread = ceil_div(wa.taps * slide.result_channels, kLanes) * width;
   const int64_t plain = ceil_div(slide.result_channels, kLanes) * wa.taps * wa.results;
-  // Adding up takes a few loads for each tap.
+  // The additions take a few loads for each tap.
   constexpr int64_t kLoads = 16;
   const int64_t summed = slide.axis[0].taps * slide.axis[1].taps * slide.source_channels;
   return 4 * spread <= 3 * plain && (plain - spread) * summed >= kLoads * wa.taps * wa.results;
 }
 
-// Slides with columns (tap of a row, channel) and adds up what belongs to one result.
+// Computes a slide with columns (tap of a row, channel), then adds up the columns of each result.
 inline void slide_spread(const Slide& slide, const float* source, const float* kernel, float* result,
                          const Epilogue& epilogue, TaskRunner& runner) {
   const SlideAxis *da = slide.axis, *ha = slide.axis + 1, *wa = slide.axis + 2;
@@ -559,37 +564,37 @@ inline void slide_spread(const Slide& slide, const float* source, const float* k
       for (int64_t h = 0; h < ha->results; h += rows) slide_part(image, d, h);
 }
 
-constexpr int64_t kPartPixels = 2048;  // least pixels of a part of a kernel's gradient that is summed up on its own
-constexpr int64_t kMostParts = 8;
+constexpr int64_t kPartPixels = 2048;  // fewest pixels of a part of a kernel's gradient with sums of its own
+constexpr int64_t kMostParts = 8;      // most such parts
 
-// The role "kernel": a product of windows and results that sums up the pixels.
+// Computes the role "kernel": a product of windows and results that sums over the pixels.
 inline void kernel_dense(const ConvProblem& p, const float* x, const float* y, float* kernel, TaskRunner& runner) {
   const Slide slide = forward_slide(p);
   const PixelBlocks blocks(slide, kBlockPixels);
   const int64_t all = slide.batch * slide.results(), channels = slide.result_channels, groups = slide.groups;
   const Frame in_place(slide, blocks), copy(slide, blocks, true);
-  // Rows and columns of register tiles are floats of the windows and channels of the results, or the other way round.
+  // Rows of register tiles are floats of the windows and columns are channels of the results; `turned` exchanges them.
   const int64_t filled = ceil_div(channels, kLanes) * in_place.run() * in_place.runs();
   const bool turned = ceil_div(copy.run(), kLanes) * channels * copy.runs() < filled;
   const Frame& frame = turned ? copy : in_place;
   const int64_t run = frame.run(), runs = frame.runs();
   const int64_t rows = turned ? channels : run, columns = turned ? run : channels;
-  // Tiles of even sizes: 16 rows are 8 and 8, not 12 and 4.
+  // Tiles have even sizes: 16 rows are 8 and 8, not 12 and 4.
   const int64_t row_tiles = ceil_div(rows, kRows), tile_rows = ceil_div(rows, row_tiles);
   const int64_t panels = ceil_div(columns, kColumns), tiles = runs * row_tiles;
 
-  // Parts of the pixels depend on the shape alone, so that results do not depend on the number of threads.
+  // The parts of the pixels depend on the shape alone, so that results do not depend on the number of threads.
   constexpr int64_t kFewTiles = 64;
   int64_t parts = tiles * panels * groups >= kFewTiles ? 1 : least(kMostParts, all / kPartPixels);
   const int64_t part_blocks = ceil_div(blocks.count, most(parts, 1));
   parts = ceil_div(blocks.count, part_blocks);
   const int64_t size = runs * run * groups * channels;
   float* const sums = parts == 1 && !turned ? kernel : Scratch::floats(3, parts * size);
-  // Floats from a row of a tile to the next, and from a run to the next.
+  // Floats from a row of a tile to the next, from a run to the next, and from a group to the next.
   const int64_t row_pitch = turned ? runs * run : groups * channels, run_pitch = turned ? run : run * groups * channels;
   const int64_t group_pitch = turned ? runs * run * channels : channels;
 
-  // Ranges of tiles, and ranges of panels if tiles are few.
+  // Tasks are ranges of tiles, and ranges of panels if tiles are few.
   const int64_t wanted = runner.threads() > 1 ? 4 * runner.threads() : 1;
   int64_t ranges = 1, panel_ranges = 1;
   while (parts * groups * ranges < wanted && ranges < tiles) ++ranges;

@@ -7,8 +7,8 @@ namespace jaxcnn {
 namespace JAXCNN_ISA {
 namespace {
 
-// Whether vectors over several groups take fewer instructions than products over one group's channels: lanes that are
-// used, and a permutation beside each product.
+// Returns whether vectors over several groups take fewer instructions than products over one group's channels. The
+// estimate counts the used lanes, and a permutation beside each product.
 bool is_narrow(const Slide& slide) {
   const int64_t sources = slide.source_channels, results = slide.result_channels;
   if (slide.groups == 1 || !fits_narrow(sources, results)) return false;
@@ -18,7 +18,7 @@ bool is_narrow(const Slide& slide) {
 
 void slide(Slide slide, const float* source, const float* kernel, float* result, const Epilogue& epilogue, bool tiles,
            TaskRunner& runner) {
-  // Sums over no channel are those of a window without taps over an image without pixels.
+  // A sum over no channels equals the sum of a window without taps over an image without pixels.
   if (slide.source_channels == 0) {
     slide.source_channels = 1;
     for (int a = 0; a < 3; ++a) slide.window[a] = slide.axis[a].taps = slide.axis[a].source_size = 0;

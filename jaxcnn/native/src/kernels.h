@@ -8,6 +8,7 @@
 
 namespace jaxcnn {
 
+// The shapes and options of one convolution; arrays of three are (depth, height, width).
 struct ConvProblem {
   int64_t batch;
   int64_t in[3];
@@ -35,7 +36,7 @@ enum class Activation : int64_t {
   kHardSigmoid,
 };
 
-// y = activation(conv * scale + bias + residual); pointers that are null leave their step out.
+// The steps y = activation(conv * scale + bias + residual). A null pointer leaves its step out.
 struct Epilogue {
   const float* scale = nullptr;
   const float* bias = nullptr;
@@ -59,7 +60,8 @@ using InputKernel = void (*)(const ConvProblem&, const float* y, const float* ke
                              bool tiles, TaskRunner&);
 using KernelKernel = void (*)(const ConvProblem&, const float* x, const float* y, float* kernel, TaskRunner&);
 
-// The kernels of one instruction set. `tiles` allows tiles of fewer products, whose errors are larger, where they fit.
+// The kernels of one instruction set. `tiles` allows tiles of fewer products for windows that have them; their errors
+// are larger.
 struct KernelTable {
   const char* name;
   OutputKernel output;

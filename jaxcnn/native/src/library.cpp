@@ -45,8 +45,8 @@ const KernelTable& kernels() {
 
 namespace {
 
-// A loop whose indices are handed out one by one. The calling thread takes part, so that the loop ends even if no
-// other thread is free; a thread that comes late finds no index and touches nothing but the counter.
+// A loop that hands out its indices one by one. The calling thread takes part, so that the loop ends even if no other
+// thread is free. A thread that comes late gets no index and touches nothing but the counter.
 class Loop {
  public:
   Loop(int64_t tasks, void (*body)(void*, int64_t), void* context) : tasks_(tasks), body_(body), context_(context) {}
@@ -64,7 +64,7 @@ class Loop {
   }
 
   void wait() {
-    // The other threads are in their last tasks: most often they end sooner than a sleeping thread would wake.
+    // The other threads are in their last tasks, which usually end sooner than a sleeping thread would wake.
     for (int spin = 0; spin < kSpins; ++spin) {
       if (done_.load(std::memory_order_acquire) == tasks_) return;
 #if defined(__x86_64__)
@@ -87,6 +87,7 @@ class Loop {
   bool finished_ = false;
 };
 
+// Runs tasks on XLA's thread pool.
 class PoolRunner final : public TaskRunner {
  public:
   explicit PoolRunner(ffi::ThreadPool& pool) : pool_(pool), threads_(std::max<int64_t>(1, pool.num_threads())) {}
@@ -115,8 +116,8 @@ using Sizes = ffi::Span<const int64_t>;
 
 ffi::Error invalid(const std::string& message) { return ffi::Error::InvalidArgument("jaxcnn: " + message); }
 
-// Fills a problem from the arrays' shapes and the attributes, and checks that they belong together, so that no kernel
-// can be made to read or write beyond an array.
+// Fills a problem from the arrays' shapes and the attributes, and checks their consistency, so that no kernel reads or
+// writes beyond an array.
 ffi::Error read_problem(Sizes x, Sizes kernel, Sizes y, Sizes strides, Sizes pad_low, Sizes dilation, int64_t groups,
                         ConvProblem* p) {
   const size_t rank = strides.size();
@@ -124,7 +125,7 @@ ffi::Error read_problem(Sizes x, Sizes kernel, Sizes y, Sizes strides, Sizes pad
       kernel.size() != rank + 2) {
     return invalid("arrays and options must have the same number of spatial axes, at most 3");
   }
-  // Offsets are computed in 64 bits: no size may be so large that a product of a few of them does not fit.
+  // Offsets have 64 bits: the limit on sizes keeps products of a few sizes within them.
   constexpr int64_t kLargest = int64_t{1} << 31;
   for (const Sizes& sizes : {x, kernel, y}) {
     for (int64_t size : sizes) {
@@ -162,6 +163,7 @@ ffi::Error read_problem(Sizes x, Sizes kernel, Sizes y, Sizes strides, Sizes pad
 
 bool has_no_elements(Sizes sizes) { return std::find(sizes.begin(), sizes.end(), 0) != sizes.end(); }
 
+// Computes the roles "output" and, if `transposed`, "input".
 ffi::Error output_handler(ffi::ThreadPool pool, Floats x, Floats kernel, ffi::RemainingArgs extras,
                           ffi::Result<Floats> y, Sizes strides, Sizes pad_low, Sizes dilation, int64_t groups,
                           int64_t operands, int64_t activation, float alpha, bool transposed, bool tiles) {
@@ -202,6 +204,7 @@ ffi::Error output_handler(ffi::ThreadPool pool, Floats x, Floats kernel, ffi::Re
   return ffi::Error::Success();
 }
 
+// Computes the role "kernel".
 ffi::Error kernel_handler(ffi::ThreadPool pool, Floats x, Floats y, ffi::Result<Floats> kernel, Sizes strides,
                           Sizes pad_low, Sizes dilation, int64_t groups) {
   ConvProblem p;

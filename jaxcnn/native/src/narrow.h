@@ -1,6 +1,6 @@
-// Convolutions whose groups have few channels, depthwise ones among them: vectors hold result channels of several
-// groups. Source pixels are copied line by line, with their padding, a vector for each input channel of a group: each
-// lane holds the channel that the result in this lane reads.
+// Convolutions whose groups have few channels, such as depthwise ones: a vector holds the result channels of several
+// groups. Source pixels are copied line by line, with their padding, as one vector for each source channel of a group.
+// Each lane of this vector holds the channel that the result in the same lane reads.
 #pragma once
 
 #include "slide.h"
@@ -8,14 +8,14 @@
 namespace jaxcnn {
 namespace JAXCNN_ISA {
 
-// Groups that share a vector: as many as fit, on both sides.
+// Groups that share a vector: as many as fit in a vector of source channels and in one of result channels.
 struct Bundle {
   int64_t groups;   // in a vector
   int64_t lanes;    // result channels of them
   int64_t sources;  // source channels of them
   int64_t count;    // bundles in all
-  bool plain;       // each result channel has the one source channel of the same lane
-  // The lane of source channel number i of each result's group, for each i.
+  bool plain;       // each result channel reads the source channel of the same lane alone
+  // lane[i]: the lane of source channel number i of each result's group.
   IntVec lane[kLanes];
   IntVec result;  // the number of each result channel in its group; -1 where there is none
 
@@ -35,18 +35,19 @@ struct Bundle {
     }
   }
 
-  // The first group of a bundle. The last bundle overlaps the one before where bundles do not divide the groups.
+  // Returns the first group of a bundle. The last bundle overlaps the one before if `groups` does not divide them.
   int64_t first_group(const Slide& slide, int64_t index) const {
     return least(index * groups, slide.groups - groups);
   }
 };
 
+// Returns whether the channels of a group fit in a vector.
 inline bool fits_narrow(int64_t source_channels, int64_t result_channels) {
   return source_channels <= kLanes && result_channels <= kLanes;
 }
 
-// The source pixels that a run of results along a row reads: `count` columns from `first` on, of which those of
-// [begin, end) lie inside of the source.
+// The source pixels that a run of results along a row reads: `count` columns from `first` on, of which those with
+// numbers [begin, end) lie inside of the source.
 struct SourceColumns {
   int64_t first, count, begin, end;
 
@@ -57,8 +58,9 @@ struct SourceColumns {
         end(most(begin, least(count, axis.source_size - first))) {}
 };
 
-// Copies the columns of a source line that lie inside of the source, zeros where the line does not: a plane for each
-// source channel of a group, `plane` floats apart. `source` is the bundle's first channel in the first pixel of all.
+// Copies the columns of a source line that lie inside of the source, or zeros if the line lies outside. Each source
+// channel of a group has a plane of its own, `plane` floats apart. `source` is the bundle's first channel in the first
+// pixel of the array.
 inline void copy_line(const Slide& slide, const Bundle& bundle, const float* source, int64_t image, int64_t sd,
                       int64_t sh, const SourceColumns& columns, float* to, int64_t plane) {
   const SlideAxis *da = slide.axis, *ha = slide.axis + 1, *wa = slide.axis + 2;
@@ -70,7 +72,7 @@ inline void copy_line(const Slide& slide, const Bundle& bundle, const float* sou
   }
   const int64_t line = ((image * da->source_size + sd) * ha->source_size + sh) * wa->source_size;
   const float* from = source + (line + columns.first + columns.begin) * pixel;
-  // The next line is read next; of a single one, the next bundle's channels.
+  // The next call reads the next line, or the next bundle's channels if there is a single line.
   const int64_t ahead = ha->source_size > 1 ? wa->source_size * pixel : kLanes;
   for (int64_t c = 0; c < count; ++c, from += pixel, to += kLanes) {
     __builtin_prefetch(from + ahead);
@@ -115,15 +117,16 @@ inline void pack_narrow(const Slide& slide, const Bundle& bundle, const float* k
   });
 }
 
-// Results along a row in a register tile, and in smaller ones for the rest of a row.
+// Results along a row in a register tile, and in the two smaller tiles for the rest of a row.
 constexpr int kTile = kRows < 12 ? 7 : 14, kHalfTile = 7, kSmallTile = 4;
 constexpr int64_t kSurplus = 3;  // most results that a row's last tile computes beyond the row
 
+// Returns the width of the next tile of a row, from the number of remaining results.
 inline int64_t tile_width(int64_t rest) {
   return rest >= kTile - 2 ? kTile : rest > kSmallTile ? kHalfTile : kSmallTile;
 }
 
-// What a row of results reads: lines of the source, which a ring holds for each plane, and weights.
+// The input of a row of results: lines of the source, in a ring for each plane, and weights.
 struct RowInput {
   const float* lines;
   int64_t ring;       // floats of a ring
@@ -134,7 +137,7 @@ struct RowInput {
   const float* weights;  // [plane][height][width][kLanes]
 };
 
-// sums[q] += sum of kT taps for kQ results; a fixed stride lets pixels that several results read stay in registers.
+// Adds kT taps to kQ sums. With a fixed stride (kStride > 0) the pixels that several results read stay in registers.
 template <int kQ, int kT, int kStride>
 JAXCNN_INLINE void add_taps(const float* line, int64_t stride, int64_t step, const float* weights, Vec (&sums)[kQ]) {
   Vec weight[kT];
@@ -203,8 +206,8 @@ JAXCNN_INLINE void finish_tile(const RowInput& in, int64_t column, int64_t count
   }
 }
 
-// Computes a row of results, `pitch` floats apart. The source has kStride pixels from one result to the next and one from
-// tap to tap, or any numbers where kStride is 0.
+// Computes a row of results, `pitch` floats apart. A kStride above 0 is the number of source pixels from one result to
+// the next, with one pixel from tap to tap. With 0 both numbers are those of `in`.
 template <int kStride>
 __attribute__((noinline)) void finish_row(const RowInput& in, int64_t columns, float* to, int64_t pitch, int64_t lanes,
                                           const RegisterSteps& steps) {
@@ -222,9 +225,10 @@ __attribute__((noinline)) void finish_row(const RowInput& in, int64_t columns, f
 }
 
 constexpr int64_t kRingFloats = 16 * 1024;   // floats of a task's rings, which stay in the first-level cache
-constexpr int64_t kLeastColumns = 32;        // results along a row that are worth a ring of their own
+constexpr int64_t kLeastColumns = 32;        // fewest results along a row that are worth a ring
 constexpr int64_t kBandFloats = 256 * 1024;  // floats of the source that a band of rows reads
 
+// Computes a slide of narrow groups.
 inline void slide_narrow(const Slide& slide, const float* source, const float* kernel, float* result,
                          const Epilogue& epilogue, TaskRunner& runner) {
   const Bundle bundle(slide);
@@ -238,7 +242,7 @@ inline void slide_narrow(const Slide& slide, const float* source, const float* k
 
   // Tasks are blocks of a band of rows and a range of bundles.
   const int64_t wanted = runner.threads() > 1 ? 4 * runner.threads() : 1;
-  // The last bundle, where it overlaps the one before, is computed by the same task: both write the same results.
+  // A last bundle that overlaps the one before is computed by the same task, since both write the same results.
   const int64_t units = slide.groups % bundle.groups ? most(1, bundle.count - 1) : bundle.count;
   const int64_t read_floats = most(1, da->taps) * wa->source_size * slide.source_pixel() * ha->source_stride;
   int64_t bands = most(1, least(ha->results, ceil_div(ha->results * read_floats, kBandFloats))), ranges = 1;
@@ -291,7 +295,7 @@ inline void slide_narrow(const Slide& slide, const float* source, const float* k
           }
           place = place + pitch == ring ? 0 : place + pitch;
         }
-        in.first = place;  // the oldest line
+        in.first = place;  // of the oldest line
         float* to = first_result + channel + (row - first_row) * row_floats;
         row_function(in, columns, to, step, bundle.lanes, steps);
         for (int64_t q = 0; !covered && q < columns; q += kRows) {
@@ -313,8 +317,8 @@ struct LineBlock {
   int64_t row_step, column_step;  // source lines and pixels from one result to the next
 };
 
-// sums[t] += sum over the block of source * result for kT taps along the width, `step` pixels apart; the sums are
-// vectors that follow each other. `source` is the source pixel of the first tap and the first result.
+// Adds the products of source and result over a block to the sums of kT taps along the width, `step` pixels apart. The
+// sums are vectors that follow each other. `source` is the source pixel of the first tap and the first result.
 template <int kT>
 __attribute__((noinline)) void add_products(const LineBlock& block, const float* source, int64_t step, float* sums) {
   constexpr int kU = kT > 6 ? 1 : kT > 4 ? 2 : 12 / (kT < 2 ? 2 : kT);
@@ -354,13 +358,13 @@ __attribute__((noinline)) void add_products(const LineBlock& block, const float*
 using ProductAdder = void (*)(const LineBlock&, const float*, int64_t, float*);
 constexpr ProductAdder kProductAdders[] = {add_products<1>, add_products<2>, add_products<3>, add_products<4>,
                                            add_products<5>, add_products<6>, add_products<7>, add_products<8>};
-constexpr int64_t kMostTaps = 8;
+constexpr int64_t kMostTaps = 8;  // most taps of one call of a product adder
 
-constexpr int64_t kMostColumns = 256;        // results along a row of a block
-constexpr int64_t kBlockFloats = 8192;       // floats of the source lines of a block, of one plane
-constexpr int64_t kNarrowPartPixels = 1024;  // least pixels of a part that is summed up on its own
+constexpr int64_t kMostColumns = 256;        // most results along a row of a block
+constexpr int64_t kBlockFloats = 8192;       // most floats of the source lines of a block, of one plane
+constexpr int64_t kNarrowPartPixels = 1024;  // fewest pixels of a part with sums of its own
 
-// The role "kernel" of narrow groups.
+// Computes the role "kernel" for narrow groups.
 inline void kernel_narrow(const ConvProblem& p, const float* x, const float* y, float* kernel, TaskRunner& runner) {
   const Slide slide = forward_slide(p);
   const Bundle bundle(slide);
@@ -374,7 +378,7 @@ inline void kernel_narrow(const ConvProblem& p, const float* x, const float* y, 
   const int64_t band = ceil_div(ha->results, bands);
   const int64_t plane = ((band - 1) * ha->source_stride + reach) * pitch;
   const int64_t blocks = slide.batch * da->results * bands * segments;
-  // Parts of the blocks depend on the shape alone, so that results do not depend on the number of threads.
+  // The parts of the blocks depend on the shape alone, so that results do not depend on the number of threads.
   constexpr int64_t kTasks = 16, kMostNarrowParts = 8;
   const int64_t most_parts = least(blocks, slide.batch * slide.results() / kNarrowPartPixels);
   const int64_t parts = most(1, least(least(kMostNarrowParts, ceil_div(kTasks, bundle.count)), most_parts));

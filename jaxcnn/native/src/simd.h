@@ -1,4 +1,4 @@
-// Vectors of floats by the compiler's vector extensions, as wide as the instruction set that this file is compiled for.
+// Vectors of floats by the compiler's vector extensions, as wide as those of the instruction set of this compilation.
 #pragma once
 
 #include <cstdint>
@@ -18,10 +18,10 @@ namespace JAXCNN_ISA {
 
 #if defined(__AVX512F__)
 constexpr int kLanes = 16;
-constexpr int kRows = 12;  // rows of a register tile, with two vectors and an address each
+constexpr int kRows = 12;  // rows of a register tile; each takes kVectors vector registers and an address
 #elif defined(__AVX2__)
 constexpr int kLanes = 8;
-constexpr int kRows = 6;  // 12 of 16 registers
+constexpr int kRows = 6;  // rows that take 12 of the 16 vector registers
 #elif defined(__ARM_NEON)
 constexpr int kLanes = 4;
 constexpr int kRows = 12;
@@ -29,8 +29,8 @@ constexpr int kRows = 12;
 constexpr int kLanes = 4;
 constexpr int kRows = 6;
 #endif
-constexpr int kVectors = 2;
-constexpr int kColumns = kLanes * kVectors;
+constexpr int kVectors = 2;                  // vectors in a row of a register tile
+constexpr int kColumns = kLanes * kVectors;  // floats in a row of a register tile
 
 typedef float Vec __attribute__((vector_size(kLanes * 4)));
 typedef float UnalignedVec __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
@@ -47,7 +47,8 @@ JAXCNN_INLINE Vec load(const float* from) { return *reinterpret_cast<const Unali
 JAXCNN_INLINE void store(float* to, Vec value) { *reinterpret_cast<UnalignedVec*>(to) = value; }
 JAXCNN_INLINE Vec splat(float value) { return value - Vec{}; }
 
-// a * b + c. The compiler rounds such an expression once or twice as it likes; this is the same wherever it is inlined.
+// Returns a * b + c with the same rounding wherever this is inlined; the compiler may round a plain expression once or
+// twice.
 JAXCNN_INLINE Vec multiply_add(Vec a, Vec b, Vec c) {
 #if defined(__AVX512F__)
   return (Vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
@@ -139,7 +140,7 @@ JAXCNN_INLINE void copy_two(float* to, const float* from, int64_t count) {
   __builtin_memcpy(reinterpret_cast<char*>(to) + rest, last, kBytes);
 }
 
-// Copies floats without touching any other.
+// Copies `count` floats and touches no other memory.
 JAXCNN_INLINE void copy(float* to, const float* from, int64_t count) {
   if (count >= kLanes) {
     int64_t i = 0;
@@ -162,14 +163,14 @@ JAXCNN_INLINE void clear(float* to, int64_t count) {
 // Lane-wise choice: `mask` is all ones or all zeros in each lane, as a comparison gives it.
 JAXCNN_INLINE Vec select(IntVec mask, Vec yes, Vec no) { return mask ? yes : no; }
 
-// max(x, low) and min(x, high), in which NaN wins, as in XLA. In this order they are one instruction.
+// Return max(x, low) and min(x, high), in which NaN wins, as in XLA. In this order each is one instruction.
 JAXCNN_INLINE Vec at_least(Vec x, float low) { return select(splat(low) > x, splat(low), x); }
 JAXCNN_INLINE Vec at_most(Vec x, float high) { return select(splat(high) < x, splat(high), x); }
 
-// exp(x) to within 2 units in the last place; NaN stays NaN, large arguments give infinity and small ones 0.
+// Returns exp(x) to within 2 units in the last place; NaN stays NaN, large arguments give infinity and small ones 0.
 JAXCNN_INLINE Vec exponential(Vec x) {
   const Vec clamped = at_most(at_least(x, -104.0f), 89.0f);
-  // Adding and taking away 1.5 * 2^23 rounds to the nearest whole number, which is in the sum's last bits.
+  // Adding 1.5 * 2^23 rounds to the nearest whole number, which the last bits of the sum hold.
   const Vec magic = splat(12582912.0f), shifted = clamped * 1.44269504f + magic, rounded = shifted - magic;
   const Vec rest = (clamped - rounded * 0.693359375f) + rounded * 2.12194440e-4f;
   // The Taylor series of exp on [-ln(2) / 2, ln(2) / 2].
@@ -184,7 +185,7 @@ JAXCNN_INLINE Vec exponential(Vec x) {
 #if defined(__AVX512F__)
   return (Vec)_mm512_maskz_scalef_ps(0xFFFF, (__m512)sum, (__m512)rounded);
 #else
-  // 2^n in two factors, since n reaches 128 and -150.
+  // 2^n is the product of two factors, since n reaches 128 and -150.
   const IntVec whole = (IntVec)shifted - (IntVec)magic, half = whole >> 1;
   return sum * (Vec)((half + 127) << 23) * (Vec)((whole - half + 127) << 23);
 #endif
@@ -192,7 +193,7 @@ JAXCNN_INLINE Vec exponential(Vec x) {
 
 JAXCNN_INLINE Vec sigmoid(Vec x) { return 1.0f / (1.0f + exponential(-x)); }
 
-// tanh(x) = sign(x) (1 - 2 / (exp(2 |x|) + 1)); near 0, where that loses digits, by its odd series.
+// Returns tanh(x) = sign(x) (1 - 2 / (exp(2 |x|) + 1)); near 0, where this form loses digits, the odd series.
 JAXCNN_INLINE Vec hyperbolic_tangent(Vec x) {
   const Vec size = select(x < 0.0f, -x, x);
   const Vec far = 1.0f - 2.0f / (exponential(2.0f * size) + 1.0f);
@@ -206,8 +207,8 @@ JAXCNN_INLINE Vec hyperbolic_tangent(Vec x) {
   return select(size < 0.25f, near, select(x < 0.0f, -far, far));
 }
 
-// erf by the formula 7.1.26 of Abramowitz and Stegun is too coarse for float32; this is its Maclaurin series below 1 and
-// the continued fraction of erfc, taken from the back, above.
+// Returns erf(x): the Maclaurin series below 1, and above it the continued fraction of erfc, evaluated from the back.
+// The formula 7.1.26 of Abramowitz and Stegun is too coarse for float32.
 JAXCNN_INLINE Vec error_function(Vec x) {
   const Vec size = select(x < 0.0f, -x, x);
   const Vec square = x * x;
@@ -305,7 +306,7 @@ struct RegisterSteps {
         low(epilogue.activation == Activation::kNone ? -__builtin_inff() : 0.0f),
         high(epilogue.activation == Activation::kRelu6 ? 6.0f : __builtin_inff()) {}
 
-  // Whether an epilogue has no other steps than these.
+  // Returns whether an epilogue has no other steps than these.
   static bool covers(const Epilogue& epilogue) {
     return epilogue.activation == Activation::kNone || epilogue.activation == Activation::kRelu ||
            epilogue.activation == Activation::kRelu6;
@@ -316,7 +317,7 @@ struct RegisterSteps {
   JAXCNN_INLINE Vec biases(int64_t channel, int64_t lanes) const {
     return bias ? load_some(bias + channel, lanes) : Vec{};
   }
-  // The result of a sum that is stored at `to`.
+  // Returns the result of a sum; the result will be stored at `to`.
   JAXCNN_INLINE Vec apply(Vec sum, Vec scale, Vec bias, const float* to, int64_t lanes) const {
     sum = multiply_add(sum, scale, bias);
     if (has_residual) {
@@ -338,7 +339,7 @@ class Scratch {
     thread_local Scratch buffers[kSlots];
     Scratch& buffer = buffers[slot];
 #if JAXCNN_SANITIZE
-    // Of exactly the length that was asked for, and new each time, so that a sanitizer sees a step beyond it.
+    // The memory is new at each call and has exactly `count` floats, so that a sanitizer detects any access beyond it.
     std::free(buffer.memory_);
     void* memory = nullptr;
     if (posix_memalign(&memory, 64, sizeof(float) * count)) std::abort();
@@ -352,7 +353,7 @@ class Scratch {
     }
     return buffer.memory_;
   }
-  // The same for elements of another type.
+  // Returns uninitialized elements of another type, under the same conditions.
   template <typename T>
   static T* array(int slot, int64_t count) {
     return reinterpret_cast<T*>(floats(slot, ceil_div(count * sizeof(T), sizeof(float))));
@@ -368,7 +369,7 @@ class Scratch {
   int64_t size_ = 0;
 };
 
-// Calls a lambda of an index on a runner's threads.
+// Calls `body(index)` for each index below `tasks` on a runner's threads.
 template <typename Body>
 void parallel(TaskRunner& runner, int64_t tasks, const Body& body) {
   runner.run(

@@ -1,5 +1,5 @@
-// How a window slides over a source image, which both roles "output" and "input" are: each result is a sum over taps of
-// the source's pixels times the kernel.
+// The slide of a window over a source image, the common form of the roles "output" and "input": each result is a sum
+// over taps of the source's pixels times the kernel.
 #pragma once
 
 #include "simd.h"
@@ -7,9 +7,9 @@
 namespace jaxcnn {
 namespace JAXCNN_ISA {
 
-// One spatial axis. Result number q reads, for tap j, the source's pixel q * source_stride + source_first + j *
-// source_step, which counts as zero outside of the source, times the kernel's tap kernel_first + j * kernel_step, and
-// is the pixel result_first + q * result_step of the result.
+// One spatial axis of a slide. Result number q is the sum over the taps j of two factors: the source's pixel
+// q * source_stride + source_first + j * source_step, zero outside of the source, and the kernel's tap
+// kernel_first + j * kernel_step. It is stored at pixel result_first + q * result_step of the result.
 struct SlideAxis {
   int64_t results;
   int64_t taps;
@@ -24,6 +24,7 @@ struct SlideAxis {
   int64_t result_step;
 };
 
+// A slide over all axes.
 struct Slide {
   SlideAxis axis[3];
   int64_t batch;
@@ -45,7 +46,7 @@ struct Slide {
   }
 };
 
-// The slide of the role "output".
+// Returns the slide of the role "output".
 inline Slide forward_slide(const ConvProblem& p) {
   Slide slide = {};
   for (int a = 0; a < 3; ++a) {
@@ -60,8 +61,9 @@ inline Slide forward_slide(const ConvProblem& p) {
   return slide;
 }
 
-// One axis of the role "input" for the input pixels of one residue by the stride: pixel j = phase + stride * q gets
-// y[o] k[t] from o * stride + t * dilation = j + pad_low, so only taps of one residue class reach it.
+// Returns one axis of the role "input" for one phase, the input pixels of one residue by the stride. Pixel
+// j = phase + stride * q gets y[o] k[t] where o * stride + t * dilation = j + pad_low, so only taps of one residue
+// class reach the phase.
 inline SlideAxis phase_axis(const ConvProblem& p, int a, int64_t phase) {
   const int64_t stride = p.stride[a], dilation = p.dilation[a];
   SlideAxis axis = {};
@@ -83,7 +85,7 @@ inline SlideAxis phase_axis(const ConvProblem& p, int a, int64_t phase) {
     const int64_t distance = phase + p.pad_low[a] - tap * dilation;
     if (distance % stride) continue;
     axis.taps = ceil_div(p.window[a] - tap, step);
-    // From the last tap to the first, which read the source from left to right.
+    // The taps go from the last to the first: in this order they read the source from left to right.
     axis.kernel_first = tap + (axis.taps - 1) * step;
     axis.kernel_step = -step;
     axis.source_step = dilation / common;
@@ -111,7 +113,7 @@ void for_each_phase(const ConvProblem& p, const Body& body) {
   }
 }
 
-// The taps [first, last) of one axis that read inside of the source for result q.
+// Finds the taps [first, last) of one axis that read inside of the source for result q.
 JAXCNN_INLINE void taps_inside(const SlideAxis& axis, int64_t q, int64_t* first, int64_t* last) {
   const int64_t at = q * axis.source_stride + axis.source_first, step = axis.source_step;
   const int64_t low = at < 0 ? ceil_div(-at, step) : 0;

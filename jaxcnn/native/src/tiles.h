@@ -16,7 +16,7 @@ struct TileMatrices {
   float bt[kPoints][kPoints] = {};
 
   constexpr TileMatrices() {
-    // The same points as the method `winograd` of XLA's operations.
+    // These are the points of the Python module `winograd` too.
     constexpr double six[5] = {0.0, 0.75, -0.75, 1.5, -1.5};
     constexpr double eight[7] = {0.0, 1.0, -1.0, 2.0, -2.0, 0.5, -0.5};
     double points[kPoints] = {};
@@ -47,7 +47,8 @@ struct TileMatrices {
 template <int kM, int kTaps>
 constexpr TileMatrices<kM, kTaps> kMatrices;
 
-// matrix * values * transpose of matrix: `read(h, w)` returns a vector of values, `write(i, j, sum)` takes one of the sums.
+// Computes matrix * values * transpose of matrix. `read(h, w)` returns a vector of values, and `write(i, j, sum)` takes
+// a vector of the result.
 template <int kOut, int kIn, typename Read, typename Write>
 JAXCNN_INLINE void transform(const float (&matrix)[kOut][kIn], const Read& read, const Write& write) {
   Vec half[kOut][kIn];
@@ -77,7 +78,7 @@ JAXCNN_INLINE void transform(const float (&matrix)[kOut][kIn], const Read& read,
     }
 }
 
-// The kernel at the points, [group][point][panel][channel][column of the panel].
+// Evaluates the kernel at the points: [group][point][panel][channel][column of the panel].
 template <int kM, int kTaps>
 void evaluate_kernel(const Slide& slide, const float* kernel, float* to, TaskRunner& runner) {
   constexpr int kPoints = kM + kTaps - 1;
@@ -116,8 +117,8 @@ void evaluate_kernel(const Slide& slide, const float* kernel, float* to, TaskRun
 }
 
 constexpr int64_t kPitch = kDepth + 16;      // floats from one tile of the source to the next, at a point
-constexpr int64_t kTileFloats = 200 << 10;  // floats of sources and products at the points in a block of tiles
-constexpr int64_t kMostBlockTiles = 4 * kRows;
+constexpr int64_t kTileFloats = 200 << 10;  // most floats of sources and products at the points in a block of tiles
+constexpr int64_t kMostBlockTiles = 4 * kRows;  // most tiles of a block
 
 template <int kM, int kTaps>
 void slide_tiles_of(const Slide& slide, const float* source, const float* kernel, float* result,
@@ -131,7 +132,7 @@ void slide_tiles_of(const Slide& slide, const float* source, const float* kernel
 
   const int64_t rows_of_tiles = ceil_div(ha->results, kM), columns_of_tiles = ceil_div(wa->results, kM);
   const int64_t tiles = slide.batch * da->results * rows_of_tiles * columns_of_tiles;
-  // The results that a tile begins at.
+  // The first result of a tile.
   struct Tile {
     int64_t image, d, h, w;
   };
