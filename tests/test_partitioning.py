@@ -233,14 +233,15 @@ def test_methods_that_are_asked_for_work_on_every_mesh(method, kind):
     np.testing.assert_allclose(np.asarray(actual), np.asarray(expected), rtol=2e-4, atol=2e-4)
 
 
-def test_sums_over_devices_are_in_float32():
-    """The gradient of 4096 equal images, of which bfloat16 could not count more than 256."""
-    x, kernel = jnp.ones((4096, 1, 1), jnp.bfloat16), jnp.ones((1, 1, 1), jnp.bfloat16)
+def test_sums_over_devices_are_rounded_once():
+    """Three devices count 257 images each: 771, for bfloat16 772. Rounded on each device they are 256, in all 768."""
+    x = jnp.ones((4 * 257, 1, 1), jnp.bfloat16).at[3 * 257 :].set(0)
     mesh, _ = mesh_of("Auto", 4)
     placed = jax.device_put(x, NamedSharding(mesh, BATCH))
+    kernel = jnp.ones((1, 1, 1), jnp.bfloat16)
     gradient = jax.jit(jax.grad(lambda kernel, x: jaxcnn.conv(x, kernel).astype(jnp.float32).sum()))(kernel, placed)
     assert gradient.dtype == jnp.bfloat16
-    assert float(gradient[0, 0, 0]) == 4096
+    assert float(gradient[0, 0, 0]) == 772
 
 
 def windows(count=200):
