@@ -62,7 +62,7 @@ One without these is a layer of the asv benchmark `Jax12868LoopLayout`.
 HEADLINE_NETWORK, HEADLINE_LAYER = "MobileNetV2", "gradients of 3x3 in 32 groups, 4x14x14x256"
 EDGES = "edge detector"
 PHOTOGRAPH, PIXELS, MACS_SHARE = "astronaut", 256, 0.25
-"""What the edge detector looks at, the longer side, and the share of its multiply-accumulates that it keeps."""
+"""Photograph for the edge detector, pixels of its longer side, and share of the multiply-accumulates that stay."""
 FAMILY_SEED, FAMILY_COUNT = 2, 4
 """Seed for the layers of the families, on which nothing was fitted, and their number for each family and role."""
 

@@ -16,7 +16,7 @@ from jax.interpreters import mlir
 from jax.sharding import AxisType
 
 SPLITS_EXPLICIT_MESHES = jax.__version_info__ < (0, 11)
-"""Whether `custom_partitioning` works for arrays on Explicit meshes. On jax 0.12 its results have a
+"""Flag of releases whose `custom_partitioning` works on Explicit meshes. On jax 0.12 its results have a
 sharding there that XLA has no implementation of."""
 
 

@@ -28,7 +28,7 @@ ALLOWANCES = {
     ("one_dimensional", False): (1.32, 1.9),
     ("one_axis", False): (1.2, 1.65),
 }
-"""The same for families that cost more, by name and whether the library is there."""
+"""Most that the choice may cost in families that cost more, by name and presence of the library."""
 
 
 def measured(paths: list[Any]) -> list[fit.Layer]:

@@ -36,8 +36,8 @@ def refit(
     Minimises $\lVert c(X D) - c(T) \rVert^2 + \rho N \sigma^2 \lVert D - K \rVert^2$ over all links together, where D
     is the dense kernel of the chain, K a kernel to stay near to, c clips to [low, high], $\rho$ is the ridge and
     $\sigma^2$ the mean square of the patches. First the last link is solved for, then L-BFGS improves all links, each
-    in coordinates that whiten what enters and what leaves it. The fit takes 10 to 30 iterations, and hundreds
-    without whitening.
+    in coordinates that whiten what enters and what leaves it. Without whitening the fit takes many more
+    iterations.
 
     The result depends on the arguments alone, and its `response_error` is at most that of `chain`.
 

@@ -51,7 +51,7 @@ def terms(spec: ConvSpec) -> costs.Terms:
     """Returns the counts that the method's time grows with."""
     work = costs.work(spec)
     if not work.by_channel:
-        return costs.NEVER  # between many channels the products of spectra take hundreds of times as long
+        return costs.NEVER  # between many channels the spectra of every pair are multiplied
     kernel = spec.role == "kernel"
     phases = math.prod(spec.strides) if spec.role == "input" else 1
     tiles, length = spec.output_shape[0] * phases, 1.0

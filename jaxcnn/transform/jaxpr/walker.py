@@ -57,12 +57,10 @@ class Walker:
 
     Args:
       rules: rule for the equations of a primitive, by primitive.
-      of_loops: walker for the bodies of loops; None for this walker.
       fusions: function from a jaxpr to its fusions, which come before the rules.
     """
 
     rules: Mapping[Primitive, Rule]
-    of_loops: Walker | None = None
     fusions: Fusions | None = None
     # Both by the id of a jaxpr, together with this jaxpr, so that no other one gets its id.
     _rebuilt_jaxprs: dict[int, tuple[Any, Any]] = dataclasses.field(default_factory=dict, repr=False)
@@ -197,12 +195,6 @@ def _is_known_array(value: Any) -> bool:
     return jnp.issubdtype(value.dtype, jnp.inexact)
 
 
-def _into_loop(*names: str) -> Descent:
-    """Returns the descent for loops that hold closed jaxprs under these names."""
-    descend = _bind_rebuilt(*names)
-    return lambda walker, equation, operands: descend(walker.of_loops or walker, equation, operands)
-
-
 def inline(walker: Walker, equation: JaxprEqn, operands: list[Any]) -> list[Any]:
     """Computes the results of an equation by evaluating the one jaxpr that it holds."""
     (jaxpr,) = sub_jaxprs(equation)
@@ -323,8 +315,8 @@ def _into_custom_vmap(walker: Walker, equation: JaxprEqn, operands: list[Any]) -
 
 _DESCENTS: dict[Primitive, Descent] = {
     lax_primitives.jit_p: _into_jit,
-    lax_primitives.scan_p: _into_loop("jaxpr"),
-    lax_primitives.while_p: _into_loop("cond_jaxpr", "body_jaxpr"),
+    lax_primitives.scan_p: _bind_rebuilt("jaxpr"),
+    lax_primitives.while_p: _bind_rebuilt("cond_jaxpr", "body_jaxpr"),
     lax_primitives.cond_p: _bind_rebuilt("branches"),
     lax_primitives.closed_call_p: inline,
     fused_conv_p: inline,

@@ -153,7 +153,7 @@ def uses_of(f, parameter):
 
 
 def is_carried(f, parameter, placement):
-    """Whether f takes a chain, here of one link, in the place of a parameter."""
+    """Returns whether f takes a chain, here of one link, in the place of a parameter."""
     link = jnp.asarray(placement.kernel(parameter)).astype(parameter.dtype)
     lead = len(placement.stack)
     groups = X.shape[-1] // link.shape[-2] if lead == 0 else 1
