@@ -83,7 +83,7 @@ def test_each_view_of_the_dashboard(browser, site, width, scheme):
     with opened(browser, address, width, scheme) as page:
         for view in VIEWS:
             page.get_by_role("button", name=view, exact=True).click()
-            page.wait_for_load_state("networkidle")
+            page.wait_for_function("!document.body.innerText.includes('Loading')")
             screenshot(page, f"{name}-{view.lower()}-{width}-{scheme}")
             check_layout(page)
 
