@@ -23,7 +23,7 @@ CONFIG = ROOT / "asv.conf.json"
 PORT = 8765
 SUBSTITUTIONS = "substitutions.html"
 ASKED_FOR = {"profiles.json": "{}", "regressions-ignore.json": "[]"}
-"""Files that the shell of asv-tachyon asks for, each with what stands for none: a missing one is an error in the browser."""
+"""Files that the shell of asv-tachyon asks for, with what stands for none: a missing one is an error in the browser."""
 LINK = f"""<style>
 .pages {{ margin: 0; padding: .5rem 1rem; font: 1rem/1.4 system-ui, sans-serif; background: #0b5377; }}
 .pages a {{ color: #fff; }}
