@@ -46,7 +46,7 @@ class Sliding:
         return max(self.padding[0][0], 0), max(self.padding[1][0], 0)
 
     @property
-    def padded(self) -> Place:
+    def padded_sizes(self) -> Place:
         """Returns the number of pixels of the image with its padding on each axis."""
         rows, columns = (
             size + max(low, 0) + max(high, 0) for size, (low, high) in zip(self.sizes, self.padding, strict=True)

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from jaxcnn import conv, conv_transpose
 from jaxcnn.drawing import _canvas as draw
 from jaxcnn.drawing._overview import draw_overview
-from jaxcnn.drawing._saving import Path, saved
+from jaxcnn.drawing._saving import Path, save_if_path
 from jaxcnn.drawing._sliding import Place, Sliding, sliding
 from jaxcnn.drawing._spread import Spread, draw_spread
 from jaxcnn.drawing._steps import Row, Step, draw_step, steps_picture
@@ -125,7 +125,7 @@ def draw_convolution(
         results = None
         if single and image.values is not None and weights.values is not None:
             results = _result(function, image.values, weights.values, full_image, full_kernel, options)[..., 0]
-        return saved(draw_overview(slide, values, results, transposed=transposed), path)
+        return save_if_path(draw_overview(slide, values, results, transposed=transposed), path)
     generator = np.random.default_rng(seed)
     values = image.numbers(generator, 0).reshape(full_image)
     kernel_values = weights.numbers(generator, -1).reshape(full_kernel)

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from jaxcnn import avg_pool, max_pool, min_pool, pool_output_shape, sum_pool
 from jaxcnn.drawing import _canvas as draw
 from jaxcnn.drawing._overview import draw_overview
-from jaxcnn.drawing._saving import Path, saved
+from jaxcnn.drawing._saving import Path, save_if_path
 from jaxcnn.drawing._sliding import Place, Sliding, sliding
 from jaxcnn.drawing._steps import Row, Step, draw_step, steps_picture
 
@@ -93,7 +93,7 @@ def draw_pooling(
         values = np.random.default_rng(seed).integers(0, 10, sizes).astype(np.float32)
     results = None if values is None else np.asarray(_POOLS[kind](jnp.asarray(values)[..., None], taps, **options))
     if step is None and not animate:
-        return saved(draw_overview(slide, values, None if results is None else results[..., 0]), path)
+        return save_if_path(draw_overview(slide, values, None if results is None else results[..., 0]), path)
     plane, answers = np.reshape(values, slide.sizes), np.reshape(results, slide.outputs)  # type: ignore[arg-type]
 
     pixels = [_step(slide, plane, answers, kind, count_include_pad, index) for index in range(answers.size)]

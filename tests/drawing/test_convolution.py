@@ -46,10 +46,10 @@ def test_padding_is_what_the_library_pads(padding):
         # An image of the numbers from 1 shows where each window stands; padding reads 0.
         image = jnp.arange(1, size * 5 + 1).reshape(size, 5, 1)
         read = np.asarray(extract_patches(image, taps, window_dilation=gaps, **options)).reshape(*outputs, *taps)
-        padded = np.zeros((size + 40, 45), int)
-        padded[20 : 20 + size, 20:25] = np.asarray(image)[..., 0]
+        padded_sizes = np.zeros((size + 40, 45), int)
+        padded_sizes[20 : 20 + size, 20:25] = np.asarray(image)[..., 0]
         for row, column, a, b in np.ndindex(*read.shape):
-            at = padded[20 + row * stride - low + a * dilation, 20 + column - left + b]
+            at = padded_sizes[20 + row * stride - low + a * dilation, 20 + column - left + b]
             assert read[row, column, a, b] == at
         assert (outputs[0] - 1) * stride + extents[0] <= size + low + high
         assert outputs[1] - 1 + extents[1] == 5 + left + right

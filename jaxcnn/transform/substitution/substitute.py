@@ -312,8 +312,8 @@ def _scheme_names(schemes: str | Sequence[str] | None) -> tuple[str, ...]:
         raise ValueError("substitute: schemes must hold at least one scheme, got none")
     unknown = [name for name in names if name not in SCHEMES]
     if unknown:
-        known = ", ".join(map(repr, SCHEMES))
-        raise ValueError(f"substitute: a scheme must be one of {known}, got {unknown[0]!r}")
+        schemes = ", ".join(map(repr, SCHEMES))
+        raise ValueError(f"substitute: a scheme must be one of {schemes}, got {unknown[0]!r}")
     return names
 
 
