@@ -76,18 +76,18 @@ def conv_cost(
     Args:
       x_shape: shape of x.
       kernel_shape: shape of the kernel, or a `KernelChain`.
-      strides, padding, padding_mode, input_dilation, kernel_dilation, feature_group_count, layout: as in `conv`.
-      precision, method: as in `conv`; the formula does not depend on them.
+      strides, padding, padding_mode, input_dilation, kernel_dilation, feature_group_count, layout: options of `conv`.
+      precision, method: arguments of `conv`; the formula does not depend on them.
       preferred_element_type: dtype of every element in `bytes`; float32 if left out.
       output_padding: number of pixels added at the end, as in `conv_transpose`.
-      transposed: whether to count `conv_transpose` instead of `conv`.
-      bias: whether a bias is added to each output pixel.
+      transposed: flag that counts `conv_transpose` instead of `conv`.
+      bias: flag of a bias that is added to each output pixel.
 
     Returns:
       A `Cost` of integers.
 
     Raises:
-      ValueError, TypeError: as in `conv`.
+      ValueError, TypeError: options of `conv`.
 
     Example:
       >>> conv_cost((1, 5, 5, 1), (3, 3, 1, 1), padding="VALID")
@@ -211,13 +211,13 @@ def pool_cost(
 
     Args:
       x_shape: shape of x.
-      window_shape, strides, padding, window_dilation, ceil_mode, layout: as in `max_pool`.
+      window_shape, strides, padding, window_dilation, ceil_mode, layout: options of `max_pool`.
 
     Returns:
       A `Cost` of integers; `bytes` for 4-byte elements, input and output touched once.
 
     Raises:
-      ValueError, TypeError: as in `max_pool`.
+      ValueError, TypeError: options of `max_pool`.
 
     Example:
       >>> pool_cost((1, 5, 5, 1), 3)

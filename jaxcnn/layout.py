@@ -98,8 +98,8 @@ def parse_layout(layout: Layout, rank: int | None) -> AxisOrder:
     """Returns the axis order that a `layout` argument means.
 
     Args:
-      layout: None (channels-last), a string such as `"NCHW"`, or the triple of strings or of axis tuples that
-        `lax.conv_general_dilated` takes as `dimension_numbers`.
+      layout: order of the axes: None (channels-last), a string such as `"NCHW"`, or the triple of strings or of axis
+        tuples that `lax.conv_general_dilated` takes as `dimension_numbers`.
       rank: number of spatial axes where a kernel or a window says it, else None.
     """
     if layout is None:

@@ -298,9 +298,9 @@ class PoolOptions(NamedTuple):
     layout: Any = None
 
     @classmethod
-    def of(cls, *options: Any, **others: Any) -> PoolOptions:
+    def of(cls, *options: Any, **named_options: Any) -> PoolOptions:
         """Returns the options of a call as a hashable value, with the defaults for those that are left out."""
-        return _hashable(cls(*options, **others))
+        return _hashable(cls(*options, **named_options))
 
     def geometry(self, x_shape: Sequence[int]) -> PoolGeometry:
         """Checks the options against the shape of x and returns the geometry of the pool."""

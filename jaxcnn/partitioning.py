@@ -151,7 +151,7 @@ class Split:
                 mesh_axes = (entry,) if isinstance(entry, str) else tuple(entry or ())
                 count = _device_count(mesh, mesh_axes)
                 factor = _factor(name)
-                is_taken = factor in axes or any(axis in taken for taken in axes.values() for axis in mesh_axes)
+                is_taken = factor in axes or any(axis in other for other in axes.values() for axis in mesh_axes)
                 fits = self.sizes[factor] % count == 0 if factor in self.sizes else size >= count
                 if factor and count > 1 and fits and not is_taken:
                     axes[factor] = mesh_axes

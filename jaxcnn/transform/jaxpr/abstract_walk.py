@@ -36,7 +36,7 @@ class Place:
     Args:
       count: number of executions of the jaxpr, with a `while` counted once.
       holders: equations that hold the jaxpr, outermost first.
-      hidden: True in the body of a `while`, in a branch, or in a primitive that the walk does not follow.
+      hidden: flag, True in the body of a `while`, in a branch, or in a primitive that the walk does not follow.
     """
 
     count: int = 1
