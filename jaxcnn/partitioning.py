@@ -143,7 +143,11 @@ class Split:
         return mesh, body, out, tuple(shardings)
 
     def _mesh_axes(self, mesh: Any, arrays: Sequence[tuple[Sequence[str], Any]]) -> dict[str, MeshAxes]:
-        """Returns the mesh axes of each factor (see `_factor`), from the first array that is split along the factor."""
+        """Returns the mesh axes of each factor (see `_factor`), from the first array that is split along the factor.
+
+        A factor stays whole where its size does not divide by the number of devices, or where another factor has the
+        mesh axis.
+        """
         axes: dict[str, MeshAxes] = {}
         for names, array in arrays:
             spec = array.sharding.spec if isinstance(array.sharding, NamedSharding) else ()

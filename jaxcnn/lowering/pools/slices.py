@@ -333,7 +333,7 @@ def scatter(y: jax.Array, index: jax.Array, spec: PoolSpec) -> jax.Array:
     counts = [-(-size // stride) for size, stride in zip(sizes, spec.strides, strict=True)]
 
     def spread(axis: int, chosen: tuple[Any, ...], phase: tuple[int, ...]) -> jax.Array:
-        """Returns the pixels whose residues on the axes before `axis` are `phase`."""
+        """Returns the sums at the pixels whose residues on the axes before `axis` are `phase`."""
         if axis < rank:
             parts = []
             for residue in range(spec.strides[axis]):

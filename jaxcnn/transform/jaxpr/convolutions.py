@@ -216,6 +216,7 @@ def _in_role(
     swapped: bool = False,
     **options: Any,
 ) -> Convolution:
+    """Returns an equation as the convolution of a role; the options are those of `conv_spec`."""
     first, second, result = avals(equation)
     arrays = (second, first, result) if swapped else (first, second, result)
     lhs, rhs, out = (

@@ -163,7 +163,7 @@ def _operand_shape(equation: JaxprEqn, index: int = 0) -> tuple[int, ...]:
 
 
 def _elementwise(equation: JaxprEqn, operands: Sequence[Value], shape: Sequence[int]) -> Axes:
-    """Returns the union over the operands of the result's rank that are not broadcast along an axis."""
+    """Returns for each axis the union of the operands' fields; an operand that is broadcast along the axis has none."""
     axes: list[AxisField | None] = [None] * len(shape)
     # Values of images come first, so that their argument is the one on which pixels are counted.
     order = sorted(range(len(operands)), key=lambda index: not operands[index].image)
