@@ -81,6 +81,7 @@ def adaptive_max_pool(x: ArrayLike, output_shape: Any, *, layout: Layout = None)
 
 @partial(jax.jit, static_argnames=("kind", "output_shape", "layout"), inline=True)
 def _adaptive(x: jax.Array, *, kind: str, output_shape: Any, layout: Layout) -> jax.Array:
+    """Computes an adaptive pool of a kind, `"avg"` or `"max"`, in the user's layout."""
     check_arrays(x=x)
     order = window_order(x.shape, output_shape, layout)
     batch_shape, sizes, _ = order.split_input(x.shape)
@@ -265,6 +266,7 @@ def global_max_pool(x: ArrayLike, *, layout: Layout = None, keepdims: bool = Fal
 
 @partial(jax.jit, static_argnames=("kind", "layout", "keepdims"), inline=True)
 def _global(x: jax.Array, *, kind: str, layout: Layout, keepdims: bool) -> jax.Array:
+    """Computes a pool of a kind, `"avg"` or `"max"`, over the whole image, in the user's layout."""
     check_arrays(x=x)
     if layout is None and x.ndim < 3:
         raise ValueError(f"x must have a batch axis, at least one spatial axis and a feature axis, got shape {x.shape}")

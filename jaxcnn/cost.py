@@ -141,6 +141,7 @@ def _conv_cost(x_shape: Any, kernel: Any, options: ConvOptions, transposed: bool
 
 
 def _links_cost(geometry: ConvGeometry, kernels: Sequence[Sequence[int]], counts: Sequence[int], itemsize: int) -> Cost:
+    """Returns the cost of kernels in a row, each given by its shape and number of groups."""
     batch = math.prod(geometry.batch_shape)
     stored = sizes = geometry.sizes
     padding = geometry.padding
@@ -173,6 +174,7 @@ def _link_cost(
     link: dict[str, Any],
     itemsize: int,
 ) -> Cost:
+    """Returns the cost of one kernel in a row; `sizes` are the `stored` ones with the borders that repeat the image."""
     *window, kernel_in, out_features = kernel_shape
     hits = (
         window_hits(size, output, taps, stride, low, dilation, input_dilation)

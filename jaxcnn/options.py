@@ -258,6 +258,7 @@ def _check_output_features(kernel_out: int, groups: int, shapes: str) -> None:
 
 
 def _check_input_features(features: int, kernel_in: int, groups: int, shapes: str) -> None:
+    """Refuses a kernel whose input channels, times the groups, are not the image's."""
     if features % groups:
         raise ValueError(
             f"x's {features} channels do not divide into feature_group_count={groups} groups: "

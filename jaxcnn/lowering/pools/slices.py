@@ -23,6 +23,9 @@ from jaxcnn.lowering.spec import PoolSpec
 
 NAME = "slices"
 
+REASON = "slices of the image, axis by axis"
+"""Column of a summary that says how the pool is computed."""
+
 MAX_SELECTION_TAPS = 64
 """Most taps of a window for which `select` compares the index with every tap's slice."""
 

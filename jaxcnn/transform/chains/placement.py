@@ -169,6 +169,7 @@ def guesses(chains: Sequence[KernelChain]) -> Iterator[list[Placement]]:
 
 
 def _placement_in_order(chain: KernelChain, stacked: bool, order: str) -> Placement:
+    """Returns the placement of a chain's kernel in a parameter with axes in an order: HWIO, OIHW or HWCM."""
     lead = (chain.kernels[0].shape[0],) if stacked else ()
     if stacked:
         links = (jax.ShapeDtypeStruct(link.shape[1:], link.dtype) for link in chain.kernels)

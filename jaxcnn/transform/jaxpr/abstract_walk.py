@@ -135,6 +135,7 @@ class AbstractWalk(abc.ABC, Generic[V, R]):
     # Equations that hold jaxprs.
 
     def _walk_held(self, equation: JaxprEqn, operands: list[V], place: Place) -> list[V]:
+        """Walks the jaxprs that an equation holds, as its primitive executes them."""
         if equation.primitive is lax_primitives.scan_p:
             return self._scan(equation, operands, place)
         if equation.primitive is lax_primitives.while_p:

@@ -151,6 +151,7 @@ def _as_convolution_of_cropped(equation: JaxprEqn) -> Convolution | None:
 
 
 def _from_jaxcnn(equation: JaxprEqn) -> Convolution:
+    """Returns the convolution of an equation of `conv_p`; one over a dilated image as an input's gradient."""
     spec, method, sharding = (equation.params[name] for name in ("spec", "method", "sharding"))
     has_dilated_input = spec.role == "output" and not spec.stacked and max(spec.input_dilation) > 1
     transposed = _as_input_gradient(equation) if has_dilated_input else None
@@ -160,6 +161,7 @@ def _from_jaxcnn(equation: JaxprEqn) -> Convolution:
 
 
 def _from_lax(equation: JaxprEqn) -> Convolution | None:
+    """Returns the convolution of an equation of lax, in the role of a derivative where it computes one."""
     params = equation.params
     _, rhs, out = avals(equation)
     numbers = params["dimension_numbers"]

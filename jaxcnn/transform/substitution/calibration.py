@@ -128,6 +128,7 @@ class Calibration:
     def _fit_once(
         self, chosen: Mapping[int, Option], chains: Mapping[int, KernelChain], indices: Container[int]
     ) -> tuple[dict[int, KernelChain], dict[int, float]]:
+        """Fits the chains of some layers in one walk; returns all chains, and the errors of those that were fitted."""
         layers, pool = self.problem.layers, _SamplePool(self.seed, self.uses)
         parts = {index: layers[index].unstack(chain) for index, chain in chains.items()}
         errors: dict[int, list[float]] = {}

@@ -193,6 +193,7 @@ class Search:
         return chains, report
 
     def _row(self, index: int, option: Option | None, chain: KernelChain | None, error: float) -> LayerReport:
+        """Returns the line of the report on a layer, with the reason if it stays dense."""
         layer = self.problem.layers[index]
         if chain is not None:
             reason = ""
