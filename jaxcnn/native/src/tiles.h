@@ -83,36 +83,15 @@ JAXCNN_INLINE void transform(const float (&matrix)[kOut][kIn], const Read& read,
 template <int kM, int kTaps>
 void evaluate_kernel(const Slide& slide, const float* kernel, int64_t group, int64_t column, int64_t columns, float* to,
                      int64_t pitch) {
-  constexpr int kPoints = kM + kTaps - 1;
-  const int64_t channels = slide.source_channels, filled = ceil_div(columns, kLanes) * kLanes;
-  const int64_t from_pixel = slide.source_pixel(), to_pixel = slide.result_pixel();
-  for (int64_t first = 0; first < channels; first += kLanes) {
-    const int64_t count = least(kLanes, channels - first);
-    for (int64_t v = 0; v < columns; v += kLanes) {
-      const int64_t lanes = least(kLanes, columns - v);
-      Vec taps[kTaps][kTaps][kLanes];
-      for (int h = 0; h < kTaps; ++h) {
-        for (int w = 0; w < kTaps; ++w) {
-          const int64_t tap = slide.kernel_tap(0, h, w);
-          if (slide.transposed) {
-            const int64_t row = tap * slide.result_channels + column + v;
-            const float* const from = kernel + row * from_pixel + group * channels + first;
-            for (int n = 0; n < kLanes; ++n) taps[h][w][n] = n < lanes ? load_some(from + n * from_pixel, count) : Vec{};
-            transpose(taps[h][w]);
-          } else {
-            const int64_t row = tap * channels + first;
-            const float* const from = kernel + row * to_pixel + group * slide.result_channels + column + v;
-            for (int64_t c = 0; c < count; ++c) taps[h][w][c] = load_some(from + c * to_pixel, lanes);
-          }
-        }
-      }
-      for (int64_t c = 0; c < count; ++c) {
-        float* const place = to + (first + c) * filled + v;
-        transform(
-            kMatrices<kM, kTaps>.g, [&](int h, int w) { return taps[h][w][c]; },
-            [&](int i, int j, Vec sum) { store(place + (i * kPoints + j) * pitch, sum); });
-      }
-    }
+  constexpr int kPoints = kM + kTaps - 1, kWindow = kTaps * kTaps;
+  const int64_t channels = slide.source_channels, vectors = ceil_div(columns, kLanes), size = channels * vectors * kLanes;
+  float* const packed = Scratch::floats(4, kWindow * size);
+  const auto pack = vectors == 2 ? pack_columns<2> : pack_columns<1>;
+  pack(slide, kernel, group, 0, kWindow * channels, column, columns, packed);
+  for (int64_t i = 0; i < size; i += kLanes) {
+    transform(
+        kMatrices<kM, kTaps>.g, [&](int h, int w) { return load(packed + (h * kTaps + w) * size + i); },
+        [&](int h, int w, Vec sum) { store(to + (h * kPoints + w) * pitch + i, sum); });
   }
 }
 
@@ -120,11 +99,11 @@ void evaluate_kernel(const Slide& slide, const float* kernel, int64_t group, int
 // far apart use different sets of a cache.
 constexpr int64_t odd_lines(int64_t floats) { return ((floats + 15) / 16 | 1) * 16; }
 
-constexpr int64_t kTileBlockFloats = 200 << 10;   // most floats of a block of tiles at the points, and of their products
-constexpr int64_t kMostBlockTiles = 4 * kRows;     // most tiles of such a block
-constexpr int64_t kSharedFloats = 1 << 20;    // most floats of tiles at the points that all threads read,
-constexpr int64_t kLeastTiles = 96;           // with more tiles than are worth another evaluation of the kernel
-constexpr int64_t kPartTiles = 48;            // tiles whose products by a panel stay in the second-level cache
+constexpr int64_t kTileBlockFloats = 200 << 10;  // most floats of a block of tiles at the points, and of their products
+constexpr int64_t kMostBlockTiles = 4 * kRows;   // most tiles of such a block
+constexpr int64_t kSharedFloats = 1 << 20;     // most floats of tiles at the points that all threads read,
+constexpr int64_t kLeastTiles = 96;            // with more tiles than are worth another evaluation of the kernel
+constexpr int64_t kPartTiles = 48;             // tiles whose products by a panel stay in the second-level cache
 
 // Computes a slide by tiles. Of the source and the kernel at the points, the smaller one is computed first. Each task
 // then computes its own part of the other, which stays in the processor's cache for the products.
