@@ -566,12 +566,13 @@ inline void slide_spread(const Slide& slide, const float* source, const float* k
 
 constexpr int64_t kPartPixels = 2048;  // fewest pixels of a part of a kernel's gradient with sums of its own
 constexpr int64_t kMostParts = 8;      // most such parts
-constexpr int64_t kGradientPanels = 8;  // panels of results that a tile of windows is multiplied by in turn
+constexpr int64_t kGradientPixels = 192;  // pixels that a register of a kernel's gradient sums over
+constexpr int64_t kGradientPanels = 4;   // panels of results that a tile of windows is multiplied by in turn
 
 // Computes the role "kernel": a product of windows and results that sums over the pixels.
 inline void kernel_dense(const ConvProblem& p, const float* x, const float* y, float* kernel, TaskRunner& runner) {
   const Slide slide = forward_slide(p);
-  const PixelBlocks blocks(slide, kBlockPixels);
+  const PixelBlocks blocks(slide, kGradientPixels);
   const int64_t all = slide.batch * slide.results(), channels = slide.result_channels, groups = slide.groups;
   const Frame in_place(slide, blocks), copy(slide, blocks, true);
   // Rows of register tiles are floats of the windows and columns are channels of the results; `turned` exchanges them.
