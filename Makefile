@@ -89,14 +89,14 @@ bench-history: $(VENV)/.bench  ## Record it for COMMITS="...", each twice in shu
 
 bench-all: $(VENV)/.bench  ## Measure every benchmark of the current commit (an hour)
 	$(ASV_MACHINE)
-	$(BIN)/asv run --machine $(MACHINE) --skip-existing-successful --show-stderr $(ARGS) "HEAD^!"
+	$(BIN)/python -m benchmarks.airspeed run --machine $(MACHINE) --skip-existing-successful --show-stderr $(ARGS) "HEAD^!"
 
 compare: $(VENV)/.bench  ## Show what moved by more than a quarter between the records of BASE and of the current commit
 	@$(BIN)/python -m benchmarks.compare --machine $(MACHINE) $(ARGS) $(BASE)
 
 bench-quick: $(VENV)/.bench  ## Run each benchmark once, in this environment, and keep no times
 	$(ASV_MACHINE)
-	$(BIN)/asv run --machine $(MACHINE) --python=same --quick --dry-run --show-stderr $(ARGS)
+	$(BIN)/python -m benchmarks.airspeed run --machine $(MACHINE) --python=same --quick --dry-run --show-stderr $(ARGS)
 
 literature: $(VENV)/.demo  ## Measure what papers claim of small kernels, and print it as Markdown
 	@$(BIN)/python -m benchmarks.peers.literature
