@@ -15,7 +15,7 @@ from pathlib import Path
 from asv.config import Config
 from asv_tachyon import cli as tachyon
 
-from .record import ROOT, run_asv
+from .airspeed import ROOT, run_asv
 from .substitution_page.page import write_page
 from .substitution_page.records import subjects
 

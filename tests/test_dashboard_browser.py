@@ -8,7 +8,7 @@ import re
 import pytest
 
 from benchmarks.asv import tracked
-from benchmarks.record import RESULTS, ROOT
+from benchmarks.airspeed import RESULTS, ROOT
 from support import asv_results
 from support.browser import TIMEOUT_MS, check_layout, executable, opened, screenshot, served
 
