@@ -7,8 +7,8 @@ import re
 
 import pytest
 
-from benchmarks.asv import tracked
 from benchmarks.airspeed import RESULTS, ROOT
+from benchmarks.asv import tracked
 from support import asv_results
 from support.browser import TIMEOUT_MS, check_layout, executable, opened, screenshot, served
 
