@@ -31,6 +31,7 @@ LINK = f"""<style>
   .bento > .tile {{ grid-column: 1 / -1 !important; }}
   .param-chip {{ max-width: 100%; overflow-wrap: anywhere; white-space: normal; }}
   .spark svg {{ max-width: 100%; }}
+  .linkish {{ overflow-wrap: anywhere; text-align: left; }}
 }}
 </style>
 <nav class="pages" aria-label="Pages"><a href="{SUBSTITUTIONS}">Small kernels for large ones, commit by commit</a></nav>
