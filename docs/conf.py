@@ -25,6 +25,8 @@ extensions = ["sphinx.ext.autodoc", "sphinx.ext.mathjax", "myst_parser"]
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = f"jaxcnn {release}"
+html_static_path = ["_static"]
+html_css_files = ["pages.css"]
 html_show_sourcelink = False
 highlight_language = "none"
 
