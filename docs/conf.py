@@ -36,6 +36,9 @@ autodoc_typehints = "none"  # the docstrings say what the annotations say, and m
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 
+WIDE_POINTS = 500
+"""Width of the pictures that a phone shows in parts."""
+
 NAPOLEON = Config(napoleon_use_rtype=False)
 
 
@@ -79,6 +82,14 @@ def trim_code(app, doctree):
         block[:] = [nodes.Text(block.rawsource)]
 
 
+def mark_wide_pictures(app, doctree):
+    """Marks the pictures that would be too small to read if a phone showed all of them at once."""
+    for image in doctree.findall(nodes.image):
+        width = re.search(r'<svg[^>]* width="([\d.]+)pt"', (HERE / image["uri"]).read_text()[:2000])
+        if width and float(width[1]) > WIDE_POINTS:
+            image["classes"].append("wide")
+
+
 def make_pictures(app):
     """Draws the pictures of the pages into `_build/pictures`."""
     import make_pictures
@@ -91,4 +102,5 @@ def setup(app):
     app.add_directive("markdown", Markdown)
     app.connect("autodoc-process-docstring", read_docstring)
     app.connect("doctree-read", trim_code)
+    app.connect("doctree-read", mark_wide_pictures)
     app.connect("builder-inited", make_pictures)
