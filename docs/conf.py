@@ -88,7 +88,8 @@ def trim_code(app, doctree):
 def mark_wide_pictures(app, doctree):
     """Marks the pictures that would be too small to read if a phone showed all of them at once."""
     for image in doctree.findall(nodes.image):
-        width = re.search(r'<svg[^>]* width="([\d.]+)pt"', (HERE / image["uri"]).read_text()[:2000])
+        path = HERE / image["uri"]
+        width = re.search(r'<svg[^>]* width="([\d.]+)pt"', path.read_text()) if path.suffix == ".svg" else None
         if width and float(width[1]) > WIDE_POINTS:
             image["classes"].append("wide")
 
