@@ -106,7 +106,7 @@ peers: $(VENV)/.demo $(VENV)/.peers  ## Time layers and networks beside plain la
 performance: $(VENV)/.demo $(VENV)/.peers  ## Measure the figures of README.md and docs/performance.md, and write them (half an hour)
 	$(BIN)/python -m benchmarks.tables --measure $(ARGS)
 
-tables: $(VENV)/.test  ## Write the figures of README.md and docs/performance.md again from what is measured
+tables: $(VENV)/.test  ## Write the tables of README.md and the docs again from what is measured
 	$(BIN)/python -m benchmarks.tables
 
 dashboard: $(VENV)/.bench  ## Turn the recorded results into pages and serve them on this machine
