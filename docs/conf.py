@@ -14,6 +14,8 @@ from sphinx.util.docutils import SphinxDirective
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
+import notebook_pages  # noqa: E402
+
 import jaxcnn  # noqa: E402
 
 project = "jaxcnn"
@@ -22,10 +24,13 @@ copyright = author
 release = version = jaxcnn.__version__
 
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.mathjax", "myst_parser"]
+source_suffix = {".md": "markdown", ".ipynb": "notebook"}
 exclude_patterns = ["_build"]
 EXTRA = HERE / "_build" / "extra"
 EXTRA.mkdir(parents=True, exist_ok=True)
 html_extra_path = [str(EXTRA)]
+nitpicky = True  # a name that is marked as one of the library's has a place in the reference
+linkcheck_timeout = 20
 html_theme = "furo"
 html_title = f"jaxcnn {release}"
 html_static_path = ["_static"]
@@ -63,6 +68,17 @@ class Markdown(SphinxDirective):
                 )
                 code.replace_self(link)
         return document.children
+
+
+class NotebookParser(MystParser):
+    """The parser of notebooks, which are run and read as Markdown."""
+
+    supported = ("notebook",)
+
+    def parse(self, inputstring, document):
+        """Parses the notebook of a file's text."""
+        notebook = notebook_pages.read(inputstring, HERE / "_build" / "notebooks")
+        super().parse(notebook_pages.to_markdown(notebook), document)
 
 
 def read_docstring(app, what, name, obj, options, lines):
@@ -111,6 +127,7 @@ def write_substitution_page(app):
 def setup(app):
     """Registers the above."""
     app.add_directive("markdown", Markdown)
+    app.add_source_parser(NotebookParser)
     app.connect("autodoc-process-docstring", read_docstring)
     app.connect("doctree-read", trim_code)
     app.connect("doctree-read", mark_wide_pictures)

@@ -184,7 +184,9 @@ def test_docstrings_of_functions(name):
 def test_docstrings_of_classes(name):
     cls = getattr(jaxcnn, name)
     fields = [field for field in getattr(cls, "__dataclass_fields__", {}) if not field.startswith("_")]
-    args = _sections(cls.__doc__)["Args"]
+    sections = _sections(cls.__doc__)
+    assert ">>> " in sections.get("Example", ""), f"{name} has no example"
+    args = sections["Args"]
     for field in fields:
         assert re.search(rf"\b{field}\b", args), f"{field} is not described"
     for attribute, value in vars(cls).items():

@@ -35,6 +35,11 @@ class TradeOff:
 
     Args:
       points: (share of multiply-accumulates, speedup, relative error) of each substitution.
+
+    Example:
+      >>> tradeoff = TradeOff(((0.5, 1.6, 0.02), (0.25, 2.9, 0.06)))
+      >>> [share for share, speedup, error in tradeoff.points if error < 0.05]
+      [0.5]
     """
 
     points: tuple[tuple[float, float, float], ...]
