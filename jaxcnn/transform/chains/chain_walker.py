@@ -25,7 +25,7 @@ from jaxcnn.transform.chains.convolve import convolve_with_chain
 from jaxcnn.transform.chains.moves import Move, factor_by_feature, move_of, spread_shape
 from jaxcnn.transform.chains.placement import Placement, use_of
 from jaxcnn.transform.jaxpr.convolutions import is_convolution
-from jaxcnn.transform.jaxpr.equations import CALLS, loop_parts, rebind, while_parts
+from jaxcnn.transform.jaxpr.equations import CALLS, loop_parts, rebind, returns_operands, while_parts
 from jaxcnn.transform.jaxpr.walker import Rule, Walker, inline
 
 
@@ -122,6 +122,10 @@ class ChainWalker(Walker):
         descend = _DESCENTS.get(equation.primitive)
         if descend is not None:
             return descend(self, equation, operands)
+        if returns_operands(equation):
+            others = [jnp.zeros(()) if isinstance(operand, TracedChain) else operand for operand in operands]
+            results = rebind(equation, others) if len(chains) < len(operands) else others
+            return [operands[index] if index in chains else result for index, result in enumerate(results)]
         result = self._result_from_chain(equation, operands, chains[0]) if len(chains) == 1 else None
         if result is not None:
             return [result]

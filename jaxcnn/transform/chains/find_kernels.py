@@ -15,7 +15,7 @@ from jaxcnn.transform.chains.moves import factor_by_feature, move_of, spread_sha
 from jaxcnn.transform.chains.placement import Placement, Use, use_of
 from jaxcnn.transform.jaxpr.abstract_walk import AbstractWalk, Place
 from jaxcnn.transform.jaxpr.convolutions import as_convolution, option
-from jaxcnn.transform.jaxpr.equations import inner_jaxpr, is_entered, shape_of, sub_jaxprs
+from jaxcnn.transform.jaxpr.equations import inner_jaxpr, is_entered, returns_operands, shape_of, sub_jaxprs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +60,7 @@ class KernelUses:
         return self.sites[0].use.placement
 
     def refuse(self, reason: str) -> None:
-        """Stores a reason, unless there is an earlier one."""
+        """Stores a reason, unless there is an earlier one or the reason is empty."""
         self.refusal = self.refusal or reason
 
 
@@ -79,23 +79,25 @@ def find_kernels(closed: Any) -> tuple[dict[int, KernelUses], list[tuple[JaxprEq
     kernels = {index: uses for index, uses in sorted(search.uses.items()) if uses.sites}
     for uses in kernels.values():
         _refuse_conflicts(uses)
-    return kernels, search.convolutions
+    return kernels, list(search.convolutions.values())
 
 
 def _refuse_conflicts(uses: KernelUses) -> None:
-    """Refuses a kernel if its convolutions disagree on its axes or its groups, or if no link could take its factors."""
-    groups = [option(site.equation, "feature_group_count") for site in uses.sites]
-    relations = [
-        uses.placement.relation(site.use.placement, count) for site, count in zip(uses.sites, groups, strict=True)
-    ]
-    if None in relations:
-        uses.refuse("two convolutions have its axes in different order")
-    factors = {factor for site in uses.sites for factor in site.factors}
-    if any(factor_by_feature(uses.placement, *factor) is None for factor in factors):
-        uses.refuse("it is multiplied by numbers that vary along other axes than its output features")
+    for site in uses.sites:
+        uses.refuse(conflict(uses.sites[0], site))
+
+
+def conflict(first: Site, site: Site) -> str:
+    """Returns the reason why one chain cannot serve a convolution and the first one with the same parameter, or ""."""
+    placement, groups = first.use.placement, option(first.equation, "feature_group_count")
+    if placement.relation(site.use.placement, option(site.equation, "feature_group_count")) is None:
+        return "two convolutions have its axes in different order"
+    if any(factor_by_feature(placement, *factor) is None for factor in site.factors):
+        return "it is multiplied by numbers that vary along other axes than its output features"
     # The kernel's shape determines the number of features in a group, but not the number of groups.
-    if len({*groups}) > 1:
-        uses.refuse("two convolutions have it in different numbers of groups")
+    if option(site.equation, "feature_group_count") != groups:
+        return "two convolutions have it in different numbers of groups"
+    return ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +137,7 @@ class _KernelSearch(AbstractWalk[_Value, None]):
     def __init__(self) -> None:
         super().__init__()
         self.uses: dict[int, KernelUses] = {}
-        self.convolutions: list[tuple[JaxprEqn, int]] = []
+        self.convolutions: dict[Ints, tuple[JaxprEqn, int]] = {}
 
     def uses_of(self, kernel: _KernelView) -> KernelUses:
         """Returns the uses of a parameter so far."""
@@ -157,8 +159,10 @@ class _KernelSearch(AbstractWalk[_Value, None]):
 
     def equation(self, equation: JaxprEqn, operands: list[_Value], place: Place) -> list[_Value] | None:
         if as_convolution(equation, "describe") is not None:
-            self.convolutions.append((equation, place.count))
+            self.convolutions[place.path_of(equation)] = equation, place.count
             operands = self._record_use(equation, operands, place)
+        elif returns_operands(equation):
+            return [value if isinstance(value, _KernelView) else None for value in operands]
         elif is_entered(equation.primitive) and sub_jaxprs(equation):
             return None
         kernels = [position for position, value in enumerate(operands) if isinstance(value, _KernelView)]
@@ -179,13 +183,14 @@ class _KernelSearch(AbstractWalk[_Value, None]):
         use = use_of(equation, kernel.view) if isinstance(kernel, _KernelView) else None
         if not isinstance(kernel, _KernelView) or use is None:
             return operands
-        path = tuple(map(id, (*place.holders, equation)))
-        site = Site(equation, use, place.count, path, place.hidden, kernel.scaled, kernel.factors)
-        self.uses_of(kernel).sites.append(site)
+        path = place.path_of(equation)
+        sites = self.uses_of(kernel).sites
+        if all(site.path != path for site in sites):  # the body of a loop may be walked twice
+            sites.append(Site(equation, use, place.count, path, place.hidden, kernel.scaled, kernel.factors))
         return [image, None]
 
-    def element(self, value: _Value, length: int) -> _Value:
-        del length
+    def element(self, value: _Value, length: int, place: Place) -> _Value:
+        del length, place
         if not isinstance(value, _KernelView):
             return None
         view = value.view.scan_element()

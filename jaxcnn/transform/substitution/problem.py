@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any
@@ -18,7 +17,7 @@ from jaxcnn.norms import relative_error
 from jaxcnn.timing import median_seconds
 from jaxcnn.transform.chains.find_kernels import find_kernels
 from jaxcnn.transform.jaxpr.convolutions import as_convolution
-from jaxcnn.transform.jaxpr.signature import flatten_call, short_name
+from jaxcnn.transform.jaxpr.signature import flatten_call, is_parameter, short_name
 from jaxcnn.transform.substitution.budget import Harm, allocate
 from jaxcnn.transform.substitution.layer import Layer, Option
 
@@ -68,7 +67,7 @@ class Problem:
         kernels, self.convolutions = find_kernels(self.closed)
         for index, uses in kernels.items():
             path = self.paths[index]
-            if not re.match(r"argument 0(\W|$)", path):
+            if not is_parameter(path):
                 continue
             parameter = self.arrays[index]
             refusal = uses.refusal

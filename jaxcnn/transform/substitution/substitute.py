@@ -15,6 +15,11 @@ import jax
 
 from jaxcnn.chain import KernelChain
 from jaxcnn.factorization.schemes.registry import SCHEMES
+from jaxcnn.transform.chains.explicit_kernels import (
+    keep_what_is_read,
+    make_kernels_explicit,
+    with_explicit_kernels,
+)
 from jaxcnn.transform.chains.placement import Placement
 from jaxcnn.transform.chains.with_chains import apply_with_chains
 from jaxcnn.transform.progress import Progress, bar
@@ -83,7 +88,7 @@ class Substitution:
     @cached_property
     def apply(self) -> Callable[..., Any]:
         """Pure function f of parameters with chains: `apply(params, *args)`."""
-        return apply_with_chains(self.f, self.placements)
+        return apply_with_chains(with_explicit_kernels(self.f), self.placements)
 
     def curve(self, shares: Sequence[float] = (0.7, 0.5, 0.35, 0.25, 0.18)) -> TradeOff:
         """Returns times and errors for several shares of the multiply-accumulates.
@@ -227,7 +232,8 @@ def substitute(
     names = _scheme_names(schemes)
     limit = _check_number("substitute", kind, value) if rank is None else _check_rank(rank, names)
     batches = _batches(calibration)
-    problem = Problem(f, params, args, names, _skip_predicate(skip), seed)
+    explicit = make_kernels_explicit(f, params, args)
+    problem = Problem(with_explicit_kernels(f), explicit, args, names, _skip_predicate(skip), seed)
     if not problem.convolutions:
         raise ValueError("substitute: f has no convolution")
     if not problem.layers:
@@ -261,8 +267,9 @@ def substitute(
     def substitution_of(solution: Solution) -> Substitution:
         chains, report = solution
         placements = {problem.paths[index]: problem.layers[index].placement for index in chains}
+        with_chains = keep_what_is_read(f, params, problem.params_with(chains), args)
         return Substitution(
-            f, problem.params_with(chains), report, placements, lambda share: substitution_of(search.at_share(share))
+            f, with_chains, report, placements, lambda share: substitution_of(search.at_share(share))
         )
 
     return substitution_of(solution)

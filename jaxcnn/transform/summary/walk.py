@@ -93,7 +93,7 @@ class _SummaryWalk(AbstractWalk[Value, _Record]):
             return [*carry, *(self.unknown(variable.aval) for variable in equation.outvars[len(carry) :])]
         return None
 
-    def element(self, value: Value, length: int) -> Value:
+    def element(self, value: Value, length: int, place: Place) -> Value:
         return Value(value.axes[1:], value.image, value.copies * length, value.roots)
 
     def stack(self, value: Value) -> Value:
