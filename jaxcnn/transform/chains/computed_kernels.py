@@ -24,7 +24,16 @@ from jaxcnn.transform.chains.known_values import KnownValue, KnownValues, comput
 from jaxcnn.transform.chains.placement import use_of
 from jaxcnn.transform.jaxpr.abstract_walk import AbstractWalk, Place
 from jaxcnn.transform.jaxpr.convolutions import as_convolution
-from jaxcnn.transform.jaxpr.equations import CALLS, inner_jaxpr, is_entered, loop_parts, rebind, shape_of, sub_jaxprs, while_parts
+from jaxcnn.transform.jaxpr.equations import (
+    CALLS,
+    inner_jaxpr,
+    is_entered,
+    loop_parts,
+    rebind,
+    shape_of,
+    sub_jaxprs,
+    while_parts,
+)
 from jaxcnn.transform.jaxpr.walker import Walker, inline
 
 _MAX_LOOP_PASSES = 100
@@ -94,7 +103,7 @@ def _root(equation: JaxprEqn, operand: KnownValue) -> KnownValue:
         moves.append(moves[-1].operands[0])
     for count in range(len(moves) - 1, 0, -1):
         start = moves[count]
-        if start.equation is None or not jnp.issubdtype(start.aval.dtype, jnp.inexact):
+        if start.equation is None or len(start.aval.shape) < 3 or not jnp.issubdtype(start.aval.dtype, jnp.inexact):
             continue
         view: View | None = View.whole(start.aval.shape)
         for value in moves[:count][::-1]:

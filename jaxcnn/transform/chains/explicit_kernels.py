@@ -131,7 +131,9 @@ def with_explicit_kernels(f: Callable[..., Any]) -> Callable[..., Any]:
         if not nodes:
             return f(*args, **kwargs)
         for position, node in nodes.items():
-            values[position] = jax.ShapeDtypeStruct(node.shape, node.dtype) if node.parameter is None else node.parameter
+            values[position] = (
+                jax.ShapeDtypeStruct(node.shape, node.dtype) if node.parameter is None else node.parameter
+            )
         trace = _Trace(f, signature, values)
         kernels = _kernels_of(trace, nodes)
         jaxpr, consts, are_read = trace.with_kernels(kernels)
@@ -156,8 +158,8 @@ def _kernels_of(trace: _Trace, nodes: dict[int, ComputedKernels]) -> list[tuple[
         computations = [computation for computation in trace.computations if computation.home == position]
         if len(computations) != len(node.kernels) and node.kernels:
             raise ValueError(
-                f"substitute: f computes {len(computations)} kernels from {short_name(trace.paths[position])} for these "
-                f"arguments, and {len(node.kernels)} for those that it was substituted for"
+                f"substitute: f computes {len(computations)} kernels from {short_name(trace.paths[position])} for "
+                f"these arguments, and {len(node.kernels)} for those that it was substituted for"
             )
         pairs = zip(computations, node.kernels, strict=False)
         kernels += [(computation, kernel) for computation, kernel in pairs if kernel is not None]

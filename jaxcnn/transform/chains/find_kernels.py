@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 from jax.extend import source_info_util
 from jax.extend.core import JaxprEqn
-from jax.extend.core import primitives as lax_primitives
 
 from jaxcnn.transform.chains.axis_views import Ints, View
-from jaxcnn.transform.chains.moves import factor_by_feature, move_of, spread_shape
+from jaxcnn.transform.chains.moves import move_of
 from jaxcnn.transform.chains.placement import Placement, Use, use_of
 from jaxcnn.transform.jaxpr.abstract_walk import AbstractWalk, Place
 from jaxcnn.transform.jaxpr.convolutions import as_convolution, option
@@ -29,8 +27,6 @@ class Site:
       path: ids of the equations that hold this one, outermost first, then the id of this one. The id of one equation is
         not enough, since two calls of one jitted function share the equations inside.
       hidden: True in the body of a `while`, in a branch, or in a primitive that the walk does not follow.
-      scaled: True if the kernel is multiplied by numbers on the way.
-      factors: view of the multiplied parameter, and shape of the factor, for each factor that is no single number.
     """
 
     equation: JaxprEqn
@@ -38,8 +34,6 @@ class Site:
     count: int
     path: Ints
     hidden: bool
-    scaled: bool
-    factors: tuple[tuple[View, Ints], ...]
 
 
 @dataclasses.dataclass
@@ -92,8 +86,6 @@ def conflict(first: Site, site: Site) -> str:
     placement, groups = first.use.placement, option(first.equation, "feature_group_count")
     if placement.relation(site.use.placement, option(site.equation, "feature_group_count")) is None:
         return "two convolutions have its axes in different order"
-    if any(factor_by_feature(placement, *factor) is None for factor in site.factors):
-        return "it is multiplied by numbers that vary along other axes than its output features"
     # The kernel's shape determines the number of features in a group, but not the number of groups.
     if option(site.equation, "feature_group_count") != groups:
         return "two convolutions have it in different numbers of groups"
@@ -107,28 +99,13 @@ class _KernelView:
     Args:
       index: position of the parameter among the arguments.
       view: moves of the parameter so far.
-      scaled: True if the array was multiplied by numbers.
-      factors: factors as in `Site`.
     """
 
     index: int
     view: View
-    scaled: bool = False
-    factors: tuple[tuple[View, Ints], ...] = ()
 
 
-@dataclasses.dataclass(frozen=True)
-class _BroadcastArray:
-    """An array that was broadcast.
-
-    Args:
-      shape: shape before the broadcast, with the axes of the array.
-    """
-
-    shape: Ints
-
-
-_Value = _KernelView | _BroadcastArray | None
+_Value = _KernelView | None
 
 
 class _KernelSearch(AbstractWalk[_Value, None]):
@@ -145,13 +122,8 @@ class _KernelSearch(AbstractWalk[_Value, None]):
 
     def refuse(self, value: _Value, reason: str) -> None:
         """Refuses the parameter of which a value is a view."""
-        if isinstance(value, _KernelView):
+        if value is not None:
             self.uses_of(value).refuse(reason)
-
-    def walk(self, jaxpr: Any, operands: Sequence[_Value], place: Place) -> list[_Value]:
-        """Returns the kernels among the results of a jaxpr; broadcasts are known within one jaxpr only."""
-        kernels = [value if isinstance(value, _KernelView) else None for value in operands]
-        return [value if isinstance(value, _KernelView) else None for value in super().walk(jaxpr, kernels, place)]
 
     def unknown(self, aval: Any) -> _Value:
         del aval
@@ -162,36 +134,34 @@ class _KernelSearch(AbstractWalk[_Value, None]):
             self.convolutions[place.path_of(equation)] = equation, place.count
             operands = self._record_use(equation, operands, place)
         elif returns_operands(equation):
-            return [value if isinstance(value, _KernelView) else None for value in operands]
+            return operands
         elif is_entered(equation.primitive) and sub_jaxprs(equation):
             return None
-        kernels = [position for position, value in enumerate(operands) if isinstance(value, _KernelView)]
-        result: _Value = None
+        kernels = [value for value in operands if value is not None]
         if len(kernels) == 1 and len(equation.outvars) == 1:
-            result = _moved_kernel(equation, operands, kernels[0])
-        if result is None:
-            line = source_info_util.summarize(equation.source_info)
-            for position in kernels:
-                self.refuse(operands[position], f"it reaches {equation.primitive}" + (f" at {line}" if line else ""))
-            if equation.primitive is lax_primitives.broadcast_in_dim_p and not kernels:
-                result = _BroadcastArray(spread_shape(equation))
-        return [result, *[None] * (len(equation.outvars) - 1)]
+            move = move_of(equation, operands.index(kernels[0]), kernels[0].view)
+            if move is not None and move.effect not in ("scale", "negate"):
+                return [dataclasses.replace(kernels[0], view=move.view)]
+        line = source_info_util.summarize(equation.source_info)
+        for kernel in kernels:
+            self.refuse(kernel, f"it reaches {equation.primitive}" + (f" at {line}" if line else ""))
+        return [None] * len(equation.outvars)
 
     def _record_use(self, equation: JaxprEqn, operands: list[_Value], place: Place) -> list[_Value]:
         """Adds a site if the second operand is a kernel; returns the operands, with None in place of this kernel."""
         image, kernel = operands
-        use = use_of(equation, kernel.view) if isinstance(kernel, _KernelView) else None
-        if not isinstance(kernel, _KernelView) or use is None:
+        use = None if kernel is None else use_of(equation, kernel.view)
+        if kernel is None or use is None:
             return operands
         path = place.path_of(equation)
         sites = self.uses_of(kernel).sites
         if all(site.path != path for site in sites):  # the body of a loop may be walked twice
-            sites.append(Site(equation, use, place.count, path, place.hidden, kernel.scaled, kernel.factors))
+            sites.append(Site(equation, use, place.count, path, place.hidden))
         return [image, None]
 
     def element(self, value: _Value, length: int, place: Place) -> _Value:
         del length, place
-        if not isinstance(value, _KernelView):
+        if value is None:
             return None
         view = value.view.scan_element()
         if view is None:
@@ -227,20 +197,3 @@ class _KernelSearch(AbstractWalk[_Value, None]):
         body = sub_jaxprs(equation)[0]
         self.walk(body, [None] * len(inner_jaxpr(body).invars), place.inside(equation, hidden=True))
         return [None] * len(equation.outvars)
-
-
-def _moved_kernel(equation: JaxprEqn, operands: Sequence[_Value], position: int) -> _KernelView | None:
-    """Returns the view that an equation makes of the kernel at a position; None if no chain passes through."""
-    kernel = operands[position]
-    move = move_of(equation, position, kernel.view) if isinstance(kernel, _KernelView) else None
-    if not isinstance(kernel, _KernelView) or move is None:
-        return None
-    kernel = dataclasses.replace(kernel, view=move.view)
-    if move.effect not in ("scale", "negate"):
-        return kernel
-    shape: Ints = ()
-    if move.effect == "scale":
-        factor = operands[1 - position]
-        shape = factor.shape if isinstance(factor, _BroadcastArray) else shape_of(equation.invars[1 - position])
-    factors = ((move.view, shape),) if max(shape, default=1) > 1 else ()
-    return dataclasses.replace(kernel, scaled=True, factors=(*kernel.factors, *factors))

@@ -78,9 +78,7 @@ class KnownValues:
 
     def element(self, value: KnownValue, aval: Any, loop: Ints) -> KnownValue:
         """Returns the slice of a value in one step of a scan."""
-        return self._values.setdefault(
-            ("slice", id(value), loop), KnownValue(aval, operands=(value,), loop=loop)
-        )
+        return self._values.setdefault(("slice", id(value), loop), KnownValue(aval, operands=(value,), loop=loop))
 
     def results(self, equation: JaxprEqn, operands: Sequence[KnownValue]) -> list[KnownValue]:
         """Returns the results of an equation."""

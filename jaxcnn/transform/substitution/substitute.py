@@ -268,9 +268,7 @@ def substitute(
         chains, report = solution
         placements = {problem.paths[index]: problem.layers[index].placement for index in chains}
         with_chains = keep_what_is_read(f, params, problem.params_with(chains), args)
-        return Substitution(
-            f, with_chains, report, placements, lambda share: substitution_of(search.at_share(share))
-        )
+        return Substitution(f, with_chains, report, placements, lambda share: substitution_of(search.at_share(share)))
 
     return substitution_of(solution)
 
