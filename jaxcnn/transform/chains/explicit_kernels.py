@@ -12,6 +12,7 @@ import numpy as np
 from jax.interpreters import partial_eval
 
 from jaxcnn.chain import KernelChain
+from jaxcnn.checkpoints import register_state
 from jaxcnn.transform.chains.computed_kernels import (
     KernelComputation,
     evaluate_with_kernels,
@@ -53,6 +54,13 @@ class ComputedKernels:
     def tree_unflatten(cls, static: Any, children: Sequence[Any]) -> ComputedKernels:
         """Inverts `tree_flatten_with_keys`."""
         return cls(*children, *static)
+
+
+register_state(
+    ComputedKernels,
+    lambda node: {"parameter": node.parameter, "kernels": node.kernels},
+    lambda node, state: dataclasses.replace(node, **state),
+)
 
 
 class _Trace:
