@@ -38,6 +38,22 @@ class ComputedKernels:
         one that the function still computes.
       shape: shape of the parameter.
       dtype: name of the parameter's dtype.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import jaxcnn
+      >>> def model(params, x):                                # whose kernel has a mean of zero
+      ...     return jaxcnn.conv(x, params["kernel"] - params["kernel"].mean())
+      >>> ramp = jnp.arange(1.0, 6.0)
+      >>> params = {"kernel": jnp.ones((5, 5, 8, 8)) * jnp.outer(ramp, ramp)[:, :, None, None]}
+      >>> substitution = jaxcnn.substitute(model, params, jnp.ones((1, 16, 16, 8)), rank=2, schemes="separable")
+      >>> node = substitution.params["kernel"]
+      >>> type(node).__name__, node.parameter, node.kernels[0].windows
+      ('ComputedKernels', None, ((5, 1), (1, 5)))
+
+    References:
+      Salimans and Kingma, "Weight normalization", 2016; Miyato et al., "Spectral normalization for generative
+      adversarial networks", 2018: kernels that are computed from parameters.
     """
 
     parameter: Any

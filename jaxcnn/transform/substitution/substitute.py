@@ -50,7 +50,8 @@ class Substitution:
 
     Args:
       f: function as it was.
-      params: parameters of f, with `KernelChain`s in place of kernels; train them, or replace some.
+      params: parameters of f, with `KernelChain`s in place of kernels, and `ComputedKernels` in place of parameters from
+        which f computes kernels; train them, or replace some.
       report: report on each layer and on the whole; `print` shows a table.
       placements: axes of each kernel in its parameter, by the parameter's path.
       solve: function from another share of multiply-accumulates to its substitution. It holds the dense parameters;
@@ -156,8 +157,8 @@ def substitute(
 ) -> Substitution:
     r"""Returns a function with chains in place of its trained kernels, within one budget for all of them.
 
-    f is traced for its arguments, and every parameter that is some convolution's kernel is found, also through casts,
-    transpositions, reshapes and loops. Each is a layer with many possible chains: the schemes' at their ranks. All
+    f is traced for its arguments, and every kernel is found that depends on params alone: a parameter, also through
+    casts, transpositions, reshapes and loops, or what f computes from parameters. Each is a layer with many possible chains: the schemes' at their ranks. All
     start dense, and the layer gives way that loses the least for each multiply-accumulate saved,
     $\sum_l w_l(e_l) e_l^2$ being the loss: $e_l$ is a layer's relative error and $w_l$ the part of it that reaches the
     results, measured at three of its errors. A layer whose chain is not faster than its dense kernel on this device's
@@ -182,7 +183,7 @@ def substitute(
         arguments after params, or one array. With them the error of each layer is that of its responses behind its
         nonlinearity, and its chain is fitted to the dense network's responses, given the chains before it. A handful of
         photographs does. A kernel that is used several times is fitted to all its uses together; one in a `while` or a
-        branch, one multiplied by numbers on the way, one used in both directions and one whose responses are all equal
+        branch, one used in both directions and one whose responses are all equal
         keep the chain of their weights.
       schemes: names of the schemes to choose from; by default `"separable"`, `"low_rank"`, `"tucker2"` and
         `"depthwise_separable"`. `"cp"` and `"stack"` are searches, which take minutes for large kernels.

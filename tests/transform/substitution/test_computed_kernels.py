@@ -41,8 +41,8 @@ def test_weight_normalization(tmp_path):
     for params in (PARAMS, jax.eval_shape(lambda: PARAMS)):
         loaded = jaxcnn.Substitution.load(tmp_path / "small.npz", weight_norm, params)
         np.testing.assert_array_equal(loaded.apply(loaded.params, X), small.apply(small.params, X))
+    other = {**PARAMS, "direction": jnp.ones((5, 5, 6, 7))}
     with pytest.raises(ValueError, match=r"direction is \(5, 5, 6, 6\) there, in params \(5, 5, 6, 7\)"):
-        other = {**PARAMS, "direction": jnp.ones((5, 5, 6, 7))}
         jaxcnn.Substitution.load(tmp_path / "small.npz", weight_norm, other)
 
 
