@@ -135,12 +135,12 @@ class _KnownValueSearch(AbstractWalk["KnownValue | None", _Record]):
 
     def equation(
         self, equation: JaxprEqn, operands: list[KnownValue | None], place: Place
-    ) -> Sequence[KnownValue | None] | None:
+    ) -> list[KnownValue | None] | None:
         if equation.primitive in CALLS:
             return None
         known = [operand for operand in operands if operand is not None]
         if len(known) == len(operands) and not equation.effects:
-            return self.values.results(equation, known)
+            return [*self.values.results(equation, known)]
         if as_convolution(equation, "describe") is not None:
             kernel = operands[1]
             if kernel is not None and use_of(equation, View.whole(kernel.aval.shape)) is not None:
@@ -165,13 +165,13 @@ class _KnownValueSearch(AbstractWalk["KnownValue | None", _Record]):
     def widen(self, value: KnownValue | None) -> None:
         del value
 
-    def branches(self, outcomes: Any, equation: JaxprEqn, place: Place) -> list[None]:
+    def branches(self, outcomes: Any, equation: JaxprEqn, place: Place) -> list[KnownValue | None]:
         del place
         for _, records in outcomes:
             self.records += records
         return [None] * len(equation.outvars)
 
-    def other_holder(self, equation: JaxprEqn, operands: Any, place: Place) -> list[None]:
+    def other_holder(self, equation: JaxprEqn, operands: Any, place: Place) -> list[KnownValue | None]:
         del operands, place
         return [None] * len(equation.outvars)
 

@@ -13,6 +13,7 @@ from jaxcnn.transform.chains.moves import move_of
 from jaxcnn.transform.chains.placement import Placement, Use, use_of
 from jaxcnn.transform.jaxpr.abstract_walk import AbstractWalk, Place
 from jaxcnn.transform.jaxpr.convolutions import as_convolution, option
+from jaxcnn.transform.jaxpr.dense_layers import as_one_tap_convolution
 from jaxcnn.transform.jaxpr.equations import inner_jaxpr, is_entered, returns_operands, shape_of, sub_jaxprs
 
 
@@ -58,15 +59,20 @@ class KernelUses:
         self.refusal = self.refusal or reason
 
 
-def find_kernels(closed: Any) -> tuple[dict[int, KernelUses], list[tuple[JaxprEqn, int]]]:
+def find_kernels(closed: Any, dense: bool = False) -> tuple[dict[int, KernelUses], list[tuple[JaxprEqn, int]]]:
     """Returns the uses of the arguments of a closed jaxpr that are kernels of convolutions, by argument position.
 
     Also returns all convolutions, each with its number of executions.
+
+    Args:
+      closed: closed jaxpr.
+      dense: True to count products with a matrix among the arguments as convolutions with a kernel of one tap.
     """
-    search = _KernelSearch()
+    search = _KernelSearch(dense)
     shapes = map(shape_of, inner_jaxpr(closed).invars)
     arguments = [
-        _KernelView(index, View.whole(shape)) if len(shape) > 2 else None for index, shape in enumerate(shapes)
+        _KernelView(index, View.whole(shape)) if len(shape) > (1 if dense else 2) else None
+        for index, shape in enumerate(shapes)
     ]
     for value in search.walk(closed, arguments, Place()):
         search.refuse(value, "it is returned")
@@ -109,10 +115,15 @@ _Value = _KernelView | None
 
 
 class _KernelSearch(AbstractWalk[_Value, None]):
-    """The walk that follows parameters to convolutions."""
+    """The walk that follows parameters to convolutions.
 
-    def __init__(self) -> None:
+    Args:
+      dense: True to follow them to products of matrices, too.
+    """
+
+    def __init__(self, dense: bool) -> None:
         super().__init__()
+        self.dense = dense
         self.uses: dict[int, KernelUses] = {}
         self.convolutions: dict[Ints, tuple[JaxprEqn, int]] = {}
 
@@ -139,6 +150,9 @@ class _KernelSearch(AbstractWalk[_Value, None]):
             return None
         kernels = [value for value in operands if value is not None]
         if len(kernels) == 1 and len(equation.outvars) == 1:
+            layer = as_one_tap_convolution(equation, operands.index(kernels[0])) if self.dense else None
+            if layer is not None:
+                return self.walk(layer, operands, place.inside(equation))
             move = move_of(equation, operands.index(kernels[0]), kernels[0].view)
             if move is not None and move.effect not in ("scale", "negate"):
                 return [dataclasses.replace(kernels[0], view=move.view)]

@@ -45,6 +45,7 @@ class Problem:
       schemes: names of the schemes to choose from.
       skip: function from the name of a parameter to whether the parameter stays dense.
       seed: seed for the random arguments.
+      dense: True to count products with a matrix among the parameters as convolutions of one tap.
     """
 
     def __init__(
@@ -55,8 +56,9 @@ class Problem:
         schemes: Sequence[str],
         skip: Callable[[str], bool],
         seed: int,
+        dense: bool = False,
     ) -> None:
-        self.f, self.params = f, params
+        self.f, self.params, self.dense = f, params, dense
         self.signature, self.arrays = flatten_call("substitute", (params, *args), {})
         generator = np.random.default_rng(seed)
         self.arrays = [_draw(array, generator) for array in self.arrays]
@@ -64,7 +66,7 @@ class Problem:
         self.paths = self.signature.paths()
         self.closed = jax.make_jaxpr(self.flat)(*self.arrays)
         self.layers: dict[int, Layer] = {}
-        kernels, self.convolutions = find_kernels(self.closed)
+        kernels, self.convolutions = find_kernels(self.closed, dense)
         for index, uses in kernels.items():
             path = self.paths[index]
             if not is_parameter(path):

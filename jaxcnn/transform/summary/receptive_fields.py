@@ -391,7 +391,9 @@ def _regrouped(before: Sequence[tuple[AxisField | None, int]], sizes: Sequence[i
         # The axis is repeated: entry `o` of the merged one is entry `o // repeats`, of which the start is a fraction.
         repeats = math.prod(size for _, size in others)
         shift = field.stride * Fraction(repeats - 1, repeats)
-        field = AxisField(field.sources, field.size + abs(shift), field.stride / repeats, field.offset + max(shift, 0))
+        field = AxisField(
+            field.sources, field.size + abs(shift), field.stride / repeats, field.offset + max(shift, Fraction(0))
+        )
     del entries
     if len(sizes) > 1 and field.sources:
         inner = math.prod(sizes[1:])
