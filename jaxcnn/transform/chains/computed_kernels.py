@@ -138,9 +138,9 @@ class _KnownValueSearch(AbstractWalk["KnownValue | None", _Record]):
     ) -> list[KnownValue | None] | None:
         if equation.primitive in CALLS:
             return None
-        known = [operand for operand in operands if operand is not None]
-        if len(known) == len(operands) and not equation.effects:
-            return [*self.values.results(equation, known)]
+        known_operands = [operand for operand in operands if operand is not None]
+        if len(known_operands) == len(operands) and not equation.effects:
+            return [*self.values.results(equation, known_operands)]
         if as_convolution(equation, "describe") is not None:
             kernel = operands[1]
             if kernel is not None and use_of(equation, View.whole(kernel.aval.shape)) is not None:

@@ -140,8 +140,8 @@ def make_kernels_explicit(f: Callable[..., Any], params: Any, args: Sequence[Any
     kernels = trace.compute(values)
     explicit = list(values)
     for home in {computation.home for computation in trace.computations}:
-        own = (kernel for kernel, owner in zip(kernels, trace.computations, strict=True) if owner.home == home)
-        explicit[home] = _node(values[home], values[home], tuple(own))
+        of_home = (kernel for kernel, owner in zip(kernels, trace.computations, strict=True) if owner.home == home)
+        explicit[home] = _node(values[home], values[home], tuple(of_home))
     return signature.unflatten(explicit)[0][0]
 
 
@@ -202,9 +202,9 @@ def keep_what_is_read(f: Callable[..., Any], dense: Any, params: Any, args: Sequ
       args: other arguments of f, arrays or their shapes.
     """
     signature, values = flatten_call("substitute", (dense, *args), {})
-    kept = flatten_call("substitute", (params, *args), {}, (ComputedKernels, KernelChain))[1]
+    leaves = flatten_call("substitute", (params, *args), {}, (ComputedKernels, KernelChain))[1]
     nodes = {}
-    for position, value in enumerate(kept):
+    for position, value in enumerate(leaves):
         if isinstance(value, ComputedKernels):
             chains = tuple(kernel if isinstance(kernel, KernelChain) else None for kernel in value.kernels)
             nodes[position] = dataclasses.replace(value, kernels=chains)
@@ -216,14 +216,14 @@ def keep_what_is_read(f: Callable[..., Any], dense: Any, params: Any, args: Sequ
     are_read = trace.with_kernels(kernels)[2]
     sources = frozenset().union(*(computation.value.sources for computation, _ in kernels))
     for position in nodes.keys() | sources:
-        node = nodes.get(position) or _node(values[position], kept[position], ())
+        node = nodes.get(position) or _node(values[position], leaves[position], ())
         if not are_read[position]:
-            kept[position] = dataclasses.replace(node, parameter=None)
+            leaves[position] = dataclasses.replace(node, parameter=None)
         elif any(kernel is not None for kernel in node.kernels) or isinstance(node.parameter, KernelChain):
-            kept[position] = node
+            leaves[position] = node
         else:
-            kept[position] = node.parameter
-    return signature.unflatten(kept)[0][0]
+            leaves[position] = node.parameter
+    return signature.unflatten(leaves)[0][0]
 
 
 def _node(array: Any, parameter: Any, kernels: tuple[Any, ...]) -> ComputedKernels:

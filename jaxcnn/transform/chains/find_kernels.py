@@ -27,7 +27,7 @@ class Site:
       count: number of executions of the convolution.
       path: ids of the equations that hold this one, outermost first, then the id of this one. The id of one equation is
         not enough, since two calls of one jitted function share the equations inside.
-      hidden: True in the body of a `while`, in a branch, or in a primitive that the walk does not follow.
+      hidden: flag, True in the body of a `while`, in a branch, or in a primitive that the walk does not follow.
     """
 
     equation: JaxprEqn
@@ -66,7 +66,7 @@ def find_kernels(closed: Any, dense: bool = False) -> tuple[dict[int, KernelUses
 
     Args:
       closed: closed jaxpr.
-      dense: True to count products with a matrix among the arguments as convolutions with a kernel of one tap.
+      dense: flag to count products with a matrix among the arguments as convolutions with a kernel of one tap.
     """
     search = _KernelSearch(dense)
     shapes = map(shape_of, inner_jaxpr(closed).invars)
@@ -118,7 +118,7 @@ class _KernelSearch(AbstractWalk[_Value, None]):
     """The walk that follows parameters to convolutions.
 
     Args:
-      dense: True to follow them to products of matrices, too.
+      dense: flag to follow them to products of matrices, too.
     """
 
     def __init__(self, dense: bool) -> None:

@@ -44,14 +44,14 @@ class KnownValue:
     @cached_property
     def sources(self) -> frozenset[int]:
         """Positions of the arguments on which the value depends."""
-        own = frozenset() if self.argument is None else frozenset((self.argument,))
-        return own.union(*(operand.sources for operand in self.operands))
+        here = frozenset() if self.argument is None else frozenset((self.argument,))
+        return here.union(*(operand.sources for operand in self.operands))
 
     @cached_property
     def slices(self) -> frozenset[KnownValue]:
         """Slices, by the scans around, on which the value depends."""
-        own = frozenset() if self.loop is None else frozenset((self,))
-        return own.union(*(operand.slices for operand in self.operands))
+        here = frozenset() if self.loop is None else frozenset((self,))
+        return here.union(*(operand.slices for operand in self.operands))
 
     @cached_property
     def loops(self) -> tuple[Ints, ...]:
@@ -96,15 +96,15 @@ class KnownValues:
         ]
 
 
-def compute(value: KnownValue, known: Mapping[KnownValue, Any], arguments: Sequence[Any] = ()) -> Any:
+def compute(value: KnownValue, arrays_of: Mapping[KnownValue, Any], arguments: Sequence[Any] = ()) -> Any:
     """Returns the array of a value.
 
     Args:
-      value: value that depends on nothing but `known`, arguments and constants.
-      known: arrays of slices, or of any other values.
+      value: value that depends on nothing but those in `arrays_of`, arguments and constants.
+      arrays_of: arrays of slices, or of any other values that are given.
       arguments: arrays of the jaxpr's arguments.
     """
-    arrays = dict(known)
+    arrays = dict(arrays_of)
     pending = [value]
     while pending:
         current = pending[-1]
@@ -126,14 +126,18 @@ def compute(value: KnownValue, known: Mapping[KnownValue, Any], arguments: Seque
     return arrays[value]
 
 
-def compute_for_all_steps(value: KnownValue, arguments: Sequence[Any], known: Mapping[KnownValue, Any]) -> Any:
+def compute_for_all_steps(value: KnownValue, arguments: Sequence[Any], arrays_of: Mapping[KnownValue, Any]) -> Any:
     """Returns the array of a value for all steps of the scans around, with a leading axis for each of its `loops`."""
-    loops = [loop for loop in value.loops if any(piece not in known for piece in value.slices if piece.loop == loop)]
+    loops = [
+        loop for loop in value.loops if any(piece not in arrays_of for piece in value.slices if piece.loop == loop)
+    ]
     if not loops:
-        return compute(value, known, arguments)
+        return compute(value, arrays_of, arguments)
     slices = [piece for piece in value.slices if piece.loop == loops[0]]
-    wholes = [compute(piece.operands[0], known, arguments) for piece in slices]
+    wholes = [compute(piece.operands[0], arrays_of, arguments) for piece in slices]
     return jax.lax.map(
-        lambda elements: compute_for_all_steps(value, arguments, {**known, **dict(zip(slices, elements, strict=True))}),
+        lambda elements: compute_for_all_steps(
+            value, arguments, {**arrays_of, **dict(zip(slices, elements, strict=True))}
+        ),
         wholes,
     )

@@ -48,6 +48,7 @@ def row_of(
 
 
 def _make_row(equation: JaxprEqn, place: Place, cost: Cost, **columns: Any) -> SummaryRow:
+    """Returns the row of an equation at a place, its cost times the number of executions."""
     arrays = avals(equation)
     scaled = Cost(*(value * place.count for value in dataclasses.astuple(cost)))
     return SummaryRow(
@@ -197,6 +198,6 @@ def _pool_row(
         groups=1,
         receptive_field=field_of(_fields_along(result, spatial_axes, equation)),
         method=module.NAME,
-        reason="slices of the image, axis by axis" if module.NAME != "direct" else "XLA's own window reduction",
+        reason=module.REASON,
     )
     return row, result, spatial_axes

@@ -93,7 +93,7 @@ class Value:
 
     Args:
       axes: field along each axis.
-      image: True if the value depends on the result of a convolution; a kernel or a weight does not.
+      image: flag of a value that depends on the result of a convolution; a kernel or a weight does not.
       copies: number of such values that the steps of a scan take.
       roots: arguments and constants of the function, or slices of them, from which a weight was made; none if that is
         not known. Values with the same roots are one weight.
@@ -150,13 +150,13 @@ def field_of(axes: Sequence[AxisField | None]) -> ReceptiveField | None:
 
     An interval of a fractional size holds as many pixels as the whole part of it; stride and offset are rounded up.
     """
-    known = [axis for axis in axes if axis is not None]
-    if len(known) < len(axes) or not axes:
+    fields = [axis for axis in axes if axis is not None]
+    if len(fields) < len(axes) or not axes:
         return None
     return ReceptiveField(
-        tuple(math.floor(axis.size) for axis in known),
-        tuple(math.ceil(axis.stride) for axis in known),
-        tuple(math.ceil(axis.offset) for axis in known),
+        tuple(math.floor(axis.size) for axis in fields),
+        tuple(math.ceil(axis.stride) for axis in fields),
+        tuple(math.ceil(axis.offset) for axis in fields),
     )
 
 
@@ -193,8 +193,8 @@ def _with_axes(axes: Axes, operands: Sequence[Value], shapes: Sequence[Sequence[
     shared: dict[frozenset[Source], AxisField] = {}
     for field in whole:
         if field.sources:
-            known = shared.get(field.sources)
-            shared[field.sources] = field if known is None else known.united(field, 1) or field
+            before = shared.get(field.sources)
+            shared[field.sources] = field if before is None else before.united(field, 1) or field
     # Neither of two axes along which one source is counted says what the value sees of it.
     counted = Counter(source for field in axes if field is not None for source in field.sources)
     lost |= frozenset(source for source, count in counted.items() if count > 1)
@@ -384,17 +384,16 @@ def _reshape(equation: JaxprEqn, operands: Sequence[Value], shape: Sequence[int]
 
 def _regrouped(before: Sequence[tuple[AxisField | None, int]], sizes: Sequence[int]) -> Axes:
     """Returns the fields of the axes, of these sizes, into which neighbouring axes are merged, split, or both."""
-    (field, entries), *others = before
-    if field is None or any(other is None or other.sources for other, _ in others):
+    (field, _), *repeated = before
+    if field is None or any(other is None or other.sources for other, _ in repeated):
         return (None,) * len(sizes)
-    if others and field.sources:
+    if repeated and field.sources:
         # The axis is repeated: entry `o` of the merged one is entry `o // repeats`, of which the start is a fraction.
-        repeats = math.prod(size for _, size in others)
+        repeats = math.prod(size for _, size in repeated)
         shift = field.stride * Fraction(repeats - 1, repeats)
         field = AxisField(
             field.sources, field.size + abs(shift), field.stride / repeats, field.offset + max(shift, Fraction(0))
         )
-    del entries
     if len(sizes) > 1 and field.sources:
         inner = math.prod(sizes[1:])
         field = field.seen_through(inner, inner, 0)

@@ -124,8 +124,8 @@ def summarize(f: Callable[..., Any], *args: Any, platform: str | None = None) ->
     if not callable(f):
         raise TypeError(f"summarize: f must be a function, got {f!r}")
     if platform is not None and platform not in PLATFORMS:
-        known = ", ".join(map(repr, PLATFORMS))
-        raise ValueError(f"summarize: platform must be one of {known}, got {platform!r}")
+        platforms = ", ".join(map(repr, PLATFORMS))
+        raise ValueError(f"summarize: platform must be one of {platforms}, got {platform!r}")
     signature, arrays = flatten_call("summarize", args, {})
     platform = platform or "cpu"
     rows, notes, field = summarize_jaxpr(jax.make_jaxpr(signature.flat(f))(*arrays), platform)

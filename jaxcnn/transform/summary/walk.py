@@ -63,11 +63,11 @@ def _total_field(records: Sequence[_Record], results: Sequence[tuple[Value, Sequ
     # A layer whose entries are all the same, as after a mean of the image, has no field of its own.
     if any(field is None and not any(axis and not axis.sources for axis in axes) for field, axes in layers):
         return None
-    known = [(field, axes) for field, axes in layers if field is not None]
-    if len({len(field.size) for field, _ in known}) != 1:
+    layers_with_field = [(field, axes) for field, axes in layers if field is not None]
+    if len({len(field.size) for field, _ in layers_with_field}) != 1:
         return None
-    fields = [field for field, _ in known]
-    by_axis = zip(*(axes for _, axes in known), strict=True)
+    fields = [field for field, _ in layers_with_field]
+    by_axis = zip(*(axes for _, axes in layers_with_field), strict=True)
     sources = [frozenset().union(*(axis.sources for axis in axes if axis is not None)) for axes in by_axis]
     for value, shape in results:
         if len(shape) < len(sources) + 2:
