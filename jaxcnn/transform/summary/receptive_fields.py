@@ -32,12 +32,15 @@ class AxisField:
         are the same.
       size, stride, offset: numbers as in `ReceptiveField`; fractions after a transposed convolution. With a stride of
         0 every entry sees the same pixels. A negative stride counts from the end.
+      parts: fields and entries of the axes that a reshape merged into this one, which is only reduced or split again;
+        the other numbers say nothing then.
     """
 
     sources: frozenset[Source]
     size: Fraction = Fraction(1)
     stride: Fraction = Fraction(1)
     offset: Fraction = Fraction(0)
+    parts: tuple[tuple[AxisField, int], ...] = ()
 
     def seen_through(self, extent: int, stride: int, low: int) -> AxisField:
         """Returns the field of the outputs of a window over this axis."""
@@ -71,6 +74,8 @@ class AxisField:
     def united(self, other: AxisField, entries: int) -> AxisField | None:
         """Returns the smallest field that holds both; None if they run over the pixels at different strides."""
         first, second = self, other
+        if first.parts or second.parts:
+            return first if first == second else None
         if 0 in (first.stride, second.stride):
             first, second = first.everywhere(entries), second.everywhere(entries)
         if first.stride != second.stride:
@@ -113,9 +118,11 @@ class Value:
         """Sources along the axes."""
         return frozenset().union(*(field.sources for field in self.axes if field is not None))
 
-    def losing_axes(self, axes: Axes) -> Value:
-        """Returns the value with other axes, along which it depends on its pixels in an unknown way."""
-        return dataclasses.replace(self, axes=tuple(axes), lost=self.lost | self.sources)
+    def without_merged_axes(self) -> Value:
+        """Returns the value with nothing known along axes that a reshape merged."""
+        merged = [field for field in self.axes if field is not None and field.parts]
+        axes = tuple(None if field in merged else field for field in self.axes)
+        return dataclasses.replace(self, axes=axes, lost=self.lost.union(*(field.sources for field in merged)))
 
     def united(self, other: Value, shape: Sequence[int]) -> Value:
         """Returns what is known of a value that is either this one or another one."""
@@ -137,7 +144,7 @@ def constant(ndim: int) -> Value:
 def field_along(value: Value, axis: int, entries: int) -> AxisField | None:
     """Returns the field along an axis of a value, with the pixels that all entries share; None if it is not known."""
     field = value.axes[axis]
-    if field is None or not field.sources or field.sources & value.lost:
+    if field is None or field.parts or not field.sources or field.sources & value.lost:
         return None
     for shared in value.shared:
         if shared.sources & field.sources:
@@ -187,7 +194,7 @@ def _with_axes(axes: Axes, operands: Sequence[Value], shapes: Sequence[Sequence[
                     lost |= field.sources
     for field, entries in reduced:
         if field is not None and isinstance(entries, int):
-            whole.append(field.everywhere(entries))
+            whole += [part.everywhere(count) for part, count in field.parts or ((field, entries),)]
         elif field is not None:
             lost |= field.sources
     shared: dict[frozenset[Source], AxisField] = {}
@@ -210,6 +217,7 @@ def through_convolution(conv: Convolution, operands: Sequence[Value], shapes: Se
       shapes: shapes of the operands and of the result.
     """
     axes: list[AxisField | None] = [None] * len(shapes[-1])
+    operands = [value.without_merged_axes() for value in operands]
     spec = conv.spec
     if spec.role == "kernel":
         return dataclasses.replace(_with_axes(axes, operands, shapes[:-1]), image=True)
@@ -233,26 +241,32 @@ def through_convolution(conv: Convolution, operands: Sequence[Value], shapes: Se
 
 def through_product(equation: JaxprEqn, operands: Sequence[Value]) -> Value:
     """Returns the value of the result of a `dot_general`: axes that are not summed over stay."""
+    operands = [value.without_merged_axes() for value in operands]
     (lhs_summed, rhs_summed), (lhs_batch, rhs_batch) = equation.params["dimension_numbers"]
     lhs, rhs, _ = (aval.shape for aval in avals(equation))
     batch = [
         _united_axes([(operands[0].axes[left],), (operands[1].axes[right],)], (lhs[left],))[0]
         for left, right in zip(lhs_batch, rhs_batch, strict=True)
     ]
-    free = [
-        value.axes[axis]
-        for value, skipped in zip(operands, ({*lhs_summed, *lhs_batch}, {*rhs_summed, *rhs_batch}), strict=True)
-        for axis in range(len(value.axes))
-        if axis not in skipped
-    ]
-    dropped = [(operands[0].axes[axis], lhs[axis]) for axis in lhs_summed]
-    dropped += [(operands[1].axes[axis], rhs[axis]) for axis in rhs_summed]
+    free: list[AxisField | None] = []
+    dropped: list[tuple[AxisField | None, Any]] = []
+    sides = zip(operands, (lhs, rhs), (lhs_summed, rhs_summed), (lhs_batch, rhs_batch), strict=True)
+    for number, (value, shape, summed, of_batch) in enumerate(sides):
+        of_other = zip(operands[1 - number].axes, (rhs, lhs)[number], strict=True)
+        summed_of_other = (rhs_summed, lhs_summed)[number]
+        reduced = [pair for axis, pair in enumerate(of_other) if axis in summed_of_other]
+        fields = [value.axes[axis] for axis in range(len(shape)) if axis not in {*summed, *of_batch}]
+        # Constant weights that differ along a free axis may take any part of the other operand, as in an interpolation.
+        are_weights = any(field is not None and not field.sources for field in fields)
+        free += [field if field is None or field.sources or not are_weights else None for field in fields]
+        dropped += [] if are_weights else reduced
     result = _with_axes([*batch, *free], operands, (lhs, rhs), dropped)
     return dataclasses.replace(result, image=any(value.image for value in operands))
 
 
 def through_window(value: Value, windows: Sequence[tuple[int, int, int]]) -> Value:
     """Returns the value of the result of a pool: each axis has a dilated window, a stride and a low padding."""
+    value = value.without_merged_axes()
     axes = (field and field.seen_through(*window) for field, window in zip(value.axes, windows, strict=True))
     return dataclasses.replace(value, axes=tuple(axes), copies=1, roots=frozenset())
 
@@ -272,6 +286,10 @@ def through(equation: JaxprEqn, operands: Sequence[Value]) -> list[Value]:
     rule = _RULES.get(equation.primitive)
     if rule is None:
         rule = _elementwise if equation.primitive.name in _ELEMENTWISE_NAMES else _unknown
+    if equation.primitive.name == "stack":  # the primitive has no public name
+        rule = _stack
+    if rule not in (_elementwise, _reduce, _reshape, _transpose, _broadcast):
+        operands = [value.without_merged_axes() for value in operands]
     shapes = [shape_of(atom) for atom in equation.invars]
     dropped: Dropped = ()
     if rule is _reduce:
@@ -348,6 +366,13 @@ def _concatenate(equation: JaxprEqn, operands: Sequence[Value], shape: Sequence[
     return axes
 
 
+def _stack(equation: JaxprEqn, operands: Sequence[Value], shape: Sequence[int]) -> Axes:
+    """Returns the union of the operands, with a new axis that numbers them."""
+    axis = equation.params["axis"]
+    axes = _united_axes([value.axes for value in operands], shape_of(equation.invars[0]))
+    return [*axes[:axis], CONSTANT, *axes[axis:]]
+
+
 def _transpose(equation: JaxprEqn, operands: Sequence[Value], shape: Sequence[int]) -> Axes:
     del shape
     return [operands[0].axes[axis] for axis in equation.params["permutation"]]
@@ -385,7 +410,15 @@ def _reshape(equation: JaxprEqn, operands: Sequence[Value], shape: Sequence[int]
 def _regrouped(before: Sequence[tuple[AxisField | None, int]], sizes: Sequence[int]) -> Axes:
     """Returns the fields of the axes, of these sizes, into which neighbouring axes are merged, split, or both."""
     (field, _), *repeated = before
-    if field is None or any(other is None or other.sources for other, _ in repeated):
+    if field is not None and field.parts and not repeated:
+        # Merged axes are known again if they are split as they were.
+        same = [count for _, count in field.parts] == list(sizes)
+        return [part for part, _ in field.parts] if same else [field] if len(sizes) == 1 else (None,) * len(sizes)
+    parts = tuple((part, count) for part, count in before if part is not None)
+    are_plain = len(parts) == len(before) and not any(part.parts for part, _ in parts)
+    if len(sizes) == 1 and are_plain and sum(bool(part.sources) for part, _ in parts) > 1:
+        return (AxisField(frozenset().union(*(part.sources for part, _ in parts)), parts=parts),)
+    if field is None or field.parts or any(other is None or other.sources for other, _ in repeated):
         return (None,) * len(sizes)
     if repeated and field.sources:
         # The axis is repeated: entry `o` of the merged one is entry `o // repeats`, of which the start is a fraction.

@@ -65,7 +65,10 @@ REFUSED = {
     "factor": (lambda k, x: conv(x, k * 2.0), None),
     "returned": (lambda k, x: (conv(x, k), k), "it is returned"),
     "two orders": (lambda k, x: conv(conv(x, k), k.transpose(1, 0, 2, 3)), "in different order"),
-    "changed in a loop": (lambda k, x: lax.fori_loop(0, 2, lambda i, c: (conv(c[0], c[1]), -c[1]), (x, k)), "a loop"),
+    "changed in a loop": (
+        lambda k, x: lax.fori_loop(0, 2, lambda i, c: (conv(c[0], c[1]), c[1][::-1]), (x, k)),
+        "a loop",
+    ),
     "image too": (lambda k, x: conv(x, k).sum() + conv(k, k).sum(), "conv_general_dilated"),
 }
 

@@ -22,8 +22,8 @@ PARAMS = {"gain": jnp.arange(1.0, 7.0), "direction": KERNEL, "bias": jnp.ones(6)
 
 def weight_norm(params, x):
     direction = params["direction"]
-    kernel = params["gain"].reshape(1, 1, 1, 6) * direction / jnp.linalg.norm(direction.reshape(-1, 6), axis=0)
-    return conv(x, kernel) + params["bias"].reshape(1, 1, 1, 6)
+    norm = jnp.sqrt((direction**2).sum((0, 1, 2), keepdims=True))
+    return conv(x, params["gain"].reshape(1, 1, 1, 6) * direction / norm) + params["bias"].reshape(1, 1, 1, 6)
 
 
 def test_weight_normalization(tmp_path):
