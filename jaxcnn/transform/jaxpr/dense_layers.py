@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -11,7 +12,7 @@ from jax import lax
 from jax.extend.core import JaxprEqn
 from jax.extend.core import primitives as lax_primitives
 
-from jaxcnn.transform.jaxpr.equations import avals
+from jaxcnn.transform.jaxpr.equations import avals, inner_jaxpr
 
 _NUMBERS = ("NHC", "HIO", "NHC")
 
@@ -34,6 +35,24 @@ def as_one_tap_convolution(equation: JaxprEqn, position: int) -> Any | None:
     if any(batch) or not contracted[0] or not features or any(0 in shape for shape, _ in shapes):
         return None
     return _one_tap_convolution(shapes, contracted, position, equation.params["precision"])
+
+
+def one_tap_convolution_on(equation: JaxprEqn, path: Sequence[int], paths: Iterable[Sequence[int]]) -> Any | None:
+    """Returns the jaxpr of `as_one_tap_convolution` that one of some paths leads into; None if none does.
+
+    Args:
+      equation: equation.
+      path: ids of the equations that hold it, outermost first, then its own id.
+      paths: paths of convolutions.
+    """
+    if equation.primitive is not lax_primitives.dot_general_p:
+        return None
+    inside = {longer[len(path)] for longer in paths if len(longer) > len(path) and tuple(longer[: len(path)]) == path}
+    for position in range(2):
+        closed = as_one_tap_convolution(equation, position)
+        if closed is not None and any(id(inner) in inside for inner in inner_jaxpr(closed).eqns):
+            return closed
+    return None
 
 
 @lru_cache(maxsize=1024)

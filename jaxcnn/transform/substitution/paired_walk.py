@@ -19,7 +19,7 @@ from jaxcnn.transform.chains.convolve import convolve_with_chain, direction, is_
 from jaxcnn.transform.chains.find_kernels import KernelUses, Site
 from jaxcnn.transform.chains.placement import Placement
 from jaxcnn.transform.jaxpr.convolutions import forward_axes, forward_options
-from jaxcnn.transform.jaxpr.dense_layers import as_one_tap_convolution
+from jaxcnn.transform.jaxpr.dense_layers import one_tap_convolution_on
 from jaxcnn.transform.jaxpr.equations import (
     CALLS,
     JaxprValues,
@@ -106,14 +106,8 @@ def _walk(jaxpr: Any, consts: Sequence[Pair], inputs: Sequence[Pair], sites: Sit
         holds_site = any(site[: len(place)] == place for site in sites)
         if holds_site and place in sites:
             results = yield from _stop(jaxpr, position, operands, values.known, sites[place])
-        elif holds_site and equation.primitive is lax_primitives.dot_general_p:
-            dense_layer = next(site[len(place)] for site in sites if site[: len(place)] == place)
-            inner = next(
-                jaxpr
-                for jaxpr in (as_one_tap_convolution(equation, number) for number in range(2))
-                if jaxpr is not None and any(id(inner) == dense_layer for inner in inner_jaxpr(jaxpr).eqns)
-            )
-            results = yield from _walk(inner_jaxpr(inner), _consts(inner), operands, sites, place)
+        elif holds_site and (layer := one_tap_convolution_on(equation, place, sites)) is not None:
+            results = yield from _walk(inner_jaxpr(layer), _consts(layer), operands, sites, place)
         elif holds_site and equation.primitive in CALLS:
             (inner,) = sub_jaxprs(equation)
             results = yield from _walk(inner_jaxpr(inner), _consts(inner), operands, sites, place)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxcnn.transform.jaxpr.convolutions import is_convolution
-from jaxcnn.transform.jaxpr.dense_layers import as_one_tap_convolution
+from jaxcnn.transform.jaxpr.dense_layers import as_one_tap_convolution, one_tap_convolution_on
 from support.arrays import jax_normal
 
 PRODUCTS = {
@@ -47,3 +47,14 @@ def test_other_equations():
     (added,) = jax.make_jaxpr(jnp.add)(jnp.ones(3), jnp.ones(3)).eqns
     for equation in (batched, summed, added):
         assert as_one_tap_convolution(equation, 1) is None
+
+
+def test_the_convolution_that_a_path_leads_into():
+    product, added = jax.make_jaxpr(lambda a, b: a @ b + 1)(jnp.ones((2, 2)), jnp.ones((2, 2))).eqns
+    place = (1, id(product))
+    for position in (0, 1):
+        closed = as_one_tap_convolution(product, position)
+        (conv,) = filter(is_convolution, closed.jaxpr.eqns)
+        assert one_tap_convolution_on(product, place, [(5, 6), (*place, id(conv))]) is closed
+    assert one_tap_convolution_on(product, place, [(5, 6), place]) is None
+    assert one_tap_convolution_on(added, place, [(*place, 3)]) is None
