@@ -38,7 +38,7 @@ REQUIRED = {
 
 # What each room may import, as the design's table has it: by the first pattern that matches a file, patterns of the
 # modules of jaxcnn. "public" is `import jaxcnn` and its names.
-ARITHMETIC = ["geometry", "receptive_field", "layout", "dtypes", "errors"]
+ARITHMETIC = ["checkpoints", "geometry", "receptive_field", "layout", "dtypes", "errors"]
 OPTIONS = ["options", "chain", *ARITHMETIC]
 COST = ["cost", "shapes", *OPTIONS]
 LOWERING = ["lowering(\\..*)?", "native", "_compat", *COST]
@@ -88,7 +88,7 @@ ROOMS = {
     r"options": OPTIONS,
     r"chain": ARITHMETIC,
     r"(layout|receptive_field)": ["geometry", "errors"],
-    r"(geometry|dtypes|errors|norms|timing|partitioning|_compat|native)": [],
+    r"(checkpoints|geometry|dtypes|errors|norms|timing|partitioning|_compat|native)": [],
 }
 
 
