@@ -243,6 +243,7 @@ def check_output(name: str) -> Path:
 def write_page(path: Path, page: str) -> None:
     """Writes the HTML page."""
     try:
-        path.write_text(page, encoding="utf-8")
+        with whole_file(path) as file:
+            file.write(page.encode())
     except OSError as error:
         raise DemoError(f"the output {path} cannot be written: {error.strerror}") from None
