@@ -15,6 +15,7 @@ import rich.progress
 from jaxcnn.demo import DemoError, report, timing
 from jaxcnn.demo.layer import DEFINITIONS as LAYER_DEFINITIONS
 from jaxcnn.demo.layer import SingleLayer, check_layer, run_layer
+from jaxcnn.saving import whole_file
 
 #: Definition of MACs in reports.
 MACS = (
