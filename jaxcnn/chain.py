@@ -16,6 +16,7 @@ import numpy as np
 from jax import export, lax
 
 from jaxcnn.dtypes import floating_at_least_float32, integer_at_least_int32
+from jaxcnn.errors import ErrorPrefix
 from jaxcnn.geometry import Ints, Pair
 
 
@@ -129,7 +130,8 @@ class KernelChain:
 
         It is computed in float32 at least and returned in the chain's dtype, or in int32 for narrower integers.
         """
-        return _dense(self)
+        with ErrorPrefix("dense"):
+            return _dense(self)
 
     def relative_error(self, kernel: Any) -> jax.Array:
         r"""Computes the relative error of the chain's dense kernel D against `kernel`, HWIO, as a scalar.
@@ -143,7 +145,8 @@ class KernelChain:
             raise ValueError(
                 f"relative_error: the chain stands for a kernel of shape {self.shape}, got {tuple(kernel.shape)}"
             )
-        return _relative_error(self, kernel)
+        with ErrorPrefix("relative_error"):
+            return _relative_error(self, kernel)
 
 
 def _check_links(shapes: Sequence[Ints], counts: Sequence[int]) -> None:

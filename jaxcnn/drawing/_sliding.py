@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -10,6 +11,8 @@ from jaxcnn import FieldLayer, conv_output_shape, receptive_field
 
 Place = tuple[int, int]
 """Row and column, or a number for each of the two axes."""
+MAX_PIXELS = 100_000
+"""Largest image of a picture."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +108,8 @@ def sliding(
     rank = len(sizes)
     if rank not in (1, 2):
         raise ValueError(f"{operation}: {names[0]} must have one or two spatial axes, got {tuple(sizes)}")
+    if math.prod(sizes) > MAX_PIXELS:
+        raise ValueError(f"{operation}: a picture shows at most {MAX_PIXELS} pixels, got {tuple(sizes)}")
     if len(taps) != rank:
         raise ValueError(f"{operation}: {names[1]} must have {rank} spatial axes as {names[0]}, got {tuple(taps)}")
     steps, gaps = (_ints(operation, *pair, rank) for pair in (("strides", strides), (names[2], dilation)))
