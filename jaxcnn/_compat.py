@@ -105,7 +105,8 @@ def lower_on_one_device(
     if is_partitioned(context) or not any(map(is_explicit, context.avals_in)):
         return rule(context, *operands, **params)
     with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):
-        whole = [jax.core.ShapedArray(aval.shape, aval.dtype) for aval in context.avals_in]
+        avals: Any = context.avals_in
+        whole = [jax.core.ShapedArray(aval.shape, aval.dtype) for aval in avals]
         return rule(context.replace(avals_in=whole), *operands, **params)
 
 

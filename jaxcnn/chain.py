@@ -54,7 +54,10 @@ class KernelChain:
     feature_group_counts: Ints = ()
 
     def __post_init__(self) -> None:
-        kernels = tuple(self.kernels)
+        try:
+            kernels = tuple(self.kernels)
+        except TypeError:
+            raise TypeError(f"KernelChain: kernels must be a tuple, got {type(self.kernels).__name__}") from None
         for index, kernel in enumerate(kernels):
             if isinstance(kernel, KernelChain) or not hasattr(kernel, "shape"):
                 raise TypeError(f"KernelChain: kernel {index} must be an array, got {type(kernel).__name__}")
@@ -220,7 +223,8 @@ def compose(*kernels: jax.Array) -> jax.Array:
     References:
       For one channel, `scipy.signal.convolve` of the kernels in its mode "full".
     """
-    return KernelChain(kernels).dense()
+    with ErrorPrefix("compose"):
+        return _dense(KernelChain(kernels))
 
 
 def _in_groups(kernel: jax.Array, count: int, groups: int) -> jax.Array:

@@ -39,6 +39,8 @@ class ErrorPrefix:
         if isinstance(error, RuntimeError) and "requires grad" in str(error):
             # PyTorch refuses to convert such a tensor.
             raise TypeError(f"{self.function}: {_HINT_FOR_TORCH}") from error
+        if isinstance(error, OverflowError):
+            raise ValueError(f"{self.function}: a number is too large: {str(error).splitlines()[0]}") from error
         if isinstance(error, ValueError | TypeError) and len(error.args) == 1 and isinstance(error.args[0], str):
             error.args = (f"{self.function}: {_in_users_terms(error.args[0])}",)
 

@@ -66,7 +66,7 @@ OTHERS = {
     "with_chains": ((IDENTITY,), {}),
     "summarize": ((IDENTITY, ones(2)), {}),
 }
-BUDGETS = ("tolerance", "macs", "speedup", "rank", "calibration", "schemes", "skip", "seed")
+TRANSFORMATIONS = ("accelerate", "with_chains", "summarize")
 
 
 def alarmed(function, *args, **options):
@@ -112,7 +112,9 @@ def refuses_or_computes(name, function, args, options):
         else:
             alarmed(jax.eval_shape, lambda: function(*args, **options))
     except (TypeError, ValueError) as error:
-        assert str(error).startswith(f"{function.__name__}"), f"{error!r} of {args} {options}"
+        # An error of the user's own function stays as it is.
+        if name not in TRANSFORMATIONS and not str(error).startswith(function.__name__):
+            pytest.fail(f"{error!r} of {args} {options}")
 
 
 @pytest.mark.parametrize("name", [name for name, *_ in calls()])
@@ -120,7 +122,7 @@ def test_one_bad_argument(name):
     (_, function, args, options), *_ = (call for call in calls() if call[0] == name)
     every = list(spoilt(function, args, options))
     rng = np.random.default_rng([*name.encode()])
-    for index in rng.permutation(len(every))[:25]:
+    for index in rng.permutation(len(every))[:12]:
         refuses_or_computes(name, function, *every[index])
 
 
@@ -163,6 +165,11 @@ def saved(tmp_path_factory):
     }
 
 
+def check_named(error):
+    if not str(error).startswith(("TuningTable: ", "load: ")):
+        pytest.fail(str(error))
+
+
 def refuses_file(load, path, content):
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"^(TuningTable|load): ") as caught:
@@ -192,7 +199,7 @@ def test_files_that_are_cut_or_no_files_of_ours(kind, saved, tmp_path):
         try:
             alarmed(load, load_from)  # a digit of a time may have changed, and nothing tells
         except ValueError as error:
-            assert str(error).startswith(("TuningTable: ", "load: "))
+            check_named(error)
 
 
 def mutations(plain):
@@ -217,7 +224,7 @@ def loads_or_refuses(load, path, content):
     try:
         alarmed(load, path)
     except ValueError as error:
-        assert str(error).startswith(("TuningTable: ", "load: ")), error
+        check_named(error)
 
 
 def sample(items, count=150):
@@ -281,14 +288,19 @@ class Failure(Exception):
     pass
 
 
+def write_half(path):
+    with whole_file(path) as file:
+        file.write(b"half")
+        raise Failure
+
+
 @pytest.mark.parametrize("before", [None, b"the old file"])
 def test_a_file_that_fails_midway_leaves_what_was_there(before, tmp_path):
     path = tmp_path / "file"
     if before is not None:
         path.write_bytes(before)
-    with pytest.raises(Failure), whole_file(path) as file:
-        file.write(b"half")
-        raise Failure
+    with pytest.raises(Failure):
+        write_half(path)
     assert (path.read_bytes() if path.exists() else None) == before
     assert list(tmp_path.iterdir()) == ([] if before is None else [path])
     with whole_file(path) as file:
@@ -298,7 +310,7 @@ def test_a_file_that_fails_midway_leaves_what_was_there(before, tmp_path):
 
 def test_files_in_no_folder_and_links_and_devices(tmp_path):
     missing = tmp_path / "nowhere" / "file"
-    with pytest.raises(FileNotFoundError, match="nowhere/file'$"), whole_file(missing):
+    with pytest.raises(FileNotFoundError, match=r"nowhere/file'$"), whole_file(missing):
         pass
     (tmp_path / "link").symlink_to(tmp_path / "target")
     with whole_file(tmp_path / "link") as file:

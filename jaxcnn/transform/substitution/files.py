@@ -107,9 +107,8 @@ def _contents(
                 *((link.shape[lead:], count) for link, count in zip(links, chain.feature_group_counts, strict=True))
             )
             if single.shape != placement.kernel_shape:
-                raise ValueError(
-                    f"the chain of {short_name(entry['path'])} is not of a kernel {placement.kernel_shape}"
-                )
+                path, expected = short_name(entry["path"]), placement.kernel_shape
+                raise ValueError(f"the chain of {path} stands for a kernel {single.shape}, not {expected}")
             loaded.append(chain)
         else:
             loaded.append(links[0])
