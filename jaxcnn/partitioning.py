@@ -147,7 +147,8 @@ class Split:
     ) -> dict[str, MeshAxes]:
         """Returns the mesh axes of each factor (see `_factor`), from the first array that is split along the factor.
 
-        Mesh axes of fewer than `least_count` devices are left out.
+        A factor stays whole where its size does not divide by the number of devices, or where another factor has the
+        mesh axis. Mesh axes of fewer than `least_count` devices are left out.
         """
         axes: dict[str, MeshAxes] = {}
         for names, array in arrays:
@@ -156,7 +157,7 @@ class Split:
                 mesh_axes = (entry,) if isinstance(entry, str) else tuple(entry or ())
                 count = _device_count(mesh, mesh_axes)
                 factor = _factor(name)
-                is_taken = factor in axes or any(axis in taken for taken in axes.values() for axis in mesh_axes)
+                is_taken = factor in axes or any(axis in other for other in axes.values() for axis in mesh_axes)
                 fits = self.sizes[factor] % count == 0 if factor in self.sizes else size >= count
                 if factor and mesh_axes and count >= least_count and fits and not is_taken:
                     axes[factor] = mesh_axes

@@ -65,7 +65,7 @@ ROOMS = {
         "transform\\.summary(\\..*)?",
         "timing",
     ],
-    r"drawing(\..*)?": ["public", "saving", "drawing(\\..*)?"],
+    r"drawing(\..*)?": ["public", "saving", "drawing(\\..*)?", "options", "errors"],
     r"transform\.substitution(\..*)?": TRANSFORM,
     r"transform\.tuning": TUNING,
     r"transform\.acceleration(\..*)?": ["transform\\.acceleration(\\..*)?", *JAXPR],
