@@ -12,7 +12,9 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
@@ -22,8 +24,65 @@ from jax import lax
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import NamedSharding, PartitionSpec
 
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """What one device does for an operation that is split over devices.
+
+    Args:
+      operation: the operation as `Split` has it.
+      shapes: shapes of the device's parts of the operands, then of the result.
+      spec: spec by which the part is computed, in place of that of the whole operation.
+      received: pairs of a collective operation's name and the bytes of its results on the device.
+    """
+
+    operation: Hashable
+    shapes: tuple[tuple[int, ...], ...]
+    spec: Any
+    received: tuple[tuple[str, int], ...]
+
+
+_PARTS: ContextVar[list[Part] | None] = ContextVar("parts", default=None)
+
+
+@contextmanager
+def recorded_parts() -> Iterator[list[Part]]:
+    """Returns a context with the list of the parts of all operations that XLA splits inside it."""
+    parts: list[Part] = []
+    token = _PARTS.set(parts)
+    try:
+        yield parts
+    finally:
+        _PARTS.reset(token)
+
+
 MeshAxes = tuple[str, ...]
 """Names of the mesh axes along which one axis of an array is split, in order; empty for an axis that is whole."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Settings:
+    """Holds JAX's settings of one thread, for the thread in which XLA splits the program.
+
+    Args:
+      enable_x64: flag of 64-bit types.
+      matmul_precision: default precision of products and convolutions.
+    """
+
+    enable_x64: bool
+    matmul_precision: str | None
+
+    @classmethod
+    def current(cls) -> _Settings:
+        """Returns the settings of this thread."""
+        config: Any = jax.config
+        return cls(config.jax_enable_x64, config.jax_default_matmul_precision)
+
+    @contextmanager
+    def apply(self) -> Iterator[None]:
+        """Returns a context with these settings."""
+        with jax.enable_x64(self.enable_x64), jax.default_matmul_precision(self.matmul_precision):
+            yield
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +135,9 @@ class Split:
       dtype: dtype of the result.
       local: function that returns one device's part of the result from the parts of the operands, the window on each
         spatial axis of the part, the pixel of the whole image at which the part begins on each, and the dtype of sums.
+      operation: the whole operation, by which `recorded_parts` tells it from others.
+      local_spec: function from the shapes of the parts of the operands, the window on each spatial axis of the part and
+        the dtype of sums to the spec of the part.
     """
 
     operands: tuple[tuple[str, ...], ...]
@@ -85,6 +147,8 @@ class Split:
     fill: tuple[Any, ...]
     dtype: Any
     local: Callable[[Sequence[jax.Array], Sequence[Window], Sequence[Any], Any], jax.Array]
+    operation: Hashable
+    local_spec: Callable[[Sequence[tuple[int, ...]], Sequence[Window], Any], Any]
 
     def over_devices(self, shape: tuple[int, ...]) -> Callable[..., jax.Array]:
         """Returns a function of the whole operands that XLA splits over the devices of its program.
@@ -94,10 +158,11 @@ class Split:
         """
         # JAX takes only the type of the result from this function. `_body` computes each device's part.
         function = custom_partitioning(lambda *operands: jnp.zeros(shape, self.dtype))
+        partition = partial(self._partition, _Settings.current(), _PARTS.get())
         pairs = {factor for names in self._arrays for name in names if " " in name for factor in name.split()}
         whole_axes = {name for names in self._arrays for name in names}
         sizes = {factor: size for factor, size in self.sizes.items() if factor in pairs - whole_axes}
-        function.def_partition(partition=self._partition, sharding_rule=self._rule(), **sizes)
+        function.def_partition(partition=partition, sharding_rule=self._rule(), **sizes)
         return function
 
     def result_sharding(self, operands: Sequence[Any], shape: Sequence[int]) -> NamedSharding:
@@ -134,12 +199,19 @@ class Split:
 
         return f"{', '.join(map(words, self.operands))} -> {words(self.result)}"
 
-    def _partition(self, mesh: Any, arguments: Sequence[Any], result: Any) -> tuple[Any, Any, Any, Any]:
+    def _partition(
+        self, settings: _Settings, recorded: list[Part] | None, mesh: Any, arguments: Sequence[Any], result: Any
+    ) -> tuple[Any, Any, Any, Any]:
         """Returns the mesh, the function of the parts, and the shardings of the result and of the operands."""
         arrays = [*zip(self.operands, arguments, strict=True), (self.result, result)]
         axes = self._mesh_axes(mesh, arrays)
         *shardings, out = (NamedSharding(mesh, _partition_spec(names, axes)) for names, _ in arrays)
-        body = partial(self._body, mesh, axes, [argument.shape for argument in arguments])
+        shapes = [argument.shape for argument in arguments]
+
+        def body(*parts: jax.Array) -> jax.Array:
+            with settings.apply():
+                return self._body(mesh, axes, shapes, recorded, *parts)
+
         return mesh, body, out, tuple(shardings)
 
     def _mesh_axes(self, mesh: Any, arrays: Sequence[tuple[Sequence[str], Any]]) -> dict[str, MeshAxes]:
@@ -158,11 +230,17 @@ class Split:
         return axes
 
     def _body(
-        self, mesh: Any, axes: Mapping[str, MeshAxes], shapes: Sequence[tuple[int, ...]], *parts: jax.Array
+        self,
+        mesh: Any,
+        axes: Mapping[str, MeshAxes],
+        shapes: Sequence[tuple[int, ...]],
+        recorded: list[Part] | None,
+        *parts: jax.Array,
     ) -> jax.Array:
         """Computes one device's part of the result."""
         summed = [name for name in axes if name not in map(_factor, self.result)]
         operands = list(parts)
+        received: list[tuple[str, int]] = []
         for position, names in enumerate(self.operands):
             for axis, name in enumerate(names):
                 # The rest beyond the end of an array that does not divide evenly must not reach a sum or a window.
@@ -187,17 +265,23 @@ class Split:
                 origins[number] = jnp.asarray(slab.starts)[device]
             for position, names in enumerate(self.operands):
                 if source in names:
-                    axis_rows = _SplitAxis(names.index(source), split, count, self.fill[position])
+                    axis_rows = _SplitAxis(names.index(source), split, count, self.fill[position], received)
                     operands[position] = axis_rows.slab_of(operands[position], slab)
         is_narrow = bool(summed) and jnp.issubdtype(self.dtype, jnp.floating) and jnp.finfo(self.dtype).bits < 32
-        value = self.local(operands, windows, origins, jnp.float32 if is_narrow else self.dtype)
+        sum_dtype = jnp.float32 if is_narrow else self.dtype
+        value = self.local(operands, windows, origins, sum_dtype)
         for number, skips in skipped.items():
             if max(skips):
                 start = jnp.asarray(skips)[lax.axis_index(axes[f"h{number}"])]
                 length = windows[number].image - max(skips)
                 value = lax.dynamic_slice_in_dim(value, start, length, self.result.index(f"x{number}"))
         if summed:
+            received.append(("all-reduce", value.size * value.dtype.itemsize))
             value = lax.psum(value, tuple(axis for name in summed for axis in axes[name]))
+        if recorded is not None:
+            spec = self.local_spec([operand.shape for operand in operands], windows, sum_dtype)
+            part_shapes = (*(part.shape for part in parts), value.shape)
+            recorded.append(Part(self.operation, part_shapes, spec, tuple(received)))
         return value.astype(self.dtype)
 
 
@@ -274,12 +358,14 @@ class _SplitAxis:
       mesh_axes: mesh axes along which the axis is split.
       count: number of devices.
       fill: number that stands for rows that no device has.
+      received: list to which the names and bytes of collective operations are added.
     """
 
     axis: int
     mesh_axes: MeshAxes
     count: int
     fill: Any
+    received: list[tuple[str, int]]
 
     def slab_of(self, part: jax.Array, slab: Slab) -> jax.Array:
         """Returns the rows of this device's slab: from its part, and the others from devices before and after."""
@@ -311,5 +397,6 @@ class _SplitAxis:
         pairs = [(source, source - distance) for source in range(self.count) if 0 <= source - distance < self.count]
         rows = lax.slice_in_dim(part, start, start + length, axis=self.axis)
         received = lax.ppermute(rows, self.mesh_axes, pairs)
+        self.received.append(("collective-permute", received.size * received.dtype.itemsize))
         sender = lax.axis_index(self.mesh_axes) + distance
         return jnp.where((sender >= 0) & (sender < self.count), received, jnp.asarray(self.fill, part.dtype))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from typing import Any
 
@@ -23,7 +23,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from jaxcnn._compat import SPLITS_EXPLICIT_MESHES, is_partitioned, varying_axes, with_devices
-from jaxcnn.lowering import choice
+from jaxcnn.lowering import choice, tuning_table
 from jaxcnn.lowering.pools.direct import pool_identity
 from jaxcnn.lowering.spec import ConvSpec, PoolSpec, Role, conv_spec
 from jaxcnn.partitioning import Split
@@ -92,6 +92,18 @@ def _register(
         return rule(context, *operands, **params)
 
     mlir.register_lowering(primitive, lower_on_cpu, platform="cpu")
+    _SPLITS[primitive] = split
+
+
+_SPLITS: dict[Primitive, Callable[..., Split]] = {}
+"""Function from abstract operands and parameters to the `Split`, by primitive."""
+
+
+def operation_of(equation: Any) -> Hashable:
+    """Returns the operation of an equation as `recorded_parts` has it; None if that is none of jaxcnn's."""
+    if equation.primitive not in _SPLITS:
+        return None
+    return _SPLITS[equation.primitive](*(operand.aval for operand in equation.invars), **equation.params).operation
 
 
 def _type_of_result(run: Callable[..., jax.Array], operands: Sequence[Any], params: dict[str, Any]) -> Any:
@@ -125,7 +137,14 @@ def _run_conv(
 
 def _split_conv(lhs: Any, rhs: Any, *, spec: ConvSpec, method: str, **program: Any) -> Split:
     del program
-    return conv_split(spec, lambda lhs, rhs, part: _run_conv(lhs, rhs, spec=part, method=method, platform="cpu"))
+    table = tuning_table.active()
+
+    def run_part(lhs: jax.Array, rhs: jax.Array, part: ConvSpec) -> jax.Array:
+        # XLA splits a program in a thread of its own, where no `with table:` holds.
+        with tuning_table.activated(table):
+            return _run_conv(lhs, rhs, spec=part, method=method, platform="cpu")
+
+    return conv_split(spec, run_part)
 
 
 _register(conv_p, _run_conv, _split_conv, ("spec", "method", "sharding"))

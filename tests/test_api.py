@@ -41,7 +41,7 @@ REQUIRED = {
 ARITHMETIC = ["geometry", "receptive_field", "layout", "dtypes", "errors"]
 OPTIONS = ["options", "chain", *ARITHMETIC]
 COST = ["cost", "shapes", *OPTIONS]
-LOWERING = ["lowering(\\..*)?", "native", "_compat", *COST]
+LOWERING = ["lowering(\\..*)?", "native", "_compat", "processes", *COST]
 PRIMITIVES = ["primitives", "epilogue", *LOWERING]
 FUNCTIONS_ROOM = ["convolution", "pooling", "adaptive_pooling", "links", *PRIMITIVES]
 NUMERICS = ["factorization\\.numerics(\\..*)?", "norms", *OPTIONS]
@@ -88,7 +88,7 @@ ROOMS = {
     r"options": OPTIONS,
     r"chain": ARITHMETIC,
     r"(layout|receptive_field)": ["geometry", "errors"],
-    r"(geometry|dtypes|errors|norms|timing|partitioning|_compat|native)": [],
+    r"(geometry|dtypes|errors|norms|timing|partitioning|processes|_compat|native)": [],
 }
 
 

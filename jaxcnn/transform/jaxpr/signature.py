@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
+import time
 from collections.abc import Callable, Sequence
 from functools import lru_cache, wraps
 from typing import Any
@@ -36,6 +38,27 @@ def are_traced(arrays: Sequence[Any]) -> bool:
     """Returns whether any of some arrays is a tracer."""
     # The answer is cached by type, since `accelerate` asks for all arrays of every call.
     return _is_any_traced(tuple(map(type, arrays)))
+
+
+def is_split(arrays: Sequence[Any]) -> bool:
+    """Returns whether any of some arrays lies on several devices."""
+    shardings = (getattr(array, "sharding", None) for array in arrays)
+    return any(sharding is not None and len(sharding.device_set) > 1 for sharding in shardings)
+
+
+def compile_apart(f: Callable[..., Any], arrays: Sequence[Any]) -> Any:
+    """Returns the compiled program of a function of arrays, never from a cache: XLA splits only what it compiles.
+
+    Args:
+      f: function.
+      arrays: arguments, or their types.
+    """
+
+    def program(*values: Any) -> Any:
+        return f(*values)
+
+    program.__name__ = f"program_{os.getpid()}_{time.time_ns()}"
+    return jax.jit(program).lower(*arrays).compile()
 
 
 class _StaticLeaf:

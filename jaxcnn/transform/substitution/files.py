@@ -15,8 +15,10 @@ import numpy as np
 from numpy.lib.npyio import NpzFile
 
 from jaxcnn.chain import KernelChain
+from jaxcnn.processes import whole
 from jaxcnn.transform.chains.placement import Placement
 from jaxcnn.transform.jaxpr.signature import Signature, flatten_call, short_name
+from jaxcnn.transform.substitution.placing import array_like, chain_like
 from jaxcnn.transform.substitution.report import SubstitutionReport
 
 _FORMAT_VERSION = 1
@@ -31,7 +33,7 @@ def _flatten_params(params: Any) -> tuple[list[str], list[Any], Signature]:
 def save(
     path: str | os.PathLike[str], params: Any, placements: Mapping[str, Placement], report: SubstitutionReport
 ) -> None:
-    """Writes parameters, chains and report to a file."""
+    """Writes parameters, chains and report to a file. Of several processes all call this, and the first one writes."""
     paths, values, _ = _flatten_params(params)
     arrays: dict[str, np.ndarray] = {}
     entries = []
@@ -43,7 +45,7 @@ def save(
             if jnp.issubdtype(link.dtype, jax.dtypes.prng_key):
                 entry["key"] = str(jax.random.key_impl(link))
                 link = jax.random.key_data(link)
-            array = np.asarray(link)
+            array = np.asarray(whole(link))
             # NumPy cannot store bfloat16 and similar dtypes, so the file holds their bits.
             arrays[name] = array if array.dtype.isbuiltin else array.view(f"u{array.dtype.itemsize}")
         if isinstance(value, KernelChain):
@@ -51,6 +53,8 @@ def save(
             entry["placement"] = dataclasses.asdict(placements[parameter_path])
         entries.append(entry)
     structure = {"format": _FORMAT_VERSION, "entries": entries, "report": json.loads(report.to_json())}
+    if jax.process_index() > 0:
+        return
     with open(path, "wb") as file:
         np.savez(file, allow_pickle=False, **{**arrays, _STRUCTURE_NAME: np.array(json.dumps(structure))})
 
@@ -85,9 +89,10 @@ def load(path: str | os.PathLike[str], params: Any) -> tuple[Any, SubstitutionRe
                 f"{tuple(current.shape)}"
             )
         if placement is not None:
-            loaded.append(KernelChain(tuple(links), tuple(entry["feature_group_counts"])))
+            chain = KernelChain(tuple(links), tuple(entry["feature_group_counts"]))
+            loaded.append(chain_like(chain, current, placement))
         else:
-            loaded.append(links[0])
+            loaded.append(array_like(links[0], current))
     report = SubstitutionReport.from_json(json.dumps(structure["report"]))
     return signature.unflatten(loaded)[0][0], report, placements
 

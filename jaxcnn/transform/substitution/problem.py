@@ -123,11 +123,6 @@ class Problem:
         """
         return [instead.get(index, array) for index, array in enumerate(self.arrays)]
 
-    def params_with(self, chains: Chains) -> Any:
-        """Returns the parameters with chains in place of kernels."""
-        (params, *_), _ = self.signature.unflatten(self.values(chains))
-        return params
-
     def error(self, chains: Chains) -> float:
         """Returns the relative error of all results together, with the chains' dense kernels."""
         dense = {index: self.layers[index].array(chain) for index, chain in chains.items()}

@@ -14,9 +14,10 @@ import jax
 from jaxcnn import native
 from jaxcnn.cost import Cost
 from jaxcnn.receptive_field import ReceptiveField
-from jaxcnn.transform.jaxpr.signature import flatten_call
+from jaxcnn.transform.jaxpr.signature import flatten_call, is_split
 from jaxcnn.transform.summary.row import SummaryRow
-from jaxcnn.transform.summary.table import summary_table, totals_line
+from jaxcnn.transform.summary.shards import split_program
+from jaxcnn.transform.summary.table import received_line, summary_table, totals_line
 from jaxcnn.transform.summary.walk import rows_and_notes
 
 #: Values of `platform` for `summarize`, in Python and on the command line.
@@ -31,6 +32,8 @@ class Summary:
       rows: one `SummaryRow` for each.
       notes: remarks on bodies that were counted once but may be executed more or less often, or were not counted.
       native: line on whether this process has the compiled CPU kernels; empty for another platform.
+      received: pairs of a collective operation's name and the bytes that the operation leaves on each device, for all
+        of the program; empty if no argument is split over several devices.
 
     Example:
       >>> import jax.numpy as jnp
@@ -46,6 +49,7 @@ class Summary:
     rows: tuple[SummaryRow, ...]
     notes: tuple[str, ...] = ()
     native: str = ""
+    received: tuple[tuple[str, int], ...] = ()
 
     @property
     def total(self) -> Cost:
@@ -70,6 +74,7 @@ class Summary:
             "total": dataclasses.asdict(self.total),
             "notes": self.notes,
             "native": self.native,
+            "received": self.received,
         }
         return json.dumps(content)
 
@@ -95,13 +100,15 @@ class Summary:
 
     @property
     def _remarks(self) -> tuple[str, ...]:
-        return tuple(filter(None, (totals_line(self.total), *self.notes, self.native)))
+        return tuple(filter(None, (totals_line(self.total), received_line(self.received), *self.notes, self.native)))
 
 
 def summarize(f: Callable[..., Any], *args: Any, platform: str | None = None) -> Summary:
     """Returns a table of the convolutions, pools and dense products of a function, with the cost and method of each.
 
-    f is traced, not run: nothing is compiled and no device is needed. Bodies of `scan` are multiplied by their length,
+    f is traced, not run: nothing is compiled and no device is needed, unless arguments are split over several devices.
+    Then the program is compiled, since XLA decides there how to split it, and each row has the shapes, the method and
+    the collective operations of one device's part. Bodies of `scan` are multiplied by their length,
     of a `cond` the branch with the most MACs is counted, and the body of a `while` once. A weight is the operand that
     does not depend on the result of a convolution; one that several rows share is counted in the first. The receptive
     field is that of the whole graph: parallel branches give their union, and a sort, a cumulative sum or a Fourier
@@ -109,7 +116,8 @@ def summarize(f: Callable[..., Any], *args: Any, platform: str | None = None) ->
 
     Args:
       f: function of arrays: a model, a loss, a gradient, a training step, accelerated or not.
-      *args: arguments of f; `jax.ShapeDtypeStruct`s may stand for arrays, and other leaves reach f unchanged.
+      *args: arguments of f; `jax.ShapeDtypeStruct`s, with a sharding or without, may stand for arrays, and other leaves
+        reach f unchanged.
       platform: platform whose methods are shown, `"cpu"` (if left out), `"gpu"`, `"cuda"`, `"rocm"` or `"tpu"`.
 
     Returns:
@@ -136,5 +144,7 @@ def summarize(f: Callable[..., Any], *args: Any, platform: str | None = None) ->
         raise ValueError(f"summarize: platform must be one of {known}, got {platform!r}")
     signature, arrays = flatten_call("summarize", args, {})
     platform = platform or "cpu"
-    rows, notes = rows_and_notes(jax.make_jaxpr(signature.flat(f))(*arrays), platform)
-    return Summary(rows, notes, native.status() if platform == "cpu" else "")
+    program = split_program(signature.flat(f), arrays) if is_split(arrays) else None
+    rows, notes = rows_and_notes(jax.make_jaxpr(signature.flat(f))(*arrays), platform, program)
+    received = () if program is None else program.received
+    return Summary(rows, notes, native.status() if platform == "cpu" else "", received)

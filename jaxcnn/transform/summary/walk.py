@@ -23,6 +23,7 @@ from jaxcnn.transform.jaxpr.equations import (
 from jaxcnn.transform.summary.describe import row_of, weight_of
 from jaxcnn.transform.summary.receptive_fields import Value, argument, through
 from jaxcnn.transform.summary.row import SummaryRow
+from jaxcnn.transform.summary.shards import SplitProgram
 
 _Record = tuple[SummaryRow, frozenset[Hashable]]
 """A row, and the roots of its weight."""
@@ -31,9 +32,17 @@ _MAX_LOOP_PASSES = 1000
 """Largest number of steps of a scan that are followed; a receptive field that still grows then is not known."""
 
 
-def rows_and_notes(closed: Any, platform: str) -> tuple[tuple[SummaryRow, ...], tuple[str, ...]]:
-    """Returns the rows of a closed jaxpr of the user's function, and notes on the count."""
-    walk = _SummaryWalk(platform)
+def rows_and_notes(
+    closed: Any, platform: str, program: SplitProgram | None = None
+) -> tuple[tuple[SummaryRow, ...], tuple[str, ...]]:
+    """Returns the rows of a closed jaxpr of the user's function, and notes on the count.
+
+    Args:
+      closed: closed jaxpr.
+      platform: platform for which methods are chosen.
+      program: the function's program if its arguments are split over several devices.
+    """
+    walk = _SummaryWalk(platform, program)
     jaxpr = inner_jaxpr(closed)
     values = [argument(number, len(shape_of(v))) for number, v in enumerate((*jaxpr.constvars, *jaxpr.invars))]
     for number, array in enumerate(consts_of(closed)):
@@ -64,11 +73,12 @@ class _SummaryWalk(AbstractWalk[Value, _Record]):
 
     Args:
       platform: platform for which methods are chosen.
+      program: the program that XLA split over several devices, or None.
     """
 
-    def __init__(self, platform: str) -> None:
+    def __init__(self, platform: str, program: SplitProgram | None) -> None:
         super().__init__(_MAX_LOOP_PASSES)
-        self.platform = platform
+        self.platform, self.program = platform, program
         self.notes: list[str] = []
 
     def unknown(self, aval: Any) -> Value:
@@ -81,6 +91,8 @@ class _SummaryWalk(AbstractWalk[Value, _Record]):
         row_and_result = row_of(equation, operands, place, self.platform)
         if row_and_result is not None:
             row, result = row_and_result
+            if self.program is not None:
+                row = self.program.with_shards(row, equation)
             self.records.append((row, weight_of(equation, operands).roots))
             return [result]
         is_symbolic = any(not isinstance(n, int) for aval in avals(equation) for n in getattr(aval, "shape", ()))
