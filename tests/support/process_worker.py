@@ -20,7 +20,7 @@ import jaxcnn
 from jaxcnn import native, processes
 from jaxcnn.lowering.tuning_table import Measurement, TuningTable, device_kind
 
-HEARTBEAT_SECONDS = 10
+HEARTBEAT_SECONDS = 30
 STEPS = 3
 
 
