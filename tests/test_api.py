@@ -68,7 +68,7 @@ ROOMS = {
     r"transform\.substitution(\..*)?": TRANSFORM,
     r"transform\.tuning": TUNING,
     r"transform\.acceleration(\..*)?": ["transform\\.acceleration(\\..*)?", *JAXPR],
-    r"transform\.summary(\..*)?": ["transform\\.summary(\\..*)?", *JAXPR],
+    r"transform\.summary(\..*)?": ["transform\\.summary(\\..*)?", "partitioning", *JAXPR],
     r"transform\.chains(\..*)?": ["transform\\.chains(\\..*)?", *JAXPR],
     r"transform\.(jaxpr(\..*)?|tables|progress)": JAXPR,
     r"transform": [],

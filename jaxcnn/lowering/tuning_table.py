@@ -176,12 +176,12 @@ class TuningTable:
     def check_processes(self) -> None:
         """Raises a ValueError unless every process of the program activates this table, at the same point.
 
-        The first time, all processes compare their tables.
+        All processes compare their tables, at each activation.
 
         Raises:
           ValueError: another process has another table, or does not activate one in time.
         """
-        if jax.process_count() == 1 or self in _AGREED:
+        if jax.process_count() == 1:
             return
         digests = bytes_of_all(self._digest(), "activates a TuningTable")
         if len(set(digests)) > 1:
@@ -191,7 +191,6 @@ class TuningTable:
                 f"might not fit together; process {jax.process_index()} has one of {len(self.entries)} convolutions; "
                 "measure on one process, save the table, and load that file on all"
             )
-        _AGREED.add(self)
 
     def _digest(self) -> bytes:
         """Returns bytes that differ for tables that choose differently, and agree between processes."""
@@ -243,9 +242,6 @@ class Recorder:
 # JAX forbids creating such a context while another thread compiles, so this module creates the context on import.
 _ACTIVE = jax.make_user_context(default_value=None)
 _thread_contexts = threading.local()
-
-_AGREED: set[TuningTable] = set()
-"""Tables that all processes were found to activate."""
 
 
 def active() -> TuningTable | Recorder | None:
