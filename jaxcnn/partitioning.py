@@ -370,21 +370,40 @@ class _SplitAxis:
     def slab_of(self, part: jax.Array, slab: Slab) -> jax.Array:
         """Returns the rows of this device's slab: from its part, and the others from devices before and after."""
         rows = part.shape[self.axis]
-        before = max(0, *(number * rows - start for number, start in enumerate(slab.starts)))
-        after = max(0, *(start + slab.length - (number + 1) * rows for number, start in enumerate(slab.starts)))
+        before = [number * rows - start for number, start in enumerate(slab.starts)]
+        after = [start + slab.length - (number + 1) * rows for number, start in enumerate(slab.starts)]
         pieces = [part]
-        for distance in range(1, -(-before // rows) + 1):
-            length = min(rows, before - (distance - 1) * rows)
+        for distance in range(1, -(-max(0, *before) // rows) + 1):
+            fill, length = self._lengths(before, before[distance:], rows, distance)
             pieces.insert(0, self._rows_of_neighbour(part, rows - length, length, -distance))
-        for distance in range(1, -(-after // rows) + 1):
-            length = min(rows, after - (distance - 1) * rows)
+            pieces.insert(0, self._fill_rows(part, fill))
+        for distance in range(1, -(-max(0, *after) // rows) + 1):
+            fill, length = self._lengths(after, after[:-distance], rows, distance)
             pieces.append(self._rows_of_neighbour(part, 0, length, distance))
+            pieces.append(self._fill_rows(part, fill))
         neighbourhood = jnp.concatenate(pieces, self.axis)
-        offsets = [start - number * rows + before for number, start in enumerate(slab.starts)]
+        offsets = [max(0, *before) - rows_before for rows_before in before]
         if len(set(offsets)) == 1:
             return lax.slice_in_dim(neighbourhood, offsets[0], offsets[0] + slab.length, axis=self.axis)
         offset = jnp.asarray(offsets)[lax.axis_index(self.mesh_axes)]
         return lax.dynamic_slice_in_dim(neighbourhood, offset, slab.length, self.axis)
+
+    @staticmethod
+    def _lengths(needed: Sequence[int], received: Sequence[int], rows: int, distance: int) -> tuple[int, int]:
+        """Returns how many rows at a distance are the fill on all devices, and how many come from a neighbour.
+
+        Args:
+          needed: number of rows that each device needs on one side.
+          received: those numbers of the devices that have a neighbour at the distance.
+          rows: number of rows of a part.
+          distance: number of devices.
+        """
+        missing, sent = (min(max(0, *counts) - (distance - 1) * rows, rows) for counts in (needed, [*received, 0]))
+        return missing - max(sent, 0), max(sent, 0)
+
+    def _fill_rows(self, part: jax.Array, length: int) -> jax.Array:
+        shape = (*part.shape[: self.axis], length, *part.shape[self.axis + 1 :])
+        return jnp.full(shape, self.fill, part.dtype)
 
     def _rows_of_neighbour(self, part: jax.Array, start: int, length: int, distance: int) -> jax.Array:
         """Returns rows of the device that is `distance` further along the axis, or the fill if there is none.
@@ -394,6 +413,8 @@ class _SplitAxis:
           start, length: rows of a part that are sent.
           distance: number of devices, negative for devices before this one.
         """
+        if length == 0:
+            return self._fill_rows(part, 0)
         pairs = [(source, source - distance) for source in range(self.count) if 0 <= source - distance < self.count]
         rows = lax.slice_in_dim(part, start, start + length, axis=self.axis)
         received = lax.ppermute(rows, self.mesh_axes, pairs)

@@ -159,6 +159,10 @@ def test_a_layer_moves_no_more_than_it_needs(name, kind):
     assert {kind: size for kind, size in moved.items() if size > allowed.get(kind, 0)} == {}
 
 
+def uneven(x, first, second):
+    return jaxcnn.conv(jaxcnn.conv(x, first, padding="VALID"), second).sum((1, 2))
+
+
 BOTH = {
     # name: (function, shapes, bytes that may move), on 2 by 2 devices, by batch and by rows
     "3x3": (jaxcnn.conv, (X, (3, 3, 16, 8)), halo(2, 8, 16)),
@@ -168,10 +172,17 @@ BOTH = {
     ),
     "depthwise 7x7": (depthwise, (X, (7, 7, 1, 16)), halo(3, 2, 8, 16)),
     "max pool 3x3": (max_pool, (X,), halo(2, 8, 16)),
-    # 3 rows of 8 outputs do not divide: one device computes the first two, the other one the last.
-    "3x3 with strides that do not divide": (
-        *(lambda x, kernel: jaxcnn.conv(x, kernel, strides=6), (X, (3, 3, 16, 8))),
-        {"collective-permute": 8 * 2 * 8 * 16 * FLOAT_BYTES},
+    "5x5 with a stride that does not divide": (
+        *(lambda x, kernel: jaxcnn.conv(x, kernel, strides=3), (X, (5, 5, 16, 8))),
+        halo(2, 8, 16),
+    ),
+    # 13 rows are 7 and 6: one row goes on and two come back, then a row of 5 pixels each way; the sum is over rows.
+    "sizes that do not divide": (
+        *(uneven, (X, (4, 4, 16, 16), (3, 3, 16, 8))),
+        {
+            "collective-permute": (3 * 2 * 8 * 16 + 2 * 2 * 5 * 16) * FLOAT_BYTES,
+            "all-reduce": 2 * 8 * FLOAT_BYTES,
+        },
     ),
     "3-D, depth": (jaxcnn.conv, ((4, 8, 4, 4, 8), (3, 3, 3, 8, 8)), halo(2, 4, 4, 8)),
     "1-D": (jaxcnn.conv, ((4, 16, 8), (5, 8, 8)), halo(2, 2, 8)),
@@ -185,7 +196,7 @@ def test_batch_and_rows_are_split_together(name):
     arrays = [jnp.asarray(normal(shape)) for shape in shapes]
     expected = function(*arrays)
     mesh, _ = mesh_of("Auto", 2, 2)
-    specs = [P("a", "b"), P()]
+    specs = [P("a", "b"), P(), P()]
     placed = [jax.device_put(array, NamedSharding(mesh, spec)) for array, spec in zip(arrays, specs, strict=False)]
     np.testing.assert_allclose(np.asarray(jax.jit(function)(*placed)), np.asarray(expected), rtol=2e-4, atol=2e-4)
     moved = moved_bytes(function, *placed)
