@@ -58,7 +58,7 @@ def adaptive_max_pool(x: ArrayLike, output_shape: Any, *, layout: Layout = None)
 
     Args:
       x: `(*batch, *spatial, C)`, or as `layout` says; real floats, integers or booleans.
-      output_shape, layout: as in `adaptive_avg_pool`.
+      output_shape, layout: arguments of `adaptive_avg_pool`.
 
     Returns:
       `(*batch, *output_shape, C)` in x's order of axes and dtype.
@@ -81,6 +81,7 @@ def adaptive_max_pool(x: ArrayLike, output_shape: Any, *, layout: Layout = None)
 
 @partial(jax.jit, static_argnames=("kind", "output_shape", "layout"), inline=True)
 def _adaptive(x: jax.Array, *, kind: str, output_shape: Any, layout: Layout) -> jax.Array:
+    """Computes an adaptive pool of a kind, `"avg"` or `"max"`, in the user's layout."""
     check_arrays(x=x)
     order = window_order(x.shape, output_shape, layout)
     batch_shape, sizes, _ = order.split_input(x.shape)
@@ -213,7 +214,7 @@ def global_avg_pool(x: ArrayLike, *, layout: Layout = None, keepdims: bool = Fal
     Args:
       x: `(N, *spatial, C)`, or as `layout` says; without a layout the first axis is the batch.
       layout: order of the axes, as in `max_pool`.
-      keepdims: whether to keep the spatial axes, with size 1.
+      keepdims: flag that keeps the spatial axes, with size 1.
 
     Returns:
       `(N, C)`, or `(N, 1, ..., 1, C)` with `keepdims`, in x's order of axes; in x's dtype, float32 for integers and
@@ -241,7 +242,7 @@ def global_max_pool(x: ArrayLike, *, layout: Layout = None, keepdims: bool = Fal
 
     Args:
       x: `(N, *spatial, C)`, or as `layout` says; without a layout the first axis is the batch.
-      layout, keepdims: as in `global_avg_pool`.
+      layout, keepdims: options of `global_avg_pool`.
 
     Returns:
       `(N, C)`, or `(N, 1, ..., 1, C)` with `keepdims`, in x's order of axes and dtype.
@@ -265,6 +266,7 @@ def global_max_pool(x: ArrayLike, *, layout: Layout = None, keepdims: bool = Fal
 
 @partial(jax.jit, static_argnames=("kind", "layout", "keepdims"), inline=True)
 def _global(x: jax.Array, *, kind: str, layout: Layout, keepdims: bool) -> jax.Array:
+    """Computes a pool of a kind, `"avg"` or `"max"`, over the whole image, in the user's layout."""
     check_arrays(x=x)
     if layout is None and x.ndim < 3:
         raise ValueError(f"x must have a batch axis, at least one spatial axis and a feature axis, got shape {x.shape}")

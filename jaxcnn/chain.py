@@ -147,6 +147,7 @@ class KernelChain:
 
 
 def _check_links(shapes: Sequence[Ints], counts: Sequence[int]) -> None:
+    """Refuses links of different ranks, of groups that do not divide, or whose channels do not follow on each other."""
     if not shapes:
         raise ValueError("KernelChain: there must be at least one kernel")
     if len(counts) != len(shapes):
@@ -275,6 +276,7 @@ def _compose_groups(first: jax.Array, second: jax.Array) -> jax.Array:
 
 @jax.jit
 def _dense(chain: KernelChain) -> jax.Array:
+    """Composes the links of a chain, in at least float32."""
     dtype = integer_at_least_int32(chain.dtype)  # products of narrow integers would wrap
     groups = chain.feature_group_count
     links = [

@@ -48,8 +48,9 @@ def _is_concrete(size: Any) -> bool:
 
 
 def _same_padding(size: int, window: int, stride: int, lower: bool) -> Pair:
-    # ceil(size / stride) outputs. As (output - 1) * stride < size <= output * stride, the total is at least
-    # window - stride: only where that is negative is a maximum needed (symbolic sizes cannot always take one).
+    """Returns the (low, high) padding of one axis that makes ceil(size / stride) outputs."""
+    # As (output - 1) * stride < size <= output * stride, the total is at least window - stride: only where that is
+    # negative is a maximum needed (symbolic sizes cannot always take one).
     if window == 1:
         return 0, 0
     output = -(-size // stride)

@@ -75,6 +75,7 @@ class AxisOrder:
         return tuple(self.kernel.index(name) for name in _SPATIAL[: self.rank] + "IO")
 
     def _canonical_axes(self, names: str, shape: Sequence[int]) -> Ints:
+        """Returns the axes of an array, which are named by `names`, in the order batch, spatial, features."""
         batch_axes = len(shape) - self.rank - 1
         if batch_axes < 0:
             raise ValueError(
@@ -98,8 +99,8 @@ def parse_layout(layout: Layout, rank: int | None) -> AxisOrder:
     """Returns the axis order that a `layout` argument means.
 
     Args:
-      layout: None (channels-last), a string such as `"NCHW"`, or the triple of strings or of axis tuples that
-        `lax.conv_general_dilated` takes as `dimension_numbers`.
+      layout: order of the axes: None (channels-last), a string such as `"NCHW"`, or the triple of strings or of axis
+        tuples that `lax.conv_general_dilated` takes as `dimension_numbers`.
       rank: number of spatial axes where a kernel or a window says it, else None.
     """
     if layout is None:
@@ -149,6 +150,7 @@ def _from_string(layout: str) -> AxisOrder:
 
 
 def _from_triple(layout: Sequence[Any]) -> AxisOrder:
+    """Returns the axis order of a triple as lax takes it, of strings or of tuples of axes."""
     specs = list(layout)
     if all(isinstance(spec, str) for spec in specs):
         names_in = _check_names(layout, specs[0], "NC")

@@ -84,7 +84,7 @@ def bind_links_transposed(
 
     Args:
       y: array of the kernels' dtype.
-      kernels, counts, geometry: as in `bind_links`; the last link is transposed first.
+      kernels, counts, geometry: arguments of `bind_links`; the last link is transposed first.
       params: parameters of `bind_conv` that all links share.
     """
     # Where the convolution crops its input, its adjoint pads the result.

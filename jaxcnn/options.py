@@ -258,6 +258,7 @@ def _check_output_features(kernel_out: int, groups: int, shapes: str) -> None:
 
 
 def _check_input_features(features: int, kernel_in: int, groups: int, shapes: str) -> None:
+    """Refuses a kernel whose input channels, times the groups, are not the image's."""
     if features % groups:
         raise ValueError(
             f"x's {features} channels do not divide into feature_group_count={groups} groups: "
@@ -298,9 +299,9 @@ class PoolOptions(NamedTuple):
     layout: Any = None
 
     @classmethod
-    def of(cls, *options: Any, **others: Any) -> PoolOptions:
+    def of(cls, *options: Any, **named_options: Any) -> PoolOptions:
         """Returns the options of a call as a hashable value, with the defaults for those that are left out."""
-        return _hashable(cls(*options, **others))
+        return _hashable(cls(*options, **named_options))
 
     def geometry(self, x_shape: Sequence[int]) -> PoolGeometry:
         """Checks the options against the shape of x and returns the geometry of the pool."""

@@ -101,7 +101,7 @@ def min_pool(
       or True.
 
     Raises:
-      ValueError, TypeError: as in `max_pool`.
+      ValueError, TypeError: options of `max_pool`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -195,7 +195,7 @@ def sum_pool(
       are summed in float32 and rounded once.
 
     Raises:
-      ValueError, TypeError: as in `max_pool`.
+      ValueError, TypeError: options of `max_pool`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -254,7 +254,7 @@ def avg_pool(
       counts.
 
     Raises:
-      ValueError, TypeError: as in `max_pool`.
+      ValueError, TypeError: options of `max_pool`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -345,7 +345,7 @@ def lp_pool(
       `(*batch, *output, C)` in x's order of axes and dtype.
 
     Raises:
-      ValueError: as in `max_pool`; p is below 1.
+      ValueError: arguments of `max_pool`; p is below 1.
       TypeError: x is not of real floats.
 
     Example:
@@ -409,7 +409,7 @@ def max_pool_with_indices(
       unpadded spatial plane, flattened in row-major order (h * W + w in 2-D); -1 where a window is wholly on padding.
 
     Raises:
-      ValueError, TypeError: as in `max_pool`.
+      ValueError, TypeError: options of `max_pool`.
 
     Example:
       >>> import jax.numpy as jnp

@@ -170,6 +170,7 @@ def bind_conv(lhs: jax.Array, rhs: jax.Array, *, method: str, sharding: Any = No
 
 
 def _match_varying(*operands: jax.Array) -> tuple[jax.Array, ...]:
+    """Returns the operands, each marked as varying over all manual mesh axes over which any of them varies."""
     varying = [varying_axes(operand) for operand in operands]
     union: frozenset[str] = frozenset().union(*varying)
     return tuple(
@@ -204,6 +205,7 @@ _OPERANDS: dict[str, tuple[Role, Role]] = {
 def _conv_transpose_rule(
     position: int, cotangent: Any, lhs: Any, rhs: Any, *, spec: ConvSpec, sharding: Any, **params: Any
 ) -> jax.Array:
+    """Computes the cotangent of one operand: a convolution with the role of this operand."""
     del sharding
     arrays = dict(zip(_OPERANDS[spec.role], (lhs, rhs), strict=True))
     role = _OPERANDS[spec.role][position]

@@ -68,9 +68,16 @@ def substitute(
     The chains are fitted to the responses to one half of the images, and verified on the other.
     """
     scores = partial(lenet.scores, convolution=plain_convolution)
-    calibration, others = jnp.split(jnp.asarray(images), 2)
+    calibration, verification = jnp.split(jnp.asarray(images), 2)
     params: dict[str, Layer] = jaxcnn.substitute(
-        scores, dict(network), others, macs=SHARE, calibration=calibration, schemes=scheme, seed=seed, progress=progress
+        scores,
+        dict(network),
+        verification,
+        macs=SHARE,
+        calibration=calibration,
+        schemes=scheme,
+        seed=seed,
+        progress=progress,
     ).params
     return params
 

@@ -27,6 +27,9 @@ METHODS: dict[str, ModuleType] = {
 }
 """The methods by name."""
 
+POOL_METHODS: tuple[ModuleType, ...] = (slices,)
+"""Ways of computing a pool on a CPU, in the order in which they are asked; XLA's own computes what none supports."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
@@ -103,4 +106,5 @@ def pool_method(spec: PoolSpec, platform: str | None, *, selects: bool = False) 
       platform: the platform, as in `choose`.
       selects: flag of a pool that takes one tap of each window by the tap's index.
     """
-    return slices if platform == "cpu" and slices.supports(spec, selects=selects) is None else direct_pool
+    methods = POOL_METHODS if platform == "cpu" else ()
+    return next((module for module in methods if module.supports(spec, selects=selects) is None), direct_pool)

@@ -22,7 +22,7 @@ def bar(title: str, total: int, progress: Progress) -> Iterator[Callable[[float]
     Args:
       title: text before the bar.
       total: number of steps expected.
-      progress: True for a bar, False for none, or a function of the number of steps done and their total.
+      progress: flag for a bar, or a function of the number of steps done and their total.
     """
     if callable(progress):
         tell, done = progress, 0.0

@@ -150,7 +150,10 @@ class _Problem:
         return float(np.linalg.norm(self.kernel - compose_links(links)))
 
     def start(self, widths: Sequence[int], generator: np.random.Generator, number: int) -> Links:
-        """Returns links to start from: numbers 0 and 1 peel off either end, 2 is random, others peel at random."""
+        """Returns links to start from: numbers 0 and 1 peel off either end, 2 is random, others peel at random.
+
+        All starts are random where a kernel is too large to peel from either end.
+        """
         rows = [prod(self.dense) * width for width in (widths[0], widths[-1])]
         if number == 2 or min(rows) > _MAX_LIFTED_ROWS:
             scales = [1 / np.sqrt(prod(window) * width) for window, width in zip(self.windows, widths, strict=False)]
@@ -165,7 +168,7 @@ class _Problem:
         return self.peel(widths, randomness)
 
     def peel(self, widths: Sequence[int], generator: np.random.Generator | None) -> Links:
-        """Returns the first link of the lifted problem and the links of the remainder, found in the same way."""
+        """Returns links found one by one from the first: each by `_leading_link` of the kernel that is left to make."""
         first = _leading_link(self.kernel, self.windows[0], widths[1], generator)
         remainder_window = tuple(full - size + 1 for full, size in zip(self.dense, self.windows[0], strict=False))
         pair = _Problem(self.kernel, (self.windows[0], remainder_window))

@@ -145,6 +145,6 @@ def _moments(design: Any, link: Any, targets: Any, low: Any, high: Any) -> tuple
     responses = (design @ link).swapaxes(0, 1).reshape(count, -1)
     goals = jnp.where(targets <= low, jnp.minimum(responses, low), targets)
     goals = jnp.where(targets >= high, jnp.maximum(responses, high), goals)
-    missing = (goals - responses).reshape(count, groups, -1).swapaxes(0, 1)
+    residuals = (goals - responses).reshape(count, groups, -1).swapaxes(0, 1)
     square = jnp.sum(jnp.square(jnp.clip(responses, low, high) - jnp.clip(targets, low, high)))
-    return design.swapaxes(1, 2) @ missing, square
+    return design.swapaxes(1, 2) @ residuals, square

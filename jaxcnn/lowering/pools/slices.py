@@ -23,6 +23,9 @@ from jaxcnn.lowering.spec import PoolSpec
 
 NAME = "slices"
 
+REASON = "slices of the image, axis by axis"
+"""Column of a summary that says how the pool is computed."""
+
 MAX_SELECTION_TAPS = 64
 """Most taps of a window for which `select` compares the index with every tap's slice."""
 
@@ -333,7 +336,7 @@ def scatter(y: jax.Array, index: jax.Array, spec: PoolSpec) -> jax.Array:
     counts = [-(-size // stride) for size, stride in zip(sizes, spec.strides, strict=True)]
 
     def spread(axis: int, chosen: tuple[Any, ...], phase: tuple[int, ...]) -> jax.Array:
-        """Returns the pixels whose residues on the axes before `axis` are `phase`."""
+        """Returns the sums at the pixels whose residues on the axes before `axis` are `phase`."""
         if axis < rank:
             parts = []
             for residue in range(spec.strides[axis]):

@@ -72,6 +72,7 @@ def operand_of(atom: Any, expressions: dict[Any, Expression]) -> Expression | No
 
 
 def _expression_of_call(equation: JaxprEqn, operands: Sequence[Expression]) -> Expression | None:
+    """Returns the expression of the result of a jitted function; None if it has none."""
     (closed,) = sub_jaxprs(equation)
     jaxpr = inner_jaxpr(closed)
     if jaxpr.constvars:

@@ -174,9 +174,11 @@ class _TailSearch:
             return
 
     def _is_free(self, number: int) -> bool:
+        """Returns whether an equation is in no group yet, and in the same scope as the convolution."""
         return number not in self.used_numbers and self.uses.equations[number].ctx is self.equation.ctx
 
     def _append(self, numbers: list[int], value: Any, useful: bool) -> None:
+        """Adds equations to the tail, whose result is now `value`; a tail may end only after `useful` ones."""
         self.tail_numbers += numbers
         self.value = value
         if useful:
@@ -216,14 +218,19 @@ class _TailSearch:
         return True
 
     def _operand_number(self, variable: Var) -> int:
+        """Returns the position of a variable among the group's operands, which a new one joins."""
         return self.operands.setdefault(variable, len(self.operands))
 
     def _channel_operand(self, atom: Any) -> int | float | None:
-        """Returns the position of an operand with one number or one for each channel, or a number; else None."""
+        """Returns a number, or the position among the group's operands of an array with one number for each channel.
+
+        None for any other array. An array that is new to the group becomes one of its operands, and a
+        `broadcast_in_dim` that makes it is computed with the group.
+        """
         aval = atom.aval
         if isinstance(atom, Literal):
             return float(atom.val) if aval.shape == () else None
-        if aval.shape == () or (len(aval.shape) == len(self.shape) and _varies_along(aval.shape, self.axis)):
+        if aval.shape == () or (len(aval.shape) == len(self.shape) and _is_along_axis(aval.shape, self.axis)):
             return self._operand_number(atom)
         number = self.uses.spreads.get(atom)
         if number is None or aval.shape != self.shape or len(self.uses.equations[number].invars) != 1:
@@ -318,6 +325,6 @@ class _TailSearch:
         )
 
 
-def _varies_along(shape: Sequence[int], axis: int) -> bool:
+def _is_along_axis(shape: Sequence[int], axis: int) -> bool:
     """Returns whether an array has size 1 along all other axes."""
     return all(size == 1 for other, size in enumerate(shape) if other != axis)

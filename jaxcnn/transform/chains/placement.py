@@ -62,7 +62,7 @@ class Placement:
         return dataclasses.replace(self, inputs=features, outputs=merge_factors((*group, *self.inputs)))
 
     def relation(self, other: Placement, groups: int) -> Relation | None:
-        """Returns the relation of a kernel at another placement in the parameter to this one; None if none."""
+        """Returns "same" for a placement of the same kernel, "exchanged" for one from outputs to inputs, else None."""
         indexed_axes = tuple(axis for axis in self.stack if axis not in other.stack)
         if other.taps != self.taps or math.prod(self.shape[axis] for axis in indexed_axes) > 1:
             return None
@@ -169,6 +169,7 @@ def guesses(chains: Sequence[KernelChain]) -> Iterator[list[Placement]]:
 
 
 def _placement_in_order(chain: KernelChain, stacked: bool, order: str) -> Placement:
+    """Returns the placement of a chain's kernel in a parameter with axes in an order: HWIO, OIHW or HWCM."""
     lead = (chain.kernels[0].shape[0],) if stacked else ()
     if stacked:
         links = (jax.ShapeDtypeStruct(link.shape[1:], link.dtype) for link in chain.kernels)

@@ -29,7 +29,7 @@ def with_chains(f: Callable[..., Any], *, materialize: bool = False) -> Callable
 
     Args:
       f: function of pytrees of arrays; other leaves of its arguments are treated as by `accelerate`.
-      materialize: True to give the dense kernel to an operation that takes arrays only, such as a penalty on the
+      materialize: flag, True to give the dense kernel to an operation that takes arrays only, such as a penalty on the
         weights. By default that is an error.
 
     Returns:
@@ -70,7 +70,7 @@ def apply_with_chains(
     Args:
       f: user's function.
       known_placements: placements of kernels by path; None to try the usual orders of axes.
-      materialize: True to give the dense kernel to operations that take no chain.
+      materialize: flag, True to give the dense kernel to operations that take no chain.
     """
 
     def program_of(signature: Signature) -> Callable[..., Outputs]:
@@ -94,7 +94,7 @@ def evaluate_with_chains(
       paths: path of each value in the arguments.
       values: arrays and chains.
       known_placements: placements of kernels by path; None to try the usual orders.
-      materialize: True to give the dense kernel to operations that take no chain.
+      materialize: flag, True to give the dense kernel to operations that take no chain.
     """
     chains = [index for index, value in enumerate(values) if isinstance(value, KernelChain)]
     errors: list[Exception] = []

@@ -237,20 +237,20 @@ class _CustomCall:
 
     Args:
       equation: equation of the call.
-      known: operands that are no tracers, by position; the other operands are the arguments.
+      constants: operands that are no tracers, by position; the other operands are the arguments.
     """
 
     equation: JaxprEqn
-    known: dict[int, Any]
+    constants: dict[int, Any]
 
     @property
     def places(self) -> list[int]:
         """Returns the positions of the arguments among the operands."""
-        return [index for index in range(len(self.equation.invars)) if index not in self.known]
+        return [index for index in range(len(self.equation.invars)) if index not in self.constants]
 
     def operands(self, args: Sequence[Any]) -> list[Any]:
         """Returns the operands for some arguments."""
-        values = {**self.known, **dict(zip(self.places, args, strict=True))}
+        values = {**self.constants, **dict(zip(self.places, args, strict=True))}
         return [values[index] for index in range(len(values))]
 
     def split(self, args: Sequence[Any]) -> tuple[Callable[..., list[Any]], list[Any]]:
@@ -269,8 +269,8 @@ class _CustomCall:
 
 
 def _into_custom(walker: Walker, equation: JaxprEqn, operands: list[Any]) -> list[Any]:
-    known = {index: value for index, value in enumerate(operands) if not isinstance(value, jax.core.Tracer)}
-    call, jaxpr = _CustomCall(equation, known), equation.params["call_jaxpr"]
+    constants = {index: value for index, value in enumerate(operands) if not isinstance(value, jax.core.Tracer)}
+    call, jaxpr = _CustomCall(equation, constants), equation.params["call_jaxpr"]
 
     def rewritten(*args: Any) -> list[Any]:
         return walker.evaluate(jaxpr, jaxpr.consts, *call.operands(args))

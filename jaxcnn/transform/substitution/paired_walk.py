@@ -90,6 +90,7 @@ def kernel_numbers(placement: Placement, parameter: Any) -> jax.Array:
 
 
 def _walk(jaxpr: Any, consts: Sequence[Pair], inputs: Sequence[Pair], sites: Sites, path: Ints) -> Walk:
+    """Evaluates a jaxpr on pairs of a dense and a substituted value, and stops at the sites' convolutions."""
     values: JaxprValues[Pair] = JaxprValues(jaxpr, [*consts, *inputs], lambda literal: (literal.val, literal.val))
     last_read = {
         atom: position
@@ -159,6 +160,7 @@ def _stack_pairs(pairs: Sequence[Pair]) -> Pair:
 def _stop(
     jaxpr: Any, position: int, operands: Sequence[Pair], values: Mapping[Any, Pair], site: tuple[int, Site]
 ) -> Walk:
+    """Stops at a site's convolution, and computes its pair of results with the links that come back."""
     equation = jaxpr.eqns[position]
     (plain, image), (kernel, number) = operands
     (response,) = rebind(equation, [plain, kernel])

@@ -193,6 +193,7 @@ class Search:
         return chains, report
 
     def _row(self, index: int, option: Option | None, chain: KernelChain | None, error: float) -> LayerReport:
+        """Returns the line of the report on a layer, with the reason if it stays dense."""
         layer = self.problem.layers[index]
         if chain is not None:
             reason = ""
@@ -244,12 +245,12 @@ def _bisect(meets: Callable[[float], Any | None], first: float, last: float, ste
             break
     if best is None or share == first:
         return best
-    refused, met = math.log(first), math.log(last)
+    failing, passing = math.log(first), math.log(last)
     for _ in range(steps):
-        middle = (refused + met) / 2
+        middle = (failing + passing) / 2
         better = meets(math.exp(middle))
         if better is None:
-            refused = middle
+            failing = middle
         else:
-            best, met = better, middle
+            best, passing = better, middle
     return best

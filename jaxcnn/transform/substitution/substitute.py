@@ -208,7 +208,7 @@ def substitute(
         `"depthwise_separable"`. `"cp"` and `"stack"` are searches, which take minutes for large kernels.
       skip: parameters that stay dense: a part of their names (such as `conv1/kernel`), several, or a function of the
         name. A warning says if no layer has such a name.
-      progress: True to show a progress bar on a terminal, which needs rich; or a function `progress(done, total)` of
+      progress: flag to show a progress bar on a terminal, which needs rich; or a function `progress(done, total)` of
         the number of steps done and their total, such as one that moves a bar of your own.
       seed: seed for the positions at which responses are taken, and for random arguments.
 
