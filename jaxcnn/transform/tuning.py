@@ -52,7 +52,7 @@ def tune(f: Callable[..., Any], *args: Any, seconds: float = 30.0, progress: boo
       A table to use by `with table:` or `table.install()`, and to keep by `table.save(path)`.
 
     Raises:
-      ValueError: `seconds` is not positive.
+      ValueError: `seconds` is not positive; an argument is split over a mesh without devices.
       TypeError: f is no function, or an argument that is not an array is not hashable.
 
     Example:
@@ -93,7 +93,7 @@ def _record_specs(f: Callable[..., Any], args: tuple[Any, ...]) -> list[ConvSpec
     recorder = tables.Recorder()
     with tables.activated(recorder):
         if is_split(arrays):
-            compile_apart(signature.flat(f), arrays)
+            compile_apart("tune", signature.flat(f), arrays)
         else:
             jax.jit(signature.flat(f)).lower(*arrays)
     return [spec for spec in recorder.specs if 0 not in (*spec.input_shape, *spec.kernel_shape, *spec.output_shape)]

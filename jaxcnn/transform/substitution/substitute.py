@@ -330,7 +330,7 @@ def _substitute(
         ellipsis = ", ..." if len(layers) > _MAX_NAMES_SHOWN else ""
         warnings.warn(
             f"substitute: skip={skip!r} is no layer; there are {', '.join(layers[:_MAX_NAMES_SHOWN])}{ellipsis}",
-            stacklevel=2,
+            stacklevel=3,
         )
     problem.check_outputs()
     needs_weighing, needs_fitting = rank is None, bool(batches)

@@ -49,7 +49,7 @@ def split_program(f: Callable[..., Any], arrays: Sequence[Any]) -> SplitProgram:
       arrays: arguments, or their types with shardings.
     """
     with recorded_parts() as recorded:
-        compiled = compile_apart(f, arrays)
+        compiled = compile_apart("summarize", f, arrays)
     parts: dict[Hashable, list[Part]] = {}
     for part in recorded:
         alike = parts.setdefault(part.operation, [])

@@ -124,7 +124,7 @@ def summarize(f: Callable[..., Any], *args: Any, platform: str | None = None) ->
       A `Summary`: `.rows`, `.total`, `.to_json()`, and a table when printed or shown in a notebook.
 
     Raises:
-      ValueError: the platform is unknown.
+      ValueError: the platform is unknown; an argument is split over a mesh without devices.
       TypeError: f is no function, or an argument that is not an array is not hashable.
 
     Example:

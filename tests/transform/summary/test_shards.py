@@ -95,3 +95,11 @@ def test_operations_of_lax_have_no_parts_but_are_counted():
 )
 def test_bytes_are_those_of_the_results(line, received):
     assert received_bytes(line) == received
+
+
+@pytest.mark.parametrize("transform", [jaxcnn.summarize, jaxcnn.tune])
+def test_a_mesh_without_devices_is_refused(transform):
+    mesh = jax.sharding.AbstractMesh((4,), ("a",), axis_types=(AxisType.Auto,))
+    x = jax.ShapeDtypeStruct((4, 8, 8, 4), jnp.float32, sharding=NamedSharding(mesh, P("a")))
+    with pytest.raises(ValueError, match=rf"^{transform.__name__}: an argument is split over .*, which has no devices"):
+        transform(jaxcnn.conv, x, KERNEL)
