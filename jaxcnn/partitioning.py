@@ -2,9 +2,9 @@
 
 XLA's partitioner does not see into compiled kernels, and splits the operations that methods are made of badly. So a
 primitive in a partitioned program is lowered as one opaque operation (`custom_partitioning`) that says along which axes
-its arrays may be split. Along batch, stack and channels each device computes with its parts of the operands, and sums
-that run over several devices are added up. Along a spatial axis each device first gets the rows that its windows reach
-into, from its neighbours alone.
+its arrays may be split; on a mesh of Explicit axes, where all shardings are known before, by `shard_map`. Along batch,
+stack and channels each device computes with its parts of the operands, and sums that run over several devices are added
+up. Along a spatial axis each device first gets the rows that its windows reach into, from its neighbours alone.
 """
 
 from __future__ import annotations
@@ -163,6 +163,40 @@ class Split:
         whole_axes = {name for names in self._arrays for name in names}
         sizes = {factor: size for factor, size in self.sizes.items() if factor in pairs - whole_axes}
         function.def_partition(partition=partition, sharding_rule=self._rule(), **sizes)
+        return function
+
+    def over_explicit_mesh(self, operands: Sequence[Any], result: Any) -> Callable[..., jax.Array]:
+        """Returns a function of the whole operands, on a mesh whose axes are all Explicit, where shardings are known.
+
+        Args:
+          operands: types of the operands, with their shardings.
+          result: type of the result.
+        """
+        mesh = result.sharding.mesh
+        arrays = [*zip(self.operands, operands, strict=True), (self.result, result)]
+        axes = self._mesh_axes(mesh, arrays)
+        *specs, out_spec = (_partition_spec(names, axes) for names, _ in arrays)
+        body = partial(self._body, mesh, axes, [operand.shape for operand in operands], _PARTS.get())
+        mapped = jax.shard_map(body, mesh=mesh, in_specs=tuple(specs), out_specs=out_spec, check_vma=False)
+
+        def rest(names: Sequence[str], shape: Sequence[int]) -> list[int]:
+            """Returns how much longer each axis is if all devices have parts of one length."""
+            counts = (_device_count(mesh, axes.get(_factor(name), ())) for name in names)
+            return [-size % count for size, count in zip(shape, counts, strict=True)]
+
+        def function(*values: jax.Array) -> jax.Array:
+            # Axes that do not divide evenly are whole on every device on such a mesh.
+            placed = [
+                jax.sharding.reshard(
+                    lax.pad(value, jnp.zeros((), value.dtype), [(0, length, 0) for length in rest(names, value.shape)]),
+                    NamedSharding(mesh, spec),
+                )
+                for names, value, spec in zip(self.operands, values, specs, strict=True)
+            ]
+            return lax.slice(
+                jax.sharding.reshard(mapped(*placed), result.sharding), [0] * len(result.shape), result.shape
+            )
+
         return function
 
     def result_sharding(self, operands: Sequence[Any], shape: Sequence[int]) -> NamedSharding:

@@ -22,7 +22,7 @@ from jax.extend import source_info_util
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from jaxcnn._compat import SPLITS_EXPLICIT_MESHES, is_partitioned, varying_axes, with_devices
+from jaxcnn._compat import computes_on, is_on_explicit_mesh, is_partitioned, varying_axes, with_devices
 from jaxcnn.lowering import choice, tuning_table
 from jaxcnn.lowering.pools.direct import pool_identity
 from jaxcnn.lowering.spec import ConvSpec, PoolSpec, Role, conv_spec
@@ -47,7 +47,7 @@ def _register(
 
     @primitive.def_abstract_eval
     def _abstract(*operands: Any, **params: Any) -> Any:
-        if not (SPLITS_EXPLICIT_MESHES and any(map(_is_explicit, operands))):
+        if not any(_is_explicit(operand) and computes_on(operand.sharding.mesh) for operand in operands):
             # Tracing on the abstract values keeps what a bare shape and dtype would lose: the mesh axes over which a
             # value varies in shard_map, and explicit shardings.
             return jax.make_jaxpr(partial(run, **params))(*operands).out_avals[0]
@@ -85,6 +85,9 @@ def _register(
     def lower_on_cpu(context: mlir.LoweringRuleContext, *operands: Any, **params: Any) -> Any:
         for_export = context.module_context.lowering_parameters.for_export
         xla_only = for_export or is_partitioned(context)
+        if xla_only and not for_export and is_on_explicit_mesh(context):
+            parts = split(*context.avals_in, **params).over_explicit_mesh(context.avals_in, context.avals_out[0])
+            return mlir.lower_fun(parts, multiple_results=False)(context, *operands)
         if xla_only and not for_export and (with_mesh := with_devices(context)) is not None:
             parts = split(*context.avals_in, **params).over_devices(context.avals_out[0].shape)
             return mlir.lower_fun(parts, multiple_results=False)(with_mesh, *operands)
