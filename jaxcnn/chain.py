@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export, lax
 
+from jaxcnn.checkpoints import register_state
 from jaxcnn.dtypes import floating_at_least_float32, integer_at_least_int32
 from jaxcnn.geometry import Ints, Pair
 
@@ -311,4 +312,10 @@ export.register_pytree_node_serialization(
     serialized_name="jaxcnn.KernelChain",
     serialize_auxdata=lambda counts: json.dumps(counts).encode(),
     deserialize_auxdata=lambda data: tuple(json.loads(data)),
+)
+
+register_state(
+    KernelChain,
+    lambda chain: {str(index): kernel for index, kernel in enumerate(chain.kernels)},
+    lambda chain, state: KernelChain.tree_unflatten(chain.feature_group_counts, tuple(state.values())),
 )

@@ -38,7 +38,7 @@ REQUIRED = {
 
 # What each room may import, as the design's table has it: by the first pattern that matches a file, patterns of the
 # modules of jaxcnn. "public" is `import jaxcnn` and its names.
-ARITHMETIC = ["geometry", "receptive_field", "layout", "dtypes", "errors"]
+ARITHMETIC = ["checkpoints", "geometry", "receptive_field", "layout", "dtypes", "errors"]
 OPTIONS = ["options", "chain", *ARITHMETIC]
 COST = ["cost", "shapes", *OPTIONS]
 LOWERING = ["lowering(\\..*)?", "native", "_compat", "processes", *COST]
@@ -88,7 +88,7 @@ ROOMS = {
     r"options": OPTIONS,
     r"chain": ARITHMETIC,
     r"(layout|receptive_field)": ["geometry", "errors"],
-    r"(geometry|dtypes|errors|norms|timing|partitioning|processes|_compat|native)": [],
+    r"(checkpoints|geometry|dtypes|errors|norms|timing|partitioning|processes|_compat|native)": [],
 }
 
 
@@ -184,7 +184,9 @@ def test_docstrings_of_functions(name):
 def test_docstrings_of_classes(name):
     cls = getattr(jaxcnn, name)
     fields = [field for field in getattr(cls, "__dataclass_fields__", {}) if not field.startswith("_")]
-    args = _sections(cls.__doc__)["Args"]
+    sections = _sections(cls.__doc__)
+    assert ">>> " in sections.get("Example", ""), f"{name} has no example"
+    args = sections["Args"]
     for field in fields:
         assert re.search(rf"\b{field}\b", args), f"{field} is not described"
     for attribute, value in vars(cls).items():

@@ -37,6 +37,19 @@ LOOPS_AND_BRANCHES: frozenset[Primitive] = frozenset(
 """Primitives whose jaxprs are executed any number of times, or one of several."""
 
 
+_UNCHANGING_NAMES = frozenset(
+    {"copy", "copy_p", "device_put", "name", "optimization_barrier", "sharding_constraint", "reshard", "mesh_cast"}
+    | {"layout_constraint", "pvary"}
+)
+"""Names of primitives whose results are their operands. Some of these primitives have no public name in JAX."""
+
+
+def returns_operands(equation: JaxprEqn) -> bool:
+    """Returns whether an equation's results have the values of its operands, in order: copies, names, placements."""
+    same_number = len(equation.invars) == len(equation.outvars)
+    return same_number and equation.primitive.name in _UNCHANGING_NAMES
+
+
 def is_entered(primitive: Primitive) -> bool:
     """Returns whether every walk enters the jaxprs that equations of a primitive hold."""
     if primitive in CALLS or primitive in LOOPS_AND_BRANCHES:

@@ -61,7 +61,7 @@ class Calibration:
                     "all that follows params, as a tuple where that is more than one array"
                 )
                 raise
-            kernels, _ = find_kernels(closed)
+            kernels, _ = find_kernels(closed, problem.dense)
             if not kernels.keys() & problem.layers.keys():
                 raise ValueError(f"substitute: of an item of calibration, of shapes {shapes}, f makes no convolution")
             self.traces.append((closed, kernels, arrays))

@@ -16,6 +16,7 @@ from numpy.lib.npyio import NpzFile
 
 from jaxcnn.chain import KernelChain
 from jaxcnn.processes import whole
+from jaxcnn.transform.chains.explicit_kernels import ComputedKernels
 from jaxcnn.transform.chains.placement import Placement
 from jaxcnn.transform.jaxpr.signature import Signature, flatten_call, short_name
 from jaxcnn.transform.substitution.placing import array_like, chain_like
@@ -52,7 +53,12 @@ def save(
             entry["feature_group_counts"] = value.feature_group_counts
             entry["placement"] = dataclasses.asdict(placements[parameter_path])
         entries.append(entry)
-    structure = {"format": _FORMAT_VERSION, "entries": entries, "report": json.loads(report.to_json())}
+    structure = {
+        "format": _FORMAT_VERSION,
+        "entries": entries,
+        "computed": _computed_kernels(params),
+        "report": json.loads(report.to_json()),
+    }
     if jax.process_index() > 0:
         return
     with open(path, "wb") as file:
@@ -65,8 +71,8 @@ def load(path: str | os.PathLike[str], params: Any) -> tuple[Any, SubstitutionRe
     structure = json.loads(str(file[_STRUCTURE_NAME]))
     if structure["format"] != _FORMAT_VERSION:
         raise ValueError(f"load: {name} is of format {structure['format']}, this version reads {_FORMAT_VERSION}")
-    paths, values, signature = _flatten_params(params)
     entries = structure["entries"]
+    paths, values, signature = _flatten_params(_with_computed_kernels(params, structure.get("computed", {})))
     if [entry["path"] for entry in entries] != paths:
         missing = sorted({entry["path"] for entry in entries} ^ set(paths))
         names = ", ".join(map(short_name, missing[:3]))
@@ -95,6 +101,41 @@ def load(path: str | os.PathLike[str], params: Any) -> tuple[Any, SubstitutionRe
             loaded.append(array_like(links[0], current))
     report = SubstitutionReport.from_json(json.dumps(structure["report"]))
     return signature.unflatten(loaded)[0][0], report, placements
+
+
+def _computed_kernels(params: Any) -> dict[str, Any]:
+    """Returns the structure of the `ComputedKernels` among parameters, by path."""
+    signature, values = flatten_call("substitute", (params,), {}, (ComputedKernels, KernelChain))
+    return {
+        path: {
+            "shape": value.shape,
+            "dtype": value.dtype,
+            "has_parameter": value.parameter is not None,
+            "has_kernels": [kernel is not None for kernel in value.kernels],
+        }
+        for path, value in zip(signature.paths(), values, strict=True)
+        if isinstance(value, ComputedKernels)
+    }
+
+
+def _with_computed_kernels(params: Any, computed: Mapping[str, Any]) -> Any:
+    """Returns parameters with `ComputedKernels`, of shapes alone, where a file has them."""
+    signature, values = flatten_call("substitute", (params,), {}, (ComputedKernels, KernelChain))
+    for index, path in enumerate(signature.paths()):
+        current = values[index]
+        if path in computed and not isinstance(current, ComputedKernels):
+            node = computed[path]
+            if tuple(current.shape) != tuple(node["shape"]):
+                raise ValueError(
+                    f"load: the file is of another model: {short_name(path)} is {tuple(node['shape'])} there, in "
+                    f"params {tuple(current.shape)}"
+                )
+            kernels = tuple(
+                KernelChain.tree_unflatten((), ()) if has_kernel else None for has_kernel in node["has_kernels"]
+            )
+            parameter = current if node["has_parameter"] else None
+            values[index] = ComputedKernels(parameter, kernels, tuple(node["shape"]), node["dtype"])
+    return signature.unflatten(values)[0][0]
 
 
 def _read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:

@@ -19,6 +19,7 @@ from jaxcnn.transform.chains.convolve import convolve_with_chain, direction, is_
 from jaxcnn.transform.chains.find_kernels import KernelUses, Site
 from jaxcnn.transform.chains.placement import Placement
 from jaxcnn.transform.jaxpr.convolutions import forward_axes, forward_options
+from jaxcnn.transform.jaxpr.dense_layers import one_tap_convolution_on
 from jaxcnn.transform.jaxpr.equations import (
     CALLS,
     JaxprValues,
@@ -66,7 +67,7 @@ Walk = Generator[Stop, KernelChain | None, list[Pair]]
 
 def is_fitted(uses: KernelUses) -> bool:
     """Returns whether a kernel's chain can be fitted: the walk reaches all convolutions, and all use one kernel."""
-    if uses.refusal or any(site.hidden or site.scaled for site in uses.sites):
+    if uses.refusal or any(site.hidden for site in uses.sites):
         return False
     # Convolutions in opposite directions have no samples in common.
     return len({direction(site, uses.placement) for site in uses.sites}) == 1
@@ -105,6 +106,8 @@ def _walk(jaxpr: Any, consts: Sequence[Pair], inputs: Sequence[Pair], sites: Sit
         holds_site = any(site[: len(place)] == place for site in sites)
         if holds_site and place in sites:
             results = yield from _stop(jaxpr, position, operands, values.known, sites[place])
+        elif holds_site and (layer := one_tap_convolution_on(equation, place, sites)) is not None:
+            results = yield from _walk(inner_jaxpr(layer), _consts(layer), operands, sites, place)
         elif holds_site and equation.primitive in CALLS:
             (inner,) = sub_jaxprs(equation)
             results = yield from _walk(inner_jaxpr(inner), _consts(inner), operands, sites, place)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,8 +14,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxcnn.chain import KernelChain
 from jaxcnn.processes import placed_like, whole
 from jaxcnn.transform.chains.axis_views import Factors
+from jaxcnn.transform.chains.explicit_kernels import ComputedKernels
 from jaxcnn.transform.chains.placement import Placement
 from jaxcnn.transform.jaxpr.signature import flatten_call
+
+_REPLACEMENTS = (KernelChain, ComputedKernels)
+"""Classes of what stands in place of parameters."""
 
 
 def gathered(tree: Any) -> Any:
@@ -22,22 +27,51 @@ def gathered(tree: Any) -> Any:
     return jax.tree.map(whole, tree)
 
 
-def params_with(params: Any, chains: Mapping[int, KernelChain], placements: Mapping[int, Placement]) -> Any:
-    """Returns parameters with chains in place of kernels, which lie as the kernels do.
+def replacements(params: Any) -> dict[int, Any]:
+    """Returns what stands in place of parameters, chains and `ComputedKernels`, by the index of the parameter."""
+    _, values = flatten_call("substitute", (params,), {}, _REPLACEMENTS)
+    return {index: value for index, value in enumerate(values) if isinstance(value, _REPLACEMENTS)}
+
+
+def placed_like_parameters(substituted: Any, params: Any, placements: Mapping[str, Placement]) -> Any:
+    """Returns parameters with chains, which lie as the kernels do.
+
+    Args:
+      substituted: parameters with chains.
+      params: parameters as they were.
+      placements: axes of each kernel in its parameter, by the parameter's path.
+    """
+    return params_with(params, replacements(substituted), placements)
+
+
+def params_with(params: Any, replaced: Mapping[int, Any], placements: Mapping[str, Placement]) -> Any:
+    """Returns parameters with chains and `ComputedKernels` in place of some, which lie as those do.
 
     Args:
       params: parameters as they were.
-      chains: chains by the index of the kernel among the arrays of `params`.
-      placements: axes of each kernel in its parameter, by the same index.
+      replaced: what is in place of a parameter, by the index of the parameter among the arrays of `params`.
+      placements: axes of each kernel in its parameter, by the parameter's path.
     """
     signature, arrays = flatten_call("substitute", (params,), {})
-    values = [
-        chain_like(chains[index], array, placements[index])
-        if index in chains
-        else (array if isinstance(array, jax.Array) else jnp.asarray(array))
-        for index, array in enumerate(arrays)
-    ]
+    values = []
+    for index, (path, array) in enumerate(zip(signature.paths(), arrays, strict=True)):
+        value = replaced.get(index, array)
+        if isinstance(value, KernelChain):
+            value = chain_like(value, array, placements[path])
+        elif isinstance(value, ComputedKernels):
+            # A kernel that is computed has axes of its own.
+            value = jax.tree.map(partial(_on_all_devices_of, array), value)
+        values.append(value if index in replaced or isinstance(value, jax.Array) else jnp.asarray(value))
     return signature.unflatten(values)[0][0]
+
+
+def _on_all_devices_of(parameter: Any, array: Any) -> Any:
+    """Returns an array that is whole on every device on which a parameter lies."""
+    sharding = _sharding_to_keep(parameter)
+    if sharding is None:
+        return array
+    whole_sharding = NamedSharding(sharding.mesh, PartitionSpec()) if isinstance(sharding, NamedSharding) else sharding
+    return placed_like(array, whole_sharding)
 
 
 def array_like(array: jax.Array, parameter: Any) -> jax.Array:

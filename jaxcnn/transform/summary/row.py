@@ -50,6 +50,14 @@ class SummaryRow:
       reason: reason for this method.
       shards: what each device computes, where the function's arrays are split over several; several if the same
         operation is split in several ways.
+
+    Example:
+      >>> import jax
+      >>> import jaxcnn
+      >>> x, kernel = jax.ShapeDtypeStruct((1, 8, 8, 3), "float32"), jax.ShapeDtypeStruct((3, 3, 3, 4), "float32")
+      >>> row = jaxcnn.summarize(lambda x, kernel: jaxcnn.conv(x, kernel, strides=2), x, kernel).rows[0]
+      >>> row.kind, row.output_shape, row.kernel, row.strides, row.cost.macs
+      ('conv', (1, 4, 4, 4), (3, 3), (2, 2), 1728)
     """
 
     kind: str

@@ -18,7 +18,7 @@ from jaxcnn.transform.jaxpr.signature import flatten_call, is_split
 from jaxcnn.transform.summary.row import SummaryRow
 from jaxcnn.transform.summary.shards import split_program
 from jaxcnn.transform.summary.table import received_line, summary_table, totals_line
-from jaxcnn.transform.summary.walk import rows_and_notes
+from jaxcnn.transform.summary.walk import summarize_jaxpr
 
 #: Values of `platform` for `summarize`, in Python and on the command line.
 PLATFORMS = ("cpu", "gpu", "cuda", "rocm", "tpu")
@@ -32,6 +32,8 @@ class Summary:
       rows: one `SummaryRow` for each.
       notes: remarks on bodies that were counted once but may be executed more or less often, or were not counted.
       native: line on whether this process has the compiled CPU kernels; empty for another platform.
+      receptive_field: union of the receptive fields of all rows, and of the results that are images, at the stride of
+        the widest; None if one of them is not known.
       received: pairs of a collective operation's name and the bytes that the operation leaves on each device, for all
         of the program; empty if no argument is split over several devices.
 
@@ -49,23 +51,13 @@ class Summary:
     rows: tuple[SummaryRow, ...]
     notes: tuple[str, ...] = ()
     native: str = ""
+    receptive_field: ReceptiveField | None = None
     received: tuple[tuple[str, int], ...] = ()
 
     @property
     def total(self) -> Cost:
         """Cost of all rows; a weight that several share counts once."""
         return sum((row.cost for row in self.rows), Cost())
-
-    @property
-    def receptive_field(self) -> ReceptiveField | None:
-        """Union of the receptive fields of all rows, at the stride of the widest; None if none is known."""
-        fields = [row.receptive_field for row in self.rows if row.receptive_field]
-        if len({len(field.size) for field in fields}) != 1:
-            return None
-        offset = tuple(map(max, zip(*(field.offset for field in fields), strict=True)))
-        ends = ((size - low for size, low in zip(field.size, field.offset, strict=True)) for field in fields)
-        size = tuple(low + max(end) for low, end in zip(offset, zip(*ends, strict=True), strict=True))
-        return ReceptiveField(size, max(fields, key=lambda field: field.size).stride, offset)
 
     def to_json(self) -> str:
         """Returns all rows, totals, notes and the state of the native kernels as JSON."""
@@ -145,6 +137,6 @@ def summarize(f: Callable[..., Any], *args: Any, platform: str | None = None) ->
     signature, arrays = flatten_call("summarize", args, {})
     platform = platform or "cpu"
     program = split_program(signature.flat(f), arrays) if is_split(arrays) else None
-    rows, notes = rows_and_notes(jax.make_jaxpr(signature.flat(f))(*arrays), platform, program)
+    rows, notes, field = summarize_jaxpr(jax.make_jaxpr(signature.flat(f))(*arrays), platform, program)
     received = () if program is None else program.received
-    return Summary(rows, notes, native.status() if platform == "cpu" else "", received)
+    return Summary(rows, notes, native.status() if platform == "cpu" else "", field, received)
