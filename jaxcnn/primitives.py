@@ -22,7 +22,15 @@ from jax.extend import source_info_util
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from jaxcnn._compat import computes_on, is_on_explicit_mesh, is_partitioned, varying_axes, with_devices
+from jaxcnn._compat import (
+    computes_on,
+    is_explicit,
+    is_on_explicit_mesh,
+    is_partitioned,
+    lower_on_one_device,
+    varying_axes,
+    with_devices,
+)
 from jaxcnn.lowering import choice, tuning_table
 from jaxcnn.lowering.pools.direct import pool_identity
 from jaxcnn.lowering.spec import ConvSpec, PoolSpec, Role, conv_spec
@@ -47,7 +55,7 @@ def _register(
 
     @primitive.def_abstract_eval
     def _abstract(*operands: Any, **params: Any) -> Any:
-        if not any(_is_explicit(operand) and computes_on(operand.sharding.mesh) for operand in operands):
+        if not any(is_explicit(operand) and computes_on(operand.sharding.mesh) for operand in operands):
             # Tracing on the abstract values keeps what a bare shape and dtype would lose: the mesh axes over which a
             # value varies in shard_map, and explicit shardings.
             return jax.make_jaxpr(partial(run, **params))(*operands).out_avals[0]
@@ -76,9 +84,7 @@ def _register(
 
     def run_on(platform: str, *operands: jax.Array, **params: Any) -> jax.Array:
         # On an Explicit mesh each reshape needs a sharding for its result, which only `direct` gives.
-        return run(
-            *operands, platform=None if any(map(_is_explicit, map(jax.typeof, operands))) else platform, **params
-        )
+        return run(*operands, platform=None if any(map(is_explicit, map(jax.typeof, operands))) else platform, **params)
 
     mlir.register_lowering(primitive, mlir.lower_fun(partial(run_on, "accelerator"), multiple_results=False))
 
@@ -92,7 +98,7 @@ def _register(
             parts = split(*context.avals_in, **params).over_devices(context.avals_out[0].shape)
             return mlir.lower_fun(parts, multiple_results=False)(with_mesh, *operands)
         rule = mlir.lower_fun(partial(run_on, "cpu", xla_only=xla_only), multiple_results=False)
-        return rule(context, *operands, **params)
+        return lower_on_one_device(rule, context, *operands, **params)
 
     mlir.register_lowering(primitive, lower_on_cpu, platform="cpu")
     _SPLITS[primitive] = split
@@ -115,11 +121,6 @@ def _type_of_result(run: Callable[..., jax.Array], operands: Sequence[Any], para
     return jax.make_jaxpr(partial(run, **{**params, **dict.fromkeys(params.keys() & {"sharding"})}))(*plain).out_avals[
         0
     ]
-
-
-def _is_explicit(aval: Any) -> bool:
-    sharding = getattr(aval, "sharding", None)
-    return sharding is not None and jax.sharding.AxisType.Explicit in sharding.mesh.axis_types
 
 
 # Convolution. No parameter may be called g, x or y: ad.defbilinear uses these names.

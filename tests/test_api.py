@@ -41,7 +41,7 @@ REQUIRED = {
 ARITHMETIC = ["checkpoints", "geometry", "receptive_field", "layout", "dtypes", "errors"]
 OPTIONS = ["options", "chain", *ARITHMETIC]
 COST = ["cost", "shapes", *OPTIONS]
-LOWERING = ["lowering(\\..*)?", "native", "_compat", "processes", *COST]
+LOWERING = ["lowering(\\..*)?", "native", "saving", "_compat", "processes", *COST]
 PRIMITIVES = ["primitives", "epilogue", *LOWERING]
 FUNCTIONS_ROOM = ["convolution", "pooling", "adaptive_pooling", "links", *PRIMITIVES]
 NUMERICS = ["factorization\\.numerics(\\..*)?", "norms", *OPTIONS]
@@ -59,12 +59,13 @@ ROOMS = {
         "errors",
         "native",
         "norms",
+        "saving",
         "drawing",
         "demo(\\..*)?",
         "transform\\.summary(\\..*)?",
         "timing",
     ],
-    r"drawing(\..*)?": ["public", "drawing(\\..*)?", "options", "errors"],
+    r"drawing(\..*)?": ["public", "saving", "drawing(\\..*)?", "options", "errors"],
     r"transform\.substitution(\..*)?": TRANSFORM,
     r"transform\.tuning": TUNING,
     r"transform\.acceleration(\..*)?": ["transform\\.acceleration(\\..*)?", *JAXPR],
@@ -88,7 +89,7 @@ ROOMS = {
     r"options": OPTIONS,
     r"chain": ARITHMETIC,
     r"(layout|receptive_field)": ["geometry", "errors"],
-    r"(checkpoints|geometry|dtypes|errors|norms|timing|partitioning|processes|_compat|native)": [],
+    r"(checkpoints|geometry|dtypes|errors|norms|timing|partitioning|processes|saving|_compat|native)": [],
 }
 
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
-import jax
 from jax.extend import source_info_util
 from jax.extend.core import JaxprEqn, Literal, Primitive
 from jax.extend.core import primitives as lax_primitives
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from jaxcnn._compat import custom_vmap_primitive, shard_map_primitive
+from jaxcnn._compat import computes_on, custom_vmap_primitive, is_explicit, shard_map_primitive
 from jaxcnn.epilogue import fused_conv_p
 
 V = TypeVar("V")
@@ -72,12 +72,19 @@ def has_known_sizes(aval: Any) -> bool:
     return all(isinstance(size, int) and size > 0 for size in aval.shape)
 
 
-def is_plain(aval: Any) -> bool:
-    """Returns whether an abstract value has known, positive sizes and no explicit sharding."""
+def is_computable(aval: Any) -> bool:
+    """Returns whether jaxcnn's primitives take an abstract value: known, positive sizes, and no mesh that they lack."""
     if not has_known_sizes(aval):
         return False
     mesh = aval.sharding.mesh
-    return mesh.empty or jax.sharding.AxisType.Explicit not in mesh.axis_types
+    return not is_explicit(aval) or (computes_on(mesh) and AxisType.Manual not in mesh.axis_types)
+
+
+def explicit_sharding(aval: Any, axes: Sequence[int]) -> NamedSharding | None:
+    """Returns the sharding of a value with its axes in another order, on an Explicit mesh; None elsewhere."""
+    if not is_explicit(aval):
+        return None
+    return NamedSharding(aval.sharding.mesh, PartitionSpec(*(aval.sharding.spec[axis] for axis in axes)))
 
 
 def inner_jaxpr(jaxpr: Any) -> Any:
