@@ -17,8 +17,8 @@ from jax.interpreters import mlir
 from jax.sharding import AxisType
 
 SPLITS_EXPLICIT_MESHES = jax.__version_info__ < (0, 11)
-"""Flag of releases whose `custom_partitioning` works on Explicit meshes. On jax 0.12 its results have a
-sharding there that XLA has no implementation of."""
+"""Flag of releases whose `custom_partitioning` works on meshes of Explicit and other axes. On jax 0.12 its results have
+a sharding there that XLA has no implementation of."""
 
 
 def varying_axes(value: Any) -> frozenset[str]:
@@ -43,8 +43,8 @@ def is_explicit(aval: Any) -> bool:
 
 
 def computes_on(mesh: Any) -> bool:
-    """Returns whether jaxcnn computes on an Explicit mesh itself: it can split its operations, or need not."""
-    return SPLITS_EXPLICIT_MESHES or mesh.size == 1
+    """Returns whether jaxcnn computes on a mesh with Explicit axes itself: it can split its operations, or need not."""
+    return SPLITS_EXPLICIT_MESHES or mesh.size == 1 or {*mesh.axis_types} == {AxisType.Explicit}
 
 
 @cache
@@ -76,6 +76,13 @@ def is_partitioned(context: mlir.LoweringRuleContext) -> bool:
     if hasattr(axes, "num_devices"):
         return axes.num_devices not in (None, 1)
     return axes.mesh.size > 1 and set(axes.manual_axes) != set(axes.mesh.axis_names)
+
+
+def is_on_explicit_mesh(context: mlir.LoweringRuleContext) -> bool:
+    """Returns whether the arrays of a lowered operation lie on one mesh, whose axes are all Explicit."""
+    shardings = (getattr(aval, "sharding", None) for aval in (*context.avals_in, *context.avals_out))
+    meshes = {sharding.mesh for sharding in shardings if sharding is not None and not sharding.mesh.empty}
+    return len(meshes) == 1 and {*meshes.pop().axis_types} == {AxisType.Explicit}
 
 
 def with_devices(context: mlir.LoweringRuleContext) -> mlir.LoweringRuleContext | None:

@@ -41,7 +41,7 @@ REQUIRED = {
 ARITHMETIC = ["checkpoints", "geometry", "receptive_field", "layout", "dtypes", "errors"]
 OPTIONS = ["options", "chain", *ARITHMETIC]
 COST = ["cost", "shapes", *OPTIONS]
-LOWERING = ["lowering(\\..*)?", "native", "saving", "_compat", *COST]
+LOWERING = ["lowering(\\..*)?", "native", "saving", "_compat", "processes", *COST]
 PRIMITIVES = ["primitives", "epilogue", *LOWERING]
 FUNCTIONS_ROOM = ["convolution", "pooling", "adaptive_pooling", "links", *PRIMITIVES]
 NUMERICS = ["factorization\\.numerics(\\..*)?", "norms", *OPTIONS]
@@ -69,7 +69,7 @@ ROOMS = {
     r"transform\.substitution(\..*)?": TRANSFORM,
     r"transform\.tuning": TUNING,
     r"transform\.acceleration(\..*)?": ["transform\\.acceleration(\\..*)?", *JAXPR],
-    r"transform\.summary(\..*)?": ["transform\\.summary(\\..*)?", *JAXPR],
+    r"transform\.summary(\..*)?": ["transform\\.summary(\\..*)?", "partitioning", *JAXPR],
     r"transform\.chains(\..*)?": ["transform\\.chains(\\..*)?", *JAXPR],
     r"transform\.(jaxpr(\..*)?|tables|progress)": JAXPR,
     r"transform": [],
@@ -89,7 +89,7 @@ ROOMS = {
     r"options": OPTIONS,
     r"chain": ARITHMETIC,
     r"(layout|receptive_field)": ["geometry", "errors"],
-    r"(checkpoints|geometry|dtypes|errors|norms|timing|partitioning|saving|_compat|native)": [],
+    r"(checkpoints|geometry|dtypes|errors|norms|timing|partitioning|processes|saving|_compat|native)": [],
 }
 
 

@@ -16,10 +16,12 @@ import numpy as np
 from numpy.lib.npyio import NpzFile
 
 from jaxcnn.chain import KernelChain
+from jaxcnn.processes import whole
 from jaxcnn.saving import whole_file
 from jaxcnn.transform.chains.explicit_kernels import ComputedKernels
 from jaxcnn.transform.chains.placement import Placement
 from jaxcnn.transform.jaxpr.signature import Signature, flatten_call, short_name
+from jaxcnn.transform.substitution.placing import array_like, chain_like
 from jaxcnn.transform.substitution.report import SubstitutionReport
 
 _FORMAT_VERSION = 1
@@ -34,7 +36,7 @@ def _flatten_params(params: Any) -> tuple[list[str], list[Any], Signature]:
 def save(
     path: str | os.PathLike[str], params: Any, placements: Mapping[str, Placement], report: SubstitutionReport
 ) -> None:
-    """Writes parameters, chains and report to a file."""
+    """Writes parameters, chains and report to a file. Of several processes all call this, and the first one writes."""
     paths, values, _ = _flatten_params(params)
     arrays: dict[str, np.ndarray] = {}
     entries = []
@@ -46,7 +48,7 @@ def save(
             if jnp.issubdtype(link.dtype, jax.dtypes.prng_key):
                 entry["key"] = str(jax.random.key_impl(link))
                 link = jax.random.key_data(link)
-            array = np.asarray(link)
+            array = np.asarray(whole(link))
             # NumPy cannot store bfloat16 and similar dtypes, so the file holds their bits.
             arrays[name] = array if array.dtype.isbuiltin else array.view(f"u{array.dtype.itemsize}")
         if isinstance(value, KernelChain):
@@ -59,6 +61,8 @@ def save(
         "computed": _computed_kernels(params),
         "report": json.loads(report.to_json()),
     }
+    if jax.process_index() > 0:
+        return
     with whole_file(path) as file:
         np.savez(file, allow_pickle=False, **{**arrays, _STRUCTURE_NAME: np.array(json.dumps(structure))})
 
@@ -115,9 +119,9 @@ def _contents(
             if single.shape != placement.kernel_shape:
                 path, expected = short_name(entry["path"]), placement.kernel_shape
                 raise ValueError(f"the chain of {path} stands for a kernel {single.shape}, not {expected}")
-            loaded.append(chain)
+            loaded.append(chain_like(chain, current, placement))
         else:
-            loaded.append(links[0])
+            loaded.append(array_like(links[0], current))
     report = SubstitutionReport.from_json(json.dumps(structure["report"]))
     return signature.unflatten(loaded)[0][0], report, placements
 

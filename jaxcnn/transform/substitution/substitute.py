@@ -8,14 +8,15 @@ import math
 import operator
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, partial
 from typing import Any
 
 import jax
 
 from jaxcnn.chain import KernelChain
 from jaxcnn.factorization.schemes.registry import SCHEMES
+from jaxcnn.processes import decided_by_first
 from jaxcnn.transform.chains.explicit_kernels import (
     keep_what_is_read,
     make_kernels_explicit,
@@ -25,7 +26,9 @@ from jaxcnn.transform.chains.placement import Placement
 from jaxcnn.transform.chains.with_chains import apply_with_chains
 from jaxcnn.transform.progress import Progress, bar
 from jaxcnn.transform.substitution import files as saving
+from jaxcnn.transform.substitution.batches import batches_of
 from jaxcnn.transform.substitution.calibration import Calibration
+from jaxcnn.transform.substitution.placing import gathered, params_with, placed_like_parameters, replacements
 from jaxcnn.transform.substitution.problem import Problem
 from jaxcnn.transform.substitution.report import SubstitutionReport
 from jaxcnn.transform.substitution.search import Search, Solution
@@ -189,6 +192,11 @@ def substitute(
     With `rank` every layer takes the chain of that rank. At last the whole function is run on `args`, as it was and
     with the chains: `report.error` and the times are those of that run.
 
+    Chains and all other parameters lie on the devices on which the parameters lay: a chain's first link is split along
+    its input features and its last link along its output features as the kernel was, and all else is on each device. In
+    a program of several processes all call `substitute`. The first process reads all parameters and arguments, decides
+    alone, and the others get its decision; there f must not name devices itself.
+
     Args:
       f: function `f(params, *args)` of pytrees of arrays; other leaves are treated as by `accelerate`.
       params: trained parameters of f; kernels as in Flax, Haiku, Keras, Equinox or plain JAX.
@@ -202,7 +210,8 @@ def substitute(
         for each rank of the scheme. A layer with a lower full rank takes the full one. `schemes` must be one scheme;
         neither multiply-accumulates nor times affect the result.
       calibration: inputs such as the function will meet: a list or generator of batches, each a tuple of the
-        arguments after params, or one array. With them the error of each layer is that of its responses behind its
+        arguments after params, or one array. Of a generator of more than 16 batches a random 16 are used, and no more
+        are held. With them the error of each layer is that of its responses behind its
         nonlinearity, and its chain is fitted to the dense network's responses, given the chains before it. A handful of
         photographs does. A kernel that is used several times is fitted to all its uses together; one in a `while` or a
         branch, one used in both directions and one whose responses are all equal keep the chain of their weights.
@@ -244,6 +253,69 @@ def substitute(
       responses instead of weights, one budget for all layers. Kim et al., "Compression of deep convolutional neural
       networks for fast and low power mobile applications", 2016.
     """
+    options: dict[str, Any] = {
+        "tolerance": tolerance,
+        "macs": macs,
+        "speedup": speedup,
+        "rank": rank,
+        "calibration": batches_of(calibration, seed),
+        "schemes": schemes,
+        "skip": skip,
+        "dense": dense,
+        "progress": progress,
+        "seed": seed,
+    }
+    if jax.process_count() == 1:
+        return _substitute(f, params, args, **options)
+    options["calibration"] = gathered(options["calibration"])
+    return _decided_by_first(f, params, partial(_substitute, f, gathered(params), gathered(args), **options))
+
+
+def _decided_by_first(f: Callable[..., Any], params: Any, substitute: Callable[[], Substitution]) -> Substitution:
+    """Returns on all processes the substitution that a function returns on the first one.
+
+    Args:
+      f: user's function.
+      params: parameters of f, which may lie on several processes.
+      substitute: function that returns a substitution of the parameters as a whole.
+    """
+    first: list[Substitution] = []
+
+    def decide() -> tuple[dict[int, Any], dict[str, Placement], SubstitutionReport]:
+        first.append(substitute())
+        return replacements(first[0].params), dict(first[0].placements), first[0].report
+
+    replaced, placements, report = decided_by_first(decide)
+
+    def solve(share: float) -> Substitution:
+        return _decided_by_first(f, params, lambda: _solver(first[0])(share))
+
+    return Substitution(f, params_with(params, replaced, placements), report, placements, solve)
+
+
+def _solver(substitution: Substitution) -> Callable[[float], Substitution]:
+    if substitution.solve is None:
+        raise ValueError("substitute: a substitution that was released has no other solutions")
+    return substitution.solve
+
+
+def _substitute(
+    f: Callable[..., Any],
+    params: Any,
+    args: Sequence[Any],
+    *,
+    tolerance: float | None,
+    macs: float | None,
+    speedup: float | None,
+    rank: int | tuple[int, ...] | None,
+    calibration: Any,
+    schemes: str | Sequence[str] | None,
+    skip: str | Sequence[str] | Callable[[str], bool] | None,
+    dense: bool,
+    progress: Progress,
+    seed: int,
+) -> Substitution:
+    """Returns the substitution of parameters that this process holds as a whole; the arguments are `substitute`'s."""
     if not callable(f):
         raise TypeError(f"substitute: f must be a function, got {f!r}")
     budgets = {"tolerance": tolerance, "macs": macs, "speedup": speedup, "rank": rank}
@@ -255,7 +327,7 @@ def substitute(
     ((kind, value),) = budget.items()
     names = _scheme_names(schemes)
     limit = _check_number("substitute", kind, value) if rank is None else _check_rank(rank, names)
-    batches = _batches(calibration)
+    batches = calibration
     explicit = make_kernels_explicit(f, params, args)
     problem = Problem(with_explicit_kernels(f), explicit, args, names, _skip_predicate(skip), seed, dense)
     if not problem.convolutions:
@@ -270,7 +342,7 @@ def substitute(
         ellipsis = ", ..." if len(layers) > _MAX_NAMES_SHOWN else ""
         warnings.warn(
             f"substitute: skip={skip!r} is no layer; there are {', '.join(layers[:_MAX_NAMES_SHOWN])}{ellipsis}",
-            stacklevel=2,
+            stacklevel=3,
         )
     problem.check_outputs()
     needs_weighing, needs_fitting = rank is None, bool(batches)
@@ -292,7 +364,13 @@ def substitute(
         chains, report = solution
         placements = {problem.paths[index]: problem.layers[index].placement for index in chains}
         with_chains = keep_what_is_read(f, params, problem.params_with(chains), args)
-        return Substitution(f, with_chains, report, placements, lambda share: substitution_of(search.at_share(share)))
+        return Substitution(
+            f,
+            placed_like_parameters(with_chains, params, placements),
+            report,
+            placements,
+            lambda share: substitution_of(search.at_share(share)),
+        )
 
     return substitution_of(solution)
 
@@ -351,13 +429,3 @@ def _skip_predicate(skip: str | Sequence[str] | Callable[[str], bool] | None) ->
         return skip
     parts = (skip,) if isinstance(skip, str) else tuple(skip or ())
     return lambda name: any(part and part in name for part in parts)
-
-
-def _batches(calibration: Any) -> list[tuple[Any, ...]]:
-    """Returns the batches of calibration inputs, each a tuple of the arguments after the parameters."""
-    if calibration is None:
-        return []
-    batches = list(calibration) if isinstance(calibration, (list, Iterator)) else [calibration]
-    if not batches:
-        raise ValueError("substitute: calibration must hold at least one batch of inputs, got none")
-    return [batch if isinstance(batch, tuple) else (batch,) for batch in batches]

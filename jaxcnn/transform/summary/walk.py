@@ -33,6 +33,7 @@ from jaxcnn.transform.summary.receptive_fields import (
     through,
 )
 from jaxcnn.transform.summary.row import SummaryRow
+from jaxcnn.transform.summary.shards import SplitProgram
 
 _Record = tuple[SummaryRow, frozenset[Hashable], "Sequence[AxisField | None]"]
 """A row, the roots of its weight, and the fields along its image axes before pixels that all entries share."""
@@ -42,10 +43,16 @@ _MAX_LOOP_PASSES = 1000
 
 
 def summarize_jaxpr(
-    closed: Any, platform: str
+    closed: Any, platform: str, program: SplitProgram | None = None
 ) -> tuple[tuple[SummaryRow, ...], tuple[str, ...], ReceptiveField | None]:
-    """Returns the rows of a closed jaxpr of the user's function, notes on the count, and the field of all together."""
-    walk = _SummaryWalk(platform)
+    """Returns the rows of a closed jaxpr of the user's function, notes on the count, and the field of all together.
+
+    Args:
+      closed: closed jaxpr.
+      platform: platform for which methods are chosen.
+      program: the function's program if its arguments are split over several devices.
+    """
+    walk = _SummaryWalk(platform, program)
     jaxpr = inner_jaxpr(closed)
     constants = [walk.constant(*pair) for pair in zip(jaxpr.constvars, consts_of(closed), strict=True)]
     arguments = [argument(number, len(shape_of(variable))) for number, variable in enumerate(jaxpr.invars)]
@@ -106,11 +113,12 @@ class _SummaryWalk(AbstractWalk[Value, _Record]):
 
     Args:
       platform: platform for which methods are chosen.
+      program: the program that XLA split over several devices, or None.
     """
 
-    def __init__(self, platform: str) -> None:
+    def __init__(self, platform: str, program: SplitProgram | None) -> None:
         super().__init__(_MAX_LOOP_PASSES)
-        self.platform = platform
+        self.platform, self.program = platform, program
         self.notes: list[str] = []
 
     def unknown(self, aval: Any) -> Value:
@@ -123,6 +131,8 @@ class _SummaryWalk(AbstractWalk[Value, _Record]):
         row_and_result = row_of(equation, operands, place, self.platform)
         if row_and_result is not None:
             row, result, image_axes = row_and_result
+            if self.program is not None:
+                row = self.program.with_shards(row, equation)
             fields = [result.axes[axis] for axis in image_axes]
             self.records.append((row, weight_of(equation, operands).roots, fields))
             return [result]
