@@ -108,7 +108,7 @@ class Split:
           shape: shape of the result. An axis that does not divide evenly is whole.
         """
         mesh = next(operand.sharding.mesh for operand in operands if not operand.sharding.mesh.empty)
-        axes = self._mesh_axes(mesh, list(zip(self.operands, operands, strict=True)))
+        axes = self._mesh_axes(mesh, list(zip(self.operands, operands, strict=True)), least_count=1)
         parts = [axes.get(_factor(name), ()) for name in self.result]
         return NamedSharding(
             mesh,
@@ -142,8 +142,14 @@ class Split:
         body = partial(self._body, mesh, axes, [argument.shape for argument in arguments])
         return mesh, body, out, tuple(shardings)
 
-    def _mesh_axes(self, mesh: Any, arrays: Sequence[tuple[Sequence[str], Any]]) -> dict[str, MeshAxes]:
-        """Returns the mesh axes of each factor (see `_factor`), from the first array that is split along the factor."""
+    def _mesh_axes(
+        self, mesh: Any, arrays: Sequence[tuple[Sequence[str], Any]], least_count: int = 2
+    ) -> dict[str, MeshAxes]:
+        """Returns the mesh axes of each factor (see `_factor`), from the first array that is split along the factor.
+
+        A factor stays whole where its size does not divide by the number of devices, or where another factor has the
+        mesh axis. Mesh axes of fewer than `least_count` devices are left out.
+        """
         axes: dict[str, MeshAxes] = {}
         for names, array in arrays:
             spec = array.sharding.spec if isinstance(array.sharding, NamedSharding) else ()
@@ -151,9 +157,9 @@ class Split:
                 mesh_axes = (entry,) if isinstance(entry, str) else tuple(entry or ())
                 count = _device_count(mesh, mesh_axes)
                 factor = _factor(name)
-                is_taken = factor in axes or any(axis in taken for taken in axes.values() for axis in mesh_axes)
+                is_taken = factor in axes or any(axis in other for other in axes.values() for axis in mesh_axes)
                 fits = self.sizes[factor] % count == 0 if factor in self.sizes else size >= count
-                if factor and count > 1 and fits and not is_taken:
+                if factor and mesh_axes and count >= least_count and fits and not is_taken:
                     axes[factor] = mesh_axes
         return axes
 

@@ -22,7 +22,14 @@ from jax.extend import source_info_util
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from jaxcnn._compat import SPLITS_EXPLICIT_MESHES, is_partitioned, varying_axes, with_devices
+from jaxcnn._compat import (
+    computes_on,
+    is_explicit,
+    is_partitioned,
+    lower_on_one_device,
+    varying_axes,
+    with_devices,
+)
 from jaxcnn.lowering import choice
 from jaxcnn.lowering.pools.direct import pool_identity
 from jaxcnn.lowering.spec import ConvSpec, PoolSpec, Role, conv_spec
@@ -47,7 +54,7 @@ def _register(
 
     @primitive.def_abstract_eval
     def _abstract(*operands: Any, **params: Any) -> Any:
-        if not (SPLITS_EXPLICIT_MESHES and any(map(_is_explicit, operands))):
+        if not any(is_explicit(operand) and computes_on(operand.sharding.mesh) for operand in operands):
             # Tracing on the abstract values keeps what a bare shape and dtype would lose: the mesh axes over which a
             # value varies in shard_map, and explicit shardings.
             return jax.make_jaxpr(partial(run, **params))(*operands).out_avals[0]
@@ -76,9 +83,7 @@ def _register(
 
     def run_on(platform: str, *operands: jax.Array, **params: Any) -> jax.Array:
         # On an Explicit mesh each reshape needs a sharding for its result, which only `direct` gives.
-        return run(
-            *operands, platform=None if any(map(_is_explicit, map(jax.typeof, operands))) else platform, **params
-        )
+        return run(*operands, platform=None if any(map(is_explicit, map(jax.typeof, operands))) else platform, **params)
 
     mlir.register_lowering(primitive, mlir.lower_fun(partial(run_on, "accelerator"), multiple_results=False))
 
@@ -89,7 +94,7 @@ def _register(
             parts = split(*context.avals_in, **params).over_devices(context.avals_out[0].shape)
             return mlir.lower_fun(parts, multiple_results=False)(with_mesh, *operands)
         rule = mlir.lower_fun(partial(run_on, "cpu", xla_only=xla_only), multiple_results=False)
-        return rule(context, *operands, **params)
+        return lower_on_one_device(rule, context, *operands, **params)
 
     mlir.register_lowering(primitive, lower_on_cpu, platform="cpu")
 
@@ -100,11 +105,6 @@ def _type_of_result(run: Callable[..., jax.Array], operands: Sequence[Any], para
     return jax.make_jaxpr(partial(run, **{**params, **dict.fromkeys(params.keys() & {"sharding"})}))(*plain).out_avals[
         0
     ]
-
-
-def _is_explicit(aval: Any) -> bool:
-    sharding = getattr(aval, "sharding", None)
-    return sharding is not None and jax.sharding.AxisType.Explicit in sharding.mesh.axis_types
 
 
 # Convolution. No parameter may be called g, x or y: ad.defbilinear uses these names.
@@ -151,6 +151,7 @@ def bind_conv(lhs: jax.Array, rhs: jax.Array, *, method: str, sharding: Any = No
 
 
 def _match_varying(*operands: jax.Array) -> tuple[jax.Array, ...]:
+    """Returns the operands, each marked as varying over all manual mesh axes over which any of them varies."""
     varying = [varying_axes(operand) for operand in operands]
     union: frozenset[str] = frozenset().union(*varying)
     return tuple(
@@ -185,6 +186,7 @@ _OPERANDS: dict[str, tuple[Role, Role]] = {
 def _conv_transpose_rule(
     position: int, cotangent: Any, lhs: Any, rhs: Any, *, spec: ConvSpec, sharding: Any, **params: Any
 ) -> jax.Array:
+    """Computes the cotangent of one operand: a convolution with the role of this operand."""
     del sharding
     arrays = dict(zip(_OPERANDS[spec.role], (lhs, rhs), strict=True))
     role = _OPERANDS[spec.role][position]
@@ -392,10 +394,10 @@ def _linear_in_first(primitive: Primitive, transpose: Callable[..., jax.Array]) 
     def jvp(primals: Sequence[Any], tangents: Sequence[Any], **params: Any) -> tuple[jax.Array, jax.Array]:
         return primitive.bind(*primals, **params), primitive.bind(tangents[0], *primals[1:], **params)
 
-    def transpose_rule(cotangent: Any, operand: Any, *others: Any, **params: Any) -> list[Any]:
+    def transpose_rule(cotangent: Any, operand: Any, *operands: Any, **params: Any) -> list[Any]:
         if isinstance(cotangent, ad.Zero):
-            return [ad.Zero(operand.aval), *(None for _ in others)]
-        return [transpose(cotangent, operand.aval, *others, **params), *(None for _ in others)]
+            return [ad.Zero(operand.aval), *(None for _ in operands)]
+        return [transpose(cotangent, operand.aval, *operands, **params), *(None for _ in operands)]
 
     ad.primitive_jvps[primitive] = jvp
     ad.primitive_transposes[primitive] = transpose_rule
@@ -408,9 +410,9 @@ def _window_params(params: dict[str, Any]) -> dict[str, Any]:
 def _to_input(primitive: Primitive) -> Callable[..., jax.Array]:
     """Returns the transpose of a primitive from inputs to outputs: `primitive`, which is told the input's size."""
 
-    def transpose(cotangent: Any, aval: Any, *others: Any, **params: Any) -> jax.Array:
+    def transpose(cotangent: Any, aval: Any, *operands: Any, **params: Any) -> jax.Array:
         size = tuple(aval.shape[1:-1])
-        return primitive.bind(cotangent, *others, input_size=size, sharding=_aval_sharding(aval), **params)
+        return primitive.bind(cotangent, *operands, input_size=size, sharding=_aval_sharding(aval), **params)
 
     return transpose
 
@@ -418,9 +420,9 @@ def _to_input(primitive: Primitive) -> Callable[..., jax.Array]:
 def _to_output(primitive: Primitive) -> Callable[..., jax.Array]:
     """Returns the transpose of a primitive from outputs to inputs: `primitive`."""
 
-    def transpose(cotangent: Any, aval: Any, *others: Any, **params: Any) -> jax.Array:
+    def transpose(cotangent: Any, aval: Any, *operands: Any, **params: Any) -> jax.Array:
         del aval
-        return primitive.bind(cotangent, *others, **_window_params(params))
+        return primitive.bind(cotangent, *operands, **_window_params(params))
 
     return transpose
 

@@ -16,6 +16,7 @@ from typing import Any
 import jax
 
 from jaxcnn.lowering.spec import ConvSpec, spec_from_plain, spec_to_plain
+from jaxcnn.saving import whole_file
 
 FORMAT_VERSION = 1
 """Version of the files that `TuningTable.save` writes."""
@@ -130,7 +131,9 @@ class TuningTable:
                 for e in self.entries
             ],
         }
-        Path(path).write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")
+        text = json.dumps(plain, indent=1) + "\n"
+        with whole_file(path) as file:
+            file.write(text.encode())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> TuningTable:
@@ -151,7 +154,7 @@ class TuningTable:
             return cls(tuple(map(_measurement, plain["entries"])), *(plain[name] for name in names))
         except KeyError as error:
             raise ValueError(f"TuningTable: {os.fspath(path)} holds no table: {error} is missing") from None
-        except (TypeError, AttributeError, ValueError) as error:
+        except (TypeError, AttributeError, ValueError, OverflowError, RecursionError) as error:
             raise ValueError(f"TuningTable: {os.fspath(path)} holds no table: {error}") from None
 
     def check_device(self) -> None:

@@ -109,9 +109,15 @@ def _path_text(path: Sequence[Any]) -> str:
     return start + jax.tree_util.keystr(tuple(rest))
 
 
+def is_parameter(path: str) -> bool:
+    """Returns whether a path leads into the first argument, which holds the parameters."""
+    return re.match(r"argument 0(\W|$)", path) is not None
+
+
 def short_name(path: str) -> str:
     """Returns a parameter's path in short form: `conv/kernel` of `argument 0['conv']['kernel']`."""
-    return "/".join(re.findall(r"[^\[\].'\"]+", path.removeprefix("argument 0"))) or "params"
+    parts = path.removeprefix("argument 0").removesuffix(".parameter")
+    return "/".join(re.findall(r"[^\[\].'\"]+", parts)) or "params"
 
 
 def flatten_call(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import math
 import operator
 import os
@@ -15,6 +16,11 @@ import jax
 
 from jaxcnn.chain import KernelChain
 from jaxcnn.factorization.schemes.registry import SCHEMES
+from jaxcnn.transform.chains.explicit_kernels import (
+    keep_what_is_read,
+    make_kernels_explicit,
+    with_explicit_kernels,
+)
 from jaxcnn.transform.chains.placement import Placement
 from jaxcnn.transform.chains.with_chains import apply_with_chains
 from jaxcnn.transform.progress import Progress, bar
@@ -30,13 +36,32 @@ _MAX_NAMES_SHOWN = 5
 
 @dataclasses.dataclass(frozen=True)
 class TradeOff:
-    """Gains and costs of several substitutions of one function; `jaxcnn.drawing.draw_tradeoff` draws them.
+    """Gains and costs of several substitutions of one function; `plot` draws them.
 
     Args:
       points: (share of multiply-accumulates, speedup, relative error) of each substitution.
+
+    Example:
+      >>> tradeoff = TradeOff(((0.5, 1.6, 0.02), (0.25, 2.9, 0.06)))
+      >>> [share for share, speedup, error in tradeoff.points if error < 0.05]
+      [0.5]
     """
 
     points: tuple[tuple[float, float, float], ...]
+
+    def plot(self, *, path: str | os.PathLike[str] | None = None) -> Any:
+        """Draws the error of the results against the gain of time, as `jaxcnn.drawing.draw_tradeoff` does.
+
+        Args:
+          path: file to save the picture to; its ending says the format (`.png`, `.svg`, `.pdf`).
+
+        Returns:
+          The `matplotlib.figure.Figure`.
+
+        Raises:
+          ImportError: matplotlib is not installed.
+        """
+        return importlib.import_module("jaxcnn.drawing").draw_tradeoff(self, path=path)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +70,8 @@ class Substitution:
 
     Args:
       f: function as it was.
-      params: parameters of f, with `KernelChain`s in place of kernels; train them, or replace some.
+      params: parameters of f, with `KernelChain`s in place of kernels, and `ComputedKernels` in place of parameters
+        from which f computes kernels; train them, or replace some.
       report: report on each layer and on the whole; `print` shows a table.
       placements: axes of each kernel in its parameter, by the parameter's path.
       solve: function from another share of multiply-accumulates to its substitution. It holds the dense parameters;
@@ -83,7 +109,7 @@ class Substitution:
     @cached_property
     def apply(self) -> Callable[..., Any]:
         """Pure function f of parameters with chains: `apply(params, *args)`."""
-        return apply_with_chains(self.f, self.placements)
+        return apply_with_chains(with_explicit_kernels(self.f), self.placements)
 
     def curve(self, shares: Sequence[float] = (0.7, 0.5, 0.35, 0.25, 0.18)) -> TradeOff:
         """Returns times and errors for several shares of the multiply-accumulates.
@@ -146,14 +172,16 @@ def substitute(
     calibration: Any = None,
     schemes: str | Sequence[str] | None = None,
     skip: str | Sequence[str] | Callable[[str], bool] | None = None,
+    dense: bool = False,
     progress: Progress = False,
     seed: int = 0,
 ) -> Substitution:
     r"""Returns a function with chains in place of its trained kernels, within one budget for all of them.
 
-    f is traced for its arguments, and every parameter that is some convolution's kernel is found, also through casts,
-    transpositions, reshapes and loops. Each is a layer with many possible chains: the schemes' at their ranks. All
-    start dense, and the layer gives way that loses the least for each multiply-accumulate saved,
+    f is traced for its arguments, and every kernel is found that depends on params alone: a parameter, also through
+    casts, transpositions, reshapes and loops, or what f computes from parameters. Each is a layer with many possible
+    chains: the schemes' at their ranks. All start dense, and the layer gives way that loses the least for each
+    multiply-accumulate saved,
     $\sum_l w_l(e_l) e_l^2$ being the loss: $e_l$ is a layer's relative error and $w_l$ the part of it that reaches the
     results, measured at three of its errors. A layer whose chain is not faster than its dense kernel on this device's
     clock stays dense as long as the budget can be met without its chain. With a budget of `macs` the error expected of
@@ -177,13 +205,14 @@ def substitute(
         arguments after params, or one array. With them the error of each layer is that of its responses behind its
         nonlinearity, and its chain is fitted to the dense network's responses, given the chains before it. A handful of
         photographs does. A kernel that is used several times is fitted to all its uses together; one in a `while` or a
-        branch, one multiplied by numbers on the way, one used in both directions and one whose responses are all equal
-        keep the chain of their weights.
+        branch, one used in both directions and one whose responses are all equal keep the chain of their weights.
       schemes: names of the schemes to choose from; by default `"separable"`, `"low_rank"`, `"tucker2"` and
         `"depthwise_separable"`. `"cp"` and `"stack"` are searches, which take minutes for large kernels.
       skip: parameters that stay dense: a part of their names (such as `conv1/kernel`), several, or a function of the
         name. A warning says if no layer has such a name.
-      progress: True to show a progress bar on a terminal, which needs rich; or a function `progress(done, total)` of
+      dense: flag to replace dense layers, products with a matrix of params, by pairs of products, too. They then count
+        among the convolutions, with kernels of one tap.
+      progress: flag to show a progress bar on a terminal, which needs rich; or a function `progress(done, total)` of
         the number of steps done and their total, such as one that moves a bar of your own.
       seed: seed for the positions at which responses are taken, and for random arguments.
 
@@ -227,7 +256,8 @@ def substitute(
     names = _scheme_names(schemes)
     limit = _check_number("substitute", kind, value) if rank is None else _check_rank(rank, names)
     batches = _batches(calibration)
-    problem = Problem(f, params, args, names, _skip_predicate(skip), seed)
+    explicit = make_kernels_explicit(f, params, args)
+    problem = Problem(with_explicit_kernels(f), explicit, args, names, _skip_predicate(skip), seed, dense)
     if not problem.convolutions:
         raise ValueError("substitute: f has no convolution")
     if not problem.layers:
@@ -261,9 +291,8 @@ def substitute(
     def substitution_of(solution: Solution) -> Substitution:
         chains, report = solution
         placements = {problem.paths[index]: problem.layers[index].placement for index in chains}
-        return Substitution(
-            f, problem.params_with(chains), report, placements, lambda share: substitution_of(search.at_share(share))
-        )
+        with_chains = keep_what_is_read(f, params, problem.params_with(chains), args)
+        return Substitution(f, with_chains, report, placements, lambda share: substitution_of(search.at_share(share)))
 
     return substitution_of(solution)
 
@@ -312,8 +341,8 @@ def _scheme_names(schemes: str | Sequence[str] | None) -> tuple[str, ...]:
         raise ValueError("substitute: schemes must hold at least one scheme, got none")
     unknown = [name for name in names if name not in SCHEMES]
     if unknown:
-        known = ", ".join(map(repr, SCHEMES))
-        raise ValueError(f"substitute: a scheme must be one of {known}, got {unknown[0]!r}")
+        schemes = ", ".join(map(repr, SCHEMES))
+        raise ValueError(f"substitute: a scheme must be one of {schemes}, got {unknown[0]!r}")
     return names
 
 

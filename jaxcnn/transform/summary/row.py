@@ -29,6 +29,14 @@ class SummaryRow:
       receptive_field: receptive field of an output pixel, in pixels of the function's argument; None if not known.
       method: name of the method that computes the operation.
       reason: reason for this method.
+
+    Example:
+      >>> import jax
+      >>> import jaxcnn
+      >>> x, kernel = jax.ShapeDtypeStruct((1, 8, 8, 3), "float32"), jax.ShapeDtypeStruct((3, 3, 3, 4), "float32")
+      >>> row = jaxcnn.summarize(lambda x, kernel: jaxcnn.conv(x, kernel, strides=2), x, kernel).rows[0]
+      >>> row.kind, row.output_shape, row.kernel, row.strides, row.cost.macs
+      ('conv', (1, 4, 4, 4), (3, 3), (2, 2), 1728)
     """
 
     kind: str

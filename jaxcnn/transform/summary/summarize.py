@@ -17,7 +17,7 @@ from jaxcnn.receptive_field import ReceptiveField
 from jaxcnn.transform.jaxpr.signature import flatten_call
 from jaxcnn.transform.summary.row import SummaryRow
 from jaxcnn.transform.summary.table import summary_table, totals_line
-from jaxcnn.transform.summary.walk import rows_and_notes
+from jaxcnn.transform.summary.walk import summarize_jaxpr
 
 #: Values of `platform` for `summarize`, in Python and on the command line.
 PLATFORMS = ("cpu", "gpu", "cuda", "rocm", "tpu")
@@ -31,6 +31,8 @@ class Summary:
       rows: one `SummaryRow` for each.
       notes: remarks on bodies that were counted once but may be executed more or less often, or were not counted.
       native: line on whether this process has the compiled CPU kernels; empty for another platform.
+      receptive_field: union of the receptive fields of all rows, and of the results that are images, at the stride of
+        the widest; None if one of them is not known.
 
     Example:
       >>> import jax.numpy as jnp
@@ -46,22 +48,12 @@ class Summary:
     rows: tuple[SummaryRow, ...]
     notes: tuple[str, ...] = ()
     native: str = ""
+    receptive_field: ReceptiveField | None = None
 
     @property
     def total(self) -> Cost:
         """Cost of all rows; a weight that several share counts once."""
         return sum((row.cost for row in self.rows), Cost())
-
-    @property
-    def receptive_field(self) -> ReceptiveField | None:
-        """Union of the receptive fields of all rows, at the stride of the widest; None if none is known."""
-        known = [row.receptive_field for row in self.rows if row.receptive_field]
-        if len({len(field.size) for field in known}) != 1:
-            return None
-        offset = tuple(map(max, zip(*(field.offset for field in known), strict=True)))
-        ends = ((size - low for size, low in zip(field.size, field.offset, strict=True)) for field in known)
-        size = tuple(low + max(end) for low, end in zip(offset, zip(*ends, strict=True), strict=True))
-        return ReceptiveField(size, max(known, key=lambda field: field.size).stride, offset)
 
     def to_json(self) -> str:
         """Returns all rows, totals, notes and the state of the native kernels as JSON."""
@@ -132,9 +124,9 @@ def summarize(f: Callable[..., Any], *args: Any, platform: str | None = None) ->
     if not callable(f):
         raise TypeError(f"summarize: f must be a function, got {f!r}")
     if platform is not None and platform not in PLATFORMS:
-        known = ", ".join(map(repr, PLATFORMS))
-        raise ValueError(f"summarize: platform must be one of {known}, got {platform!r}")
+        platforms = ", ".join(map(repr, PLATFORMS))
+        raise ValueError(f"summarize: platform must be one of {platforms}, got {platform!r}")
     signature, arrays = flatten_call("summarize", args, {})
     platform = platform or "cpu"
-    rows, notes = rows_and_notes(jax.make_jaxpr(signature.flat(f))(*arrays), platform)
-    return Summary(rows, notes, native.status() if platform == "cpu" else "")
+    rows, notes, field = summarize_jaxpr(jax.make_jaxpr(signature.flat(f))(*arrays), platform)
+    return Summary(rows, notes, native.status() if platform == "cpu" else "", field)
