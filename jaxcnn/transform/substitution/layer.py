@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import jax
@@ -14,7 +14,7 @@ import numpy as np
 from jax.extend.core import JaxprEqn
 
 from jaxcnn.chain import KernelChain
-from jaxcnn.factorization.numerics.blocks import dense_blocks, merged_link
+from jaxcnn.factorization.numerics.blocks import dense_blocks, merged_kernel
 from jaxcnn.factorization.responses.fit import refit
 from jaxcnn.factorization.responses.samples import Responses, response_error
 from jaxcnn.factorization.responses.start import ResponseFits, last_link_solved, response_start
@@ -33,6 +33,8 @@ _RANK_SEARCH_RADIUS = 40
 """Largest distance to a rank whose features are multiples of 8, which devices compute faster, counted in ranks."""
 _MAX_RANKS_TRIED = 7
 """Largest number of ranks of a scheme whose chains are computed for a layer's responses."""
+_MAX_SAMPLES_JUDGED = 3000
+"""Largest number of samples by whose responses the ranks of a layer are judged."""
 _TYPICAL_ERRORS = (0.2, 0.5, 0.8)
 """Relative errors of a layer at which its effect on the results is measured."""
 
@@ -185,31 +187,35 @@ class Layer:
     def _cheaper_indices(self, family: SchemeCandidates) -> list[int]:
         """Returns the positions of ranks with fewer multiply-accumulates than the kernel, spread over their cost."""
 
+        macs_at = cache(lambda index: self.macs(family.shapes_at(index)))
+
         def up_to(macs: float, count: int) -> int:
-            return count_while(count, lambda index: self.macs(family.shapes_at(index)) <= macs)
+            return count_while(count, lambda index: macs_at(index) <= macs)
 
         count = up_to(self.dense.macs - 1, len(family.ranks))
         if count == 0:
             return []
         # A search takes long and gives no errors beforehand, so only few of its ranks are options.
         points = 6 if family.scheme.is_search else _MAX_RANKS_PER_SCHEME
-        ends = [self.macs(family.shapes_at(index)) for index in (0, count - 1)]
+        ends = [macs_at(index) for index in (0, count - 1)]
         log_limits = np.linspace(np.log(ends[0]), np.log(ends[1]), points)
         return sorted(
             {
-                self._index_of_fast_rank(family, max(up_to(np.exp(limit) + 0.5, count) - 1, 0), count)
+                self._index_of_fast_rank(family, macs_at, max(up_to(np.exp(limit) + 0.5, count) - 1, 0), count)
                 for limit in log_limits
             }
         )
 
-    def _index_of_fast_rank(self, family: SchemeCandidates, index: int, count: int) -> int:
+    def _index_of_fast_rank(
+        self, family: SchemeCandidates, macs_at: Callable[[int], int], index: int, count: int
+    ) -> int:
         """Returns the index of a near rank with multiples of 8 as features, if its cost is within an eighth."""
-        macs = self.macs(family.shapes_at(index))
+        macs = macs_at(index)
         nearby = range(max(index - _RANK_SEARCH_RADIUS, 0), min(index + _RANK_SEARCH_RADIUS + 1, count))
         for near in sorted(nearby, key=lambda n: abs(n - index)):
             chain = family.shapes_at(near)
             multiples = all(link.shape[-1] % FAST_MULTIPLES[0] == 0 for link in chain.kernels[:-1])
-            if multiples and abs(self.macs(chain) - macs) <= macs / 8:
+            if multiples and abs(macs_at(near) - macs) <= macs / 8:
                 return near
         return index
 
@@ -231,16 +237,15 @@ class Layer:
 
         After the last kernel of the parameter, these errors replace those of the weights in the options.
         """
-        solve = self._solver(number, site, responses)
-        # Each rank is a program to compile, so only a few are tried; the logarithms of errors are interpolated.
+        solve = self._solver(number, site, responses.thinned(_MAX_SAMPLES_JUDGED))
+        # Only a few ranks are tried; the logarithms of errors are interpolated.
         errors: list[float] = [self.dense.error]
         for scheme in self.families:
             options = [option for option in self.options if option.scheme == scheme]
-            places = sorted(
-                {round(place) for place in np.linspace(0, len(options) - 1, min(_MAX_RANKS_TRIED, len(options)))}
-            )
+            places = spread_places(len(options), _MAX_RANKS_TRIED)
             if places:  # some rank of the scheme has fewer multiply-accumulates
-                errors_there = np.maximum([solve(options[place])[1] for place in places], 1e-12)
+                # The largest rank comes first, since it prepares those below.
+                errors_there = np.maximum([solve(options[place])[1] for place in places[::-1]][::-1], 1e-12)
                 errors += np.exp(np.interp(range(len(options)), places, np.log(errors_there))).tolist()
         options = [dataclasses.replace(option, error=error) for option, error in zip(self.options, errors, strict=True)]
         # The typical options of the first kernel weigh all kernels.
@@ -266,11 +271,7 @@ class Layer:
             fits = ResponseFits(self.kernels[number], responses, feature_group_count=self.groups)
             return lambda option: fits.at(option.scheme, option.rank)
 
-        def solve(option: Option) -> tuple[KernelChain, float]:
-            chain = last_link_solved(self._fit_for_patches(number, site, option), responses)
-            return chain, response_error(chain, responses)
-
-        return solve
+        return lambda option: last_link_solved(self._fit_for_patches(number, site, option), responses)
 
     def _meets_kernel_unchanged(self, site: Site) -> bool:
         """Returns whether a convolution multiplies its patches by the kernel, not flipped and not exchanged."""
@@ -303,15 +304,21 @@ class Layer:
         stack = [self.placement.shape[axis] for axis in self.placement.stack]
         if not stack:
             return chains[0]
-        return jax.tree.map(lambda *links: jnp.stack(links).reshape(*stack, *links[0].shape), *chains)
+        # In NumPy, like `unstack`, because JAX would compile programs for each rank.
+        links = zip(*(map(np.asarray, chain.kernels) for chain in chains), strict=True)
+        stacked = (np.stack(of_kernels).reshape(*stack, *of_kernels[0].shape) for of_kernels in links)
+        return KernelChain(tuple(map(jax.device_put, stacked)), chains[0].feature_group_counts)
 
     def unstack(self, chain: KernelChain) -> list[KernelChain]:
         """Returns the chains of all kernels from one with stacked links."""
         if not self.placement.stack:
             return [chain]
         lead = len(self.placement.stack)
-        flat = jax.tree.map(lambda link: link.reshape(-1, *link.shape[lead:]), chain)
-        return [jax.tree.map(lambda link, number=number: link[number], flat) for number in range(len(self.kernels))]
+        links = [np.asarray(link).reshape(-1, *link.shape[lead:]) for link in chain.kernels]
+        return [
+            KernelChain(tuple(jax.device_put(link[number]) for link in links), chain.feature_group_counts)
+            for number in range(len(self.kernels))
+        ]
 
     def chain(self, option: Option) -> KernelChain:
         """Returns the chain of an option, its links stacked as the parameter stacks kernels."""
@@ -334,10 +341,11 @@ class Layer:
 
     def array(self, chain: KernelChain) -> jax.Array:
         """Returns the parameter that holds a chain's dense kernels."""
-        if self.placement.stack:
-            return self.placement.holding(chain)
         # NumPy computes this, since JAX would compile a program for each rank.
-        return jnp.asarray(self.placement.parameter(merged_link(dense_blocks(chain), chain.dtype)))
+        dense = [merged_kernel(dense_blocks(part)) for part in self.unstack(chain)]
+        stack = [self.placement.shape[axis] for axis in self.placement.stack]
+        kernels = np.stack(dense).reshape(*stack, *dense[0].shape)
+        return jax.device_put(self.placement.parameter(kernels).astype(self.kernels[0].dtype))
 
     def calls(self, chain: KernelChain | None) -> list[tuple[Callable[..., Any], tuple[Any, ...]]]:
         """Returns a function and its operands for each convolution, computed with a chain or, for None, as it was."""
@@ -350,6 +358,11 @@ class Layer:
                 one = jax.tree.map(lambda link: link[(0,) * len(self.placement.stack)], chain)
                 calls.append((_jit_with_chain(site.equation), (image, self.links(site, one))))
         return calls
+
+
+def spread_places(size: int, count: int) -> list[int]:
+    """Returns at most `count` of the positions 0, ..., size - 1, evenly spread, with both ends."""
+    return sorted({round(place) for place in np.linspace(0, size - 1, min(count, size))})
 
 
 def _typical_options(options: Sequence[Option]) -> list[Option]:

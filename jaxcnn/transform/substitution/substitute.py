@@ -22,7 +22,7 @@ from jaxcnn.transform.substitution import files as saving
 from jaxcnn.transform.substitution.calibration import Calibration
 from jaxcnn.transform.substitution.problem import Problem
 from jaxcnn.transform.substitution.report import SubstitutionReport
-from jaxcnn.transform.substitution.search import Search, Solution
+from jaxcnn.transform.substitution.search import Count, Search, Solution
 
 _MAX_NAMES_SHOWN = 5
 """Largest number of layers that a warning names."""
@@ -146,6 +146,7 @@ def substitute(
     calibration: Any = None,
     schemes: str | Sequence[str] | None = None,
     skip: str | Sequence[str] | Callable[[str], bool] | None = None,
+    count: Count = "time",
     progress: Progress = False,
     seed: int = 0,
 ) -> Substitution:
@@ -248,7 +249,7 @@ def substitute(
     work = len(problem.open) * (needs_judging + needs_weighing + needs_fitting) + 1
     with bar("Substituting kernels", work, progress) as advance:
         calibration = Calibration(problem, batches, seed, advance) if batches else None
-        search = Search(problem, calibration, advance)
+        search = Search(problem, calibration, advance, count)
         solvers: dict[str, Callable[[Any], Solution]] = {
             "tolerance": search.within_tolerance,
             "macs": search.at_share,
