@@ -28,8 +28,8 @@ from jaxcnn.factorization.schemes.scheme import LayerSamples
 RIDGE = 1e-3
 """Weight of the distance to the kernel beside the error of the responses, relative to the mean square of the inputs."""
 
-_LAST_LINK_ROUNDS = 3
-"""Rounds of least squares for the last link."""
+_LAST_LINK_ROUNDS, _ROUNDS_OF_A_JUDGEMENT = 3, 2
+"""Rounds of least squares for the last link, before a fit and for an error alone."""
 
 
 class ResponseFits:
@@ -55,7 +55,7 @@ class ResponseFits:
         A rank after a larger one of the same scheme takes little time.
         """
         start, design = self._start_and_design(scheme, rank)
-        chain, square = with_last_link(start, self._samples, self._ridge, design)
+        chain, square = with_last_link(start, self._samples, self._ridge, design, _ROUNDS_OF_A_JUDGEMENT)
         return chain, self._samples.relative(square)
 
     def _start_and_design(self, scheme: str, rank: Any) -> tuple[KernelChain, _Design]:
@@ -160,7 +160,11 @@ class _Design:
 
 
 def with_last_link(
-    chain: KernelChain, samples: Samples, ridge: float, design: _Design | None = None
+    chain: KernelChain,
+    samples: Samples,
+    ridge: float,
+    design: _Design | None = None,
+    rounds: int = _LAST_LINK_ROUNDS,
 ) -> tuple[KernelChain, float]:
     """Returns the chain with the best last link for the samples, limits included, and its squared error.
 
@@ -168,21 +172,25 @@ def with_last_link(
     both they and the chain's present responses are beyond a limit: there the present responses are the targets. So no
     round can raise the error.
     """
+    from scipy import linalg
+
     design = design or _Design.of(chain, samples)
     *head, last = chain.kernels
     groups = chain.feature_group_counts[-1]
-    rows, normal = design.rows, regularized(design.gram, ridge)
-    inverse = np.linalg.inv(normal)
+    rows = design.rows
+    factors = [linalg.cho_factor(block, check_finite=False) for block in regularized(design.gram, ridge)]
     link = grouped(np.asarray(last, np.float64), groups)  # (G, taps I, O)
-    for _ in range(_LAST_LINK_ROUNDS):
-        responses = merged_groups(rows @ link.astype(np.float32))
+    responses = merged_groups(rows @ link.astype(np.float32))
+    dtype = jax.dtypes.canonicalize_dtype(last.dtype)
+    for _ in range(rounds):
         goals = np.where(samples.targets <= samples.low, np.minimum(responses, samples.low), samples.targets)
         goals = np.where(samples.targets >= samples.high, np.maximum(responses, samples.high), goals)
         missing = (goals - responses).reshape(len(goals), groups, -1).swapaxes(0, 1)
+        moments = rows.swapaxes(1, 2) @ missing
         # Each round is a step from the present link, so the ridge holds it there and not at zero.
-        link = link + inverse @ np.asarray(rows.swapaxes(1, 2) @ missing, np.float64)
-    dtype = jax.dtypes.canonicalize_dtype(last.dtype)
+        steps = [linalg.cho_solve(f, m, check_finite=False) for f, m in zip(factors, moments, strict=True)]
+        link = (link + np.stack(steps)).astype(dtype).astype(np.float64)
+        responses = merged_groups(rows @ link.astype(np.float32))
     solved = link.swapaxes(0, 1).reshape(last.shape).astype(dtype)
-    responses = merged_groups(rows @ grouped(solved.astype(np.float32), groups))
     links = *(jax.device_put(np.asarray(kernel)) for kernel in head), jax.device_put(solved)
     return KernelChain(links, chain.feature_group_counts), samples.square_error(responses)

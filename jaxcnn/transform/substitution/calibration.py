@@ -71,6 +71,8 @@ class Calibration:
     def judge(self) -> None:
         """Replaces the errors of the weights in the layers' options by errors of responses."""
         pool = _SamplePool(self.seed, self.uses)
+        for index, _ in self.uses:
+            self.problem.layers[index].is_judged = True
         states = [run.start({}) for run in self.runs]
         for segment in range(len(self.runs[0].function.segments)):
             results = [run.function.run(segment, state) for run, state in zip(self.runs, states, strict=True)]
@@ -86,6 +88,9 @@ class Calibration:
                     self.advance(1 / len(layer.kernels))
             for run, state, result in zip(self.runs, states, results, strict=True):
                 run.function.proceed(segment, state, result)
+        for index in {index for index, _ in self.uses}:
+            if self.problem.layers[index].has_unjudged_kernels:
+                self.problem.layers[index].leave_unjudged()
 
     def fit(
         self, chosen: Mapping[int, Option], chains: Mapping[int, KernelChain]
@@ -283,10 +288,7 @@ class _Run:
         program = self.function.program
         site = program.sites[ordinal]
         image, response = program.operand(site, 0), dense[program.response(site)]
-        if isinstance(image, int):
-            image = results[image] if image in results else state[image]
-        else:
-            image = image.value
+        image = {**state, **results}[image] if isinstance(image, int) else image.value
         index, number = self.function.site_keys[ordinal]
         return Stop(index, number, site.site, image, response, *self.limits[ordinal])
 

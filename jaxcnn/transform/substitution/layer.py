@@ -19,7 +19,7 @@ from jaxcnn.factorization.responses.fit import refit
 from jaxcnn.factorization.responses.samples import Responses, response_error
 from jaxcnn.factorization.responses.start import ResponseFits, last_link_solved, response_start
 from jaxcnn.factorization.schemes.registry import SCHEMES
-from jaxcnn.factorization.schemes.scheme import first_channels
+from jaxcnn.factorization.schemes.scheme import RankTable, first_channels
 from jaxcnn.factorization.selection.candidates import FAST_MULTIPLES, GivenKernel, SchemeCandidates, count_while
 from jaxcnn.transform.chains.convolve import as_patches_see_it, convolve_with_chain, direction, macs_with_chain
 from jaxcnn.transform.chains.find_kernels import KernelUses, Site
@@ -27,8 +27,10 @@ from jaxcnn.transform.chains.placement import Placement
 from jaxcnn.transform.jaxpr.convolutions import option
 from jaxcnn.transform.jaxpr.equations import avals
 
-_MAX_RANKS_PER_SCHEME = 40
+_MAX_RANKS_PER_SCHEME = 24
 """Largest number of options of a scheme, evenly spread in the logarithm of their cost."""
+_MAX_OPTION_SHARE = 0.9
+"""Largest share of the kernel's multiply-accumulates that an option takes; beyond, no chain is worth its error."""
 _RANK_SEARCH_RADIUS = 40
 """Largest distance to a rank whose features are multiples of 8, which devices compute faster, counted in ranks."""
 _MAX_RANKS_TRIED = 7
@@ -85,6 +87,7 @@ class Layer:
       parameter: values of the parameter.
       schemes: names of the schemes to choose from.
       refusal: reason why the kernel stays dense, or "".
+      is_judged: True if the errors of the options will come from `judge`.
     """
 
     index: int
@@ -94,6 +97,7 @@ class Layer:
     parameter: Any
     schemes: Sequence[str]
     refusal: str = ""
+    is_judged: bool = False
     _judgements: list[_Judgement] = dataclasses.field(default_factory=list)
     _fits: dict[tuple[str, int, Any], KernelChain] = dataclasses.field(default_factory=dict)
 
@@ -136,9 +140,16 @@ class Layer:
         for scheme in self.schemes:
             if SCHEMES[scheme].refusal(subjects[0].blocks.shape) is None:
                 # Stacked kernels need chains of one rank, so they share one table of ranks and errors.
-                family = SchemeCandidates(subjects[0], scheme, self.macs, table=SCHEMES[scheme].ranks(blocks))
+                family = SchemeCandidates(subjects[0], scheme, self.macs, table=self._table(scheme, blocks))
                 families[scheme] = [family.for_kernel(subject) for subject in subjects]
         return families
+
+    def _table(self, scheme: str, blocks: np.ndarray) -> RankTable:
+        """Returns the ranks of a scheme and the errors of the weights at each, which a judged layer does not need."""
+        record = SCHEMES[scheme]
+        if not self.is_judged or record.is_search or record.has_pairs or record.start is None:
+            return record.ranks(blocks)
+        return record.ranks_alone(blocks)
 
     def weights_of_an_output(self, site: Site) -> int:
         """Returns the number of weights that make up one output feature of a convolution."""
@@ -192,7 +203,7 @@ class Layer:
         def up_to(macs: float, count: int) -> int:
             return count_while(count, lambda index: macs_at(index) <= macs)
 
-        count = up_to(self.dense.macs - 1, len(family.ranks))
+        count = up_to(_MAX_OPTION_SHARE * self.dense.macs, len(family.ranks))
         if count == 0:
             return []
         # A search takes long and gives no errors beforehand, so only few of its ranks are options.
@@ -212,16 +223,17 @@ class Layer:
         """Returns the index of a near rank with multiples of 8 as features, if its cost is within an eighth."""
         macs = macs_at(index)
         nearby = range(max(index - _RANK_SEARCH_RADIUS, 0), min(index + _RANK_SEARCH_RADIUS + 1, count))
-        for near in sorted(nearby, key=lambda n: abs(n - index)):
-            chain = family.shapes_at(near)
-            multiples = all(link.shape[-1] % FAST_MULTIPLES[0] == 0 for link in chain.kernels[:-1])
-            if multiples and abs(macs_at(near) - macs) <= macs / 8:
+        multiples = [near for near in nearby if np.max(np.mod(family.ranks[near], FAST_MULTIPLES[0])) == 0]
+        for near in sorted(multiples, key=lambda n: abs(n - index)):
+            if abs(macs_at(near) - macs) <= macs / 8:
                 return near
         return index
 
     def _error(self, scheme: str, index: int) -> float:
         """Returns the relative error of all kernels together, for the rank at an index."""
         family = self.families[scheme][0]
+        if self.is_judged:
+            return math.inf
         return (
             float(family.errors[index]) if family.errors is not None else self._fit_error(scheme, family.ranks[index])
         )
@@ -264,6 +276,17 @@ class Layer:
                 (self.stack([chain for chain, _ in probe]), float(np.sqrt(np.square([e for _, e in probe]).mean())))
                 for probe in zip(*(judgement.probes for judgement in in_order), strict=True)
             ]
+
+    @property
+    def has_unjudged_kernels(self) -> bool:
+        """Whether `judge` has not been called for every kernel."""
+        return len(self._judgements) < len(self.kernels)
+
+    def leave_unjudged(self) -> None:
+        """Takes the errors of the weights for those of the options, because no responses tell any."""
+        self.is_judged = False
+        for cached in ("families", "options", "probes"):
+            self.__dict__.pop(cached, None)
 
     def _solver(self, number: int, site: Site, responses: Responses) -> Callable[[Option], tuple[KernelChain, float]]:
         """Returns a function from an option to (chain, error), with the chain's last link refitted to `responses`."""

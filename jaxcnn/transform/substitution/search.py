@@ -15,6 +15,7 @@ from jaxcnn.norms import relative_error
 from jaxcnn.timing import median_seconds
 from jaxcnn.transform.chains.with_chains import evaluate_with_chains
 from jaxcnn.transform.substitution.calibration import Calibration
+from jaxcnn.transform.substitution.held_out import Verification
 from jaxcnn.transform.substitution.layer import Option
 from jaxcnn.transform.substitution.problem import Problem, floats
 from jaxcnn.transform.substitution.report import LayerReport, SubstitutionReport
@@ -27,6 +28,8 @@ _MAX_TIME_RATIO = 0.95
 """Largest ratio of a chain's time to the dense kernel's; the margin is the difference of two runs."""
 _MAX_LAYERS_CLOCKED = 10
 """Largest number of kinds of layers that are timed; each takes two programs to compile."""
+_POINTS_OF_A_REFUSAL = 5
+"""Number of shares of which a refusal tells the errors."""
 _TIMING_SECONDS = 0.5
 """Duration of a measurement of the whole function."""
 
@@ -45,6 +48,8 @@ class Search:
       problem: function and its layers.
       calibration: responses to which chains are fitted; None to fit them to the weights.
       advance: function that is called with 1 for each weighed layer.
+      verification: held-out inputs and the user's score.
+      count: what counts beside the budget.
     """
 
     def __init__(
@@ -52,9 +57,11 @@ class Search:
         problem: Problem,
         calibration: Calibration | None,
         advance: Callable[[float], None],
+        verification: Verification,
         count: Count = "time",
     ) -> None:
         self.problem, self.calibration, self.advance, self.count = problem, calibration, advance, count
+        self.verification = verification
         # The reason in words, of layers whose chain is measured to be slower than their kernel.
         self._slow: dict[int, str] = {}
         self._clocked: dict[str, tuple[float, float]] = {}
@@ -116,6 +123,33 @@ class Search:
         if chosen is None:
             raise ValueError(f"substitute: speedup={speedup:g} is not reached: the fastest chains make it {best:.2f}")
         return self._solve(chosen)
+
+    def within_loss(self, loss: float) -> Solution:
+        """Returns chains with the fewest multiply-accumulates that leave the user's score within a loss."""
+        self._weigh()
+        before = self.verification.dense_score
+        if before is None:
+            raise ValueError("substitute: budget is the loss allowed in the score that measure returns")
+
+        def solve(share: float) -> tuple[Choice, Chains, dict[int, float]] | None:
+            chosen = self._settle(partial(self._choose, share))[0]
+            chains, errors = self._fit(chosen)
+            score = self.verification.score(chains)
+            return (chosen, chains, errors) if score is not None and before - score <= loss else None
+
+        found = _bisect(solve, self._least_share, 1.0, _COSTLY_BISECTION_STEPS)
+        return self._report(*found) if found is not None else self._solve({})
+
+    def expected_errors(self, share: float, error: float) -> list[tuple[float, float]]:
+        """Returns larger shares, and about the errors that they would leave where this share leaves an error."""
+        scale = 0.0
+        points = []
+        for other in np.geomspace(share, 1.0, _POINTS_OF_A_REFUSAL + 1)[:-1]:
+            chosen = self.problem.choose(float(other), self._slow, self._max_time_ratio)
+            expected = math.sqrt(self.problem.lost(chosen)) if chosen else 0.0
+            scale = scale or error / (expected or 1.0)
+            points.append((float(other), scale * expected))
+        return points
 
     def of_rank(self, rank: Any) -> Solution:
         """Returns chains of one rank for all layers, regardless of cost."""
@@ -198,13 +232,20 @@ class Search:
 
     def _solve(self, chosen: Choice, fit: bool = True) -> Solution:
         """Returns the fitted chains of a choice, and the report of a run of the whole function with them."""
-        problem = self.problem
-        chains, errors = problem.chains(chosen), {index: option.error for index, option in chosen.items()}
+        return self._report(chosen, *self._fit(chosen, fit))
+
+    def _fit(self, chosen: Choice, fit: bool = True) -> tuple[Chains, dict[int, float]]:
+        """Returns the chains of a choice, fitted to responses if there are some and `fit`, and their errors."""
+        chains, errors = self.problem.chains(chosen), {index: option.error for index, option in chosen.items()}
         if self.calibration is not None and fit:
             chains, fitted = self.calibration.fit(chosen, chains)
             errors |= fitted
-        run = self._run(chains)
-        outputs = floats(run(*self.problem.values(chains)))
+        return chains, errors
+
+    def _report(self, chosen: Choice, chains: Chains, errors: dict[int, float]) -> Solution:
+        """Returns the chains and the report of a run of the whole function with them."""
+        problem, run = self.problem, self._run(chains)
+        outputs = floats(run(*problem.values(chains)))
         if not all(np.isfinite(output).all() for output in outputs) and all(
             np.isfinite(output).all() for output in problem.outputs
         ):
@@ -220,6 +261,9 @@ class Search:
             before,
             after,
             relative_error(outputs, problem.outputs),
+            held_out_error=self.verification.error(chains),
+            score_before=self.verification.dense_score,
+            score_after=self.verification.score(chains),
         )
         return chains, report
 
@@ -233,7 +277,9 @@ class Search:
             reason = layer.why_dense or "the budget is met without it"
         before, after = (None, None) if chain is None else self._times(index, chain)
         if before is not None and after is not None and after > before:
-            reason = "its chain is slower than the kernel, and there because the budget asks for it"
+            reason = "its chain is slower than the kernel"
+            if self.count == "macs":
+                reason += ', and there because of count="macs"'
         return LayerReport(
             name=layer.name,
             kernel=layer.placement.kernel_shape,

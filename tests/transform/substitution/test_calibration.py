@@ -9,11 +9,10 @@ import pytest
 from jax import lax
 
 import jaxcnn
-from jaxcnn.transform.substitution import problem
 from jaxcnn.transform.substitution import search as searching
 from jaxcnn.transform.substitution.layer import Layer
 from support.arrays import normal, relative_error
-from support.planted import NUMBERS, conv
+from support.planted import NUMBERS, clock_by_layer, conv
 from support.substitutions import PARAMS, SMALL, F, two_layers
 
 pytestmark = pytest.mark.usefixtures("chains_twice_as_fast")
@@ -32,7 +31,7 @@ def blurred(count, seed):
 def substitutions(request):
     """Fitted to the weights, and to responses twice."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(problem.Problem, "milliseconds", lambda self, index, chain: (1.0, 0.5))
+        clock_by_layer(patch, lambda name: 0.5)
         patch.setattr(searching, "_TIMING_SECONDS", 0.01)
         options = {**request.param, "schemes": "separable", "skip": "stem"}
         x, batches = blurred(4, 1), [(blurred(4, 2),), blurred(3, 3)]
