@@ -27,7 +27,7 @@ def refit(
     *,
     kernel: Any = None,
     ridge: float = RIDGE,
-    iterations: int = 30,
+    iterations: int = 16,
     held_out: float = 0.1,
 ) -> KernelChain:
     r"""Returns a chain of the same shapes with the least error of the responses.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -17,6 +17,7 @@ from jaxcnn.factorization.responses.samples import Responses
 from jaxcnn.transform.chains.find_kernels import KernelUses, find_kernels
 from jaxcnn.transform.chains.placement import Placement
 from jaxcnn.transform.jaxpr.signature import flatten_call
+from jaxcnn.transform.progress import Advance
 from jaxcnn.transform.substitution.layer import Layer, Option
 from jaxcnn.transform.substitution.nonlinearity import ClipLimits, Limits
 from jaxcnn.transform.substitution.problem import Problem
@@ -38,12 +39,10 @@ class Calibration:
       problem: function and its layers.
       batches: inputs, each a tuple of the arguments after the parameters.
       seed: seed for the sampled positions.
-      advance: function that is called with the number of finished layers, or parts of one.
+      advance: function that is called with the number of finished layers, or parts of one, and what is done next.
     """
 
-    def __init__(
-        self, problem: Problem, batches: Sequence[tuple[Any, ...]], seed: int, advance: Callable[[float], None]
-    ) -> None:
+    def __init__(self, problem: Problem, batches: Sequence[tuple[Any, ...]], seed: int, advance: Advance) -> None:
         self.problem, self.seed, self.advance = problem, seed, advance
         self.runs: list[_Run] = []
         functions: dict[Any, _CalibrationFunction] = {}
@@ -82,6 +81,7 @@ class Calibration:
                     for run, state, result in zip(self.runs, states, results, strict=True)
                 ]
                 layer = self.problem.layers[stops[0].index]
+                self.advance(0, f"Judging chains of {layer.name}")
                 responses = pool.responses(stops, layer)
                 if responses is not None:
                     layer.judge(stops[0].number, stops[0].site, responses)
@@ -130,6 +130,7 @@ class Calibration:
                     )
                 ]
                 index, number = _kernel_key(stops)
+                self.advance(0, f"Fitting the chain of {layers[index].name}")
                 responses = pool.responses(stops, layers[index])
                 if responses is not None:
                     parts[index][number], error = layers[index].fit(number, stops[0].site, chosen[index], responses)

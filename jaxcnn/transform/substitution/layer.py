@@ -33,11 +33,11 @@ _MAX_OPTION_SHARE = 0.9
 """Largest share of the kernel's multiply-accumulates that an option takes; beyond, no chain is worth its error."""
 _RANK_SEARCH_RADIUS = 40
 """Largest distance to a rank whose features are multiples of 8, which devices compute faster, counted in ranks."""
-_MAX_RANKS_TRIED = 7
+_MAX_RANKS_TRIED = 5
 """Largest number of ranks of a scheme whose chains are computed for a layer's responses."""
-_MAX_SAMPLES_JUDGED = 3000
+_MAX_SAMPLES_JUDGED = 2000
 """Largest number of samples by whose responses the ranks of a layer are judged."""
-_TYPICAL_ERRORS = (0.2, 0.5, 0.8)
+_TYPICAL_ERRORS = (0.2, 0.6)
 """Relative errors of a layer at which its effect on the results is measured."""
 
 

@@ -18,6 +18,7 @@ from jaxcnn.norms import relative_error
 from jaxcnn.transform.chains.find_kernels import find_kernels
 from jaxcnn.transform.jaxpr.convolutions import as_convolution
 from jaxcnn.transform.jaxpr.signature import flatten_call, short_name
+from jaxcnn.transform.progress import Advance
 from jaxcnn.transform.substitution.budget import Harm, allocate
 from jaxcnn.transform.substitution.clock import (
     Milliseconds,
@@ -135,10 +136,11 @@ class Problem:
         dense = {index: self.layers[index].array(chain) for index, chain in chains.items()}
         return relative_error(floats(self.plain(*self.values(dense))), self.outputs)
 
-    def weigh(self, advance: Callable[[float], None]) -> None:
+    def weigh(self, advance: Advance) -> None:
         """Measures the harm of each layer's relative error to the results, with one layer replaced at a time."""
         self.harms = {}
         for index, layer in self.open.items():
+            advance(0, f"Weighing {layer.name}")
             # On calibration inputs the error of a fitted chain would be too small.
             valid = [(chain, error) for chain, error in layer.probes if 0 < error < np.inf]
             probes = sorted(((error, self.error({index: chain})) for chain, error in valid), key=lambda p: p[0])

@@ -14,6 +14,7 @@ from jaxcnn.chain import KernelChain
 from jaxcnn.norms import relative_error
 from jaxcnn.timing import median_seconds
 from jaxcnn.transform.chains.with_chains import evaluate_with_chains
+from jaxcnn.transform.progress import Advance
 from jaxcnn.transform.substitution.calibration import Calibration
 from jaxcnn.transform.substitution.held_out import Verification
 from jaxcnn.transform.substitution.layer import Option
@@ -56,7 +57,7 @@ class Search:
         self,
         problem: Problem,
         calibration: Calibration | None,
-        advance: Callable[[float], None],
+        advance: Advance,
         verification: Verification,
         count: Count = "time",
     ) -> None:
@@ -198,6 +199,7 @@ class Search:
         The chains that save the most time by the estimate are timed; the others are left to the estimate.
         """
         while True:
+            self.advance(0, "Timing layers")
             chosen = choose()
             chains = self.problem.chains(chosen)
             if self.count == "macs":
@@ -245,6 +247,7 @@ class Search:
     def _report(self, chosen: Choice, chains: Chains, errors: dict[int, float]) -> Solution:
         """Returns the chains and the report of a run of the whole function with them."""
         problem, run = self.problem, self._run(chains)
+        self.advance(0, "Running the function with the chains")
         outputs = floats(run(*problem.values(chains)))
         if not all(np.isfinite(output).all() for output in outputs) and all(
             np.isfinite(output).all() for output in problem.outputs

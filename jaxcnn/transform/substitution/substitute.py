@@ -180,7 +180,7 @@ def substitute(
     transpositions, reshapes and loops. Each is a layer with many possible chains: the schemes' at their ranks. All
     start dense, and the layer gives way that loses the least for each multiply-accumulate saved,
     $\sum_l w_l(e_l) e_l^2$ being the loss: $e_l$ is a layer's relative error and $w_l$ the part of it that reaches the
-    results, measured at three of its errors. Only chains that are faster than their kernels are options, by the cost
+    results, measured at two of its errors. Only chains that are faster than their kernels are options, by the cost
     model of `auto`; those that save the most time are timed, and stay dense if the clock says otherwise. With
     `count="macs"` all chains are options. With `rank` every layer takes the chain of that rank. At last the whole
     function is run on `args`, as it was and with the chains: `report.error` and the times are those of that run. Of
