@@ -1,5 +1,6 @@
 """The demo's third part: LeNet-5 on real digits, its 5x5 kernels replaced by smaller ones and trained further."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -70,7 +71,16 @@ def substitute(
     scores = partial(lenet.scores, convolution=plain_convolution)
     calibration, others = jnp.split(jnp.asarray(images), 2)
     params: dict[str, Layer] = jaxcnn.substitute(
-        scores, dict(network), others, macs=SHARE, calibration=calibration, schemes=scheme, seed=seed, progress=progress
+        scores,
+        dict(network),
+        others,
+        macs=SHARE,
+        count="macs",
+        max_error=math.inf,
+        calibration=calibration,
+        schemes=scheme,
+        seed=seed,
+        progress=progress,
     ).params
     return params
 

@@ -79,8 +79,9 @@ def refit(
     links = tuple(jax.device_put(link.astype(dtype)) for link, dtype in zip(best.kernels, dtypes, strict=True))
     fitted = KernelChain(links, chain.feature_group_counts)
     # The ridge, rounding to a narrow dtype and the choice by few samples may each have made the chain worse.
-    all_samples = Samples(responses, groups) if choice_samples is not fit_samples else fit_samples
-    return fitted if all_samples.error(fitted) <= all_samples.error(chain) else chain
+    parts = [fit_samples, choice_samples] if choice_samples is not fit_samples else [fit_samples]
+    before, after = (sum(part.square_error(part.responses_of(c)) for part in parts) for c in (chain, fitted))
+    return fitted if after <= before else chain
 
 
 def _descend(chain: KernelChain, samples: Samples, centre: Any, ridge: float, iterations: int) -> list[KernelChain]:

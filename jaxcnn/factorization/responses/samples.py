@@ -62,11 +62,6 @@ class Responses:
     def __len__(self) -> int:
         return len(self.targets)
 
-    def thinned(self, count: int) -> Responses:
-        """Returns at most `count` of the samples, evenly spread."""
-        step = -(-len(self) // count)
-        return self if step == 1 else self.masked(np.arange(len(self)) % step == 0)
-
     def masked(self, mask: np.ndarray) -> Responses:
         """Returns the samples at which a mask (N,) is true."""
         low, high = (limit if limit.ndim == 1 else limit[mask] for limit in (self.low, self.high))

@@ -27,7 +27,9 @@ from jaxcnn.transform.substitution.unrolled import Segment, UnrolledProgram, Val
 _MAX_SEGMENTS = 16
 """Largest number of programs in which the function is computed on calibration inputs."""
 _MAX_SAMPLES = 6000
-"""Largest number of sampled positions of a layer, in all calibration inputs together."""
+"""Largest number of sampled positions to which a chain is fitted, in all calibration inputs together."""
+_MAX_SAMPLES_JUDGED = 2000
+"""Largest number of sampled positions by which the ranks of a layer are judged."""
 _SAMPLES_PER_WEIGHT = 60
 """Samples for each weight of an output feature: depthwise kernels have few weights, and patches of many features."""
 
@@ -69,7 +71,7 @@ class Calibration:
 
     def judge(self) -> None:
         """Replaces the errors of the weights in the layers' options by errors of responses."""
-        pool = _SamplePool(self.seed, self.uses)
+        pool = _SamplePool(self.seed, self.uses, _MAX_SAMPLES_JUDGED)
         for index, _ in self.uses:
             self.problem.layers[index].is_judged = True
         states = [run.start({}) for run in self.runs]
@@ -110,7 +112,7 @@ class Calibration:
     def _fit_once(
         self, chosen: Mapping[int, Option], chains: Mapping[int, KernelChain], indices: Container[int]
     ) -> tuple[dict[int, KernelChain], dict[int, float]]:
-        layers, pool = self.problem.layers, _SamplePool(self.seed, self.uses)
+        layers, pool = self.problem.layers, _SamplePool(self.seed, self.uses, _MAX_SAMPLES)
         parts = {index: layers[index].unstack(chain) for index, chain in chains.items()}
         arrays = {index: layers[index].array(chain) for index, chain in chains.items()}
         errors: dict[int, list[float]] = {}
@@ -304,10 +306,11 @@ class _SamplePool:
     Args:
       seed: seed for the sampled positions.
       uses: number of uses of each kernel.
+      max_samples: largest number of samples of a kernel.
     """
 
-    def __init__(self, seed: int, uses: Mapping[tuple[int, int], int]) -> None:
-        self.seed, self.uses = seed, uses
+    def __init__(self, seed: int, uses: Mapping[tuple[int, int], int], max_samples: int) -> None:
+        self.seed, self.uses, self.max_samples = seed, uses, max_samples
         self.pieces: dict[tuple[int, int], list[tuple[np.ndarray, ...]]] = {}
 
     def responses(self, stops: Sequence[Stop], layer: Layer) -> Responses | None:
@@ -318,7 +321,7 @@ class _SamplePool:
         kernel = _kernel_key(stops)
         pieces = self.pieces.setdefault(kernel, [])
         generator = np.random.default_rng((self.seed, *kernel, len(pieces)))
-        samples_of_kernel = min(_MAX_SAMPLES, _SAMPLES_PER_WEIGHT * layer.weights_of_an_output(stops[0].site))
+        samples_of_kernel = min(self.max_samples, _SAMPLES_PER_WEIGHT * layer.weights_of_an_output(stops[0].site))
         count = max(1, samples_of_kernel // (len(stops) * self.uses[kernel]))
         for stop in stops:
             patches, targets = samples(stop, count, generator)

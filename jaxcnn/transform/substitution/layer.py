@@ -35,8 +35,6 @@ _RANK_SEARCH_RADIUS = 40
 """Largest distance to a rank whose features are multiples of 8, which devices compute faster, counted in ranks."""
 _MAX_RANKS_TRIED = 5
 """Largest number of ranks of a scheme whose chains are computed for a layer's responses."""
-_MAX_SAMPLES_JUDGED = 2000
-"""Largest number of samples by whose responses the ranks of a layer are judged."""
 _TYPICAL_ERRORS = (0.2, 0.6)
 """Relative errors of a layer at which its effect on the results is measured."""
 
@@ -249,7 +247,7 @@ class Layer:
 
         After the last kernel of the parameter, these errors replace those of the weights in the options.
         """
-        solve = self._solver(number, site, responses.thinned(_MAX_SAMPLES_JUDGED))
+        solve = self._solver(number, site, responses)
         # Only a few ranks are tried; the logarithms of errors are interpolated.
         errors: list[float] = [self.dense.error]
         for scheme in self.families:

@@ -39,6 +39,9 @@ Count = Literal["time", "macs"]
 
 Choice = dict[int, Option]
 Chains = dict[int, KernelChain]
+Fit = tuple[Choice, Chains, dict[int, float]]
+"""Options, their fitted chains, and the error of each layer."""
+
 Solution = tuple[Chains, SubstitutionReport]
 
 
@@ -75,8 +78,10 @@ class Search:
         """Returns chains of about the least error within a share of the multiply-accumulates."""
         self._weigh()
         self._slow = {}
-        chosen, _ = self._settle(partial(self._choose, share))
-        return self._solve(chosen)
+        settled = self._settle(partial(self._choose, share))
+        if settled is None:
+            raise ValueError(self._why_unmet(share))
+        return self._solve(settled[0])
 
     def within_tolerance(self, tolerance: float) -> Solution:
         """Returns chains with the fewest multiply-accumulates within an error of the results."""
@@ -89,22 +94,25 @@ class Search:
         def choose_cheapest() -> Choice:
             def meets(share: float) -> Choice | None:
                 chosen = self._choose(share)
-                return chosen if self.problem.error(self.problem.chains(chosen)) <= tolerance else None
+                if chosen is None or self.problem.error(self.problem.chains(chosen)) > tolerance:
+                    return None
+                return chosen
 
             return _bisect(meets, self._least_share, 1.0, _BISECTION_STEPS) or {}
 
-        chosen, chains = self._settle(choose_cheapest)
+        chosen, chains = self._settle(choose_cheapest) or ({}, {})
         if self.calibration is None:
             return self._solve(chosen)
         # Fitted to responses, fewer multiply-accumulates make the same error.
         share = self.problem.macs(chains) / self.problem.total_macs
 
-        def solve_fitted(share: float) -> Solution | None:
-            solution = self._solve(self._settle(partial(self._choose, share))[0])
-            return solution if solution[1].error <= tolerance else None
+        def fit(share: float) -> Fit | None:
+            fit = self._fit_share(share)
+            return fit if fit is not None and self.problem.error(fit[1]) <= tolerance else None
 
         lowest = max(self._least_share, share / 3)
-        return _bisect(solve_fitted, lowest, share, _COSTLY_BISECTION_STEPS) or self._solve(chosen, fit=False)
+        found = _bisect(fit, lowest, share, _COSTLY_BISECTION_STEPS)
+        return self._solve(chosen, fit=False) if found is None else self._report(*found)
 
     def at_speedup(self, speedup: float) -> Solution:
         """Returns chains of the least error at a measured speed-up."""
@@ -113,7 +121,10 @@ class Search:
 
         def choose_fast(share: float) -> Choice | None:
             nonlocal best
-            chosen, chains = self._settle(partial(self._choose, share))
+            settled = self._settle(partial(self._choose, share))
+            if settled is None:
+                return None
+            chosen, chains = settled
             before, after = self._clock(chains, self._run(chains))
             best = max(best, before / after)
             # Without chains the speed-up is 1, whatever two measurements of the same function say.
@@ -132,13 +143,12 @@ class Search:
         if before is None:
             raise ValueError("substitute: budget is the loss allowed in the score that measure returns")
 
-        def solve(share: float) -> tuple[Choice, Chains, dict[int, float]] | None:
-            chosen = self._settle(partial(self._choose, share))[0]
-            chains, errors = self._fit(chosen)
-            score = self.verification.score(chains)
-            return (chosen, chains, errors) if score is not None and before - score <= loss else None
+        def fit(share: float) -> Fit | None:
+            fit = self._fit_share(share)
+            score = None if fit is None else self.verification.score(fit[1])
+            return fit if score is not None and before - score <= loss else None
 
-        found = _bisect(solve, self._least_share, 1.0, _COSTLY_BISECTION_STEPS)
+        found = _bisect(fit, self._least_share, 1.0, _COSTLY_BISECTION_STEPS)
         return self._report(*found) if found is not None else self._solve({})
 
     def expected_errors(self, share: float, error: float) -> list[tuple[float, float]]:
@@ -173,34 +183,46 @@ class Search:
         """Least share of the multiply-accumulates that any choice meets."""
         return self.problem.least_share(self._slow, self._max_time_ratio)
 
-    def _choose(self, share: float) -> Choice:
-        """Returns the best options within a share. Unless MACs are all that counts, none is slower than its kernel."""
-        chosen = self.problem.choose(share, self._slow, self._max_time_ratio)
-        if chosen is not None:
-            return chosen
+    def _choose(self, share: float) -> Choice | None:
+        """Returns the best options within a share, or None if there are none.
+
+        Unless multiply-accumulates are all that counts, none is slower than its kernel.
+        """
+        return self.problem.choose(share, self._slow, self._max_time_ratio)
+
+    def _fit_share(self, share: float) -> Fit | None:
+        """Returns the fitted chains within a share; None if no choice meets the share."""
+        settled = self._settle(partial(self._choose, share))
+        return None if settled is None else (settled[0], *self._fit(settled[0]))
+
+    def _why_unmet(self, share: float) -> str:
+        """Returns the text of the error about a share that no choice meets."""
         least, least_of_all = self._least_share, self.problem.least_share(())
         if least_of_all <= share:
             slow = [layer.name for index, layer in self.problem.layers.items() if index in self._slow]
-            raise ValueError(
+            return (
                 f"substitute: macs={share:.4g} is not met by chains that are faster than their kernels on this device; "
                 f"the least share at which the clock still gains is {least:.4g}, and "
                 f'{least_of_all:.4g} can be met with count="macs", for which slower chains are taken too'
                 + (f"; measured to be slower: {', '.join(slow[:3])}" if slow else "")
             )
         refused = [layer for layer in self.problem.layers.values() if layer.refusal]
-        raise ValueError(
+        return (
             f"substitute: macs={share:.4g} is not met by any choice of chains, the least is {least_of_all:.4g}"
             + "".join(f"; {layer.name} stays dense: {layer.refusal}" for layer in refused[:3])
         )
 
-    def _settle(self, choose: Callable[[], Choice]) -> tuple[Choice, Chains]:
+    def _settle(self, choose: Callable[[], Choice | None]) -> tuple[Choice, Chains] | None:
         """Returns options and their chains, chosen again until no chain is newly measured as slower than its kernel.
 
+        None if `choose` returns None.
         The chains that save the most time by the estimate are timed; the others are left to the estimate.
         """
         while True:
             self.advance(0, "Timing layers")
             chosen = choose()
+            if chosen is None:
+                return None
             chains = self.problem.chains(chosen)
             if self.count == "macs":
                 return chosen, chains

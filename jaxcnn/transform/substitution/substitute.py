@@ -210,8 +210,9 @@ def substitute(
         name. A warning says if no layer has such a name.
       count: `"time"` to take no chain that is slower than its kernel on this device, by the cost model and, for the
         layers that save the most, by the clock; `"macs"` if multiply-accumulates alone are what counts.
-      max_error: largest error of the results that is accepted under a budget of `macs` or `speedup`, for `args` and for
-        held-out calibration inputs; infinity accepts all.
+      max_error: largest error of the results that is accepted of a calibrated substitution under a budget of `macs` or
+        `speedup`, for `args` and for held-out calibration inputs; infinity accepts all. Without calibration, the report
+        says in its first line that the error is large.
       measure: your own score of the function, such as its accuracy: a function that is called with the function of
         the arguments after params and returns a number, the larger the better. With `budget` it is the loss allowed in
         this score that is the budget; with other budgets the score is reported.
@@ -298,7 +299,7 @@ def substitute(
             "budget": search.within_loss,
         }
         solution = solvers[kind](limit)
-        if kind in ("macs", "speedup"):
+        if calibration is not None and kind in ("macs", "speedup"):
             _check_error(search, kind, solution[1], max_error)
         advance(1)
 
