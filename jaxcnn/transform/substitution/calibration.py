@@ -14,14 +14,14 @@ import numpy as np
 
 from jaxcnn.chain import KernelChain
 from jaxcnn.factorization.responses.samples import Responses
-from jaxcnn.transform.chains.find_kernels import KernelUses, find_kernels
+from jaxcnn.transform.chains.find_kernels import KernelUses, Site, find_kernels
 from jaxcnn.transform.chains.placement import Placement
 from jaxcnn.transform.jaxpr.signature import flatten_call
 from jaxcnn.transform.progress import Advance
 from jaxcnn.transform.substitution.layer import Layer, Option
 from jaxcnn.transform.substitution.nonlinearity import ClipLimits, Limits
 from jaxcnn.transform.substitution.problem import Problem
-from jaxcnn.transform.substitution.samples import Stop, is_fitted, samples
+from jaxcnn.transform.substitution.samples import chosen_places, is_fitted, patches_at, responses_at
 from jaxcnn.transform.substitution.unrolled import Segment, UnrolledProgram, Values, needed_steps
 
 _MAX_SEGMENTS = 16
@@ -71,25 +71,26 @@ class Calibration:
 
     def judge(self) -> None:
         """Replaces the errors of the weights in the layers' options by errors of responses."""
-        pool = _SamplePool(self.seed, self.uses, _MAX_SAMPLES_JUDGED)
+        pool = _SamplePool(self, _MAX_SAMPLES_JUDGED)
         for index, _ in self.uses:
             self.problem.layers[index].is_judged = True
         states = [run.start({}) for run in self.runs]
-        for segment in range(len(self.runs[0].function.segments)):
-            results = [run.function.run(segment, state) for run, state in zip(self.runs, states, strict=True)]
-            for ordinal in self.runs[0].function.ordinals(segment):
-                stops = [
-                    run.stop(ordinal, state, result, result)
-                    for run, state, result in zip(self.runs, states, results, strict=True)
-                ]
-                layer = self.problem.layers[stops[0].index]
+        for segment, part in enumerate(self.segments):
+            # One batch after the other, since the images of all batches together take much memory.
+            for batch, (run, state) in enumerate(zip(self.runs, states, strict=True)):
+                results = run.function.run(segment, state)
+                for ordinal in part.ordinals:
+                    pool.add_responses(ordinal, batch, run.response(ordinal, results))
+                    pool.add_patches(ordinal, batch, run.image(ordinal, state, results))
+                run.function.proceed(segment, state, results)
+            for ordinal in part.ordinals:
+                index, number = self.site_keys[ordinal]
+                layer = self.problem.layers[index]
                 self.advance(0, f"Judging chains of {layer.name}")
-                responses = pool.responses(stops, layer)
+                responses = pool.responses(ordinal)
                 if responses is not None:
-                    layer.judge(stops[0].number, stops[0].site, responses)
+                    layer.judge(number, self.site(ordinal), responses)
                     self.advance(1 / len(layer.kernels))
-            for run, state, result in zip(self.runs, states, results, strict=True):
-                run.function.proceed(segment, state, result)
         for index in {index for index, _ in self.uses}:
             if self.problem.layers[index].has_unjudged_kernels:
                 self.problem.layers[index].leave_unjudged()
@@ -112,46 +113,52 @@ class Calibration:
     def _fit_once(
         self, chosen: Mapping[int, Option], chains: Mapping[int, KernelChain], indices: Container[int]
     ) -> tuple[dict[int, KernelChain], dict[int, float]]:
-        layers, pool = self.problem.layers, _SamplePool(self.seed, self.uses, _MAX_SAMPLES)
+        layers, pool = self.problem.layers, _SamplePool(self, _MAX_SAMPLES)
         parts = {index: layers[index].unstack(chain) for index, chain in chains.items()}
         arrays = {index: layers[index].array(chain) for index, chain in chains.items()}
         errors: dict[int, list[float]] = {}
         dense_states = [run.start({}) for run in self.runs]
         states = [run.start(arrays) for run in self.runs]
-        for segment in range(len(self.runs[0].function.segments)):
-            ordinals = [n for n in self.runs[0].function.ordinals(segment) if self.site_keys[n][0] in indices]
-            dense = [run.function.run(segment, state) for run, state in zip(self.runs, dense_states, strict=True)]
-            results: list[Any] = []
+        for segment, part in enumerate(self.segments):
+            ordinals = [ordinal for ordinal in part.ordinals if self.site_keys[ordinal][0] in indices]
+            for batch, (run, state) in enumerate(zip(self.runs, dense_states, strict=True)):
+                results = run.function.run(segment, state)
+                for ordinal in ordinals:
+                    pool.add_responses(ordinal, batch, run.response(ordinal, results))
+                run.function.proceed(segment, state, results)
             for ordinal in ordinals:
-                if not results and ordinal != self.runs[0].function.ordinals(segment)[0]:
-                    results = self._results(segment, states)
-                stops = [
-                    run.stop(ordinal, state, image, response)
-                    for run, state, image, response in zip(
-                        self.runs, states, results or [{}] * len(states), dense, strict=True
-                    )
-                ]
-                index, number = _kernel_key(stops)
+                index, number = self.site_keys[ordinal]
                 self.advance(0, f"Fitting the chain of {layers[index].name}")
-                responses = pool.responses(stops, layers[index])
+                for batch, (run, state) in enumerate(zip(self.runs, states, strict=True)):
+                    # What the first convolution of a segment meets is known before the segment.
+                    results = {} if ordinal == part.ordinals[0] else run.function.run(segment, state)
+                    pool.add_patches(ordinal, batch, run.image(ordinal, state, results))
+                responses = pool.responses(ordinal)
                 if responses is not None:
-                    parts[index][number], error = layers[index].fit(number, stops[0].site, chosen[index], responses)
+                    fitted, error = layers[index].fit(number, self.site(ordinal), chosen[index], responses)
+                    parts[index][number] = fitted
                     errors.setdefault(index, []).append(error)
                     array = layers[index].array(layers[index].stack(parts[index]))
                     for state in states:
                         state[index] = array
-                    results = []
                     self.advance(1 / len(layers[index].kernels))
-            results = results or self._results(segment, states)
-            for run, state, result in zip(self.runs, states, results, strict=True):
-                run.function.proceed(segment, state, result)
-            for run, state, result in zip(self.runs, dense_states, dense, strict=True):
-                run.function.proceed(segment, state, result)
+            for run, state in zip(self.runs, states, strict=True):
+                run.function.proceed(segment, state, run.function.run(segment, state))
         fits = {index: layers[index].stack(parts[index]) if index in errors else chains[index] for index in chains}
         return fits, {index: float(np.sqrt(np.square(of_uses).mean())) for index, of_uses in errors.items()}
 
-    def _results(self, segment: int, states: Sequence[Values]) -> list[Values]:
-        return [run.function.run(segment, state) for run, state in zip(self.runs, states, strict=True)]
+    @property
+    def segments(self) -> list[_CalibrationSegment]:
+        """Segments of the function, whose convolutions are the same for all batches."""
+        return self.runs[0].function.segments
+
+    def name(self, ordinal: int) -> str:
+        """Returns the name of the layer that has a convolution."""
+        return self.problem.layers[self.site_keys[ordinal][0]].name
+
+    def site(self, ordinal: int) -> Site:
+        """Returns a convolution of a layer, for the first batch."""
+        return self.runs[0].function.program.sites[ordinal].site
 
 
 def _traced(
@@ -233,10 +240,6 @@ class _CalibrationFunction:
             taps_here = {variable for site in here for variable in (program.response(site), program.operand(site, 0))}
             self.segments.append(_CalibrationSegment(part, Segment(steps, later | (taps & taps_here)), later))
 
-    def ordinals(self, segment: int) -> list[int]:
-        """Returns the ordinals of a segment's convolutions of layers."""
-        return self.segments[segment].ordinals
-
     def run(self, segment: int, state: Values) -> Values:
         """Returns the results of a segment: what its convolutions meet and make, and what later segments read."""
         results: Values = self.segments[segment].steps.run(state)
@@ -286,56 +289,79 @@ class _Run:
         """Returns the values before the first segment, with some arguments replaced."""
         return self.function.program.values(self.arrays) | arrays
 
-    def stop(self, ordinal: int, state: Values, results: Values, dense: Values) -> Stop:
-        """Returns what a convolution meets in one function, and makes in the dense one."""
+    def image(self, ordinal: int, state: Values, results: Values) -> Any:
+        """Returns what a convolution meets: a value before its segment, or one of the segment's results."""
+        image = self.function.program.operand(self.function.program.sites[ordinal], 0)
+        if isinstance(image, int):
+            return results[image] if image in results else state[image]
+        return image.value
+
+    def response(self, ordinal: int, results: Values) -> Any:
+        """Returns what a convolution makes."""
         program = self.function.program
-        site = program.sites[ordinal]
-        image, response = program.operand(site, 0), dense[program.response(site)]
-        image = {**state, **results}[image] if isinstance(image, int) else image.value
-        index, number = self.function.site_keys[ordinal]
-        return Stop(index, number, site.site, image, response, *self.limits[ordinal])
-
-
-def _kernel_key(stops: Sequence[Stop]) -> tuple[int, int]:
-    return stops[0].index, stops[0].number
+        return results[program.response(program.sites[ordinal])]
 
 
 class _SamplePool:
     """The samples of kernels, each gathered from all of its uses.
 
     Args:
-      seed: seed for the sampled positions.
-      uses: number of uses of each kernel.
+      calibration: inputs.
       max_samples: largest number of samples of a kernel.
     """
 
-    def __init__(self, seed: int, uses: Mapping[tuple[int, int], int], max_samples: int) -> None:
-        self.seed, self.uses, self.max_samples = seed, uses, max_samples
-        self.pieces: dict[tuple[int, int], list[tuple[np.ndarray, ...]]] = {}
+    def __init__(self, calibration: Calibration, max_samples: int) -> None:
+        self.calibration, self.max_samples = calibration, max_samples
+        self._patches: dict[tuple[int, int], list[np.ndarray]] = {}
+        self._targets: dict[tuple[int, int], tuple[np.ndarray, ...]] = {}
+        self._places: dict[tuple[int, int], list[tuple[int, int]]] = {}
 
-    def responses(self, stops: Sequence[Stop], layer: Layer) -> Responses | None:
-        """Returns the samples of a layer's kernel after the stops at its last use, else None.
+    def add_responses(self, ordinal: int, batch: int, response: Any) -> None:
+        """Adds samples of what a convolution should make of a batch, at random places."""
+        calibration, run = self.calibration, self.calibration.runs[batch]
+        site = run.function.program.sites[ordinal].site
+        targets = responses_at(site.equation, response, self._chosen(ordinal, batch))
+        limits = (np.tile(limit, (len(targets), 1)) for limit in run.limits[ordinal])
+        self._targets[ordinal, batch] = (_checked(targets, calibration.name(ordinal)), *limits)
+
+    def add_patches(self, ordinal: int, batch: int, image: Any) -> None:
+        """Adds samples of what a convolution meets of a batch, at the places of its responses."""
+        key = self.calibration.site_keys[ordinal]
+        site = self.calibration.runs[batch].function.program.sites[ordinal].site
+        patches = patches_at(site.equation, image, self._chosen(ordinal, batch))
+        self._patches.setdefault(key, []).append(_checked(patches, self.calibration.name(ordinal)))
+        self._places.setdefault(key, []).append((ordinal, batch))
+
+    def _chosen(self, ordinal: int, batch: int) -> np.ndarray:
+        """Returns the numbers of the output pixels that are sampled."""
+        calibration = self.calibration
+        key, site = calibration.site_keys[ordinal], calibration.runs[batch].function.program.sites[ordinal].site
+        weights = calibration.problem.layers[key[0]].weights_of_an_output(site)
+        samples_of_kernel = min(self.max_samples, _SAMPLES_PER_WEIGHT * weights)
+        count = max(1, samples_of_kernel // (len(calibration.runs) * calibration.uses[key]))
+        return chosen_places(site.equation, count, np.random.default_rng((calibration.seed, ordinal, batch)))
+
+    def responses(self, ordinal: int) -> Responses | None:
+        """Returns the samples of a convolution's kernel if they are complete, else None.
 
         Also None if all responses are equal, as those to images of zeros, since every chain would fit them.
         """
-        kernel = _kernel_key(stops)
-        pieces = self.pieces.setdefault(kernel, [])
-        generator = np.random.default_rng((self.seed, *kernel, len(pieces)))
-        samples_of_kernel = min(self.max_samples, _SAMPLES_PER_WEIGHT * layer.weights_of_an_output(stops[0].site))
-        count = max(1, samples_of_kernel // (len(stops) * self.uses[kernel]))
-        for stop in stops:
-            patches, targets = samples(stop, count, generator)
-            if not (np.isfinite(patches).all() and np.isfinite(targets).all()):
-                raise ValueError(
-                    f"substitute: on calibration what enters or leaves {layer.name} is NaN or infinite in places"
-                )
-            pieces.append((patches, targets, *(np.tile(limit, (len(targets), 1)) for limit in (stop.low, stop.high))))
-        if len(pieces) < len(stops) * self.uses[kernel]:
+        key = self.calibration.site_keys[ordinal]
+        if len(self._patches.get(key, ())) < len(self.calibration.runs) * self.calibration.uses[key]:
             return None
-        patches, targets, low, high = (np.concatenate(arrays) for arrays in zip(*self.pieces.pop(kernel), strict=True))
+        patches = np.concatenate(self._patches.pop(key))
+        pieces = [self._targets.pop(place) for place in self._places.pop(key)]
+        targets, low, high = (np.concatenate(arrays) for arrays in zip(*pieces, strict=True))
         clipped = np.clip(targets, low, high)
         if (clipped == clipped[0]).all():
             return None
         # The fit is faster with one limit for all samples.
         low, high = (limit[0] if (limit == limit[0]).all() else limit for limit in (low, high))
         return Responses(patches, targets, low, high)
+
+
+def _checked(array: np.ndarray, name: str) -> np.ndarray:
+    """Returns an array of samples; refuses values that are not finite."""
+    if not np.isfinite(array).all():
+        raise ValueError(f"substitute: on calibration what enters or leaves {name} is NaN or infinite in places")
+    return array

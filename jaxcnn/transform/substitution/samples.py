@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from typing import Any
 
@@ -10,31 +9,9 @@ import numpy as np
 from jax.extend.core import JaxprEqn
 
 from jaxcnn.transform.chains.convolve import direction, is_forward
-from jaxcnn.transform.chains.find_kernels import KernelUses, Site
+from jaxcnn.transform.chains.find_kernels import KernelUses
 from jaxcnn.transform.jaxpr.convolutions import forward_axes, forward_options
 from jaxcnn.transform.jaxpr.equations import avals
-
-
-@dataclasses.dataclass(frozen=True)
-class Stop:
-    """A convolution that uses a layer's kernel, and what it computes.
-
-    Args:
-      index: position of the argument that holds the kernel.
-      number: number of the kernel among those that the argument stacks.
-      site: convolution.
-      image: input of the convolution in the substituted function.
-      response: result of the convolution in the dense function.
-      low, high: responses, by output feature, below and above which the operations that follow are constant.
-    """
-
-    index: int
-    number: int
-    site: Site
-    image: Any
-    response: Any
-    low: np.ndarray
-    high: np.ndarray
 
 
 def is_fitted(uses: KernelUses) -> bool:
@@ -45,28 +22,40 @@ def is_fitted(uses: KernelUses) -> bool:
     return len({direction(site, uses.placement) for site in uses.sites}) == 1
 
 
-def samples(stop: Stop, count: int, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Returns patches of the image, (count, *window, C_in), and responses to them, (count, C_out), at random places.
+def chosen_places(equation: JaxprEqn, count: int, generator: np.random.Generator) -> np.ndarray:
+    """Returns the numbers of at most `count` output pixels of a convolution, at random and in order."""
+    total = math.prod(_places(equation))
+    return np.arange(total) if total <= count else np.sort(generator.choice(total, count, replace=False))
+
+
+def _places(equation: JaxprEqn) -> tuple[int, ...]:
+    """Returns the number of images, and of output pixels on each axis."""
+    shape = avals(equation)[-1].shape
+    return tuple(shape[axis] for axis in forward_axes(equation)[2][:-1])
+
+
+def responses_at(equation: JaxprEqn, response: Any, chosen: np.ndarray) -> np.ndarray:
+    """Returns the responses at some output pixels, (count, C_out)."""
+    array = np.asarray(response).transpose(forward_axes(equation)[2])
+    return array[np.unravel_index(chosen, array.shape[:-1])].astype(np.float32)
+
+
+def patches_at(equation: JaxprEqn, image: Any, chosen: np.ndarray) -> np.ndarray:
+    """Returns the patches of the image under the kernel at some output pixels, (count, *window, C_in).
 
     A convolution that is the transpose of another one sees its image with zeros between the pixels.
     """
-    equation = stop.site.equation
-    image_order, _, result_order = forward_axes(equation)
-    image = np.asarray(stop.image).astype(np.float32, copy=False).transpose(image_order)
-    response = np.asarray(stop.response).astype(np.float32, copy=False).transpose(result_order)
-    places = response.shape[:-1]
-    total = math.prod(places)
-    chosen = np.arange(total) if total <= count else np.sort(generator.choice(total, count, replace=False))
-    batch, *outputs = np.unravel_index(chosen, places)
+    array = np.asarray(image).transpose(forward_axes(equation)[0])
+    batch, *outputs = np.unravel_index(chosen, _places(equation))
     rank = len(outputs)
     index: list[np.ndarray] = [batch.reshape(-1, *(1,) * rank)]
     inside = np.ones((len(chosen), *(1,) * rank), bool)
     for axis in range(rank):
-        pixels, exists = _pixels(equation, axis, outputs[axis], image.shape[axis + 1])
+        pixels, exists = _pixels(equation, axis, outputs[axis], array.shape[axis + 1])
         shape = (len(chosen), *(1,) * axis, -1, *(1,) * (rank - axis - 1))
         index.append(pixels.reshape(shape))
         inside = inside & exists.reshape(shape)
-    return image[tuple(index)] * inside[..., None], response.reshape(total, -1)[chosen]
+    return array[tuple(index)].astype(np.float32) * inside[..., None]
 
 
 def _pixels(equation: JaxprEqn, axis: int, outputs: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -52,7 +52,7 @@ class TradeOff:
         if self.scores:
             header, columns = [*header, "score"], [*columns, self.scores]
         rows = [tuple(f"{value:.4g}" for value in row) for row in zip(*columns, strict=True)]
-        return Table(tuple(header), rows, range(len(header))).text([])
+        return Table(tuple(header), rows, range(len(header)), (), [{}] * len(rows)).text([])
 
 
 @dataclasses.dataclass(frozen=True)

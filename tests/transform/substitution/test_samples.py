@@ -11,7 +11,7 @@ from jax import lax
 import jaxcnn
 from jaxcnn.transform.chains.convolve import as_patches_see_it
 from jaxcnn.transform.chains.find_kernels import find_kernels
-from jaxcnn.transform.substitution.samples import Stop, samples
+from jaxcnn.transform.substitution.samples import chosen_places, patches_at, responses_at
 from jaxcnn.transform.substitution.unrolled import Segment, UnrolledProgram
 from support.arrays import normal
 from support.planted import NUMBERS, conv
@@ -64,10 +64,10 @@ def test_samples_are_patches_and_their_responses(way, count):
     image, response = program.operand(program.sites[0], 0), program.response(program.sites[0])
     values = program.values((kernel, IMAGE))
     values |= Segment(program.steps, {image, response}).run(values)
-    nowhere = np.full(4, np.inf)
-    stop = Stop(0, 0, site, values[image], values[response], -nowhere, nowhere)
-    patches, responses = samples(stop, count, np.random.default_rng(0))
-    total = stop.response.size // responses.shape[1]
+    chosen = chosen_places(site.equation, count, np.random.default_rng(0))
+    patches = patches_at(site.equation, values[image], chosen)
+    responses = responses_at(site.equation, values[response], chosen)
+    total = values[response].size // responses.shape[1]
     assert len(patches) == len(responses) == min(count, total)
     assert patches.shape[1:] == (3, 3, 4)
     params = site.equation.params
