@@ -65,5 +65,6 @@ def clock_by_layer(monkeypatch, milliseconds):
     def times(self, index, chain):
         return 1.0, milliseconds(self.layers[index].name)
 
+    monkeypatch.setattr(problem.Problem, "clock_key", lambda self, index, chain: self.layers[index].name)
     monkeypatch.setattr(problem.Problem, "estimated_milliseconds", times)
     monkeypatch.setattr(problem.Problem, "milliseconds", times)
