@@ -8,9 +8,11 @@ finished rounds are kept in build/history, where an interrupted run goes on when
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import random
+import shlex
 import statistics
 import subprocess
 import sys
@@ -18,10 +20,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "benchmarks/results"
+from .airspeed import RESULTS, ROOT, run_asv
+
 ROUNDS_KEPT = ROOT / "build/history"
 TRACKED = r"^tracked\."
+INSTALL_ONLY = "just-discover"
+"""The name by which asv installs a commit, looks for benchmarks, and runs none."""
+FAILED_BENCHMARKS = 2
+"""The exit code of asv where a commit is measured, and one of its benchmarks failed."""
 
 Values = list[float | None]
 """The values of a benchmark, one for each set of parameters: NaN where the commit has none, None after a failure."""
@@ -31,11 +37,6 @@ def commit_hash(name: str) -> str:
     """Returns the full hash of a commit."""
     command = ["git", "rev-parse", "--verify", f"{name}^{{commit}}"]
     return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
-
-
-def run_asv(*arguments: str) -> int:
-    """Runs asv in the checkout, and returns its exit code."""
-    return subprocess.run([sys.executable, "-m", "asv", *arguments], cwd=ROOT, check=False).returncode
 
 
 def result_file(folder: Path, commit: str) -> Path:
@@ -68,16 +69,20 @@ def median_values(rounds: Sequence[dict[str, Values]]) -> dict[str, Values]:
     return {name: [median(column) for column in zip(*rows[name], strict=True)] for name in names}
 
 
-def measure_round(commit: str, machine: str, kept: Path, options: Sequence[str]) -> None:
-    """Measures a commit once, and keeps the values."""
-    code = run_asv("run", "--machine", machine, "--bench", TRACKED, "--show-stderr", *options, f"{commit}^!")
-    try:
-        path = result_file(RESULTS / machine, commit)
-    except FileNotFoundError as error:
-        print(f"{commit[:8]} is not measured: asv ended with {code}, and {error}", file=sys.stderr)
-        return
+def measure_round(commit: str, machine: str, kept: Path, options: Sequence[str], under: Sequence[str] = ()) -> bool:
+    """Measures a commit once, and keeps the values; returns whether that went well.
+
+    Building and installing come first, in a run of their own: they need no quiet.
+    """
+    for bench, command in ((INSTALL_ONLY, ()), (TRACKED, under)):
+        arguments = ("run", "--machine", machine, "--bench", bench, "--show-stderr", *options, f"{commit}^!")
+        code = run_asv(*arguments, under=command)
+        if code not in (0, FAILED_BENCHMARKS):
+            print(f"{commit[:8]} is not measured: asv ended with {code}", file=sys.stderr)
+            return False
     kept.parent.mkdir(parents=True, exist_ok=True)
-    kept.write_text(json.dumps(values_of(json.loads(path.read_text()))))
+    kept.write_text(json.dumps(values_of(json.loads(result_file(RESULTS / machine, commit).read_text()))))
+    return True
 
 
 def write_medians(commit: str, machine: str, rounds: Sequence[Path]) -> None:
@@ -89,46 +94,34 @@ def write_medians(commit: str, machine: str, rounds: Sequence[Path]) -> None:
     path.write_text(json.dumps(content, indent=1) + "\n")
 
 
-def prune(path: Path) -> None:
-    """Leaves in asv's list of benchmarks the tracked ones, without their source text.
-
-    asv shows the text of a benchmark as a hint over a curve, and tells its versions apart by a number of their own.
-    """
-    content = json.loads(path.read_text())
-    tracked = {
-        name: benchmark | {"code": ""} if isinstance(benchmark, dict) else benchmark
-        for name, benchmark in content.items()
-        if name.startswith("tracked.") or name == "version"
-    }
-    path.write_text(json.dumps(tracked, indent=1, sort_keys=True) + "\n")
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Measures and records."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.record", description=__doc__.splitlines()[0])
     parser.add_argument("commits", nargs="*", default=["HEAD"], help="names of commits (HEAD)")
     parser.add_argument("--rounds", type=int, default=2, help="measurements of each commit")
     parser.add_argument("--machine", required=True, help="name of the kind of machine")
+    parser.add_argument(
+        "--measurements", type=int, default=sys.maxsize, help="stop after so many; a later start goes on"
+    )
+    parser.add_argument(
+        "--under", type=shlex.split, default=[], help='command that runs a measurement: "taskset -c 0,1"'
+    )
     parser.add_argument("--asv", action="append", default=[], help="option for `asv run`; may be repeated")
     options = parser.parse_args(arguments)
     commits = list(dict.fromkeys(map(commit_hash, options.commits)))
-    kept = {
+    rounds = {
         commit: [ROUNDS_KEPT / options.machine / f"{commit}-{number}.json" for number in range(options.rounds)]
         for commit in commits
     }
-    for number in range(options.rounds):
-        order = random.Random(number).sample(commits, len(commits))
-        for commit in order:
-            if not kept[commit][number].exists():
-                measure_round(commit, options.machine, kept[commit][number], options.asv)
-    for commit in commits:
-        finished = [path for path in kept[commit] if path.exists()]
-        if finished:
-            write_medians(commit, options.machine, finished)
-            for path in finished:
-                path.unlink()
-    if (RESULTS / "benchmarks.json").exists():
-        prune(RESULTS / "benchmarks.json")
+    orders = [random.Random(number).sample(commits, len(commits)) for number in range(options.rounds)]
+    todo = [(commit, rounds[commit][number]) for number, order in enumerate(orders) for commit in order]
+    todo = [(commit, path) for commit, path in todo if not path.exists()]
+    for commit, path in todo[: options.measurements]:
+        if measure_round(commit, options.machine, path, options.asv, options.under):
+            write_medians(commit, options.machine, [path for path in rounds[commit] if path.exists()])
+    if len(todo) <= options.measurements:
+        for path in itertools.chain(*rounds.values()):
+            path.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,9 @@ release = version = jaxcnn.__version__
 
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.mathjax", "myst_parser"]
 exclude_patterns = ["_build"]
+EXTRA = HERE / "_build" / "extra"
+EXTRA.mkdir(parents=True, exist_ok=True)
+html_extra_path = [str(EXTRA)]
 html_theme = "furo"
 html_title = f"jaxcnn {release}"
 html_show_sourcelink = False
@@ -84,9 +87,17 @@ def make_pictures(app):
     make_pictures.main(HERE / "_build" / "pictures")
 
 
+def write_substitution_page(app):
+    """Writes the page of recorded results that stands beside the others."""
+    from benchmarks.substitution_page.page import write_page
+
+    write_page(EXTRA / "substitutions.html", back=("benchmarks.html", "How speed is measured"))
+
+
 def setup(app):
     """Registers the above."""
     app.add_directive("markdown", Markdown)
     app.connect("autodoc-process-docstring", read_docstring)
     app.connect("doctree-read", trim_code)
     app.connect("builder-inited", make_pictures)
+    app.connect("builder-inited", write_substitution_page)

@@ -258,6 +258,7 @@ def _check_output_features(kernel_out: int, groups: int, shapes: str) -> None:
 
 
 def _check_input_features(features: int, kernel_in: int, groups: int, shapes: str) -> None:
+    """Refuses a kernel whose input channels, times the groups, are not the image's."""
     if features % groups:
         raise ValueError(
             f"x's {features} channels do not divide into feature_group_count={groups} groups: "
@@ -278,8 +279,8 @@ def _check_window(window: Sequence[int], shapes: str) -> None:
 
 def _check_padding_mode(mode: Any, input_dilation: Ints) -> None:
     if not isinstance(mode, str) or mode not in PADDING_MODES:
-        known = ", ".join(map(repr, PADDING_MODES))
-        raise ValueError(f"padding_mode must be one of {known}, got {mode!r}")
+        modes = ", ".join(map(repr, PADDING_MODES))
+        raise ValueError(f"padding_mode must be one of {modes}, got {mode!r}")
     if mode != "zeros" and max(input_dilation) > 1:
         raise ValueError(
             f"padding_mode {mode!r} does not go with input_dilation {input_dilation}: "
@@ -298,9 +299,9 @@ class PoolOptions(NamedTuple):
     layout: Any = None
 
     @classmethod
-    def of(cls, *options: Any, **others: Any) -> PoolOptions:
+    def of(cls, *options: Any, **named_options: Any) -> PoolOptions:
         """Returns the options of a call as a hashable value, with the defaults for those that are left out."""
-        return _hashable(cls(*options, **others))
+        return _hashable(cls(*options, **named_options))
 
     def geometry(self, x_shape: Sequence[int]) -> PoolGeometry:
         """Checks the options against the shape of x and returns the geometry of the pool."""

@@ -143,7 +143,11 @@ class Split:
         return mesh, body, out, tuple(shardings)
 
     def _mesh_axes(self, mesh: Any, arrays: Sequence[tuple[Sequence[str], Any]]) -> dict[str, MeshAxes]:
-        """Returns the mesh axes of each factor (see `_factor`), from the first array that is split along the factor."""
+        """Returns the mesh axes of each factor (see `_factor`), from the first array that is split along the factor.
+
+        A factor stays whole where its size does not divide by the number of devices, or where another factor has the
+        mesh axis.
+        """
         axes: dict[str, MeshAxes] = {}
         for names, array in arrays:
             spec = array.sharding.spec if isinstance(array.sharding, NamedSharding) else ()
@@ -151,7 +155,7 @@ class Split:
                 mesh_axes = (entry,) if isinstance(entry, str) else tuple(entry or ())
                 count = _device_count(mesh, mesh_axes)
                 factor = _factor(name)
-                is_taken = factor in axes or any(axis in taken for taken in axes.values() for axis in mesh_axes)
+                is_taken = factor in axes or any(axis in other for other in axes.values() for axis in mesh_axes)
                 fits = self.sizes[factor] % count == 0 if factor in self.sizes else size >= count
                 if factor and count > 1 and fits and not is_taken:
                     axes[factor] = mesh_axes

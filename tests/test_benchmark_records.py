@@ -10,7 +10,7 @@ from threading import Thread
 
 import pytest
 
-from benchmarks import record
+from benchmarks import airspeed, record
 from benchmarks.asv import tracked
 from benchmarks.shared import environment
 
@@ -45,11 +45,17 @@ class Asv:
     """An asv that measures one value more each time, and writes it as asv does."""
 
     def __init__(self, results):
-        self.results, self.measured = results, []
+        self.results, self.installed, self.measured, self.code = results, [], [], 0
 
-    def __call__(self, command, *arguments):
+    def __call__(self, command, *arguments, under=()):
         assert command == "run"
         commit = arguments[-1].removesuffix("^!")
+        if record.INSTALL_ONLY in arguments:
+            assert not under, "installing needs no quiet"
+            self.installed.append(commit)
+            return 0
+        assert self.installed[-1] == commit
+        self.under = under
         self.measured.append(commit)
         rows = {
             "tracked.A.track_x": [[float(len(self.measured)), math.nan], [], "1"],
@@ -58,9 +64,7 @@ class Asv:
         self.results.joinpath("machine").mkdir(exist_ok=True)
         path = self.results / "machine" / f"{commit[:8]}-env.json"
         path.write_text(json.dumps({"results": rows, "commit_hash": commit}))
-        listed = {name: {"code": "def f(): ...", "version": row[2]} for name, row in rows.items()} | {"version": 2}
-        (self.results / "benchmarks.json").write_text(json.dumps(listed))
-        return 0
+        return self.code
 
 
 @pytest.fixture
@@ -92,10 +96,10 @@ def test_a_record_is_the_median_over_rounds_of_commits_in_shuffled_order(asv):
 
 
 def test_an_interrupted_run_goes_on_where_it_stopped(asv, monkeypatch):
-    def interrupted(*arguments):
+    def interrupted(*arguments, **options):
         if len(asv.measured) == 3:
             raise KeyboardInterrupt
-        return asv(*arguments)
+        return asv(*arguments, **options)
 
     monkeypatch.setattr(record, "run_asv", interrupted)
     arguments = ["old", "new", "--machine", "machine"]
@@ -108,8 +112,8 @@ def test_an_interrupted_run_goes_on_where_it_stopped(asv, monkeypatch):
 
 
 def test_a_commit_that_cannot_be_measured_is_left_out(asv, monkeypatch, capsys):
-    def failing(*arguments):
-        return 1 if COMMITS["old"] in arguments[-1] else asv(*arguments)
+    def failing(*arguments, **options):
+        return 1 if COMMITS["old"] in arguments[-1] else asv(*arguments, **options)
 
     monkeypatch.setattr(record, "run_asv", failing)
     record.main(["old", "new", "--machine", "machine"])
@@ -117,10 +121,48 @@ def test_a_commit_that_cannot_be_measured_is_left_out(asv, monkeypatch, capsys):
     assert "aaaaaaaa is not measured: asv ended with 1" in capsys.readouterr().err
 
 
-def test_the_list_of_benchmarks_holds_no_source_text(asv):
+def test_one_measurement_at_a_time_is_the_same_record(asv):
+    arguments = ["old", "new", "--machine", "machine", "--measurements", "1", "--under", "nice -n 5"]
+    for count in range(1, 5):
+        record.main(arguments)
+        assert len(asv.measured) == count
+        assert asv.under == ["nice", "-n", "5"]
+    assert sorted(asv.measured) == sorted(2 * list(COMMITS.values()))
+    for name, commit in COMMITS.items():
+        assert values(asv, name)[0] == sum(1 + i for i in range(4) if asv.measured[i] == commit) / 2
+    assert not list((asv.results / "rounds/machine").iterdir())
+
+
+def test_a_commit_of_which_one_benchmark_fails_is_recorded(asv):
+    asv.code = record.FAILED_BENCHMARKS
     record.main(["new", "--machine", "machine", "--rounds", "1"])
-    listed = json.loads((asv.results / "benchmarks.json").read_text())
-    assert listed == {"tracked.A.track_x": {"code": "", "version": "1"}, "version": 2}
+    assert values(asv, "new")[0] == 1
+
+
+def test_the_list_of_benchmarks_holds_what_is_recorded_without_source_text(tmp_path):
+    airspeed.prune(tmp_path)  # no list: nothing to do
+    names = "tracked.A.track_x", "bench_b.B.time_y"
+    entry = {"code": "def f(): ...", "setup_cache_key": "tracked:59", "version": "1"}
+    (tmp_path / "benchmarks.json").write_text(json.dumps(dict.fromkeys(names, entry) | {"version": 2}))
+    (tmp_path / "machine").mkdir()
+    (tmp_path / "machine/machine.json").write_text("{}")
+    (tmp_path / "machine/aaaaaaaa-env.json").write_text(json.dumps({"results": {names[0]: [[1.0], [], "1"]}}))
+    airspeed.prune(tmp_path)
+    listed = json.loads((tmp_path / "benchmarks.json").read_text())
+    assert listed == {names[0]: {"code": "", "version": "1"}, "version": 2}
+
+
+def test_what_fails_in_one_layer_leaves_the_others(capsys):
+    def layer_values(name):
+        if name == "broken":
+            raise TypeError("no such option")
+        return {"error": 0.5}
+
+    measured = tracked.measured(layer_values, ["broken", "whole"])
+    assert measured == {"whole": {"error": 0.5}}
+    assert "no such option" in capsys.readouterr().err
+    with pytest.raises(KeyError):
+        tracked.Schemes().track_error(measured, "broken")
 
 
 def test_pages_say_that_less_is_better_and_are_served_to_this_machine(tmp_path, capsys, monkeypatch):

@@ -23,7 +23,7 @@ class Layer:
       x: shape (N, *spatial, C) of the input.
       window: taps on each spatial axis.
       features: output channels; 0 for a pool.
-      strides: step on both axes.
+      strides: step on every axis.
       groups: number of groups.
       pool: kind of a pool, "max" or "avg"; empty for a convolution.
       transposed: flag of a transposed convolution, which makes images `strides` times as large.
@@ -31,7 +31,7 @@ class Layer:
 
     name: str
     x: tuple[int, ...]
-    window: tuple[int, int]
+    window: tuple[int, ...]
     features: int = 0
     strides: int = 1
     groups: int = 1

@@ -1,4 +1,4 @@
-"""The layers of the table in PyTorch, on images in channels-last memory."""
+"""Layers of one and two axes in PyTorch, on images in channels-last memory."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from .environment import torch_or_none
 from .layers import Layer
 
 
-def _to_torch(x: Any, axes: tuple[int, ...]) -> Any:
-    """Returns an array as a channels-last tensor with permuted axes."""
+def _to_torch(x: Any, *first: int) -> Any:
+    """Returns an array as a tensor that begins with two of its axes, in channels-last memory where PyTorch has that."""
     torch = torch_or_none()
-    tensor = torch.from_numpy(np.array(x)).permute(axes)
-    return tensor.contiguous(memory_format=torch.channels_last)
+    tensor = torch.from_numpy(np.moveaxis(np.array(x), first, (0, 1)))
+    return tensor.contiguous(memory_format=torch.channels_last if tensor.ndim == 4 else torch.contiguous_format)
 
 
 def torch_function(layer: Layer, role: str, *arguments: Any) -> Callable[[], Any]:
     """Returns a function without arguments that computes a layer in PyTorch from the arrays of `Layer.arguments`."""
     torch = torch_or_none()
-    functional = torch.nn.functional
-    cotangent = _to_torch(arguments[0], (0, 3, 1, 2)) if role == "gradient" else None
+    functional, rank = torch.nn.functional, len(layer.window)
+    cotangent = _to_torch(arguments[0], 0, -1) if role == "gradient" else None
     images, *kernels = arguments if role == "forward" else arguments[1:]
-    images = _to_torch(images, (0, 3, 1, 2))
+    images = _to_torch(images, 0, -1)
     if layer.pool:
-        pool = functional.max_pool2d if layer.pool == "max" else functional.avg_pool2d
+        pool = getattr(functional, f"{layer.pool}_pool{rank}d")
         leaf = images.clone(memory_format=torch.preserve_format).requires_grad_()
 
         def forward() -> Any:
@@ -37,9 +37,9 @@ def torch_function(layer: Layer, role: str, *arguments: Any) -> Callable[[], Any
             return torch.autograd.grad(pool(leaf, layer.window, layer.strides, layer.pads), leaf, cotangent)
 
         return forward if role == "forward" else gradient
-    weight = _to_torch(kernels[0], (3, 2, 0, 1))
+    weight = _to_torch(kernels[0], -1, -2)
     options = {"stride": layer.strides, "padding": layer.pads, "groups": layer.groups}
-    conv = functional.conv_transpose2d if layer.transposed else functional.conv2d
+    conv = getattr(functional, f"conv{'_transpose' if layer.transposed else ''}{rank}d")
 
     def forward() -> Any:
         with torch.no_grad():
@@ -51,11 +51,11 @@ def torch_function(layer: Layer, role: str, *arguments: Any) -> Callable[[], Any
             images,
             weight,
             None,
-            [layer.strides] * 2,
+            [layer.strides] * rank,
             list(layer.pads),
-            [1, 1],
+            [1] * rank,
             layer.transposed,
-            [0, 0],
+            [0] * rank,
             layer.groups,
             [True, True, False],
         )

@@ -45,7 +45,7 @@ def tune(f: Callable[..., Any], *args: Any, seconds: float = 30.0, progress: boo
         traced; all other leaves (bool, int, float, str, None, functions) reach f as they are.
       seconds: approximate time of the measurement, shared among the convolutions. `direct` and the method that would be
         taken without a table are measured in any case, a method that is left when the time is up is not.
-      progress: True to show a progress bar on a terminal once the measurement has taken two seconds; needs rich.
+      progress: flag to show a progress bar on a terminal once the measurement has taken two seconds; needs rich.
 
     Returns:
       A table to use by `with table:` or `table.install()`, and to keep by `table.save(path)`.

@@ -12,7 +12,7 @@ from jaxcnn.factorization.numerics.blocks import dense_blocks, merged_kernel
 from jaxcnn.factorization.responses.samples import Responses, Samples, chain_for
 from jaxcnn.factorization.responses.square_error import SquareError
 from jaxcnn.factorization.responses.start import RIDGE, with_last_link
-from jaxcnn.factorization.responses.whitening import coloured, link_metrics, whitened
+from jaxcnn.factorization.responses.whitening import from_inner, link_metrics, to_inner
 
 _MEMORY_PAIRS = 20
 """Pairs of past steps and gradients that the quasi-Newton method remembers."""
@@ -66,8 +66,8 @@ def refit(
     is_held_out = np.zeros(count, bool)
     is_held_out[np.linspace(0, count, int(held_out * count), endpoint=False, dtype=int)] = True
     groups = chain.feature_group_count
-    fit_samples = Samples(responses.masked(~is_held_out), groups)
-    choice_samples = Samples(responses.masked(is_held_out), groups) if is_held_out.any() else fit_samples
+    fit_samples = Samples(responses.select(~is_held_out), groups)
+    choice_samples = Samples(responses.select(is_held_out), groups) if is_held_out.any() else fit_samples
     centre = merged_kernel(dense_blocks(chain)) if kernel is None else np.asarray(kernel)
     centre = centre.astype(np.float32)
     dtypes = [link.dtype for link in chain.kernels]
@@ -94,7 +94,7 @@ def _descend(chain: KernelChain, samples: Samples, centre: Any, ridge: float, it
     # In this unit the second derivative is near the identity, so the first steps have the right length.
     unit = np.sqrt(samples.scale / (2 * samples.count))
     metrics = link_metrics(chain.kernels, counts, samples.patches, ridge)
-    inner = [whitened(link, *metric) / unit for link, metric in zip(chain.kernels, metrics, strict=True)]
+    inner = [to_inner(link, *metric) / unit for link, metric in zip(chain.kernels, metrics, strict=True)]
     whiteners = [(left.astype(np.float32), right.astype(np.float32)) for left, right in metrics]
     ends = np.cumsum([link.size for link in inner])[:-1]
     objective = SquareError(samples, counts, centre, ridge * samples.power * samples.count)
@@ -103,14 +103,14 @@ def _descend(chain: KernelChain, samples: Samples, centre: Any, ridge: float, it
         """Returns the links at a point of the search."""
         parts = np.split(unit * point, ends)
         return [
-            coloured(part.reshape(link.shape).astype(np.float32), *pair)
+            from_inner(part.reshape(link.shape).astype(np.float32), *pair)
             for part, link, pair in zip(parts, inner, whiteners, strict=True)
         ]
 
     def value_and_gradient(point: np.ndarray) -> tuple[float, np.ndarray]:
         value, gradient = objective.value_and_gradient(links_at(point))
         by_inner = [
-            coloured(part, left.swapaxes(1, 2), right.swapaxes(1, 2)).ravel()
+            from_inner(part, left.swapaxes(1, 2), right.swapaxes(1, 2)).ravel()
             for part, (left, right) in zip(gradient, whiteners, strict=True)
         ]
         return value / samples.scale, np.concatenate(by_inner).astype(np.float64) * (unit / samples.scale)

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxcnn.chain import KernelChain
 from jaxcnn.factorization.numerics.blocks import dense_blocks
-from jaxcnn.factorization.responses.whitening import features, merged_groups, product, stacked
+from jaxcnn.factorization.responses.whitening import features, merged_groups, product, window_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Responses:
     def __len__(self) -> int:
         return len(self.targets)
 
-    def masked(self, mask: np.ndarray) -> Responses:
+    def select(self, mask: np.ndarray) -> Responses:
         """Returns the samples at which a mask (N,) is true."""
         low, high = (limit if limit.ndim == 1 else limit[mask] for limit in (self.low, self.high))
         return Responses(self.patches[mask], self.targets[mask], low, high)
@@ -95,7 +95,7 @@ class Samples:
         """Returns the inputs of a first link at all places, (G, n, taps * I / groups), kept for the next chain."""
         key = tuple(window), groups
         if key not in self._rows:
-            self._rows = {key: np.ascontiguousarray(stacked(self.patches, window, groups))}
+            self._rows = {key: np.ascontiguousarray(window_rows(self.patches, window, groups))}
         return self._rows[key]
 
     def responses_of(self, chain: KernelChain) -> np.ndarray:

@@ -13,8 +13,8 @@ from jaxcnn.factorization.responses.whitening import (
     merged_groups,
     product,
     rest_of,
-    stacked,
     tap_places,
+    window_rows,
 )
 
 Links = list[np.ndarray]
@@ -63,7 +63,7 @@ class SquareError:
             x = product(all_rows[index], link, groups, places[index])
             if index + 1 < len(links):
                 places.append(x.shape[:-1])
-                all_rows.append(stacked(x, links[index + 1].shape[:-2], counts[index + 1]))
+                all_rows.append(window_rows(x, links[index + 1].shape[:-2], counts[index + 1]))
         square, error = self._error(x.reshape(samples.targets.shape))
         gradient: Links = []
         for index in range(len(links) - 1, -1, -1):
@@ -86,7 +86,7 @@ class SquareError:
 
 
 def _unstacked(rows: np.ndarray, places: Sequence[int], window: Sequence[int]) -> np.ndarray:
-    """Returns the transpose of `stacked`: the sum (*window, N, I) of rows (G, n, taps * I / groups) at their places."""
+    """Returns the transpose of `window_rows`: rows (G, n, taps * I / groups) added up in (*window, N, I)."""
     groups, count = rows.shape[:2]
     *full, samples = places
     taps = math.prod(window)

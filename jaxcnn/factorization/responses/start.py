@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxcnn.chain import KernelChain
 from jaxcnn.factorization.numerics.blocks import chain_of_blocks, grouped_kernel
-from jaxcnn.factorization.numerics.metric_svd import regularized
+from jaxcnn.factorization.numerics.metric_svd import regularize
 from jaxcnn.factorization.responses.samples import Responses, Samples
 from jaxcnn.factorization.responses.whitening import (
     MAX_METRIC_SAMPLES,
@@ -20,7 +20,7 @@ from jaxcnn.factorization.responses.whitening import (
     grouped,
     merged_groups,
     product,
-    stacked,
+    window_rows,
 )
 from jaxcnn.factorization.schemes.registry import SCHEMES
 from jaxcnn.factorization.schemes.scheme import LayerSamples
@@ -115,7 +115,7 @@ def _start_of(
     return lambda rank: chain_of_blocks(links(rank), np.asarray(kernel).dtype)
 
 
-def last_link_solved(chain: KernelChain, responses: Responses, ridge: float = RIDGE) -> tuple[KernelChain, float]:
+def solve_last_link(chain: KernelChain, responses: Responses, ridge: float = RIDGE) -> tuple[KernelChain, float]:
     """Returns the chain with the best last link for the responses, and its error.
 
     It is a fast step that makes most of the gain of `refit`.
@@ -150,7 +150,7 @@ class _Design:
         else:
             places = samples.patches.shape[:-1]
             x = product(samples.rows(head[0].shape[:-2], counts[0]), head[0], counts[0], places)
-            rows = stacked(features(head[1:], counts[1:-1], x), last.shape[:-2], counts[-1])
+            rows = window_rows(features(head[1:], counts[1:-1], x), last.shape[:-2], counts[-1])
         return cls(rows, np.asarray(rows.swapaxes(1, 2) @ rows, np.float64))
 
     def with_inputs(self, mask: np.ndarray) -> _Design:
@@ -178,7 +178,7 @@ def with_last_link(
     *head, last = chain.kernels
     groups = chain.feature_group_counts[-1]
     rows = design.rows
-    factors = [linalg.cho_factor(block, check_finite=False) for block in regularized(design.gram, ridge)]
+    factors = [linalg.cho_factor(block, check_finite=False) for block in regularize(design.gram, ridge)]
     link = grouped(np.asarray(last, np.float64), groups)  # (G, taps I, O)
     responses = merged_groups(rows @ link.astype(np.float32))
     dtype = jax.dtypes.canonicalize_dtype(last.dtype)

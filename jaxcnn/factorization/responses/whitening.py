@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxcnn.factorization.numerics.metric_svd import regularized
+from jaxcnn.factorization.numerics.metric_svd import regularize
 
 _MAX_METRIC_INPUTS = 2048
 """Inputs of a link, taps times channels, up to which one metric holds for all of them.
@@ -26,7 +26,7 @@ def features(kernels: Sequence[Any], counts: Sequence[int], patches: Any) -> np.
     """Returns the results (*rest, N, F) of convolutions without padding in a row, of patches (*window, N, I)."""
     x = np.asarray(patches)
     for kernel, groups in zip(kernels, counts, strict=True):
-        x = product(stacked(x, kernel.shape[:-2], groups), np.asarray(kernel), groups, x.shape[:-1])
+        x = product(window_rows(x, kernel.shape[:-2], groups), np.asarray(kernel), groups, x.shape[:-1])
     return x
 
 
@@ -34,7 +34,7 @@ def product(rows: np.ndarray, kernel: np.ndarray, groups: int, places: Sequence[
     """Returns the results (*rest, N, F) of a kernel for its stacked inputs, of an image (*window, N, I).
 
     Args:
-      rows: Inputs of the kernel, as `stacked` returns them.
+      rows: Inputs of the kernel, as `window_rows` returns them.
       kernel: Kernel, HWIO.
       groups: Number of its groups.
       places: Sizes of the image's axes but the last, (*window, N).
@@ -58,7 +58,7 @@ def rest_of(window: Sequence[int], kernel_window: Sequence[int]) -> tuple[int, .
     return tuple(full - extent + 1 for full, extent in zip(window, kernel_window, strict=True))
 
 
-def stacked(x: np.ndarray, window: Sequence[int], groups: int) -> np.ndarray:
+def window_rows(x: np.ndarray, window: Sequence[int], groups: int) -> np.ndarray:
     """Returns the inputs of a window at all places of (*window, N, I) as rows (G, n, taps * I / groups)."""
     if math.prod(window) == 1:
         rows = x.reshape(-1, groups, x.shape[-1] // groups)
@@ -80,7 +80,7 @@ def _grams(kernels: Sequence[np.ndarray], counts: tuple[int, ...], patches: np.n
     for kernel, groups in zip(kernels, counts, strict=True):
         window, size = kernel.shape[:-2], kernel.shape[-2]
         is_large = math.prod(window) * size > _MAX_METRIC_INPUTS
-        rows = stacked(x, (1,) * len(window) if is_large else window, groups)
+        rows = window_rows(x, (1,) * len(window) if is_large else window, groups)
         moments.append(rows.swapaxes(1, 2) @ rows / rows.shape[1])
         x = features([kernel], [groups], x)
     return moments
@@ -127,18 +127,18 @@ def _downstream(kernels: Sequence[np.ndarray], counts: Sequence[int], index: int
 
 def _inverse_root(gram: np.ndarray, ridge: float) -> np.ndarray:
     """Returns the inverse transpose of the Cholesky factor of each Gram matrix (G, n, n), regularized by a ridge."""
-    return np.swapaxes(np.linalg.inv(np.linalg.cholesky(regularized(gram, ridge))), 1, 2)
+    return np.swapaxes(np.linalg.inv(np.linalg.cholesky(regularize(gram, ridge))), 1, 2)
 
 
-def coloured(inner: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+def from_inner(inner: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """Returns a link from its inner coordinates: left @ inner @ right, group by group."""
     groups, rows, columns = left.shape[0], left.shape[1], right.shape[1]
     blocks = np.moveaxis(inner.reshape(-1, rows, groups, columns), 2, 0)  # (G, t, rows, columns)
     return np.moveaxis(left[:, None] @ blocks @ right[:, None], 0, 2).reshape(inner.shape)
 
 
-def whitened(link: Any, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Returns the inner coordinates of a link, in float64: the inverse of `coloured`."""
+def to_inner(link: Any, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Returns the inner coordinates of a link, in float64: the inverse of `from_inner`."""
     blocks = np.asarray(link, np.float64).reshape(-1, left.shape[1], left.shape[0], right.shape[1])
     inner = np.linalg.solve(left[:, None], np.moveaxis(blocks, 2, 0)) @ np.linalg.inv(right)[:, None]
     return np.moveaxis(inner, 0, 2).reshape(link.shape)

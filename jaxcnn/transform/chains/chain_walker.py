@@ -88,7 +88,7 @@ class TracedChain:
 
     def array(self) -> jax.Array:
         """Returns the array for which the chain stands."""
-        parameter = self.placement.holding(self.chain, self.view.sliced)
+        parameter = self.placement.parameter_of_chain(self.chain, self.view.sliced)
         return self.view.apply_to(parameter)
 
 
@@ -97,7 +97,7 @@ class ChainWalker(Walker):
     """A walker for values of which some are chains.
 
     Args:
-      materialize: True to give the dense kernel to equations that take no chain; by default that is an error.
+      materialize: flag, True to give the dense kernel to equations that take no chain; by default that is an error.
     """
 
     rules: Mapping[Primitive, Rule] = dataclasses.field(default_factory=dict)
@@ -233,7 +233,7 @@ def _initial_carry(
         keeps = [old == jax.tree.structure(new) for old, new in zip(structures, after, strict=True)]
         if all(keeps):
             break
-        carry = [old if kept else walker.array(old, equation) for old, kept in zip(carry, keeps, strict=True)]
+        carry = [old if is_same else walker.array(old, equation) for old, is_same in zip(carry, keeps, strict=True)]
     return carry
 
 

@@ -28,8 +28,8 @@ class Site:
       count: number of executions of the convolution.
       path: ids of the equations that hold this one, outermost first, then the id of this one. The id of one equation is
         not enough, since two calls of one jitted function share the equations inside.
-      hidden: True in the body of a `while`, in a branch, or in a primitive that the walk does not follow.
-      scaled: True if the kernel is multiplied by numbers on the way.
+      hidden: flag, True in the body of a `while`, in a branch, or in a primitive that the walk does not follow.
+      scaled: flag, True if the kernel is multiplied by numbers on the way.
       factors: view of the multiplied parameter, and shape of the factor, for each factor that is no single number.
     """
 
@@ -105,7 +105,7 @@ class _KernelView:
     Args:
       index: position of the parameter among the arguments.
       view: moves of the parameter so far.
-      scaled: True if the array was multiplied by numbers.
+      scaled: flag, True if the array was multiplied by numbers.
       factors: factors as in `Site`.
     """
 

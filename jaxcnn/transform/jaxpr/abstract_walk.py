@@ -36,7 +36,7 @@ class Place:
     Args:
       count: number of executions of the jaxpr, with a `while` counted once.
       holders: equations that hold the jaxpr, outermost first.
-      hidden: True in the body of a `while`, in a branch, or in a primitive that the walk does not follow.
+      hidden: flag, True in the body of a `while`, in a branch, or in a primitive that the walk does not follow.
     """
 
     count: int = 1
@@ -135,6 +135,7 @@ class AbstractWalk(abc.ABC, Generic[V, R]):
     # Equations that hold jaxprs.
 
     def _walk_held(self, equation: JaxprEqn, operands: list[V], place: Place) -> list[V]:
+        """Walks the jaxprs that an equation holds, as its primitive executes them."""
         if equation.primitive is lax_primitives.scan_p:
             return self._scan(equation, operands, place)
         if equation.primitive is lax_primitives.while_p:

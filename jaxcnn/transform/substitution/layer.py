@@ -17,7 +17,7 @@ from jaxcnn.chain import KernelChain
 from jaxcnn.factorization.numerics.blocks import dense_blocks, merged_kernel
 from jaxcnn.factorization.responses.fit import refit
 from jaxcnn.factorization.responses.samples import Responses, response_error
-from jaxcnn.factorization.responses.start import ResponseFits, last_link_solved, response_start
+from jaxcnn.factorization.responses.start import ResponseFits, response_start, solve_last_link
 from jaxcnn.factorization.schemes.registry import SCHEMES
 from jaxcnn.factorization.schemes.scheme import RankTable, first_channels
 from jaxcnn.factorization.selection.candidates import FAST_MULTIPLES, GivenKernel, SchemeCandidates, count_while
@@ -189,7 +189,7 @@ class Layer:
         The chain may have more multiply-accumulates than the kernel. None if no scheme can represent the kernel.
         """
         for scheme, families in self.families.items():
-            allowed = families[0].clipped(rank)
+            allowed = families[0].clip_rank(rank)
             return Option(scheme, allowed, self.macs(families[0].shapes(allowed)), self._fit_error(scheme, allowed))
         return None
 
@@ -292,7 +292,7 @@ class Layer:
             fits = ResponseFits(self.kernels[number], responses, feature_group_count=self.groups)
             return lambda option: fits.at(option.scheme, option.rank)
 
-        return lambda option: last_link_solved(self._fit_for_patches(number, site, option), responses)
+        return lambda option: solve_last_link(self._fit_for_patches(number, site, option), responses)
 
     def _meets_kernel_unchanged(self, site: Site) -> bool:
         """Returns whether a convolution multiplies its patches by the kernel, not flipped and not exchanged."""

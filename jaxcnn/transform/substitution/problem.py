@@ -95,8 +95,8 @@ class Problem:
         """Multiply-accumulates of all convolutions as they are."""
         # Not by equation: two calls of one jitted function share an equation, and only one may have a layer's kernel.
         sites = [(site.equation, site.count) for layer in self.layers.values() for site in layer.sites]
-        others = _macs(self.convolutions) - _macs(sites)
-        return others + sum(layer.dense.macs for layer in self.layers.values())
+        other_macs = _macs(self.convolutions) - _macs(sites)
+        return other_macs + sum(layer.dense.macs for layer in self.layers.values())
 
     @cached_property
     def plain(self) -> Callable[..., Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import math
 import operator
 import os
@@ -32,7 +33,7 @@ _MAX_NAMES_SHOWN = 5
 
 @dataclasses.dataclass(frozen=True)
 class TradeOff:
-    """Gains and costs of several substitutions of one function; `jaxcnn.drawing.draw_tradeoff` draws them.
+    """Gains and costs of several substitutions of one function; `plot` draws them.
 
     `print` shows a table.
 
@@ -53,6 +54,20 @@ class TradeOff:
             header, columns = [*header, "score"], [*columns, self.scores]
         rows = [tuple(f"{value:.4g}" for value in row) for row in zip(*columns, strict=True)]
         return Table(tuple(header), rows, range(len(header)), (), [{}] * len(rows)).text([])
+
+    def plot(self, *, path: str | os.PathLike[str] | None = None) -> Any:
+        """Draws the error of the results against the gain of time, as `jaxcnn.drawing.draw_tradeoff` does.
+
+        Args:
+          path: file to save the picture to; its ending says the format (`.png`, `.svg`, `.pdf`).
+
+        Returns:
+          The `matplotlib.figure.Figure`.
+
+        Raises:
+          ImportError: matplotlib is not installed.
+        """
+        return importlib.import_module("jaxcnn.drawing").draw_tradeoff(self, path=path)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,8 +232,9 @@ def substitute(
         the arguments after params and returns a number, the larger the better. With `budget` it is the loss allowed in
         this score that is the budget; with other budgets the score is reported.
       budget: loss of the score allowed: the result has the fewest multiply-accumulates that a bisection finds.
-      progress: True to show a progress bar on a terminal, which needs rich; or a function `progress(done, total)` of
-        the number of steps done and their total, such as one that moves a bar of your own.
+      progress: flag to show a progress bar on a terminal, which needs rich; or a function `progress(done, total)` of
+        the number of steps done and their total, such as one that moves a bar of your own. A function of three
+        arguments is also told, as text, what is being done and about how long the rest will take.
       seed: seed for the positions at which responses are taken, and for random arguments.
 
     Returns:
@@ -374,8 +390,8 @@ def _scheme_names(schemes: str | Sequence[str] | None) -> tuple[str, ...]:
         raise ValueError("substitute: schemes must hold at least one scheme, got none")
     unknown = [name for name in names if name not in SCHEMES]
     if unknown:
-        known = ", ".join(map(repr, SCHEMES))
-        raise ValueError(f"substitute: a scheme must be one of {known}, got {unknown[0]!r}")
+        schemes = ", ".join(map(repr, SCHEMES))
+        raise ValueError(f"substitute: a scheme must be one of {schemes}, got {unknown[0]!r}")
     return names
 
 

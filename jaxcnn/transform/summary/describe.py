@@ -36,6 +36,7 @@ def row_of(
 
 
 def _make_row(equation: JaxprEqn, place: Place, cost: Cost, **columns: Any) -> SummaryRow:
+    """Returns the row of an equation at a place, its cost times the number of executions."""
     arrays = avals(equation)
     scaled = Cost(*(value * place.count for value in dataclasses.astuple(cost)))
     return SummaryRow(
@@ -56,6 +57,7 @@ def _array_bytes(equation: JaxprEqn) -> int:
 def _convolution_row(
     equation: JaxprEqn, conv: Convolution, operands: Sequence[Value], place: Place, platform: str
 ) -> tuple[SummaryRow, Value]:
+    """Returns the row of a convolution, and its result's value."""
     spec = conv.spec
     kernel = operands[1]
     # JAX computes the gradient of a grouped kernel as a convolution in groups of the batch.
@@ -88,6 +90,7 @@ def _convolution_row(
 
 
 def _dense_row(equation: JaxprEqn, operands: Sequence[Value], place: Place) -> tuple[SummaryRow, Value]:
+    """Returns the row of a product of matrices, and its result's value."""
     (contracted, _), (batch, _) = equation.params["dimension_numbers"]
     lhs, rhs, out = avals(equation)
     macs = math.prod(out.shape) * math.prod(lhs.shape[axis] for axis in contracted)
@@ -136,6 +139,7 @@ _POOL_KINDS = {
 def _pool_row(
     equation: JaxprEqn, operands: Sequence[Value], place: Place, platform: str
 ) -> tuple[SummaryRow, Value] | None:
+    """Returns the row of a pool and its result's value; None for a constant's pool, or one left to XLA."""
     if equation.primitive in _POOL_KINDS:
         params = equation.params
         kind = params.get("mode", "") + _POOL_KINDS[equation.primitive]
@@ -181,6 +185,6 @@ def _pool_row(
         groups=1,
         receptive_field=field_of(spatial),
         method=module.NAME,
-        reason="slices of the image, axis by axis" if module.NAME != "direct" else "XLA's own window reduction",
+        reason=module.REASON,
     )
     return row, result

@@ -57,7 +57,7 @@ class AxisField:
         """Returns the field of all entries along this axis together."""
         return AxisField(self.source, self.size + (entries - 1) * self.stride, Fraction(0), self.offset)
 
-    def united(self, other: AxisField) -> AxisField:
+    def union(self, other: AxisField) -> AxisField:
         """Returns the smallest field that holds both, at the wider stride; with a whole axis, the whole axis."""
         offset = max(self.offset, other.offset)
         end = max(self.size - self.offset, other.size - other.offset)
@@ -71,7 +71,7 @@ class Value:
 
     Args:
       axes: field along each axis; None where an entry sees everything, or nothing that is counted.
-      image: True if the value depends on the result of a convolution; a kernel or a weight does not.
+      image: flag of a value that depends on the result of a convolution; a kernel or a weight does not.
       copies: number of such values that the steps of a scan take.
       roots: arguments and constants of the function, or slices of them, from which a weight was made; none if that is
         not known. Values with the same roots are one weight.
@@ -90,13 +90,13 @@ def argument(number: int, ndim: int) -> Value:
 
 def field_of(axes: Sequence[AxisField | None]) -> ReceptiveField | None:
     """Returns the receptive field along some axes, if all are known; fractions are rounded away from zero."""
-    known = [axis for axis in axes if axis is not None]
-    if len(known) < len(axes) or not axes:
+    fields = [axis for axis in axes if axis is not None]
+    if len(fields) < len(axes) or not axes:
         return None
     return ReceptiveField(
-        tuple(math.ceil(axis.size) for axis in known),
-        tuple(math.ceil(axis.stride) for axis in known),
-        tuple(math.ceil(axis.offset) for axis in known),
+        tuple(math.ceil(axis.size) for axis in fields),
+        tuple(math.ceil(axis.stride) for axis in fields),
+        tuple(math.ceil(axis.offset) for axis in fields),
     )
 
 
@@ -163,7 +163,7 @@ def _operand_shape(equation: JaxprEqn, index: int = 0) -> tuple[int, ...]:
 
 
 def _elementwise(equation: JaxprEqn, operands: Sequence[Value], shape: Sequence[int]) -> Axes:
-    """Returns the union over the operands of the result's rank that are not broadcast along an axis."""
+    """Returns for each axis the union of the operands' fields; an operand that is broadcast along the axis has none."""
     axes: list[AxisField | None] = [None] * len(shape)
     # Values of images come first, so that their argument is the one on which pixels are counted.
     order = sorted(range(len(operands)), key=lambda index: not operands[index].image)
@@ -174,11 +174,11 @@ def _elementwise(equation: JaxprEqn, operands: Sequence[Value], shape: Sequence[
         for axis, (size, field) in enumerate(zip(operand_shape, value.axes, strict=True)):
             if size != shape[axis] or field is None:
                 continue
-            known = axes[axis]
-            if known is None:
+            previous = axes[axis]
+            if previous is None:
                 axes[axis] = field
-            elif known.source == field.source:
-                axes[axis] = known.united(field)
+            elif previous.source == field.source:
+                axes[axis] = previous.union(field)
     return axes
 
 
@@ -265,8 +265,8 @@ def _whole_axes(equation: JaxprEqn, operands: Sequence[Value], shape: Sequence[i
     for axis in whole:
         # The result may be shorter than the operand, so the operand's length counts.
         fields = [value.axes[axis] for value in operands if len(value.axes) == len(shape)]
-        known = next((field for field in fields if field is not None), None)
-        axes[axis] = known and known.everywhere(_operand_shape(equation)[axis])
+        field = next((operand_field for operand_field in fields if operand_field is not None), None)
+        axes[axis] = field and field.everywhere(_operand_shape(equation)[axis])
     return axes
 
 
