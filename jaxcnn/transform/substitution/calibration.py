@@ -57,10 +57,9 @@ class Calibration:
             if key not in functions:
                 functions[key] = _CalibrationFunction(*_traced(problem, signature, arrays, batch), problem.open, arrays)
             self.runs.append(_Run(functions[key], arrays))
-        first, *others = functions.values()
-        if any(other.site_keys != first.site_keys for other in others):
+        self.site_keys = next(iter(functions.values())).site_keys
+        if any(function.site_keys != self.site_keys for function in functions.values()):
             raise ValueError("substitute: calibration inputs must run through the same convolutions in the same order")
-        self.site_keys = first.site_keys
         for function in functions.values():
             function.compile(max(1, _MAX_SEGMENTS // len(functions)))
 
@@ -107,8 +106,10 @@ class Calibration:
         if not shared:
             return fits, errors
         # Layers between the uses of a shared kernel got its chain before this was fitted, so they are fitted again.
-        again, others = self._fit_once(chosen, {**chains, **{i: fits[i] for i in shared}}, chains.keys() - shared)
-        return again, errors | others
+        refits, refit_errors = self._fit_once(
+            chosen, {**chains, **{i: fits[i] for i in shared}}, chains.keys() - shared
+        )
+        return refits, errors | refit_errors
 
     def _fit_once(
         self, chosen: Mapping[int, Option], chains: Mapping[int, KernelChain], indices: Container[int]

@@ -1,4 +1,4 @@
-"""What chains do to results that were not fitted: the error on held-out inputs, and the user's own score."""
+"""Verification of chains on what was not fitted: the error on held-out inputs, and the user's own score."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ Score = Callable[[Callable[..., Any]], Any]
 def split_held_out(batches: Sequence[Any]) -> tuple[list[Any], list[Any]]:
     """Returns the inputs to fit to, and those that are held out: a fifth of them, evenly spread, if there are three."""
     count = max(1, round(_HELD_OUT_SHARE * len(batches))) if len(batches) >= _LEAST_INPUTS else 0
-    held = {round(place) for place in np.linspace(len(batches) - 1, 0, count + 1)[:-1]}
+    held_out = {round(place) for place in np.linspace(len(batches) - 1, 0, count + 1)[:-1]}
     return (
-        [batch for number, batch in enumerate(batches) if number not in held],
-        [batch for number, batch in enumerate(batches) if number in held],
+        [batch for number, batch in enumerate(batches) if number not in held_out],
+        [batch for number, batch in enumerate(batches) if number in held_out],
     )
 
 

@@ -85,7 +85,7 @@ class Layer:
       parameter: values of the parameter.
       schemes: names of the schemes to choose from.
       refusal: reason why the kernel stays dense, or "".
-      is_judged: True if the errors of the options will come from `judge`.
+      is_judged: flag, True if the errors of the options will come from `judge`.
     """
 
     index: int
@@ -277,7 +277,7 @@ class Layer:
 
     @property
     def has_unjudged_kernels(self) -> bool:
-        """Whether `judge` has not been called for every kernel."""
+        """Flag of a layer with kernels for which `judge` has not been called."""
         return len(self._judgements) < len(self.kernels)
 
     def leave_unjudged(self) -> None:

@@ -34,7 +34,7 @@ class _Operation:
     Args:
       kind: "add", "subtract", "multiply", "divide", "maximum" or "minimum".
       other: operand that is not computed from the response.
-      is_first: True if the value that is followed is the first operand.
+      is_first: flag, True if the value that is followed is the first operand.
     """
 
     kind: str
@@ -77,10 +77,10 @@ class ClipLimits:
 
     def of(self, arrays: Sequence[Any]) -> list[Limits]:
         """Returns the limits of each convolution for some arguments of the program."""
-        known = self.program.values(arrays)
-        values = dict(jax.device_get(self._segment.run(known)))
-        for variable in self._axis_of.keys() & known.keys():
-            values[variable] = _feature_values(np, np.asarray(known[variable]), *self._axis_of[variable])
+        arguments = self.program.values(arrays)
+        values = dict(jax.device_get(self._segment.run(arguments)))
+        for variable in self._axis_of.keys() & arguments.keys():
+            values[variable] = _feature_values(np, np.asarray(arguments[variable]), *self._axis_of[variable])
         return [
             _limits(site, operations, values)
             for site, operations in zip(self.program.sites, self._operations, strict=True)

@@ -53,7 +53,7 @@ class Search:
       calibration: responses to which chains are fitted; None to fit them to the weights.
       advance: function that is called with 1 for each weighed layer.
       verification: held-out inputs and the user's score.
-      count: what counts beside the budget.
+      count: name of what counts beside the budget.
     """
 
     def __init__(
@@ -111,8 +111,8 @@ class Search:
             return fit if fit is not None and self.problem.error(fit[1]) <= tolerance else None
 
         lowest = max(self._least_share, share / 3)
-        found = _bisect(fit, lowest, share, _COSTLY_BISECTION_STEPS)
-        return self._solve(chosen, fit=False) if found is None else self._report(*found)
+        best_fit = _bisect(fit, lowest, share, _COSTLY_BISECTION_STEPS)
+        return self._solve(chosen, fit=False) if best_fit is None else self._report(*best_fit)
 
     def at_speedup(self, speedup: float) -> Solution:
         """Returns chains of the least error at a measured speed-up."""
@@ -148,8 +148,8 @@ class Search:
             score = None if fit is None else self.verification.score(fit[1])
             return fit if score is not None and before - score <= loss else None
 
-        found = _bisect(fit, self._least_share, 1.0, _COSTLY_BISECTION_STEPS)
-        return self._report(*found) if found is not None else self._solve({})
+        best_fit = _bisect(fit, self._least_share, 1.0, _COSTLY_BISECTION_STEPS)
+        return self._report(*best_fit) if best_fit is not None else self._solve({})
 
     def expected_errors(self, share: float, error: float) -> list[tuple[float, float]]:
         """Returns larger shares, and about the errors that they would leave where this share leaves an error."""

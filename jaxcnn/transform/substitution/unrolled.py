@@ -188,22 +188,22 @@ class Segment:
 
     Args:
       steps: steps.
-      wanted: variables whose values are asked for, if the steps compute them.
+      variables: variables whose values are asked for, if the steps compute them.
       finish: function of the results by variable, compiled with the steps; its result is that of the segment.
     """
 
     def __init__(
         self,
         steps: Sequence[Step],
-        wanted: Iterable[int],
+        variables: Iterable[int],
         finish: Callable[[Values], Any] = lambda results: results,
     ) -> None:
         self._finish = finish
         computed = {result for step in steps for result in step.results}
-        self.results = sorted(computed & set(wanted))
+        self.results = sorted(computed & set(variables))
         self.steps = needed_steps(steps, self.results)
-        made = {result for step in self.steps for result in step.results}
-        self.reads = sorted({variable for step in self.steps for variable in step.reads} - made)
+        own_results = {result for step in self.steps for result in step.results}
+        self.reads = sorted({variable for step in self.steps for variable in step.reads} - own_results)
         self._run = jax.jit(self._compute)
 
     def _compute(self, inputs: Sequence[Any]) -> Any:
@@ -212,18 +212,18 @@ class Segment:
         return self._finish({result: values[result] for result in self.results})
 
     def run(self, values: Mapping[int, Any]) -> Any:
-        """Returns the wanted results by variable, from the values of the variables that the steps read."""
+        """Returns the results asked for by variable, from the values of the variables that the steps read."""
         return self._run([values[variable] for variable in self.reads]) if self.steps else {}
 
 
 def needed_steps(steps: Sequence[Step], variables: Iterable[int]) -> list[Step]:
     """Returns the steps that some variables depend on, in order."""
-    needed, kept = set(variables), []
+    needed, needed_in_reverse = set(variables), []
     for step in reversed(steps):
         if needed.intersection(step.results):
             needed.update(step.reads)
-            kept.append(step)
-    return kept[::-1]
+            needed_in_reverse.append(step)
+    return needed_in_reverse[::-1]
 
 
 def run_steps(steps: Iterable[Step], values: Values) -> None:
