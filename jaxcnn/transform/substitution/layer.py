@@ -29,7 +29,7 @@ from jaxcnn.transform.jaxpr.equations import avals
 
 _MAX_RANKS_PER_SCHEME = 24
 """Largest number of options of a scheme, evenly spread in the logarithm of their cost."""
-_MAX_OPTION_SHARE = 0.9
+_MAX_OPTION_SHARE = 0.95
 """Largest share of the kernel's multiply-accumulates that an option takes; beyond, no chain is worth its error."""
 _RANK_SEARCH_RADIUS = 40
 """Largest distance to a rank whose features are multiples of 8, which devices compute faster, counted in ranks."""
