@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import jaxcnn
 from benchmarks.shared.arrays import array
 from benchmarks.shared.environment import require
-from benchmarks.shared.small_network import LAYERS, SIZE, kernels, network
+from benchmarks.shared.small_network import LAYERS, SIZE, any_result, kernels, network
 
 from .suite import Case, ConvComparison
 
@@ -30,7 +30,9 @@ class SubstituteNetwork(ConvComparison):
         shape = (1, self.size, self.size, 3)
         x, dense = array(*shape), kernels(self.layers)
         calibration = [(array(*shape, seed=1),)] if calibrated else None
-        substitution = jaxcnn.substitute(network, dense, x, calibration=calibration, **{name: float(value)})
+        substitution = jaxcnn.substitute(
+            network, dense, x, calibration=calibration, **{name: float(value)}, **any_result()
+        )
         return Case(
             lambda dense, chains, x: substitution.apply(chains, x),
             lambda dense, chains, x: network(dense, x),
@@ -52,4 +54,4 @@ class FindSubstitution:
         jax.block_until_ready(jnp.ones(1))
 
     def time_substitute(self):
-        jaxcnn.substitute(network, self.dense, self.x, macs=0.25)
+        jaxcnn.substitute(network, self.dense, self.x, macs=0.25, **any_result())

@@ -278,7 +278,7 @@ class Substituted:
         compilations: list[str] = []
         jax.monitoring.register_event_duration_secs_listener(lambda event, *_, **__: compilations.append(event))
         start = time.perf_counter()
-        substitution = jaxcnn.substitute(network, dense, x, macs=0.25)
+        substitution = jaxcnn.substitute(network, dense, x, macs=0.25, **small_network.any_result())
         search_seconds = time.perf_counter() - start
         values = {"compilations": float(compilations.count(COMPILE_EVENT))}
         calls = {

@@ -1,5 +1,6 @@
 """The demo's third part: LeNet-5 on real digits, its 5x5 kernels replaced by smaller ones and trained further."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -74,6 +75,8 @@ def substitute(
         dict(network),
         verification,
         macs=SHARE,
+        count="macs",
+        max_error=math.inf,
         calibration=calibration,
         schemes=scheme,
         seed=seed,

@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 
 from jaxcnn.transform.substitution import layer as layers
-from jaxcnn.transform.substitution import problem
 from jaxcnn.transform.substitution import search as searching
 from support import fusing
-from support.planted import clock_by_arithmetic
+from support.planted import clock_by_arithmetic, clock_by_layer
 
 
 @pytest.fixture(params=["separate", "reference", "native"])
@@ -47,4 +46,4 @@ def clock_of_macs(monkeypatch, no_long_clock):
 @pytest.fixture
 def chains_twice_as_fast(monkeypatch, no_long_clock):
     """A device on which every chain takes half of its kernel's time."""
-    monkeypatch.setattr(problem.Problem, "milliseconds", lambda self, index, chain: (1.0, 0.5))
+    clock_by_layer(monkeypatch, lambda name: 0.5)

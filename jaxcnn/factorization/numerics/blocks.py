@@ -53,11 +53,16 @@ def grouped_kernel(operation: str, kernel: Any, feature_group_count: int, layout
     return np.moveaxis(blocks, -2, 0)
 
 
-def merged_link(blocks: np.ndarray, dtype: Any) -> Any:
-    """Returns the link `(*window, I, G * O)` of a dtype whose groups are the blocks (G, *window, I, O)."""
+def merged_kernel(blocks: np.ndarray) -> np.ndarray:
+    """Returns the kernel `(*window, I, G * O)` whose groups are the blocks (G, *window, I, O)."""
     merged = np.moveaxis(blocks, 0, -2)
+    return merged.reshape(*merged.shape[:-2], -1)
+
+
+def merged_link(blocks: np.ndarray, dtype: Any) -> Any:
+    """Returns the `merged_kernel` of blocks as an array of JAX's, of a dtype."""
     # NumPy does the cast: `jnp.asarray` compiles a program for each shape, and warns where float64 is switched off.
-    return jax.device_put(merged.reshape(*merged.shape[:-2], -1).astype(jax.dtypes.canonicalize_dtype(dtype)))
+    return jax.device_put(merged_kernel(blocks).astype(jax.dtypes.canonicalize_dtype(dtype)))
 
 
 def chain_of_blocks(links: Iterable[np.ndarray], dtype: Any) -> KernelChain:

@@ -6,6 +6,11 @@ import numpy as np
 
 from jaxcnn.factorization.numerics.svd import left_singular
 
+_MAX_SVD_ROWS = 16
+"""Short side up to which a weighted matrix itself is decomposed, and not its Gram matrix.
+
+Directions of nearly no effect on samples need no digits."""
+
 
 def second_moments(rows: np.ndarray) -> np.ndarray:
     """Returns the mean of x x' over the rows x of each group, (G, n, m) -> (G, m, m), in float64."""
@@ -32,7 +37,7 @@ class MetricSvd:
     def __init__(self, gram: np.ndarray, matrix: np.ndarray, ridge: float):
         self._root = np.swapaxes(np.linalg.cholesky(regularize(gram, ridge)), 1, 2)
         self._weighted = self._root @ matrix
-        self._basis, _ = left_singular(self._weighted)
+        self._basis, _ = left_singular(self._weighted, _MAX_SVD_ROWS)
 
     def truncate(self, rank: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns the factors (G, m, R), whose columns have norm 1, and (G, R, n) of the nearest matrices of rank R."""

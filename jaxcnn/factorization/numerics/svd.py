@@ -15,10 +15,10 @@ Beyond, the Gram matrix of the short side is diagonalised, which is faster. The 
 of the largest, and the vectors are orthonormal to rounding, so only the choice of a rank can differ."""
 
 
-def left_singular(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def left_singular(matrix: np.ndarray, max_svd_rows: int = _MAX_SVD_ROWS) -> tuple[np.ndarray, np.ndarray]:
     """Returns left singular vectors (G, m, r) and singular values (G, r), descending, of (G, m, n); r = min(m, n)."""
     _, rows, columns = matrix.shape
-    if min(rows, columns) <= _MAX_SVD_ROWS:
+    if min(rows, columns) <= max_svd_rows:
         left, values, _ = np.linalg.svd(matrix, full_matrices=False)
         return left, values
     adjoint = np.swapaxes(matrix.conj(), 1, 2)

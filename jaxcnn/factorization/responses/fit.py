@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxcnn.chain import KernelChain
-from jaxcnn.factorization.responses.samples import Responses, Samples, chain_for, in_float32, square_error
+from jaxcnn.factorization.numerics.blocks import dense_blocks, merged_kernel
+from jaxcnn.factorization.responses.samples import Responses, Samples, chain_for
+from jaxcnn.factorization.responses.square_error import SquareError
 from jaxcnn.factorization.responses.start import RIDGE, with_last_link
 from jaxcnn.factorization.responses.whitening import from_inner, link_metrics, to_inner
 
@@ -28,7 +27,7 @@ def refit(
     *,
     kernel: Any = None,
     ridge: float = RIDGE,
-    iterations: int = 30,
+    iterations: int = 16,
     held_out: float = 0.1,
 ) -> KernelChain:
     r"""Returns a chain of the same shapes with the least error of the responses.
@@ -62,14 +61,6 @@ def refit(
     chain_for(responses, "refit", chain)
     if kernel is not None and tuple(kernel.shape) != chain.shape:
         raise ValueError(f"refit: the chain stands for a kernel of shape {chain.shape}, got {tuple(kernel.shape)}")
-    with jax.default_matmul_precision("highest"):
-        return _refit(chain, responses, kernel, ridge, iterations, held_out)
-
-
-def _refit(
-    chain: KernelChain, responses: Responses, kernel: Any, ridge: float, iterations: int, held_out: float
-) -> KernelChain:
-    """Computes `refit`."""
     count = len(responses)
     # The samples held out are evenly spread, because neighbours may be of one image that is unlike the others.
     is_held_out = np.zeros(count, bool)
@@ -77,18 +68,20 @@ def _refit(
     groups = chain.feature_group_count
     fit_samples = Samples(responses.select(~is_held_out), groups)
     choice_samples = Samples(responses.select(is_held_out), groups) if is_held_out.any() else fit_samples
-    centre = jnp.asarray(chain.dense() if kernel is None else kernel, jnp.float32)
+    centre = merged_kernel(dense_blocks(chain)) if kernel is None else np.asarray(kernel)
+    centre = centre.astype(np.float32)
     dtypes = [link.dtype for link in chain.kernels]
-    wide = in_float32(chain)
+    wide = KernelChain(tuple(np.asarray(link, np.float32) for link in chain.kernels), chain.feature_group_counts)
     candidates = [wide, with_last_link(wide, fit_samples, ridge)[0]]
     start = min(candidates, key=fit_samples.error)
     candidates += _descend(start, fit_samples, centre, ridge, iterations)
     best = min(candidates, key=choice_samples.error)
-    links = tuple(link.astype(dtype) for link, dtype in zip(best.kernels, dtypes, strict=True))
+    links = tuple(jax.device_put(link.astype(dtype)) for link, dtype in zip(best.kernels, dtypes, strict=True))
     fitted = KernelChain(links, chain.feature_group_counts)
     # The ridge, rounding to a narrow dtype and the choice by few samples may each have made the chain worse.
-    all_samples = Samples(responses, groups) if choice_samples is not fit_samples else fit_samples
-    return fitted if all_samples.error(fitted) <= all_samples.error(chain) else chain
+    parts = [fit_samples, choice_samples] if choice_samples is not fit_samples else [fit_samples]
+    before, after = (sum(part.square_error(part.responses_of(c)) for part in parts) for c in (chain, fitted))
+    return fitted if after <= before else chain
 
 
 def _descend(chain: KernelChain, samples: Samples, centre: Any, ridge: float, iterations: int) -> list[KernelChain]:
@@ -102,22 +95,25 @@ def _descend(chain: KernelChain, samples: Samples, centre: Any, ridge: float, it
     unit = np.sqrt(samples.scale / (2 * samples.count))
     metrics = link_metrics(chain.kernels, counts, samples.patches, ridge)
     inner = [to_inner(link, *metric) / unit for link, metric in zip(chain.kernels, metrics, strict=True)]
-    whiteners = [tuple(jax.device_put(matrix.astype(np.float32)) for matrix in metric) for metric in metrics]
+    whiteners = [(left.astype(np.float32), right.astype(np.float32)) for left, right in metrics]
     ends = np.cumsum([link.size for link in inner])[:-1]
-    weight = ridge * samples.power * samples.count
+    objective = SquareError(samples, counts, centre, ridge * samples.power * samples.count)
 
-    def links_at(point: np.ndarray) -> list[Any]:
-        """Returns the inner coordinates of each link at a point of the search."""
+    def links_at(point: np.ndarray) -> list[np.ndarray]:
+        """Returns the links at a point of the search."""
         parts = np.split(unit * point, ends)
-        return [part.reshape(link.shape).astype(np.float32) for part, link in zip(parts, inner, strict=True)]
+        return [
+            from_inner(part.reshape(link.shape).astype(np.float32), *pair)
+            for part, link, pair in zip(parts, inner, whiteners, strict=True)
+        ]
 
     def value_and_gradient(point: np.ndarray) -> tuple[float, np.ndarray]:
-        arrays = samples.error_patches, *samples.targets_and_limits
-        value, gradient = _objective(
-            links_at(point), whiteners, arrays, centre, weight, counts=counts, is_depthwise=samples.is_depthwise
-        )
-        flat = np.concatenate([np.asarray(part, np.float64).ravel() for part in gradient])
-        return float(value) / samples.scale, flat * (unit / samples.scale)
+        value, gradient = objective.value_and_gradient(links_at(point))
+        by_inner = [
+            from_inner(part, left.swapaxes(1, 2), right.swapaxes(1, 2)).ravel()
+            for part, (left, right) in zip(gradient, whiteners, strict=True)
+        ]
+        return value / samples.scale, np.concatenate(by_inner).astype(np.float64) * (unit / samples.scale)
 
     points: list[np.ndarray] = []
     result = optimize.minimize(
@@ -130,28 +126,4 @@ def _descend(chain: KernelChain, samples: Samples, centre: Any, ridge: float, it
     )
     step = _STEPS_BETWEEN_CANDIDATES
     candidates = [*points[step - 1 : -1 : step], result.x]
-    return [
-        KernelChain(_links_of_inner(links_at(point), whiteners), counts)
-        for point in candidates
-        if np.isfinite(point).all()
-    ]
-
-
-@jax.jit
-def _links_of_inner(links: Sequence[Any], whiteners: Any) -> tuple[Any, ...]:
-    """Returns the links of inner coordinates, with the two matrices of `link_metrics` for each link."""
-    return tuple(from_inner(link, *pair) for link, pair in zip(links, whiteners, strict=True))
-
-
-@partial(jax.jit, static_argnames=("counts", "is_depthwise"))
-def _objective(
-    links: Any, whiteners: Any, arrays: Any, centre: Any, weight: Any, *, counts: Any, is_depthwise: bool
-) -> Any:
-    """Returns the sum that `refit` minimises, and its derivative by the inner coordinates of the links."""
-
-    def value(links: Any) -> Any:
-        chain = KernelChain(_links_of_inner(links, whiteners), counts)
-        error = square_error(chain, *arrays, is_depthwise=is_depthwise)
-        return error + weight * jnp.sum(jnp.square(chain.dense() - centre))
-
-    return jax.value_and_grad(value)(links)
+    return [KernelChain(tuple(links_at(point)), counts) for point in candidates if np.isfinite(point).all()]

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from functools import cached_property, partial
+from collections.abc import Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxcnn.chain import KernelChain
-from jaxcnn.factorization.responses.whitening import features
+from jaxcnn.factorization.numerics.blocks import dense_blocks
+from jaxcnn.factorization.responses.whitening import features, merged_groups, product, window_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,63 +69,61 @@ class Responses:
 
 
 class Samples:
-    """Holds `Responses` in the form that a fit reads: on the device, the window's axes first.
+    """Holds `Responses` in the form that a fit reads: in float32 on the host, the window's axes first.
 
     `scale` is the squared norm of the clipped targets less their mean, which a relative error is relative to, and
     `power` the mean square of the patches.
 
     Args:
-      responses: Samples on the host.
+      responses: Samples.
       groups: Number of groups of the kernels.
     """
 
     def __init__(self, responses: Responses, groups: int):
         self.is_depthwise = 1 < groups == responses.patches.shape[-1]
         # In (*window, N, I), a link is one product for each tap, of rows that lie side by side in memory.
-        self.patches = jnp.asarray(np.ascontiguousarray(np.moveaxis(responses.patches, 0, -2)))
-        targets = jnp.asarray(responses.targets)
-        low, high = (jnp.asarray(np.atleast_2d(limit)) for limit in (responses.low, responses.high))
-        self.targets_and_limits = targets, low, high
-        clipped = np.clip(responses.targets, responses.low, responses.high)
+        self.patches = np.moveaxis(responses.patches, 0, -2)
+        self.targets = responses.targets
+        self.low, self.high = (np.atleast_2d(limit) for limit in (responses.low, responses.high))
+        self.wanted = np.clip(self.targets, self.low, self.high)
         self.count = len(responses)
-        self.scale = float(np.square(clipped - clipped.mean(0), dtype=np.float64).sum())
+        self.scale = float(np.square(self.wanted - self.wanted.mean(0), dtype=np.float64).sum())
         self.power = float(np.square(responses.patches).mean(dtype=np.float64))
+        self._rows: dict[tuple[Any, int], np.ndarray] = {}
 
-    @cached_property
-    def error_patches(self) -> Any:
-        """Returns the patches for `square_error`: (C, taps, N) for depthwise kernels, else (*window, N, I)."""
-        if not self.is_depthwise:
-            return self.patches
-        return jnp.moveaxis(self.patches, -1, 0).reshape(self.patches.shape[-1], -1, self.count)
+    def rows(self, window: Sequence[int], groups: int) -> np.ndarray:
+        """Returns the inputs of a first link at all places, (G, n, taps * I / groups), kept for the next chain."""
+        key = tuple(window), groups
+        if key not in self._rows:
+            self._rows = {key: np.ascontiguousarray(window_rows(self.patches, window, groups))}
+        return self._rows[key]
+
+    def responses_of(self, chain: KernelChain) -> np.ndarray:
+        """Returns the responses (N, O) of a chain."""
+        if self.is_depthwise:
+            # One product with the dense kernel is faster than one for each link.
+            dense = dense_blocks(chain).astype(np.float32)
+            return merged_groups(
+                self.rows(chain.shape[:-2], len(dense)) @ dense.reshape(len(dense), -1, dense.shape[-1])
+            )
+        first, *later = (np.asarray(link, np.float32) for link in chain.kernels)
+        counts = chain.feature_group_counts
+        x = product(self.rows(first.shape[:-2], counts[0]), first, counts[0], self.patches.shape[:-1])
+        return features(later, counts[1:], x).reshape(self.targets.shape)
+
+    def square_error(self, responses: np.ndarray) -> float:
+        """Returns the squared error of responses (N, O), behind the nonlinearity."""
+        return float(np.square(np.clip(responses, self.low, self.high) - self.wanted).sum(dtype=np.float64))
 
     def error(self, chain: KernelChain) -> float:
         """Returns the `response_error` of a chain."""
-        arrays = self.error_patches, *self.targets_and_limits
-        square = square_error(in_float32(chain), *arrays, is_depthwise=self.is_depthwise)
-        return self.relative(float(square))
+        return self.relative(self.square_error(self.responses_of(chain)))
 
     def relative(self, square: float) -> float:
         """Returns the `response_error` of a squared error."""
         if self.scale == 0:
             return 0.0 if square == 0 else float("inf")
         return float(np.sqrt(square / self.scale))
-
-
-def in_float32(chain: KernelChain) -> KernelChain:
-    """Returns the chain with its links in float32."""
-    return KernelChain(tuple(jnp.asarray(link, jnp.float32) for link in chain.kernels), chain.feature_group_counts)
-
-
-@partial(jax.jit, static_argnames=("is_depthwise",))
-def square_error(chain: KernelChain, patches: Any, targets: Any, low: Any, high: Any, *, is_depthwise: bool) -> Any:
-    """Returns the squared error of a chain's responses to `Samples.error_patches`, behind the nonlinearity."""
-    if is_depthwise:
-        # One product with the dense kernel is faster than one for each link and tap.
-        dense = chain.dense().reshape(patches.shape[1], patches.shape[0], -1)
-        predicted = (dense.transpose(1, 2, 0) @ patches).reshape(-1, len(targets)).T  # (C, M, taps) @ (C, taps, N)
-    else:
-        predicted = features(chain.kernels, chain.feature_group_counts, patches).reshape(targets.shape)
-    return jnp.sum(jnp.square(jnp.clip(predicted, low, high) - jnp.clip(targets, low, high)))
 
 
 def response_error(kernel: Any, responses: Responses) -> float:
@@ -143,9 +140,8 @@ def response_error(kernel: Any, responses: Responses) -> float:
     Raises:
       ValueError: a kernel that does not fit the samples.
     """
-    with jax.default_matmul_precision("highest"):
-        chain = chain_for(responses, "response_error", kernel)
-        return Samples(responses, chain.feature_group_count).error(chain)
+    chain = chain_for(responses, "response_error", kernel)
+    return Samples(responses, chain.feature_group_count).error(chain)
 
 
 def chain_for(responses: Responses, operation: str, kernel: Any) -> KernelChain:

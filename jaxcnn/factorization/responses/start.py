@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxcnn.chain import KernelChain
 from jaxcnn.factorization.numerics.blocks import chain_of_blocks, grouped_kernel
 from jaxcnn.factorization.numerics.metric_svd import regularize
 from jaxcnn.factorization.responses.samples import Responses, Samples
-from jaxcnn.factorization.responses.whitening import MAX_METRIC_SAMPLES, features, window_rows
+from jaxcnn.factorization.responses.whitening import (
+    MAX_METRIC_SAMPLES,
+    features,
+    grouped,
+    merged_groups,
+    product,
+    window_rows,
+)
 from jaxcnn.factorization.schemes.registry import SCHEMES
 from jaxcnn.factorization.schemes.scheme import LayerSamples
 
 RIDGE = 1e-3
 """Weight of the distance to the kernel beside the error of the responses, relative to the mean square of the inputs."""
 
-_LAST_LINK_ROUNDS = 3
-"""Rounds of least squares for the last link."""
+_LAST_LINK_ROUNDS, _ROUNDS_OF_A_JUDGEMENT = 3, 2
+"""Rounds of least squares for the last link, before a fit and for an error alone."""
 
 
 class ResponseFits:
@@ -40,13 +47,31 @@ class ResponseFits:
         # All ranks of a scheme share its metric, the slowest part of a start.
         self._starts = cache(lambda scheme: _start_of(kernel, scheme, responses, feature_group_count, ridge))
         self._ridge = ridge
+        self._widest: dict[str, tuple[int, KernelChain, _Design]] = {}
 
     def at(self, scheme: str, rank: Any) -> tuple[KernelChain, float]:
-        """Returns the chain of a scheme at a rank, as its function takes it, and its error, which `refit` lowers."""
-        with jax.default_matmul_precision("highest"):
-            start = self._starts(scheme)(rank)
-            chain, square = with_last_link(start, self._samples, self._ridge)
+        """Returns the chain of a scheme at a rank, as its function takes it, and its error, which `refit` lowers.
+
+        A rank after a larger one of the same scheme takes little time.
+        """
+        start, design = self._start_and_design(scheme, rank)
+        chain, square = with_last_link(start, self._samples, self._ridge, design, _ROUNDS_OF_A_JUDGEMENT)
         return chain, self._samples.relative(square)
+
+    def _start_and_design(self, scheme: str, rank: Any) -> tuple[KernelChain, _Design]:
+        if scheme in self._widest and isinstance(rank, int) and rank <= self._widest[scheme][0]:
+            widest, chain, design = self._widest[scheme]
+            is_between = np.tile(np.arange(widest) < rank, chain.kernels[0].shape[-1] // widest)
+            first, last = (np.asarray(link) for link in chain.kernels)
+            is_input = is_between.reshape(chain.feature_group_counts[1], -1)[0]
+            links = first[..., is_between], last[..., is_input, :]
+            return KernelChain(links, chain.feature_group_counts), design.with_inputs(is_input)
+        chain = self._starts(scheme)(rank)
+        design = _Design.of(chain, self._samples)
+        if SCHEMES[scheme].start is not None and isinstance(rank, int) and len(chain.kernels) == 2:
+            # The first link at a smaller rank is the beginning of this one, and so are the inputs of the last link.
+            self._widest[scheme] = rank, chain, design
+        return chain, design
 
 
 def response_start(
@@ -90,17 +115,57 @@ def _start_of(
     return lambda rank: chain_of_blocks(links(rank), np.asarray(kernel).dtype)
 
 
-def solve_last_link(chain: KernelChain, responses: Responses, ridge: float = RIDGE) -> KernelChain:
-    """Returns the chain with the best last link for the responses: a fast step that makes most of the gain of `refit`.
+def solve_last_link(chain: KernelChain, responses: Responses, ridge: float = RIDGE) -> tuple[KernelChain, float]:
+    """Returns the chain with the best last link for the responses, and its error.
+
+    It is a fast step that makes most of the gain of `refit`.
 
     Args:
       chain, responses, ridge: Arguments of `refit`.
     """
-    with jax.default_matmul_precision("highest"):
-        return with_last_link(chain, Samples(responses, chain.feature_group_count), ridge)[0]
+    samples = Samples(responses, chain.feature_group_count)
+    solved, square = with_last_link(chain, samples, ridge)
+    return solved, samples.relative(square)
 
 
-def with_last_link(chain: KernelChain, samples: Samples, ridge: float) -> tuple[KernelChain, float]:
+@dataclasses.dataclass(frozen=True)
+class _Design:
+    """Inputs of a chain's last link.
+
+    Args:
+      rows: Inputs at all samples, (G, N, taps * I).
+      gram: Second moments of the rows, (G, taps * I, taps * I), in float64.
+    """
+
+    rows: np.ndarray
+    gram: np.ndarray
+
+    @classmethod
+    def of(cls, chain: KernelChain, samples: Samples) -> _Design:
+        """Returns the inputs of a chain's last link at the samples."""
+        *head, last = (np.asarray(link, np.float32) for link in chain.kernels)
+        counts = chain.feature_group_counts
+        if not head:
+            rows = samples.rows(last.shape[:-2], counts[0])
+        else:
+            places = samples.patches.shape[:-1]
+            x = product(samples.rows(head[0].shape[:-2], counts[0]), head[0], counts[0], places)
+            rows = window_rows(features(head[1:], counts[1:-1], x), last.shape[:-2], counts[-1])
+        return cls(rows, np.asarray(rows.swapaxes(1, 2) @ rows, np.float64))
+
+    def with_inputs(self, mask: np.ndarray) -> _Design:
+        """Returns the rows with some of the link's inputs alone, of all taps."""
+        columns = np.flatnonzero(np.tile(mask, self.rows.shape[-1] // len(mask)))
+        return _Design(self.rows[..., columns], self.gram[:, columns[:, None], columns])
+
+
+def with_last_link(
+    chain: KernelChain,
+    samples: Samples,
+    ridge: float,
+    design: _Design | None = None,
+    rounds: int = _LAST_LINK_ROUNDS,
+) -> tuple[KernelChain, float]:
     """Returns the chain with the best last link for the samples, limits included, and its squared error.
 
     The method is majorisation. Each round is a least-squares problem whose targets are the samples' own, except where
@@ -109,42 +174,23 @@ def with_last_link(chain: KernelChain, samples: Samples, ridge: float) -> tuple[
     """
     from scipy import linalg
 
+    design = design or _Design.of(chain, samples)
     *head, last = chain.kernels
     groups = chain.feature_group_counts[-1]
-    design, gram = _design(head, last.shape[:-2], chain.feature_group_counts, samples.patches)
-    normal = regularize(np.asarray(gram, np.float64), ridge)
-    size = normal.shape[-1]
-    factors = [linalg.cho_factor(block) for block in normal]
-    blocks = np.asarray(last, np.float64).reshape(size, groups, -1).swapaxes(0, 1)  # (G, taps I, O)
-    for _ in range(_LAST_LINK_ROUNDS):
-        moments, _ = _moments(design, blocks.astype(np.float32), *samples.targets_and_limits)
-        moments = np.asarray(moments, np.float64)
+    rows = design.rows
+    factors = [linalg.cho_factor(block, check_finite=False) for block in regularize(design.gram, ridge)]
+    link = grouped(np.asarray(last, np.float64), groups)  # (G, taps I, O)
+    responses = merged_groups(rows @ link.astype(np.float32))
+    dtype = jax.dtypes.canonicalize_dtype(last.dtype)
+    for _ in range(rounds):
+        goals = np.where(samples.targets <= samples.low, np.minimum(responses, samples.low), samples.targets)
+        goals = np.where(samples.targets >= samples.high, np.maximum(responses, samples.high), goals)
+        missing = (goals - responses).reshape(len(goals), groups, -1).swapaxes(0, 1)
+        moments = rows.swapaxes(1, 2) @ missing
         # Each round is a step from the present link, so the ridge holds it there and not at zero.
-        blocks = blocks + np.stack([linalg.cho_solve(f, m) for f, m in zip(factors, moments, strict=True)])
-    solved = blocks.swapaxes(0, 1).reshape(last.shape).astype(last.dtype)
-    rounded = solved.astype(np.float32).reshape(size, groups, -1).swapaxes(0, 1)
-    # The program of the rounds computes this error too, so no other one is compiled.
-    _, square = _moments(design, rounded, *samples.targets_and_limits)
-    return KernelChain((*head, jax.device_put(solved)), chain.feature_group_counts), float(square)
-
-
-@partial(jax.jit, static_argnames=("window", "counts"))
-def _design(head: Any, window: Any, counts: Any, patches: Any) -> Any:
-    """Returns the inputs of the last link, (G, N, taps I), and their second moments."""
-    rows = window_rows(features(head, counts[:-1], patches), window, counts[-1])
-    return rows, rows.swapaxes(1, 2) @ rows
-
-
-@jax.jit
-def _moments(design: Any, link: Any, targets: Any, low: Any, high: Any) -> tuple[Any, Any]:
-    """Returns design' (targets - responses) by groups, and the squared error behind the nonlinearity.
-
-    A target beyond a limit is replaced by a response that is beyond the limit too.
-    """
-    groups, count, _ = design.shape
-    responses = (design @ link).swapaxes(0, 1).reshape(count, -1)
-    goals = jnp.where(targets <= low, jnp.minimum(responses, low), targets)
-    goals = jnp.where(targets >= high, jnp.maximum(responses, high), goals)
-    residuals = (goals - responses).reshape(count, groups, -1).swapaxes(0, 1)
-    square = jnp.sum(jnp.square(jnp.clip(responses, low, high) - jnp.clip(targets, low, high)))
-    return design.swapaxes(1, 2) @ residuals, square
+        steps = [linalg.cho_solve(f, m, check_finite=False) for f, m in zip(factors, moments, strict=True)]
+        link = (link + np.stack(steps)).astype(dtype).astype(np.float64)
+        responses = merged_groups(rows @ link.astype(np.float32))
+    solved = link.swapaxes(0, 1).reshape(last.shape).astype(dtype)
+    links = *(jax.device_put(np.asarray(kernel)) for kernel in head), jax.device_put(solved)
+    return KernelChain(links, chain.feature_group_counts), samples.square_error(responses)

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from jaxcnn.factorization.numerics.metric_svd import regularize
 
@@ -26,63 +22,65 @@ Metric = tuple[np.ndarray, np.ndarray]
 """Matrices (G, m, m) and (G, n, n), left and right of a link's inner coordinates."""
 
 
-def features(kernels: Sequence[Any], counts: Sequence[int], patches: Any) -> Any:
+def features(kernels: Sequence[Any], counts: Sequence[int], patches: Any) -> np.ndarray:
     """Returns the results (*rest, N, F) of convolutions without padding in a row, of patches (*window, N, I)."""
-    x = patches
+    x = np.asarray(patches)
     for kernel, groups in zip(kernels, counts, strict=True):
-        window = kernel.shape[:-2]
-        if x.shape[:-2] == window and math.prod(window) > 1:
-            x = _whole_window(x, kernel, groups)
-        else:
-            # One product for each tap, of all places together, is few products of many rows.
-            x = sum(_product(inputs, kernel[tap], groups) for tap, inputs in _taps(x, window))
+        x = product(window_rows(x, kernel.shape[:-2], groups), np.asarray(kernel), groups, x.shape[:-1])
     return x
 
 
-def _whole_window(x: Any, kernel: Any, groups: int) -> Any:
-    """Returns `features` for a kernel as large as its input, by a loop over taps, which compiles and runs faster."""
+def product(rows: np.ndarray, kernel: np.ndarray, groups: int, places: Sequence[int]) -> np.ndarray:
+    """Returns the results (*rest, N, F) of a kernel for its stacked inputs, of an image (*window, N, I).
 
-    def add(total: Any, tap: Any) -> tuple[Any, None]:
-        inputs, matrix = tap
-        return total + _product(inputs, matrix, groups), None
-
-    window, rows = x.shape[:-2], x.shape[-2:]
-    start = jnp.zeros((rows[0], kernel.shape[-1]), jnp.result_type(x, kernel))
-    taps = x.reshape(-1, *rows), kernel.reshape(-1, *kernel.shape[-2:])
-    return lax.scan(add, start, taps)[0].reshape(*[1] * len(window), *start.shape)
-
-
-def _taps(x: Any, window: Sequence[int]) -> list[tuple[tuple[int, ...], Any]]:
-    """Returns the taps of a window, each with its inputs (*rest, N, I) in (*window, N, I)."""
-    rest = [full - extent + 1 for full, extent in zip(x.shape[:-2], window, strict=True)]
-    return [
-        (tap, x[tuple(slice(t, t + size) for t, size in zip(tap, rest, strict=True))]) for tap in np.ndindex(*window)
-    ]
+    Args:
+      rows: Inputs of the kernel, as `window_rows` returns them.
+      kernel: Kernel, HWIO.
+      groups: Number of its groups.
+      places: Sizes of the image's axes but the last, (*window, N).
+    """
+    results = merged_groups(rows @ grouped(kernel, groups))
+    return results.reshape(*rest_of(places[:-1], kernel.shape[:-2]), places[-1], -1)
 
 
-def _product(x: Any, matrix: Any, groups: int) -> Any:
-    """Returns (..., I) times (I / groups, O), group by group."""
-    if groups == 1:
-        return x @ matrix
-    split, blocks = x.reshape(*x.shape[:-1], groups, -1), matrix.reshape(len(matrix), groups, -1)
-    return jnp.einsum("...gi,igo->...go", split, blocks).reshape(*x.shape[:-1], -1)
+def grouped(kernel: np.ndarray, groups: int) -> np.ndarray:
+    """Returns a kernel, HWIO, as the matrix of each group, (G, taps * I, O / G)."""
+    return kernel.reshape(-1, groups, kernel.shape[-1] // groups).swapaxes(0, 1)
 
 
-def window_rows(x: Any, window: Sequence[int], groups: int) -> Any:
+def merged_groups(results: np.ndarray) -> np.ndarray:
+    """Returns (G, n, F) as (n, G * F)."""
+    return results[0] if len(results) == 1 else results.swapaxes(0, 1).reshape(results.shape[1], -1)
+
+
+def rest_of(window: Sequence[int], kernel_window: Sequence[int]) -> tuple[int, ...]:
+    """Returns the sizes that a kernel without padding leaves of a window."""
+    return tuple(full - extent + 1 for full, extent in zip(window, kernel_window, strict=True))
+
+
+def window_rows(x: np.ndarray, window: Sequence[int], groups: int) -> np.ndarray:
     """Returns the inputs of a window at all places of (*window, N, I) as rows (G, n, taps * I / groups)."""
-    rows = jnp.stack([inputs.reshape(-1, groups, x.shape[-1] // groups) for _, inputs in _taps(x, window)], axis=2)
-    return jnp.moveaxis(rows, 1, 0).reshape(groups, rows.shape[0], -1)
+    if math.prod(window) == 1:
+        rows = x.reshape(-1, groups, x.shape[-1] // groups)
+        return rows.swapaxes(0, 1)
+    taps = [x[place].reshape(-1, groups, x.shape[-1] // groups) for place in tap_places(x.shape[:-2], window)]
+    rows = np.stack(taps, axis=2)  # (n, G, taps, I / G)
+    return np.moveaxis(rows, 1, 0).reshape(groups, rows.shape[0], -1)
 
 
-@partial(jax.jit, static_argnames=("counts",))
-def _grams(kernels: Any, counts: tuple[int, ...], patches: Any) -> list[Any]:
+def tap_places(full: Sequence[int], window: Sequence[int]) -> list[tuple[slice, ...]]:
+    """Returns the part of a full window that each tap of a smaller one meets."""
+    rest = rest_of(full, window)
+    return [tuple(slice(t, t + size) for t, size in zip(tap, rest, strict=True)) for tap in np.ndindex(*window)]
+
+
+def _grams(kernels: Sequence[np.ndarray], counts: tuple[int, ...], patches: np.ndarray) -> list[np.ndarray]:
     """Returns second moments of each link's inputs: (G, taps I, taps I), or (G, I, I) for all taps of a large link."""
     moments, x = [], patches
     for kernel, groups in zip(kernels, counts, strict=True):
         window, size = kernel.shape[:-2], kernel.shape[-2]
-        if math.prod(window) * size > _MAX_METRIC_INPUTS:
-            window = (1,) * len(window)
-        rows = window_rows(x, window, groups)
+        is_large = math.prod(window) * size > _MAX_METRIC_INPUTS
+        rows = window_rows(x, (1,) * len(window) if is_large else window, groups)
         moments.append(rows.swapaxes(1, 2) @ rows / rows.shape[1])
         x = features([kernel], [groups], x)
     return moments
@@ -94,7 +92,8 @@ def link_metrics(kernels: Sequence[Any], counts: tuple[int, ...], patches: Any, 
     The second derivative of the squared error by a link is nearly a Kronecker product: second moments of its inputs
     times those of its outputs' effect on the responses. The second derivative by `inner` is near the identity.
     """
-    grams = _grams(kernels, counts, patches[..., :: max(1, patches.shape[-2] // MAX_METRIC_SAMPLES), :])
+    links = [np.asarray(kernel, np.float32) for kernel in kernels]
+    grams = _grams(links, counts, patches[..., :: max(1, patches.shape[-2] // MAX_METRIC_SAMPLES), :])
     wide = [np.asarray(kernel, np.float64) for kernel in kernels]
     lefts = (_inverse_root(np.asarray(gram, np.float64), ridge) for gram in grams)
     rights = (_inverse_root(_downstream(wide, counts, index), ridge).swapaxes(1, 2) for index in range(len(wide)))
@@ -131,13 +130,11 @@ def _inverse_root(gram: np.ndarray, ridge: float) -> np.ndarray:
     return np.swapaxes(np.linalg.inv(np.linalg.cholesky(regularize(gram, ridge))), 1, 2)
 
 
-def from_inner(inner: Any, left: Any, right: Any) -> Any:
+def from_inner(inner: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """Returns a link from its inner coordinates: left @ inner @ right, group by group."""
     groups, rows, columns = left.shape[0], left.shape[1], right.shape[1]
-    blocks = inner.reshape(-1, rows, groups, columns)
-    if groups == 1:
-        return (left[0] @ blocks[:, :, 0] @ right[0]).reshape(inner.shape)
-    return jnp.einsum("gij,tjgo,gop->tigp", left, blocks, right).reshape(inner.shape)
+    blocks = np.moveaxis(inner.reshape(-1, rows, groups, columns), 2, 0)  # (G, t, rows, columns)
+    return np.moveaxis(left[:, None] @ blocks @ right[:, None], 0, 2).reshape(inner.shape)
 
 
 def to_inner(link: Any, left: np.ndarray, right: np.ndarray) -> np.ndarray:

@@ -116,6 +116,12 @@ class Scheme:
         """Returns whether the ranks are all pairs, whose errors are known as upper bounds only."""
         return self.cheapest_pair is not None
 
+    def ranks_alone(self, blocks: np.ndarray) -> RankTable:
+        """Returns the ranks of a kernel by groups without their errors, for a scheme that truncates one matrix."""
+        if self.matrices is None or len(matrices := self.matrices(blocks)) != 1:
+            return self.ranks(blocks)
+        return all_up_to(min(matrices[0].shape[1:])), None
+
     def require(self, operation: str, shape: Shape) -> None:
         """Refuses a shape that the scheme cannot represent."""
         reason = self.refusal(shape)

@@ -2,33 +2,34 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections import Counter
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxcnn.chain import KernelChain
 from jaxcnn.factorization.responses.samples import Responses
-from jaxcnn.transform.chains.find_kernels import find_kernels
+from jaxcnn.transform.chains.find_kernels import KernelUses, Site, find_kernels
+from jaxcnn.transform.chains.placement import Placement
 from jaxcnn.transform.jaxpr.signature import flatten_call
+from jaxcnn.transform.progress import Advance
 from jaxcnn.transform.substitution.layer import Layer, Option
-from jaxcnn.transform.substitution.paired_walk import (
-    Stop,
-    Walk,
-    is_fitted,
-    kernel_numbers,
-    run_in_step,
-    samples,
-    side_by_side,
-)
+from jaxcnn.transform.substitution.nonlinearity import ClipLimits, Limits
 from jaxcnn.transform.substitution.problem import Problem
+from jaxcnn.transform.substitution.samples import chosen_places, is_fitted, patches_at, responses_at
+from jaxcnn.transform.substitution.unrolled import Segment, UnrolledProgram, Values, needed_steps
 
+_MAX_SEGMENTS = 16
+"""Largest number of programs in which the function is computed on calibration inputs."""
 _MAX_SAMPLES = 6000
-"""Largest number of sampled positions of a layer, in all calibration inputs together."""
+"""Largest number of sampled positions to which a chain is fitted, in all calibration inputs together."""
+_MAX_SAMPLES_JUDGED = 2000
+"""Largest number of sampled positions by which the ranks of a layer are judged."""
 _SAMPLES_PER_WEIGHT = 60
 """Samples for each weight of an output feature: depthwise kernels have few weights, and patches of many features."""
 
@@ -40,73 +41,58 @@ class Calibration:
       problem: function and its layers.
       batches: inputs, each a tuple of the arguments after the parameters.
       seed: seed for the sampled positions.
-      advance: function that is called with the number of finished layers, or parts of one.
+      advance: function that is called with the number of finished layers, or parts of one, and what is done next.
     """
 
-    def __init__(
-        self, problem: Problem, batches: Sequence[tuple[Any, ...]], seed: int, advance: Callable[[float], None]
-    ) -> None:
+    def __init__(self, problem: Problem, batches: Sequence[tuple[Any, ...]], seed: int, advance: Advance) -> None:
         self.problem, self.seed, self.advance = problem, seed, advance
-        self.traces = []
+        self.runs: list[_Run] = []
+        functions: dict[Any, _CalibrationFunction] = {}
         for batch in batches:
             signature, arrays = flatten_call("substitute", (problem.params, *batch), {})
             if any(isinstance(array, jax.ShapeDtypeStruct) for array in arrays):
                 raise TypeError("substitute: calibration must hold arrays, got a jax.ShapeDtypeStruct")
-            shapes = ", ".join(str(getattr(leaf, "shape", repr(leaf))) for leaf in jax.tree.leaves(batch))
-            try:
-                closed = jax.make_jaxpr(signature.flat(problem.f))(*arrays)
-            except Exception as error:
-                error.add_note(
-                    f"substitute called f with params and an item of calibration, of shapes {shapes}; an item must be "
-                    "all that follows params, as a tuple where that is more than one array"
-                )
-                raise
-            kernels, _ = find_kernels(closed, problem.dense)
-            if not kernels.keys() & problem.layers.keys():
-                raise ValueError(f"substitute: of an item of calibration, of shapes {shapes}, f makes no convolution")
-            self.traces.append((closed, kernels, arrays))
+            arrays = [jax.device_put(array) for array in arrays]
+            key = signature, tuple(array.aval for array in arrays)
+            if key not in functions:
+                functions[key] = _CalibrationFunction(*_traced(problem, signature, arrays, batch), problem.open, arrays)
+            self.runs.append(_Run(functions[key], arrays))
+        self.site_keys = next(iter(functions.values())).site_keys
+        if any(function.site_keys != self.site_keys for function in functions.values()):
+            raise ValueError("substitute: calibration inputs must run through the same convolutions in the same order")
+        for function in functions.values():
+            function.compile(max(1, _MAX_SEGMENTS // len(functions)))
 
     @cached_property
     def uses(self) -> Counter[tuple[int, int]]:
         """Number of uses of each kernel, by layer and position in the layer's stack."""
-        number_of_uses: Counter[tuple[int, int]] = Counter()
-
-        def count(stops: list[Stop]) -> None:
-            number_of_uses[_kernel_key(stops)] += 1
-
-        run_in_step(self._walks({}, self.problem.open), count)
-        return number_of_uses
-
-    def _walks(self, chains: Mapping[int, KernelChain], indices: Container[int]) -> list[Walk]:
-        """Returns walks of all batches that stop at the layers that can be fitted."""
-        walks = []
-        for closed, kernels, arrays in self.traces:
-            fits = {index: uses for index, uses in kernels.items() if index in indices and is_fitted(uses)}
-            sites = {site.path: (index, site) for index, uses in fits.items() for site in uses.sites}
-            dense = [jnp.asarray(array) for array in arrays]
-            substituted = list(dense)
-            for index, chain in chains.items():
-                if index not in fits:
-                    substituted[index] = self.problem.layers[index].array(chain)
-            for index, uses in fits.items():
-                if uses.placement.stack:
-                    substituted[index] = kernel_numbers(uses.placement, dense[index])
-            walks.append(side_by_side(closed, dense, substituted, sites))
-        return walks
+        return Counter(self.site_keys)
 
     def judge(self) -> None:
         """Replaces the errors of the weights in the layers' options by errors of responses."""
-        pool = _SamplePool(self.seed, self.uses)
-
-        def visit(stops: list[Stop]) -> None:
-            index, number = _kernel_key(stops)
-            layer = self.problem.layers[index]
-            responses = pool.responses(stops, layer)
-            if responses is not None:
-                layer.judge(number, stops[0].site, responses)
-                self.advance(1 / len(layer.kernels))
-
-        run_in_step(self._walks({}, self.problem.open), visit)
+        pool = _SamplePool(self, _MAX_SAMPLES_JUDGED)
+        for index, _ in self.uses:
+            self.problem.layers[index].is_judged = True
+        states = [run.start({}) for run in self.runs]
+        for segment, part in enumerate(self.segments):
+            # One batch after the other, since the images of all batches together take much memory.
+            for batch, (run, state) in enumerate(zip(self.runs, states, strict=True)):
+                results = run.function.run(segment, state)
+                for ordinal in part.ordinals:
+                    pool.add_responses(ordinal, batch, run.response(ordinal, results))
+                    pool.add_patches(ordinal, batch, run.image(ordinal, state, results))
+                run.function.proceed(segment, state, results)
+            for ordinal in part.ordinals:
+                index, number = self.site_keys[ordinal]
+                layer = self.problem.layers[index]
+                self.advance(0, f"Judging chains of {layer.name}")
+                responses = pool.responses(ordinal)
+                if responses is not None:
+                    layer.judge(number, self.site(ordinal), responses)
+                    self.advance(1 / len(layer.kernels))
+        for index in {index for index, _ in self.uses}:
+            if self.problem.layers[index].has_unjudged_kernels:
+                self.problem.layers[index].leave_unjudged()
 
     def fit(
         self, chosen: Mapping[int, Option], chains: Mapping[int, KernelChain]
@@ -128,65 +114,255 @@ class Calibration:
     def _fit_once(
         self, chosen: Mapping[int, Option], chains: Mapping[int, KernelChain], indices: Container[int]
     ) -> tuple[dict[int, KernelChain], dict[int, float]]:
-        """Fits the chains of some layers in one walk; returns all chains, and the errors of those that were fitted."""
-        layers, pool = self.problem.layers, _SamplePool(self.seed, self.uses)
+        layers, pool = self.problem.layers, _SamplePool(self, _MAX_SAMPLES)
         parts = {index: layers[index].unstack(chain) for index, chain in chains.items()}
+        arrays = {index: layers[index].array(chain) for index, chain in chains.items()}
         errors: dict[int, list[float]] = {}
-
-        def visit(stops: list[Stop]) -> KernelChain:
-            index, number = _kernel_key(stops)
-            layer, site = layers[index], stops[0].site
-            responses = pool.responses(stops, layer)
-            if responses is not None:
-                parts[index][number], error = layer.fit(number, site, chosen[index], responses)
-                errors.setdefault(index, []).append(error)
-                self.advance(1 / len(layer.kernels))
-            return layer.links(site, parts[index][number])
-
-        run_in_step(self._walks(chains, indices), visit)
+        dense_states = [run.start({}) for run in self.runs]
+        states = [run.start(arrays) for run in self.runs]
+        for segment, part in enumerate(self.segments):
+            ordinals = [ordinal for ordinal in part.ordinals if self.site_keys[ordinal][0] in indices]
+            for batch, (run, state) in enumerate(zip(self.runs, dense_states, strict=True)):
+                results = run.function.run(segment, state)
+                for ordinal in ordinals:
+                    pool.add_responses(ordinal, batch, run.response(ordinal, results))
+                run.function.proceed(segment, state, results)
+            for ordinal in ordinals:
+                index, number = self.site_keys[ordinal]
+                self.advance(0, f"Fitting the chain of {layers[index].name}")
+                for batch, (run, state) in enumerate(zip(self.runs, states, strict=True)):
+                    # What the first convolution of a segment meets is known before the segment.
+                    results = {} if ordinal == part.ordinals[0] else run.function.run(segment, state)
+                    pool.add_patches(ordinal, batch, run.image(ordinal, state, results))
+                responses = pool.responses(ordinal)
+                if responses is not None:
+                    fitted, error = layers[index].fit(number, self.site(ordinal), chosen[index], responses)
+                    parts[index][number] = fitted
+                    errors.setdefault(index, []).append(error)
+                    array = layers[index].array(layers[index].stack(parts[index]))
+                    for state in states:
+                        state[index] = array
+                    self.advance(1 / len(layers[index].kernels))
+            for run, state in zip(self.runs, states, strict=True):
+                run.function.proceed(segment, state, run.function.run(segment, state))
         fits = {index: layers[index].stack(parts[index]) if index in errors else chains[index] for index in chains}
         return fits, {index: float(np.sqrt(np.square(of_uses).mean())) for index, of_uses in errors.items()}
 
+    @property
+    def segments(self) -> list[_CalibrationSegment]:
+        """Segments of the function, whose convolutions are the same for all batches."""
+        return self.runs[0].function.segments
 
-def _kernel_key(stops: Sequence[Stop]) -> tuple[int, int]:
-    return stops[0].index, stops[0].number
+    def name(self, ordinal: int) -> str:
+        """Returns the name of the layer that has a convolution."""
+        return self.problem.layers[self.site_keys[ordinal][0]].name
+
+    def site(self, ordinal: int) -> Site:
+        """Returns a convolution of a layer, for the first batch."""
+        return self.runs[0].function.program.sites[ordinal].site
+
+
+def _traced(
+    problem: Problem, signature: Any, arrays: Sequence[Any], batch: tuple[Any, ...]
+) -> tuple[Any, dict[int, KernelUses]]:
+    """Returns the closed jaxpr of the problem's function for a batch of calibration inputs, and the kernels in it."""
+    shapes = ", ".join(str(getattr(leaf, "shape", repr(leaf))) for leaf in jax.tree.leaves(batch))
+    try:
+        closed = jax.make_jaxpr(signature.flat(problem.f))(*arrays)
+    except Exception as error:
+        error.add_note(
+            f"substitute called f with params and an item of calibration, of shapes {shapes}; an item must be "
+            "all that follows params, as a tuple where that is more than one array"
+        )
+        raise
+    kernels, _ = find_kernels(closed, problem.dense)
+    if not kernels.keys() & problem.layers.keys():
+        raise ValueError(f"substitute: of an item of calibration, of shapes {shapes}, f makes no convolution")
+    return closed, kernels
+
+
+class _CalibrationFunction:
+    """The problem's function for inputs of some shapes, in segments that begin at convolutions of layers.
+
+    Args:
+      closed: closed jaxpr of the function.
+      kernels: kernels among its arguments.
+      layers: layers that may be fitted.
+      arrays: arguments of a call.
+    """
+
+    def __init__(
+        self, closed: Any, kernels: Mapping[int, KernelUses], layers: Mapping[int, Layer], arrays: Sequence[Any]
+    ) -> None:
+        fits = {index: uses for index, uses in kernels.items() if index in layers and is_fitted(uses)}
+        sites = {site.path: (index, site) for index, uses in fits.items() for site in uses.sites}
+        self.program = UnrolledProgram(closed, sites)
+        self.limits = ClipLimits(self.program)
+        placements = {index: uses.placement for index, uses in fits.items()}
+        numbers = self._kernel_numbers(placements, arrays)
+        self.site_keys = [(site.index, numbers.get(ordinal, 0)) for ordinal, site in enumerate(self.program.sites)]
+        self.segments: list[_CalibrationSegment] = []
+
+    def _kernel_numbers(self, placements: Mapping[int, Placement], arrays: Sequence[Any]) -> dict[int, int]:
+        """Returns the number of the kernel that each convolution has, by ordinal, where parameters stack kernels."""
+        program, inputs = self.program, dict[int, np.ndarray]()
+        kernels = {}
+        for ordinal, site in enumerate(program.sites):
+            placement = placements[site.index]
+            if placement.stack:
+                stack = [placement.shape[axis] for axis in placement.stack]
+                order = np.arange(math.prod(stack), dtype=np.float32).reshape(
+                    *stack, *(1,) * len(placement.kernel_shape)
+                )
+                inputs[site.index] = placement.parameter(np.broadcast_to(order, (*stack, *placement.kernel_shape)))
+                kernels[ordinal] = program.operand(site, 1)
+        # All values of a kernel are the kernel's number.
+        segment = Segment(
+            program.steps,
+            [kernel for kernel in kernels.values() if isinstance(kernel, int)],
+            lambda results: {variable: kernel.reshape(-1)[0] for variable, kernel in results.items()},
+        )
+        numbers = segment.run(program.values(arrays) | inputs)
+        return {ordinal: int(numbers[kernel]) for ordinal, kernel in kernels.items()}
+
+    def compile(self, count: int) -> None:
+        """Cuts the program into at most `count` segments after the steps before the first convolution."""
+        program, ordinals = self.program, range(len(self.program.sites))
+        taps = {program.response(site) for site in program.sites}
+        taps |= {image for site in program.sites if isinstance(image := program.operand(site, 0), int)}
+        parts = [part.tolist() for part in np.array_split(ordinals, max(1, min(count, len(ordinals))))]
+        starts = [0, *(program.sites[part[0]].position for part in parts if part), len(program.steps)]
+        needed = {id(step) for step in needed_steps(program.steps, taps)}
+        for part, start, stop in zip([[], *parts], starts[:-1], starts[1:], strict=False):
+            steps = [step for step in program.steps[start:stop] if id(step) in needed]
+            later_steps = (step for step in program.steps[stop:] if id(step) in needed)
+            later = {variable for step in later_steps for variable in step.reads}
+            here = [program.sites[ordinal] for ordinal in part]
+            taps_here = {variable for site in here for variable in (program.response(site), program.operand(site, 0))}
+            self.segments.append(_CalibrationSegment(part, Segment(steps, later | (taps & taps_here)), later))
+
+    def run(self, segment: int, state: Values) -> Values:
+        """Returns the results of a segment: what its convolutions meet and make, and what later segments read."""
+        results: Values = self.segments[segment].steps.run(state)
+        return results
+
+    def proceed(self, segment: int, state: Values, results: Values) -> None:
+        """Replaces the values before a segment by those after it."""
+        later = self.segments[segment].later
+        state.update(results)
+        for variable in state.keys() - later - set(self.program.inputs):
+            del state[variable]
+
+
+@dataclasses.dataclass(frozen=True)
+class _CalibrationSegment:
+    """A segment of a function.
+
+    Args:
+      ordinals: ordinals of its convolutions of layers.
+      steps: compiled steps.
+      later: variables that later segments read.
+    """
+
+    ordinals: list[int]
+    steps: Segment
+    later: set[int]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """The problem's function for one batch of inputs.
+
+    Args:
+      function: function for the batch's shapes.
+      arrays: arguments, with the parameters.
+    """
+
+    function: _CalibrationFunction
+    arrays: Sequence[Any]
+
+    @cached_property
+    def limits(self) -> list[Limits]:
+        """Limits of the responses of each convolution of a layer."""
+        return self.function.limits.of(self.arrays)
+
+    def start(self, arrays: Mapping[int, Any]) -> Values:
+        """Returns the values before the first segment, with some arguments replaced."""
+        return self.function.program.values(self.arrays) | arrays
+
+    def image(self, ordinal: int, state: Values, results: Values) -> Any:
+        """Returns what a convolution meets: a value before its segment, or one of the segment's results."""
+        image = self.function.program.operand(self.function.program.sites[ordinal], 0)
+        if isinstance(image, int):
+            return results[image] if image in results else state[image]
+        return image.value
+
+    def response(self, ordinal: int, results: Values) -> Any:
+        """Returns what a convolution makes."""
+        program = self.function.program
+        return results[program.response(program.sites[ordinal])]
 
 
 class _SamplePool:
     """The samples of kernels, each gathered from all of its uses.
 
     Args:
-      seed: seed for the sampled positions.
-      uses: number of uses of each kernel.
+      calibration: inputs.
+      max_samples: largest number of samples of a kernel.
     """
 
-    def __init__(self, seed: int, uses: Mapping[tuple[int, int], int]) -> None:
-        self.seed, self.uses = seed, uses
-        self.pieces: dict[tuple[int, int], list[tuple[np.ndarray, ...]]] = {}
+    def __init__(self, calibration: Calibration, max_samples: int) -> None:
+        self.calibration, self.max_samples = calibration, max_samples
+        self._patches: dict[tuple[int, int], list[np.ndarray]] = {}
+        self._targets: dict[tuple[int, int], tuple[np.ndarray, ...]] = {}
+        self._places: dict[tuple[int, int], list[tuple[int, int]]] = {}
 
-    def responses(self, stops: Sequence[Stop], layer: Layer) -> Responses | None:
-        """Returns the samples of a layer's kernel after the stops at its last use, else None.
+    def add_responses(self, ordinal: int, batch: int, response: Any) -> None:
+        """Adds samples of what a convolution should make of a batch, at random places."""
+        calibration, run = self.calibration, self.calibration.runs[batch]
+        site = run.function.program.sites[ordinal].site
+        targets = responses_at(site.equation, response, self._chosen(ordinal, batch))
+        limits = (np.tile(limit, (len(targets), 1)) for limit in run.limits[ordinal])
+        self._targets[ordinal, batch] = (_checked(targets, calibration.name(ordinal)), *limits)
+
+    def add_patches(self, ordinal: int, batch: int, image: Any) -> None:
+        """Adds samples of what a convolution meets of a batch, at the places of its responses."""
+        key = self.calibration.site_keys[ordinal]
+        site = self.calibration.runs[batch].function.program.sites[ordinal].site
+        patches = patches_at(site.equation, image, self._chosen(ordinal, batch))
+        self._patches.setdefault(key, []).append(_checked(patches, self.calibration.name(ordinal)))
+        self._places.setdefault(key, []).append((ordinal, batch))
+
+    def _chosen(self, ordinal: int, batch: int) -> np.ndarray:
+        """Returns the numbers of the output pixels that are sampled."""
+        calibration = self.calibration
+        key, site = calibration.site_keys[ordinal], calibration.runs[batch].function.program.sites[ordinal].site
+        weights = calibration.problem.layers[key[0]].weights_of_an_output(site)
+        samples_of_kernel = min(self.max_samples, _SAMPLES_PER_WEIGHT * weights)
+        count = max(1, samples_of_kernel // (len(calibration.runs) * calibration.uses[key]))
+        return chosen_places(site.equation, count, np.random.default_rng((calibration.seed, ordinal, batch)))
+
+    def responses(self, ordinal: int) -> Responses | None:
+        """Returns the samples of a convolution's kernel if they are complete, else None.
 
         Also None if all responses are equal, as those to images of zeros, since every chain would fit them.
         """
-        kernel = _kernel_key(stops)
-        pieces = self.pieces.setdefault(kernel, [])
-        generator = np.random.default_rng((self.seed, *kernel, len(pieces)))
-        samples_of_kernel = min(_MAX_SAMPLES, _SAMPLES_PER_WEIGHT * layer.weights_of_an_output(stops[0].site))
-        count = max(1, samples_of_kernel // (len(stops) * self.uses[kernel]))
-        for stop in stops:
-            patches, targets = samples(stop, count, generator)
-            if not (np.isfinite(patches).all() and np.isfinite(targets).all()):
-                raise ValueError(
-                    f"substitute: on calibration what enters or leaves {layer.name} is NaN or infinite in places"
-                )
-            pieces.append((patches, targets, *(np.tile(limit, (len(targets), 1)) for limit in (stop.low, stop.high))))
-        if len(pieces) < len(stops) * self.uses[kernel]:
+        key = self.calibration.site_keys[ordinal]
+        if len(self._patches.get(key, ())) < len(self.calibration.runs) * self.calibration.uses[key]:
             return None
-        patches, targets, low, high = (np.concatenate(arrays) for arrays in zip(*self.pieces.pop(kernel), strict=True))
+        patches = np.concatenate(self._patches.pop(key))
+        pieces = [self._targets.pop(place) for place in self._places.pop(key)]
+        targets, low, high = (np.concatenate(arrays) for arrays in zip(*pieces, strict=True))
         clipped = np.clip(targets, low, high)
         if (clipped == clipped[0]).all():
             return None
         # The fit is faster with one limit for all samples.
         low, high = (limit[0] if (limit == limit[0]).all() else limit for limit in (low, high))
         return Responses(patches, targets, low, high)
+
+
+def _checked(array: np.ndarray, name: str) -> np.ndarray:
+    """Returns an array of samples; refuses values that are not finite."""
+    if not np.isfinite(array).all():
+        raise ValueError(f"substitute: on calibration what enters or leaves {name} is NaN or infinite in places")
+    return array

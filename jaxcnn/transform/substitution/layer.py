@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import jax
@@ -14,12 +14,12 @@ import numpy as np
 from jax.extend.core import JaxprEqn
 
 from jaxcnn.chain import KernelChain
-from jaxcnn.factorization.numerics.blocks import dense_blocks, merged_link
+from jaxcnn.factorization.numerics.blocks import dense_blocks, merged_kernel
 from jaxcnn.factorization.responses.fit import refit
 from jaxcnn.factorization.responses.samples import Responses, response_error
 from jaxcnn.factorization.responses.start import ResponseFits, response_start, solve_last_link
 from jaxcnn.factorization.schemes.registry import SCHEMES
-from jaxcnn.factorization.schemes.scheme import first_channels
+from jaxcnn.factorization.schemes.scheme import RankTable, first_channels
 from jaxcnn.factorization.selection.candidates import FAST_MULTIPLES, GivenKernel, SchemeCandidates, count_while
 from jaxcnn.transform.chains.convolve import as_patches_see_it, convolve_with_chain, direction, macs_with_chain
 from jaxcnn.transform.chains.find_kernels import KernelUses, Site
@@ -27,13 +27,15 @@ from jaxcnn.transform.chains.placement import Placement
 from jaxcnn.transform.jaxpr.convolutions import option
 from jaxcnn.transform.jaxpr.equations import avals
 
-_MAX_RANKS_PER_SCHEME = 40
+_MAX_RANKS_PER_SCHEME = 24
 """Largest number of options of a scheme, evenly spread in the logarithm of their cost."""
+_MAX_OPTION_SHARE = 0.95
+"""Largest share of the kernel's multiply-accumulates that an option takes; beyond, no chain is worth its error."""
 _RANK_SEARCH_RADIUS = 40
 """Largest distance to a rank whose features are multiples of 8, which devices compute faster, counted in ranks."""
-_MAX_RANKS_TRIED = 7
+_MAX_RANKS_TRIED = 5
 """Largest number of ranks of a scheme whose chains are computed for a layer's responses."""
-_TYPICAL_ERRORS = (0.2, 0.5, 0.8)
+_TYPICAL_ERRORS = (0.2, 0.6)
 """Relative errors of a layer at which its effect on the results is measured."""
 
 
@@ -83,6 +85,7 @@ class Layer:
       parameter: values of the parameter.
       schemes: names of the schemes to choose from.
       refusal: reason why the kernel stays dense, or "".
+      is_judged: flag, True if the errors of the options will come from `judge`.
     """
 
     index: int
@@ -92,6 +95,7 @@ class Layer:
     parameter: Any
     schemes: Sequence[str]
     refusal: str = ""
+    is_judged: bool = False
     _judgements: list[_Judgement] = dataclasses.field(default_factory=list)
     _fits: dict[tuple[str, int, Any], KernelChain] = dataclasses.field(default_factory=dict)
 
@@ -134,9 +138,16 @@ class Layer:
         for scheme in self.schemes:
             if SCHEMES[scheme].refusal(subjects[0].blocks.shape) is None:
                 # Stacked kernels need chains of one rank, so they share one table of ranks and errors.
-                family = SchemeCandidates(subjects[0], scheme, self.macs, table=SCHEMES[scheme].ranks(blocks))
+                family = SchemeCandidates(subjects[0], scheme, self.macs, table=self._table(scheme, blocks))
                 families[scheme] = [family.for_kernel(subject) for subject in subjects]
         return families
+
+    def _table(self, scheme: str, blocks: np.ndarray) -> RankTable:
+        """Returns the ranks of a scheme and the errors of the weights at each, which a judged layer does not need."""
+        record = SCHEMES[scheme]
+        if not self.is_judged or record.is_search or record.has_pairs or record.start is None:
+            return record.ranks(blocks)
+        return record.ranks_alone(blocks)
 
     def weights_of_an_output(self, site: Site) -> int:
         """Returns the number of weights that make up one output feature of a convolution."""
@@ -185,37 +196,42 @@ class Layer:
     def _cheaper_indices(self, family: SchemeCandidates) -> list[int]:
         """Returns the positions of ranks with fewer multiply-accumulates than the kernel, spread over their cost."""
 
-        def up_to(macs: float, count: int) -> int:
-            return count_while(count, lambda index: self.macs(family.shapes_at(index)) <= macs)
+        macs_at = cache(lambda index: self.macs(family.shapes_at(index)))
 
-        count = up_to(self.dense.macs - 1, len(family.ranks))
+        def up_to(macs: float, count: int) -> int:
+            return count_while(count, lambda index: macs_at(index) <= macs)
+
+        count = up_to(_MAX_OPTION_SHARE * self.dense.macs, len(family.ranks))
         if count == 0:
             return []
         # A search takes long and gives no errors beforehand, so only few of its ranks are options.
         points = 6 if family.scheme.is_search else _MAX_RANKS_PER_SCHEME
-        ends = [self.macs(family.shapes_at(index)) for index in (0, count - 1)]
+        ends = [macs_at(index) for index in (0, count - 1)]
         log_limits = np.linspace(np.log(ends[0]), np.log(ends[1]), points)
         return sorted(
             {
-                self._index_of_fast_rank(family, max(up_to(np.exp(limit) + 0.5, count) - 1, 0), count)
+                self._index_of_fast_rank(family, macs_at, max(up_to(np.exp(limit) + 0.5, count) - 1, 0), count)
                 for limit in log_limits
             }
         )
 
-    def _index_of_fast_rank(self, family: SchemeCandidates, index: int, count: int) -> int:
+    def _index_of_fast_rank(
+        self, family: SchemeCandidates, macs_at: Callable[[int], int], index: int, count: int
+    ) -> int:
         """Returns the index of a near rank with multiples of 8 as features, if its cost is within an eighth."""
-        macs = self.macs(family.shapes_at(index))
+        macs = macs_at(index)
         nearby = range(max(index - _RANK_SEARCH_RADIUS, 0), min(index + _RANK_SEARCH_RADIUS + 1, count))
-        for near in sorted(nearby, key=lambda n: abs(n - index)):
-            chain = family.shapes_at(near)
-            multiples = all(link.shape[-1] % FAST_MULTIPLES[0] == 0 for link in chain.kernels[:-1])
-            if multiples and abs(self.macs(chain) - macs) <= macs / 8:
+        multiples = [near for near in nearby if np.max(np.mod(family.ranks[near], FAST_MULTIPLES[0])) == 0]
+        for near in sorted(multiples, key=lambda n: abs(n - index)):
+            if abs(macs_at(near) - macs) <= macs / 8:
                 return near
         return index
 
     def _error(self, scheme: str, index: int) -> float:
         """Returns the relative error of all kernels together, for the rank at an index."""
         family = self.families[scheme][0]
+        if self.is_judged:
+            return math.inf
         return (
             float(family.errors[index]) if family.errors is not None else self._fit_error(scheme, family.ranks[index])
         )
@@ -232,15 +248,14 @@ class Layer:
         After the last kernel of the parameter, these errors replace those of the weights in the options.
         """
         solve = self._solver(number, site, responses)
-        # Each rank is a program to compile, so only a few are tried; the logarithms of errors are interpolated.
+        # Only a few ranks are tried; the logarithms of errors are interpolated.
         errors: list[float] = [self.dense.error]
         for scheme in self.families:
             options = [option for option in self.options if option.scheme == scheme]
-            places = sorted(
-                {round(place) for place in np.linspace(0, len(options) - 1, min(_MAX_RANKS_TRIED, len(options)))}
-            )
+            places = spread_places(len(options), _MAX_RANKS_TRIED)
             if places:  # some rank of the scheme has fewer multiply-accumulates
-                errors_there = np.maximum([solve(options[place])[1] for place in places], 1e-12)
+                # The largest rank comes first, since it prepares those below.
+                errors_there = np.maximum([solve(options[place])[1] for place in places[::-1]][::-1], 1e-12)
                 errors += np.exp(np.interp(range(len(options)), places, np.log(errors_there))).tolist()
         options = [dataclasses.replace(option, error=error) for option, error in zip(self.options, errors, strict=True)]
         # The typical options of the first kernel weigh all kernels.
@@ -260,17 +275,24 @@ class Layer:
                 for probe in zip(*(judgement.probes for judgement in in_order), strict=True)
             ]
 
+    @property
+    def has_unjudged_kernels(self) -> bool:
+        """Flag of a layer with kernels for which `judge` has not been called."""
+        return len(self._judgements) < len(self.kernels)
+
+    def leave_unjudged(self) -> None:
+        """Takes the errors of the weights for those of the options, because no responses tell any."""
+        self.is_judged = False
+        for cached in ("families", "options", "probes"):
+            self.__dict__.pop(cached, None)
+
     def _solver(self, number: int, site: Site, responses: Responses) -> Callable[[Option], tuple[KernelChain, float]]:
         """Returns a function from an option to (chain, error), with the chain's last link refitted to `responses`."""
         if self._meets_kernel_unchanged(site):
             fits = ResponseFits(self.kernels[number], responses, feature_group_count=self.groups)
             return lambda option: fits.at(option.scheme, option.rank)
 
-        def solve(option: Option) -> tuple[KernelChain, float]:
-            chain = solve_last_link(self._fit_for_patches(number, site, option), responses)
-            return chain, response_error(chain, responses)
-
-        return solve
+        return lambda option: solve_last_link(self._fit_for_patches(number, site, option), responses)
 
     def _meets_kernel_unchanged(self, site: Site) -> bool:
         """Returns whether a convolution multiplies its patches by the kernel, not flipped and not exchanged."""
@@ -303,15 +325,21 @@ class Layer:
         stack = [self.placement.shape[axis] for axis in self.placement.stack]
         if not stack:
             return chains[0]
-        return jax.tree.map(lambda *links: jnp.stack(links).reshape(*stack, *links[0].shape), *chains)
+        # In NumPy, like `unstack`, because JAX would compile programs for each rank.
+        links = zip(*(map(np.asarray, chain.kernels) for chain in chains), strict=True)
+        stacked = (np.stack(of_kernels).reshape(*stack, *of_kernels[0].shape) for of_kernels in links)
+        return KernelChain(tuple(map(jax.device_put, stacked)), chains[0].feature_group_counts)
 
     def unstack(self, chain: KernelChain) -> list[KernelChain]:
         """Returns the chains of all kernels from one with stacked links."""
         if not self.placement.stack:
             return [chain]
         lead = len(self.placement.stack)
-        flat = jax.tree.map(lambda link: link.reshape(-1, *link.shape[lead:]), chain)
-        return [jax.tree.map(lambda link, number=number: link[number], flat) for number in range(len(self.kernels))]
+        links = [np.asarray(link).reshape(-1, *link.shape[lead:]) for link in chain.kernels]
+        return [
+            KernelChain(tuple(jax.device_put(link[number]) for link in links), chain.feature_group_counts)
+            for number in range(len(self.kernels))
+        ]
 
     def chain(self, option: Option) -> KernelChain:
         """Returns the chain of an option, its links stacked as the parameter stacks kernels."""
@@ -334,10 +362,11 @@ class Layer:
 
     def array(self, chain: KernelChain) -> jax.Array:
         """Returns the parameter that holds a chain's dense kernels."""
-        if self.placement.stack:
-            return self.placement.parameter_of_chain(chain)
         # NumPy computes this, since JAX would compile a program for each rank.
-        return jnp.asarray(self.placement.parameter(merged_link(dense_blocks(chain), chain.dtype)))
+        dense = [merged_kernel(dense_blocks(part)) for part in self.unstack(chain)]
+        stack = [self.placement.shape[axis] for axis in self.placement.stack]
+        kernels = np.stack(dense).reshape(*stack, *dense[0].shape)
+        return jax.device_put(self.placement.parameter(kernels).astype(self.kernels[0].dtype))
 
     def calls(self, chain: KernelChain | None) -> list[tuple[Callable[..., Any], tuple[Any, ...]]]:
         """Returns a function and its operands for each convolution, computed with a chain or, for None, as it was."""
@@ -350,6 +379,11 @@ class Layer:
                 one = jax.tree.map(lambda link: link[(0,) * len(self.placement.stack)], chain)
                 calls.append((_jit_with_chain(site.equation), (image, self.links(site, one))))
         return calls
+
+
+def spread_places(size: int, count: int) -> list[int]:
+    """Returns at most `count` of the positions 0, ..., size - 1, evenly spread, with both ends."""
+    return sorted({round(place) for place in np.linspace(0, size - 1, min(count, size))})
 
 
 def _typical_options(options: Sequence[Option]) -> list[Option]:

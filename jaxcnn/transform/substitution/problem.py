@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -14,19 +14,21 @@ from jax.extend.core import JaxprEqn
 
 from jaxcnn.chain import KernelChain
 from jaxcnn.norms import relative_error
-from jaxcnn.timing import median_seconds
 from jaxcnn.transform.chains.find_kernels import find_kernels
 from jaxcnn.transform.jaxpr.convolutions import as_convolution
 from jaxcnn.transform.jaxpr.signature import flatten_call, is_parameter, short_name
+from jaxcnn.transform.progress import Advance
 from jaxcnn.transform.substitution.budget import Harm, allocate
-from jaxcnn.transform.substitution.layer import Layer, Option
+from jaxcnn.transform.substitution.clock import (
+    Milliseconds,
+    clock_key,
+    estimated_milliseconds,
+    measured_milliseconds,
+)
+from jaxcnn.transform.substitution.layer import Layer, Option, spread_places
 
-_CLOCK_SECONDS = 0.15
-"""Duration of a measurement of one layer, dense and as a chain."""
-
-_MILLISECONDS: dict[tuple[str, ...], tuple[float, float]] = {}
-"""Milliseconds of a layer, dense and as a chain, by its convolution and the chain's shapes. Two calls of `substitute`
-in one process share these and so decide alike."""
+_MAX_RANKS_ESTIMATED = 7
+"""Largest number of ranks of a scheme whose times are estimated; those between are interpolated."""
 
 _ERROR_CAP = 1e6
 """Error that counts for results that are not finite."""
@@ -82,6 +84,7 @@ class Problem:
                 refusal = "it is skipped"
             self.layers[index] = Layer(index, path, name, uses, parameter, schemes, refusal)
         self.harms: dict[int, Harm] = {}
+        self._time_ratios: dict[tuple[int, str], tuple[list[int], list[float]]] = {}
 
     @property
     def open(self) -> dict[int, Layer]:
@@ -134,10 +137,11 @@ class Problem:
         dense = {index: self.layers[index].array(chain) for index, chain in chains.items()}
         return relative_error(floats(self.plain(*self.values(dense))), self.outputs)
 
-    def weigh(self, advance: Callable[[float], None]) -> None:
+    def weigh(self, advance: Advance) -> None:
         """Measures the harm of each layer's relative error to the results, with one layer replaced at a time."""
         self.harms = {}
         for index, layer in self.open.items():
+            advance(0, f"Weighing {layer.name}")
             # On calibration inputs the error of a fitted chain would be too small.
             valid = [(chain, error) for chain, error in layer.probes if 0 < error < np.inf]
             probes = sorted(((error, self.error({index: chain})) for chain, error in valid), key=lambda p: p[0])
@@ -149,14 +153,17 @@ class Problem:
             self.harms[index] = Harm(errors, tuple(squares.tolist())) if probes else Harm((1.0,), (1.0,))
             advance(1)
 
-    def choose(self, share: float, dense: Container[int]) -> dict[int, Option] | None:
-        """Returns the best options within a share of all multiply-accumulates; the layers in `dense` stay dense.
+    def choose(self, share: float, dense: Container[int], max_time_ratio: float = math.inf) -> dict[int, Option] | None:
+        """Returns the best options within a share of all multiply-accumulates; None if no choice is so cheap.
 
-        None if no choice is so cheap.
+        Args:
+          share: share of the multiply-accumulates.
+          dense: layers that stay dense.
+          max_time_ratio: largest ratio of a chain's estimated time to its kernel's.
         """
         layers = {index: layer for index, layer in self.open.items() if index not in dense}
         fixed = self.total_macs - sum(layer.dense.macs for layer in layers.values())
-        options = [layer.options for layer in layers.values()]
+        options = [self._options(index, max_time_ratio) for index in layers]
         # A share that is a quotient of two counts must allow the first one, although the rounded product of share and
         # total may fall below this count.
         allowed = math.floor(share * self.total_macs * (1 + 1e-12)) - fixed
@@ -166,14 +173,23 @@ class Problem:
         chosen = zip(layers, best, strict=True)
         return {index: option for index, option in chosen if option.scheme != "dense"}
 
+    def _options(self, index: int, max_time_ratio: float) -> list[Option]:
+        dense, *options = self.layers[index].options
+        if max_time_ratio < math.inf:
+            options = [option for option in options if self.time_ratio(index, option) <= max_time_ratio]
+        return [dense, *options]
+
     def lost(self, chosen: Mapping[int, Option]) -> float:
         """Returns the squared relative error of the results that options make, to first order."""
         return sum(self.harms[index].squared_error(option.error) for index, option in chosen.items())
 
-    def least_share(self, dense: Container[int]) -> float:
-        """Returns the least possible share of multiply-accumulates if the layers in `dense` stay dense."""
-        layers = [layer for index, layer in self.open.items() if index not in dense]
-        saved = sum(layer.dense.macs - min(option.macs for option in layer.options) for layer in layers)
+    def least_share(self, dense: Container[int], max_time_ratio: float = math.inf) -> float:
+        """Returns the least share of multiply-accumulates that `choose` can meet, with the same arguments."""
+        options = {index: self._options(index, max_time_ratio) for index in self.open if index not in dense}
+        saved = sum(
+            self.layers[index].dense.macs - min(option.macs for option in of_layer)
+            for index, of_layer in options.items()
+        )
         return (self.total_macs - saved) / self.total_macs if saved else 1.0
 
     def chains(self, chosen: Mapping[int, Option]) -> dict[int, KernelChain]:
@@ -190,20 +206,37 @@ class Problem:
         layer = self.layers[index]
         return layer.macs(layer.shapes(chain))
 
-    def milliseconds(self, index: int, chain: KernelChain) -> tuple[float, float]:
-        """Returns the milliseconds of a layer, as it is and with a chain, measured once for each kind of layer."""
+    def estimated_milliseconds(self, index: int, chain: KernelChain) -> Milliseconds | None:
+        """Returns the milliseconds of a layer by the cost model, dense and as a chain of these shapes, or None."""
+        return estimated_milliseconds(self.layers[index], chain)
+
+    def milliseconds(self, index: int, chain: KernelChain) -> Milliseconds:
+        """Returns the milliseconds of a layer by the clock, as it is and with a chain."""
+        return measured_milliseconds(self.layers[index], chain)
+
+    def clock_key(self, index: int, chain: KernelChain) -> str:
+        """Returns a text that is equal for layers whose measured times are the same measurement."""
+        return clock_key(self.layers[index], chain)
+
+    def time_ratio(self, index: int, option: Option) -> float:
+        """Returns the estimated time of an option over that of the dense kernel; 0 where the estimate says nothing."""
+        if (index, option.scheme) not in self._time_ratios:
+            self._time_ratios[index, option.scheme] = self._estimated_ratios(index, option.scheme)
+        macs, ratios = self._time_ratios[index, option.scheme]
+        return float(np.interp(option.macs, macs, ratios))
+
+    def _estimated_ratios(self, index: int, scheme: str) -> tuple[list[int], list[float]]:
+        """Returns multiply-accumulates of some options of a scheme, ascending, and their ratios of times."""
         layer = self.layers[index]
-        before = after = 0.0
-        sites = zip(layer.sites, layer.calls(None), layer.calls(chain), strict=True)
-        for site, (plain, plain_args), (chained, chained_args) in sites:
-            key = str(as_convolution(site.equation, "describe")), str(jax.tree.map(jnp.shape, chained_args[1]))
-            if key not in _MILLISECONDS:
-                calls = {"kernel": partial(plain, *plain_args), "chain": partial(chained, *chained_args)}
-                times = median_seconds(calls, _CLOCK_SECONDS)
-                _MILLISECONDS[key] = 1e3 * times["kernel"], 1e3 * times["chain"]
-            dense, chain_only = _MILLISECONDS[key]
-            before, after = before + site.count * dense, after + site.count * chain_only
-        return before, after
+        if scheme == "dense":
+            return [0], [1.0]
+        options = sorted((option for option in layer.options if option.scheme == scheme), key=lambda o: o.macs)
+        options = [options[place] for place in spread_places(len(options), _MAX_RANKS_ESTIMATED)]
+        ratios = []
+        for option in options:
+            times = self.estimated_milliseconds(index, layer.families[scheme][0].shapes(option.rank))
+            ratios.append(0.0 if times is None else times[1] / times[0])
+        return [option.macs for option in options], ratios
 
 
 def _macs(convolutions: Iterable[tuple[JaxprEqn, int]]) -> int:

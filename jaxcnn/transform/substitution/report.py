@@ -9,6 +9,10 @@ from typing import Any
 from jaxcnn.transform.tables import Table, with_unit
 
 _HEADER = ("layer", "kernel", "scheme", "rank", "MACs before", "after", "ms before", "after", "error")
+MAX_ERROR = 0.3
+"""Error of the results above which a result is refused, unless the user allows more."""
+MIN_SPEEDUP = 0.98
+"""Speedup below which a function is said to be slower; two runs of one function differ by as much."""
 _TEXT_COLUMNS = 4
 """Number of columns, the first ones, that are aligned to the left."""
 
@@ -58,6 +62,8 @@ class SubstitutionReport:
       macs_before, macs_after: multiply-accumulates of all convolutions.
       ms_before, ms_after: milliseconds of a call, jitted, as it was and with the chains.
       error: relative error of the results, norm(after - before) / norm(before).
+      held_out_error: relative error of the results for the calibration inputs that were held out; None if none were.
+      score_before, score_after: score that the user's `measure` gave before and after; None without `measure`.
 
     Example:
       >>> report = SubstitutionReport(rows=(), macs_before=400, macs_after=100, ms_before=2.0, ms_after=0.8, error=0.02)
@@ -71,6 +77,27 @@ class SubstitutionReport:
     ms_before: float
     ms_after: float
     error: float
+    held_out_error: float | None = None
+    score_before: float | None = None
+    score_after: float | None = None
+
+    @property
+    def largest_error(self) -> float:
+        """Largest error of the results, for the arguments and for the held-out inputs."""
+        return max(self.error, self.held_out_error or 0.0)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Sentences on what is worse than one would expect: a slower function, and results that differ much."""
+        texts = []
+        if self.speedup < MIN_SPEEDUP:
+            texts.append(
+                f"SLOWER: a call takes {1 / self.speedup:.2f} times as long as before "
+                f"({self.ms_before:.2f} ms before, {self.ms_after:.2f} ms after)"
+            )
+        if self.largest_error > MAX_ERROR:
+            texts.append(f"LARGE ERROR: the results differ by {self.largest_error:.2f} of their norm")
+        return tuple(texts)
 
     @property
     def macs_share(self) -> float:
@@ -97,10 +124,11 @@ class SubstitutionReport:
         return cls(**{**content, "rows": rows})
 
     def __str__(self) -> str:
-        return self._table.text([*self._totals(), *self._reasons()])
+        table = self._table.text([*self._totals(), *self._reasons()])
+        return "\n".join([*self.warnings, *([""] if self.warnings else []), table])
 
     def _repr_html_(self) -> str:
-        return self._table.html(self._totals())
+        return self._table.html([*self.warnings, *self._totals()])
 
     @property
     def _table(self) -> Table:
@@ -113,7 +141,13 @@ class SubstitutionReport:
             f"{with_unit(self.macs_before)} MACs of convolutions before, {with_unit(self.macs_after)} after: "
             f"{self.macs_share:.3f} of them",
             f"{self.ms_before:.2f} ms a call before, {self.ms_after:.2f} ms after: {self.speedup:.2f} times faster",
-            f"relative error of the results: {self.error:.4f}",
+            f"relative error of the results: {self.error:.4f}"
+            + ("" if self.held_out_error is None else f", for held-out calibration inputs {self.held_out_error:.4f}"),
+            *(
+                []
+                if self.score_before is None or self.score_after is None
+                else [f"score {self.score_before:.6g} before, {self.score_after:.6g} after"]
+            ),
         ]
 
     def _reasons(self) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -14,7 +14,9 @@ from jaxcnn.chain import KernelChain
 from jaxcnn.norms import relative_error
 from jaxcnn.timing import median_seconds
 from jaxcnn.transform.chains.with_chains import evaluate_with_chains
+from jaxcnn.transform.progress import Advance
 from jaxcnn.transform.substitution.calibration import Calibration
+from jaxcnn.transform.substitution.held_out import Verification
 from jaxcnn.transform.substitution.layer import Option
 from jaxcnn.transform.substitution.problem import Problem, floats
 from jaxcnn.transform.substitution.report import LayerReport, SubstitutionReport
@@ -25,15 +27,21 @@ _COSTLY_BISECTION_STEPS = 4
 """Halvings in a search whose steps compile and time the function, or fit chains to responses."""
 _MAX_TIME_RATIO = 0.95
 """Largest ratio of a chain's time to the dense kernel's; the margin is the difference of two runs."""
-_MAX_ERROR_GROWTH = 1.1
-"""Largest ratio by which the error may grow so that slow layers stay dense."""
-_NEGLIGIBLE_ERROR = 1e-2
-"""Error of the results that counts in place of a smaller one for `_MAX_ERROR_GROWTH`."""
+_MAX_LAYERS_CLOCKED = 10
+"""Largest number of kinds of layers that are timed; each takes two programs to compile."""
+_POINTS_OF_A_REFUSAL = 5
+"""Number of shares of which a refusal tells the errors."""
 _TIMING_SECONDS = 0.5
 """Duration of a measurement of the whole function."""
 
+Count = Literal["time", "macs"]
+"""What counts beside the budget: that no chain is slower than its kernel, or nothing."""
+
 Choice = dict[int, Option]
 Chains = dict[int, KernelChain]
+Fit = tuple[Choice, Chains, dict[int, float]]
+"""Options, their fitted chains, and the error of each layer."""
+
 Solution = tuple[Chains, SubstitutionReport]
 
 
@@ -44,23 +52,36 @@ class Search:
       problem: function and its layers.
       calibration: responses to which chains are fitted; None to fit them to the weights.
       advance: function that is called with 1 for each weighed layer.
+      verification: held-out inputs and the user's score.
+      count: name of what counts beside the budget.
     """
 
-    def __init__(self, problem: Problem, calibration: Calibration | None, advance: Callable[[float], None]) -> None:
-        self.problem, self.calibration, self.advance = problem, calibration, advance
-        # The ratio of times, and the reason in words, of layers whose chain is slower than their kernel.
-        self._slow: dict[int, tuple[float, str]] = {}
+    def __init__(
+        self,
+        problem: Problem,
+        calibration: Calibration | None,
+        advance: Advance,
+        verification: Verification,
+        count: Count = "time",
+    ) -> None:
+        self.problem, self.calibration, self.advance, self.count = problem, calibration, advance, count
+        self.verification = verification
+        # The reason in words, of layers whose chain is measured to be slower than their kernel.
+        self._slow: dict[int, str] = {}
+        self._clocked: dict[str, tuple[float, float]] = {}
+
+    @property
+    def _max_time_ratio(self) -> float:
+        return _MAX_TIME_RATIO if self.count == "time" else math.inf
 
     def at_share(self, share: float) -> Solution:
-        """Returns chains of about the least error within a share of the multiply-accumulates.
-
-        Layers whose chains are slower than their kernels stay dense, unless the budget needs them.
-        """
+        """Returns chains of about the least error within a share of the multiply-accumulates."""
         self._weigh()
         self._slow = {}
-        lost = self.problem.lost(self._choose(share))
-        chosen, _ = self._settle(partial(self._choose, share, _MAX_ERROR_GROWTH**2 * max(lost, _NEGLIGIBLE_ERROR**2)))
-        return self._solve(chosen)
+        settled = self._settle(partial(self._choose, share))
+        if settled is None:
+            raise ValueError(self._why_unmet(share))
+        return self._solve(settled[0])
 
     def within_tolerance(self, tolerance: float) -> Solution:
         """Returns chains with the fewest multiply-accumulates within an error of the results."""
@@ -73,22 +94,25 @@ class Search:
         def choose_cheapest() -> Choice:
             def meets(share: float) -> Choice | None:
                 chosen = self._choose(share)
-                return chosen if self.problem.error(self.problem.chains(chosen)) <= tolerance else None
+                if chosen is None or self.problem.error(self.problem.chains(chosen)) > tolerance:
+                    return None
+                return chosen
 
-            return _bisect(meets, self.problem.least_share(self._slow), 1.0, _BISECTION_STEPS) or {}
+            return _bisect(meets, self._least_share, 1.0, _BISECTION_STEPS) or {}
 
-        chosen, chains = self._settle(choose_cheapest)
+        chosen, chains = self._settle(choose_cheapest) or ({}, {})
         if self.calibration is None:
             return self._solve(chosen)
         # Fitted to responses, fewer multiply-accumulates make the same error.
         share = self.problem.macs(chains) / self.problem.total_macs
 
-        def solve_fitted(share: float) -> Solution | None:
-            solution = self._solve(self._settle(partial(self._choose, share))[0])
-            return solution if solution[1].error <= tolerance else None
+        def fit(share: float) -> Fit | None:
+            fit = self._fit_share(share)
+            return fit if fit is not None and self.problem.error(fit[1]) <= tolerance else None
 
-        lowest = max(self.problem.least_share(self._slow), share / 3)
-        return _bisect(solve_fitted, lowest, share, _COSTLY_BISECTION_STEPS) or self._solve(chosen, fit=False)
+        lowest = max(self._least_share, share / 3)
+        best_fit = _bisect(fit, lowest, share, _COSTLY_BISECTION_STEPS)
+        return self._solve(chosen, fit=False) if best_fit is None else self._report(*best_fit)
 
     def at_speedup(self, speedup: float) -> Solution:
         """Returns chains of the least error at a measured speed-up."""
@@ -97,17 +121,46 @@ class Search:
 
         def choose_fast(share: float) -> Choice | None:
             nonlocal best
-            chosen, chains = self._settle(partial(self._choose, share))
+            settled = self._settle(partial(self._choose, share))
+            if settled is None:
+                return None
+            chosen, chains = settled
             before, after = self._clock(chains, self._run(chains))
             best = max(best, before / after)
             # Without chains the speed-up is 1, whatever two measurements of the same function say.
             return chosen if before / after >= speedup and (chosen or speedup <= 1) else None
 
         # The result is the largest share that is fast enough; the smallest share is the fastest.
-        chosen = _bisect(choose_fast, 1.0, self.problem.least_share(self._slow), _COSTLY_BISECTION_STEPS)
+        chosen = _bisect(choose_fast, 1.0, self._least_share, _COSTLY_BISECTION_STEPS)
         if chosen is None:
             raise ValueError(f"substitute: speedup={speedup:g} is not reached: the fastest chains make it {best:.2f}")
         return self._solve(chosen)
+
+    def within_loss(self, loss: float) -> Solution:
+        """Returns chains with the fewest multiply-accumulates that leave the user's score within a loss."""
+        self._weigh()
+        before = self.verification.dense_score
+        if before is None:
+            raise ValueError("substitute: budget is the loss allowed in the score that measure returns")
+
+        def fit(share: float) -> Fit | None:
+            fit = self._fit_share(share)
+            score = None if fit is None else self.verification.score(fit[1])
+            return fit if score is not None and before - score <= loss else None
+
+        best_fit = _bisect(fit, self._least_share, 1.0, _COSTLY_BISECTION_STEPS)
+        return self._report(*best_fit) if best_fit is not None else self._solve({})
+
+    def expected_errors(self, share: float, error: float) -> list[tuple[float, float]]:
+        """Returns larger shares, and about the errors that they would leave where this share leaves an error."""
+        scale = 0.0
+        points = []
+        for other in np.geomspace(share, 1.0, _POINTS_OF_A_REFUSAL + 1)[:-1]:
+            chosen = self.problem.choose(float(other), self._slow, self._max_time_ratio)
+            expected = math.sqrt(self.problem.lost(chosen)) if chosen else 0.0
+            scale = scale or error / (expected or 1.0)
+            points.append((float(other), scale * expected))
+        return points
 
     def of_rank(self, rank: Any) -> Solution:
         """Returns chains of one rank for all layers, regardless of cost."""
@@ -125,55 +178,99 @@ class Search:
                 self.calibration.judge()
             self.problem.weigh(self.advance)
 
-    def _choose(self, share: float, max_loss: float = math.inf) -> Choice:
-        """Returns the best options within a share.
+    @property
+    def _least_share(self) -> float:
+        """Least share of the multiply-accumulates that any choice meets."""
+        return self.problem.least_share(self._slow, self._max_time_ratio)
 
-        Layers whose chains are slower than their kernels stay dense, unless the budget cannot be met that way or more
-        than `max_loss` would be lost. Then they are admitted again, the least slow first.
+    def _choose(self, share: float) -> Choice | None:
+        """Returns the best options within a share, or None if there are none.
+
+        Unless multiply-accumulates are all that counts, none is slower than its kernel.
+        """
+        return self.problem.choose(share, self._slow, self._max_time_ratio)
+
+    def _fit_share(self, share: float) -> Fit | None:
+        """Returns the fitted chains within a share; None if no choice meets the share."""
+        settled = self._settle(partial(self._choose, share))
+        return None if settled is None else (settled[0], *self._fit(settled[0]))
+
+    def _why_unmet(self, share: float) -> str:
+        """Returns the text of the error about a share that no choice meets."""
+        least, least_of_all = self._least_share, self.problem.least_share(())
+        if least_of_all <= share:
+            slow = [layer.name for index, layer in self.problem.layers.items() if index in self._slow]
+            return (
+                f"substitute: macs={share:.4g} is not met by chains that are faster than their kernels on this device; "
+                f"the least share at which the clock still gains is {least:.4g}, and "
+                f'{least_of_all:.4g} can be met with count="macs", for which slower chains are taken too'
+                + (f"; measured to be slower: {', '.join(slow[:3])}" if slow else "")
+            )
+        refused = [layer for layer in self.problem.layers.values() if layer.refusal]
+        return (
+            f"substitute: macs={share:.4g} is not met by any choice of chains, the least is {least_of_all:.4g}"
+            + "".join(f"; {layer.name} stays dense: {layer.refusal}" for layer in refused[:3])
+        )
+
+    def _settle(self, choose: Callable[[], Choice | None]) -> tuple[Choice, Chains] | None:
+        """Returns options and their chains, chosen again until no chain is newly measured as slower than its kernel.
+
+        None if `choose` returns None.
+        The chains that save the most time by the estimate are timed; the others are left to the estimate.
         """
         while True:
-            chosen = self.problem.choose(share, self._slow)
-            if chosen is not None and (not self._slow or self.problem.lost(chosen) <= max_loss):
-                return chosen
-            if not self._slow:
-                least = self.problem.least_share(())
-                refused = [layer for layer in self.problem.layers.values() if layer.refusal]
-                raise ValueError(
-                    f"substitute: macs={share:.4g} is not met by any choice of chains, the least is {least:.4g}"
-                    + "".join(f"; {layer.name} stays dense: {layer.refusal}" for layer in refused[:3])
-                )
-            del self._slow[min(self._slow, key=lambda index: self._slow[index][0])]
-
-    def _settle(self, choose: Callable[[], Choice]) -> tuple[Choice, Chains]:
-        """Returns options and their chains, chosen again until no chain is newly measured as slower than its kernel."""
-        clocked: set[int] = set(self._slow)
-        while True:
+            self.advance(0, "Timing layers")
             chosen = choose()
+            if chosen is None:
+                return None
             chains = self.problem.chains(chosen)
+            if self.count == "macs":
+                return chosen, chains
             slow = {}
-            for index in chains.keys() - clocked:
-                before, after = self.problem.milliseconds(index, chains[index])
-                if after > _MAX_TIME_RATIO * before:
+            for index in sorted(chains, key=lambda index: -self._estimated_savings(index, chosen[index])):
+                times = self._milliseconds(index, chains[index])
+                if times is not None and times[1] > _MAX_TIME_RATIO * times[0]:
                     option = chosen[index]
                     rank = "x".join(map(str, np.atleast_1d(option.rank)))
-                    text = f"{option.scheme} of rank {rank} takes {after:.3f} ms, the kernel {before:.3f}"
-                    slow[index] = after / before, text
+                    slow[index] = f"{option.scheme} of rank {rank} takes {times[1]:.3f} ms, the kernel {times[0]:.3f}"
             if not slow:
                 return chosen, chains
-            clocked |= slow.keys()
             self._slow.update(slow)
+
+    def _estimated_savings(self, index: int, option: Option) -> float:
+        """Returns the milliseconds that an option saves, or multiply-accumulates where there is no estimate."""
+        times = self.problem.estimated_milliseconds(
+            index, self.problem.layers[index].families[option.scheme][0].shapes(option.rank)
+        )
+        return float(self.problem.layers[index].dense.macs - option.macs) if times is None else times[0] - times[1]
+
+    def _milliseconds(self, index: int, chain: KernelChain) -> tuple[float, float] | None:
+        """Returns the measured milliseconds of a layer, dense and as a chain; None for one too many to be timed."""
+        clocked = self._clocked
+        key = self.problem.clock_key(index, chain)
+        if key not in clocked and len(clocked) < _MAX_LAYERS_CLOCKED:
+            clocked[key] = self.problem.milliseconds(index, chain)
+        return clocked.get(key)
 
     # Solution of a choice.
 
     def _solve(self, chosen: Choice, fit: bool = True) -> Solution:
         """Returns the fitted chains of a choice, and the report of a run of the whole function with them."""
-        problem = self.problem
-        chains, errors = problem.chains(chosen), {index: option.error for index, option in chosen.items()}
+        return self._report(chosen, *self._fit(chosen, fit))
+
+    def _fit(self, chosen: Choice, fit: bool = True) -> tuple[Chains, dict[int, float]]:
+        """Returns the chains of a choice, fitted to responses if there are some and `fit`, and their errors."""
+        chains, errors = self.problem.chains(chosen), {index: option.error for index, option in chosen.items()}
         if self.calibration is not None and fit:
             chains, fitted = self.calibration.fit(chosen, chains)
             errors |= fitted
-        run = self._run(chains)
-        outputs = floats(run(*self.problem.values(chains)))
+        return chains, errors
+
+    def _report(self, chosen: Choice, chains: Chains, errors: dict[int, float]) -> Solution:
+        """Returns the chains and the report of a run of the whole function with them."""
+        problem, run = self.problem, self._run(chains)
+        self.advance(0, "Running the function with the chains")
+        outputs = floats(run(*problem.values(chains)))
         if not all(np.isfinite(output).all() for output in outputs) and all(
             np.isfinite(output).all() for output in problem.outputs
         ):
@@ -189,6 +286,9 @@ class Search:
             before,
             after,
             relative_error(outputs, problem.outputs),
+            held_out_error=self.verification.error(chains),
+            score_before=self.verification.dense_score,
+            score_after=self.verification.score(chains),
         )
         return chains, report
 
@@ -198,12 +298,14 @@ class Search:
         if chain is not None:
             reason = ""
         elif index in self._slow:
-            reason = self._slow[index][1]
+            reason = self._slow[index]
         else:
             reason = layer.why_dense or "the budget is met without it"
-        before, after = (None, None) if chain is None else self.problem.milliseconds(index, chain)
+        before, after = (None, None) if chain is None else self._times(index, chain)
         if before is not None and after is not None and after > before:
-            reason = "its chain is slower than the kernel, and there because the budget asks for it"
+            reason = "its chain is slower than the kernel"
+            if self.count == "macs":
+                reason += ', and there because of count="macs"'
         return LayerReport(
             name=layer.name,
             kernel=layer.placement.kernel_shape,
@@ -216,6 +318,15 @@ class Search:
             ms_after=after,
             error=error,
             reason=reason,
+        )
+
+    def _times(self, index: int, chain: KernelChain) -> tuple[float, float] | tuple[None, None]:
+        """Returns the milliseconds of a layer, measured or estimated."""
+        times = self._milliseconds(index, chain)
+        return (
+            times
+            or self.problem.estimated_milliseconds(index, self.problem.layers[index].shapes(chain))
+            or (None, None)
         )
 
     def _run(self, chains: Chains) -> Callable[..., Any]:

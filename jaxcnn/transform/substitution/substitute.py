@@ -28,10 +28,12 @@ from jaxcnn.transform.progress import Progress, bar
 from jaxcnn.transform.substitution import files as saving
 from jaxcnn.transform.substitution.batches import batches_of
 from jaxcnn.transform.substitution.calibration import Calibration
+from jaxcnn.transform.substitution.held_out import Score, Verification, split_held_out
 from jaxcnn.transform.substitution.placing import gathered, params_with, placed_like_parameters, replacements
 from jaxcnn.transform.substitution.problem import Problem
-from jaxcnn.transform.substitution.report import SubstitutionReport
-from jaxcnn.transform.substitution.search import Search, Solution
+from jaxcnn.transform.substitution.report import MAX_ERROR, SubstitutionReport
+from jaxcnn.transform.substitution.search import Count, Search, Solution
+from jaxcnn.transform.tables import Table
 
 _MAX_NAMES_SHOWN = 5
 """Largest number of layers that a warning names."""
@@ -41,8 +43,12 @@ _MAX_NAMES_SHOWN = 5
 class TradeOff:
     """Gains and costs of several substitutions of one function; `plot` draws them.
 
+    `print` shows a table.
+
     Args:
       points: (share of multiply-accumulates, speedup, relative error) of each substitution.
+      milliseconds: milliseconds of a call of each substitution.
+      scores: score of each by the user's `measure`; empty without `measure`.
 
     Example:
       >>> tradeoff = TradeOff(((0.5, 1.6, 0.02), (0.25, 2.9, 0.06)))
@@ -51,6 +57,16 @@ class TradeOff:
     """
 
     points: tuple[tuple[float, float, float], ...]
+    milliseconds: tuple[float, ...] = ()
+    scores: tuple[float, ...] = ()
+
+    def __str__(self) -> str:
+        header = ["share of MACs", "times faster", "error", *(["ms"] if self.milliseconds else [])]
+        columns = [*zip(*self.points, strict=True), *([self.milliseconds] if self.milliseconds else [])]
+        if self.scores:
+            header, columns = [*header, "score"], [*columns, self.scores]
+        rows = [tuple(f"{value:.4g}" for value in row) for row in zip(*columns, strict=True)]
+        return Table(tuple(header), rows, range(len(header)), (), [{}] * len(rows)).text([])
 
     def plot(self, *, path: str | os.PathLike[str] | None = None) -> Any:
         """Draws the error of the results against the gain of time, as `jaxcnn.drawing.draw_tradeoff` does.
@@ -138,8 +154,13 @@ class Substitution:
                 reports.append(self.solve(share).report)
             except ValueError:
                 continue
-        points = [(report.macs_share, report.speedup, report.error) for report in (*reports, self.report)]
-        return TradeOff(tuple(sorted(points, reverse=True)))
+        reports = sorted((*reports, self.report), key=lambda report: report.macs_share, reverse=True)
+        scores = tuple(report.score_after for report in reports if report.score_after is not None)
+        return TradeOff(
+            tuple((report.macs_share, report.speedup, report.error) for report in reports),
+            tuple(report.ms_after for report in reports),
+            scores if len(scores) == len(reports) else (),
+        )
 
     def release(self) -> Substitution:
         """Returns this substitution without `solve`, which keeps the dense parameters and the search in memory."""
@@ -176,6 +197,10 @@ def substitute(
     schemes: str | Sequence[str] | None = None,
     skip: str | Sequence[str] | Callable[[str], bool] | None = None,
     dense: bool = False,
+    count: Count = "time",
+    max_error: float = MAX_ERROR,
+    measure: Score | None = None,
+    budget: float | None = None,
     progress: Progress = False,
     seed: int = 0,
 ) -> Substitution:
@@ -186,11 +211,11 @@ def substitute(
     chains: the schemes' at their ranks. All start dense, and the layer gives way that loses the least for each
     multiply-accumulate saved,
     $\sum_l w_l(e_l) e_l^2$ being the loss: $e_l$ is a layer's relative error and $w_l$ the part of it that reaches the
-    results, measured at three of its errors. A layer whose chain is not faster than its dense kernel on this device's
-    clock stays dense as long as the budget can be met without its chain. With a budget of `macs` the error expected of
-    the results must also stay below 0.011 or grow by a tenth at most; else the least slow layer gets its chain back.
-    With `rank` every layer takes the chain of that rank. At last the whole function is run on `args`, as it was and
-    with the chains: `report.error` and the times are those of that run.
+    results, measured at two of its errors. Only chains that are faster than their kernels are options, by the cost
+    model of `auto`; those that save the most time are timed, and stay dense if the clock says otherwise. With
+    `count="macs"` all chains are options. With `rank` every layer takes the chain of that rank. At last the whole
+    function is run on `args`, as it was and with the chains: `report.error` and the times are those of that run. Of
+    three calibration inputs or more a fifth is held out, and `report.held_out_error` is the error there.
 
     Chains and all other parameters lie on the devices on which the parameters lay: a chain's first link is split along
     its input features and its last link along its output features as the kernel was, and all else is on each device. In
@@ -221,15 +246,26 @@ def substitute(
         name. A warning says if no layer has such a name.
       dense: flag to replace dense layers, products with a matrix of params, by pairs of products, too. They then count
         among the convolutions, with kernels of one tap.
+      count: `"time"` to take no chain that is slower than its kernel on this device, by the cost model and, for the
+        layers that save the most, by the clock; `"macs"` if multiply-accumulates alone are what counts.
+      max_error: largest error of the results that is accepted of a calibrated substitution under a budget of `macs` or
+        `speedup`, for `args` and for held-out calibration inputs; infinity accepts all. Without calibration, the report
+        says in its first line that the error is large.
+      measure: your own score of the function, such as its accuracy: a function that is called with the function of
+        the arguments after params and returns a number, the larger the better. With `budget` it is the loss allowed in
+        this score that is the budget; with other budgets the score is reported.
+      budget: loss of the score allowed: the result has the fewest multiply-accumulates that a bisection finds.
       progress: flag to show a progress bar on a terminal, which needs rich; or a function `progress(done, total)` of
-        the number of steps done and their total, such as one that moves a bar of your own.
+        the number of steps done and their total, such as one that moves a bar of your own. A function of three
+        arguments is also told, as text, what is being done and about how long the rest will take.
       seed: seed for the positions at which responses are taken, and for random arguments.
 
     Returns:
       A `Substitution`: `.apply(params, *args)`, `.params`, `.report`, `.curve()`, `.save(path)`.
 
     Raises:
-      ValueError: no budget or more than one; one that no choice of chains meets; an unknown scheme or none; `rank` with
+      ValueError: no budget or more than one; one that no choice of chains meets, or none that is faster; results that
+        differ by more than `max_error`; an unknown scheme or none; `rank` with
         several schemes; params that hold chains already, or no convolution's kernel (kernels that f closes over are not
         found); no calibration inputs, or some of which a layer makes NaN; results without floating numbers, by which
         layers are weighed.
@@ -262,6 +298,10 @@ def substitute(
         "schemes": schemes,
         "skip": skip,
         "dense": dense,
+        "count": count,
+        "max_error": max_error,
+        "measure": measure,
+        "budget": budget,
         "progress": progress,
         "seed": seed,
     }
@@ -312,22 +352,33 @@ def _substitute(
     schemes: str | Sequence[str] | None,
     skip: str | Sequence[str] | Callable[[str], bool] | None,
     dense: bool,
+    count: Count,
+    max_error: float,
+    measure: Score | None,
+    budget: float | None,
     progress: Progress,
     seed: int,
 ) -> Substitution:
     """Returns the substitution of parameters that this process holds as a whole; the arguments are `substitute`'s."""
     if not callable(f):
         raise TypeError(f"substitute: f must be a function, got {f!r}")
-    budgets = {"tolerance": tolerance, "macs": macs, "speedup": speedup, "rank": rank}
-    budget = {name: limit for name, limit in budgets.items() if limit is not None}
-    if len(budget) != 1:
-        raise ValueError(f"substitute: give one of tolerance, macs, speedup and rank, got {budgets}")
+    if budget is not None and measure is None:
+        raise ValueError(f"substitute: budget={budget!r} is the loss allowed in a score, so give measure too")
+    budgets = {"tolerance": tolerance, "macs": macs, "speedup": speedup, "rank": rank, "budget": budget}
+    limits = {name: limit for name, limit in budgets.items() if limit is not None}
+    if len(limits) != 1:
+        raise ValueError(
+            f"substitute: give one of tolerance, macs, speedup and rank, or measure and budget, got {budgets}"
+        )
     if any(isinstance(leaf, KernelChain) for leaf in jax.tree.leaves(params, is_leaf=_is_chain)):
         raise ValueError("substitute: params hold chains already; give the dense parameters")
-    ((kind, value),) = budget.items()
+    ((kind, value),) = limits.items()
+    if count not in ("time", "macs"):
+        raise ValueError(f"substitute: count must be 'time' or 'macs', got {count!r}")
     names = _scheme_names(schemes)
     limit = _check_number("substitute", kind, value) if rank is None else _check_rank(rank, names)
-    batches = calibration
+    max_error = _check_number("substitute", "max_error", max_error)
+    batches, held_out = split_held_out(calibration)
     explicit = make_kernels_explicit(f, params, args)
     problem = Problem(with_explicit_kernels(f), explicit, args, names, _skip_predicate(skip), seed, dense)
     if not problem.convolutions:
@@ -350,14 +401,17 @@ def _substitute(
     work = len(problem.open) * (needs_judging + needs_weighing + needs_fitting) + 1
     with bar("Substituting kernels", work, progress) as advance:
         calibration = Calibration(problem, batches, seed, advance) if batches else None
-        search = Search(problem, calibration, advance)
+        search = Search(problem, calibration, advance, Verification(problem, held_out, measure), count)
         solvers: dict[str, Callable[[Any], Solution]] = {
             "tolerance": search.within_tolerance,
             "macs": search.at_share,
             "speedup": search.at_speedup,
             "rank": search.of_rank,
+            "budget": search.within_loss,
         }
         solution = solvers[kind](limit)
+        if calibration is not None and kind in ("macs", "speedup"):
+            _check_error(search, kind, solution[1], max_error)
         advance(1)
 
     def substitution_of(solution: Solution) -> Substitution:
@@ -375,6 +429,21 @@ def _substitute(
     return substitution_of(solution)
 
 
+def _check_error(search: Search, kind: str, report: SubstitutionReport, max_error: float) -> None:
+    """Refuses results that differ from the dense ones by more than the user allows."""
+    error = report.largest_error
+    if error <= max_error:
+        return
+    points = search.expected_errors(report.macs_share, error)
+    reachable = ", ".join(f"{expected:.2g} at macs={share:.2g}" for share, expected in points)
+    inputs = "held-out calibration inputs" if error == report.held_out_error else "the arguments"
+    raise ValueError(
+        f"substitute: {kind} leaves an error of the results of {error:.2g} for {inputs}, above max_error="
+        f"{max_error:g}; to be expected is an error of about {reachable}; give calibration inputs or a larger "
+        "budget, or max_error=float('inf') to take the result and train it further"
+    )
+
+
 def _is_chain(node: Any) -> bool:
     return isinstance(node, KernelChain)
 
@@ -384,7 +453,9 @@ def _check_number(operation: str, name: str, number: Any) -> float:
         value = float(number)
     except (TypeError, ValueError):
         raise TypeError(f"{operation}: {name} must be a number, got {number!r}") from None
-    if name == "tolerance":
+    if name == "max_error":
+        is_valid, requirement = value >= 0, "be at least 0"
+    elif name in ("tolerance", "budget"):
         is_valid, requirement = 0 <= value < math.inf, "be at least 0"
     elif name == "speedup":
         is_valid, requirement = 0 < value < math.inf, "be positive"

@@ -9,11 +9,10 @@ import pytest
 from jax import lax
 
 import jaxcnn
-from jaxcnn.transform.substitution import problem
 from jaxcnn.transform.substitution import search as searching
 from jaxcnn.transform.substitution.layer import Layer
 from support.arrays import normal, relative_error
-from support.planted import NUMBERS, conv
+from support.planted import NUMBERS, clock_by_layer, conv
 from support.substitutions import PARAMS, SMALL, F, two_layers
 
 pytestmark = pytest.mark.usefixtures("chains_twice_as_fast")
@@ -32,7 +31,7 @@ def blurred(count, seed):
 def substitutions(request):
     """Fitted to the weights, and to responses twice."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(problem.Problem, "milliseconds", lambda self, index, chain: (1.0, 0.5))
+        clock_by_layer(patch, lambda name: 0.5)
         patch.setattr(searching, "_TIMING_SECONDS", 0.01)
         options = {**request.param, "schemes": "separable", "skip": "stem"}
         x, batches = blurred(4, 1), [(blurred(4, 2),), blurred(3, 3)]
@@ -234,3 +233,22 @@ def test_layers_that_cannot_be_fitted_keep_the_chains_of_their_weights():
         fitted = jaxcnn.substitute(f, params, x, calibration=correlated(2, 2), **options)
         for a, b in zip(jax.tree.leaves(plain.params), jax.tree.leaves(fitted.params), strict=True):
             np.testing.assert_array_equal(a, b)
+
+
+def test_few_programs_are_compiled_however_many_layers_there_are():
+    """With one program for each layer and rank there would be hundreds."""
+    events = []
+    jax.monitoring.register_event_duration_secs_listener(lambda name, *args, **options: events.append(name))
+    params = [jnp.asarray(normal((3, 3, 6, 6), seed)) for seed in range(24)]
+
+    def deep(params, x):
+        for kernel in params:
+            x = jax.nn.relu(conv(x, kernel)) + 0.1 * x
+        return x
+
+    x = correlated(1, 5)
+    found = jaxcnn.substitute(
+        deep, params, x, macs=0.6, calibration=[correlated(1, s) for s in (6, 7)], max_error=np.inf
+    )
+    assert sum(row.scheme != "dense" for row in found.report.rows) > 12
+    assert events.count("/jax/core/compile/backend_compile_duration") <= 40

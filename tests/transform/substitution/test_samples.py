@@ -1,0 +1,79 @@
+"""Samples of what a kernel meets, and of its responses."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+import jaxcnn
+from jaxcnn.transform.chains.convolve import as_patches_see_it
+from jaxcnn.transform.chains.find_kernels import find_kernels
+from jaxcnn.transform.substitution.samples import chosen_places, patches_at, responses_at
+from jaxcnn.transform.substitution.unrolled import Segment, UnrolledProgram
+from support.arrays import normal
+from support.planted import NUMBERS, conv
+
+KERNELS = [jnp.asarray(normal((3, 3, 4, 4), seed)) for seed in range(2)]
+
+
+IMAGE = jnp.asarray(normal((2, 8, 8, 4), 9))
+
+
+CONVOLUTIONS = {
+    "as it is": lambda x, k: conv(x, k),
+    "strided": lambda x, k: lax.conv_general_dilated(
+        x, k, (2, 1), [(2, 1), (0, 3)], dimension_numbers=("NHWC", "HWIO", "NHWC")
+    ),
+    "cropped": lambda x, k: lax.conv_general_dilated(
+        x, k, (1, 1), [(-1, 2), (1, -2)], dimension_numbers=("NHWC", "HWIO", "NHWC")
+    ),
+    "dilated": lambda x, k: lax.conv_general_dilated(
+        x, k, (1, 2), "SAME", rhs_dilation=(2, 1), dimension_numbers=("NHWC", "HWIO", "NHWC")
+    ),
+    "channels first": lambda x, k: lax.conv_general_dilated(
+        x.transpose(0, 3, 1, 2), k.transpose(3, 2, 0, 1), (1, 1), "SAME"
+    ),
+    "jaxcnn": lambda x, k: jaxcnn.conv(x, k, strides=2),
+    "its input dilated": lambda x, k: lax.conv_general_dilated(
+        x, k, (2, 1), [(2, 1), (-1, 3)], (3, 2), (1, 2), dimension_numbers=NUMBERS
+    ),
+    "transposed": lambda x, k: lax.conv_transpose(
+        x, k, (2, 3), "SAME", dimension_numbers=NUMBERS, transpose_kernel=True
+    ),
+    "jaxcnn, transposed": lambda x, k: jaxcnn.conv_transpose(
+        x, k, strides=(2, 3), padding=((1, 0), (0, 1)), kernel_dilation=(1, 2)
+    ),
+    "jaxcnn, transposed in groups": lambda x, k: jaxcnn.conv_transpose(x, k, strides=2, feature_group_count=2),
+}
+
+
+@pytest.mark.parametrize("way", CONVOLUTIONS)
+@pytest.mark.parametrize("count", [17, 10_000])
+def test_samples_are_patches_and_their_responses(way, count):
+    def f(k, x):
+        return CONVOLUTIONS[way](x, k)
+
+    kernel = KERNELS[0]
+    closed = jax.make_jaxpr(f)(kernel, IMAGE)
+    (found,) = find_kernels(closed)[0].values()
+    (site,) = found.sites
+    program = UnrolledProgram(closed, {site.path: (0, site)})
+    image, response = program.operand(program.sites[0], 0), program.response(program.sites[0])
+    values = program.values((kernel, IMAGE))
+    values |= Segment(program.steps, {image, response}).run(values)
+    chosen = chosen_places(site.equation, count, np.random.default_rng(0))
+    patches = patches_at(site.equation, values[image], chosen)
+    responses = responses_at(site.equation, values[response], chosen)
+    total = values[response].size // responses.shape[1]
+    assert len(patches) == len(responses) == min(count, total)
+    assert patches.shape[1:] == (3, 3, 4)
+    params = site.equation.params
+    groups = params["spec"].feature_group_count if "spec" in params else params["feature_group_count"]
+    own = found.placement.kernel(kernel)
+    (own,) = as_patches_see_it(site, jaxcnn.KernelChain((own,), (groups,)), found.placement).kernels
+    split = patches.reshape(*patches.shape[:-1], groups, -1)
+    expected = np.einsum("nhwgi,hwigo->ngo", split, own.reshape(*own.shape[:-1], groups, -1)).reshape(len(patches), -1)
+    np.testing.assert_allclose(responses, expected, atol=1e-4)
