@@ -142,7 +142,7 @@ class _Composition:
             finer, window = count // self.groups, link.shape[:-2]
             parts = self._parts(link, count)
             axes = tuple(range(1, 1 + len(window)))
-            by_parts, by_image = [], np.zeros(image.shape, np.float32)
+            by_parts, by_image = [], np.zeros_like(image, np.float32)
             for part, place in zip(parts, tap_places(by_dense.shape[1:-2], window), strict=True):
                 by_results = by_dense[(slice(None), *place)]
                 by_results = np.swapaxes(by_results.reshape(*by_results.shape[:-1], finer, -1), -3, -2)

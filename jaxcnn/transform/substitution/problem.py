@@ -127,9 +127,9 @@ class Problem:
         """
         return [instead.get(index, array) for index, array in enumerate(self.arrays)]
 
-    def params_with(self, chains: Chains) -> Any:
-        """Returns the parameters with chains in place of kernels."""
-        (params, *_), _ = self.signature.unflatten(self.values(chains))
+    def params_with(self, instead: Mapping[int, Any]) -> Any:
+        """Returns the parameters, some kernels of which are replaced by chains or other arrays, by position."""
+        (params, *_), _ = self.signature.unflatten(self.values(instead))
         return params
 
     def error(self, chains: Chains) -> float:
