@@ -106,7 +106,7 @@ def test_nothing_to_train():
 
 
 def test_a_loss_that_is_not_finite_names_the_step():
-    with pytest.raises(ValueError, match="step 2 of 9.*lower rate"):
+    with pytest.raises(ValueError, match=r"step 2 of 9.*lower rate"):
         trained(small_params(), BATCHES, training(9, optimizer=optax.sgd(1e30)))
 
 
