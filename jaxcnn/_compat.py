@@ -82,8 +82,8 @@ def with_devices(context: mlir.LoweringRuleContext) -> mlir.LoweringRuleContext 
         return None
     if len(meshes) != 1 or {mesh.size for mesh in meshes} != {axes.num_devices} or len(devices) != axes.num_devices:
         return None
-    known = replace(axes, device_assignment=devices, abstract_mesh=meshes.pop())
-    return context.replace(module_context=context.module_context.replace(axis_context=known))
+    axes_with_devices = replace(axes, device_assignment=devices, abstract_mesh=meshes.pop())
+    return context.replace(module_context=context.module_context.replace(axis_context=axes_with_devices))
 
 
 def row_major(value: jax.Array) -> jax.Array:

@@ -105,7 +105,7 @@ def _adaptive(x: jax.Array, *, kind: str, output_shape: Any, layout: Layout) -> 
     y = y.astype(accumulation_dtype(y.dtype))
     count = np.ones((1,) * y.ndim)
     for axis in range(1, order.rank + 1):
-        y = _by_window(y, axis, outputs[axis - 1], jnp.sum, _gathered_sums)
+        y = _by_window(y, axis, outputs[axis - 1], jnp.sum, _sums_by_gather)
         _, lengths = _adaptive_windows(sizes[axis - 1], outputs[axis - 1])
         count = count * np.expand_dims(lengths, tuple(range(1, y.ndim - axis)))
     dtype = average_dtype(x.dtype)
@@ -121,7 +121,7 @@ def _adaptive_maxima(x: jax.Array, outputs: Ints) -> jax.Array:
     The order of the axes does not matter to the values, and the first axis first is faster.
     """
     for axis in range(1, len(outputs) + 1):
-        x = _by_window(x, axis, outputs[axis - 1], jnp.max, _gathered_maxima)
+        x = _by_window(x, axis, outputs[axis - 1], jnp.max, _maxima_by_gather)
     return x
 
 
@@ -135,7 +135,7 @@ def _first_maxima(x: jax.Array, outputs: Ints) -> jax.Array:
     # The last axis comes first: the first of the rows' maxima, and the first in that row, is the first in row-major
     # order.
     for axis in range(len(outputs), 0, -1):
-        x = _by_window(x, axis, outputs[axis - 1], _first_extremum, _gathered_maxima)
+        x = _by_window(x, axis, outputs[axis - 1], _first_extremum, _maxima_by_gather)
     return x
 
 
@@ -172,14 +172,14 @@ def _adaptive_windows(size: int, output: int) -> tuple[np.ndarray, np.ndarray]:
     return starts, -(-(windows + 1) * size // output) - starts
 
 
-def _gathered_maxima(x: jax.Array, axis: int, output: int) -> jax.Array:
+def _maxima_by_gather(x: jax.Array, axis: int, output: int) -> jax.Array:
     starts, lengths = _adaptive_windows(x.shape[axis], output)
     # A window shorter than the longest one repeats its last pixel, which changes no maximum.
     taps = starts[:, None] + np.minimum(np.arange(lengths.max()), lengths[:, None] - 1)
     return _first_extremum(jnp.take(x, taps, axis=axis), axis + 1)
 
 
-def _gathered_sums(x: jax.Array, axis: int, output: int) -> jax.Array:
+def _sums_by_gather(x: jax.Array, axis: int, output: int) -> jax.Array:
     starts, lengths = _adaptive_windows(x.shape[axis], output)
     offsets = np.arange(lengths.max())
     inside = np.expand_dims(offsets < lengths[:, None], tuple(range(2, x.ndim + 1 - axis)))

@@ -264,8 +264,10 @@ def _compose_groups(first: jax.Array, second: jax.Array) -> jax.Array:
     spread, taps = (first, second) if math.prod(second.shape[1:-2]) <= math.prod(first.shape[1:-2]) else (second, first)
     total: Any = 0
     for tap in np.ndindex(*taps.shape[1:-2]):
-        one = taps[(slice(None), *tap)].reshape(len(taps), *[1] * len(tap), *taps.shape[-2:])
-        product = jnp.matmul(*((spread, one) if spread is first else (one, spread)), precision=lax.Precision.HIGHEST)
+        tap_weights = taps[(slice(None), *tap)].reshape(len(taps), *[1] * len(tap), *taps.shape[-2:])
+        product = jnp.matmul(
+            *((spread, tap_weights) if spread is first else (tap_weights, spread)), precision=lax.Precision.HIGHEST
+        )
         around = [(before, size - 1 - before) for before, size in zip(tap, taps.shape[1:-2], strict=True)]
         total = total + jnp.pad(product, [(0, 0), *around, (0, 0), (0, 0)])
     return total

@@ -97,7 +97,7 @@ def _run_layer(options: argparse.Namespace) -> None:
 
 def _run_summarize(options: argparse.Namespace) -> None:
     x = jax.ShapeDtypeStruct(options.input, options.dtype)
-    model = _loaded(options.target)
+    model = _load_target(options.target)
     try:
         summary = jaxcnn.summarize(_as_function(model, x), x, platform=options.platform)
     except Exception as error:  # whatever the user's model raises
@@ -148,7 +148,7 @@ def _one_or_many(sizes: tuple[int, ...]) -> int | tuple[int, ...]:
     return sizes if len(sizes) > 1 else sizes[0]
 
 
-def _loaded(target: str) -> Any:
+def _load_target(target: str) -> Any:
     """Returns the object that `package.module:name` names; the working directory is searched first."""
     module, _, name = target.partition(":")
     sys.path.insert(0, "")

@@ -278,8 +278,8 @@ def _check_window(window: Sequence[int], shapes: str) -> None:
 
 def _check_padding_mode(mode: Any, input_dilation: Ints) -> None:
     if not isinstance(mode, str) or mode not in PADDING_MODES:
-        known = ", ".join(map(repr, PADDING_MODES))
-        raise ValueError(f"padding_mode must be one of {known}, got {mode!r}")
+        modes = ", ".join(map(repr, PADDING_MODES))
+        raise ValueError(f"padding_mode must be one of {modes}, got {mode!r}")
     if mode != "zeros" and max(input_dilation) > 1:
         raise ValueError(
             f"padding_mode {mode!r} does not go with input_dilation {input_dilation}: "

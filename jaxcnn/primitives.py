@@ -392,10 +392,10 @@ def _linear_in_first(primitive: Primitive, transpose: Callable[..., jax.Array]) 
     def jvp(primals: Sequence[Any], tangents: Sequence[Any], **params: Any) -> tuple[jax.Array, jax.Array]:
         return primitive.bind(*primals, **params), primitive.bind(tangents[0], *primals[1:], **params)
 
-    def transpose_rule(cotangent: Any, operand: Any, *others: Any, **params: Any) -> list[Any]:
+    def transpose_rule(cotangent: Any, operand: Any, *operands: Any, **params: Any) -> list[Any]:
         if isinstance(cotangent, ad.Zero):
-            return [ad.Zero(operand.aval), *(None for _ in others)]
-        return [transpose(cotangent, operand.aval, *others, **params), *(None for _ in others)]
+            return [ad.Zero(operand.aval), *(None for _ in operands)]
+        return [transpose(cotangent, operand.aval, *operands, **params), *(None for _ in operands)]
 
     ad.primitive_jvps[primitive] = jvp
     ad.primitive_transposes[primitive] = transpose_rule
@@ -408,9 +408,9 @@ def _window_params(params: dict[str, Any]) -> dict[str, Any]:
 def _to_input(primitive: Primitive) -> Callable[..., jax.Array]:
     """Returns the transpose of a primitive from inputs to outputs: `primitive`, which is told the input's size."""
 
-    def transpose(cotangent: Any, aval: Any, *others: Any, **params: Any) -> jax.Array:
+    def transpose(cotangent: Any, aval: Any, *operands: Any, **params: Any) -> jax.Array:
         size = tuple(aval.shape[1:-1])
-        return primitive.bind(cotangent, *others, input_size=size, sharding=_aval_sharding(aval), **params)
+        return primitive.bind(cotangent, *operands, input_size=size, sharding=_aval_sharding(aval), **params)
 
     return transpose
 
@@ -418,9 +418,9 @@ def _to_input(primitive: Primitive) -> Callable[..., jax.Array]:
 def _to_output(primitive: Primitive) -> Callable[..., jax.Array]:
     """Returns the transpose of a primitive from outputs to inputs: `primitive`."""
 
-    def transpose(cotangent: Any, aval: Any, *others: Any, **params: Any) -> jax.Array:
+    def transpose(cotangent: Any, aval: Any, *operands: Any, **params: Any) -> jax.Array:
         del aval
-        return primitive.bind(cotangent, *others, **_window_params(params))
+        return primitive.bind(cotangent, *operands, **_window_params(params))
 
     return transpose
 

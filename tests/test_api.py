@@ -64,7 +64,7 @@ ROOMS = {
         "transform\\.summary(\\..*)?",
         "timing",
     ],
-    r"drawing(\..*)?": ["public", "drawing(\\..*)?"],
+    r"drawing(\..*)?": ["public", "drawing(\\..*)?", "options", "errors"],
     r"transform\.substitution(\..*)?": TRANSFORM,
     r"transform\.tuning": TUNING,
     r"transform\.acceleration(\..*)?": ["transform\\.acceleration(\\..*)?", *JAXPR],

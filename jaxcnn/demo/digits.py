@@ -243,13 +243,15 @@ def _result_table(
     )
 
 
-def _misread_digits(networks: Mapping[str, lenet.Network], test: lenet.Digits, most: int = 24) -> tuple[Picture, ...]:
+def _misread_digits(
+    networks: Mapping[str, lenet.Network], test: lenet.Digits, max_digits: int = 24
+) -> tuple[Picture, ...]:
     """Returns a picture of the first test digits that at least one network misreads; none if there are no such."""
     wrong = {name: lenet.predict(network, test) != test.labels for name, network in networks.items()}
     rows = np.flatnonzero(np.any(list(wrong.values()), axis=0))
     if not len(rows):
         return ()
-    shown = test.images[rows[:most], :, :, 0]
+    shown = test.images[rows[:max_digits], :, :, 0]
     columns = min(12, len(shown))
     blank = np.zeros((-len(shown) % columns, 28, 28), shown.dtype)
     grid = np.concatenate([shown, blank]).reshape(-1, columns, 28, 28)

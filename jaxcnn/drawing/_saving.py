@@ -26,7 +26,7 @@ Path = str | os.PathLike[str]
 """Path of a file."""
 
 
-def saved(figure: Figure, path: Path | None) -> Figure:
+def save_if_path(figure: Figure, path: Path | None) -> Figure:
     """Returns the figure, and saves it if there is a path."""
     FigureCanvasAgg(figure)
     if path is not None:

@@ -39,8 +39,8 @@ class Choice:
 def check_method(method: str) -> None:
     """Raises a ValueError for a method that does not exist."""
     if method != "auto" and method not in METHODS:
-        known = ", ".join(repr(name) for name in ("auto", *METHODS))
-        raise ValueError(f"method must be one of {known}, got {method!r}")
+        methods = ", ".join(repr(name) for name in ("auto", *METHODS))
+        raise ValueError(f"method must be one of {methods}, got {method!r}")
 
 
 def check_supported(method: str, spec: ConvSpec) -> None:
@@ -75,7 +75,7 @@ def choose(spec: ConvSpec, method: str, platform: str | None) -> Choice:
         return Choice(direct.NAME, "the platform's own convolution is used on GPU and TPU")
     if (reason := shape_unsupported(spec)) is not None:
         return Choice(direct.NAME, f"left to XLA: {reason}")
-    return _least(spec)
+    return _choose_fastest(spec)
 
 
 def seconds(spec: ConvSpec, method: str) -> float:
@@ -83,7 +83,7 @@ def seconds(spec: ConvSpec, method: str) -> float:
     return costs.seconds(METHODS[method], spec)
 
 
-def _least(spec: ConvSpec) -> Choice:
+def _choose_fastest(spec: ConvSpec) -> Choice:
     """Returns the method with the least estimated time on a CPU."""
     supporting = [name for name, module in METHODS.items() if module.supports(spec) is None]
     estimates = sorted((seconds(spec, name), name) for name in supporting)

@@ -152,11 +152,11 @@ def transforms(outputs: int, taps: int) -> tuple[np.ndarray, np.ndarray, np.ndar
     g = np.zeros((size, taps))
     bt = np.zeros((size, size))
     for i, point in enumerate(finite):
-        others = [other for other in finite if other != point]
-        scale = math.prod((point - other for other in others), start=Fraction(1))
+        other_points = [other for other in finite if other != point]
+        scale = math.prod((point - other for other in other_points), start=Fraction(1))
         at[:, i] = [float(point**k) for k in range(outputs)]
         g[i] = [float(point**k / scale) for k in range(taps)]
-        bt[i, :-1] = _polynomial(others)
+        bt[i, :-1] = _polynomial(other_points)
     # The point at infinity: leading coefficients.
     at[-1, -1] = g[-1, -1] = 1
     bt[-1] = _polynomial(finite)

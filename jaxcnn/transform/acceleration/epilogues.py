@@ -65,14 +65,14 @@ class Group:
         params = self.convolution.conv_params(method)
 
         def separate(lhs: jax.Array, rhs: jax.Array, *operands: Any) -> Any:
-            known = dict(zip(self.operands, operands, strict=True))
+            values_by_variable = dict(zip(self.operands, operands, strict=True))
             with _source_context(self.equation):
-                known[self.equation.outvars[0]] = self.convolution.restore(conv_p.bind(lhs, rhs, **params))
+                values_by_variable[self.equation.outvars[0]] = self.convolution.restore(conv_p.bind(lhs, rhs, **params))
             for equation in self.tail:
-                read = [atom.val if isinstance(atom, Literal) else known[atom] for atom in equation.invars]
+                read = [atom.val if isinstance(atom, Literal) else values_by_variable[atom] for atom in equation.invars]
                 with _source_context(equation):
-                    known.update(zip(equation.outvars, rebind(equation, read), strict=True))
-            return known[self.tail[-1].outvars[0]]
+                    values_by_variable.update(zip(equation.outvars, rebind(equation, read), strict=True))
+            return values_by_variable[self.tail[-1].outvars[0]]
 
         operands = (lhs, rhs, *values[2:])
         unfused = jax.make_jaxpr(separate)(*operands)
@@ -269,7 +269,7 @@ class _TailSearch:
 
     def _take_activation(self) -> None:
         """Adds the equations of the longest activation that holds all readers of the value, if there is one."""
-        known: dict[Any, Any] = {self.value: X}
+        expressions: dict[Any, Any] = {self.value: X}
         waiting = sorted(set(self.uses.readers.get(self.value, ())))
         unread = {self.value: self.uses.count(self.value)}
         visited: list[int] = []
@@ -279,14 +279,14 @@ class _TailSearch:
             equation = self.uses.equations[number]
             if not self._is_free(number):
                 break
-            form = expression(equation, [operand_of(atom, known) for atom in equation.invars])
+            form = expression(equation, [operand_of(atom, expressions) for atom in equation.invars])
             if form is None:
                 break
             for atom in equation.invars:
                 if not isinstance(atom, Literal):
                     unread[atom] -= 1
             result: Any = equation.outvars[0]
-            known[result], unread[result] = form, self.uses.count(result)
+            expressions[result], unread[result] = form, self.uses.count(result)
             visited.append(number)
             inner = any(count for variable, count in unread.items() if variable is not result)
             match = None if inner or result.aval.shape != self.shape else activation(form)

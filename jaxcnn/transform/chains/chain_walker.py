@@ -88,7 +88,7 @@ class TracedChain:
 
     def array(self) -> jax.Array:
         """Returns the array for which the chain stands."""
-        parameter = self.placement.holding(self.chain, self.view.sliced)
+        parameter = self.placement.parameter_of_chain(self.chain, self.view.sliced)
         return self.view.apply_to(parameter)
 
 

@@ -90,8 +90,8 @@ def all_equations(jaxpr: Any) -> Iterator[JaxprEqn]:
     """Yields the equations of a jaxpr and of those that it holds, at any depth."""
     for equation in inner_jaxpr(jaxpr).eqns:
         yield equation
-        for held in sub_jaxprs(equation):
-            yield from all_equations(held)
+        for inner in sub_jaxprs(equation):
+            yield from all_equations(inner)
 
 
 def loop_parts(equation: JaxprEqn, operands: Sequence[V]) -> tuple[list[V], list[V], list[V]]:

@@ -114,18 +114,18 @@ class Walker:
             self._rebuilt_jaxprs[id(jaxpr)] = jaxpr, closed
         return self._rebuilt_jaxprs[id(jaxpr)][1]
 
-    def rebuild_around(self, jaxpr: Any, known: Mapping[int, Any]) -> Any:
+    def rebuild_around(self, jaxpr: Any, constants: Mapping[int, Any]) -> Any:
         """Returns a closed jaxpr with the rules applied and known arguments as constants.
 
         It has the same arguments as before, and ignores those that are known.
 
         Args:
           jaxpr: closed jaxpr.
-          known: values of known arguments by position.
+          constants: values of the known arguments by position.
         """
 
         def run(*args: Any) -> list[Any]:
-            return self.evaluate(jaxpr, jaxpr.consts, *(known.get(index, arg) for index, arg in enumerate(args)))
+            return self.evaluate(jaxpr, jaxpr.consts, *(constants.get(index, arg) for index, arg in enumerate(args)))
 
         return jax.make_jaxpr(run)(*(variable.aval for variable in inner_jaxpr(jaxpr).invars))
 
@@ -169,8 +169,8 @@ def _bind_rebuilt(*names: str) -> Descent:
     def descend(walker: Walker, equation: JaxprEqn, operands: list[Any]) -> list[Any]:
         params = dict(equation.primitive.get_bind_params(equation.params))
         for name in names:
-            held = params[name]
-            params[name] = tuple(map(walker.rebuild, held)) if isinstance(held, tuple) else walker.rebuild(held)
+            jaxprs = params[name]
+            params[name] = tuple(map(walker.rebuild, jaxprs)) if isinstance(jaxprs, tuple) else walker.rebuild(jaxprs)
         return equation.primitive.bind(*operands, **params)
 
     return descend
@@ -179,13 +179,13 @@ def _bind_rebuilt(*names: str) -> Descent:
 def _into_jit(walker: Walker, equation: JaxprEqn, operands: list[Any]) -> list[Any]:
     # From jax 0.12 on a jitted function receives the arrays that it closes over as operands. Inside, a rule could not
     # tell such a known kernel from an argument.
-    known = {index: value for index, value in enumerate(operands) if _is_known_array(value)}
-    if not known:
+    constants = {index: value for index, value in enumerate(operands) if _is_known_array(value)}
+    if not constants:
         return _bind_rebuilt("jaxpr")(walker, equation, operands)
     params = dict(equation.primitive.get_bind_params(equation.params))
-    params["jaxpr"] = walker.rebuild_around(params["jaxpr"], known)
+    params["jaxpr"] = walker.rebuild_around(params["jaxpr"], constants)
     # Zeros of the same type, so that the program holds each value once.
-    ignored = [jnp.zeros_like(value) if index in known else value for index, value in enumerate(operands)]
+    ignored = [jnp.zeros_like(value) if index in constants else value for index, value in enumerate(operands)]
     return equation.primitive.bind(*ignored, **params)
 
 

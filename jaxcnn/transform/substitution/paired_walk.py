@@ -97,18 +97,18 @@ def _walk(jaxpr: Any, consts: Sequence[Pair], inputs: Sequence[Pair], sites: Sit
         for atom in equation.invars
         if not isinstance(atom, Literal)
     }
-    kept = {atom for atom in jaxpr.outvars if not isinstance(atom, Literal)}
+    results_of_jaxpr = {atom for atom in jaxpr.outvars if not isinstance(atom, Literal)}
     for position, equation in enumerate(jaxpr.eqns):
         operands = values.read(equation.invars)
-        here = (*path, id(equation))
-        holds_site = any(site[: len(here)] == here for site in sites)
-        if holds_site and here in sites:
-            results = yield from _stop(jaxpr, position, operands, values.known, sites[here])
+        place = (*path, id(equation))
+        holds_site = any(site[: len(place)] == place for site in sites)
+        if holds_site and place in sites:
+            results = yield from _stop(jaxpr, position, operands, values.known, sites[place])
         elif holds_site and equation.primitive in CALLS:
             (inner,) = sub_jaxprs(equation)
-            results = yield from _walk(inner_jaxpr(inner), _consts(inner), operands, sites, here)
+            results = yield from _walk(inner_jaxpr(inner), _consts(inner), operands, sites, place)
         elif holds_site and equation.primitive is lax_primitives.scan_p and equation.params["length"]:
-            results = yield from _walk_scan(equation, operands, sites, here)
+            results = yield from _walk_scan(equation, operands, sites, place)
         else:
             with same_source(equation), equation.ctx.manager:
                 plain = rebind(equation, [dense for dense, _ in operands])
@@ -119,7 +119,7 @@ def _walk(jaxpr: Any, consts: Sequence[Pair], inputs: Sequence[Pair], sites: Sit
         values.write(equation, results)
         # A value that no equation reads later is dropped, since images are large.
         for atom in equation.invars:
-            if not isinstance(atom, Literal) and last_read[atom] == position and atom not in kept:
+            if not isinstance(atom, Literal) and last_read[atom] == position and atom not in results_of_jaxpr:
                 values.known.pop(atom, None)
     return values.outputs()
 
@@ -135,8 +135,8 @@ def _walk_scan(equation: JaxprEqn, operands: Sequence[Pair], sites: Sites, path:
     turns = range(equation.params["length"])
     rows = []
     for turn in reversed(turns) if equation.params["reverse"] else turns:
-        here = [_slice_pair(pair, turn) for pair in slices]
-        results = yield from _walk(inner_jaxpr(inner), _consts(inner), [*constants, *carry, *here], sites, path)
+        slice_pairs = [_slice_pair(pair, turn) for pair in slices]
+        results = yield from _walk(inner_jaxpr(inner), _consts(inner), [*constants, *carry, *slice_pairs], sites, path)
         carry = results[: len(carry)]
         rows.append(results[len(carry) :])
     columns = zip(*(rows[::-1] if equation.params["reverse"] else rows), strict=True)
@@ -152,8 +152,8 @@ def _slice_pair(pair: Pair, turn: int) -> Pair:
 def _stack_pairs(pairs: Sequence[Pair]) -> Pair:
     dense, substituted = (list(side) for side in zip(*pairs, strict=True))
     result = jnp.stack(dense)
-    same = all(a is b for a, b in pairs)
-    return result, result if same else jnp.stack(substituted)
+    is_dense = all(a is b for a, b in pairs)
+    return result, result if is_dense else jnp.stack(substituted)
 
 
 def _stop(
@@ -163,8 +163,8 @@ def _stop(
     (plain, image), (kernel, number) = operands
     (response,) = rebind(equation, [plain, kernel])
     axis = forward_axes(equation)[2][-1]
-    known = {atom: dense for atom, (dense, _) in values.items()}
-    low, high = clip_limits(jaxpr, position, known, axis)
+    dense_values = {atom: dense for atom, (dense, _) in values.items()}
+    low, high = clip_limits(jaxpr, position, dense_values, axis)
     kernel_number = 0 if number is kernel else int(number.reshape(-1)[0])
     links = yield Stop(site[0], kernel_number, site[1], image, response, low, high)
     return [(response, response if links is None else convolve_with_chain(equation, image, links))]
@@ -215,10 +215,10 @@ def run_in_step(walks: Sequence[Walk], visit: Callable[[list[Stop]], KernelChain
     """Runs the walks of several batches of inputs in step; at each layer `visit` gives the links for all of them."""
     stops = [next(walk, None) for walk in walks]
     while any(stop is not None for stop in stops):
-        here = [stop for stop in stops if stop is not None]
-        if len(here) < len(stops) or len({(stop.index, stop.number) for stop in here}) > 1:
+        current = [stop for stop in stops if stop is not None]
+        if len(current) < len(stops) or len({(stop.index, stop.number) for stop in current}) > 1:
             raise ValueError("substitute: calibration inputs must run through the same convolutions in the same order")
-        links = visit(here)
+        links = visit(current)
         stops = [_send(walk, links) for walk in walks]
 
 

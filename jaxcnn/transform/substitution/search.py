@@ -220,9 +220,9 @@ class Search:
     def _run(self, chains: Chains) -> Callable[..., Any]:
         """Returns the function with the chains, jitted."""
         problem = self.problem
-        known = {problem.paths[index]: problem.layers[index].placement for index in chains}
+        known_placements = {problem.paths[index]: problem.layers[index].placement for index in chains}
         traced = jax.make_jaxpr(problem.flat, return_shape=True)
-        return jax.jit(lambda *values: evaluate_with_chains(traced, problem.paths, values, known, False))
+        return jax.jit(lambda *values: evaluate_with_chains(traced, problem.paths, values, known_placements, False))
 
     def _clock(self, chains: Chains, run: Callable[..., Any]) -> tuple[float, float]:
         """Returns the milliseconds of a call of the function as it was, and of `run` with the chains."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import math
 import operator
 import os
@@ -30,13 +31,27 @@ _MAX_NAMES_SHOWN = 5
 
 @dataclasses.dataclass(frozen=True)
 class TradeOff:
-    """Gains and costs of several substitutions of one function; `jaxcnn.drawing.draw_tradeoff` draws them.
+    """Gains and costs of several substitutions of one function; `plot` draws them.
 
     Args:
       points: (share of multiply-accumulates, speedup, relative error) of each substitution.
     """
 
     points: tuple[tuple[float, float, float], ...]
+
+    def plot(self, *, path: str | os.PathLike[str] | None = None) -> Any:
+        """Draws the error of the results against the gain of time, as `jaxcnn.drawing.draw_tradeoff` does.
+
+        Args:
+          path: file to save the picture to; its ending says the format (`.png`, `.svg`, `.pdf`).
+
+        Returns:
+          The `matplotlib.figure.Figure`.
+
+        Raises:
+          ImportError: matplotlib is not installed.
+        """
+        return importlib.import_module("jaxcnn.drawing").draw_tradeoff(self, path=path)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -312,8 +327,8 @@ def _scheme_names(schemes: str | Sequence[str] | None) -> tuple[str, ...]:
         raise ValueError("substitute: schemes must hold at least one scheme, got none")
     unknown = [name for name in names if name not in SCHEMES]
     if unknown:
-        known = ", ".join(map(repr, SCHEMES))
-        raise ValueError(f"substitute: a scheme must be one of {known}, got {unknown[0]!r}")
+        schemes = ", ".join(map(repr, SCHEMES))
+        raise ValueError(f"substitute: a scheme must be one of {schemes}, got {unknown[0]!r}")
     return names
 
 

@@ -57,7 +57,7 @@ class AxisField:
         """Returns the field of all entries along this axis together."""
         return AxisField(self.source, self.size + (entries - 1) * self.stride, Fraction(0), self.offset)
 
-    def united(self, other: AxisField) -> AxisField:
+    def union(self, other: AxisField) -> AxisField:
         """Returns the smallest field that holds both, at the wider stride; with a whole axis, the whole axis."""
         offset = max(self.offset, other.offset)
         end = max(self.size - self.offset, other.size - other.offset)
@@ -90,13 +90,13 @@ def argument(number: int, ndim: int) -> Value:
 
 def field_of(axes: Sequence[AxisField | None]) -> ReceptiveField | None:
     """Returns the receptive field along some axes, if all are known; fractions are rounded away from zero."""
-    known = [axis for axis in axes if axis is not None]
-    if len(known) < len(axes) or not axes:
+    fields = [axis for axis in axes if axis is not None]
+    if len(fields) < len(axes) or not axes:
         return None
     return ReceptiveField(
-        tuple(math.ceil(axis.size) for axis in known),
-        tuple(math.ceil(axis.stride) for axis in known),
-        tuple(math.ceil(axis.offset) for axis in known),
+        tuple(math.ceil(axis.size) for axis in fields),
+        tuple(math.ceil(axis.stride) for axis in fields),
+        tuple(math.ceil(axis.offset) for axis in fields),
     )
 
 
@@ -178,7 +178,7 @@ def _elementwise(equation: JaxprEqn, operands: Sequence[Value], shape: Sequence[
             if known is None:
                 axes[axis] = field
             elif known.source == field.source:
-                axes[axis] = known.united(field)
+                axes[axis] = known.union(field)
     return axes
 
 

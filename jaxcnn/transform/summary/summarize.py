@@ -55,13 +55,13 @@ class Summary:
     @property
     def receptive_field(self) -> ReceptiveField | None:
         """Union of the receptive fields of all rows, at the stride of the widest; None if none is known."""
-        known = [row.receptive_field for row in self.rows if row.receptive_field]
-        if len({len(field.size) for field in known}) != 1:
+        fields = [row.receptive_field for row in self.rows if row.receptive_field]
+        if len({len(field.size) for field in fields}) != 1:
             return None
-        offset = tuple(map(max, zip(*(field.offset for field in known), strict=True)))
-        ends = ((size - low for size, low in zip(field.size, field.offset, strict=True)) for field in known)
+        offset = tuple(map(max, zip(*(field.offset for field in fields), strict=True)))
+        ends = ((size - low for size, low in zip(field.size, field.offset, strict=True)) for field in fields)
         size = tuple(low + max(end) for low, end in zip(offset, zip(*ends, strict=True), strict=True))
-        return ReceptiveField(size, max(known, key=lambda field: field.size).stride, offset)
+        return ReceptiveField(size, max(fields, key=lambda field: field.size).stride, offset)
 
     def to_json(self) -> str:
         """Returns all rows, totals, notes and the state of the native kernels as JSON."""
@@ -132,8 +132,8 @@ def summarize(f: Callable[..., Any], *args: Any, platform: str | None = None) ->
     if not callable(f):
         raise TypeError(f"summarize: f must be a function, got {f!r}")
     if platform is not None and platform not in PLATFORMS:
-        known = ", ".join(map(repr, PLATFORMS))
-        raise ValueError(f"summarize: platform must be one of {known}, got {platform!r}")
+        platforms = ", ".join(map(repr, PLATFORMS))
+        raise ValueError(f"summarize: platform must be one of {platforms}, got {platform!r}")
     signature, arrays = flatten_call("summarize", args, {})
     platform = platform or "cpu"
     rows, notes = rows_and_notes(jax.make_jaxpr(signature.flat(f))(*arrays), platform)

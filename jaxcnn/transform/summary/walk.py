@@ -45,12 +45,12 @@ def rows_and_notes(closed: Any, platform: str) -> tuple[tuple[SummaryRow, ...], 
 def _count_weights_once(records: Sequence[_Record]) -> tuple[SummaryRow, ...]:
     """Returns the rows, with the parameters of a shared weight in the first of its rows only."""
     rows: list[SummaryRow] = []
-    counted: set[frozenset[Hashable]] = set()
+    counted_roots: set[frozenset[Hashable]] = set()
     for row, roots in records:
-        is_shared = roots in counted
+        is_shared = roots in counted_roots
         rows.append(dataclasses.replace(row, cost=dataclasses.replace(row.cost, params=0)) if is_shared else row)
         if roots and row.cost.params:
-            counted.add(roots)
+            counted_roots.add(roots)
     return tuple(rows)
 
 
