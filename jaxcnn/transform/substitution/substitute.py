@@ -95,6 +95,7 @@ class Substitution:
       placements: axes of each kernel in its parameter, by the parameter's path.
       solve: function from another share of multiply-accumulates to its substitution. It holds the dense parameters;
         None after `release`, and for a substitution that was loaded.
+      origin: dense parameters, and the arguments on which the result was verified; None where `solve` is None.
 
     Example:
       >>> import jax.numpy as jnp
@@ -113,11 +114,12 @@ class Substitution:
     report: SubstitutionReport
     placements: Mapping[str, Placement] = dataclasses.field(repr=False)
     solve: Callable[[float], Substitution] | None = dataclasses.field(default=None, repr=False, compare=False)
+    origin: tuple[Any, tuple[Any, ...]] | None = dataclasses.field(default=None, repr=False, compare=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Returns the fields of a pickle, which has no `solve`, like a saved substitution."""
+        """Returns the fields of a pickle, which has no `solve` and no `origin`, like a saved substitution."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return {**fields, "solve": None}
+        return {**fields, "solve": None, "origin": None}
 
     def __str__(self) -> str:
         return str(self.report)
@@ -163,8 +165,94 @@ class Substitution:
         )
 
     def release(self) -> Substitution:
-        """Returns this substitution without `solve`, which keeps the dense parameters and the search in memory."""
-        return dataclasses.replace(self, solve=None)
+        """Returns this substitution without the dense parameters and the search, which `solve` keeps in memory."""
+        return dataclasses.replace(self, solve=None, origin=None)
+
+    def distill(
+        self,
+        inputs: Any,
+        *,
+        steps: int = 200,
+        optimizer: Any = None,
+        loss: Loss = squared_error,
+        train: str | Callable[[str], bool] = "chains",
+        dense_params: Any = None,
+        test_args: tuple[Any, ...] | None = None,
+        progress: Progress = False,
+    ) -> Substitution:
+        r"""Returns this substitution with its chains trained to the dense network's own results; no labels are needed.
+
+        Each step takes one batch and makes the squared relative error of the results smaller,
+        $\lVert f_\text{small}(x) - f_\text{dense}(x) \rVert^2 / \lVert f_\text{dense}(x) \rVert^2$. Both networks are
+        computed through `accelerate`.
+
+        Args:
+          inputs: inputs such as the function will meet: a list of batches, each a tuple of the arguments after params or
+            one array, which is repeated from its start; or an iterator of at least `steps` batches, held one at a time.
+          steps: number of updates.
+          optimizer: optax transformation, such as `optax.sgd(0.01)`. By default Adam, with a rate that falls from 0.001
+            to zero along a cosine; it needs optax.
+          loss: function of the small and of the dense network's results to a number, for example the cross entropy of
+            their classes.
+          train: `"chains"` to train the links and keep all else, `"all"` to train every floating parameter, or a
+            function of a parameter's name to whether it is trained.
+          dense_params: dense parameters; needed where the substitution was loaded or released.
+          test_args: arguments after params on which the error is measured; by default those that `substitute` got.
+          progress: True for a bar, or a function of the steps done and their total, as in `substitute`.
+
+        Returns:
+          A `Substitution` of the same structure. `report.error` is the error after training, and
+          `report.error_before_training` that before; the layers' own errors are those before.
+
+        Raises:
+          ValueError: the dense parameters or the arguments of the test are unknown; no inputs or too few; nothing to
+            train; a loss that is not finite, with the step at which it happened.
+
+        Example:
+          >>> import jax.numpy as jnp
+          >>> import numpy as np
+          >>> import jaxcnn
+          >>> def model(params, x):
+          ...     return jaxcnn.conv(x, params["kernel"])
+          >>> params = {"kernel": jnp.asarray(np.random.default_rng(0).standard_normal((3, 3, 4, 4)), jnp.float32)}
+          >>> x = jnp.asarray(np.random.default_rng(1).standard_normal((2, 8, 8, 4)), jnp.float32)
+          >>> small = jaxcnn.substitute(model, params, x, macs=0.6, tolerance_of_results=None)
+          >>> trained = small.distill([x], steps=20)
+          >>> trained.report.error <= small.report.error
+          True
+
+        References:
+          Hinton, Vinyals and Dean, "Distilling the knowledge in a neural network", 2015.
+        """
+        dense, arguments = self.origin or (None, None)
+        dense = dense if dense_params is None else dense_params
+        arguments = arguments if test_args is None else test_args
+        if dense is None or arguments is None:
+            raise ValueError(
+                "distill: a substitution that was loaded or released knows neither its dense parameters nor arguments "
+                "to verify it on; give dense_params= and test_args="
+            )
+        steps = _check_steps(steps)
+        training = Training(steps, optimizer, loss, _trained_predicate(train))
+
+        def teacher(*batch: Any) -> Any:
+            return self.f(dense, *batch)
+
+        with bar("Training small kernels", steps, progress) as advance:
+            params = train_chains(self.apply, self.params, teacher, _batches("distill", inputs), training, advance)
+        expected = floats(jax.jit(teacher)(*arguments))
+        errors = [
+            relative_error(floats(jax.jit(self.apply)(values, *arguments)), expected) for values in (self.params, params)
+        ]
+        before, after = errors
+        if after > before:
+            warnings.warn(
+                f"distill: the error of the results grew from {before:.4f} to {after:.4f}; take more inputs, which are "
+                "like those of the test, or a lower rate",
+                stacklevel=2,
+            )
+        report = dataclasses.replace(self.report, error=after, error_before_training=before)
+        return dataclasses.replace(self, params=params, report=report)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes parameters, chains and report to one `.npz` file: arrays, and their structure as JSON; no pickle."""
