@@ -126,7 +126,8 @@ def train(
 def _with_targets(batches: Iterable[tuple[Any, ...]], dense: Callable[..., Any]) -> Iterator[tuple[Any, Any]]:
     """Yields batches with the dense network's results, which are computed once for each batch of a list."""
     if not isinstance(batches, Sequence):
-        for batch in batches:
+        for item in batches:
+            batch = item if isinstance(item, tuple) else (item,)
             yield batch, dense(*batch)
         return
     results = [dense(*batch) for batch in batches]

@@ -64,6 +64,7 @@ class SubstitutionReport:
       error: relative error of the results, norm(after - before) / norm(before).
       held_out_error: relative error of the results for the calibration inputs that were held out; None if none were.
       score_before, score_after: score that the user's `measure` gave before and after; None without `measure`.
+      error_before_training: error of the results before `Substitution.distill`; None if the chains were not trained.
 
     Example:
       >>> report = SubstitutionReport(rows=(), macs_before=400, macs_after=100, ms_before=2.0, ms_after=0.8, error=0.02)
@@ -80,6 +81,7 @@ class SubstitutionReport:
     held_out_error: float | None = None
     score_before: float | None = None
     score_after: float | None = None
+    error_before_training: float | None = None
 
     @property
     def largest_error(self) -> float:
@@ -142,6 +144,11 @@ class SubstitutionReport:
             f"{self.macs_share:.3f} of them",
             f"{self.ms_before:.2f} ms a call before, {self.ms_after:.2f} ms after: {self.speedup:.2f} times faster",
             f"relative error of the results: {self.error:.4f}"
+            + (
+                ""
+                if self.error_before_training is None
+                else f" after training, {self.error_before_training:.4f} before"
+            )
             + ("" if self.held_out_error is None else f", for held-out calibration inputs {self.held_out_error:.4f}"),
             *(
                 []
@@ -149,6 +156,10 @@ class SubstitutionReport:
                 else [f"score {self.score_before:.6g} before, {self.score_after:.6g} after"]
             ),
         ]
+
+    def _training(self) -> str:
+        before = self.error_before_training
+        return "" if before is None else f" after training, {before:.4f} before"
 
     def _reasons(self) -> list[str]:
         alike: dict[tuple[bool, str], list[str]] = {}

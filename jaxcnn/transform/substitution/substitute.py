@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import math
-import operator
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any
 
 import jax
 
 from jaxcnn.chain import KernelChain
-from jaxcnn.factorization.schemes.registry import SCHEMES
+from jaxcnn.norms import relative_error
 from jaxcnn.processes import decided_by_first
 from jaxcnn.transform.chains.explicit_kernels import (
     keep_what_is_read,
@@ -26,11 +24,21 @@ from jaxcnn.transform.chains.placement import Placement
 from jaxcnn.transform.chains.with_chains import apply_with_chains
 from jaxcnn.transform.progress import Progress, bar
 from jaxcnn.transform.substitution import files as saving
+from jaxcnn.transform.substitution.arguments import (
+    check_number,
+    check_rank,
+    check_steps,
+    scheme_names,
+    skip_predicate,
+    trained_predicate,
+)
 from jaxcnn.transform.substitution.batches import batches_of
 from jaxcnn.transform.substitution.calibration import Calibration
+from jaxcnn.transform.substitution.distillation import Loss, Training, squared_error
+from jaxcnn.transform.substitution.distillation import train as train_chains
 from jaxcnn.transform.substitution.held_out import Score, Verification, split_held_out
 from jaxcnn.transform.substitution.placing import gathered, params_with, placed_like_parameters, replacements
-from jaxcnn.transform.substitution.problem import Problem
+from jaxcnn.transform.substitution.problem import Problem, floats
 from jaxcnn.transform.substitution.report import MAX_ERROR, SubstitutionReport
 from jaxcnn.transform.substitution.search import Count, Search, Solution
 from jaxcnn.transform.tables import Table
@@ -104,7 +112,7 @@ class Substitution:
       ...     return jaxcnn.conv(x, params["kernel"])
       >>> ramp = jnp.outer(jnp.arange(1.0, 6.0), jnp.arange(1.0, 6.0))
       >>> params = {"kernel": jnp.broadcast_to(ramp[..., None, None], (5, 5, 8, 8))}
-      >>> substitution = jaxcnn.substitute(model, params, jnp.ones((1, 16, 16, 8)), macs=0.5)
+      >>> substitution = jaxcnn.substitute(model, params, jnp.ones((1, 16, 16, 8)), macs=0.5, count="macs")
       >>> substitution.report.macs_share <= 0.5, substitution.report.error < 1e-5
       (True, True)
     """
@@ -149,7 +157,7 @@ class Substitution:
                 "curve: a substitution that was loaded or released knows its own point only; substitute again"
             )
         for share in shares:
-            _check_number("curve", "each of shares", share)
+            check_number("curve", "each of shares", share)
         reports = []
         for share in shares:
             try:
@@ -187,8 +195,9 @@ class Substitution:
         computed through `accelerate`.
 
         Args:
-          inputs: inputs such as the function will meet: a list of batches, each a tuple of the arguments after params or
-            one array, which is repeated from its start; or an iterator of at least `steps` batches, held one at a time.
+          inputs: inputs such as the function will meet: a list of batches, each a tuple of the arguments after params
+            or one array, which is repeated from its start; or an iterator of at least `steps` batches, of which one is
+            held at a time.
           steps: number of updates.
           optimizer: optax transformation, such as `optax.sgd(0.01)`. By default Adam, with a rate that falls from 0.001
             to zero along a cosine; it needs optax.
@@ -202,7 +211,8 @@ class Substitution:
 
         Returns:
           A `Substitution` of the same structure. `report.error` is the error after training, and
-          `report.error_before_training` that before; the layers' own errors are those before.
+          `report.error_before_training` that before. The layers' own errors are those before; the error on held-out
+          inputs and the scores are left out.
 
         Raises:
           ValueError: the dense parameters or the arguments of the test are unknown; no inputs or too few; nothing to
@@ -216,9 +226,9 @@ class Substitution:
           ...     return jaxcnn.conv(x, params["kernel"])
           >>> params = {"kernel": jnp.asarray(np.random.default_rng(0).standard_normal((3, 3, 4, 4)), jnp.float32)}
           >>> x = jnp.asarray(np.random.default_rng(1).standard_normal((2, 8, 8, 4)), jnp.float32)
-          >>> small = jaxcnn.substitute(model, params, x, macs=0.6, tolerance_of_results=None)
+          >>> small = jaxcnn.substitute(model, params, x, rank=3, schemes="low_rank")
           >>> trained = small.distill([x], steps=20)
-          >>> trained.report.error <= small.report.error
+          >>> trained.report.error < trained.report.error_before_training
           True
 
         References:
@@ -232,17 +242,19 @@ class Substitution:
                 "distill: a substitution that was loaded or released knows neither its dense parameters nor arguments "
                 "to verify it on; give dense_params= and test_args="
             )
-        steps = _check_steps(steps)
-        training = Training(steps, optimizer, loss, _trained_predicate(train))
+        steps = check_steps(steps)
+        training = Training(steps, optimizer, loss, trained_predicate(train))
+        batches = inputs if isinstance(inputs, Iterator) else batches_of(inputs, 0)
 
         def teacher(*batch: Any) -> Any:
             return self.f(dense, *batch)
 
         with bar("Training small kernels", steps, progress) as advance:
-            params = train_chains(self.apply, self.params, teacher, _batches("distill", inputs), training, advance)
+            params = train_chains(self.apply, self.params, teacher, batches, training, advance)
         expected = floats(jax.jit(teacher)(*arguments))
         errors = [
-            relative_error(floats(jax.jit(self.apply)(values, *arguments)), expected) for values in (self.params, params)
+            relative_error(floats(jax.jit(self.apply)(values, *arguments)), expected)
+            for values in (self.params, params)
         ]
         before, after = errors
         if after > before:
@@ -251,7 +263,14 @@ class Substitution:
                 "like those of the test, or a lower rate",
                 stacklevel=2,
             )
-        report = dataclasses.replace(self.report, error=after, error_before_training=before)
+        report = dataclasses.replace(
+            self.report,
+            error=after,
+            error_before_training=before,
+            held_out_error=None,
+            score_before=None,
+            score_after=None,
+        )
         return dataclasses.replace(self, params=params, report=report)
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -367,7 +386,7 @@ def substitute(
       >>> ramp = jnp.arange(1.0, 6.0)
       >>> kernel = jnp.ones((5, 5, 8, 8)) * jnp.outer(ramp, ramp)[:, :, None, None]  # of rank one
       >>> params = {"conv": {"kernel": kernel, "bias": jnp.zeros(8)}}
-      >>> substitution = jaxcnn.substitute(model, params, jnp.ones((1, 32, 32, 8)), macs=0.5)
+      >>> substitution = jaxcnn.substitute(model, params, jnp.ones((1, 32, 32, 8)), macs=0.5, count="macs")
       >>> report = substitution.report
       >>> report.rows[0].name, report.macs_share <= 0.5, report.error < 1e-4
       ('conv/kernel', True, True)
@@ -463,12 +482,12 @@ def _substitute(
     ((kind, value),) = limits.items()
     if count not in ("time", "macs"):
         raise ValueError(f"substitute: count must be 'time' or 'macs', got {count!r}")
-    names = _scheme_names(schemes)
-    limit = _check_number("substitute", kind, value) if rank is None else _check_rank(rank, names)
-    max_error = _check_number("substitute", "max_error", max_error)
+    names = scheme_names(schemes)
+    limit = check_number("substitute", kind, value) if rank is None else check_rank(rank, names)
+    max_error = check_number("substitute", "max_error", max_error)
     batches, held_out = split_held_out(calibration)
     explicit = make_kernels_explicit(f, params, args)
-    problem = Problem(with_explicit_kernels(f), explicit, args, names, _skip_predicate(skip), seed, dense)
+    problem = Problem(with_explicit_kernels(f), explicit, args, names, skip_predicate(skip), seed, dense)
     if not problem.convolutions:
         raise ValueError("substitute: f has no convolution")
     if not problem.layers:
@@ -477,7 +496,7 @@ def _substitute(
             "kernels that f closes over, or takes as another argument, must be part of params"
         )
     layers = [layer.name for layer in problem.layers.values()]
-    if skip and not callable(skip) and not any(map(_skip_predicate(skip), layers)):
+    if skip and not callable(skip) and not any(map(skip_predicate(skip), layers)):
         ellipsis = ", ..." if len(layers) > _MAX_NAMES_SHOWN else ""
         warnings.warn(
             f"substitute: skip={skip!r} is no layer; there are {', '.join(layers[:_MAX_NAMES_SHOWN])}{ellipsis}",
@@ -502,6 +521,8 @@ def _substitute(
             _check_error(search, kind, solution[1], max_error)
         advance(1)
 
+    (_, *verified_args), _ = problem.signature.unflatten(problem.arrays)
+
     def substitution_of(solution: Solution) -> Substitution:
         chains, report = solution
         placements = {problem.paths[index]: problem.layers[index].placement for index in chains}
@@ -512,6 +533,7 @@ def _substitute(
             report,
             placements,
             lambda share: substitution_of(search.at_share(share)),
+            (params, tuple(verified_args)),
         )
 
     return substitution_of(solution)
@@ -534,57 +556,3 @@ def _check_error(search: Search, kind: str, report: SubstitutionReport, max_erro
 
 def _is_chain(node: Any) -> bool:
     return isinstance(node, KernelChain)
-
-
-def _check_number(operation: str, name: str, number: Any) -> float:
-    try:
-        value = float(number)
-    except (TypeError, ValueError):
-        raise TypeError(f"{operation}: {name} must be a number, got {number!r}") from None
-    if name == "max_error":
-        is_valid, requirement = value >= 0, "be at least 0"
-    elif name in ("tolerance", "budget"):
-        is_valid, requirement = 0 <= value < math.inf, "be at least 0"
-    elif name == "speedup":
-        is_valid, requirement = 0 < value < math.inf, "be positive"
-    else:
-        is_valid, requirement = 0 < value <= 1, "be a share in (0, 1]"
-    if not is_valid:
-        finite = "" if math.isfinite(value) else " and finite"
-        raise ValueError(f"{operation}: {name} must {requirement}{finite}, got {value:g}")
-    return value
-
-
-def _check_rank(rank: Any, schemes: Sequence[str]) -> int | tuple[int, ...]:
-    if len(schemes) != 1:
-        raise ValueError(f"substitute: rank is that of one scheme's chains, but schemes={schemes!r}; give one")
-    (scheme,) = schemes
-    try:
-        ranks = tuple(map(operator.index, rank)) if isinstance(rank, (tuple, list)) else (operator.index(rank),)
-    except TypeError:
-        raise TypeError(f"substitute: rank must be a whole number, or a tuple of them, got {rank!r}") from None
-    if not ranks or min(ranks) < 1:
-        raise ValueError(f"substitute: rank must be at least 1, got {rank!r}")
-    if len(ranks) > 1 and not SCHEMES[scheme].several_ranks:
-        raise ValueError(f"substitute: {scheme!r} has one rank, got rank={rank!r}")
-    return ranks[0] if len(ranks) == 1 else ranks
-
-
-def _scheme_names(schemes: str | Sequence[str] | None) -> tuple[str, ...]:
-    if schemes is None:
-        return tuple(name for name, scheme in SCHEMES.items() if not scheme.is_search)
-    names = (schemes,) if isinstance(schemes, str) else tuple(schemes)
-    if not names:
-        raise ValueError("substitute: schemes must hold at least one scheme, got none")
-    unknown = [name for name in names if name not in SCHEMES]
-    if unknown:
-        schemes = ", ".join(map(repr, SCHEMES))
-        raise ValueError(f"substitute: a scheme must be one of {schemes}, got {unknown[0]!r}")
-    return names
-
-
-def _skip_predicate(skip: str | Sequence[str] | Callable[[str], bool] | None) -> Callable[[str], bool]:
-    if callable(skip):
-        return skip
-    parts = (skip,) if isinstance(skip, str) else tuple(skip or ())
-    return lambda name: any(part and part in name for part in parts)

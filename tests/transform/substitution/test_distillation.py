@@ -119,3 +119,39 @@ def test_the_loss_counts_floating_results_only_and_no_values_that_are_not_finite
 
 def test_complex_results_count():
     assert squared_error(jnp.asarray([1 + 1j]), jnp.asarray([1 - 1j])) == pytest.approx(2)
+
+
+@pytest.fixture(scope="module")
+def small():
+    return jaxcnn.substitute(network, KERNELS, BATCHES[0][0], rank=1, schemes="separable")
+
+
+def test_distill_returns_a_substitution_that_knows_both_errors(small):
+    result = small.distill(list(BATCHES), steps=10)
+    report = result.report
+    assert report.error < report.error_before_training == pytest.approx(small.report.error, rel=1e-3)
+    actual, expected = result.apply(result.params, *BATCHES[0]), network(KERNELS, *BATCHES[0])
+    assert relative_error(actual, expected) == pytest.approx(report.error, rel=1e-3)
+    assert "after training" in str(report)
+    assert jax.tree.structure(result.params) == jax.tree.structure(small.params)
+
+
+def test_distill_of_a_released_substitution_needs_the_dense_parameters(small):
+    with pytest.raises(ValueError, match="give dense_params= and test_args="):
+        small.release().distill(list(BATCHES))
+    result = small.release().distill(list(BATCHES), steps=1, dense_params=KERNELS, test_args=BATCHES[1])
+    assert result.report.error_before_training is not None
+
+
+def test_distill_says_if_the_error_grew(small):
+    with pytest.warns(UserWarning, match="the error of the results grew"):
+        small.distill([BATCHES[1][0]], steps=2, optimizer=optax.sgd(0.5), loss=lambda a, b: -squared_error(a, b))
+
+
+def test_distill_refuses_steps_and_names_that_mean_nothing(small):
+    with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
+        small.distill(list(BATCHES), steps=0)
+    with pytest.raises(TypeError, match="steps must be a whole number"):
+        small.distill(list(BATCHES), steps=1.5)
+    with pytest.raises(ValueError, match="train must be 'chains', 'all'"):
+        small.distill(list(BATCHES), train="links")
