@@ -288,7 +288,7 @@ class _Run:
 
     def start(self, arrays: Mapping[int, Any]) -> Values:
         """Returns the values before the first segment, with some arguments replaced."""
-        return self.function.program.values(self.arrays) | arrays
+        return {**self.function.program.values(self.arrays), **arrays}
 
     def image(self, ordinal: int, state: Values, results: Values) -> Any:
         """Returns what a convolution meets: a value before its segment, or one of the segment's results."""

@@ -126,8 +126,8 @@ class Problem:
         """
         return [instead.get(index, array) for index, array in enumerate(self.arrays)]
 
-    def params_with(self, chains: Chains) -> Any:
-        """Returns the parameters with chains in place of kernels."""
+    def params_with(self, chains: Mapping[int, Any]) -> Any:
+        """Returns the parameters with chains, or other arrays, in place of kernels."""
         (params, *_), _ = self.signature.unflatten(self.values(chains))
         return params
 
