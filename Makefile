@@ -28,7 +28,7 @@ NATIVE_SOURCES := $(wildcard $(NATIVE)/CMakeLists.txt $(NATIVE)/src/* $(NATIVE)/
 BUILT_FROM := pyproject.toml $(NATIVE_SOURCES)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-leaks test-browser test-without-native test-oldest test-newest native sanitize lint format docs bench bench-history bench-all bench-quick compare literature peers performance tables dashboard dashboard-pages wheel clean
+.PHONY: help demo test test-slow test-leaks test-browser test-without-native test-oldest test-newest native sanitize lint format docs linkcheck bench bench-history bench-all bench-quick compare literature peers performance tables dashboard dashboard-pages wheel release-check clean
 
 help:  ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*##/\1:/p' $(MAKEFILE_LIST) | awk -F': *' '{ printf "  make %-19s %s\n", $$1, $$2 }'
@@ -79,6 +79,9 @@ format: $(VENV)/.test  ## Format the code
 docs: $(VENV)/.docs  ## Build the documentation into docs/_build/html
 	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
 
+linkcheck: $(VENV)/.docs  ## Ask every address that the documentation links to (needs the network)
+	$(BIN)/sphinx-build -W --keep-going -b linkcheck docs docs/_build/linkcheck
+
 bench: $(VENV)/.bench  ## Record the tracked set for the current commit in benchmarks/results (2 minutes)
 	$(ASV_MACHINE)
 	$(BIN)/python -m benchmarks.record --machine $(MACHINE) --rounds 1 $(ARGS)
@@ -107,7 +110,7 @@ peers: $(VENV)/.demo $(VENV)/.peers  ## Time layers and networks beside plain la
 performance: $(VENV)/.demo $(VENV)/.peers  ## Measure the figures of README.md and docs/performance.md, and write them (half an hour)
 	$(BIN)/python -m benchmarks.tables --measure $(ARGS)
 
-tables: $(VENV)/.test  ## Write the figures of README.md and docs/performance.md again from what is measured
+tables: $(VENV)/.test  ## Write the tables of README.md and the docs again from what is measured
 	$(BIN)/python -m benchmarks.tables
 
 dashboard: $(VENV)/.bench  ## Turn the recorded results into pages that need no network, and serve them on this machine
@@ -118,6 +121,9 @@ dashboard-pages: $(VENV)/.bench  ## Turn the recorded results into pages in .asv
 
 wheel: $(VENV)/.created  ## Build the wheel into dist
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+
+release-check: $(VENV)/.created  ## Build and check sdist and wheel, install both in new environments, run the README there
+	PYTHON=$(abspath $(BIN)/python) NEWEST_PYTHON=$$(command -v $(NEWEST_PYTHON)) .ci/release-check
 
 clean:  ## Remove environments, builds and caches; benchmark results stay
 	rm -rf $(NATIVE)/*.so .venv .venv-oldest .venv-newest .asv build dist docs/_build .mypy_cache .pytest_cache .ruff_cache .hypothesis .jax_cache

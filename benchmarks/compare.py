@@ -12,7 +12,7 @@ import sys
 from collections.abc import Collection
 from pathlib import Path
 
-from .record import RESULTS, ROOT
+from .airspeed import RESULTS, ROOT
 
 FACTOR = 1.25
 

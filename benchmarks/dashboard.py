@@ -15,20 +15,28 @@ from pathlib import Path
 from asv.config import Config
 from asv_tachyon import cli as tachyon
 
-from .record import ROOT, run_asv
+from .airspeed import ROOT, run_asv
 from .substitution_page.page import write_page
 from .substitution_page.records import subjects
 
 CONFIG = ROOT / "asv.conf.json"
 PORT = 8765
 SUBSTITUTIONS = "substitutions.html"
+ASKED_FOR = {"profiles.json": "{}", "regressions-ignore.json": "[]"}
+"""Files that the shell of asv-tachyon asks for, with what stands for none: a missing one is an error in the browser."""
 LINK = f"""<style>
 .pages {{ margin: 0; padding: .5rem 1rem; font: 1rem/1.4 system-ui, sans-serif; background: #0b5377; }}
 .pages a {{ color: #fff; }}
+@media (max-width: 700px) {{
+  .bento > .tile {{ grid-column: 1 / -1 !important; }}
+  .param-chip {{ max-width: 100%; overflow-wrap: anywhere; white-space: normal; }}
+  .spark svg {{ max-width: 100%; }}
+  .linkish {{ overflow-wrap: anywhere; text-align: left; }}
+}}
 </style>
 <nav class="pages" aria-label="Pages"><a href="{SUBSTITUTIONS}">Small kernels for large ones, commit by commit</a></nav>
 """
-"""What stands over the shell of asv-tachyon."""
+"""What stands over the shell of asv-tachyon, and what keeps its tiles inside of a phone's window."""
 
 
 def write_pages(config: Path = CONFIG) -> Path:
@@ -49,7 +57,8 @@ def write_pages(config: Path = CONFIG) -> Path:
     tachyon.main(["install", "--no-backup", str(pages)])
     say_what_is_better(pages / "index.json")
     (pages / "commits.json").write_text(json.dumps(subjects(repository)))
-    (pages / "profiles.json").write_text("{}")  # which the shell asks for, and reports as missing
+    for name, empty in ASKED_FOR.items():
+        (pages / name).write_text(empty)
     add_link(pages / "index.html")
     write_page(pages / SUBSTITUTIONS, results, repository, back=("index.html", "All tracked values"))
     return pages

@@ -26,6 +26,8 @@ ROUNDS_KEPT = ROOT / "build/history"
 TRACKED = r"^tracked\."
 INSTALL_ONLY = "just-discover"
 """The name by which asv installs a commit, looks for benchmarks, and runs none."""
+FORK = ("--launch-method", "forkserver")
+"""Options of asv by which a value is read in a process that has imported the suites, in place of a new one."""
 FAILED_BENCHMARKS = 2
 """The exit code of asv where a commit is measured, and one of its benchmarks failed."""
 
@@ -75,7 +77,7 @@ def measure_round(commit: str, machine: str, kept: Path, options: Sequence[str],
     Building and installing come first, in a run of their own: they need no quiet.
     """
     for bench, command in ((INSTALL_ONLY, ()), (TRACKED, under)):
-        arguments = ("run", "--machine", machine, "--bench", bench, "--show-stderr", *options, f"{commit}^!")
+        arguments = ("run", "--machine", machine, "--bench", bench, *FORK, "--show-stderr", *options, f"{commit}^!")
         code = run_asv(*arguments, under=command)
         if code not in (0, FAILED_BENCHMARKS):
             print(f"{commit[:8]} is not measured: asv ended with {code}", file=sys.stderr)

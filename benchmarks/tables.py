@@ -1,4 +1,4 @@
-"""Writes the tables and figures of README.md and docs/performance.md from a committed measurement.
+"""Writes the tables and figures of README.md, docs/performance.md and docs/benchmarks.md from committed measurements.
 
     python -m benchmarks.tables                         # writes the pages: `make tables`
     python -m benchmarks.tables --measure               # measures everything first: `make performance`
@@ -6,7 +6,8 @@
 
 The measurement is `benchmarks/performance.json`: milliseconds of one call by library, each the median over
 blocks of calls that take turns. A page marks a block by its name in a comment, such as `<!-- table: networks -->`.
-What stands between the mark and the next `<!-- end -->` is written by the function of that name.
+What stands between the mark and the next `<!-- end -->` is written by the function of that name. The history of commits
+is not measured here: it comes from the records in `benchmarks/results`.
 """
 
 from __future__ import annotations
@@ -22,9 +23,11 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from . import history
+
 ROOT = Path(__file__).parent.parent
 MEASUREMENT = ROOT / "benchmarks" / "performance.json"
-PAGES = (ROOT / "README.md", ROOT / "docs" / "performance.md")
+PAGES = (ROOT / "README.md", ROOT / "docs" / "performance.md", ROOT / "docs" / "benchmarks.md")
 
 NETWORKS = ("MobileNetV2", "EfficientNet-B0", "ResNet-50", "ConvNeXt-T", "VGG-16", "Inception-v3", "U-Net", "Xception")
 NAMES = {"lax": "`jax.jit`", "torch": "PyTorch", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
@@ -331,6 +334,7 @@ BLOCKS: dict[str, Callable[[Measurement], str]] = {
     "families": families,
     "edge detector": edge_detector,
     "machine": machine,
+    "history": lambda measurement: history.table(history.records()),
 }
 
 

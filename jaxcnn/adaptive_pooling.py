@@ -20,6 +20,9 @@ from jaxcnn.layout import Layout, parse_layout
 from jaxcnn.options import PoolOptions, frozen, window_order
 from jaxcnn.pooling import average, check_ordered, extremum
 
+MAX_OUTPUT_SIZE = 10**7
+"""Largest size of an adaptive pool's output on an axis; each has a window of its own."""
+
 
 def adaptive_avg_pool(x: ArrayLike, output_shape: Any, *, layout: Layout = None) -> jax.Array:
     r"""Averages over as many windows as the output has pixels, whatever the input's size.
@@ -90,6 +93,8 @@ def _adaptive(x: jax.Array, *, kind: str, output_shape: Any, layout: Layout) -> 
             size if output is None else output for size, output in zip(sizes, output_shape, strict=True)
         )
     outputs = axis_values("output_shape", output_shape, order.rank)
+    if max(outputs) > MAX_OUTPUT_SIZE:
+        raise ValueError(f"output_shape must be at most {MAX_OUTPUT_SIZE} on every axis, got {outputs}")
     if 0 in sizes:
         raise ValueError(f"x has an empty spatial axis, sizes {sizes}")
     if kind == "max":

@@ -127,7 +127,7 @@ def _run_draw(options: argparse.Namespace) -> None:
             draw_pooling(options.input, options.kernel, kind=options.pool, window_dilation=dilation, **common)
         else:
             image, kernel = options.input, options.kernel
-            if options.channels * options.features > 1:
+            if max(options.channels, options.features, options.groups) > 1:
                 image = (*image, options.features if options.transposed else options.channels)
                 kernel = (*kernel, options.channels // options.groups, options.features)
             draw_convolution(

@@ -20,7 +20,7 @@ from jax.extend.core import JaxprEqn, Primitive, jaxpr_as_fun
 from jax.interpreters import ad, mlir
 
 from jaxcnn import native
-from jaxcnn._compat import is_partitioned
+from jaxcnn._compat import is_partitioned, lower_on_one_device
 from jaxcnn.geometry import Ints
 from jaxcnn.lowering import choice
 from jaxcnn.lowering.spec import ConvSpec
@@ -210,7 +210,9 @@ def _lower_on_cpu(context: mlir.LoweringRuleContext, *operands: Any, **params: A
     exported = context.module_context.lowering_parameters.for_export or is_partitioned(context)
     fused = None if exported else _function_of_method(**params)
     run = partial(_separate, **params) if fused is None else fused
-    return mlir.lower_fun(run, multiple_results=False)(context, *operands)
+    rule = mlir.lower_fun(run, multiple_results=False)
+    # The operations of `unfused` carry their shardings, so the separate form needs the types as they are.
+    return rule(context, *operands) if fused is None else lower_on_one_device(rule, context, *operands)
 
 
 mlir.register_lowering(fused_conv_p, _lower_on_cpu, platform="cpu")

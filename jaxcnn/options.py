@@ -28,6 +28,9 @@ from jaxcnn.layout import AxisOrder, Layout, parse_layout
 PADDING_MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
 """Names of the padding modes, with the names of the same modes in `jnp.pad`."""
 
+MAX_REPEATS = 100
+"""Largest padding of a mode other than zeros, in images."""
+
 
 def frozen(value: Any) -> Any:
     """Returns an option as a hashable value: lists and arrays become tuples."""
@@ -104,6 +107,8 @@ class ConvOptions(NamedTuple):
         extents = tuple(map(dilated_size, window, kernel_dilation))
         dilated = tuple(map(dilated_size, sizes, input_dilation))
         padding = resolve_padding(self.padding, dilated, extents, strides)
+        if self.padding_mode != "zeros":
+            _check_repeats(self.padding_mode, sizes, padding)
         return ConvGeometry(
             order=order,
             batch_shape=batch_shape,
@@ -286,6 +291,15 @@ def _check_padding_mode(mode: Any, input_dilation: Ints) -> None:
             f"padding_mode {mode!r} does not go with input_dilation {input_dilation}: "
             "the holes of a dilated input can only be zeros"
         )
+
+
+def _check_repeats(mode: str, sizes: Ints, padding: Sequence[Pair]) -> None:
+    for axis, (size, pair) in enumerate(zip(sizes, padding, strict=True)):
+        if isinstance(size, int) and max(pair) > MAX_REPEATS * size:
+            raise ValueError(
+                f"padding_mode {mode!r} repeats an image at most {MAX_REPEATS} times, but on spatial axis {axis} the "
+                f"padding {tuple(pair)} is more than {MAX_REPEATS} * {size} pixels"
+            )
 
 
 class PoolOptions(NamedTuple):

@@ -43,6 +43,12 @@ class ReceptiveField:
       size: number of input pixels that an output pixel sees, by axis.
       stride: distance in input pixels between the fields of neighbouring outputs, by axis.
       offset: distance in input pixels by which the first output's field begins before the image, by axis.
+
+    Example:
+      >>> field = ReceptiveField(size=(7,), stride=(2,), offset=(3,))
+      >>> first, third = (o * field.stride[0] - field.offset[0] for o in (0, 2))
+      >>> first, third, third + field.size[0] - 1
+      (-3, 1, 7)
     """
 
     size: Ints

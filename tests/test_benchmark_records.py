@@ -1,12 +1,10 @@
-"""The tracked set, its records across commits, and the pages made of them."""
+"""The tracked set and its records across commits."""
 
 from __future__ import annotations
 
 import json
 import math
 import types
-import urllib.request
-from threading import Thread
 
 import pytest
 
@@ -20,25 +18,32 @@ COMMITS = {"old": "a" * 40, "new": "b" * 40}
 def test_a_value_that_a_commit_lacks_is_a_gap(monkeypatch):
     monkeypatch.setattr(environment, "jaxcnn", types.SimpleNamespace())
     schemes = tracked.Schemes()
-    monkeypatch.setattr(schemes, "seconds", 0.0)
-    values = tracked.measured(schemes.values, ["3x3 by cp"])
+    values = tracked.measured(schemes.case, ["3x3 by cp"])
     assert values == {"3x3 by cp": {}}
     assert math.isnan(schemes.track_error(values, "3x3 by cp"))
     assert schemes.track_error({"3x3 by cp": {"error": 0.5}}, "3x3 by cp") == 0.5
 
 
-def test_the_clock_agrees_with_the_arithmetic_where_their_shares_are_equal(monkeypatch):
-    monkeypatch.setattr(
-        tracked.timer, "median_seconds", lambda calls, seconds: {"chain": 1.0, "lax": 8.0, "exact": 4.0}
-    )
-    values = tracked.substitution_values({}, 0.25, 0.0, 1.0)
-    assert values == {
-        "time_over_lax": 0.125,
-        "time_over_exact": 0.25,
-        "clock_over_arithmetic": 1.0,
-        "macs_share": 0.25,
-        "error": tracked.LEAST_ERROR,
-    }
+def test_the_clock_agrees_with_the_arithmetic_where_their_shares_are_equal():
+    values = tracked.ratios({"chain": 1.0, "lax": 8.0, "exact": 4.0}, 0.25)
+    assert values == {"time_over_lax": 0.125, "time_over_exact": 0.25, "clock_over_arithmetic": 1.0}
+    assert "clock_over_arithmetic" not in tracked.ratios({"chain": 1.0, "lax": 8.0}, 0.25)
+    assert tracked.ratios({"jaxcnn": 3.0, "lax": 4.0}, None) == {"time_over_lax": 0.75}
+
+
+def test_the_best_block_counts_and_cases_take_turns(monkeypatch):
+    blocks = {"a": iter([5.0, 2.0, 3.0, 9.0]), "b": iter([7.0, 8.0, 6.0, 9.0])}
+    order = []
+
+    def block_seconds(calls, rounds):
+        assert rounds == 1
+        order.extend(calls)
+        return {form: [next(blocks[form])] for form in calls}
+
+    monkeypatch.setattr(tracked.timer, "block_seconds", block_seconds)
+    cases = {"first": tracked.Case({"a": int}), "second": tracked.Case({"b": int}), "untimed": tracked.Case()}
+    assert tracked.best_seconds(cases, 0.0) == {"first": {"a": 2.0}, "second": {"b": 6.0}}
+    assert order == ["a", "b"] * tracked.MIN_BLOCKS
 
 
 class Asv:
@@ -153,28 +158,13 @@ def test_the_list_of_benchmarks_holds_what_is_recorded_without_source_text(tmp_p
 
 
 def test_what_fails_in_one_layer_leaves_the_others(capsys):
-    def layer_values(name):
+    def case(name):
         if name == "broken":
             raise TypeError("no such option")
-        return {"error": 0.5}
+        return tracked.Case(values={"error": 0.5})
 
-    measured = tracked.measured(layer_values, ["broken", "whole"])
+    measured = tracked.measured(case, ["broken", "whole"])
     assert measured == {"whole": {"error": 0.5}}
     assert "no such option" in capsys.readouterr().err
     with pytest.raises(KeyError):
         tracked.Schemes().track_error(measured, "broken")
-
-
-def test_pages_say_that_less_is_better_and_are_served_to_this_machine(tmp_path, capsys, monkeypatch):
-    dashboard = pytest.importorskip("benchmarks.dashboard", reason="asv-tachyon is not installed", exc_type=ImportError)
-    index = tmp_path / "index.json"
-    index.write_text(json.dumps({"benchmarks": {"a": {"type": "track"}}}))
-    dashboard.say_what_is_better(index)
-    content = json.loads(index.read_text())
-    assert content == {"benchmarks": {"a": {"type": "track", "less_is_better": True}}}
-    Thread(target=dashboard.serve, args=(tmp_path, 0), daemon=True).start()
-    while not (printed := capsys.readouterr().out):
-        pass
-    assert printed.startswith("http://127.0.0.1:")
-    with urllib.request.urlopen(f"{printed.strip()}index.json") as answer:
-        assert json.loads(answer.read()) == content

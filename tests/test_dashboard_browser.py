@@ -7,8 +7,8 @@ import re
 
 import pytest
 
+from benchmarks.airspeed import RESULTS, ROOT
 from benchmarks.asv import tracked
-from benchmarks.record import RESULTS, ROOT
 from support import asv_results
 from support.browser import TIMEOUT_MS, check_layout, executable, opened, screenshot, served
 
@@ -83,7 +83,7 @@ def test_each_view_of_the_dashboard(browser, site, width, scheme):
     with opened(browser, address, width, scheme) as page:
         for view in VIEWS:
             page.get_by_role("button", name=view, exact=True).click()
-            page.wait_for_load_state("networkidle")
+            page.wait_for_function("!document.body.innerText.includes('Loading')")
             screenshot(page, f"{name}-{view.lower()}-{width}-{scheme}")
             check_layout(page)
 
@@ -94,8 +94,9 @@ def test_the_substitution_page(browser, site, width, scheme):
     with opened(browser, f"{address}substitutions.html", width, scheme) as page:
         quantities = page.locator("#quantity option").evaluate_all("options => options.map(option => option.value)")
         page.locator("#trails").check()
-        for summary in page.locator("details:not([open]) > summary").all():
-            summary.click()
+        closed = page.locator("details:not([open]) > summary")
+        while closed.count():
+            closed.first.click()
         for quantity in quantities:
             page.locator("#quantity").select_option(quantity)
             screenshot(page, f"{name}-substitutions-{quantity}-{width}-{scheme}")

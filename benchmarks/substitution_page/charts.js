@@ -15,6 +15,7 @@ const charts = (() => {
   };
   const DASHES = ["solid", "dash", "dot"];
   const DIGITS = [[1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8], [1, 1.5, 2, 3, 5, 7], [1, 2, 5], [1, 3], [1]]; // of ticks
+  const LABEL_LINES = 5;
   const GAPS = { x: 44, y: 26 };
   const EXACT = 1e-6; // what the tracked set records for an error that is rounding
 
@@ -132,7 +133,7 @@ const charts = (() => {
     return scatter(points, ["times as fast", "relative error"], [times, error], guides, size, theme);
   }
 
-  // Breaks a label into lines of about so many characters, and cuts it after three lines.
+  // Breaks a label into lines of at most so many characters, and cuts what is longer than the lines that there are.
   function wrap(label, width) {
     const lines = [""];
     for (const word of label.split(" ")) {
@@ -140,8 +141,8 @@ const charts = (() => {
       if (line && line.length + word.length + 1 > width) lines.push(word);
       else lines[lines.length - 1] = line ? `${line} ${word}` : word;
     }
-    const kept = lines.slice(0, 3).map((line) => cut(line, width));
-    if (lines.length > 3) kept[2] = cut(`${kept[2]} \u2026`, width);
+    const kept = lines.slice(0, LABEL_LINES).map((line) => cut(line, width));
+    if (lines.length > LABEL_LINES) kept[LABEL_LINES - 1] = `${kept[LABEL_LINES - 1].slice(0, width - 2)} \u2026`;
     return kept.map(escape).join("<br>");
   }
   const cut = (text, width) => (text.length > width ? `${text.slice(0, width - 1)}\u2026` : text);

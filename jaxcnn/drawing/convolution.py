@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,6 +20,8 @@ from jaxcnn.drawing._steps import Row, Step, draw_step, steps_picture
 from jaxcnn.errors import ErrorPrefix
 from jaxcnn.options import ConvOptions
 
+MAX_PIXELS = 100_000
+"""Largest array of a picture."""
 _OPERATION = "draw_convolution"
 """Name of the function in messages."""
 
@@ -138,6 +141,10 @@ class _Operand:
         is_shape = isinstance(array, int) or (isinstance(array, tuple) and all(isinstance(size, int) for size in array))
         self.values = None if is_shape else np.asarray(array, np.float32)
         self.shape = ((array,) if isinstance(array, int) else array) if self.values is None else self.values.shape
+        if self.shape and math.prod(self.shape) > MAX_PIXELS:
+            raise ValueError(
+                f"{_OPERATION}: a picture shows at most {MAX_PIXELS} pixels, {name} has shape {self.shape}"
+            )
         if not self.shape or min(self.shape) < 1:
             raise ValueError(f"{_OPERATION}: {name} must have sizes of at least 1, got {array!r}")
 

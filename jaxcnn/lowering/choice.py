@@ -47,8 +47,11 @@ def check_method(method: str) -> None:
 
 
 def check_supported(method: str, spec: ConvSpec) -> None:
-    """Raises a ValueError for the user's method if that method does not support the convolution."""
-    if method == "auto":
+    """Raises a ValueError for the user's method if that method does not support the convolution.
+
+    An empty convolution has one result, whatever the method.
+    """
+    if method == "auto" or 0 in (*spec.input_shape, *spec.kernel_shape, *spec.output_shape):
         return
     reason = METHODS[method].supports(spec)
     if reason is not None:

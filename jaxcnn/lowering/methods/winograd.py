@@ -42,9 +42,6 @@ NAME = "winograd"
 TILE_OUTPUTS = {3: 4, 5: 4, 7: 2}
 """Outputs of a tile by the taps of an axis. A tile has at most 8 points, since the error grows with their number."""
 
-MAX_CACHED_KERNEL_BYTES = 8 << 20
-"""Bytes of the largest transformed kernel that stays in the processor's caches."""
-
 _POINTS = {
     4: (Fraction(0), Fraction(1), Fraction(-1)),
     6: (Fraction(0), *(Fraction(sign * n, 4) for n in (3, 6) for sign in (1, -1))),
@@ -89,12 +86,11 @@ def terms(spec: ConvSpec) -> costs.Terms:
     kernel_floats = work.stack * points * work.summed * work.results
     if is_native(spec):
         kernel_floats *= work.groups
-        large = f"large {spec.role} " if 4 * kernel_floats > MAX_CACHED_KERNEL_BYTES else ""
         return {
             costs.KNOWN: costs.NANOSECONDS[native.NAME]["call"],
             "native macs": work.filled(tiles * kernel_floats),
             "native tile floats": tiles * points * work.groups * sum(map(costs.filled, (work.summed, work.results))),
-            f"native {large}kernel floats": kernel_floats,
+            "native kernel floats": kernel_floats,
             "native floats": work.floats,
         }
     return {

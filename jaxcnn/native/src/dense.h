@@ -39,33 +39,17 @@ JAXCNN_INLINE void reset(Vec (&sums)[kR][kV]) {
 template <int kR, int kV>
 JAXCNN_INLINE void put(float* const* rows, Vec (&sums)[kR][kV], int64_t columns, bool first,
                        const RegisterSteps* steps = nullptr) {
-  if (steps) {
 #pragma GCC unroll 4
-    for (int v = 0; v < kV; ++v) {
-      const int64_t lanes = least(kLanes, columns - v * kLanes);
-      if (lanes <= 0) break;
-      const Vec scale = steps->scales(v * kLanes, lanes), bias = steps->biases(v * kLanes, lanes);
+  for (int v = 0; v < kV; ++v) {
+    const int64_t lanes = least(kLanes, columns - v * kLanes);
+    if (lanes <= 0) break;
+    const Vec scale = steps ? steps->scales(v * kLanes, lanes) : Vec{};
+    const Vec bias = steps ? steps->biases(v * kLanes, lanes) : Vec{};
 #pragma GCC unroll 16
-      for (int r = 0; r < kR; ++r) {
-        float* const to = rows[r] + v * kLanes;
-        const Vec sum = first ? sums[r][v] : load_some(to, lanes) + sums[r][v];
-        store_some(to, steps->apply(sum, scale, bias, to, lanes), lanes);
-      }
-    }
-    return;
-  }
-#pragma GCC unroll 16
-  for (int r = 0; r < kR; ++r) {
-    float* row = rows[r];
-#pragma GCC unroll 4
-    for (int v = 0; v < kV; ++v) {
-      const int64_t lanes = columns - v * kLanes;
-      float* to = row + v * kLanes;
-      if (lanes >= kLanes) {
-        store(to, first ? sums[r][v] : load(to) + sums[r][v]);
-      } else if (lanes > 0) {
-        store_some(to, first ? sums[r][v] : load_some(to, lanes) + sums[r][v], lanes);
-      }
+    for (int r = 0; r < kR; ++r) {
+      float* const to = rows[r] + v * kLanes;
+      const Vec sum = first ? sums[r][v] : load_some(to, lanes) + sums[r][v];
+      store_some(to, steps ? steps->apply(sum, scale, bias, to, lanes) : sum, lanes);
     }
   }
 }

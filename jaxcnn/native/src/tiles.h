@@ -78,23 +78,6 @@ JAXCNN_INLINE void transform(const float (&matrix)[kOut][kIn], const Read& read,
     }
 }
 
-// Evaluates `columns` result channels of the kernel from `column` on at the points: [point][channel][column], `pitch`
-// floats from one point to the next.
-template <int kM, int kTaps>
-void evaluate_kernel(const Slide& slide, const float* kernel, int64_t group, int64_t column, int64_t columns, float* to,
-                     int64_t pitch) {
-  constexpr int kPoints = kM + kTaps - 1, kWindow = kTaps * kTaps;
-  const int64_t channels = slide.source_channels, vectors = ceil_div(columns, kLanes), size = channels * vectors * kLanes;
-  float* const packed = Scratch::floats(4, kWindow * size);
-  const auto pack = vectors == 2 ? pack_columns<2> : pack_columns<1>;
-  pack(slide, kernel, group, 0, kWindow * channels, column, columns, packed);
-  for (int64_t i = 0; i < size; i += kLanes) {
-    transform(
-        kMatrices<kM, kTaps>.g, [&](int h, int w) { return load(packed + (h * kTaps + w) * size + i); },
-        [&](int h, int w, Vec sum) { store(to + (h * kPoints + w) * pitch + i, sum); });
-  }
-}
-
 // Returns the least multiple of a cache line's floats that is no less than `floats` and is odd in lines: arrays that
 // far apart use different sets of a cache.
 constexpr int64_t odd_lines(int64_t floats) { return ((floats + 15) / 16 | 1) * 16; }
@@ -217,9 +200,18 @@ void slide_tiles_of(const Slide& slide, const float* source, const float* kernel
   };
 
   const int64_t panel_floats = kSquare * kernel_pitch, block_floats = kSquare * source_pitch;
+  // Evaluates a panel of the kernel: [point][channel][column].
   const auto evaluate = [&](int64_t group, int64_t panel, float* to) {
     const int64_t column = panel * kColumns, width = least(kColumns, columns - column);
-    evaluate_kernel<kM, kTaps>(slide, kernel, group, column, width, to, kernel_pitch);
+    const int64_t vectors = ceil_div(width, kLanes), size = channels * vectors * kLanes;
+    float* const packed = Scratch::floats(4, kTaps * kTaps * size);
+    const auto pack = vectors == 2 ? pack_columns<2> : pack_columns<1>;
+    pack(slide, kernel, group, 0, kTaps * kTaps * channels, column, width, packed);
+    for (int64_t i = 0; i < size; i += kLanes) {
+      transform(
+          kMatrices<kM, kTaps>.g, [&](int h, int w) { return load(packed + (h * kTaps + w) * size + i); },
+          [&](int h, int w, Vec sum) { store(to + (h * kPoints + w) * kernel_pitch + i, sum); });
+    }
   };
   if (shares_kernel) {
     float* const points = Scratch::floats(3, groups * panels * panel_floats);

@@ -131,7 +131,7 @@ class View:
         return value.reshape(self.sizes)
 
 
-_ELEMENTWISE_PRIMITIVES = (lax_primitives.convert_element_type_p, lax_primitives.copy_p, lax_primitives.stop_gradient_p)
+_ELEMENTWISE_PRIMITIVES = (lax_primitives.convert_element_type_p, lax_primitives.stop_gradient_p)
 
 
 def view_after(equation: JaxprEqn, view: View) -> View | None:

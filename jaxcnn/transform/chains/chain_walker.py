@@ -25,7 +25,8 @@ from jaxcnn.transform.chains.convolve import convolve_with_chain
 from jaxcnn.transform.chains.moves import Move, factor_by_feature, move_of, spread_shape
 from jaxcnn.transform.chains.placement import Placement, use_of
 from jaxcnn.transform.jaxpr.convolutions import is_convolution
-from jaxcnn.transform.jaxpr.equations import CALLS, loop_parts, rebind, while_parts
+from jaxcnn.transform.jaxpr.dense_layers import as_one_tap_convolution
+from jaxcnn.transform.jaxpr.equations import CALLS, loop_parts, rebind, returns_operands, while_parts
 from jaxcnn.transform.jaxpr.walker import Rule, Walker, inline
 
 
@@ -122,6 +123,15 @@ class ChainWalker(Walker):
         descend = _DESCENTS.get(equation.primitive)
         if descend is not None:
             return descend(self, equation, operands)
+        if returns_operands(equation):
+            arrays = [jnp.zeros(()) if isinstance(operand, TracedChain) else operand for operand in operands]
+            results = rebind(equation, arrays) if len(chains) < len(operands) else arrays
+            return [operands[index] if index in chains else result for index, result in enumerate(results)]
+        layer = None
+        if len(chains) == 1 and operands[chains[0]].placement.kernel_shape[:-2] == (1,):
+            layer = as_one_tap_convolution(equation, chains[0])
+        if layer is not None:
+            return self.evaluate(layer, layer.consts, *operands)
         result = self._result_from_chain(equation, operands, chains[0]) if len(chains) == 1 else None
         if result is not None:
             return [result]

@@ -10,6 +10,7 @@ import jax
 from jaxcnn.chain import KernelChain
 from jaxcnn.transform.chains.axis_views import View
 from jaxcnn.transform.chains.chain_walker import ChainError, ChainWalker, TracedChain
+from jaxcnn.transform.chains.explicit_kernels import with_explicit_kernels
 from jaxcnn.transform.chains.placement import Placement, guesses
 from jaxcnn.transform.jaxpr.signature import Outputs, Signature, cache_programs
 
@@ -59,7 +60,7 @@ def with_chains(f: Callable[..., Any], *, materialize: bool = False) -> Callable
     """
     if not callable(f):
         raise TypeError(f"with_chains: f must be a function, got {f!r}")
-    return apply_with_chains(f, None, materialize)
+    return apply_with_chains(with_explicit_kernels(f), None, materialize)
 
 
 def apply_with_chains(

@@ -18,7 +18,7 @@ from jaxcnn.geometry import Ints, Pair, dilated_size
 from jaxcnn.lowering.common.forms import transposed_kernel
 from jaxcnn.lowering.spec import ConvSpec, Role, conv_spec
 from jaxcnn.primitives import conv_p
-from jaxcnn.transform.jaxpr.equations import avals, has_known_sizes, is_plain
+from jaxcnn.transform.jaxpr.equations import avals, explicit_sharding, has_known_sizes, is_computable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,14 +115,14 @@ def _convolution_to_compute(equation: JaxprEqn) -> Convolution | None:
     """Returns the convolution that jaxcnn computes in place of XLA; None if XLA keeps the equation."""
     operands = avals(equation)
     # jaxcnn's results never have a weak type.
-    if not all(map(is_plain, operands)) or operands[-1].weak_type:
+    if not all(map(is_computable, operands)) or operands[-1].weak_type:
         return None
     conv = as_convolution(equation, "describe")
     if conv is None or min(map(min, conv.spec.padding)) < 0:
         conv = _as_convolution_of_cropped(equation)
     if any(jnp.issubdtype(aval.dtype, kind) for aval in operands for kind in (np.complexfloating, np.bool_)):
-        return conv if equation.primitive is conv_p else None
-    return conv
+        conv = conv if equation.primitive is conv_p else None
+    return conv and dataclasses.replace(conv, sharding=explicit_sharding(operands[-1], conv.axes[2]))
 
 
 def _as_convolution_of_cropped(equation: JaxprEqn) -> Convolution | None:
@@ -152,11 +152,11 @@ def _as_convolution_of_cropped(equation: JaxprEqn) -> Convolution | None:
 
 def _from_jaxcnn(equation: JaxprEqn) -> Convolution:
     """Returns the convolution of an equation of `conv_p`; one over a dilated image as an input's gradient."""
-    spec, method, sharding = (equation.params[name] for name in ("spec", "method", "sharding"))
+    spec, method = equation.params["spec"], equation.params["method"]
     has_dilated_input = spec.role == "output" and not spec.stacked and max(spec.input_dilation) > 1
     transposed = _as_input_gradient(equation) if has_dilated_input else None
     if transposed is None:
-        return Convolution(spec, method, forward_axes(equation), sharding=sharding)
+        return Convolution(spec, method, forward_axes(equation))
     return dataclasses.replace(transposed, method=method)
 
 

@@ -175,7 +175,7 @@ def _traced(
             "all that follows params, as a tuple where that is more than one array"
         )
         raise
-    kernels, _ = find_kernels(closed)
+    kernels, _ = find_kernels(closed, problem.dense)
     if not kernels.keys() & problem.layers.keys():
         raise ValueError(f"substitute: of an item of calibration, of shapes {shapes}, f makes no convolution")
     return closed, kernels

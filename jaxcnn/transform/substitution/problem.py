@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -17,7 +16,7 @@ from jaxcnn.chain import KernelChain
 from jaxcnn.norms import relative_error
 from jaxcnn.transform.chains.find_kernels import find_kernels
 from jaxcnn.transform.jaxpr.convolutions import as_convolution
-from jaxcnn.transform.jaxpr.signature import flatten_call, short_name
+from jaxcnn.transform.jaxpr.signature import flatten_call, is_parameter, short_name
 from jaxcnn.transform.progress import Advance
 from jaxcnn.transform.substitution.budget import Harm, allocate
 from jaxcnn.transform.substitution.clock import (
@@ -48,6 +47,7 @@ class Problem:
       schemes: names of the schemes to choose from.
       skip: function from the name of a parameter to whether the parameter stays dense.
       seed: seed for the random arguments.
+      dense: flag to count products with a matrix among the parameters as convolutions of one tap.
     """
 
     def __init__(
@@ -58,8 +58,9 @@ class Problem:
         schemes: Sequence[str],
         skip: Callable[[str], bool],
         seed: int,
+        dense: bool = False,
     ) -> None:
-        self.f, self.params = f, params
+        self.f, self.params, self.dense = f, params, dense
         self.signature, self.arrays = flatten_call("substitute", (params, *args), {})
         generator = np.random.default_rng(seed)
         self.arrays = [_draw(array, generator) for array in self.arrays]
@@ -67,10 +68,10 @@ class Problem:
         self.paths = self.signature.paths()
         self.closed = jax.make_jaxpr(self.flat)(*self.arrays)
         self.layers: dict[int, Layer] = {}
-        kernels, self.convolutions = find_kernels(self.closed)
+        kernels, self.convolutions = find_kernels(self.closed, dense)
         for index, uses in kernels.items():
             path = self.paths[index]
-            if not re.match(r"argument 0(\W|$)", path):
+            if not is_parameter(path):
                 continue
             parameter = self.arrays[index]
             refusal = uses.refusal

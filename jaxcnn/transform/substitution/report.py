@@ -33,6 +33,11 @@ class LayerReport:
       error: relative error of the chain: of the layer's responses behind its nonlinearity if the layer was
         calibrated, else of the kernel.
       reason: reason why the kernel stayed dense or has a chain that is slower, or "".
+
+    Example:
+      >>> row = LayerReport("stem", (5, 5, 8, 8), 1, "separable", 2, 1600, 160, 2.0, 0.5, 0.01)
+      >>> row.macs_after / row.macs_before, row.ms_after / row.ms_before, row.reason
+      (0.1, 0.25, '')
     """
 
     name: str
@@ -59,6 +64,11 @@ class SubstitutionReport:
       error: relative error of the results, norm(after - before) / norm(before).
       held_out_error: relative error of the results for the calibration inputs that were held out; None if none were.
       score_before, score_after: score that the user's `measure` gave before and after; None without `measure`.
+
+    Example:
+      >>> report = SubstitutionReport(rows=(), macs_before=400, macs_after=100, ms_before=2.0, ms_after=0.8, error=0.02)
+      >>> report.macs_share, report.speedup
+      (0.25, 2.5)
     """
 
     rows: tuple[LayerReport, ...]

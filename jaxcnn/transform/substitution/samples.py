@@ -16,7 +16,7 @@ from jaxcnn.transform.jaxpr.equations import avals
 
 def is_fitted(uses: KernelUses) -> bool:
     """Returns whether a kernel's chain can be fitted: calibration reaches all convolutions, and all use one kernel."""
-    if uses.refusal or any(site.hidden or site.scaled for site in uses.sites):
+    if uses.refusal or any(site.hidden for site in uses.sites):
         return False
     # Convolutions in opposite directions have no samples in common.
     return len({direction(site, uses.placement) for site in uses.sites}) == 1

@@ -15,6 +15,7 @@ from jax.extend.core import primitives as lax_primitives
 
 from jaxcnn.transform.chains.axis_views import Ints
 from jaxcnn.transform.chains.find_kernels import Site
+from jaxcnn.transform.jaxpr.dense_layers import one_tap_convolution_on
 from jaxcnn.transform.jaxpr.equations import (
     CALLS,
     JaxprValues,
@@ -125,6 +126,8 @@ class UnrolledProgram:
                 results = self._add_jaxpr(inner, operands, here)
             elif holds_site and equation.primitive is lax_primitives.scan_p:
                 results = self._add_scan(equation, operands, here)
+            elif holds_site and (layer := one_tap_convolution_on(equation, here, self._sites)) is not None:
+                results = self._add_jaxpr(layer, operands, here)
             else:
                 if here in self._sites:
                     self.sites.append(SiteStep(*self._sites[here], len(self.steps)))
