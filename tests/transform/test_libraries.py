@@ -333,7 +333,7 @@ def test_responses_beat_weights_on_inputs_not_seen(library, share, clock_of_macs
     f, variables, _ = network(library)
 
     def error(**options):
-        found = jaxcnn.substitute(f, variables, X, macs=0.6, schemes=SCHEMES, **options)
+        found = jaxcnn.substitute(f, variables, X, macs=0.6, schemes=SCHEMES, max_error=float("inf"), **options)
         assert found.report.macs_share <= 0.6
         return relative_error(found.apply(found.params, UNSEEN), f(variables, UNSEEN))
 

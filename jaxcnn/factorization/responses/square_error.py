@@ -151,5 +151,6 @@ class _Composition:
                     by_image += by_results @ np.swapaxes(part, -1, -2)
             by_link = np.stack(by_parts).transpose(0, 3, 1, 2, 4)
             gradient.insert(0, by_link.reshape(link.shape))
-            by_dense = np.swapaxes(by_image, -3, -2).reshape(*by_image.shape[: 1 + len(window)], by_image.shape[-2], -1)
+            features_last = np.swapaxes(by_image, -3, -2)
+            by_dense = features_last.reshape(*features_last.shape[:-2], -1)
         return gradient

@@ -128,6 +128,8 @@ class UnrolledProgram:
                 results = self._add_jaxpr(layer, operands, here)
             elif holds_site and equation.primitive is lax_primitives.scan_p:
                 results = self._add_scan(equation, operands, here)
+            elif holds_site and (layer := one_tap_convolution_on(equation, here, self._sites)) is not None:
+                results = self._add_jaxpr(layer, operands, here)
             else:
                 if here in self._sites:
                     self.sites.append(SiteStep(*self._sites[here], len(self.steps)))
