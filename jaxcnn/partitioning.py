@@ -27,7 +27,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """What one device does for an operation that is split over devices.
+    """One device's part of an operation that is split over devices.
 
     Args:
       operation: the operation as `Split` has it.

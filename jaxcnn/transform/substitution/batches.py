@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 MAX_BATCHES = 16
-"""Largest number of batches that are kept of an iterator; layers are fitted to a few thousand positions in any case."""
+"""Largest number of batches that are held of an iterator; layers are fitted to a few thousand positions in any case."""
 
 
 def batches_of(calibration: Any, seed: int) -> list[tuple[Any, ...]]:
@@ -34,10 +34,10 @@ def batches_of(calibration: Any, seed: int) -> list[tuple[Any, ...]]:
 
 def _sample(iterator: Iterator[Any], generator: np.random.Generator) -> list[Any]:
     """Returns a random sample of what an iterator yields, in the iterator's order as long as all of it is held."""
-    kept: list[Any] = []
+    sample: list[Any] = []
     for number, batch in enumerate(iterator):
         if number < MAX_BATCHES:
-            kept.append(batch)
+            sample.append(batch)
         elif (position := int(generator.integers(number + 1))) < MAX_BATCHES:
-            kept[position] = batch
-    return kept
+            sample[position] = batch
+    return sample

@@ -42,7 +42,7 @@ def _inexact(tree: Any) -> list[Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """How parameters are trained.
+    """Settings of a training.
 
     Args:
       steps: number of updates.
@@ -72,7 +72,7 @@ def train(
       params: parameters with chains, from which training starts.
       dense: dense network, a function of a batch.
       batches: inputs, one tuple of arguments for each step; a list is used again from its start when it ends.
-      training: how to train.
+      training: settings of the training.
       advance: function that is told of each step.
 
     Raises:
@@ -88,27 +88,27 @@ def train(
     optimizer = training.optimizer or _adam(training.steps)
     student = accelerate(apply)
 
-    def loss_of(chosen: list[Any], others: list[Any], batch: tuple[Any, ...], targets: Any) -> jax.Array:
-        merged = iter(chosen), iter(others)
+    def loss_of(chosen: list[Any], fixed: list[Any], batch: tuple[Any, ...], targets: Any) -> jax.Array:
+        merged = iter(chosen), iter(fixed)
         values = [next(merged[0] if is_trained else merged[1]) for is_trained in trained]
         (small_params,), _ = signature.unflatten(values)
         return training.loss(student(small_params, *batch), targets)
 
     @jax.jit
-    def step(chosen: list[Any], state: Any, others: list[Any], batch: tuple[Any, ...], targets: Any) -> Any:
-        value, gradients = jax.value_and_grad(loss_of)(chosen, others, batch, targets)
+    def step(chosen: list[Any], state: Any, fixed: list[Any], batch: tuple[Any, ...], targets: Any) -> Any:
+        value, gradients = jax.value_and_grad(loss_of)(chosen, fixed, batch, targets)
         with jax.numpy_dtype_promotion("standard"):  # optax's schedules need it
             updates, state = optimizer.update(gradients, state, chosen)
         moved = jax.tree.map(lambda number, update: (number + update).astype(number.dtype), chosen, updates)
         return moved, state, value
 
     chosen = [jax.tree.map(jnp.asarray, value) for value, is_trained in zip(values, trained, strict=True) if is_trained]
-    others = [value for value, is_trained in zip(values, trained, strict=True) if not is_trained]
+    fixed = [value for value, is_trained in zip(values, trained, strict=True) if not is_trained]
     state = optimizer.init(chosen)
     taught = itertools.islice(_with_targets(batches, jax.jit(accelerate(dense))), training.steps)
     number = 0
     for number, (batch, targets) in enumerate(taught, start=1):
-        chosen, state, value = step(chosen, state, others, batch, targets)
+        chosen, state, value = step(chosen, state, fixed, batch, targets)
         if not math.isfinite(float(value)):
             raise ValueError(
                 f"distill: the loss is {float(value)} at step {number} of {training.steps}; train at a lower rate, for "
@@ -119,7 +119,7 @@ def train(
         raise ValueError(
             f"distill: inputs end after {number} batches, steps={training.steps}; give a list to repeat them"
         )
-    merged = iter(chosen), iter(others)
+    merged = iter(chosen), iter(fixed)
     return signature.unflatten([next(merged[0] if is_trained else merged[1]) for is_trained in trained])[0][0]
 
 

@@ -1,4 +1,4 @@
-"""Where arrays of a substitution lie: read as a whole from all processes, and put back like the parameters."""
+"""Devices of the arrays of a substitution: all are read as a whole, and put back where the parameters lie."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def params_with(params: Any, replaced: Mapping[int, Any], placements: Mapping[st
 
     Args:
       params: parameters as they were.
-      replaced: what is in place of a parameter, by the index of the parameter among the arrays of `params`.
+      replaced: replacement of a parameter, by the index of the parameter among the arrays of `params`.
       placements: axes of each kernel in its parameter, by the parameter's path.
     """
     signature, arrays = flatten_call("substitute", (params,), {})

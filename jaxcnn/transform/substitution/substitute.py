@@ -207,7 +207,7 @@ class Substitution:
             function of a parameter's name to whether it is trained.
           dense_params: dense parameters; needed where the substitution was loaded or released.
           test_args: arguments after params on which the error is measured; by default those that `substitute` got.
-          progress: True for a bar, or a function of the steps done and their total, as in `substitute`.
+          progress: flag to show a bar, or a function of the steps done and their total, as in `substitute`.
 
         Returns:
           A `Substitution` of the same structure. `report.error` is the error after training, and

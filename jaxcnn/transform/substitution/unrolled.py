@@ -124,8 +124,6 @@ class UnrolledProgram:
             if equation.primitive in CALLS:
                 (inner,) = sub_jaxprs(equation)
                 results = self._add_jaxpr(inner, operands, here)
-            elif holds_site and (layer := one_tap_convolution_on(equation, here, self._sites)) is not None:
-                results = self._add_jaxpr(layer, operands, here)
             elif holds_site and equation.primitive is lax_primitives.scan_p:
                 results = self._add_scan(equation, operands, here)
             elif holds_site and (layer := one_tap_convolution_on(equation, here, self._sites)) is not None:

@@ -10,7 +10,7 @@ from jaxcnn.receptive_field import ReceptiveField
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """What each device computes of an operation whose arrays are split over several devices.
+    """Each device's part of an operation whose arrays are split over several devices.
 
     Args:
       input_shape: shape of the part of the first operand.
@@ -48,8 +48,8 @@ class SummaryRow:
       receptive_field: receptive field of an output pixel, in pixels of the function's argument; None if not known.
       method: name of the method that computes the operation.
       reason: reason for this method.
-      shards: what each device computes, where the function's arrays are split over several; several if the same
-        operation is split in several ways.
+      shards: parts that the devices compute, where the function's arrays are split over several; more than one if the
+        same operation is split in several ways.
 
     Example:
       >>> import jax

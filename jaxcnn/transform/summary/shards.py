@@ -22,7 +22,7 @@ _COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", 
 
 @dataclasses.dataclass(frozen=True)
 class SplitProgram:
-    """What is known of a program that XLA split over several devices.
+    """A program that XLA split over several devices.
 
     Args:
       parts: one device's parts of jaxcnn's operations, by the whole operation; several if one is split in several ways.
