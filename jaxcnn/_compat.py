@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -16,8 +17,8 @@ from jax.interpreters import mlir
 from jax.sharding import AxisType
 
 SPLITS_EXPLICIT_MESHES = jax.__version_info__ < (0, 11)
-"""Flag of releases whose `custom_partitioning` works on Explicit meshes. On jax 0.12 its results have a
-sharding there that XLA has no implementation of."""
+"""Flag of releases whose `custom_partitioning` works on meshes of Explicit and other axes. On jax 0.12 its results have
+a sharding there that XLA has no implementation of."""
 
 
 def varying_axes(value: Any) -> frozenset[str]:
@@ -33,6 +34,17 @@ def example(shape: tuple[int, ...], dtype: Any, sharding: Any, *operands: jax.Ar
     if axes:
         return lax.pcast(jnp.zeros(shape, dtype), tuple(sorted(axes)), to="varying")
     return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+
+def is_explicit(aval: Any) -> bool:
+    """Returns whether an abstract value lies on a mesh with Explicit axes."""
+    sharding = getattr(aval, "sharding", None)
+    return sharding is not None and AxisType.Explicit in sharding.mesh.axis_types
+
+
+def computes_on(mesh: Any) -> bool:
+    """Returns whether jaxcnn computes on a mesh with Explicit axes itself: it can split its operations, or need not."""
+    return SPLITS_EXPLICIT_MESHES or mesh.size == 1 or {*mesh.axis_types} == {AxisType.Explicit}
 
 
 @cache
@@ -66,6 +78,13 @@ def is_partitioned(context: mlir.LoweringRuleContext) -> bool:
     return axes.mesh.size > 1 and set(axes.manual_axes) != set(axes.mesh.axis_names)
 
 
+def is_on_explicit_mesh(context: mlir.LoweringRuleContext) -> bool:
+    """Returns whether the arrays of a lowered operation lie on one mesh, whose axes are all Explicit."""
+    shardings = (getattr(aval, "sharding", None) for aval in (*context.avals_in, *context.avals_out))
+    meshes = {sharding.mesh for sharding in shardings if sharding is not None and not sharding.mesh.empty}
+    return len(meshes) == 1 and {*meshes.pop().axis_types} == {AxisType.Explicit}
+
+
 def with_devices(context: mlir.LoweringRuleContext) -> mlir.LoweringRuleContext | None:
     """Returns a context in which `custom_partitioning` can be lowered; None where no mesh is known for all devices.
 
@@ -82,8 +101,20 @@ def with_devices(context: mlir.LoweringRuleContext) -> mlir.LoweringRuleContext 
         return None
     if len(meshes) != 1 or {mesh.size for mesh in meshes} != {axes.num_devices} or len(devices) != axes.num_devices:
         return None
-    known = replace(axes, device_assignment=devices, abstract_mesh=meshes.pop())
-    return context.replace(module_context=context.module_context.replace(axis_context=known))
+    axes_with_devices = replace(axes, device_assignment=devices, abstract_mesh=meshes.pop())
+    return context.replace(module_context=context.module_context.replace(axis_context=axes_with_devices))
+
+
+def lower_on_one_device(
+    rule: Callable[..., Any], context: mlir.LoweringRuleContext, *operands: Any, **params: Any
+) -> Any:
+    """Lowers by a rule, which in a program of one device is told nothing of an Explicit mesh: all arrays are whole."""
+    if is_partitioned(context) or not any(map(is_explicit, context.avals_in)):
+        return rule(context, *operands, **params)
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):
+        avals: Any = context.avals_in
+        whole = [jax.core.ShapedArray(aval.shape, aval.dtype) for aval in avals]
+        return rule(context.replace(avals_in=whole), *operands, **params)
 
 
 def row_major(value: jax.Array) -> jax.Array:

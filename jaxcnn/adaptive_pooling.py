@@ -20,6 +20,9 @@ from jaxcnn.layout import Layout, parse_layout
 from jaxcnn.options import PoolOptions, frozen, window_order
 from jaxcnn.pooling import average, check_ordered, extremum
 
+MAX_OUTPUT_SIZE = 10**7
+"""Largest size of an adaptive pool's output on an axis; each has a window of its own."""
+
 
 def adaptive_avg_pool(x: ArrayLike, output_shape: Any, *, layout: Layout = None) -> jax.Array:
     r"""Averages over as many windows as the output has pixels, whatever the input's size.
@@ -58,7 +61,7 @@ def adaptive_max_pool(x: ArrayLike, output_shape: Any, *, layout: Layout = None)
 
     Args:
       x: `(*batch, *spatial, C)`, or as `layout` says; real floats, integers or booleans.
-      output_shape, layout: as in `adaptive_avg_pool`.
+      output_shape, layout: arguments of `adaptive_avg_pool`.
 
     Returns:
       `(*batch, *output_shape, C)` in x's order of axes and dtype.
@@ -81,6 +84,7 @@ def adaptive_max_pool(x: ArrayLike, output_shape: Any, *, layout: Layout = None)
 
 @partial(jax.jit, static_argnames=("kind", "output_shape", "layout"), inline=True)
 def _adaptive(x: jax.Array, *, kind: str, output_shape: Any, layout: Layout) -> jax.Array:
+    """Computes an adaptive pool of a kind, `"avg"` or `"max"`, in the user's layout."""
     check_arrays(x=x)
     order = window_order(x.shape, output_shape, layout)
     batch_shape, sizes, _ = order.split_input(x.shape)
@@ -89,6 +93,8 @@ def _adaptive(x: jax.Array, *, kind: str, output_shape: Any, layout: Layout) -> 
             size if output is None else output for size, output in zip(sizes, output_shape, strict=True)
         )
     outputs = axis_values("output_shape", output_shape, order.rank)
+    if max(outputs) > MAX_OUTPUT_SIZE:
+        raise ValueError(f"output_shape must be at most {MAX_OUTPUT_SIZE} on every axis, got {outputs}")
     if 0 in sizes:
         raise ValueError(f"x has an empty spatial axis, sizes {sizes}")
     if kind == "max":
@@ -105,7 +111,7 @@ def _adaptive(x: jax.Array, *, kind: str, output_shape: Any, layout: Layout) -> 
     y = y.astype(accumulation_dtype(y.dtype))
     count = np.ones((1,) * y.ndim)
     for axis in range(1, order.rank + 1):
-        y = _by_window(y, axis, outputs[axis - 1], jnp.sum, _gathered_sums)
+        y = _by_window(y, axis, outputs[axis - 1], jnp.sum, _sums_by_gather)
         _, lengths = _adaptive_windows(sizes[axis - 1], outputs[axis - 1])
         count = count * np.expand_dims(lengths, tuple(range(1, y.ndim - axis)))
     dtype = average_dtype(x.dtype)
@@ -121,7 +127,7 @@ def _adaptive_maxima(x: jax.Array, outputs: Ints) -> jax.Array:
     The order of the axes does not matter to the values, and the first axis first is faster.
     """
     for axis in range(1, len(outputs) + 1):
-        x = _by_window(x, axis, outputs[axis - 1], jnp.max, _gathered_maxima)
+        x = _by_window(x, axis, outputs[axis - 1], jnp.max, _maxima_by_gather)
     return x
 
 
@@ -135,7 +141,7 @@ def _first_maxima(x: jax.Array, outputs: Ints) -> jax.Array:
     # The last axis comes first: the first of the rows' maxima, and the first in that row, is the first in row-major
     # order.
     for axis in range(len(outputs), 0, -1):
-        x = _by_window(x, axis, outputs[axis - 1], _first_extremum, _gathered_maxima)
+        x = _by_window(x, axis, outputs[axis - 1], _first_extremum, _maxima_by_gather)
     return x
 
 
@@ -172,14 +178,14 @@ def _adaptive_windows(size: int, output: int) -> tuple[np.ndarray, np.ndarray]:
     return starts, -(-(windows + 1) * size // output) - starts
 
 
-def _gathered_maxima(x: jax.Array, axis: int, output: int) -> jax.Array:
+def _maxima_by_gather(x: jax.Array, axis: int, output: int) -> jax.Array:
     starts, lengths = _adaptive_windows(x.shape[axis], output)
     # A window shorter than the longest one repeats its last pixel, which changes no maximum.
     taps = starts[:, None] + np.minimum(np.arange(lengths.max()), lengths[:, None] - 1)
     return _first_extremum(jnp.take(x, taps, axis=axis), axis + 1)
 
 
-def _gathered_sums(x: jax.Array, axis: int, output: int) -> jax.Array:
+def _sums_by_gather(x: jax.Array, axis: int, output: int) -> jax.Array:
     starts, lengths = _adaptive_windows(x.shape[axis], output)
     offsets = np.arange(lengths.max())
     inside = np.expand_dims(offsets < lengths[:, None], tuple(range(2, x.ndim + 1 - axis)))
@@ -213,7 +219,7 @@ def global_avg_pool(x: ArrayLike, *, layout: Layout = None, keepdims: bool = Fal
     Args:
       x: `(N, *spatial, C)`, or as `layout` says; without a layout the first axis is the batch.
       layout: order of the axes, as in `max_pool`.
-      keepdims: whether to keep the spatial axes, with size 1.
+      keepdims: flag that keeps the spatial axes, with size 1.
 
     Returns:
       `(N, C)`, or `(N, 1, ..., 1, C)` with `keepdims`, in x's order of axes; in x's dtype, float32 for integers and
@@ -241,7 +247,7 @@ def global_max_pool(x: ArrayLike, *, layout: Layout = None, keepdims: bool = Fal
 
     Args:
       x: `(N, *spatial, C)`, or as `layout` says; without a layout the first axis is the batch.
-      layout, keepdims: as in `global_avg_pool`.
+      layout, keepdims: options of `global_avg_pool`.
 
     Returns:
       `(N, C)`, or `(N, 1, ..., 1, C)` with `keepdims`, in x's order of axes and dtype.
@@ -265,6 +271,7 @@ def global_max_pool(x: ArrayLike, *, layout: Layout = None, keepdims: bool = Fal
 
 @partial(jax.jit, static_argnames=("kind", "layout", "keepdims"), inline=True)
 def _global(x: jax.Array, *, kind: str, layout: Layout, keepdims: bool) -> jax.Array:
+    """Computes a pool of a kind, `"avg"` or `"max"`, over the whole image, in the user's layout."""
     check_arrays(x=x)
     if layout is None and x.ndim < 3:
         raise ValueError(f"x must have a batch axis, at least one spatial axis and a feature axis, got shape {x.shape}")

@@ -15,7 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export, lax
 
+from jaxcnn.checkpoints import register_state
 from jaxcnn.dtypes import floating_at_least_float32, integer_at_least_int32
+from jaxcnn.errors import ErrorPrefix
 from jaxcnn.geometry import Ints, Pair
 
 
@@ -53,7 +55,10 @@ class KernelChain:
     feature_group_counts: Ints = ()
 
     def __post_init__(self) -> None:
-        kernels = tuple(self.kernels)
+        try:
+            kernels = tuple(self.kernels)
+        except TypeError:
+            raise TypeError(f"KernelChain: kernels must be a tuple, got {type(self.kernels).__name__}") from None
         for index, kernel in enumerate(kernels):
             if isinstance(kernel, KernelChain) or not hasattr(kernel, "shape"):
                 raise TypeError(f"KernelChain: kernel {index} must be an array, got {type(kernel).__name__}")
@@ -129,7 +134,8 @@ class KernelChain:
 
         It is computed in float32 at least and returned in the chain's dtype, or in int32 for narrower integers.
         """
-        return _dense(self)
+        with ErrorPrefix("dense"):
+            return _dense(self)
 
     def relative_error(self, kernel: Any) -> jax.Array:
         r"""Computes the relative error of the chain's dense kernel D against `kernel`, HWIO, as a scalar.
@@ -143,10 +149,12 @@ class KernelChain:
             raise ValueError(
                 f"relative_error: the chain stands for a kernel of shape {self.shape}, got {tuple(kernel.shape)}"
             )
-        return _relative_error(self, kernel)
+        with ErrorPrefix("relative_error"):
+            return _relative_error(self, kernel)
 
 
 def _check_links(shapes: Sequence[Ints], counts: Sequence[int]) -> None:
+    """Refuses links of different ranks, of groups that do not divide, or whose channels do not follow on each other."""
     if not shapes:
         raise ValueError("KernelChain: there must be at least one kernel")
     if len(counts) != len(shapes):
@@ -217,7 +225,8 @@ def compose(*kernels: jax.Array) -> jax.Array:
     References:
       For one channel, `scipy.signal.convolve` of the kernels in its mode "full".
     """
-    return KernelChain(kernels).dense()
+    with ErrorPrefix("compose"):
+        return _dense(KernelChain(kernels))
 
 
 def _in_groups(kernel: jax.Array, count: int, groups: int) -> jax.Array:
@@ -264,8 +273,10 @@ def _compose_groups(first: jax.Array, second: jax.Array) -> jax.Array:
     spread, taps = (first, second) if math.prod(second.shape[1:-2]) <= math.prod(first.shape[1:-2]) else (second, first)
     total: Any = 0
     for tap in np.ndindex(*taps.shape[1:-2]):
-        one = taps[(slice(None), *tap)].reshape(len(taps), *[1] * len(tap), *taps.shape[-2:])
-        product = jnp.matmul(*((spread, one) if spread is first else (one, spread)), precision=lax.Precision.HIGHEST)
+        tap_weights = taps[(slice(None), *tap)].reshape(len(taps), *[1] * len(tap), *taps.shape[-2:])
+        product = jnp.matmul(
+            *((spread, tap_weights) if spread is first else (tap_weights, spread)), precision=lax.Precision.HIGHEST
+        )
         around = [(before, size - 1 - before) for before, size in zip(tap, taps.shape[1:-2], strict=True)]
         total = total + jnp.pad(product, [(0, 0), *around, (0, 0), (0, 0)])
     return total
@@ -273,6 +284,7 @@ def _compose_groups(first: jax.Array, second: jax.Array) -> jax.Array:
 
 @jax.jit
 def _dense(chain: KernelChain) -> jax.Array:
+    """Composes the links of a chain, in at least float32."""
     dtype = integer_at_least_int32(chain.dtype)  # products of narrow integers would wrap
     groups = chain.feature_group_count
     links = [
@@ -307,4 +319,10 @@ export.register_pytree_node_serialization(
     serialized_name="jaxcnn.KernelChain",
     serialize_auxdata=lambda counts: json.dumps(counts).encode(),
     deserialize_auxdata=lambda data: tuple(json.loads(data)),
+)
+
+register_state(
+    KernelChain,
+    lambda chain: {str(index): kernel for index, kernel in enumerate(chain.kernels)},
+    lambda chain, state: KernelChain.tree_unflatten(chain.feature_group_counts, tuple(state.values())),
 )

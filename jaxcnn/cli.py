@@ -97,7 +97,7 @@ def _run_layer(options: argparse.Namespace) -> None:
 
 def _run_summarize(options: argparse.Namespace) -> None:
     x = jax.ShapeDtypeStruct(options.input, options.dtype)
-    model = _loaded(options.target)
+    model = _load_target(options.target)
     try:
         summary = jaxcnn.summarize(_as_function(model, x), x, platform=options.platform)
     except Exception as error:  # whatever the user's model raises
@@ -127,7 +127,7 @@ def _run_draw(options: argparse.Namespace) -> None:
             draw_pooling(options.input, options.kernel, kind=options.pool, window_dilation=dilation, **common)
         else:
             image, kernel = options.input, options.kernel
-            if options.channels * options.features > 1:
+            if max(options.channels, options.features, options.groups) > 1:
                 image = (*image, options.features if options.transposed else options.channels)
                 kernel = (*kernel, options.channels // options.groups, options.features)
             draw_convolution(
@@ -148,7 +148,7 @@ def _one_or_many(sizes: tuple[int, ...]) -> int | tuple[int, ...]:
     return sizes if len(sizes) > 1 else sizes[0]
 
 
-def _loaded(target: str) -> Any:
+def _load_target(target: str) -> Any:
     """Returns the object that `package.module:name` names; the working directory is searched first."""
     module, _, name = target.partition(":")
     sys.path.insert(0, "")

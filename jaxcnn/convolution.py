@@ -153,14 +153,14 @@ def depthwise_conv(
       x: `(*batch, *spatial, C)`, or as `layout` says.
       kernel: `(*window, C, M)`, M kernels for each channel, for every layout given by a string; for a triple the order
         of axes that it says, with C in the place of I and M in that of O. Or a `KernelChain` of C groups.
-      strides, padding, padding_mode, input_dilation, kernel_dilation, layout: as in `conv`.
-      precision, preferred_element_type, method: as in `conv`.
+      strides, padding, padding_mode, input_dilation, kernel_dilation, layout: options of `conv`.
+      precision, preferred_element_type, method: options of `conv`.
 
     Returns:
       `(*batch, *output, C * M)` in x's order of axes; output channel c * M + m.
 
     Raises:
-      ValueError, TypeError: as in `conv`.
+      ValueError, TypeError: options of `conv`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -237,15 +237,15 @@ def conv_transpose(
         `padding` crops the result.
       output_padding: number of pixels added at the end of the result, where the convolution has this output for several
         input sizes; smaller than the stride or the dilation. Not with `"SAME"`.
-      precision, preferred_element_type, method: as in `conv`.
+      precision, preferred_element_type, method: options of `conv`.
 
     Returns:
       `(*batch, *output, C_in)` in x's order of axes, where output = (size - 1) * strides +
       (window - 1) * kernel_dilation + 1 - low - high + output_padding, or size * strides for `"SAME"`.
 
     Raises:
-      ValueError: as in `conv`; no pixel is left; the output padding is too large.
-      TypeError: as in `conv`.
+      ValueError: arguments of `conv`; no pixel is left; the output padding is too large.
+      TypeError: option of `conv`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -316,7 +316,7 @@ def extract_patches(
       x: `(*batch, *spatial, C)`, or as `layout` says.
       window_shape: taps of the window; one int for each spatial axis, or an int (which without a layout means one batch
         axis).
-      strides, padding, layout: as in `conv`.
+      strides, padding, layout: options of `conv`.
       window_dilation: distance between neighbouring taps.
 
     Returns:
@@ -325,7 +325,7 @@ def extract_patches(
       `patches @ kernel.reshape(-1, C_out)` for channels-last.
 
     Raises:
-      ValueError, TypeError: as in `conv`.
+      ValueError, TypeError: options of `conv`.
 
     Example:
       >>> import jax.numpy as jnp

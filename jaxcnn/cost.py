@@ -76,18 +76,18 @@ def conv_cost(
     Args:
       x_shape: shape of x.
       kernel_shape: shape of the kernel, or a `KernelChain`.
-      strides, padding, padding_mode, input_dilation, kernel_dilation, feature_group_count, layout: as in `conv`.
-      precision, method: as in `conv`; the formula does not depend on them.
+      strides, padding, padding_mode, input_dilation, kernel_dilation, feature_group_count, layout: options of `conv`.
+      precision, method: arguments of `conv`; the formula does not depend on them.
       preferred_element_type: dtype of every element in `bytes`; float32 if left out.
       output_padding: number of pixels added at the end, as in `conv_transpose`.
-      transposed: whether to count `conv_transpose` instead of `conv`.
-      bias: whether a bias is added to each output pixel.
+      transposed: flag that counts `conv_transpose` instead of `conv`.
+      bias: flag of a bias that is added to each output pixel.
 
     Returns:
       A `Cost` of integers.
 
     Raises:
-      ValueError, TypeError: as in `conv`.
+      ValueError, TypeError: options of `conv`.
 
     Example:
       >>> conv_cost((1, 5, 5, 1), (3, 3, 1, 1), padding="VALID")
@@ -141,6 +141,7 @@ def _conv_cost(x_shape: Any, kernel: Any, options: ConvOptions, transposed: bool
 
 
 def _links_cost(geometry: ConvGeometry, kernels: Sequence[Sequence[int]], counts: Sequence[int], itemsize: int) -> Cost:
+    """Returns the cost of kernels in a row, each given by its shape and number of groups."""
     batch = math.prod(geometry.batch_shape)
     stored = sizes = geometry.sizes
     padding = geometry.padding
@@ -173,6 +174,7 @@ def _link_cost(
     link: dict[str, Any],
     itemsize: int,
 ) -> Cost:
+    """Returns the cost of one kernel in a row; `sizes` are the `stored` ones with the borders that repeat the image."""
     *window, kernel_in, out_features = kernel_shape
     hits = (
         window_hits(size, output, taps, stride, low, dilation, input_dilation)
@@ -211,13 +213,13 @@ def pool_cost(
 
     Args:
       x_shape: shape of x.
-      window_shape, strides, padding, window_dilation, ceil_mode, layout: as in `max_pool`.
+      window_shape, strides, padding, window_dilation, ceil_mode, layout: options of `max_pool`.
 
     Returns:
       A `Cost` of integers; `bytes` for 4-byte elements, input and output touched once.
 
     Raises:
-      ValueError, TypeError: as in `max_pool`.
+      ValueError, TypeError: options of `max_pool`.
 
     Example:
       >>> pool_cost((1, 5, 5, 1), 3)

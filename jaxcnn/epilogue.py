@@ -20,7 +20,7 @@ from jax.extend.core import JaxprEqn, Primitive, jaxpr_as_fun
 from jax.interpreters import ad, mlir
 
 from jaxcnn import native
-from jaxcnn._compat import is_partitioned
+from jaxcnn._compat import is_partitioned, lower_on_one_device
 from jaxcnn.geometry import Ints
 from jaxcnn.lowering import choice
 from jaxcnn.lowering.spec import ConvSpec
@@ -117,7 +117,7 @@ class Recipe:
             value = value.transpose(np.argsort(move)) if _is_permutation(move) else value.reshape(move[0])
         return value
 
-    def moved(self, value: jax.Array) -> jax.Array:
+    def arrange(self, value: jax.Array) -> jax.Array:
         """Returns a result of `conv_p` with the axes of the equation's."""
         for move in self.moves:
             value = value.transpose(move) if _is_permutation(move) else value.reshape(move[1])
@@ -189,9 +189,9 @@ def _transpose(cotangent: Any, *operands: Any, **params: Any) -> list[Any]:
 ad.primitive_transposes[fused_conv_p] = _transpose
 
 
-def _with(values: Sequence[Any], places: Sequence[int], others: Sequence[Any]) -> list[Any]:
+def _with(values: Sequence[Any], places: Sequence[int], replacements: Sequence[Any]) -> list[Any]:
     """Returns the values with others in some places."""
-    replaced = dict(zip(places, others, strict=True))
+    replaced = dict(zip(places, replacements, strict=True))
     return [replaced.get(place, value) for place, value in enumerate(values)]
 
 
@@ -208,15 +208,17 @@ mlir.register_lowering(fused_conv_p, mlir.lower_fun(_separate, multiple_results=
 
 def _lower_on_cpu(context: mlir.LoweringRuleContext, *operands: Any, **params: Any) -> Any:
     exported = context.module_context.lowering_parameters.for_export or is_partitioned(context)
-    fused = None if exported else _fused(**params)
+    fused = None if exported else _function_of_method(**params)
     run = partial(_separate, **params) if fused is None else fused
-    return mlir.lower_fun(run, multiple_results=False)(context, *operands)
+    rule = mlir.lower_fun(run, multiple_results=False)
+    # The operations of `unfused` carry their shardings, so the separate form needs the types as they are.
+    return rule(context, *operands) if fused is None else lower_on_one_device(rule, context, *operands)
 
 
 mlir.register_lowering(fused_conv_p, _lower_on_cpu, platform="cpu")
 
 
-def _fused(unfused: Any, recipe: Recipe) -> Callable[..., jax.Array] | None:
+def _function_of_method(unfused: Any, recipe: Recipe) -> Callable[..., jax.Array] | None:
     """Returns the function that computes a fused equation by its convolution's method; None if this has none."""
     equation = convolution_in(unfused)
     spec: ConvSpec = dataclasses.replace(equation.params["spec"], platform="cpu")
@@ -244,4 +246,4 @@ def _lower_fused(
     *operands: jax.Array,
 ) -> jax.Array:
     scale, bias = recipe.by_channel(operands, spec.result_shape[-1])
-    return recipe.moved(lower(lhs, rhs, scale, bias, recipe.residual_of(operands), spec, epilogue))
+    return recipe.arrange(lower(lhs, rhs, scale, bias, recipe.residual_of(operands), spec, epilogue))

@@ -6,7 +6,11 @@ The code inside raises a ValueError or a TypeError that states the fact; the pub
 
 from __future__ import annotations
 
+import re
 from types import TracebackType
+
+_NO_ARRAY = re.compile(r"value is of type <class '([\w.]+)'> and was passed to the function at path ([\w\[\].]*\w\]?)")
+"""What JAX says of an argument that is no array: its type, and where it stands."""
 
 
 class CommandError(Exception):
@@ -32,5 +36,23 @@ class ErrorPrefix:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         # The error itself is changed, so that its type, cause and traceback stay.
+        if isinstance(error, RuntimeError) and "requires grad" in str(error):
+            # PyTorch refuses to convert such a tensor.
+            raise TypeError(f"{self.function}: {_HINT_FOR_TORCH}") from error
+        if isinstance(error, OverflowError):
+            raise ValueError(f"{self.function}: a number is too large: {str(error).splitlines()[0]}") from error
         if isinstance(error, ValueError | TypeError) and len(error.args) == 1 and isinstance(error.args[0], str):
-            error.args = (f"{self.function}: {error.args[0]}",)
+            error.args = (f"{self.function}: {_in_users_terms(error.args[0])}",)
+
+
+_HINT_FOR_TORCH = "a PyTorch tensor is no JAX array: give tensor.detach().numpy()"
+
+
+def _in_users_terms(message: str) -> str:
+    """Returns the message of an error; one of JAX about an argument that is no array, in the words of this library."""
+    match = _NO_ARRAY.search(message)
+    if match is None:
+        return message
+    kind, place = match.groups()
+    hint = f"; {_HINT_FOR_TORCH}" if kind.startswith("torch.") else ""
+    return f"{place} must be an array, got {kind.rpartition('.')[2]}{hint}"

@@ -48,8 +48,9 @@ def _is_concrete(size: Any) -> bool:
 
 
 def _same_padding(size: int, window: int, stride: int, lower: bool) -> Pair:
-    # ceil(size / stride) outputs. As (output - 1) * stride < size <= output * stride, the total is at least
-    # window - stride: only where that is negative is a maximum needed (symbolic sizes cannot always take one).
+    """Returns the (low, high) padding of one axis that makes ceil(size / stride) outputs."""
+    # As (output - 1) * stride < size <= output * stride, the total is at least window - stride: only where that is
+    # negative is a maximum needed (symbolic sizes cannot always take one).
     if window == 1:
         return 0, 0
     output = -(-size // stride)
@@ -64,8 +65,8 @@ def padding_name(padding: str, rank: int) -> str:
     """Returns the canonical spelling of a padding given by name, in any case; refuses unknown names."""
     name = padding.upper()
     if name not in PADDING_NAMES:
-        known = ", ".join(repr(known) for known in PADDING_NAMES)
-        raise ValueError(f"padding must be one of {known}, ints or (low, high) pairs, got {padding!r}")
+        spellings = ", ".join(map(repr, PADDING_NAMES))
+        raise ValueError(f"padding must be one of {spellings}, ints or (low, high) pairs, got {padding!r}")
     if name == "CAUSAL" and rank != 1:
         raise ValueError(f"padding 'CAUSAL' is for one spatial axis, but there are {rank}")
     return name
@@ -93,7 +94,7 @@ def padding_pairs(padding: Any, rank: int) -> tuple[Pair, ...]:
     kinds = set()
     for item in items:
         try:
-            both = operator.index(item)
+            edge = operator.index(item)
         except TypeError:
             try:
                 values = [operator.index(part) for part in item]
@@ -104,7 +105,7 @@ def padding_pairs(padding: Any, rank: int) -> tuple[Pair, ...]:
             pairs.append((values[0], values[1]))
             kinds.add("pair")
         else:
-            pairs.append((both, both))
+            pairs.append((edge, edge))
             kinds.add("int")
     if len(pairs) != rank or len(kinds) > 1:
         raise ValueError(message)

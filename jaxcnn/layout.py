@@ -42,10 +42,10 @@ class AxisOrder:
 
     def to_canonical(self, x: Any) -> Any:
         """Returns x as (N, *spatial, C), with its batch axes (none, one or several) merged into N."""
-        moved = transposed(x, self._canonical_axes(self.input, x.shape))
+        canonical = transpose_axes(x, self._canonical_axes(self.input, x.shape))
         if x.ndim == self.rank + 2:
-            return moved
-        return moved.reshape(math.prod(moved.shape[: -self.rank - 1]), *moved.shape[-self.rank - 1 :])
+            return canonical
+        return canonical.reshape(math.prod(canonical.shape[: -self.rank - 1]), *canonical.shape[-self.rank - 1 :])
 
     def from_canonical(self, y: Any, batch_shape: Sequence[int]) -> Any:
         """Returns (N, *spatial, C) with its axes in the user's order and N split into the batch axes."""
@@ -53,7 +53,7 @@ class AxisOrder:
             y = y.reshape(*batch_shape, *y.shape[1:])
         axes = self._canonical_axes(self.output, y.shape)
         inverse = sorted(range(len(axes)), key=axes.__getitem__)
-        return transposed(y, tuple(inverse))
+        return transpose_axes(y, tuple(inverse))
 
     def output_shape(self, batch_shape: Sequence[int], sizes: Sequence[int], features: int) -> Ints:
         """Returns the shape of an output in the user's order of axes."""
@@ -67,7 +67,7 @@ class AxisOrder:
 
     def kernel_to_canonical(self, kernel: Any) -> Any:
         """Returns a kernel as (*window, I, O)."""
-        return transposed(kernel, self.kernel_axes)
+        return transpose_axes(kernel, self.kernel_axes)
 
     @property
     def kernel_axes(self) -> Ints:
@@ -75,6 +75,7 @@ class AxisOrder:
         return tuple(self.kernel.index(name) for name in _SPATIAL[: self.rank] + "IO")
 
     def _canonical_axes(self, names: str, shape: Sequence[int]) -> Ints:
+        """Returns the axes of an array, which are named by `names`, in the order batch, spatial, features."""
         batch_axes = len(shape) - self.rank - 1
         if batch_axes < 0:
             raise ValueError(
@@ -89,7 +90,7 @@ class AxisOrder:
         return sum((axes[name] for name in "N" + _SPATIAL[: self.rank] + "C"), ())
 
 
-def transposed(array: Any, axes: Ints) -> Any:
+def transpose_axes(array: Any, axes: Ints) -> Any:
     """Returns an array with its axes in that order, the array itself where this is its order."""
     return array if axes == tuple(range(len(axes))) else array.transpose(axes)
 
@@ -98,8 +99,8 @@ def parse_layout(layout: Layout, rank: int | None) -> AxisOrder:
     """Returns the axis order that a `layout` argument means.
 
     Args:
-      layout: None (channels-last), a string such as `"NCHW"`, or the triple of strings or of axis tuples that
-        `lax.conv_general_dilated` takes as `dimension_numbers`.
+      layout: order of the axes: None (channels-last), a string such as `"NCHW"`, or the triple of strings or of axis
+        tuples that `lax.conv_general_dilated` takes as `dimension_numbers`.
       rank: number of spatial axes where a kernel or a window says it, else None.
     """
     if layout is None:
@@ -128,7 +129,7 @@ def _spatial_names(rank: int) -> str:
     return _SPATIAL[:rank]
 
 
-def _checked(layout: Any, names: str, features: str) -> str:
+def _check_names(layout: Any, names: str, features: str) -> str:
     names = names.upper()
     if len(set(names)) != len(names) or any(name not in names for name in features) or not names.isalpha():
         needed = " and ".join(repr(name) for name in features)
@@ -137,7 +138,7 @@ def _checked(layout: Any, names: str, features: str) -> str:
 
 
 def _from_string(layout: str) -> AxisOrder:
-    names = _checked(layout, layout, "C")
+    names = _check_names(layout, layout, "C")
     if "N" not in names:
         names = "N" + names
     letters = [name for name in names if name not in "NC"]
@@ -149,11 +150,12 @@ def _from_string(layout: str) -> AxisOrder:
 
 
 def _from_triple(layout: Sequence[Any]) -> AxisOrder:
+    """Returns the axis order of a triple as lax takes it, of strings or of tuples of axes."""
     specs = list(layout)
     if all(isinstance(spec, str) for spec in specs):
-        names_in = _checked(layout, specs[0], "NC")
-        names_kernel = _checked(layout, specs[1], "IO")
-        names_out = _checked(layout, specs[2], "NC")
+        names_in = _check_names(layout, specs[0], "NC")
+        names_kernel = _check_names(layout, specs[1], "IO")
+        names_out = _check_names(layout, specs[2], "NC")
         # lax orders the spatial axes as the kernel names them.
         letters = [name for name in names_kernel if name not in "IO"]
         spatial = _spatial_names(len(letters))

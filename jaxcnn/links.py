@@ -40,11 +40,11 @@ def bind_links(
       geometry: geometry of the convolution with the dense kernel that the row equals.
       params: parameters of `bind_conv` that all links share; `preferred_element_type` is that of the last one.
     """
-    x, rest = _pad_input(x, geometry)
+    x, cropped_geometry = _pad_input(x, geometry)
     windows = [tuple(kernel.shape[:-2]) for kernel in kernels]
     out_dtype = params.pop("preferred_element_type")
     inner_dtype = floating_at_least_float32(out_dtype)  # 16-bit floats stay float32 between links
-    for index, link in enumerate(plan_links(windows, geometry.strides, **rest)):
+    for index, link in enumerate(plan_links(windows, geometry.strides, **cropped_geometry)):
         x = bind_conv(
             x,
             kernels[index],
@@ -84,7 +84,7 @@ def bind_links_transposed(
 
     Args:
       y: array of the kernels' dtype.
-      kernels, counts, geometry: as in `bind_links`; the last link is transposed first.
+      kernels, counts, geometry: arguments of `bind_links`; the last link is transposed first.
       params: parameters of `bind_conv` that all links share.
     """
     # Where the convolution crops its input, its adjoint pads the result.

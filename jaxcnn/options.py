@@ -28,6 +28,9 @@ from jaxcnn.layout import AxisOrder, Layout, parse_layout
 PADDING_MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
 """Names of the padding modes, with the names of the same modes in `jnp.pad`."""
 
+MAX_REPEATS = 100
+"""Largest padding of a mode other than zeros, in images."""
+
 
 def frozen(value: Any) -> Any:
     """Returns an option as a hashable value: lists and arrays become tuples."""
@@ -104,6 +107,8 @@ class ConvOptions(NamedTuple):
         extents = tuple(map(dilated_size, window, kernel_dilation))
         dilated = tuple(map(dilated_size, sizes, input_dilation))
         padding = resolve_padding(self.padding, dilated, extents, strides)
+        if self.padding_mode != "zeros":
+            _check_repeats(self.padding_mode, sizes, padding)
         return ConvGeometry(
             order=order,
             batch_shape=batch_shape,
@@ -258,6 +263,7 @@ def _check_output_features(kernel_out: int, groups: int, shapes: str) -> None:
 
 
 def _check_input_features(features: int, kernel_in: int, groups: int, shapes: str) -> None:
+    """Refuses a kernel whose input channels, times the groups, are not the image's."""
     if features % groups:
         raise ValueError(
             f"x's {features} channels do not divide into feature_group_count={groups} groups: "
@@ -278,13 +284,22 @@ def _check_window(window: Sequence[int], shapes: str) -> None:
 
 def _check_padding_mode(mode: Any, input_dilation: Ints) -> None:
     if not isinstance(mode, str) or mode not in PADDING_MODES:
-        known = ", ".join(map(repr, PADDING_MODES))
-        raise ValueError(f"padding_mode must be one of {known}, got {mode!r}")
+        modes = ", ".join(map(repr, PADDING_MODES))
+        raise ValueError(f"padding_mode must be one of {modes}, got {mode!r}")
     if mode != "zeros" and max(input_dilation) > 1:
         raise ValueError(
             f"padding_mode {mode!r} does not go with input_dilation {input_dilation}: "
             "the holes of a dilated input can only be zeros"
         )
+
+
+def _check_repeats(mode: str, sizes: Ints, padding: Sequence[Pair]) -> None:
+    for axis, (size, pair) in enumerate(zip(sizes, padding, strict=True)):
+        if isinstance(size, int) and max(pair) > MAX_REPEATS * size:
+            raise ValueError(
+                f"padding_mode {mode!r} repeats an image at most {MAX_REPEATS} times, but on spatial axis {axis} the "
+                f"padding {tuple(pair)} is more than {MAX_REPEATS} * {size} pixels"
+            )
 
 
 class PoolOptions(NamedTuple):
@@ -298,9 +313,9 @@ class PoolOptions(NamedTuple):
     layout: Any = None
 
     @classmethod
-    def of(cls, *options: Any, **others: Any) -> PoolOptions:
+    def of(cls, *options: Any, **named_options: Any) -> PoolOptions:
         """Returns the options of a call as a hashable value, with the defaults for those that are left out."""
-        return _hashable(cls(*options, **others))
+        return _hashable(cls(*options, **named_options))
 
     def geometry(self, x_shape: Sequence[int]) -> PoolGeometry:
         """Checks the options against the shape of x and returns the geometry of the pool."""

@@ -2,9 +2,9 @@
 
 XLA's partitioner does not see into compiled kernels, and splits the operations that methods are made of badly. So a
 primitive in a partitioned program is lowered as one opaque operation (`custom_partitioning`) that says along which axes
-its arrays may be split. Along batch, stack and channels each device computes with its parts of the operands, and sums
-that run over several devices are added up. Along a spatial axis each device first gets the rows that its windows reach
-into, from its neighbours alone.
+its arrays may be split; on a mesh of Explicit axes, where all shardings are known before, by `shard_map`. Along batch,
+stack and channels each device computes with its parts of the operands, and sums that run over several devices are added
+up. Along a spatial axis each device first gets the rows that its windows reach into, from its neighbours alone.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
@@ -22,8 +24,65 @@ from jax import lax
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import NamedSharding, PartitionSpec
 
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """What one device does for an operation that is split over devices.
+
+    Args:
+      operation: the operation as `Split` has it.
+      shapes: shapes of the device's parts of the operands, then of the result.
+      spec: spec by which the part is computed, in place of that of the whole operation.
+      received: pairs of a collective operation's name and the bytes of its results on the device.
+    """
+
+    operation: Hashable
+    shapes: tuple[tuple[int, ...], ...]
+    spec: Any
+    received: tuple[tuple[str, int], ...]
+
+
+_PARTS: ContextVar[list[Part] | None] = ContextVar("parts", default=None)
+
+
+@contextmanager
+def recorded_parts() -> Iterator[list[Part]]:
+    """Returns a context with the list of the parts of all operations that XLA splits inside it."""
+    parts: list[Part] = []
+    token = _PARTS.set(parts)
+    try:
+        yield parts
+    finally:
+        _PARTS.reset(token)
+
+
 MeshAxes = tuple[str, ...]
 """Names of the mesh axes along which one axis of an array is split, in order; empty for an axis that is whole."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Settings:
+    """Holds JAX's settings of one thread, for the thread in which XLA splits the program.
+
+    Args:
+      enable_x64: flag of 64-bit types.
+      matmul_precision: default precision of products and convolutions.
+    """
+
+    enable_x64: bool
+    matmul_precision: str | None
+
+    @classmethod
+    def current(cls) -> _Settings:
+        """Returns the settings of this thread."""
+        config: Any = jax.config
+        return cls(config.jax_enable_x64, config.jax_default_matmul_precision)
+
+    @contextmanager
+    def apply(self) -> Iterator[None]:
+        """Returns a context with these settings."""
+        with jax.enable_x64(self.enable_x64), jax.default_matmul_precision(self.matmul_precision):
+            yield
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +135,9 @@ class Split:
       dtype: dtype of the result.
       local: function that returns one device's part of the result from the parts of the operands, the window on each
         spatial axis of the part, the pixel of the whole image at which the part begins on each, and the dtype of sums.
+      operation: the whole operation, by which `recorded_parts` tells it from others.
+      local_spec: function from the shapes of the parts of the operands, the window on each spatial axis of the part and
+        the dtype of sums to the spec of the part.
     """
 
     operands: tuple[tuple[str, ...], ...]
@@ -85,6 +147,8 @@ class Split:
     fill: tuple[Any, ...]
     dtype: Any
     local: Callable[[Sequence[jax.Array], Sequence[Window], Sequence[Any], Any], jax.Array]
+    operation: Hashable
+    local_spec: Callable[[Sequence[tuple[int, ...]], Sequence[Window], Any], Any]
 
     def over_devices(self, shape: tuple[int, ...]) -> Callable[..., jax.Array]:
         """Returns a function of the whole operands that XLA splits over the devices of its program.
@@ -94,10 +158,45 @@ class Split:
         """
         # JAX takes only the type of the result from this function. `_body` computes each device's part.
         function = custom_partitioning(lambda *operands: jnp.zeros(shape, self.dtype))
+        partition = partial(self._partition, _Settings.current(), _PARTS.get())
         pairs = {factor for names in self._arrays for name in names if " " in name for factor in name.split()}
         whole_axes = {name for names in self._arrays for name in names}
         sizes = {factor: size for factor, size in self.sizes.items() if factor in pairs - whole_axes}
-        function.def_partition(partition=self._partition, sharding_rule=self._rule(), **sizes)
+        function.def_partition(partition=partition, sharding_rule=self._rule(), **sizes)
+        return function
+
+    def over_explicit_mesh(self, operands: Sequence[Any], result: Any) -> Callable[..., jax.Array]:
+        """Returns a function of the whole operands, on a mesh whose axes are all Explicit, where shardings are known.
+
+        Args:
+          operands: types of the operands, with their shardings.
+          result: type of the result.
+        """
+        mesh = result.sharding.mesh
+        arrays = [*zip(self.operands, operands, strict=True), (self.result, result)]
+        axes = self._mesh_axes(mesh, arrays)
+        *specs, out_spec = (_partition_spec(names, axes) for names, _ in arrays)
+        body = partial(self._body, mesh, axes, [operand.shape for operand in operands], _PARTS.get())
+        mapped = jax.shard_map(body, mesh=mesh, in_specs=tuple(specs), out_specs=out_spec, check_vma=False)
+
+        def rest(names: Sequence[str], shape: Sequence[int]) -> list[int]:
+            """Returns how much longer each axis is if all devices have parts of one length."""
+            counts = (_device_count(mesh, axes.get(_factor(name), ())) for name in names)
+            return [-size % count for size, count in zip(shape, counts, strict=True)]
+
+        def function(*values: jax.Array) -> jax.Array:
+            # Axes that do not divide evenly are whole on every device on such a mesh.
+            placed = [
+                jax.sharding.reshard(
+                    lax.pad(value, jnp.zeros((), value.dtype), [(0, length, 0) for length in rest(names, value.shape)]),
+                    NamedSharding(mesh, spec),
+                )
+                for names, value, spec in zip(self.operands, values, specs, strict=True)
+            ]
+            return lax.slice(
+                jax.sharding.reshard(mapped(*placed), result.sharding), [0] * len(result.shape), result.shape
+            )
+
         return function
 
     def result_sharding(self, operands: Sequence[Any], shape: Sequence[int]) -> NamedSharding:
@@ -108,7 +207,7 @@ class Split:
           shape: shape of the result. An axis that does not divide evenly is whole.
         """
         mesh = next(operand.sharding.mesh for operand in operands if not operand.sharding.mesh.empty)
-        axes = self._mesh_axes(mesh, list(zip(self.operands, operands, strict=True)))
+        axes = self._mesh_axes(mesh, list(zip(self.operands, operands, strict=True)), least_count=1)
         parts = [axes.get(_factor(name), ()) for name in self.result]
         return NamedSharding(
             mesh,
@@ -134,16 +233,29 @@ class Split:
 
         return f"{', '.join(map(words, self.operands))} -> {words(self.result)}"
 
-    def _partition(self, mesh: Any, arguments: Sequence[Any], result: Any) -> tuple[Any, Any, Any, Any]:
+    def _partition(
+        self, settings: _Settings, recorded: list[Part] | None, mesh: Any, arguments: Sequence[Any], result: Any
+    ) -> tuple[Any, Any, Any, Any]:
         """Returns the mesh, the function of the parts, and the shardings of the result and of the operands."""
         arrays = [*zip(self.operands, arguments, strict=True), (self.result, result)]
         axes = self._mesh_axes(mesh, arrays)
         *shardings, out = (NamedSharding(mesh, _partition_spec(names, axes)) for names, _ in arrays)
-        body = partial(self._body, mesh, axes, [argument.shape for argument in arguments])
+        shapes = [argument.shape for argument in arguments]
+
+        def body(*parts: jax.Array) -> jax.Array:
+            with settings.apply():
+                return self._body(mesh, axes, shapes, recorded, *parts)
+
         return mesh, body, out, tuple(shardings)
 
-    def _mesh_axes(self, mesh: Any, arrays: Sequence[tuple[Sequence[str], Any]]) -> dict[str, MeshAxes]:
-        """Returns the mesh axes of each factor (see `_factor`), from the first array that is split along the factor."""
+    def _mesh_axes(
+        self, mesh: Any, arrays: Sequence[tuple[Sequence[str], Any]], least_count: int = 2
+    ) -> dict[str, MeshAxes]:
+        """Returns the mesh axes of each factor (see `_factor`), from the first array that is split along the factor.
+
+        A factor stays whole where its size does not divide by the number of devices, or where another factor has the
+        mesh axis. Mesh axes of fewer than `least_count` devices are left out.
+        """
         axes: dict[str, MeshAxes] = {}
         for names, array in arrays:
             spec = array.sharding.spec if isinstance(array.sharding, NamedSharding) else ()
@@ -151,18 +263,24 @@ class Split:
                 mesh_axes = (entry,) if isinstance(entry, str) else tuple(entry or ())
                 count = _device_count(mesh, mesh_axes)
                 factor = _factor(name)
-                is_taken = factor in axes or any(axis in taken for taken in axes.values() for axis in mesh_axes)
+                is_taken = factor in axes or any(axis in other for other in axes.values() for axis in mesh_axes)
                 fits = self.sizes[factor] % count == 0 if factor in self.sizes else size >= count
-                if factor and count > 1 and fits and not is_taken:
+                if factor and mesh_axes and count >= least_count and fits and not is_taken:
                     axes[factor] = mesh_axes
         return axes
 
     def _body(
-        self, mesh: Any, axes: Mapping[str, MeshAxes], shapes: Sequence[tuple[int, ...]], *parts: jax.Array
+        self,
+        mesh: Any,
+        axes: Mapping[str, MeshAxes],
+        shapes: Sequence[tuple[int, ...]],
+        recorded: list[Part] | None,
+        *parts: jax.Array,
     ) -> jax.Array:
         """Computes one device's part of the result."""
         summed = [name for name in axes if name not in map(_factor, self.result)]
         operands = list(parts)
+        received: list[tuple[str, int]] = []
         for position, names in enumerate(self.operands):
             for axis, name in enumerate(names):
                 # The rest beyond the end of an array that does not divide evenly must not reach a sum or a window.
@@ -187,17 +305,23 @@ class Split:
                 origins[number] = jnp.asarray(slab.starts)[device]
             for position, names in enumerate(self.operands):
                 if source in names:
-                    axis_rows = _SplitAxis(names.index(source), split, count, self.fill[position])
+                    axis_rows = _SplitAxis(names.index(source), split, count, self.fill[position], received)
                     operands[position] = axis_rows.slab_of(operands[position], slab)
         is_narrow = bool(summed) and jnp.issubdtype(self.dtype, jnp.floating) and jnp.finfo(self.dtype).bits < 32
-        value = self.local(operands, windows, origins, jnp.float32 if is_narrow else self.dtype)
+        sum_dtype = jnp.float32 if is_narrow else self.dtype
+        value = self.local(operands, windows, origins, sum_dtype)
         for number, skips in skipped.items():
             if max(skips):
                 start = jnp.asarray(skips)[lax.axis_index(axes[f"h{number}"])]
                 length = windows[number].image - max(skips)
                 value = lax.dynamic_slice_in_dim(value, start, length, self.result.index(f"x{number}"))
         if summed:
+            received.append(("all-reduce", value.size * value.dtype.itemsize))
             value = lax.psum(value, tuple(axis for name in summed for axis in axes[name]))
+        if recorded is not None:
+            spec = self.local_spec([operand.shape for operand in operands], windows, sum_dtype)
+            part_shapes = (*(part.shape for part in parts), value.shape)
+            recorded.append(Part(self.operation, part_shapes, spec, tuple(received)))
         return value.astype(self.dtype)
 
 
@@ -274,31 +398,52 @@ class _SplitAxis:
       mesh_axes: mesh axes along which the axis is split.
       count: number of devices.
       fill: number that stands for rows that no device has.
+      received: list to which the names and bytes of collective operations are added.
     """
 
     axis: int
     mesh_axes: MeshAxes
     count: int
     fill: Any
+    received: list[tuple[str, int]]
 
     def slab_of(self, part: jax.Array, slab: Slab) -> jax.Array:
         """Returns the rows of this device's slab: from its part, and the others from devices before and after."""
         rows = part.shape[self.axis]
-        before = max(0, *(number * rows - start for number, start in enumerate(slab.starts)))
-        after = max(0, *(start + slab.length - (number + 1) * rows for number, start in enumerate(slab.starts)))
+        before = [number * rows - start for number, start in enumerate(slab.starts)]
+        after = [start + slab.length - (number + 1) * rows for number, start in enumerate(slab.starts)]
         pieces = [part]
-        for distance in range(1, -(-before // rows) + 1):
-            length = min(rows, before - (distance - 1) * rows)
+        for distance in range(1, -(-max(0, *before) // rows) + 1):
+            fill, length = self._lengths(before, before[distance:], rows, distance)
             pieces.insert(0, self._rows_of_neighbour(part, rows - length, length, -distance))
-        for distance in range(1, -(-after // rows) + 1):
-            length = min(rows, after - (distance - 1) * rows)
+            pieces.insert(0, self._fill_rows(part, fill))
+        for distance in range(1, -(-max(0, *after) // rows) + 1):
+            fill, length = self._lengths(after, after[:-distance], rows, distance)
             pieces.append(self._rows_of_neighbour(part, 0, length, distance))
+            pieces.append(self._fill_rows(part, fill))
         neighbourhood = jnp.concatenate(pieces, self.axis)
-        offsets = [start - number * rows + before for number, start in enumerate(slab.starts)]
+        offsets = [max(0, *before) - rows_before for rows_before in before]
         if len(set(offsets)) == 1:
             return lax.slice_in_dim(neighbourhood, offsets[0], offsets[0] + slab.length, axis=self.axis)
         offset = jnp.asarray(offsets)[lax.axis_index(self.mesh_axes)]
         return lax.dynamic_slice_in_dim(neighbourhood, offset, slab.length, self.axis)
+
+    @staticmethod
+    def _lengths(needed: Sequence[int], received: Sequence[int], rows: int, distance: int) -> tuple[int, int]:
+        """Returns how many rows at a distance are the fill on all devices, and how many come from a neighbour.
+
+        Args:
+          needed: number of rows that each device needs on one side.
+          received: those numbers of the devices that have a neighbour at the distance.
+          rows: number of rows of a part.
+          distance: number of devices.
+        """
+        missing, sent = (min(max(0, *counts) - (distance - 1) * rows, rows) for counts in (needed, [*received, 0]))
+        return missing - max(sent, 0), max(sent, 0)
+
+    def _fill_rows(self, part: jax.Array, length: int) -> jax.Array:
+        shape = (*part.shape[: self.axis], length, *part.shape[self.axis + 1 :])
+        return jnp.full(shape, self.fill, part.dtype)
 
     def _rows_of_neighbour(self, part: jax.Array, start: int, length: int, distance: int) -> jax.Array:
         """Returns rows of the device that is `distance` further along the axis, or the fill if there is none.
@@ -308,8 +453,11 @@ class _SplitAxis:
           start, length: rows of a part that are sent.
           distance: number of devices, negative for devices before this one.
         """
+        if length == 0:
+            return self._fill_rows(part, 0)
         pairs = [(source, source - distance) for source in range(self.count) if 0 <= source - distance < self.count]
         rows = lax.slice_in_dim(part, start, start + length, axis=self.axis)
         received = lax.ppermute(rows, self.mesh_axes, pairs)
+        self.received.append(("collective-permute", received.size * received.dtype.itemsize))
         sender = lax.axis_index(self.mesh_axes) + distance
         return jnp.where((sender >= 0) & (sender < self.count), received, jnp.asarray(self.fill, part.dtype))

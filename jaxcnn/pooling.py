@@ -101,7 +101,7 @@ def min_pool(
       or True.
 
     Raises:
-      ValueError, TypeError: as in `max_pool`.
+      ValueError, TypeError: options of `max_pool`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -157,7 +157,7 @@ def _crop(x: jax.Array, padding: Sequence[Pair], declared: Sequence[Pair]) -> tu
     Returns:
       The cropped array, the padding that remains, and the number of pixels cropped at the start of each axis.
     """
-    rest, starts = [], []
+    remaining_padding, starts = [], []
     for axis, ((low, high), (_, declared_high)) in enumerate(zip(padding, declared, strict=True), start=1):
         size = x.shape[axis]
         start = 0
@@ -167,9 +167,9 @@ def _crop(x: jax.Array, padding: Sequence[Pair], declared: Sequence[Pair]) -> tu
             stop = max(size + cut, start)
             x = lax.slice_in_dim(x, start, stop, axis=axis)
             low, high = (max(low, 0), high - cut) if stop > start else (0, size + low + high)
-        rest.append((low, high))
+        remaining_padding.append((low, high))
         starts.append(start)
-    return x, tuple(rest), tuple(starts)
+    return x, tuple(remaining_padding), tuple(starts)
 
 
 def sum_pool(
@@ -195,7 +195,7 @@ def sum_pool(
       are summed in float32 and rounded once.
 
     Raises:
-      ValueError, TypeError: as in `max_pool`.
+      ValueError, TypeError: options of `max_pool`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -254,7 +254,7 @@ def avg_pool(
       counts.
 
     Raises:
-      ValueError, TypeError: as in `max_pool`.
+      ValueError, TypeError: options of `max_pool`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -345,7 +345,7 @@ def lp_pool(
       `(*batch, *output, C)` in x's order of axes and dtype.
 
     Raises:
-      ValueError: as in `max_pool`; p is below 1.
+      ValueError: arguments of `max_pool`; p is below 1.
       TypeError: x is not of real floats.
 
     Example:
@@ -409,7 +409,7 @@ def max_pool_with_indices(
       unpadded spatial plane, flattened in row-major order (h * W + w in 2-D); -1 where a window is wholly on padding.
 
     Raises:
-      ValueError, TypeError: as in `max_pool`.
+      ValueError, TypeError: options of `max_pool`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -454,10 +454,10 @@ def _index_in_whole(
       whole_sizes: sizes of the whole plane.
       starts: number of pixels cropped at the start of each axis.
     """
-    rest, whole_index, scale = index, jnp.zeros_like(index), 1
+    quotient, whole_index, scale = index, jnp.zeros_like(index), 1
     for size, whole_size, start in zip(sizes[::-1], whole_sizes[::-1], starts[::-1], strict=True):
-        whole_index = whole_index + (rest % size + start) * scale
-        rest, scale = rest // size, scale * whole_size
+        whole_index = whole_index + (quotient % size + start) * scale
+        quotient, scale = quotient // size, scale * whole_size
     return whole_index
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from typing import Any
 
@@ -22,8 +22,16 @@ from jax.extend import source_info_util
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from jaxcnn._compat import SPLITS_EXPLICIT_MESHES, is_partitioned, varying_axes, with_devices
-from jaxcnn.lowering import choice
+from jaxcnn._compat import (
+    computes_on,
+    is_explicit,
+    is_on_explicit_mesh,
+    is_partitioned,
+    lower_on_one_device,
+    varying_axes,
+    with_devices,
+)
+from jaxcnn.lowering import choice, tuning_table
 from jaxcnn.lowering.pools.direct import pool_identity
 from jaxcnn.lowering.spec import ConvSpec, PoolSpec, Role, conv_spec
 from jaxcnn.partitioning import Split
@@ -47,7 +55,7 @@ def _register(
 
     @primitive.def_abstract_eval
     def _abstract(*operands: Any, **params: Any) -> Any:
-        if not (SPLITS_EXPLICIT_MESHES and any(map(_is_explicit, operands))):
+        if not any(is_explicit(operand) and computes_on(operand.sharding.mesh) for operand in operands):
             # Tracing on the abstract values keeps what a bare shape and dtype would lose: the mesh axes over which a
             # value varies in shard_map, and explicit shardings.
             return jax.make_jaxpr(partial(run, **params))(*operands).out_avals[0]
@@ -76,22 +84,35 @@ def _register(
 
     def run_on(platform: str, *operands: jax.Array, **params: Any) -> jax.Array:
         # On an Explicit mesh each reshape needs a sharding for its result, which only `direct` gives.
-        return run(
-            *operands, platform=None if any(map(_is_explicit, map(jax.typeof, operands))) else platform, **params
-        )
+        return run(*operands, platform=None if any(map(is_explicit, map(jax.typeof, operands))) else platform, **params)
 
     mlir.register_lowering(primitive, mlir.lower_fun(partial(run_on, "accelerator"), multiple_results=False))
 
     def lower_on_cpu(context: mlir.LoweringRuleContext, *operands: Any, **params: Any) -> Any:
         for_export = context.module_context.lowering_parameters.for_export
         xla_only = for_export or is_partitioned(context)
+        if xla_only and not for_export and is_on_explicit_mesh(context):
+            parts = split(*context.avals_in, **params).over_explicit_mesh(context.avals_in, context.avals_out[0])
+            return mlir.lower_fun(parts, multiple_results=False)(context, *operands)
         if xla_only and not for_export and (with_mesh := with_devices(context)) is not None:
             parts = split(*context.avals_in, **params).over_devices(context.avals_out[0].shape)
             return mlir.lower_fun(parts, multiple_results=False)(with_mesh, *operands)
         rule = mlir.lower_fun(partial(run_on, "cpu", xla_only=xla_only), multiple_results=False)
-        return rule(context, *operands, **params)
+        return lower_on_one_device(rule, context, *operands, **params)
 
     mlir.register_lowering(primitive, lower_on_cpu, platform="cpu")
+    _SPLITS[primitive] = split
+
+
+_SPLITS: dict[Primitive, Callable[..., Split]] = {}
+"""Function from abstract operands and parameters to the `Split`, by primitive."""
+
+
+def operation_of(equation: Any) -> Hashable:
+    """Returns the operation of an equation as `recorded_parts` has it; None if that is none of jaxcnn's."""
+    if equation.primitive not in _SPLITS:
+        return None
+    return _SPLITS[equation.primitive](*(operand.aval for operand in equation.invars), **equation.params).operation
 
 
 def _type_of_result(run: Callable[..., jax.Array], operands: Sequence[Any], params: dict[str, Any]) -> Any:
@@ -100,11 +121,6 @@ def _type_of_result(run: Callable[..., jax.Array], operands: Sequence[Any], para
     return jax.make_jaxpr(partial(run, **{**params, **dict.fromkeys(params.keys() & {"sharding"})}))(*plain).out_avals[
         0
     ]
-
-
-def _is_explicit(aval: Any) -> bool:
-    sharding = getattr(aval, "sharding", None)
-    return sharding is not None and jax.sharding.AxisType.Explicit in sharding.mesh.axis_types
 
 
 # Convolution. No parameter may be called g, x or y: ad.defbilinear uses these names.
@@ -125,7 +141,14 @@ def _run_conv(
 
 def _split_conv(lhs: Any, rhs: Any, *, spec: ConvSpec, method: str, **program: Any) -> Split:
     del program
-    return conv_split(spec, lambda lhs, rhs, part: _run_conv(lhs, rhs, spec=part, method=method, platform="cpu"))
+    table = tuning_table.active()
+
+    def run_part(lhs: jax.Array, rhs: jax.Array, part: ConvSpec) -> jax.Array:
+        # XLA splits a program in a thread of its own, where no `with table:` holds.
+        with tuning_table.activated(table):
+            return _run_conv(lhs, rhs, spec=part, method=method, platform="cpu")
+
+    return conv_split(spec, run_part)
 
 
 _register(conv_p, _run_conv, _split_conv, ("spec", "method", "sharding"))
@@ -151,6 +174,7 @@ def bind_conv(lhs: jax.Array, rhs: jax.Array, *, method: str, sharding: Any = No
 
 
 def _match_varying(*operands: jax.Array) -> tuple[jax.Array, ...]:
+    """Returns the operands, each marked as varying over all manual mesh axes over which any of them varies."""
     varying = [varying_axes(operand) for operand in operands]
     union: frozenset[str] = frozenset().union(*varying)
     return tuple(
@@ -185,6 +209,7 @@ _OPERANDS: dict[str, tuple[Role, Role]] = {
 def _conv_transpose_rule(
     position: int, cotangent: Any, lhs: Any, rhs: Any, *, spec: ConvSpec, sharding: Any, **params: Any
 ) -> jax.Array:
+    """Computes the cotangent of one operand: a convolution with the role of this operand."""
     del sharding
     arrays = dict(zip(_OPERANDS[spec.role], (lhs, rhs), strict=True))
     role = _OPERANDS[spec.role][position]
@@ -392,10 +417,10 @@ def _linear_in_first(primitive: Primitive, transpose: Callable[..., jax.Array]) 
     def jvp(primals: Sequence[Any], tangents: Sequence[Any], **params: Any) -> tuple[jax.Array, jax.Array]:
         return primitive.bind(*primals, **params), primitive.bind(tangents[0], *primals[1:], **params)
 
-    def transpose_rule(cotangent: Any, operand: Any, *others: Any, **params: Any) -> list[Any]:
+    def transpose_rule(cotangent: Any, operand: Any, *operands: Any, **params: Any) -> list[Any]:
         if isinstance(cotangent, ad.Zero):
-            return [ad.Zero(operand.aval), *(None for _ in others)]
-        return [transpose(cotangent, operand.aval, *others, **params), *(None for _ in others)]
+            return [ad.Zero(operand.aval), *(None for _ in operands)]
+        return [transpose(cotangent, operand.aval, *operands, **params), *(None for _ in operands)]
 
     ad.primitive_jvps[primitive] = jvp
     ad.primitive_transposes[primitive] = transpose_rule
@@ -408,9 +433,9 @@ def _window_params(params: dict[str, Any]) -> dict[str, Any]:
 def _to_input(primitive: Primitive) -> Callable[..., jax.Array]:
     """Returns the transpose of a primitive from inputs to outputs: `primitive`, which is told the input's size."""
 
-    def transpose(cotangent: Any, aval: Any, *others: Any, **params: Any) -> jax.Array:
+    def transpose(cotangent: Any, aval: Any, *operands: Any, **params: Any) -> jax.Array:
         size = tuple(aval.shape[1:-1])
-        return primitive.bind(cotangent, *others, input_size=size, sharding=_aval_sharding(aval), **params)
+        return primitive.bind(cotangent, *operands, input_size=size, sharding=_aval_sharding(aval), **params)
 
     return transpose
 
@@ -418,9 +443,9 @@ def _to_input(primitive: Primitive) -> Callable[..., jax.Array]:
 def _to_output(primitive: Primitive) -> Callable[..., jax.Array]:
     """Returns the transpose of a primitive from outputs to inputs: `primitive`."""
 
-    def transpose(cotangent: Any, aval: Any, *others: Any, **params: Any) -> jax.Array:
+    def transpose(cotangent: Any, aval: Any, *operands: Any, **params: Any) -> jax.Array:
         del aval
-        return primitive.bind(cotangent, *others, **_window_params(params))
+        return primitive.bind(cotangent, *operands, **_window_params(params))
 
     return transpose
 

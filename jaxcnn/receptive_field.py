@@ -66,6 +66,7 @@ def _check_sequence(value: Any, name: str, parts: str) -> None:
 
 
 def _layers_rank(layers: Sequence[Any], name: str = "layers") -> int:
+    """Returns the number of spatial axes that some layers agree on; refuses layers that do not agree."""
     _check_sequence(layers, name, "layers")
     ranks = {1}
     for item in layers:

@@ -34,14 +34,14 @@ def conv_output_shape(
     Args:
       x_shape: shape of x.
       kernel_shape: shape of the kernel, or a `KernelChain`.
-      strides, padding, padding_mode, input_dilation, kernel_dilation, feature_group_count, layout: as in `conv`.
-      precision, preferred_element_type, method: as in `conv`; the shape does not depend on them.
+      strides, padding, padding_mode, input_dilation, kernel_dilation, feature_group_count, layout: options of `conv`.
+      precision, preferred_element_type, method: arguments of `conv`; the shape does not depend on them.
 
     Returns:
       `(*batch, *output, C_out)` in x's order of axes.
 
     Raises:
-      ValueError, TypeError: as in `conv`.
+      ValueError, TypeError: options of `conv`.
 
     Example:
       >>> conv_output_shape((1, 224, 224, 3), (7, 7, 3, 64), strides=2)
@@ -83,13 +83,13 @@ def pool_output_shape(
 
     Args:
       x_shape: shape of x.
-      window_shape, strides, padding, window_dilation, ceil_mode, layout: as in `max_pool`.
+      window_shape, strides, padding, window_dilation, ceil_mode, layout: options of `max_pool`.
 
     Returns:
       `(*batch, *output, C)` in x's order of axes.
 
     Raises:
-      ValueError, TypeError: as in `max_pool`.
+      ValueError, TypeError: options of `max_pool`.
 
     Example:
       >>> pool_output_shape((1, 7, 7, 8), 2, strides=2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -46,11 +47,15 @@ def conv_split(spec: ConvSpec, run: Run) -> Split:
     }
     first, second = (array for role, array in axes.items() if role != spec.role)
 
+    local_spec = partial(_local_conv, spec)
+
     def local(operands: Sequence[jax.Array], windows: Sequence[Window], origins: Any, dtype: Any) -> jax.Array:
         del origins
-        return run(*operands, _local_conv(spec, [operand.shape for operand in operands], windows, dtype))
+        return run(*operands, local_spec([operand.shape for operand in operands], windows, dtype))
 
-    return Split((first, second), axes[spec.role], sizes, _windows(spec), (0, 0), spec.out_dtype, local)
+    return Split(
+        (first, second), axes[spec.role], sizes, _windows(spec), (0, 0), spec.out_dtype, local, spec, local_spec
+    )
 
 
 def _local_conv(spec: ConvSpec, shapes: Sequence[tuple[int, ...]], windows: Sequence[Window], dtype: Any) -> ConvSpec:
@@ -111,17 +116,22 @@ def pool_split(kind: str, spec: PoolSpec, fill: Any, dtype: Any, run: Run) -> Sp
     """
     *operands, result = (("n", *(f"{side}{axis}" for axis in range(spec.rank)), "c") for side in _POOL_AXES[kind])
 
-    def local(parts: Sequence[jax.Array], windows: Sequence[Window], origins: Any, dtype: Any) -> jax.Array:
-        batch, *_, channels = parts[0].shape
+    def local_spec(shapes: Sequence[tuple[int, ...]], windows: Sequence[Window], dtype: Any) -> PoolSpec:
+        del dtype
+        batch, *_, channels = shapes[0]
         image = tuple(window.image for window in windows)
-        part = dataclasses.replace(
+        return dataclasses.replace(
             spec, input_shape=(batch, *image, channels), padding=tuple(window.padding for window in windows)
         )
-        places = _PlaneIndices(spec, image, origins)
+
+    def local(parts: Sequence[jax.Array], windows: Sequence[Window], origins: Any, dtype: Any) -> jax.Array:
+        part = local_spec([operand.shape for operand in parts], windows, dtype)
+        places = _PlaneIndices(spec, part.input_shape[1:-1], origins)
         value = run(parts[0], *map(places.to_part, parts[1:]), spec=part)
         return (places.to_whole(value) if kind == "winner" else value).astype(dtype)
 
-    return Split(tuple(operands), result, {}, _windows(spec), (fill, -1)[: len(operands)], dtype, local)
+    fills = (fill, -1)[: len(operands)]
+    return Split(tuple(operands), result, {}, _windows(spec), fills, dtype, local, (kind, spec), local_spec)
 
 
 @dataclasses.dataclass(frozen=True)

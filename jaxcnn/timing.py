@@ -70,16 +70,16 @@ def block_seconds(
     once = {name: call for name, call in once.items() if call <= limit}
     out_of_time = sum(once.values()) > seconds
     single = {name for name, call in once.items() if out_of_time or call > LONG_CALL_SECONDS}
-    counted = {name: 1 if name in single else _counted_calls(call) for name, call in once.items()}
+    counts = {name: 1 if name in single else _counted_calls(call) for name, call in once.items()}
     if rounds is None:
-        rest = {name: 0.0 if name in single else max(call, REST_SECONDS) for name, call in once.items()}
-        block = sum(rest[name] + counted[name] * call for name, call in once.items())
+        rest_seconds = {name: 0.0 if name in single else max(call, REST_SECONDS) for name, call in once.items()}
+        block = sum(rest_seconds[name] + counts[name] * call for name, call in once.items())
         rounds = int(np.clip(seconds / max(block, 1e-9), MIN_ROUNDS, MAX_ROUNDS))
     for number in range(rounds):
         for name in list(once)[:: 1 if number % 2 == 0 else -1]:
             if name not in single:
                 _rest(functions[name])
-            blocks[name].append(min(_seconds(functions[name], clock) for _ in range(counted[name])))
+            blocks[name].append(min(_seconds(functions[name], clock) for _ in range(counts[name])))
         after_round()
     return blocks
 

@@ -38,10 +38,10 @@ REQUIRED = {
 
 # What each room may import, as the design's table has it: by the first pattern that matches a file, patterns of the
 # modules of jaxcnn. "public" is `import jaxcnn` and its names.
-ARITHMETIC = ["geometry", "receptive_field", "layout", "dtypes", "errors"]
+ARITHMETIC = ["checkpoints", "geometry", "receptive_field", "layout", "dtypes", "errors"]
 OPTIONS = ["options", "chain", *ARITHMETIC]
 COST = ["cost", "shapes", *OPTIONS]
-LOWERING = ["lowering(\\..*)?", "native", "_compat", *COST]
+LOWERING = ["lowering(\\..*)?", "native", "saving", "_compat", "processes", *COST]
 PRIMITIVES = ["primitives", "epilogue", *LOWERING]
 FUNCTIONS_ROOM = ["convolution", "pooling", "adaptive_pooling", "links", *PRIMITIVES]
 NUMERICS = ["factorization\\.numerics(\\..*)?", "norms", *OPTIONS]
@@ -59,16 +59,17 @@ ROOMS = {
         "errors",
         "native",
         "norms",
+        "saving",
         "drawing",
         "demo(\\..*)?",
         "transform\\.summary(\\..*)?",
         "timing",
     ],
-    r"drawing(\..*)?": ["public", "drawing(\\..*)?"],
+    r"drawing(\..*)?": ["public", "saving", "drawing(\\..*)?", "options", "errors"],
     r"transform\.substitution(\..*)?": TRANSFORM,
     r"transform\.tuning": TUNING,
     r"transform\.acceleration(\..*)?": ["transform\\.acceleration(\\..*)?", *JAXPR],
-    r"transform\.summary(\..*)?": ["transform\\.summary(\\..*)?", *JAXPR],
+    r"transform\.summary(\..*)?": ["transform\\.summary(\\..*)?", "partitioning", *JAXPR],
     r"transform\.chains(\..*)?": ["transform\\.chains(\\..*)?", *JAXPR],
     r"transform\.(jaxpr(\..*)?|tables|progress)": JAXPR,
     r"transform": [],
@@ -88,7 +89,7 @@ ROOMS = {
     r"options": OPTIONS,
     r"chain": ARITHMETIC,
     r"(layout|receptive_field)": ["geometry", "errors"],
-    r"(geometry|dtypes|errors|norms|timing|partitioning|_compat|native)": [],
+    r"(checkpoints|geometry|dtypes|errors|norms|timing|partitioning|processes|saving|_compat|native)": [],
 }
 
 

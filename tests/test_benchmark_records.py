@@ -1,12 +1,10 @@
-"""The tracked set, its records across commits, and the pages made of them."""
+"""The tracked set and its records across commits."""
 
 from __future__ import annotations
 
 import json
 import math
 import types
-import urllib.request
-from threading import Thread
 
 import pytest
 
@@ -170,18 +168,3 @@ def test_what_fails_in_one_layer_leaves_the_others(capsys):
     assert "no such option" in capsys.readouterr().err
     with pytest.raises(KeyError):
         tracked.Schemes().track_error(measured, "broken")
-
-
-def test_pages_say_that_less_is_better_and_are_served_to_this_machine(tmp_path, capsys, monkeypatch):
-    dashboard = pytest.importorskip("benchmarks.dashboard", reason="asv-tachyon is not installed", exc_type=ImportError)
-    index = tmp_path / "index.json"
-    index.write_text(json.dumps({"benchmarks": {"a": {"type": "track"}}}))
-    dashboard.say_what_is_better(index)
-    content = json.loads(index.read_text())
-    assert content == {"benchmarks": {"a": {"type": "track", "less_is_better": True}}}
-    Thread(target=dashboard.serve, args=(tmp_path, 0), daemon=True).start()
-    while not (printed := capsys.readouterr().out):
-        pass
-    assert printed.startswith("http://127.0.0.1:")
-    with urllib.request.urlopen(f"{printed.strip()}index.json") as answer:
-        assert json.loads(answer.read()) == content

@@ -6,6 +6,8 @@ import importlib
 import inspect
 import pkgutil
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -35,6 +37,8 @@ CLASSES = [
     for _, cls in sorted(inspect.getmembers(module, inspect.isclass))
     if cls.__module__ == module.__name__ and not inspect.isabstract(cls)
 ]
+
+ROOT = Path(__file__).parent.parent
 
 NOT_MEASURED = {
     "RankCurve": "a record",
@@ -206,3 +210,9 @@ def test_benchmarks_measure_with_the_timer_of_this_checkout():
 def test_relative_error():
     assert relative_error((np.array([3.0]), np.array([4.0])), (np.array([0.0]), np.array([0.0]))) == 5
     assert relative_error(np.array([1.5]), np.array([1.0])) == 0.5
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(jax.__version_info__ >= (0, 11), reason="other releases of XLA split programs of lax otherwise")
+def test_the_tables_of_several_devices_are_those_of_the_compiled_programs():
+    subprocess.run([sys.executable, "-m", "benchmarks.devices", "--check"], check=True, cwd=ROOT)

@@ -1,9 +1,11 @@
 """The complete examples of the page for contributors, executed as they stand there."""
 
+import dataclasses
 import re
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,6 +13,8 @@ import pytest
 import jaxcnn
 from jaxcnn.factorization.schemes.registry import SCHEMES
 from jaxcnn.lowering import choice, costs
+from jaxcnn.lowering.pools import direct
+from jaxcnn.lowering.spec import PoolSpec
 from support.arrays import normal
 from support.counting import loop_compose
 from support.methods import assert_equals_direct, roles
@@ -102,3 +106,44 @@ def test_conv_knows_the_method(method, rng):
     np.testing.assert_allclose(jaxcnn.conv(x, kernel, method=method.NAME, **OPTIONS), expected, atol=1e-4)
     with pytest.raises(ValueError, match="conv: method 'patches' does not support this convolution: it has 3 groups"):
         jaxcnn.conv(x, normal((3, 2, 1, 3), rng), feature_group_count=3, method=method.NAME)
+
+
+@pytest.fixture
+def pool(monkeypatch):
+    """The example of a pool, asked before all others."""
+    pool = SimpleNamespace(**example("A new pool"))
+    monkeypatch.setattr(choice, "POOL_METHODS", (pool, *choice.POOL_METHODS))
+    return pool
+
+
+def test_the_pool_equals_direct_where_windows_tile_the_image(pool, rng):
+    spec = PoolSpec((2, 6, 8, 3), (3, 2), (3, 2), ((0, 0), (0, 0)), (1, 1), np.dtype(np.float32))
+    x, y = jnp.asarray(normal(spec.input_shape, rng)), jnp.asarray(normal(spec.output_shape, rng))
+    assert choice.pool_method(spec, "cpu") is pool
+    for mode in ("max", "min"):
+        np.testing.assert_array_equal(pool.extremum(x, spec, mode), direct.extremum(x, spec, mode))
+        np.testing.assert_array_equal(pool.winner(x, spec, mode), direct.winner(x, spec, mode))
+    np.testing.assert_allclose(pool.window_sum(x, spec), direct.window_sum(x, spec), atol=1e-5)
+    np.testing.assert_array_equal(pool.window_spread(y, spec), direct.window_spread(y, spec))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"strides": (2, 2)}, {"padding": ((0, 3), (0, 0))}, {"input_shape": (2, 7, 8, 3)}, {"window_dilation": (2, 1)}],
+)
+def test_other_pools_are_left_to_the_others(pool, change):
+    tiling = PoolSpec((2, 6, 8, 3), (3, 2), (3, 2), ((0, 0), (0, 0)), (1, 1), np.dtype(np.float32))
+    assert choice.pool_method(dataclasses.replace(tiling, **change), "cpu").NAME == "slices"
+    assert choice.pool_method(tiling, "cpu", selects=True).NAME == "slices"
+    assert choice.pool_method(tiling, "gpu").NAME == "direct"
+
+
+def test_public_pools_know_the_pool(pool, rng):
+    x = jnp.asarray(normal((1, 6, 10, 2), rng))
+    (row,) = jaxcnn.summarize(lambda x: jaxcnn.max_pool(x, (3, 2), strides=(3, 2)), x, platform="cpu").rows
+    assert (row.method, row.reason) == ("tiles", "its windows tile the image")
+    tiles = np.asarray(x).reshape(1, 2, 3, 5, 2, 2)
+    np.testing.assert_array_equal(jaxcnn.max_pool(x, (3, 2), strides=(3, 2)), tiles.max((2, 4)))
+    gradient = jax.grad(lambda x: jaxcnn.max_pool(x, (3, 2), strides=(3, 2)).sum())(x)
+    winners = tiles == tiles.max((2, 4), keepdims=True)
+    np.testing.assert_array_equal(gradient, winners.reshape(x.shape).astype(np.float32))

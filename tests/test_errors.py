@@ -1,28 +1,29 @@
-"""The name of a public function before the messages of what it refuses."""
+"""Messages about arguments that are no arrays."""
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from jaxcnn.errors import ErrorPrefix
+import jaxcnn
+
+CALLS = {
+    "conv": lambda kernel: jaxcnn.conv(jnp.ones((1, 6, 6, 2)), kernel),
+    "max_pool": lambda x: jaxcnn.max_pool(x, (2, 2)),
+    "separable": lambda kernel: jaxcnn.separable(kernel, rank=1),
+    "dense": lambda kernel: jaxcnn.KernelChain((kernel,)).dense(),
+}
 
 
-class Refusal(ValueError):
-    """A kind of ValueError that a caller may catch."""
+@pytest.mark.parametrize("name", CALLS)
+def test_a_tensor_of_pytorch_is_told_how_to_become_an_array(name):
+    torch = pytest.importorskip("torch")
+    kernel = torch.nn.Parameter(torch.ones(3, 3, 2, 4))
+    with pytest.raises(TypeError, match=rf"^{name}: .*\.detach\(\)\.numpy\(\)"):
+        CALLS[name](kernel)
+    CALLS[name](kernel.detach().numpy())
 
 
-@pytest.mark.parametrize("error", [ValueError, TypeError, Refusal])
-def test_a_refusal_gets_the_name_and_keeps_type_and_cause(error):
-    cause = KeyError("the reason")
-    with pytest.raises(error, match=r"^conv: strides must be ints$") as raised, ErrorPrefix("conv"):
-        raise error("strides must be ints") from cause
-    assert type(raised.value) is error
-    assert raised.value.__cause__ is cause
-
-
-def test_other_errors_stay_as_they_are():
-    with pytest.raises(KeyError, match=r"^'conv'$"), ErrorPrefix("max_pool"):
-        raise KeyError("conv")
-    with pytest.raises(ValueError) as raised, ErrorPrefix("conv"):  # noqa: PT011
-        raise ValueError("two", "parts")
-    assert raised.value.args == ("two", "parts")
-    with ErrorPrefix("conv"):
-        pass
+@pytest.mark.parametrize(("value", "kind"), [("text", "str"), (object(), "object"), (np.array(["a"]), "ndarray")])
+def test_what_is_no_array_is_named(value, kind):
+    with pytest.raises(TypeError, match=rf"^conv: kernel must be an array, got {kind}"):
+        CALLS["conv"](value)

@@ -12,14 +12,12 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxcnn
-from jaxcnn._compat import SPLITS_EXPLICIT_MESHES
 from jaxcnn.partitioning import Split, Window, _image_of_outputs, _outputs_that_reach
 from support.arrays import normal
 
 FLOAT_BYTES = 4
 COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
-reason = "custom_partitioning does not work on Explicit meshes of this jax"
-KINDS = ("Auto", pytest.param("Explicit", marks=pytest.mark.skipif(not SPLITS_EXPLICIT_MESHES, reason=reason)))
+KINDS = ("Auto", "Explicit")
 
 
 def mesh_of(kind, *sizes):
@@ -61,16 +59,21 @@ def max_pool(x):
 
 
 def halo(*shape):
-    """Bytes of a row of an image from each of two neighbours."""
+    """Bytes of some rows of an image from each of two sides."""
     return {"collective-permute": 2 * FLOAT_BYTES * int(np.prod(shape))}
 
 
-BATCH, ROWS, CHANNELS = P("a"), P(None, "a"), P(None, None, None, "a")
+def max_pool_5(x):
+    return jaxcnn.max_pool(x, 5, padding="SAME")
+
+
+BATCH, ROWS, COLUMNS, CHANNELS = P("a"), P(None, "a"), P(None, None, "a"), P(None, None, None, "a")
 X = (4, 16, 8, 16)
 LAYERS = {
     # name: (function, shapes, sharding of the image, sharding of the kernel, bytes that may move)
     "1x1, batch": (jaxcnn.conv, (X, (1, 1, 16, 8)), BATCH, P(), {}),
     "1x1, rows": (jaxcnn.conv, (X, (1, 1, 16, 8)), ROWS, P(), {}),
+    "1x1, columns": (jaxcnn.conv, (X, (1, 1, 16, 8)), COLUMNS, P(), {}),
     "3x3, batch": (jaxcnn.conv, (X, (3, 3, 16, 8)), BATCH, P(), {}),
     "3x3, rows": (jaxcnn.conv, (X, (3, 3, 16, 8)), ROWS, P(), halo(4, 8, 16)),
     "3x3, channels of the result": (jaxcnn.conv, (X, (3, 3, 16, 8)), P(), CHANNELS, {}),
@@ -91,11 +94,31 @@ LAYERS = {
     "depthwise 3x3, rows": (depthwise, (X, (3, 3, 1, 16)), ROWS, P(), halo(4, 8, 16)),
     "depthwise 3x3, channels": (depthwise, (X, (3, 3, 1, 16)), CHANNELS, CHANNELS, {}),
     "depthwise 13x13, batch": (depthwise, (X, (13, 13, 1, 16)), BATCH, P(), {}),
+    "depthwise 13x13, channels": (depthwise, (X, (13, 13, 1, 16)), CHANNELS, CHANNELS, {}),
+    # Six rows from each side are one and a half times a device's four.
+    "depthwise 13x13, rows": (depthwise, (X, (13, 13, 1, 16)), ROWS, P(), halo(6, 4, 8, 16)),
+    "depthwise 7x7, rows": (depthwise, (X, (7, 7, 1, 16)), ROWS, P(), halo(3, 4, 8, 16)),
+    "gradient by the image of depthwise 7x7, rows": (
+        # Rows of the image for the result, of which the derivative is, and rows of the result's cotangent.
+        *(image_gradient(depthwise), (X, (7, 7, 1, 16)), ROWS, P()),
+        {"collective-permute": 2 * halo(3, 4, 8, 16)["collective-permute"]},
+    ),
+    "gradient by the kernel of depthwise 7x7, rows": (
+        *(kernel_gradient(depthwise), (X, (7, 7, 1, 16)), ROWS, P()),
+        {
+            "all-reduce": 49 * 16 * FLOAT_BYTES,
+            "collective-permute": 2 * halo(3, 4, 8, 16)["collective-permute"],
+        },
+    ),
     "gradient by the kernel of depthwise 7x7, batch": (
         *(kernel_gradient(depthwise), (X, (7, 7, 1, 16)), BATCH, P()),
         {"all-reduce": 49 * 16 * FLOAT_BYTES},
     ),
     "4 groups, batch": (grouped, (X, (3, 3, 4, 16)), BATCH, P(), {}),
+    "gradient by the kernel of 4 groups, batch": (
+        *(kernel_gradient(grouped), (X, (3, 3, 4, 16)), BATCH, P()),
+        {"all-reduce": 9 * 4 * 16 * FLOAT_BYTES},
+    ),
     "4 groups, groups": (grouped, (X, (3, 3, 4, 16)), CHANNELS, CHANNELS, {}),
     "max pool 3x3, batch": (max_pool, (X,), BATCH, P(), {}),
     "max pool 3x3, rows": (max_pool, (X,), ROWS, P(), halo(4, 8, 16)),
@@ -104,6 +127,10 @@ LAYERS = {
         *(image_gradient(max_pool), (X,), ROWS, P()),
         # Values and winners for the pool, cotangents and winners for its gradient.
         {"collective-permute": 4 * 2 * FLOAT_BYTES * 4 * 8 * 16},
+    ),
+    "gradient of max pool 5x5, rows": (
+        *(image_gradient(max_pool_5), (X,), ROWS, P()),
+        {"collective-permute": 4 * halo(2, 4, 8, 16)["collective-permute"]},
     ),
     "average pool 3x3, rows": (
         *(lambda x: jaxcnn.avg_pool(x, 3, padding="SAME"), (X,), ROWS, P()),
@@ -128,6 +155,67 @@ def test_a_layer_moves_no_more_than_it_needs(name, kind):
         moved = moved_bytes(function, *placed)
     np.testing.assert_allclose(np.asarray(actual), np.asarray(expected), rtol=2e-4, atol=2e-4)
     assert {kind: size for kind, size in moved.items() if size > allowed.get(kind, 0)} == {}
+
+
+def uneven(x, first, second):
+    return jaxcnn.conv(jaxcnn.conv(x, first, padding="VALID"), second).sum((1, 2))
+
+
+BOTH = {
+    # name: (function, shapes, bytes that may move), on 2 by 2 devices, by batch and by rows
+    "3x3": (jaxcnn.conv, (X, (3, 3, 16, 8)), halo(2, 8, 16)),
+    "gradient by the kernel of 3x3": (
+        *(kernel_gradient(jaxcnn.conv), (X, (3, 3, 16, 8))),
+        {"all-reduce": 9 * 16 * 8 * FLOAT_BYTES, "collective-permute": 2 * halo(2, 8, 16)["collective-permute"]},
+    ),
+    "depthwise 7x7": (depthwise, (X, (7, 7, 1, 16)), halo(3, 2, 8, 16)),
+    "max pool 3x3": (max_pool, (X,), halo(2, 8, 16)),
+    "5x5 with a stride that does not divide": (
+        *(lambda x, kernel: jaxcnn.conv(x, kernel, strides=3), (X, (5, 5, 16, 8))),
+        halo(2, 8, 16),
+    ),
+    # 13 rows are 7 and 6: one row goes on and two come back, then a row of 5 pixels each way; the sum is over rows.
+    "sizes that do not divide": (
+        *(uneven, (X, (4, 4, 16, 16), (3, 3, 16, 8))),
+        {
+            "collective-permute": (3 * 2 * 8 * 16 + 2 * 2 * 5 * 16) * FLOAT_BYTES,
+            "all-reduce": 2 * 8 * FLOAT_BYTES,
+        },
+    ),
+    "3-D, depth": (jaxcnn.conv, ((4, 8, 4, 4, 8), (3, 3, 3, 8, 8)), halo(2, 4, 4, 8)),
+    "1-D": (jaxcnn.conv, ((4, 16, 8), (5, 8, 8)), halo(2, 2, 8)),
+}
+
+
+@pytest.mark.optimized
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", BOTH)
+def test_batch_and_rows_are_split_together(name, kind):
+    function, shapes, allowed = BOTH[name]
+    arrays = [jnp.asarray(normal(shape)) for shape in shapes]
+    expected = function(*arrays)
+    mesh, context = mesh_of(kind, 2, 2)
+    specs = [P("a", "b"), P(), P()]
+    with context:
+        placed = [jax.device_put(array, NamedSharding(mesh, spec)) for array, spec in zip(arrays, specs, strict=False)]
+        actual = jax.jit(function)(*placed)
+        moved = moved_bytes(function, *placed)
+    np.testing.assert_allclose(np.asarray(actual), np.asarray(expected), rtol=2e-4, atol=2e-4)
+    if kind == "Explicit" and name == "sizes that do not divide":
+        allowed = {**allowed, "all-gather": 2 * 13 * 5 * 16 * FLOAT_BYTES * 2}  # the first result is whole there
+    assert {kind: size for kind, size in moved.items() if size > allowed.get(kind, 0)} == {}
+
+
+@pytest.mark.parametrize("sharded", [BATCH, ROWS])
+def test_settings_of_the_users_thread_hold_where_xla_splits_a_program(sharded):
+    """XLA does so in another thread, where neither contexts of 64-bit types nor of precision hold."""
+    x, kernel = np.random.default_rng(0).standard_normal((4, 8, 8, 8)), normal((3, 3, 8, 4)).astype(np.float64)
+    mesh, _ = mesh_of("Auto", 4)
+    with jax.enable_x64(True):
+        expected = jaxcnn.conv(x, kernel)
+        actual = jax.jit(jaxcnn.conv)(jax.device_put(x, NamedSharding(mesh, sharded)), kernel)
+        assert actual.dtype == jnp.float64
+        np.testing.assert_allclose(np.asarray(actual), np.asarray(expected), atol=1e-13)
 
 
 def drawn(rng):
@@ -288,7 +376,8 @@ def test_each_device_has_the_outputs_that_reach_its_pixels():
 
 def test_the_result_of_uneven_parts_is_whole_on_an_explicit_mesh():
     mesh, context = mesh_of("Explicit", 4)
-    split = Split((("n", "x0"),), ("n", "y0"), {}, (Window(8, 6, 2, 1, (0, 0)),), (0,), jnp.float32, lambda *_: None)
+    window, unused = Window(8, 6, 2, 1, (0, 0)), lambda *_: None
+    split = Split((("n", "x0"),), ("n", "y0"), {}, (window,), (0,), jnp.float32, unused, None, unused)
     with context:
         x = jax.typeof(jax.device_put(jnp.ones((4, 8)), NamedSharding(mesh, P(None, "a"))))
         assert split.result_sharding([x], (4, 6)).spec == P(None, None)

@@ -68,9 +68,16 @@ def substitute(
     The chains are fitted to the responses to one half of the images, and verified on the other.
     """
     scores = partial(lenet.scores, convolution=plain_convolution)
-    calibration, others = jnp.split(jnp.asarray(images), 2)
+    calibration, verification = jnp.split(jnp.asarray(images), 2)
     params: dict[str, Layer] = jaxcnn.substitute(
-        scores, dict(network), others, macs=SHARE, calibration=calibration, schemes=scheme, seed=seed, progress=progress
+        scores,
+        dict(network),
+        verification,
+        macs=SHARE,
+        calibration=calibration,
+        schemes=scheme,
+        seed=seed,
+        progress=progress,
     ).params
     return params
 
@@ -243,13 +250,15 @@ def _result_table(
     )
 
 
-def _misread_digits(networks: Mapping[str, lenet.Network], test: lenet.Digits, most: int = 24) -> tuple[Picture, ...]:
+def _misread_digits(
+    networks: Mapping[str, lenet.Network], test: lenet.Digits, max_digits: int = 24
+) -> tuple[Picture, ...]:
     """Returns a picture of the first test digits that at least one network misreads; none if there are no such."""
     wrong = {name: lenet.predict(network, test) != test.labels for name, network in networks.items()}
     rows = np.flatnonzero(np.any(list(wrong.values()), axis=0))
     if not len(rows):
         return ()
-    shown = test.images[rows[:most], :, :, 0]
+    shown = test.images[rows[:max_digits], :, :, 0]
     columns = min(12, len(shown))
     blank = np.zeros((-len(shown) % columns, 28, 28), shown.dtype)
     grid = np.concatenate([shown, blank]).reshape(-1, columns, 28, 28)

@@ -8,11 +8,11 @@ from typing import Any
 
 import jax
 import rich.progress
-from jax import lax
 
 import jaxcnn
 from jaxcnn.demo import timing
 from jaxcnn.demo.chains import chain_shapes, widest_within
+from jaxcnn.demo.network import plain_convolution
 from jaxcnn.demo.report import Section, Table
 from jaxcnn.timing import median_seconds
 
@@ -134,26 +134,16 @@ def _widths_at_shares(layer: SingleLayer, chain: Callable[[int], jaxcnn.KernelCh
     return sorted({max(1, width) for width in widths})
 
 
-def plain_convolution(layer: SingleLayer) -> Callable[[jax.Array, jax.Array], jax.Array]:
+def plain_layer(layer: SingleLayer) -> Callable[[jax.Array, jax.Array], jax.Array]:
     """Returns the layer as a user of `jax.lax` would write it."""
-    axes = len(layer.window)
-    spatial = "0123456789"[:axes]
     padding = layer.padding
     if isinstance(padding, int):
-        padding = (padding,) * axes
+        padding = (padding,) * len(layer.window)
     if padding == "CAUSAL":
         padding = tuple((size - 1, 0) for size in layer.window)
     elif not isinstance(padding, str):
         padding = tuple((item, item) if isinstance(item, int) else item for item in padding)
-    strides = (layer.strides,) * axes if isinstance(layer.strides, int) else layer.strides
-    return lambda x, kernel: lax.conv_general_dilated(
-        x,
-        kernel,
-        strides,
-        padding,
-        dimension_numbers=(f"N{spatial}C", f"{spatial}IO", f"N{spatial}C"),
-        feature_group_count=layer.groups,
-    )
+    return partial(plain_convolution, strides=layer.strides, padding=padding, feature_group_count=layer.groups)
 
 
 def run_layer(
@@ -181,7 +171,7 @@ def run_layer(
         return (jax.random.normal(next(keys), tuple(shape)) * scale).astype(layer.dtype)
 
     x, kernel = random(layer.x_shape), random(layer.kernel_shape)
-    plain = jax.jit(plain_convolution(layer))
+    plain = jax.jit(plain_layer(layer))
     dense = jax.jit(partial(jaxcnn.conv, feature_group_count=layer.groups, **layer.options))
     chained = jax.jit(partial(jaxcnn.conv, **layer.options))
     calls: dict[str, Callable[[], Any]] = {

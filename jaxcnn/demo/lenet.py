@@ -111,7 +111,7 @@ def steps_in(digits: Digits, epochs: int) -> int:
 
 
 @functools.cache
-def _training(learning_rate: float, steps: int) -> tuple[optax.GradientTransformation, Callable[..., Any]]:
+def _make_training_step(learning_rate: float, steps: int) -> tuple[optax.GradientTransformation, Callable[..., Any]]:
     """Returns the optimizer and its jitted step, the same for all networks: those of the same shapes compile once."""
     optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, steps))
 
@@ -147,7 +147,7 @@ def train(
       seed: seed for the order of the examples.
       after_step: function that is called after each step, for a progress bar.
     """
-    optimizer, step = _training(learning_rate, steps_in(digits, epochs))
+    optimizer, step = _make_training_step(learning_rate, steps_in(digits, epochs))
     trained, state = dict(network), optimizer.init(dict(network))
     for rows in _batches(len(digits.labels), epochs, seed):
         trained, state = step(trained, state, digits.images[rows], digits.labels[rows])

@@ -189,11 +189,11 @@ def _compare_pairs(
 
 
 def _measure(
-    what: str, calls: Mapping[str, Callable[[], Any]], rounds: int, bars: rich.progress.Progress
+    label: str, calls: Mapping[str, Callable[[], Any]], rounds: int, bars: rich.progress.Progress
 ) -> tuple[dict[str, float], dict[str, float], dict[str, Any]]:
     """Returns, for each function, seconds of its first call, seconds of a later call, and the result."""
-    first, results = timing.compile_all(calls, bars, what)
-    task = bars.add_task(f"Timing {what}", total=rounds)
+    first, results = timing.compile_all(calls, bars, label)
+    task = bars.add_task(f"Timing {label}", total=rounds)
     seconds = median_seconds(calls, rounds=rounds, after_round=lambda: bars.advance(task))
     return first, seconds, results
 

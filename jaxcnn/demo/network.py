@@ -1,5 +1,6 @@
 """Parts that the demo's networks share: a layer, and the convolution that speed-ups are measured against."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,14 +15,21 @@ class Layer(NamedTuple):
 
 
 def plain_convolution(
-    x: jax.Array, kernel: jax.Array, *, strides: int = 1, padding: str = "SAME", feature_group_count: int = 1
+    x: jax.Array,
+    kernel: jax.Array,
+    *,
+    strides: int | Sequence[int] = 1,
+    padding: str | Sequence[tuple[int, int]] = "SAME",
+    feature_group_count: int = 1,
 ) -> jax.Array:
-    """Computes the convolution that a user of JAX would otherwise write, channels last."""
+    """Computes the convolution that a user of JAX would otherwise write, channels last, with lax's forms of padding."""
+    axes = kernel.ndim - 2
+    spatial = "0123456789"[:axes]
     return lax.conv_general_dilated(
         x,
         kernel,
-        (strides, strides),
+        (strides,) * axes if isinstance(strides, int) else strides,
         padding,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        dimension_numbers=(f"N{spatial}C", f"{spatial}IO", f"N{spatial}C"),
         feature_group_count=feature_group_count,
     )

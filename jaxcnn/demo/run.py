@@ -15,6 +15,7 @@ import rich.progress
 from jaxcnn.demo import DemoError, report, timing
 from jaxcnn.demo.layer import DEFINITIONS as LAYER_DEFINITIONS
 from jaxcnn.demo.layer import SingleLayer, check_layer, run_layer
+from jaxcnn.saving import whole_file
 
 #: Definition of MACs in reports.
 MACS = (
@@ -243,6 +244,7 @@ def check_output(name: str) -> Path:
 def write_page(path: Path, page: str) -> None:
     """Writes the HTML page."""
     try:
-        path.write_text(page, encoding="utf-8")
+        with whole_file(path) as file:
+            file.write(page.encode())
     except OSError as error:
         raise DemoError(f"the output {path} cannot be written: {error.strerror}") from None

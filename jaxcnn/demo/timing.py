@@ -16,7 +16,7 @@ HOW_TIMED = (
 
 
 def compile_all(
-    functions: Mapping[str, Callable[[], Any]], bars: rich.progress.Progress, what: str
+    functions: Mapping[str, Callable[[], Any]], bars: rich.progress.Progress, label: str
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """Returns the seconds of each function's first call, which compiles the function, and the result of the call.
 
@@ -26,7 +26,7 @@ def compile_all(
       what: words for the functions in the bar's description.
     """
     seconds, results = {}, {}
-    for name, function in bars.track(functions.items(), description=f"Compiling {what}"):
+    for name, function in bars.track(functions.items(), description=f"Compiling {label}"):
         start = time.perf_counter()
         results[name] = jax.block_until_ready(function())
         seconds[name] = time.perf_counter() - start

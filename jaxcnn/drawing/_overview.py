@@ -28,7 +28,7 @@ def draw_overview(
     """
     image = None if values is None else np.reshape(values, slide.sizes)
     answers = None if results is None else np.reshape(results, slide.outputs)
-    (padded_rows, padded_columns), (out_rows, out_columns) = slide.padded, slide.outputs
+    (padded_rows, padded_columns), (out_rows, out_columns) = slide.padded_sizes, slide.outputs
     (above, before), extents = slide.before, slide.extents
     height = max(padded_rows, out_rows)
     figure, axes = draw.canvas(padded_columns + out_columns + GAP + 2 * draw.MARGIN, height + draw.TITLE + draw.MARGIN)

@@ -12,6 +12,8 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from jaxcnn.saving import whole_file
+
 ANIMATIONS = (".gif", ".svg")
 """Endings of files of animations."""
 MAX_FRAMES = 400
@@ -26,15 +28,23 @@ Path = str | os.PathLike[str]
 """Path of a file."""
 
 
-def saved(figure: Figure, path: Path | None) -> Figure:
+def save_if_path(figure: Figure, path: Path | None) -> Figure:
     """Returns the figure, and saves it if there is a path."""
     FigureCanvasAgg(figure)
     if path is not None:
-        _write(figure, path, os.fspath(path).endswith((".svg", ".pdf")))
+        ending = os.path.splitext(os.fspath(path))[1][1:] or "png"
+        content = io.BytesIO()
+        _write(figure, content, ending in ("svg", "pdf"), ending)
+        _write_whole(path, content.getvalue())
     return figure
 
 
-def _write(figure: Figure, target: Path | io.BytesIO, has_date: bool, ending: str | None = None) -> None:
+def _write_whole(path: Path, content: bytes) -> None:
+    with whole_file(path) as file:
+        file.write(content)
+
+
+def _write(figure: Figure, target: io.BytesIO, has_date: bool, ending: str) -> None:
     """Writes a figure; `has_date` says that the format would hold the date."""
     # Without the date and random identifiers, the file depends on the arguments alone.
     with matplotlib.rc_context({"svg.hashsalt": "jaxcnn"}):
@@ -61,8 +71,7 @@ def save_animation(operation: str, figures: Sequence[Figure], path: Path, millis
     if ending == ".gif":
         _save_gif(figures, path, milliseconds)
     else:
-        with open(path, "wb") as file:
-            file.write(_animated_svg(figures, milliseconds))
+        _write_whole(path, _animated_svg(figures, milliseconds))
 
 
 def _save_gif(figures: Sequence[Figure], path: Path, milliseconds: int) -> None:
@@ -79,7 +88,9 @@ def _save_gif(figures: Sequence[Figure], path: Path, milliseconds: int) -> None:
     palette = images[-1].quantize(255)
     frames = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
     times = [milliseconds] * (len(frames) - 1) + [3 * milliseconds]
-    frames[0].save(path, save_all=True, append_images=frames[1:], duration=times, loop=0, disposal=1)
+    content = io.BytesIO()
+    frames[0].save(content, "GIF", save_all=True, append_images=frames[1:], duration=times, loop=0, disposal=1)
+    _write_whole(path, content.getvalue())
 
 
 def _animated_svg(figures: Sequence[Figure], milliseconds: int) -> bytes:

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from jaxcnn import FieldLayer, conv_output_shape, receptive_field
+from jaxcnn.options import ConvGeometry, PoolGeometry
 
 Place = tuple[int, int]
 """Row and column, or a number for each of the two axes."""
@@ -34,6 +34,29 @@ class Sliding:
     padding: tuple[Place, Place]
     outputs: Place
 
+    @classmethod
+    def of(cls, geometry: ConvGeometry | PoolGeometry) -> Sliding:
+        """Returns the places of the window of a convolution or a pool of one or two spatial axes."""
+        rank, padding = geometry.order.rank, geometry.padding
+        if isinstance(geometry, PoolGeometry):
+            # A last window that hangs over the end needs more padding than was declared, and never less is drawn.
+            pairs = zip(geometry.padding, geometry.declared_padding, strict=True)
+            padding = tuple((low, max(high, declared_high)) for (low, high), (_, declared_high) in pairs)
+        dilation = geometry.window_dilation if isinstance(geometry, PoolGeometry) else geometry.kernel_dilation
+
+        def two_axes(values: Sequence[Any], missing_axis: Any = 1) -> Any:
+            return (*[missing_axis] * (2 - rank), *values)
+
+        return cls(
+            rank=rank,
+            sizes=two_axes(geometry.sizes),
+            taps=two_axes(geometry.window),
+            strides=two_axes(geometry.strides),
+            dilation=two_axes(dilation),
+            padding=two_axes(padding, (0, 0)),
+            outputs=two_axes(geometry.output_sizes),
+        )
+
     @property
     def extents(self) -> Place:
         """Returns the number of pixels that the window spans on each axis."""
@@ -46,7 +69,7 @@ class Sliding:
         return max(self.padding[0][0], 0), max(self.padding[1][0], 0)
 
     @property
-    def padded(self) -> Place:
+    def padded_sizes(self) -> Place:
         """Returns the number of pixels of the image with its padding on each axis."""
         rows, columns = (
             size + max(low, 0) + max(high, 0) for size, (low, high) in zip(self.sizes, self.padding, strict=True)
@@ -74,93 +97,3 @@ class Sliding:
     def shown(self, sizes: Sequence[int]) -> Sequence[int]:
         """Returns sizes without the axis that a picture of one axis does not have."""
         return sizes[2 - self.rank :]
-
-
-def sliding(
-    operation: str,
-    sizes: Sequence[int],
-    taps: Sequence[int],
-    *,
-    strides: Any,
-    padding: Any,
-    dilation: Any,
-    names: tuple[str, str, str],
-    outputs: Sequence[int] | None = None,
-) -> Sliding:
-    """Returns the places of a window on an image.
-
-    Args:
-      operation: name of the function for messages.
-      sizes: number of pixels of the image, on one or two axes.
-      taps: number of taps of the window, on as many axes.
-      strides: step of the window; an int or one for each axis.
-      padding: padding in any of the forms that `conv` takes.
-      dilation: distance between taps; an int or one for each axis.
-      names: words of the user for the image, the window and the dilation.
-      outputs: number of places on each axis. None: the number of a convolution's outputs.
-
-    Raises:
-      ValueError: sizes that do not fit.
-    """
-    rank = len(sizes)
-    if rank not in (1, 2):
-        raise ValueError(f"{operation}: {names[0]} must have one or two spatial axes, got {tuple(sizes)}")
-    if len(taps) != rank:
-        raise ValueError(f"{operation}: {names[1]} must have {rank} spatial axes as {names[0]}, got {tuple(taps)}")
-    steps, gaps = (_ints(operation, *pair, rank) for pair in (("strides", strides), (names[2], dilation)))
-    options: dict[str, Any] = {"strides": steps, "padding": padding}
-    try:
-        whole = conv_output_shape((*sizes, 1), (*taps, 1, 1), kernel_dilation=gaps, **options)[:-1]
-    except (TypeError, ValueError) as error:
-        message = str(error).replace("conv_output_shape", operation, 1)
-        raise type(error)(message) from None
-    extents = [(count - 1) * gap + 1 for count, gap in zip(taps, gaps, strict=True)]
-    pairs = _padding_pairs(sizes, whole, extents, options)
-    if outputs is None:
-        outputs = whole
-    # A last window that hangs over the end, as in a pool that rounds up, needs more padding.
-    over = [
-        (count - 1) * step + extent - size
-        for count, step, extent, size in zip(outputs, steps, extents, sizes, strict=True)
-    ]
-    pairs = [
-        (low, high if count == most else max(high, total - low))
-        for (low, high), total, count, most in zip(pairs, over, whole, outputs, strict=True)
-    ]
-    lead = (1,) * (2 - rank)
-
-    def two(values: Sequence[Any], first: Any = 1) -> Any:
-        """Returns a value for each of two axes; `first` is that of the axis that the image does not have."""
-        return (*(first for _ in lead), *values)
-
-    return Sliding(rank, two(sizes), two(taps), two(steps), two(gaps), two(pairs, (0, 0)), two(outputs))
-
-
-def _ints(operation: str, name: str, value: Any, rank: int) -> tuple[int, ...]:
-    """Returns an option as an int for each axis."""
-    values = (value,) * rank if isinstance(value, int) else tuple(value)
-    if len(values) != rank:
-        raise ValueError(f"{operation}: {name} must be an int or {rank} ints, got {value!r}")
-    return values
-
-
-def _padding_pairs(
-    sizes: Sequence[int], outputs: Sequence[int], extents: Sequence[int], options: dict[str, Any]
-) -> list[Place]:
-    """Returns the (low, high) padding on each axis, from any of the forms that `conv` takes."""
-    padding, rank = options["padding"], len(sizes)
-    name = padding.upper() if isinstance(padding, str) else ""
-    pairs = []
-    for axis, (size, output, extent) in enumerate(zip(sizes, outputs, extents, strict=True)):
-        total = (output - 1) * options["strides"][axis] + extent - size
-        if name in ("SAME", "SAME_LOWER"):
-            total = max(total, 0)
-            low = total - total // 2 if name == "SAME_LOWER" else total // 2
-        elif name:
-            total = low = extent - 1 if name == "CAUSAL" else 0
-        else:
-            low = receptive_field([FieldLayer((1,) * rank, padding=padding)]).offset[axis]
-            unstrided = conv_output_shape((*sizes, 1), (*extents, 1, 1), padding=padding)[axis]
-            total = unstrided - 1 + extent - size
-        pairs.append((low, total - low))
-    return pairs

@@ -65,7 +65,7 @@ def draw_spread(spread: Spread, index: int) -> Figure:
     first, products = spread.products(index)
     sums = spread.sums(index)
     (rows, columns, inputs), (taps_down, taps_across) = spread.planes.shape, slide.taps
-    (padded_rows, padded_columns), (above, before) = slide.padded, slide.before
+    (padded_rows, padded_columns), (above, before) = slide.padded_sizes, slide.before
     input_band, output_band = rows + GAP, max(padded_rows, taps_down) + GAP
     height = max(inputs * input_band, len(sums) * output_band) - GAP
     sizes = draw.sizes_text(slide.shown((rows, columns)))

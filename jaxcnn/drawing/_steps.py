@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from jaxcnn.drawing import _canvas as draw
-from jaxcnn.drawing._saving import MAX_FRAMES, Path, save_animation, saved
+from jaxcnn.drawing._saving import MAX_FRAMES, Path, save_animation, save_if_path
 from jaxcnn.drawing._sliding import Place, Sliding
 
 GAP = 1.5
@@ -80,7 +80,7 @@ def steps_picture(
     if not animate:
         if step is None or not -count <= step < count:
             raise ValueError(f"{operation}: step must be from 0 to {count - 1}, as there are {count}, got {step}")
-        return saved(make(step % count), path)
+        return save_if_path(make(step % count), path)
     if step is not None:
         raise ValueError(f"{operation}: an animation shows all steps, so step must be left out, got {step}")
     if path is None:
@@ -101,7 +101,7 @@ def draw_step(slide: Sliding, step: Step, *, letters: int, border: str = "0") ->
       letters: length of the longest total, so that the pictures of all steps have one size.
       border: number that is written into padding.
     """
-    (padded_rows, padded_columns), (taps_down, taps_across) = slide.padded, slide.taps
+    (padded_rows, padded_columns), (taps_down, taps_across) = slide.padded_sizes, slide.taps
     channels, (out_rows, out_columns) = len(step.outputs), slide.outputs
     has_factors = step.rows[0].factors is not None
     band = max(padded_rows, taps_down) + GAP
@@ -166,7 +166,7 @@ def draw_step(slide: Sliding, step: Step, *, letters: int, border: str = "0") ->
 
 def _draw_image(axes: Any, slide: Sliding, row: Row, left: float, top: float, border: str) -> None:
     """Draws one channel of the image and its padding."""
-    (above, before), (height, width) = slide.before, slide.padded
+    (above, before), (height, width) = slide.before, slide.padded_sizes
     for down in range(-above, height - above):
         for across in range(-before, width - before):
             if slide.holds((down, across)):

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from jaxcnn.drawing import _canvas as draw
-from jaxcnn.drawing._saving import Path, saved
+from jaxcnn.drawing._saving import Path, save_if_path
 
 _MAX_LABELLED_CELLS = 250
 """Cells of an array up to which its numbers are written in."""
@@ -61,4 +61,4 @@ def draw_arrays(*items: Any, titles: Sequence[str] = (), path: Path | None = Non
             draw.numbers_grid(axes, item, *corner, labelled=item.size <= _MAX_LABELLED_CELLS)
             draw.text(axes, x + width / 2, 0.55, word)
         x += width
-    return saved(figure, path)
+    return save_if_path(figure, path)

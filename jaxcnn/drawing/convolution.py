@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
@@ -13,11 +13,15 @@ from matplotlib.figure import Figure
 from jaxcnn import conv, conv_transpose
 from jaxcnn.drawing import _canvas as draw
 from jaxcnn.drawing._overview import draw_overview
-from jaxcnn.drawing._saving import Path, saved
-from jaxcnn.drawing._sliding import Place, Sliding, sliding
+from jaxcnn.drawing._saving import Path, save_if_path
+from jaxcnn.drawing._sliding import Place, Sliding
 from jaxcnn.drawing._spread import Spread, draw_spread
 from jaxcnn.drawing._steps import Row, Step, draw_step, steps_picture
+from jaxcnn.errors import ErrorPrefix
+from jaxcnn.options import ConvOptions
 
+MAX_PIXELS = 100_000
+"""Largest array of a picture."""
 _OPERATION = "draw_convolution"
 """Name of the function in messages."""
 
@@ -95,28 +99,10 @@ def draw_convolution(
     full_image = image.shape if has_channels else (*image.shape, 1)
     full_kernel = weights.shape if has_channels else (*taps, 1, 1)
     function = conv_transpose if transposed else conv
-    if has_channels and transposed:
-        expected = full_kernel[-1]
-        if full_image[-1] != expected:
-            raise ValueError(
-                f"{_OPERATION}: x has {full_image[-1]} channels, but the transposed kernel takes {expected}"
-            )
-    try:
-        result_shape = jax.eval_shape(
-            lambda x, kernel: function(x, kernel, **options),
-            jax.ShapeDtypeStruct((1, *full_image), jnp.float32),
-            jax.ShapeDtypeStruct(full_kernel, jnp.float32),
-        ).shape[1:]
-    except (TypeError, ValueError) as error:
-        raise type(error)(str(error).replace(function.__name__, _OPERATION, 1)) from None
-    inner = result_shape[:-1] if transposed else image.shape[:rank]
-    places = image.shape[:rank] if transposed else None
-    slide = sliding(
-        *(_OPERATION, inner, taps),
-        **{"strides": strides, "padding": padding, "dilation": kernel_dilation},
-        names=("x", "kernel", "kernel_dilation"),
-        outputs=places,
-    )
+    conv_options = ConvOptions.of(**options)
+    geometry_of = conv_options.transposed_geometry if transposed else conv_options.geometry
+    with ErrorPrefix(_OPERATION):
+        slide = Sliding.of(geometry_of((1, *full_image), full_kernel))
     if animate is None:
         animate = step is None and path is not None and str(path).lower().endswith(".gif")
     if step is None and not animate:
@@ -125,7 +111,7 @@ def draw_convolution(
         results = None
         if single and image.values is not None and weights.values is not None:
             results = _result(function, image.values, weights.values, full_image, full_kernel, options)[..., 0]
-        return saved(draw_overview(slide, values, results, transposed=transposed), path)
+        return save_if_path(draw_overview(slide, values, results, transposed=transposed), path)
     generator = np.random.default_rng(seed)
     values = image.numbers(generator, 0).reshape(full_image)
     kernel_values = weights.numbers(generator, -1).reshape(full_kernel)
@@ -155,6 +141,10 @@ class _Operand:
         is_shape = isinstance(array, int) or (isinstance(array, tuple) and all(isinstance(size, int) for size in array))
         self.values = None if is_shape else np.asarray(array, np.float32)
         self.shape = ((array,) if isinstance(array, int) else array) if self.values is None else self.values.shape
+        if self.shape and math.prod(self.shape) > MAX_PIXELS:
+            raise ValueError(
+                f"{_OPERATION}: a picture shows at most {MAX_PIXELS} pixels, {name} has shape {self.shape}"
+            )
         if not self.shape or min(self.shape) < 1:
             raise ValueError(f"{_OPERATION}: {name} must have sizes of at least 1, got {array!r}")
 

@@ -7,7 +7,7 @@ import os
 from matplotlib.figure import Figure
 
 from jaxcnn import RankCurve, TradeOff
-from jaxcnn.drawing._saving import saved
+from jaxcnn.drawing._saving import save_if_path
 
 
 def draw_curves(*curves: RankCurve, path: str | os.PathLike[str] | None = None) -> Figure:
@@ -37,7 +37,7 @@ def draw_curves(*curves: RankCurve, path: str | os.PathLike[str] | None = None) 
     axes.set(xlabel="share of the kernel's multiply-accumulates", ylabel="relative error", xlim=(0, None), ylim=(0, 1))
     axes.grid(alpha=0.3)
     axes.legend()
-    return saved(figure, path)
+    return save_if_path(figure, path)
 
 
 def draw_tradeoff(*tradeoffs: TradeOff, path: str | os.PathLike[str] | None = None) -> Figure:
@@ -70,4 +70,4 @@ def draw_tradeoff(*tradeoffs: TradeOff, path: str | os.PathLike[str] | None = No
             axes.annotate(label, (speedup, error), xytext=(4, -10), textcoords="offset points", fontsize="small")
     axes.set(xlabel="times faster", ylabel="relative error of the results", ylim=(0, None))
     axes.grid(alpha=0.3)
-    return saved(figure, path)
+    return save_if_path(figure, path)

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from jaxcnn import KernelChain
 from jaxcnn.drawing import _canvas as draw
-from jaxcnn.drawing._saving import Path, saved
+from jaxcnn.drawing._saving import Path, save_if_path
 
 COLOURS = "RdBu_r"
 """Colour map of matplotlib, from blue to red."""
@@ -83,7 +83,7 @@ def draw_kernels(
         axes.tick_params(length=0)
         for spine in axes.spines.values():
             spine.set_visible(False)
-    return saved(figure, path)
+    return save_if_path(figure, path)
 
 
 class _Grid:

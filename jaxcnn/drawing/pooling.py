@@ -9,12 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
-from jaxcnn import avg_pool, max_pool, min_pool, pool_output_shape, sum_pool
+from jaxcnn import avg_pool, max_pool, min_pool, sum_pool
 from jaxcnn.drawing import _canvas as draw
 from jaxcnn.drawing._overview import draw_overview
-from jaxcnn.drawing._saving import Path, saved
-from jaxcnn.drawing._sliding import Place, Sliding, sliding
+from jaxcnn.drawing._saving import Path, save_if_path
+from jaxcnn.drawing._sliding import Place, Sliding
 from jaxcnn.drawing._steps import Row, Step, draw_step, steps_picture
+from jaxcnn.errors import ErrorPrefix
+from jaxcnn.options import PoolOptions
 
 _OPERATION = "draw_pooling"
 """Name of the function in messages."""
@@ -78,13 +80,14 @@ def draw_pooling(
     sizes = ((x,) if isinstance(x, int) else x) if values is None else values.shape
     rank = len(sizes)
     taps = (window_shape,) * rank if isinstance(window_shape, int) else tuple(window_shape)
-    options = {"strides": strides, "padding": padding, "window_dilation": window_dilation, "ceil_mode": ceil_mode}
-    slide_options = {"strides": strides, "padding": padding, "dilation": window_dilation}
-    names = ("x", "window_shape", "window_dilation")
-    slide = sliding(_OPERATION, sizes, taps, **slide_options, names=names)
-    outputs = pool_output_shape((*sizes, 1), taps, **options)[:-1]
-    if outputs != tuple(slide.shown(slide.outputs)):
-        slide = sliding(_OPERATION, sizes, taps, **slide_options, names=names, outputs=outputs)
+    if rank not in (1, 2):
+        raise ValueError(f"{_OPERATION}: x must have one or two spatial axes, got {tuple(sizes)}")
+    if len(taps) != rank:
+        raise ValueError(f"{_OPERATION}: window_shape must have {rank} spatial axes as x, got {taps}")
+    options: dict[str, Any] = {"strides": strides, "padding": padding, "window_dilation": window_dilation}
+    options["ceil_mode"] = ceil_mode
+    with ErrorPrefix(_OPERATION):
+        slide = Sliding.of(PoolOptions.of(taps, **options).geometry((1, *sizes, 1)))
     if kind == "avg":
         options["count_include_pad"] = count_include_pad
     if animate is None:
@@ -93,7 +96,7 @@ def draw_pooling(
         values = np.random.default_rng(seed).integers(0, 10, sizes).astype(np.float32)
     results = None if values is None else np.asarray(_POOLS[kind](jnp.asarray(values)[..., None], taps, **options))
     if step is None and not animate:
-        return saved(draw_overview(slide, values, None if results is None else results[..., 0]), path)
+        return save_if_path(draw_overview(slide, values, None if results is None else results[..., 0]), path)
     plane, answers = np.reshape(values, slide.sizes), np.reshape(results, slide.outputs)  # type: ignore[arg-type]
 
     pixels = [_step(slide, plane, answers, kind, count_include_pad, index) for index in range(answers.size)]

@@ -12,7 +12,7 @@ from matplotlib.patches import Polygon, Rectangle
 from jaxcnn import FieldLayer, Summary, receptive_field
 from jaxcnn.drawing import _canvas as draw
 from jaxcnn.drawing._canvas import EDGE, PADDING, WINDOWS
-from jaxcnn.drawing._saving import Path, saved
+from jaxcnn.drawing._saving import Path, save_if_path
 
 
 def draw_receptive_field(layers: Sequence[FieldLayer] | Summary, *, path: Path | None = None) -> Figure:
@@ -39,7 +39,7 @@ def draw_receptive_field(layers: Sequence[FieldLayer] | Summary, *, path: Path |
       1
     """
     if isinstance(layers, Summary):
-        return saved(_fields(layers), path)
+        return save_if_path(_fields(layers), path)
     layers = list(layers)
     if not layers or not all(isinstance(layer, FieldLayer) for layer in layers):
         raise ValueError(f"draw_receptive_field: layers must be one or more `FieldLayer`s in a row, got {layers!r}")
@@ -104,7 +104,7 @@ def draw_receptive_field(layers: Sequence[FieldLayer] | Summary, *, path: Path |
             name = ", ".join(f"{part} {value}" for part, value in parts if part == "window" or value != 1)
         draw.text(axes, label - 0.1, y, name, ha="right", fontsize=10)
         draw.text(axes, label + span * unit + 0.1, y, f"{size} pixel{'s' * (size > 1)}", ha="left", fontsize=10)
-    return saved(figure, path)
+    return save_if_path(figure, path)
 
 
 def _fields(summary: Summary) -> Figure:

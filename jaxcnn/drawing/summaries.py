@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 
 from jaxcnn import Summary, SummaryRow
 from jaxcnn.drawing._canvas import TEXT, sizes_text
-from jaxcnn.drawing._saving import Path, saved
+from jaxcnn.drawing._saving import Path, save_if_path
 
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#5b6b80")
 """Colours of methods, which readers who confuse red and green can tell apart."""
@@ -76,7 +76,7 @@ def draw_summary(summary: Summary, *, max_rows: int = MAX_ROWS, path: Path | Non
     axes.ticklabel_format(axis="x", style="sci", scilimits=(0, 0))
     axes.grid(axis="x", alpha=0.3)
     axes.legend(title="method", fontsize="small")
-    return saved(figure, path)
+    return save_if_path(figure, path)
 
 
 def _name(row: SummaryRow) -> str:

@@ -1,4 +1,4 @@
-"""From a trained kernel to a `KernelChain` of smaller ones.
+"""Replaces a trained kernel by a `KernelChain` of smaller ones.
 
 `exact` and `numerics` know no schemes; `schemes` builds on them; `selection` and `responses` build on `schemes`.
 """

@@ -27,6 +27,9 @@ METHODS: dict[str, ModuleType] = {
 }
 """The methods by name."""
 
+POOL_METHODS: tuple[ModuleType, ...] = (slices,)
+"""Ways of computing a pool on a CPU, in the order in which they are asked; XLA's own computes what none supports."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
@@ -39,13 +42,16 @@ class Choice:
 def check_method(method: str) -> None:
     """Raises a ValueError for a method that does not exist."""
     if method != "auto" and method not in METHODS:
-        known = ", ".join(repr(name) for name in ("auto", *METHODS))
-        raise ValueError(f"method must be one of {known}, got {method!r}")
+        methods = ", ".join(repr(name) for name in ("auto", *METHODS))
+        raise ValueError(f"method must be one of {methods}, got {method!r}")
 
 
 def check_supported(method: str, spec: ConvSpec) -> None:
-    """Raises a ValueError for the user's method if that method does not support the convolution."""
-    if method == "auto":
+    """Raises a ValueError for the user's method if that method does not support the convolution.
+
+    An empty convolution has one result, whatever the method.
+    """
+    if method == "auto" or 0 in (*spec.input_shape, *spec.kernel_shape, *spec.output_shape):
         return
     reason = METHODS[method].supports(spec)
     if reason is not None:
@@ -75,7 +81,7 @@ def choose(spec: ConvSpec, method: str, platform: str | None) -> Choice:
         return Choice(direct.NAME, "the platform's own convolution is used on GPU and TPU")
     if (reason := shape_unsupported(spec)) is not None:
         return Choice(direct.NAME, f"left to XLA: {reason}")
-    return _least(spec)
+    return _choose_fastest(spec)
 
 
 def seconds(spec: ConvSpec, method: str) -> float:
@@ -83,7 +89,7 @@ def seconds(spec: ConvSpec, method: str) -> float:
     return costs.seconds(METHODS[method], spec)
 
 
-def _least(spec: ConvSpec) -> Choice:
+def _choose_fastest(spec: ConvSpec) -> Choice:
     """Returns the method with the least estimated time on a CPU."""
     supporting = [name for name, module in METHODS.items() if module.supports(spec) is None]
     estimates = sorted((seconds(spec, name), name) for name in supporting)
@@ -103,4 +109,5 @@ def pool_method(spec: PoolSpec, platform: str | None, *, selects: bool = False) 
       platform: the platform, as in `choose`.
       selects: flag of a pool that takes one tap of each window by the tap's index.
     """
-    return slices if platform == "cpu" and slices.supports(spec, selects=selects) is None else direct_pool
+    methods = POOL_METHODS if platform == "cpu" else ()
+    return next((module for module in methods if module.supports(spec, selects=selects) is None), direct_pool)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import json
 import os
 import platform as machine
 import threading
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,8 @@ from typing import Any
 import jax
 
 from jaxcnn.lowering.spec import ConvSpec, spec_from_plain, spec_to_plain
+from jaxcnn.processes import bytes_of_all
+from jaxcnn.saving import whole_file
 
 FORMAT_VERSION = 1
 """Version of the files that `TuningTable.save` writes."""
@@ -46,7 +50,7 @@ class TuningTable:
     block; after the block the first program is used again.
 
     A table is valid on one device under one jaxlib only. Activating a table anywhere else raises a ValueError; loading,
-    printing and merging a table work anywhere.
+    printing and merging a table work anywhere. In a program of several processes all activate the same table.
 
     Args:
       entries: one `Measurement` for each convolution.
@@ -130,7 +134,9 @@ class TuningTable:
                 for e in self.entries
             ],
         }
-        Path(path).write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")
+        text = json.dumps(plain, indent=1) + "\n"
+        with whole_file(path) as file:
+            file.write(text.encode())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> TuningTable:
@@ -151,7 +157,7 @@ class TuningTable:
             return cls(tuple(map(_measurement, plain["entries"])), *(plain[name] for name in names))
         except KeyError as error:
             raise ValueError(f"TuningTable: {os.fspath(path)} holds no table: {error} is missing") from None
-        except (TypeError, AttributeError, ValueError) as error:
+        except (TypeError, AttributeError, ValueError, OverflowError, RecursionError) as error:
             raise ValueError(f"TuningTable: {os.fspath(path)} holds no table: {error}") from None
 
     def check_device(self) -> None:
@@ -170,8 +176,33 @@ class TuningTable:
         if self.jaxlib_version != (version := metadata.version("jaxlib")):
             raise ValueError(f"TuningTable: the table is of jaxlib {self.jaxlib_version}, this process has {version}")
 
+    def check_processes(self) -> None:
+        """Raises a ValueError unless every process of the program activates this table, at the same point.
+
+        All processes compare their tables, at each activation.
+
+        Raises:
+          ValueError: another process has another table, or does not activate one in time.
+        """
+        if jax.process_count() == 1:
+            return
+        digests = bytes_of_all(self._digest(), "activates a TuningTable")
+        if len(set(digests)) > 1:
+            other = next(process for process, digest in enumerate(digests) if digest != digests[0])
+            raise ValueError(
+                f"TuningTable: processes 0 and {other} activate different tables, so that their parts of a program "
+                f"might not fit together; process {jax.process_index()} has one of {len(self.entries)} convolutions; "
+                "measure on one process, save the table, and load that file on all"
+            )
+
+    def _digest(self) -> bytes:
+        """Returns bytes that differ for tables that choose differently, and agree between processes."""
+        choices = sorted(repr((dataclasses.replace(e.spec, platform=None), e.method)) for e in self.entries)
+        return hashlib.sha256("\n".join((self.platform, *choices)).encode()).digest()
+
     def __enter__(self) -> TuningTable:
         self.check_device()
+        self.check_processes()
         activate(self)
         return self
 
@@ -182,9 +213,10 @@ class TuningTable:
         """Makes the table the active one of the whole process until `uninstall`, in place of any other table.
 
         Raises:
-          ValueError: the table is of another device or another jaxlib.
+          ValueError: the table is of another device or another jaxlib, or other processes do not install it.
         """
         self.check_device()
+        self.check_processes()
         _ACTIVE.set_global(self)
 
     @staticmethod
@@ -230,6 +262,13 @@ def activate(table: TuningTable | Recorder) -> None:
 def deactivate(*details: Any) -> None:
     """Ends the last `activate` of this thread."""
     _thread_contexts.contexts.pop().__exit__(*(details or (None, None, None)))
+
+
+@contextmanager
+def activated(table: TuningTable | Recorder | None) -> Iterator[None]:
+    """Returns a context in which a table, or none, is the active one of this thread."""
+    with _ACTIVE(table):
+        yield
 
 
 def times_text(entry: Measurement) -> str:

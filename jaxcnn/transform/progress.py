@@ -22,7 +22,7 @@ def bar(title: str, total: int, progress: Progress) -> Iterator[Callable[[float]
     Args:
       title: text before the bar.
       total: number of steps expected.
-      progress: True for a bar, False for none, or a function of the number of steps done and their total.
+      progress: flag for a bar, or a function of the number of steps done and their total.
     """
     if callable(progress):
         tell, done = progress, 0.0
@@ -42,7 +42,7 @@ def bar(title: str, total: int, progress: Progress) -> Iterator[Callable[[float]
     except ImportError:
         progress = False
     if not progress or not (console := Console(stderr=True)).is_terminal:
-        yield lambda done: None
+        yield lambda steps: None
         return
     bars = rich_progress.Progress(
         rich_progress.TextColumn("{task.description}"),
@@ -55,8 +55,8 @@ def bar(title: str, total: int, progress: Progress) -> Iterator[Callable[[float]
     task = bars.add_task(title, total=total)
     start = time.perf_counter()
 
-    def advance(done: float) -> None:
-        bars.advance(task, done)
+    def advance(steps: float) -> None:
+        bars.advance(task, steps)
         # A search may take more steps than it could announce.
         bars.update(task, total=max(total, bars.tasks[0].completed))
         if not bars.live.is_started and time.perf_counter() - start > _BAR_AFTER_SECONDS:

@@ -17,9 +17,10 @@ from jaxcnn.lowering import tuning_table as tables
 from jaxcnn.lowering.methods import direct
 from jaxcnn.lowering.spec import ConvSpec
 from jaxcnn.lowering.tuning_table import Measurement, TuningTable
+from jaxcnn.processes import decided_by_first
 from jaxcnn.timing import median_seconds
 from jaxcnn.transform.acceleration.accelerate import accelerate
-from jaxcnn.transform.jaxpr.signature import flatten_call
+from jaxcnn.transform.jaxpr.signature import compile_apart, flatten_call, is_split
 from jaxcnn.transform.progress import bar
 
 _TIE_RATIO = 1.05
@@ -42,16 +43,16 @@ def tune(f: Callable[..., Any], *args: Any, seconds: float = 30.0, progress: boo
     Args:
       f: function; `jax.grad` of a loss, or a whole training step, to tune derivatives too.
       *args: arguments of f. Arrays, and anything else with a shape and a dtype such as `jax.ShapeDtypeStruct`, are
-        traced; all other leaves (bool, int, float, str, None, functions) reach f as they are.
+        traced, with their sharding; all other leaves (bool, int, float, str, None, functions) reach f as they are.
       seconds: approximate time of the measurement, shared among the convolutions. `direct` and the method that would be
         taken without a table are measured in any case, a method that is left when the time is up is not.
-      progress: True to show a progress bar on a terminal once the measurement has taken two seconds; needs rich.
+      progress: flag to show a progress bar on a terminal once the measurement has taken two seconds; needs rich.
 
     Returns:
       A table to use by `with table:` or `table.install()`, and to keep by `table.save(path)`.
 
     Raises:
-      ValueError: `seconds` is not positive.
+      ValueError: `seconds` is not positive; an argument is split over a mesh without devices.
       TypeError: f is no function, or an argument that is not an array is not hashable.
 
     Example:
@@ -72,24 +73,29 @@ def tune(f: Callable[..., Any], *args: Any, seconds: float = 30.0, progress: boo
     specs = _record_specs(accelerate(f), args)  # so that lax's own convolutions are among them
     device = _device()
     end = time.perf_counter() + seconds
-    entries = []
-    with bar("Measuring convolutions", len(specs), progress) as advance:
-        for index, spec in enumerate(specs):
-            share = max(end - time.perf_counter(), 0.0) / (len(specs) - index)
-            entries.append(_measure(spec, device.platform, share, advance))
-            advance(1)
-    return TuningTable(tuple(entries), device.platform, tables.device_kind(device), metadata.version("jaxlib"))
+
+    def measure_all() -> tuple[Measurement, ...]:
+        entries = []
+        with bar("Measuring convolutions", len(specs), progress) as advance:
+            for index, spec in enumerate(specs):
+                share = max(end - time.perf_counter(), 0.0) / (len(specs) - index)
+                entries.append(_measure(spec, device.platform, share, advance))
+                advance(1)
+        return tuple(entries)
+
+    entries = decided_by_first(measure_all)
+    return TuningTable(entries, device.platform, tables.device_kind(device), metadata.version("jaxlib"))
 
 
 def _record_specs(f: Callable[..., Any], args: tuple[Any, ...]) -> list[ConvSpec]:
     """Returns the distinct convolutions of f for which a method is chosen, in the order in which they are lowered."""
     signature, arrays = flatten_call("tune", args, {})
     recorder = tables.Recorder()
-    tables.activate(recorder)
-    try:
-        jax.jit(signature.flat(f)).lower(*arrays)
-    finally:
-        tables.deactivate()
+    with tables.activated(recorder):
+        if is_split(arrays):
+            compile_apart("tune", signature.flat(f), arrays)
+        else:
+            jax.jit(signature.flat(f)).lower(*arrays)
     return [spec for spec in recorder.specs if 0 not in (*spec.input_shape, *spec.kernel_shape, *spec.output_shape)]
 
 

@@ -26,7 +26,7 @@ def run(single, ranks=()):
 def test_both_dense_ways_agree_and_chains_stand_for_the_same_kernel(single):
     x = jax.random.normal(jax.random.key(0), single.x_shape)
     kernel = jax.random.normal(jax.random.key(1), single.kernel_shape)
-    y = layer.plain_convolution(single)(x, kernel)
+    y = layer.plain_layer(single)(x, kernel)
     assert y.shape == layer.check_layer(single)
     expected = jaxcnn.conv(x, kernel, feature_group_count=single.groups, **single.options)
     np.testing.assert_allclose(y, expected, rtol=1e-3, atol=1e-4)

@@ -10,10 +10,10 @@ pytest.importorskip("matplotlib")
 import jaxcnn
 from jaxcnn import conv_output_shape, extract_patches
 from jaxcnn.drawing import _canvas, _sliding, draw_convolution
+from jaxcnn.options import ConvOptions
 
 CASES = [(6, 3, 2, 1), (7, 3, 2, 1), (6, 2, 3, 1), (7, 3, 3, 2), (6, 3, 1, 2)]  # size, window, stride, dilation
 PADDINGS = ["VALID", "SAME", "same_lower", 0, 2, (1, 0), ((2, 1), (0, 3)), ((-1, 0), (0, -2))]
-NAMES = ("x", "kernel", "kernel_dilation")
 
 
 def texts(figure):
@@ -39,7 +39,8 @@ def test_padding_is_what_the_library_pads(padding):
         options = {"strides": (stride, 1), "padding": padding}
         taps, gaps = (window, 2), (dilation, 1)
         outputs = conv_output_shape((size, 5, 1), (*taps, 1, 1), kernel_dilation=gaps, **options)[:2]
-        slide = _sliding.sliding("draw", (size, 5), taps, dilation=gaps, names=NAMES, **options)
+        geometry = ConvOptions.of(kernel_dilation=gaps, **options).geometry((1, size, 5, 1), (*taps, 1, 1))
+        slide = _sliding.Sliding.of(geometry)
         (low, high), (left, right) = slide.padding
         extents = slide.extents
         assert slide.outputs == outputs
@@ -56,7 +57,7 @@ def test_padding_is_what_the_library_pads(padding):
 
 
 def test_causal_padding_is_all_before():
-    slide = _sliding.sliding("draw", (8,), (3,), strides=1, padding="causal", dilation=1, names=NAMES)
+    slide = _sliding.Sliding.of(ConvOptions.of(padding="causal").geometry((1, 8, 1), (3, 1, 1)))
     assert slide.padding == ((0, 0), (2, 0))
 
 
@@ -174,7 +175,7 @@ def test_shapes_alone_draw_the_same_numbers_each_time():
         (lambda: draw_convolution((3, 3, 2), (3, 3, 3, 4)), "draw_convolution: x has 2 channels"),
         (
             lambda: draw_convolution((3, 3, 2), (3, 3, 2, 4), transposed=True),
-            "x has 2 channels, but the transposed kernel",
+            "x has 2 channels, so kernel must have 2 output channels, got 4",
         ),
         (lambda: draw_convolution((3, 3), (3, 3), step=9), "step must be from 0 to 8, as there are 9, got 9"),
         (lambda: draw_convolution((3, 0), (3, 3)), "x must have sizes of at least 1, got (3, 0)"),

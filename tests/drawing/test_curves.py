@@ -15,6 +15,13 @@ def test_a_tradeoff_is_a_line_of_speedups_and_errors_with_shares():
     assert [text.get_text() for text in axes.texts] == ["0.5 of the MACs", "0.25 of the MACs"]
 
 
+def test_a_tradeoff_draws_itself(tmp_path):
+    path = tmp_path / "tradeoff.png"
+    axes = TradeOff(((0.5, 1.6, 0.02), (0.25, 2.9, 0.06))).plot(path=path).axes[0]
+    assert axes.get_xlabel() == "times faster"
+    assert path.read_bytes().startswith(b"\x89PNG")
+
+
 def test_curves_are_lines_of_shares_and_errors():
     curves = [RankCurve("low_rank", (1, 2), (100, 200), (0.5, 0.1), 400), RankCurve("cp", (3,), (50,), (0.7,), 200)]
     lines = draw_curves(*curves).axes[0].lines

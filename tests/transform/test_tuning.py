@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from importlib import metadata
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jaxcnn
 from jaxcnn import timing
@@ -155,3 +158,44 @@ def test_programs_that_take_absurdly_long_to_compile_are_not_measured(monkeypatc
     monkeypatch.setattr(timing, "MAX_ROUNDS", 3)
     (entry,) = jaxcnn.tune(jaxcnn.depthwise_conv, X, KERNEL, seconds=60).entries
     assert {name for name, _ in entry.milliseconds} == {"direct", choice.choose(entry.spec, "auto", "cpu").method}
+
+
+def split_arrays(*spec):
+    mesh = jax.make_mesh((4,), ("a",), axis_types=(AxisType.Auto,))
+    x = jax.device_put(np.ones((4, 8, 8, 8), np.float32), NamedSharding(mesh, PartitionSpec(*spec)))
+    return x, np.ones((3, 3, 8, 4), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("spec", "shape"), [(("a",), (1, 8, 8, 8)), ((None, "a"), (4, 4, 8, 8))], ids=["batch", "rows"]
+)
+def test_of_split_arrays_the_parts_are_measured(spec, shape):
+    found = jaxcnn.tune(jaxcnn.conv, *split_arrays(*spec), seconds=SHORT)
+    assert [entry.spec.input_shape for entry in found.entries] == [shape]  # rows come with a neighbour's on each side
+
+
+@pytest.mark.parametrize("installed", [False, True])
+def test_a_table_of_one_device_serves_several(installed):
+    x, kernel = split_arrays("a")
+    (entry,) = jaxcnn.tune(jaxcnn.conv, np.asarray(x)[:1], kernel, seconds=SHORT).entries
+    parts = table.Recorder()
+    with table.activated(parts):
+        jax.jit(lambda x, kernel: jaxcnn.conv(x, kernel) + 1).lower(x, kernel).compile()
+    assert list(parts.specs) == [entry.spec]
+    names = "cpu", table.device_kind(jax.devices()[0]), metadata.version("jaxlib")
+    tables = {
+        method: table.TuningTable((table.Measurement(entry.spec, method, (("direct", 1.0),)),), *names)
+        for method in ("fft", "direct")
+    }
+    programs = {}
+    for method, of_method in tables.items():
+        lowered = jax.jit(lambda x, kernel: jaxcnn.conv(x, kernel) * 2).lower
+        if installed:
+            of_method.install()
+            programs[method] = lowered(x, kernel).compile().as_text()
+            of_method.uninstall()
+        else:
+            with of_method:
+                programs[method] = lowered(x, kernel).compile().as_text()
+    assert "fft(" in programs["fft"]
+    assert "fft(" not in programs["direct"]

@@ -89,7 +89,10 @@ def merge(
 
 
 def _identity_kernel(identity: Any, features: tuple[int, int], groups: int, dtype: Any) -> jax.Array:
-    """Returns the tap (I, O) that passes each channel on with its weight: input o modulo I of a group to output o."""
+    """Returns the matrix (I, O) of the tap that passes each channel on with its weight.
+
+    Output o is input o modulo I of its group.
+    """
     in_features, out_features = features
     if in_features * groups != out_features:
         times = f" * {groups} groups" if groups > 1 else ""

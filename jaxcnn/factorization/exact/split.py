@@ -79,15 +79,15 @@ def split(
         extents = tuple(map(dilated_size, window, dilation))
         # At stride 1 the padding of a name depends on the window alone, so any image size will do.
         pairs = resolve_padding(padding, extents, extents, (1,) * rank)
-    starts = (range(0, size, most) for size, most in zip(window, largest, strict=True))
+    starts = (range(0, size, step) for size, step in zip(window, largest, strict=True))
     pieces = []
     for start in itertools.product(*starts):
         index = [slice(None)] * array.ndim
         shifted = []
-        for axis, first, most, size, d, (low, high) in zip(
+        for axis, first, step, size, d, (low, high) in zip(
             window_axes, start, largest, window, dilation, pairs, strict=True
         ):
-            last = min(first + most, size)
+            last = min(first + step, size)
             index[axis] = slice(first, last)
             shifted.append((low - first * d, high - (size - last) * d))
         pieces.append((array[tuple(index)], tuple(shifted)))

@@ -20,7 +20,8 @@ def grouped_kernel(operation: str, kernel: Any, feature_group_count: int, layout
     if isinstance(kernel, KernelChain):
         raise TypeError(f"{operation}: kernel is a KernelChain already; its dense kernel is chain.dense()")
     try:
-        array = np.asarray(kernel)
+        with ErrorPrefix(operation):
+            array = np.asarray(kernel)
     except jax.errors.TracerArrayConversionError as error:
         raise TypeError(
             f"{operation}: kernel is traced by jit, vmap or grad, and the fit needs its values: call {operation} "

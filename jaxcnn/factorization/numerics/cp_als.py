@@ -85,10 +85,10 @@ def full_rank(shape: tuple[int, ...]) -> int:
 def _exact(tensor: np.ndarray, rank: int) -> tuple[Factors, np.ndarray]:
     """Returns vectors and weights of an exact sum: one term for each fibre along the longest axis."""
     longest = int(np.argmax(tensor.shape))
-    others = [axis for axis in range(tensor.ndim) if axis != longest]
-    places = np.indices([tensor.shape[axis] for axis in others]).reshape(len(others), -1)
+    short_axes = [axis for axis in range(tensor.ndim) if axis != longest]
+    places = np.indices([tensor.shape[axis] for axis in short_axes]).reshape(len(short_axes), -1)
     factors = [np.zeros((size, rank)) for size in tensor.shape]
-    for axis, place in zip(others, places, strict=True):
+    for axis, place in zip(short_axes, places, strict=True):
         factors[axis][place, np.arange(places.shape[1])] = 1.0
     fibres = np.moveaxis(tensor, longest, 0).reshape(tensor.shape[longest], -1)
     weights = np.zeros(rank)
@@ -167,8 +167,8 @@ class _Problem:
                 partial = (matrix @ factors[other]).reshape(*self.window, -1, rank)
                 axes = [*range(count), last]
                 for axis in axes:
-                    rest = [factors[a] if a != axis else None for a in axes]
-                    update(axis, _contraction(partial, rest))
+                    other_factors = [factors[a] if a != axis else None for a in axes]
+                    update(axis, _contraction(partial, other_factors))
             if np.linalg.norm(weights) > MAX_TERMS_NORM:
                 ridge = min(100 * ridge, MAX_TERMS_NORM**-2)
             history.append(float(np.sqrt(max(square, 0.0))))
@@ -194,10 +194,10 @@ def _contraction(partial: np.ndarray, factors: list[np.ndarray | None]) -> np.nd
 def _products(vectors: np.ndarray, sizes: list[int]) -> Factors:
     """Returns unit vectors (n, R) of each axis whose outer products are near the columns of (prod(sizes), R)."""
     factors = []
-    rest = vectors.T  # (R, n1 n2 ...)
+    remainder = vectors.T  # (R, n1 n2 ...)
     for size in sizes[:-1]:
-        matrix = rest.reshape(len(rest), size, -1)
+        matrix = remainder.reshape(len(remainder), size, -1)
         left, _, right = np.linalg.svd(matrix, full_matrices=False)
         factors.append(left[:, :, 0].T)
-        rest = right[:, 0]
-    return [*factors, _unit(rest.T)[0]]
+        remainder = right[:, 0]
+    return [*factors, _unit(remainder.T)[0]]

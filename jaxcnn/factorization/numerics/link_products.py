@@ -26,7 +26,7 @@ def compose_links(links: Sequence[np.ndarray]) -> np.ndarray:
     return dense
 
 
-def balanced(links: Links) -> Links:
+def balance(links: Links) -> Links:
     """Returns links of the same product and the least sum of squares: neighbours become U sqrt(S) and sqrt(S) V."""
     links = list(links)
     for _ in range(2):
@@ -44,7 +44,7 @@ def balanced(links: Links) -> Links:
     return links
 
 
-def widened(links: Sequence[np.ndarray], shapes: Sequence[tuple[int, ...]], generator: np.random.Generator) -> Links:
+def widen(links: Sequence[np.ndarray], shapes: Sequence[tuple[int, ...]], generator: np.random.Generator) -> Links:
     """Returns wider links of the same product: new filters are random, and the next link's weights for them zero."""
     wide = []
     for link, shape in zip(links, shapes, strict=False):
@@ -69,7 +69,7 @@ def unflatten(flat: np.ndarray, links: Links) -> Links:
     return [*(part.reshape(link.shape) for part, link in zip(parts, links, strict=False)), links[-1]]
 
 
-def ridged(gram: np.ndarray, ridge: float) -> np.ndarray:
+def add_ridge(gram: np.ndarray, ridge: float) -> np.ndarray:
     """Returns a Gram matrix plus `ridge` times its mean diagonal, positive definite even for zeros."""
     amount = ridge * np.trace(gram) / len(gram) + 1e-300
     return np.asarray(gram + amount * np.eye(len(gram)))
@@ -80,7 +80,7 @@ def adjoint(spectrum: np.ndarray) -> np.ndarray:
     return spectrum.conj().swapaxes(-1, -2)
 
 
-def transposed(links: Links) -> Links:
+def transpose_links(links: Links) -> Links:
     """Returns the links whose product is the transpose of the product: each transposed, in reverse order."""
     return [link.swapaxes(-1, -2) for link in links[::-1]]
 

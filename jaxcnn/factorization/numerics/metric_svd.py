@@ -12,7 +12,7 @@ def second_moments(rows: np.ndarray) -> np.ndarray:
     return np.asarray(np.swapaxes(rows, 1, 2) @ rows, np.float64) / rows.shape[1]
 
 
-def regularized(gram: np.ndarray, ridge: float) -> np.ndarray:
+def regularize(gram: np.ndarray, ridge: float) -> np.ndarray:
     """Returns positive definite (G, n, n): each Gram matrix plus `ridge` times its mean diagonal."""
     size = gram.shape[-1]
     mean = np.trace(gram, axis1=1, axis2=2)[:, None, None] / size
@@ -30,11 +30,11 @@ class MetricSvd:
     """
 
     def __init__(self, gram: np.ndarray, matrix: np.ndarray, ridge: float):
-        self._root = np.swapaxes(np.linalg.cholesky(regularized(gram, ridge)), 1, 2)
+        self._root = np.swapaxes(np.linalg.cholesky(regularize(gram, ridge)), 1, 2)
         self._weighted = self._root @ matrix
         self._basis, _ = left_singular(self._weighted)
 
-    def truncated(self, rank: int) -> tuple[np.ndarray, np.ndarray]:
+    def truncate(self, rank: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns the factors (G, m, R), whose columns have norm 1, and (G, R, n) of the nearest matrices of rank R."""
         basis = self._basis[..., :rank]
         first = np.linalg.solve(self._root, basis)

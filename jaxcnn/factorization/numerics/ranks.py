@@ -50,10 +50,10 @@ def chosen_tolerance(operation: str, name: str, rank: Any, tolerance: Any, links
         return None
     if rank is not None:
         raise ValueError(f"{operation}: give {name} or tolerance, not both, got {rank!r} and {tolerance!r}")
-    return without_rounding(check_tolerance(operation, tolerance), links, dtype)
+    return tolerance_before_rounding(check_tolerance(operation, tolerance), links, dtype)
 
 
-def without_rounding(tolerance: float, links: int, dtype: Any) -> float:
+def tolerance_before_rounding(tolerance: float, links: int, dtype: Any) -> float:
     """Returns the relative error that a fit may leave, so that its rounded links still meet the tolerance.
 
     The error of a fit and those of rounding are independent, so their squares add up.
@@ -118,9 +118,9 @@ def evbmf_rank(singular_values: np.ndarray, rows: int, columns: int) -> int:
         return float(x.sum() + short * np.log(variance) + gain.sum())
 
     # More components than this cannot be told from noise, so the others bound its variance from below.
-    most = min(math.ceil(short / (1 + alpha)) - 1, short - 1)
+    max_rank = min(math.ceil(short / (1 + alpha)) - 1, short - 1)
     highest = squares.sum() / short
-    lowest = max(squares[most] / threshold, squares[most:].mean(), 1e-12 * highest)
+    lowest = max(squares[max_rank] / threshold, squares[max_rank:].mean(), 1e-12 * highest)
     # The energy has kinks and may have several minima, so the search starts from the best point of a grid.
     grid = np.geomspace(min(lowest, highest), highest, 200)
     best = int(np.argmin([free_energy(variance) for variance in grid]))

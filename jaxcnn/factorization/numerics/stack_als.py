@@ -20,15 +20,15 @@ import numpy as np
 
 from jaxcnn.factorization.numerics.link_products import (
     Links,
+    add_ridge,
     adjoint,
-    balanced,
+    balance,
     compose_links,
     flatten,
-    ridged,
     shifted_by,
-    transposed,
+    transpose_links,
     unflatten,
-    widened,
+    widen,
 )
 
 EXACT_ERROR = 1e-7
@@ -95,12 +95,12 @@ def fit_links(
     if len(windows) == 1:
         return [kernel.copy()], 0.0
     generator = np.random.default_rng(seed)
-    initial_links = [] if initial is None else [widened(initial, shapes, generator)]
+    initial_links = [] if initial is None else [widen(initial, shapes, generator)]
     # The search is cheaper with the smaller end first; transposing every matrix reverses the order of a product.
     reverse = prod(shapes[0][:-1]) > prod(windows[-1]) * widths[-1]
     if reverse:
         kernel, windows, widths = kernel.swapaxes(-1, -2), windows[::-1], widths[::-1]
-        initial_links = [transposed(links) for links in initial_links]
+        initial_links = [transpose_links(links) for links in initial_links]
     problem = _Problem(kernel / norm, windows)
     unknowns = sum(prod(shape) for shape in shapes)
     best: Links = []
@@ -121,8 +121,8 @@ def fit_links(
         if lowest < EXACT_ERROR:
             break
         number += 1
-    best = balanced([*best[:-1], best[-1] * norm])
-    return (transposed(best) if reverse else best), lowest
+    best = balance([*best[:-1], best[-1] * norm])
+    return (transpose_links(best) if reverse else best), lowest
 
 
 class _Problem:
@@ -150,7 +150,10 @@ class _Problem:
         return float(np.linalg.norm(self.kernel - compose_links(links)))
 
     def start(self, widths: Sequence[int], generator: np.random.Generator, number: int) -> Links:
-        """Returns links to start from: numbers 0 and 1 peel off either end, 2 is random, others peel at random."""
+        """Returns links to start from: numbers 0 and 1 peel off either end, 2 is random, others peel at random.
+
+        All starts are random where a kernel is too large to peel from either end.
+        """
         rows = [prod(self.dense) * width for width in (widths[0], widths[-1])]
         if number == 2 or min(rows) > _MAX_LIFTED_ROWS:
             scales = [1 / np.sqrt(prod(window) * width) for window, width in zip(self.windows, widths, strict=False)]
@@ -161,15 +164,15 @@ class _Problem:
         randomness = generator if number > 2 else None
         if rows[0] > _MAX_LIFTED_ROWS or (number % 2 and rows[1] <= _MAX_LIFTED_ROWS):
             mirrored = _Problem(self.kernel.swapaxes(-1, -2), self.windows[::-1])
-            return transposed(mirrored.peel(widths[::-1], randomness))
+            return transpose_links(mirrored.peel(widths[::-1], randomness))
         return self.peel(widths, randomness)
 
     def peel(self, widths: Sequence[int], generator: np.random.Generator | None) -> Links:
-        """Returns the first link of the lifted problem and the links of the remainder, found in the same way."""
+        """Returns links found one by one from the first: each by `_leading_link` of the kernel that is left to make."""
         first = _leading_link(self.kernel, self.windows[0], widths[1], generator)
-        rest = tuple(full - size + 1 for full, size in zip(self.dense, self.windows[0], strict=False))
-        pair = _Problem(self.kernel, (self.windows[0], rest))
-        second = pair.solve([first, np.zeros((*rest, widths[1], widths[-1]))], 1)
+        remainder_window = tuple(full - size + 1 for full, size in zip(self.dense, self.windows[0], strict=False))
+        pair = _Problem(self.kernel, (self.windows[0], remainder_window))
+        second = pair.solve([first, np.zeros((*remainder_window, widths[1], widths[-1]))], 1)
         if len(self.windows) == 2:
             return [first, second]
         (first, second), _ = pair.alternate([first, second], 100)
@@ -202,7 +205,7 @@ class _Problem:
         offsets = np.array(list(np.ndindex(*window)))
         difference = (offsets[:, None] - offsets[None]) % np.array(self.dense)
         blocks = correlations[tuple(np.moveaxis(difference, -1, 0))]
-        normal = ridged(blocks.swapaxes(1, 2).reshape(len(offsets) * features, -1), _RIDGE)
+        normal = add_ridge(blocks.swapaxes(1, 2).reshape(len(offsets) * features, -1), _RIDGE)
         return np.linalg.solve(normal, target.reshape(-1, outputs)).reshape(target.shape)
 
     def solve_middle(
@@ -222,8 +225,8 @@ class _Problem:
           crop: Index of the link's window in the dense one.
         """
         origin = (0,) * len(self.dense)
-        left_scale = np.linalg.inv(ridged(self.inverse(left_gram)[origin], 1e-10))
-        right_scale = np.linalg.inv(ridged(self.inverse(right_gram)[origin], 1e-10))
+        left_scale = np.linalg.inv(add_ridge(self.inverse(left_gram)[origin], 1e-10))
+        right_scale = np.linalg.inv(add_ridge(self.inverse(right_gram)[origin], 1e-10))
 
         def normal_product(x: np.ndarray) -> np.ndarray:
             """Returns the matrix of the normal equations times a link."""
@@ -274,7 +277,7 @@ class _Problem:
     def refine(self, links: Links, iterations: int, patience: int = 10) -> tuple[Links, float]:
         """Runs Levenberg-Marquardt on all links but the last, which each step solves for (variable projection)."""
         error_before = self.error(links)
-        head = balanced(links)[:-1]
+        head = balance(links)[:-1]
         basis, last, residual = self.project(head)
         error = np.linalg.norm(residual)
         history = [error]
@@ -286,7 +289,7 @@ class _Problem:
             normal = jacobian.T @ jacobian
             gradient = jacobian.T @ residual.ravel()
             while damping < 1e3:
-                step = np.linalg.solve(ridged(normal, damping), gradient)
+                step = np.linalg.solve(add_ridge(normal, damping), gradient)
                 trial = unflatten(flatten([*head, last]) + step, [*head, last])[:-1]
                 projection = self.project(trial)
                 if np.linalg.norm(projection[-1]) < error:
@@ -342,11 +345,11 @@ def _leading_link(
     channels, outputs = kernel.shape[-2:]
     dense = kernel.shape[:-2]
     size = prod(window) * channels
-    rest = tuple(full - extent + 1 for full, extent in zip(dense, window, strict=False))
+    remainder_window = tuple(full - extent + 1 for full, extent in zip(dense, window, strict=False))
     rows = np.arange(prod(dense) * channels).reshape(*dense, channels)
     # Each step solves for `rows.size` unknowns, so large problems get fewer steps.
     iterations = 30 if rows.size <= 800 else 10
-    row_indices = [rows[shifted_by(offset, window)].ravel() for offset in np.ndindex(*rest)]
+    row_indices = [rows[shifted_by(offset, window)].ravel() for offset in np.ndindex(*remainder_window)]
     targets = kernel.reshape(-1, outputs)
     weight = np.eye(size)
     if generator is not None:
@@ -358,7 +361,7 @@ def _leading_link(
         normal = np.zeros((rows.size, rows.size))
         for index in row_indices:
             normal[np.ix_(index, index)] += weight
-        multipliers = np.linalg.solve(ridged(normal, 1e-14), targets)
+        multipliers = np.linalg.solve(add_ridge(normal, 1e-14), targets)
         lifted = np.concatenate([weight @ multipliers[index] for index in row_indices], axis=1)
         gram = lifted @ lifted.T
         values, vectors = np.linalg.eigh(gram)

@@ -42,7 +42,7 @@ def singular_values(matrix: np.ndarray) -> np.ndarray:
     return np.sqrt(np.maximum(squares[..., ::-1], 0))
 
 
-def projected(
+def project(
     operation: str, name: str, matrix: np.ndarray, rank: Any, tolerance: float | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the factors (G, m, R) and (G, R, n) of the best product of rank R; the first has orthonormal columns.
@@ -63,11 +63,11 @@ def projected(
     return basis, np.swapaxes(basis.conj(), 1, 2) @ matrix  # (G, R, m) @ (G, m, n)
 
 
-def truncated(
+def truncate(
     operation: str, name: str, matrix: np.ndarray, rank: Any, tolerance: float | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the factors of `projected`, with the norm of each of the R terms shared evenly between them."""
-    basis, rest = projected(operation, name, matrix, rank, tolerance)
-    scale = np.sqrt(np.linalg.norm(rest, axis=2, keepdims=True))
+    """Returns the factors of `project`, with the norm of each of the R terms shared evenly between them."""
+    basis, coefficients = project(operation, name, matrix, rank, tolerance)
+    scale = np.sqrt(np.linalg.norm(coefficients, axis=2, keepdims=True))
     scale[scale == 0] = 1.0
-    return basis * np.swapaxes(scale, 1, 2), rest / scale
+    return basis * np.swapaxes(scale, 1, 2), coefficients / scale

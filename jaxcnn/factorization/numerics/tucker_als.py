@@ -166,11 +166,11 @@ def _ranks(index: tuple[int, int]) -> Ranks:
 
 def _squared_error(tensor: np.ndarray, links: Links) -> float:
     """Returns the squared relative error of links; 0 for a tensor of zeros."""
-    missing = tensor - links[0][:, None] @ links[1] @ links[2][:, None]
-    return float(np.square(np.abs(missing)).sum() / (np.square(np.abs(tensor)).sum() or 1.0))
+    difference = tensor - links[0][:, None] @ links[1] @ links[2][:, None]
+    return float(np.square(np.abs(difference)).sum() / (np.square(np.abs(tensor)).sum() or 1.0))
 
 
-def evened(links: Links) -> Links:
+def even_norms(links: Links) -> Links:
     """Returns links of the same product whose norms are even: those of the three links, and of each channel's sides."""
     first, core, last = links
     norm = np.linalg.norm(core) or 1.0

@@ -13,7 +13,7 @@ import numpy as np
 from jaxcnn.chain import KernelChain
 from jaxcnn.factorization.responses.samples import Responses, Samples, chain_for, in_float32, square_error
 from jaxcnn.factorization.responses.start import RIDGE, with_last_link
-from jaxcnn.factorization.responses.whitening import coloured, link_metrics, whitened
+from jaxcnn.factorization.responses.whitening import from_inner, link_metrics, to_inner
 
 _MEMORY_PAIRS = 20
 """Pairs of past steps and gradients that the quasi-Newton method remembers."""
@@ -75,8 +75,8 @@ def _refit(
     is_held_out = np.zeros(count, bool)
     is_held_out[np.linspace(0, count, int(held_out * count), endpoint=False, dtype=int)] = True
     groups = chain.feature_group_count
-    fit_samples = Samples(responses.masked(~is_held_out), groups)
-    choice_samples = Samples(responses.masked(is_held_out), groups) if is_held_out.any() else fit_samples
+    fit_samples = Samples(responses.select(~is_held_out), groups)
+    choice_samples = Samples(responses.select(is_held_out), groups) if is_held_out.any() else fit_samples
     centre = jnp.asarray(chain.dense() if kernel is None else kernel, jnp.float32)
     dtypes = [link.dtype for link in chain.kernels]
     wide = in_float32(chain)
@@ -101,7 +101,7 @@ def _descend(chain: KernelChain, samples: Samples, centre: Any, ridge: float, it
     # In this unit the second derivative is near the identity, so the first steps have the right length.
     unit = np.sqrt(samples.scale / (2 * samples.count))
     metrics = link_metrics(chain.kernels, counts, samples.patches, ridge)
-    inner = [whitened(link, *metric) / unit for link, metric in zip(chain.kernels, metrics, strict=True)]
+    inner = [to_inner(link, *metric) / unit for link, metric in zip(chain.kernels, metrics, strict=True)]
     whiteners = [tuple(jax.device_put(matrix.astype(np.float32)) for matrix in metric) for metric in metrics]
     ends = np.cumsum([link.size for link in inner])[:-1]
     weight = ridge * samples.power * samples.count
@@ -140,7 +140,7 @@ def _descend(chain: KernelChain, samples: Samples, centre: Any, ridge: float, it
 @jax.jit
 def _links_of_inner(links: Sequence[Any], whiteners: Any) -> tuple[Any, ...]:
     """Returns the links of inner coordinates, with the two matrices of `link_metrics` for each link."""
-    return tuple(coloured(link, *pair) for link, pair in zip(links, whiteners, strict=True))
+    return tuple(from_inner(link, *pair) for link, pair in zip(links, whiteners, strict=True))
 
 
 @partial(jax.jit, static_argnames=("counts", "is_depthwise"))

@@ -63,7 +63,7 @@ class Responses:
     def __len__(self) -> int:
         return len(self.targets)
 
-    def masked(self, mask: np.ndarray) -> Responses:
+    def select(self, mask: np.ndarray) -> Responses:
         """Returns the samples at which a mask (N,) is true."""
         low, high = (limit if limit.ndim == 1 else limit[mask] for limit in (self.low, self.high))
         return Responses(self.patches[mask], self.targets[mask], low, high)

@@ -12,9 +12,9 @@ import numpy as np
 
 from jaxcnn.chain import KernelChain
 from jaxcnn.factorization.numerics.blocks import chain_of_blocks, grouped_kernel
-from jaxcnn.factorization.numerics.metric_svd import regularized
+from jaxcnn.factorization.numerics.metric_svd import regularize
 from jaxcnn.factorization.responses.samples import Responses, Samples
-from jaxcnn.factorization.responses.whitening import MAX_METRIC_SAMPLES, features, stacked
+from jaxcnn.factorization.responses.whitening import MAX_METRIC_SAMPLES, features, window_rows
 from jaxcnn.factorization.schemes.registry import SCHEMES
 from jaxcnn.factorization.schemes.scheme import LayerSamples
 
@@ -90,7 +90,7 @@ def _start_of(
     return lambda rank: chain_of_blocks(links(rank), np.asarray(kernel).dtype)
 
 
-def last_link_solved(chain: KernelChain, responses: Responses, ridge: float = RIDGE) -> KernelChain:
+def solve_last_link(chain: KernelChain, responses: Responses, ridge: float = RIDGE) -> KernelChain:
     """Returns the chain with the best last link for the responses: a fast step that makes most of the gain of `refit`.
 
     Args:
@@ -112,7 +112,7 @@ def with_last_link(chain: KernelChain, samples: Samples, ridge: float) -> tuple[
     *head, last = chain.kernels
     groups = chain.feature_group_counts[-1]
     design, gram = _design(head, last.shape[:-2], chain.feature_group_counts, samples.patches)
-    normal = regularized(np.asarray(gram, np.float64), ridge)
+    normal = regularize(np.asarray(gram, np.float64), ridge)
     size = normal.shape[-1]
     factors = [linalg.cho_factor(block) for block in normal]
     blocks = np.asarray(last, np.float64).reshape(size, groups, -1).swapaxes(0, 1)  # (G, taps I, O)
@@ -131,7 +131,7 @@ def with_last_link(chain: KernelChain, samples: Samples, ridge: float) -> tuple[
 @partial(jax.jit, static_argnames=("window", "counts"))
 def _design(head: Any, window: Any, counts: Any, patches: Any) -> Any:
     """Returns the inputs of the last link, (G, N, taps I), and their second moments."""
-    rows = stacked(features(head, counts[:-1], patches), window, counts[-1])
+    rows = window_rows(features(head, counts[:-1], patches), window, counts[-1])
     return rows, rows.swapaxes(1, 2) @ rows
 
 
@@ -145,6 +145,6 @@ def _moments(design: Any, link: Any, targets: Any, low: Any, high: Any) -> tuple
     responses = (design @ link).swapaxes(0, 1).reshape(count, -1)
     goals = jnp.where(targets <= low, jnp.minimum(responses, low), targets)
     goals = jnp.where(targets >= high, jnp.maximum(responses, high), goals)
-    missing = (goals - responses).reshape(count, groups, -1).swapaxes(0, 1)
+    residuals = (goals - responses).reshape(count, groups, -1).swapaxes(0, 1)
     square = jnp.sum(jnp.square(jnp.clip(responses, low, high) - jnp.clip(targets, low, high)))
-    return design.swapaxes(1, 2) @ missing, square
+    return design.swapaxes(1, 2) @ residuals, square

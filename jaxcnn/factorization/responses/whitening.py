@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxcnn.factorization.numerics.metric_svd import regularized
+from jaxcnn.factorization.numerics.metric_svd import regularize
 
 _MAX_METRIC_INPUTS = 2048
 """Inputs of a link, taps times channels, up to which one metric holds for all of them.
@@ -68,7 +68,7 @@ def _product(x: Any, matrix: Any, groups: int) -> Any:
     return jnp.einsum("...gi,igo->...go", split, blocks).reshape(*x.shape[:-1], -1)
 
 
-def stacked(x: Any, window: Sequence[int], groups: int) -> Any:
+def window_rows(x: Any, window: Sequence[int], groups: int) -> Any:
     """Returns the inputs of a window at all places of (*window, N, I) as rows (G, n, taps * I / groups)."""
     rows = jnp.stack([inputs.reshape(-1, groups, x.shape[-1] // groups) for _, inputs in _taps(x, window)], axis=2)
     return jnp.moveaxis(rows, 1, 0).reshape(groups, rows.shape[0], -1)
@@ -82,7 +82,7 @@ def _grams(kernels: Any, counts: tuple[int, ...], patches: Any) -> list[Any]:
         window, size = kernel.shape[:-2], kernel.shape[-2]
         if math.prod(window) * size > _MAX_METRIC_INPUTS:
             window = (1,) * len(window)
-        rows = stacked(x, window, groups)
+        rows = window_rows(x, window, groups)
         moments.append(rows.swapaxes(1, 2) @ rows / rows.shape[1])
         x = features([kernel], [groups], x)
     return moments
@@ -128,10 +128,10 @@ def _downstream(kernels: Sequence[np.ndarray], counts: Sequence[int], index: int
 
 def _inverse_root(gram: np.ndarray, ridge: float) -> np.ndarray:
     """Returns the inverse transpose of the Cholesky factor of each Gram matrix (G, n, n), regularized by a ridge."""
-    return np.swapaxes(np.linalg.inv(np.linalg.cholesky(regularized(gram, ridge))), 1, 2)
+    return np.swapaxes(np.linalg.inv(np.linalg.cholesky(regularize(gram, ridge))), 1, 2)
 
 
-def coloured(inner: Any, left: Any, right: Any) -> Any:
+def from_inner(inner: Any, left: Any, right: Any) -> Any:
     """Returns a link from its inner coordinates: left @ inner @ right, group by group."""
     groups, rows, columns = left.shape[0], left.shape[1], right.shape[1]
     blocks = inner.reshape(-1, rows, groups, columns)
@@ -140,8 +140,8 @@ def coloured(inner: Any, left: Any, right: Any) -> Any:
     return jnp.einsum("gij,tjgo,gop->tigp", left, blocks, right).reshape(inner.shape)
 
 
-def whitened(link: Any, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Returns the inner coordinates of a link, in float64: the inverse of `coloured`."""
+def to_inner(link: Any, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Returns the inner coordinates of a link, in float64: the inverse of `from_inner`."""
     blocks = np.asarray(link, np.float64).reshape(-1, left.shape[1], left.shape[0], right.shape[1])
     inner = np.linalg.solve(left[:, None], np.moveaxis(blocks, 2, 0)) @ np.linalg.inv(right)[:, None]
     return np.moveaxis(inner, 0, 2).reshape(link.shape)

@@ -134,15 +134,15 @@ def _smallest_within(blocks: np.ndarray, tolerance: float, seed: int) -> list[_F
     # The unfolding of R terms along any axis is a matrix of rank R at most, which bounds the rank from below.
     low, high = lowest_rank(blocks, tolerance) - 1, full_rank(blocks.shape[1:])
     rank = low + 1
-    fits, met = fit(rank)
-    while not met:
+    fits, is_within = fit(rank)
+    while not is_within:
         low, rank = rank, min(rank + max(1, rank // 3), high)
-        fits, met = fit(rank)
+        fits, is_within = fit(rank)
     high = rank
     while high - low > 1:
         middle = (low + high) // 2
-        candidate, met = fit(middle)
-        if met:
+        candidate, is_within = fit(middle)
+        if is_within:
             fits, high = candidate, middle
         else:
             low = middle

@@ -10,7 +10,7 @@ import numpy as np
 from jaxcnn.chain import KernelChain
 from jaxcnn.factorization.numerics.blocks import chain_of_blocks, grouped_kernel
 from jaxcnn.factorization.numerics.ranks import chosen_tolerance
-from jaxcnn.factorization.numerics.svd import truncated
+from jaxcnn.factorization.numerics.svd import truncate
 from jaxcnn.factorization.schemes.scheme import Blocks, LayerSamples, Scheme, Shape, ranks_of_truncation, split_shape
 from jaxcnn.layout import Layout
 
@@ -67,7 +67,7 @@ def depthwise_separable(
     dtype = np.asarray(kernel).dtype
     error = chosen_tolerance(operation, "multiplier", multiplier, tolerance, 2, dtype)
     (matrices,) = _matrices(blocks)
-    left, right = truncated(operation, "multiplier", matrices, multiplier, error)
+    left, right = truncate(operation, "multiplier", matrices, multiplier, error)
     return chain_of_blocks(_links(blocks.shape, left, right), dtype)
 
 
@@ -102,7 +102,7 @@ def _start(samples: LayerSamples) -> Callable[[int], Blocks]:
     groups, count, *_, in_features = samples.patches.shape
     patches = samples.patches.reshape(groups, count, -1, in_features)
     svd = samples.svd(np.moveaxis(patches, -1, 1).reshape(len(matrices), count, -1), matrices)
-    return lambda multiplier: _links(samples.kernel.shape, *svd.truncated(multiplier))
+    return lambda multiplier: _links(samples.kernel.shape, *svd.truncate(multiplier))
 
 
 SCHEME = Scheme(

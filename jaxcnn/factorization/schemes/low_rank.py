@@ -10,7 +10,7 @@ import numpy as np
 from jaxcnn.chain import KernelChain
 from jaxcnn.factorization.numerics.blocks import chain_of_blocks, grouped_kernel
 from jaxcnn.factorization.numerics.ranks import chosen_tolerance
-from jaxcnn.factorization.numerics.svd import truncated
+from jaxcnn.factorization.numerics.svd import truncate
 from jaxcnn.factorization.schemes.scheme import Blocks, LayerSamples, Scheme, Shape, ranks_of_truncation, split_shape
 from jaxcnn.layout import Layout
 
@@ -63,7 +63,7 @@ def low_rank(
     _, window, in_features, _, ones = split_shape(blocks.shape)
     error = chosen_tolerance(operation, "rank", rank, tolerance, 2, dtype)
     (matrices,) = _matrices(blocks)
-    left, right = truncated(operation, "rank", matrices, rank, error)
+    left, right = truncate(operation, "rank", matrices, rank, error)
     first = left.reshape(-1, *window, in_features, left.shape[-1])
     last = right.reshape(-1, *ones, *right.shape[1:])
     return chain_of_blocks((first, last), dtype)

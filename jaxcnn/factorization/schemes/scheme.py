@@ -79,10 +79,10 @@ class Scheme:
       ranks: Function of a kernel by groups that returns its `RankTable`.
       refusal: Function of a shape that returns why the scheme cannot represent such a kernel, or None. The reason is a
         sentence about the scheme: "it needs ...".
-      several_ranks: True if a rank may be a tuple.
+      several_ranks: flag, True if a rank may be a tuple.
       matrices: Function of a kernel by groups that returns the matrices (N, m, n) that are truncated, one stack for
         each rank; None for a scheme that truncates none.
-      is_search: True if a fit is a search for a local minimum, which takes seconds to minutes for large kernels.
+      is_search: flag, True if a fit is a search for a local minimum, which takes seconds to minutes for large kernels.
       options: Function of a shape that returns further arguments of the function.
       cheapest_pair, most_exact_pair: For a scheme whose ranks are all pairs (R, S), and whose table has upper bounds of
         their errors: functions of a kernel by groups, a tolerance or a cost, and the cost of each pair (R, S), that

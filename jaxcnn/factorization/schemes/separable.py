@@ -12,7 +12,7 @@ from jaxcnn.chain import KernelChain
 from jaxcnn.factorization.numerics.blocks import chain_of_blocks, grouped_kernel
 from jaxcnn.factorization.numerics.metric_svd import MetricSvd
 from jaxcnn.factorization.numerics.ranks import chosen_tolerance
-from jaxcnn.factorization.numerics.svd import projected
+from jaxcnn.factorization.numerics.svd import project
 from jaxcnn.factorization.schemes.scheme import (
     Blocks,
     LayerSamples,
@@ -79,20 +79,20 @@ def separable(
         raise ValueError(f"{operation}: there are {gaps} gaps between {gaps + 1} links, got {len(ranks)} ranks")
     total = float(np.linalg.norm(blocks))
     links = []
-    rest, width = np.moveaxis(blocks, -2, 1), in_features  # (G, width, *window of the links to come, O)
+    remainder, width = np.moveaxis(blocks, -2, 1), in_features  # (G, width, *window of the links to come, O)
     for axis, gap_rank in enumerate(ranks):
         size = window[axis]
         share = None
         if error is not None:
             # The squared errors of the gaps add up. Each gap may take an equal share of the squared error that remains.
-            norm = float(np.linalg.norm(rest))
+            norm = float(np.linalg.norm(remainder))
             allowed = (error * total) ** 2 - (total**2 - norm**2)
             share = math.sqrt(max(allowed, 0.0) / (gaps - axis)) / (norm or 1.0)
         # The bases are orthonormal, so an error of the rest is an equally large error of the kernel.
-        link, rest = projected(operation, "rank", rest.reshape(groups, width * size, -1), gap_rank, share)
+        link, remainder = project(operation, "rank", remainder.reshape(groups, width * size, -1), gap_rank, share)
         links.append(_along(axis, np.swapaxes(link.reshape(groups, width, size, -1), 1, 2), len(window)))
         width = link.shape[-1]
-    last = np.moveaxis(rest.reshape(groups, width, window[-1], out_features), 1, 2)
+    last = np.moveaxis(remainder.reshape(groups, width, window[-1], out_features), 1, 2)
     links.append(_along(gaps, last, len(window)))
     return chain_of_blocks(_even_links(links), dtype)
 
@@ -180,11 +180,11 @@ def _start(samples: LayerSamples) -> Callable[[int | Sequence[int]], Blocks]:
     groups, window, in_features, out_features, _ = split_shape(samples.kernel.shape)
     gaps = len(window) - 1
 
-    def decomposition(rest: np.ndarray, x: np.ndarray) -> MetricSvd:
+    def decomposition(remainder: np.ndarray, x: np.ndarray) -> MetricSvd:
         """Returns the decomposition at the first gap of (G, width, *window, O) for inputs x, (G, N, *window, width)."""
-        height = rest.shape[1] * rest.shape[2]
+        height = remainder.shape[1] * remainder.shape[2]
         rows = np.moveaxis(x, 2, -2).reshape(groups, -1, height)
-        return samples.svd(rows, np.swapaxes(rest, 1, 2).reshape(groups, height, -1))
+        return samples.svd(rows, np.swapaxes(remainder, 1, 2).reshape(groups, height, -1))
 
     kernel = np.moveaxis(samples.kernel, -2, 1)  # (G, I, *window, O)
     first_svd = decomposition(kernel, samples.patches)
@@ -195,7 +195,7 @@ def _start(samples: LayerSamples) -> Callable[[int | Sequence[int]], Blocks]:
         for axis, gap_rank in enumerate(_rank_of_each_gap(rank, gaps)):
             size = window[axis]
             svd = decomposition(rest, x) if axis else first_svd
-            first, remainder = svd.truncated(gap_rank)
+            first, remainder = svd.truncate(gap_rank)
             blocks.append(_along(axis, first.reshape(groups, size, width, gap_rank), len(window)))
             rest = remainder.reshape(groups, gap_rank, *window[axis + 1 :], out_features)
             if axis + 1 < gaps:

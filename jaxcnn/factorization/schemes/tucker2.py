@@ -14,7 +14,7 @@ from jaxcnn.factorization.numerics.tucker_als import (
     Ranks,
     cheapest,
     decompose,
-    evened,
+    even_norms,
     full_ranks,
     leading_bases,
     most_exact,
@@ -91,7 +91,7 @@ def tucker2(
             check_rank(operation, "ranks[1]", pair[1], full[1]),
         )
         links = decompose(tensor, bases, checked)
-    return chain_of_blocks(_links(blocks.shape, *evened(links)), dtype)
+    return chain_of_blocks(_links(blocks.shape, *even_norms(links)), dtype)
 
 
 def _pair(ranks: Any) -> tuple[Any, ...]:
@@ -159,9 +159,9 @@ def _start(samples: LayerSamples) -> Callable[[int | Sequence[int]], Blocks]:
 
     def links(ranks: int | Sequence[int]) -> Blocks:
         first_rank, last_rank = _pair(ranks)
-        first, rest = svd.truncated(first_rank)
+        first, remainder = svd.truncate(first_rank)
         directions = samples.response_directions[..., :last_rank]
-        core = np.swapaxes(rest.reshape(groups, first_rank, -1, out_features), 1, 2) @ directions[:, None]
+        core = np.swapaxes(remainder.reshape(groups, first_rank, -1, out_features), 1, 2) @ directions[:, None]
         return _links(samples.kernel.shape, first, core, np.swapaxes(directions, 1, 2))
 
     return links

@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxcnn.chain import KernelChain
 from jaxcnn.factorization.numerics.blocks import chain_of_blocks, dense_blocks, grouped_kernel
-from jaxcnn.factorization.numerics.ranks import without_rounding
+from jaxcnn.factorization.numerics.ranks import tolerance_before_rounding
 from jaxcnn.factorization.schemes.registry import SCHEMES
 from jaxcnn.factorization.schemes.scheme import RankTable
 from jaxcnn.layout import Layout
@@ -67,8 +67,8 @@ class SchemeCandidates:
         table: RankTable | None = None,
     ):
         if name not in SCHEMES:
-            known = ", ".join(map(repr, SCHEMES))
-            raise ValueError(f"{kernel.operation}: a scheme must be one of {known}, got {name!r}")
+            names = ", ".join(map(repr, SCHEMES))
+            raise ValueError(f"{kernel.operation}: a scheme must be one of {names}, got {name!r}")
         self.kernel = kernel
         self.name = name
         self.scheme = SCHEMES[name]
@@ -109,10 +109,12 @@ class SchemeCandidates:
     def _costs(self) -> np.ndarray:
         """Returns the costs of all pairs of ranks, (R, S). The links cost in proportion to R, to R S and to S."""
         ranks = self.table[0]
-        one, first, second = (self.macs(self.shapes(pair)) for pair in ((1, 1), (2, 1), (1, 2)))
-        both = (first - one) + (second - one) - one
+        unit_cost, first, second = (self.macs(self.shapes(pair)) for pair in ((1, 1), (2, 1), (1, 2)))
+        core_cost = (first - unit_cost) + (second - unit_cost) - unit_cost
         costs = (
-            (first - one - both) * ranks[:, 0] + both * ranks[:, 0] * ranks[:, 1] + (second - one - both) * ranks[:, 1]
+            (first - unit_cost - core_cost) * ranks[:, 0]
+            + core_cost * ranks[:, 0] * ranks[:, 1]
+            + (second - unit_cost - core_cost) * ranks[:, 1]
         )
         return costs.reshape(self._full_ranks)
 
@@ -163,13 +165,13 @@ class SchemeCandidates:
         number = len(self._full_ranks)
         return widths[0] if number == 1 else tuple(widths[:number])
 
-    def rounded_up(self, rank: Any, multiple: int) -> Any:
+    def round_up(self, rank: Any, multiple: int) -> Any:
         """Returns a rank, or several, rounded up to a multiple, but not above the full rank."""
         ranks = np.atleast_1d(rank)
         multiples = np.minimum(-(-ranks // multiple) * multiple, np.maximum(self._full_ranks, ranks)).tolist()
         return tuple(multiples) if isinstance(rank, tuple) else multiples[0]
 
-    def clipped(self, rank: Any) -> Any:
+    def clip_rank(self, rank: Any) -> Any:
         """Returns the rank, or a tuple for a scheme of several, with the full rank in place of larger ones."""
         full = self._full_ranks
         ranks = rank if isinstance(rank, tuple) else (rank,) * len(full)
@@ -178,10 +180,10 @@ class SchemeCandidates:
                 f"{self.kernel.operation}: {self.name!r} has {len(full)} ranks for a window of "
                 f"{self.kernel.shape[1:-2]}, got rank={rank}"
             )
-        clipped = np.minimum(ranks, full).tolist()
-        return tuple(clipped) if len(clipped) > 1 else clipped[0]
+        bounded_ranks = np.minimum(ranks, full).tolist()
+        return tuple(bounded_ranks) if len(bounded_ranks) > 1 else bounded_ranks[0]
 
-    def affordable(self, macs: float) -> int:
+    def count_affordable(self, macs: float) -> int:
         """Returns the number of ranks, from the first on, that take at most `macs` multiply-accumulates."""
         return count_while(len(self.ranks), lambda index: self.macs(self.shapes_at(index)) <= macs)
 
@@ -195,13 +197,13 @@ class SchemeCandidates:
 
     def ranks_within(self, tolerance: float) -> list[Any]:
         """Returns the cheapest rank that meets the tolerance, or the full one; and the next, if rounding may decide."""
-        bound = without_rounding(tolerance, len(self.shapes_at(0).kernels), self.kernel.dense.dtype)
+        bound = tolerance_before_rounding(tolerance, len(self.shapes_at(0).kernels), self.kernel.dense.dtype)
         if self.scheme.cheapest_pair is not None:
             return [self.scheme.cheapest_pair(self.kernel.blocks, bound, self._allowed_costs)]
         if self.errors is not None:
             index = int(np.argmax(np.append(self.errors[:-1] <= bound, True)))
             return self.ranks[index : index + 2]
-        return [self.rounded_up(self.rank_of(self.fit(tolerance=tolerance)), self.multiple)]
+        return [self.round_up(self.rank_of(self.fit(tolerance=tolerance)), self.multiple)]
 
     def smallest_within(self, tolerance: float, count: int) -> KernelChain | None:
         """Returns the chain of the smallest of the first `count` ranks whose fit meets the tolerance, by bisection."""
@@ -223,7 +225,7 @@ class SchemeCandidates:
 
     def most_exact(self, macs: float) -> KernelChain | None:
         """Returns the chain of the least error that takes at most `macs` multiply-accumulates; None if none does."""
-        count = self.affordable(macs)
+        count = self.count_affordable(macs)
         if count == 0:
             return None
         if self.scheme.most_exact_pair is not None:
@@ -234,7 +236,7 @@ class SchemeCandidates:
             last = int(np.argmax(self.errors[:count] <= self.errors[last] + 1e-7))
         return self.fit(rank=self.ranks[last])
 
-    def largest_timed(self, milliseconds: Callable[[KernelChain], float], limit: float, macs: float) -> Any:
+    def largest_within_time(self, milliseconds: Callable[[KernelChain], float], limit: float, macs: float) -> Any:
         """Returns the rank of the most multiply-accumulates, up to `macs`, whose chain meets a limit of time.
 
         Multiples that vector units prefer are searched by themselves too, as one may be faster than a smaller rank. The
@@ -248,7 +250,7 @@ class SchemeCandidates:
             def is_fast(index: int, candidates: SchemeCandidates = candidates) -> bool:
                 return milliseconds(candidates.shapes_at(index)) <= limit
 
-            count = count_while(candidates.affordable(macs), is_fast)
+            count = count_while(candidates.count_affordable(macs), is_fast)
             if count:
                 ranks.append(candidates.ranks[count - 1])
         return max(ranks, key=lambda rank: self.macs(self.shapes(rank)), default=None)

@@ -98,10 +98,10 @@ def curve(
     candidates = SchemeCandidates(given_kernel, scheme, workload.macs).require()
     dense_macs = workload.macs(given_kernel.dense)
     # The smallest rank is always a point, even if its chain is no cheaper than the kernel.
-    last = max(candidates.affordable(dense_macs) - 1, 0)
+    last = max(candidates.count_affordable(dense_macs) - 1, 0)
     ends = [workload.macs(candidates.shapes_at(index)) for index in (0, last)]
     costs = np.linspace(ends[0], ends[1], points)
-    indices = sorted({min(max(candidates.affordable(cost) - 1, 0), last) for cost in costs})
+    indices = sorted({min(max(candidates.count_affordable(cost) - 1, 0), last) for cost in costs})
     if candidates.errors is not None and not candidates.scheme.has_pairs:
         errors = [float(candidates.errors[index]) for index in indices]
     else:

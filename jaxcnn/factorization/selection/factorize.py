@@ -123,7 +123,7 @@ def _cheapest(
         if candidates.scheme.is_search:
             # Only ranks whose chains would be cheaper than the best one are worth a search.
             limit = min(dense_macs, lowest) if unit == "macs" else dense_macs
-            chain = candidates.smallest_within(tolerance, candidates.affordable(limit - 1))
+            chain = candidates.smallest_within(tolerance, candidates.count_affordable(limit - 1))
         else:
             chain = candidates.cheapest_within(tolerance)
         if chain is None or workload.macs(chain) >= dense_macs:
@@ -134,7 +134,7 @@ def _cheapest(
         if unit == "ms":
             # A larger number of channels may be faster, where vector units prefer it.
             rank = candidates.rank_of(chain)
-            for wider in sorted({candidates.rounded_up(rank, multiple) for multiple in FAST_MULTIPLES} - {rank}):
+            for wider in sorted({candidates.round_up(rank, multiple) for multiple in FAST_MULTIPLES} - {rank}):
                 shapes = candidates.shapes(wider)
                 if workload.macs(shapes) >= dense_macs or (cost := measure(shapes)) >= lowest:
                     continue
@@ -160,7 +160,7 @@ def _most_exact(
         if unit == "macs":
             chain = candidates.most_exact(min(limit, dense_macs - 1))
         else:
-            rank = candidates.largest_timed(measure, limit, dense_macs - 1)
+            rank = candidates.largest_within_time(measure, limit, dense_macs - 1)
             chain = None if rank is None else candidates.fit(rank=rank)
         if chain is None:
             lowest_cost = min(lowest_cost, measure(candidates.shapes_at(0)))

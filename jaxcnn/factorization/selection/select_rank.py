@@ -102,11 +102,11 @@ def select_rank(
         return candidates.ranks_within(error)[0]
     dense_macs = workload.macs(given_kernel.dense)
     if macs is not None:
-        return candidates.ranks[max(candidates.affordable(macs * dense_macs) - 1, 0)]
+        return candidates.ranks[max(candidates.count_affordable(macs * dense_macs) - 1, 0)]
     if milliseconds is not None:
-        rank = candidates.largest_timed(workload.milliseconds, milliseconds, dense_macs)
+        rank = candidates.largest_within_time(workload.milliseconds, milliseconds, dense_macs)
         return candidates.ranks[0] if rank is None else rank
-    return candidates.rounded_up(_rank_above_noise(candidates), multiple)
+    return candidates.round_up(_rank_above_noise(candidates), multiple)
 
 
 def _rank_above_noise(candidates: SchemeCandidates) -> Any:

@@ -101,10 +101,10 @@ def lower(lhs: jax.Array, rhs: jax.Array, spec: ConvSpec) -> jax.Array:
 
 def _is_channels_last(spec: ConvSpec) -> bool:
     """Returns whether a derivative is written as a channels-last convolution."""
-    dense = spec.feature_group_count == 1 or spec.role == "input"
-    floating = all(jnp.issubdtype(dtype, jnp.floating) for dtype in (spec.lhs_dtype, spec.rhs_dtype, spec.out_dtype))
-    known = all(isinstance(n, int) for n in (*spec.input_shape, *spec.kernel_shape, *spec.output_shape))
-    return spec.platform == "cpu" and spec.role != "output" and dense and floating and known
+    is_dense = spec.feature_group_count == 1 or spec.role == "input"
+    is_floating = all(jnp.issubdtype(dtype, jnp.floating) for dtype in (spec.lhs_dtype, spec.rhs_dtype, spec.out_dtype))
+    has_known_sizes = all(isinstance(n, int) for n in (*spec.input_shape, *spec.kernel_shape, *spec.output_shape))
+    return spec.platform == "cpu" and spec.role != "output" and is_dense and is_floating and has_known_sizes
 
 
 def _has_window_in_padding(spec: ConvSpec) -> list[bool]:

@@ -93,16 +93,18 @@ def tile_lengths(pixels: Sequence[int], extents: Sequence[int]) -> tuple[int, ..
 
 def _features_first(x: jax.Array, groups: int) -> jax.Array:
     """Transposes images: (N, *spatial, G * C) -> (N, G, C, *spatial)."""
-    moved = jnp.moveaxis(x, -1, 1)
-    return moved.reshape(moved.shape[0], groups, moved.shape[1] // groups, *moved.shape[2:])
+    features_first = jnp.moveaxis(x, -1, 1)
+    return features_first.reshape(
+        features_first.shape[0], groups, features_first.shape[1] // groups, *features_first.shape[2:]
+    )
 
 
 def _tiles(x: jax.Array, axis: int, length: int, step: int, outputs: int) -> jax.Array:
     """Cuts an axis into overlapping tiles along a new leading axis: tile i begins at pixel i * step."""
     count = -(-outputs // step)
-    missing = (count - 1) * step + length - x.shape[axis]
+    padding = (count - 1) * step + length - x.shape[axis]
     config = [(0, 0, 0)] * x.ndim
-    config[axis] = (0, max(missing, 0), 0)
+    config[axis] = (0, max(padding, 0), 0)
     x = lax.pad(x, jnp.zeros((), x.dtype), config)
     return jnp.stack([lax.slice_in_dim(x, i * step, i * step + length, axis=axis) for i in range(count)])
 

@@ -120,7 +120,10 @@ def gathered_axes(window: Sequence[int], summed: int, results: int) -> Ints:
 
 
 def moved_numbers(window: Sequence[int], summed: int, results: int, gathered: Ints) -> int:
-    """Returns the numbers moved for each pixel if these axes are gathered, in units of the cost of a spread number."""
+    """Returns the cost of moving numbers for each pixel if the taps along these axes are gathered, the others spread.
+
+    A number that is gathered costs `GATHER_COST` times as much as one that is spread.
+    """
     rows = math.prod(window[axis] for axis in gathered)
     columns = math.prod(window) // rows
     return (GATHER_COST * rows * summed if rows > 1 else 0) + columns * results

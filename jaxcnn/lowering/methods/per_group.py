@@ -65,16 +65,16 @@ def _one_group(spec: ConvSpec) -> ConvSpec:
 
 def lower(lhs: jax.Array, rhs: jax.Array, spec: ConvSpec) -> jax.Array:
     """Computes the array that `spec.role` names from the two others."""
-    groups, one = spec.feature_group_count, _one_group(spec)
-    method, _ = costs.least((direct, shift, matmul, winograd), one)
+    groups, group_spec = spec.feature_group_count, _one_group(spec)
+    method, _ = costs.least((direct, shift, matmul, winograd), group_spec)
     if groups <= MAX_UNROLLED_GROUPS:
         pairs = zip(jnp.split(lhs, groups, -1), jnp.split(rhs, groups, -1), strict=True)
-        return jnp.concatenate([method.lower(a, b, one) for a, b in pairs], -1)
+        return jnp.concatenate([method.lower(a, b, group_spec) for a, b in pairs], -1)
 
     def by_group(array: jax.Array) -> jax.Array:
         """Transposes the groups to the front, (..., G * C) -> (G, ..., C), and so each group to one piece of memory."""
         split = array.reshape(*array.shape[:-1], groups, -1)
         return materialize(jnp.moveaxis(split, -2, 0), spec.xla_only)
 
-    results = lax.map(lambda pair: method.lower(pair[0], pair[1], one), (by_group(lhs), by_group(rhs)))
+    results = lax.map(lambda pair: method.lower(pair[0], pair[1], group_spec), (by_group(lhs), by_group(rhs)))
     return jnp.moveaxis(results, 0, -2).reshape(spec.result_shape)

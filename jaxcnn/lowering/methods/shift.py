@@ -106,7 +106,7 @@ def _forward(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
     *sizes, kernel_in, features = kernel.shape
     out = features // window.groups
     if _in_blocks(math.prod(sizes), kernel_in, out, window.xla_only):
-        return shift_lanes.blocked(x, kernel, window)
+        return shift_lanes.forward_by_blocks(x, kernel, window)
     # The barrier makes XLA store the padded image. Fused, the pad would test the borders at each tap.
     x = lax.optimization_barrier(pad_spatial(x, window.padding))
     ones = (1,) * (len(sizes) + 1)

@@ -29,7 +29,7 @@ MIN_LOOPED_TAPS, MIN_STEP_PRODUCTS = 100, 20
 """Fewest taps of a window whose rows a loop adds, to compile fast, and fewest products of one step of the loop."""
 
 
-def blocked(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
+def forward_by_blocks(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
     """Computes the forward convolution: (N, *spatial, G * I), (*taps, I, G * O) -> (N, *outputs, G * O)."""
     kernel_in, features = kernel.shape[-2:]
     out = features // window.groups

@@ -74,9 +74,10 @@ def _at_once(x: jax.Array, y: jax.Array, window: Window, kernel_shape: tuple[int
 def _tile_gradient(
     x: jax.Array, y: jax.Array, window: Window, sizes: list[int], blocks: int, *, matched: bool
 ) -> jax.Array:
-    """Returns the gradient as (*taps, blocks, ...), where x and y have `blocks` blocks of channels.
+    """Returns the gradient for x and y of `blocks` blocks of channels.
 
-    With `matched` each channel of x is multiplied by the same channel of y alone, else by all channels of the block.
+    With `matched` each channel of x is multiplied by the same channel of y alone, and the result is (*taps, blocks,
+    channels). Else it is multiplied by all channels of the block: (*taps, blocks, channels of x * channels of y).
     """
     rank = len(sizes)
     *rows, width = window.outputs

@@ -42,9 +42,6 @@ NAME = "winograd"
 TILE_OUTPUTS = {3: 4, 5: 4, 7: 2}
 """Outputs of a tile by the taps of an axis. A tile has at most 8 points, since the error grows with their number."""
 
-MAX_CACHED_KERNEL_BYTES = 8 << 20
-"""Bytes of the largest transformed kernel that stays in the processor's caches."""
-
 _POINTS = {
     4: (Fraction(0), Fraction(1), Fraction(-1)),
     6: (Fraction(0), *(Fraction(sign * n, 4) for n in (3, 6) for sign in (1, -1))),
@@ -89,12 +86,11 @@ def terms(spec: ConvSpec) -> costs.Terms:
     kernel_floats = work.stack * points * work.summed * work.results
     if is_native(spec):
         kernel_floats *= work.groups
-        large = f"large {spec.role} " if 4 * kernel_floats > MAX_CACHED_KERNEL_BYTES else ""
         return {
             costs.KNOWN: costs.NANOSECONDS[native.NAME]["call"],
             "native macs": work.filled(tiles * kernel_floats),
             "native tile floats": tiles * points * work.groups * sum(map(costs.filled, (work.summed, work.results))),
-            f"native {large}kernel floats": kernel_floats,
+            "native kernel floats": kernel_floats,
             "native floats": work.floats,
         }
     return {
@@ -152,11 +148,11 @@ def transforms(outputs: int, taps: int) -> tuple[np.ndarray, np.ndarray, np.ndar
     g = np.zeros((size, taps))
     bt = np.zeros((size, size))
     for i, point in enumerate(finite):
-        others = [other for other in finite if other != point]
-        scale = math.prod((point - other for other in others), start=Fraction(1))
+        other_points = [other for other in finite if other != point]
+        scale = math.prod((point - other for other in other_points), start=Fraction(1))
         at[:, i] = [float(point**k) for k in range(outputs)]
         g[i] = [float(point**k / scale) for k in range(taps)]
-        bt[i, :-1] = _polynomial(others)
+        bt[i, :-1] = _polynomial(other_points)
     # The point at infinity: leading coefficients.
     at[-1, -1] = g[-1, -1] = 1
     bt[-1] = _polynomial(finite)

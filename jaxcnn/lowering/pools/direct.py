@@ -15,6 +15,9 @@ from jaxcnn.lowering.spec import PoolSpec
 
 NAME = "direct"
 
+REASON = "XLA's own window reduction"
+"""Column of a summary that says how the pool is computed."""
+
 
 def pool_identity(mode: str, dtype: np.dtype) -> np.ndarray:
     """Returns the value that never wins a maximum (`mode` "max") or a minimum (`mode` "min")."""

@@ -23,6 +23,9 @@ from jaxcnn.lowering.spec import PoolSpec
 
 NAME = "slices"
 
+REASON = "slices of the image, axis by axis"
+"""Column of a summary that says how the pool is computed."""
+
 MAX_SELECTION_TAPS = 64
 """Most taps of a window for which `select` compares the index with every tap's slice."""
 
@@ -333,7 +336,7 @@ def scatter(y: jax.Array, index: jax.Array, spec: PoolSpec) -> jax.Array:
     counts = [-(-size // stride) for size, stride in zip(sizes, spec.strides, strict=True)]
 
     def spread(axis: int, chosen: tuple[Any, ...], phase: tuple[int, ...]) -> jax.Array:
-        """Returns the pixels whose residues on the axes before `axis` are `phase`."""
+        """Returns the sums at the pixels whose residues on the axes before `axis` are `phase`."""
         if axis < rank:
             parts = []
             for residue in range(spec.strides[axis]):
@@ -373,31 +376,31 @@ def _scatter_by_axis(y: jax.Array, index: jax.Array, spec: PoolSpec) -> jax.Arra
         count = -(-size // stride)
         below = math.prod(sizes[axis + 1 :])
         place: jax.Array = index
-        rest: jax.Array | None = None
+        index_below: jax.Array | None = None
         if below > 1:
             # One division serves all taps. The index -1 stays -1, which is the place of no pixel.
-            place, rest = materialize((jnp.where(index < 0, -1, index // below), index % below), spec.xla_only)
-        sums, rests = [], []
+            place, index_below = materialize((jnp.where(index < 0, -1, index // below), index % below), spec.xla_only)
+        sums, indices_below = [], []
         for residue in range(stride):
             axis_taps = _phase(spec, axis, residue, y.shape[axis + 1])
             if axis_taps is None:
                 shape = (*y.shape[: axis + 1], count, *y.shape[axis + 2 :])
                 sums.append(jnp.zeros(shape, y.dtype))
-                rests.append(jnp.full(shape, -1, jnp.int32))
+                indices_below.append(jnp.full(shape, -1, jnp.int32))
                 continue
             padding = [(0, 0)] * spec.rank
             padding[axis] = axis_taps.padding
-            fields = [(y, 0), (place, -1), *([] if rest is None else [(rest, 0)])]
+            fields = [(y, 0), (place, -1), *([] if index_below is None else [(index_below, 0)])]
             padded = [_pad(field, padding, fill) for field, fill in fields]
             pixel_places = _axis_vector(np.arange(count) * stride + residue, axis, spec.rank).astype(np.int32)
             taps = [_strided_slice(padded, axis + 1, t * axis_taps.dilation, count) for t in range(axis_taps.taps)]
-            won = [tap[1] == pixel_places for tap in taps]
+            hits = [tap[1] == pixel_places for tap in taps]
             zero = jnp.zeros((), y.dtype)
-            sums.append(reduce(lax.add, [jnp.where(w, tap[0], zero) for w, tap in zip(won, taps, strict=True)]))
+            sums.append(reduce(lax.add, [jnp.where(w, tap[0], zero) for w, tap in zip(hits, taps, strict=True)]))
             if below > 1:
-                kept = [jnp.where(w, tap[2], -1) for w, tap in zip(won, taps, strict=True)]
-                rests.append(reduce(lax.max, kept))
+                indices = [jnp.where(w, tap[2], -1) for w, tap in zip(hits, taps, strict=True)]
+                indices_below.append(reduce(lax.max, indices))
         y = materialize(_interleave(sums, axis + 1, size), spec.xla_only)
         if below > 1:
-            index = materialize(_interleave(rests, axis + 1, size), spec.xla_only)
+            index = materialize(_interleave(indices_below, axis + 1, size), spec.xla_only)
     return y

@@ -39,33 +39,17 @@ JAXCNN_INLINE void reset(Vec (&sums)[kR][kV]) {
 template <int kR, int kV>
 JAXCNN_INLINE void put(float* const* rows, Vec (&sums)[kR][kV], int64_t columns, bool first,
                        const RegisterSteps* steps = nullptr) {
-  if (steps) {
 #pragma GCC unroll 4
-    for (int v = 0; v < kV; ++v) {
-      const int64_t lanes = least(kLanes, columns - v * kLanes);
-      if (lanes <= 0) break;
-      const Vec scale = steps->scales(v * kLanes, lanes), bias = steps->biases(v * kLanes, lanes);
+  for (int v = 0; v < kV; ++v) {
+    const int64_t lanes = least(kLanes, columns - v * kLanes);
+    if (lanes <= 0) break;
+    const Vec scale = steps ? steps->scales(v * kLanes, lanes) : Vec{};
+    const Vec bias = steps ? steps->biases(v * kLanes, lanes) : Vec{};
 #pragma GCC unroll 16
-      for (int r = 0; r < kR; ++r) {
-        float* const to = rows[r] + v * kLanes;
-        const Vec sum = first ? sums[r][v] : load_some(to, lanes) + sums[r][v];
-        store_some(to, steps->apply(sum, scale, bias, to, lanes), lanes);
-      }
-    }
-    return;
-  }
-#pragma GCC unroll 16
-  for (int r = 0; r < kR; ++r) {
-    float* row = rows[r];
-#pragma GCC unroll 4
-    for (int v = 0; v < kV; ++v) {
-      const int64_t lanes = columns - v * kLanes;
-      float* to = row + v * kLanes;
-      if (lanes >= kLanes) {
-        store(to, first ? sums[r][v] : load(to) + sums[r][v]);
-      } else if (lanes > 0) {
-        store_some(to, first ? sums[r][v] : load_some(to, lanes) + sums[r][v], lanes);
-      }
+    for (int r = 0; r < kR; ++r) {
+      float* const to = rows[r] + v * kLanes;
+      const Vec sum = first ? sums[r][v] : load_some(to, lanes) + sums[r][v];
+      store_some(to, steps ? steps->apply(sum, scale, bias, to, lanes) : sum, lanes);
     }
   }
 }
@@ -566,11 +550,13 @@ inline void slide_spread(const Slide& slide, const float* source, const float* k
 
 constexpr int64_t kPartPixels = 2048;  // fewest pixels of a part of a kernel's gradient with sums of its own
 constexpr int64_t kMostParts = 8;      // most such parts
+constexpr int64_t kGradientPixels = 192;  // pixels that a register of a kernel's gradient sums over
+constexpr int64_t kGradientPanels = 4;   // panels of results that a tile of windows is multiplied by in turn
 
 // Computes the role "kernel": a product of windows and results that sums over the pixels.
 inline void kernel_dense(const ConvProblem& p, const float* x, const float* y, float* kernel, TaskRunner& runner) {
   const Slide slide = forward_slide(p);
-  const PixelBlocks blocks(slide, kBlockPixels);
+  const PixelBlocks blocks(slide, kGradientPixels);
   const int64_t all = slide.batch * slide.results(), channels = slide.result_channels, groups = slide.groups;
   const Frame in_place(slide, blocks), copy(slide, blocks, true);
   // Rows of register tiles are floats of the windows and columns are channels of the results; `turned` exchanges them.
@@ -610,33 +596,38 @@ inline void kernel_dense(const ConvProblem& p, const float* x, const float* y, f
     if (first_tile >= last_tile || first_panel >= last_panel) return;
     float* const target = sums + part * size + group * group_pitch;
     const float** const pixels = Scratch::array<const float*>(0, blocks.pixels);
-    float* const packed = Scratch::floats(4, blocks.pixels * kColumns);
+    float* const packed = Scratch::floats(4, blocks.pixels * kColumns * kGradientPanels);
     float* const memory = Scratch::floats(5, frame.floats());
     for (int64_t block = first_block; block < last_block; ++block) {
       const int64_t first = blocks.first(block), count = blocks.end(block, all) - first;
       frame.read(x + group * slide.source_channels, first, first + count, memory, pixels);
-      for (int64_t panel = first_panel; panel < last_panel; ++panel) {
-        const int64_t column = panel * kColumns, width = least(kColumns, columns - column);
-        const int64_t vectors = width > kLanes ? 2 : 1;
-        const float* const from = y + first * slide.result_pixel() + group * channels;
-        for (int64_t i = 0; i < (turned ? 0 : count); ++i) {
-          const float* const pixel = from + i * slide.result_pixel() + column;
-          float* const to = packed + i * vectors * kLanes;
-          store(to, load_some(pixel, width));
-          if (vectors == 2) store(to + kLanes, load_some(pixel + kLanes, width - kLanes));
+      const float* const from = y + first * slide.result_pixel() + group * channels;
+      // Each tile of windows is multiplied by several panels, while its floats are in the first-level cache.
+      for (int64_t some = first_panel; some < last_panel; some += kGradientPanels) {
+        const int64_t end = least(some + kGradientPanels, last_panel), pitch = count * kColumns;
+        const auto width_of = [&](int64_t panel) { return least(kColumns, columns - panel * kColumns); };
+        for (int64_t panel = some; panel < (turned ? some : end); ++panel) {
+          const int64_t width = width_of(panel);
+          float* to = packed + (panel - some) * pitch;
+          for (int64_t i = 0; i < count; ++i) {
+            const float* const pixel = from + i * slide.result_pixel() + panel * kColumns;
+            for (int64_t v = 0; v < width; v += kLanes, to += kLanes) store(to, load_some(pixel + v, width - v));
+          }
         }
         for (int64_t t = first_tile; t < last_tile; ++t) {
           const int64_t number = t / row_tiles, row = t % row_tiles * tile_rows, height = least(tile_rows, rows - row);
-          if (height <= 0) continue;
-          float* to[kRows];
-          for (int64_t r = 0; r < height; ++r) to[r] = target + number * run_pitch + (row + r) * row_pitch + column;
-          const int64_t offset = frame.offset(number) + (turned ? column : row);
-          if (turned) {
-            run_tile<GradientTile<true>>(height, vectors, pixels, offset, from + row, slide.result_pixel(), count, to,
-                                         width, block == first_block);
-          } else {
-            run_tile<GradientTile<false>>(height, vectors, pixels, offset, packed, vectors * kLanes, count, to, width,
-                                          block == first_block);
+          for (int64_t panel = some; panel < (height > 0 ? end : some); ++panel) {
+            const int64_t column = panel * kColumns, width = width_of(panel), vectors = width > kLanes ? 2 : 1;
+            float* to[kRows];
+            for (int64_t r = 0; r < height; ++r) to[r] = target + number * run_pitch + (row + r) * row_pitch + column;
+            const int64_t offset = frame.offset(number) + (turned ? column : row);
+            if (turned) {
+              run_tile<GradientTile<true>>(height, vectors, pixels, offset, from + row, slide.result_pixel(), count, to,
+                                           width, block == first_block);
+            } else {
+              run_tile<GradientTile<false>>(height, vectors, pixels, offset, packed + (panel - some) * pitch,
+                                            vectors * kLanes, count, to, width, block == first_block);
+            }
           }
         }
       }

@@ -61,6 +61,32 @@ JAXCNN_INLINE Vec multiply_add(Vec a, Vec b, Vec c) {
 #endif
 }
 
+// Copies between 1 and 2 blocks of kBytes, which may overlap.
+template <int kBytes>
+JAXCNN_INLINE void copy_two(float* to, const float* from, int64_t count) {
+  char first[kBytes], last[kBytes];
+  const int64_t rest = count * 4 - kBytes;
+  __builtin_memcpy(first, from, kBytes);
+  __builtin_memcpy(last, reinterpret_cast<const char*>(from) + rest, kBytes);
+  __builtin_memcpy(to, first, kBytes);
+  __builtin_memcpy(reinterpret_cast<char*>(to) + rest, last, kBytes);
+}
+
+// Copies `count` floats and touches no other memory.
+JAXCNN_INLINE void copy(float* to, const float* from, int64_t count) {
+  if (count >= kLanes) {
+    int64_t i = 0;
+    for (; i + kLanes <= count; i += kLanes) store(to + i, load(from + i));
+    if (i < count) store(to + count - kLanes, load(from + count - kLanes));
+  } else if (count >= 8) {
+    copy_two<32>(to, from, count);
+  } else if (count >= 4) {
+    copy_two<16>(to, from, count);
+  } else {
+    for (int64_t i = 0; i < count; ++i) to[i] = from[i];
+  }
+}
+
 // Loads and stores of the first `count` lanes. A sanitizer does not see what a mask leaves out.
 #if defined(__AVX512F__) && !JAXCNN_SANITIZE
 JAXCNN_INLINE __mmask16 mask_of(int64_t count) { return static_cast<__mmask16>((1u << count) - 1); }
@@ -69,6 +95,20 @@ JAXCNN_INLINE Vec load_some(const float* from, int64_t count) {
 }
 JAXCNN_INLINE void store_some(float* to, Vec value, int64_t count) {
   count >= kLanes ? store(to, value) : _mm512_mask_storeu_ps(to, mask_of(count), (__m512)value);
+}
+#elif defined(__AVX2__) && !JAXCNN_SANITIZE
+JAXCNN_INLINE __m256i mask_of(int64_t count) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(count)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+JAXCNN_INLINE Vec load_some(const float* from, int64_t count) {
+  return count >= kLanes ? load(from) : (Vec)_mm256_maskload_ps(from, mask_of(count));
+}
+JAXCNN_INLINE void store_some(float* to, Vec value, int64_t count) {
+  if (count >= kLanes) return store(to, value);
+  // A masked store is slow on some processors.
+  float lanes[kLanes];
+  store(lanes, value);
+  copy(to, lanes, count);
 }
 #else
 JAXCNN_INLINE Vec load_some(const float* from, int64_t count) {
@@ -129,31 +169,6 @@ JAXCNN_INLINE void transpose(Vec (&rows)[kLanes]) {
   exchange<1>(rows);
 }
 
-// Copies between 1 and 2 blocks of kBytes, which may overlap.
-template <int kBytes>
-JAXCNN_INLINE void copy_two(float* to, const float* from, int64_t count) {
-  char first[kBytes], last[kBytes];
-  const int64_t rest = count * 4 - kBytes;
-  __builtin_memcpy(first, from, kBytes);
-  __builtin_memcpy(last, reinterpret_cast<const char*>(from) + rest, kBytes);
-  __builtin_memcpy(to, first, kBytes);
-  __builtin_memcpy(reinterpret_cast<char*>(to) + rest, last, kBytes);
-}
-
-// Copies `count` floats and touches no other memory.
-JAXCNN_INLINE void copy(float* to, const float* from, int64_t count) {
-  if (count >= kLanes) {
-    int64_t i = 0;
-    for (; i + kLanes <= count; i += kLanes) store(to + i, load(from + i));
-    if (i < count) store(to + count - kLanes, load(from + count - kLanes));
-  } else if (count >= 8) {
-    copy_two<32>(to, from, count);
-  } else if (count >= 4) {
-    copy_two<16>(to, from, count);
-  } else {
-    for (int64_t i = 0; i < count; ++i) to[i] = from[i];
-  }
-}
 JAXCNN_INLINE void clear(float* to, int64_t count) {
   int64_t i = 0;
   for (; i + kLanes <= count; i += kLanes) store(to + i, Vec{});

@@ -78,58 +78,25 @@ JAXCNN_INLINE void transform(const float (&matrix)[kOut][kIn], const Read& read,
     }
 }
 
-// Evaluates the kernel at the points: [group][point][panel][channel][column of the panel].
-template <int kM, int kTaps>
-void evaluate_kernel(const Slide& slide, const float* kernel, float* to, TaskRunner& runner) {
-  constexpr int kPoints = kM + kTaps - 1;
-  const int64_t channels = slide.source_channels, columns = slide.result_channels;
-  const int64_t vectors = ceil_div(columns, kLanes), blocks = ceil_div(channels, kLanes);
-  const int64_t filled = vectors * kLanes;
-  parallel(runner, slide.groups * blocks * vectors, [&](int64_t task) {
-    const int64_t vector = task % vectors, first = task / vectors % blocks * kLanes, group = task / vectors / blocks;
-    const int64_t count = least(kLanes, channels - first), lanes = least(kLanes, columns - vector * kLanes);
-    // The panel of this vector, and its width.
-    const int64_t panel = vector / kVectors, width = least(kColumns, filled - panel * kColumns);
-    float* const place = to + group * kPoints * kPoints * channels * filled + panel * kColumns * channels +
-                         first * width + vector % kVectors * kLanes;
-    Vec taps[kTaps][kTaps][kLanes];
-    for (int h = 0; h < kTaps; ++h) {
-      for (int w = 0; w < kTaps; ++w) {
-        const int64_t tap = slide.kernel_tap(0, h, w);
-        if (slide.transposed) {
-          const int64_t pitch = slide.source_pixel();
-          const float* from = kernel + (tap * columns + vector * kLanes) * pitch + group * channels + first;
-          for (int n = 0; n < kLanes; ++n) taps[h][w][n] = n < lanes ? load_some(from + n * pitch, count) : Vec{};
-          transpose(taps[h][w]);
-        } else {
-          const int64_t pitch = slide.result_pixel();
-          const float* from = kernel + (tap * channels + first) * pitch + group * columns + vector * kLanes;
-          for (int64_t c = 0; c < count; ++c) taps[h][w][c] = load_some(from + c * pitch, lanes);
-        }
-      }
-    }
-    for (int64_t c = 0; c < count; ++c) {
-      transform(
-          kMatrices<kM, kTaps>.g, [&](int h, int w) { return taps[h][w][c]; },
-          [&](int i, int j, Vec sum) { store(place + (i * kPoints + j) * channels * filled + c * width, sum); });
-    }
-  });
-}
+// Returns the least multiple of a cache line's floats that is no less than `floats` and is odd in lines: arrays that
+// far apart use different sets of a cache.
+constexpr int64_t odd_lines(int64_t floats) { return ((floats + 15) / 16 | 1) * 16; }
 
-constexpr int64_t kPitch = kDepth + 16;      // floats from one tile of the source to the next, at a point
-constexpr int64_t kTileFloats = 200 << 10;  // most floats of sources and products at the points in a block of tiles
-constexpr int64_t kMostBlockTiles = 4 * kRows;  // most tiles of a block
+constexpr int64_t kTileBlockFloats = 200 << 10;  // most floats of a block of tiles at the points, and of their products
+constexpr int64_t kMostBlockTiles = 4 * kRows;   // most tiles of such a block
+constexpr int64_t kSharedFloats = 1 << 20;     // most floats of tiles at the points that all threads read,
+constexpr int64_t kLeastTiles = 96;            // with more tiles than are worth another evaluation of the kernel
+constexpr int64_t kPartTiles = 48;             // tiles whose products by a panel stay in the second-level cache
 
+// Computes a slide by tiles. Of the source and the kernel at the points, the smaller one is computed first. Each task
+// then computes its own part of the other, which stays in the processor's cache for the products.
 template <int kM, int kTaps>
 void slide_tiles_of(const Slide& slide, const float* source, const float* kernel, float* result,
                     const Epilogue& epilogue, TaskRunner& runner) {
   constexpr int kPoints = kM + kTaps - 1, kSquare = kPoints * kPoints;
   const SlideAxis *da = slide.axis, *ha = slide.axis + 1, *wa = slide.axis + 2;
-  const int64_t channels = slide.source_channels, columns = slide.result_channels;
-  const int64_t filled = ceil_div(columns, kLanes) * kLanes, panels = ceil_div(columns, kColumns);
-  float* const points = Scratch::floats(3, slide.groups * kSquare * channels * filled);
-  evaluate_kernel<kM, kTaps>(slide, kernel, points, runner);
-
+  const int64_t channels = slide.source_channels, columns = slide.result_channels, groups = slide.groups;
+  const int64_t panels = ceil_div(columns, kColumns), pixel = slide.source_pixel();
   const int64_t rows_of_tiles = ceil_div(ha->results, kM), columns_of_tiles = ceil_div(wa->results, kM);
   const int64_t tiles = slide.batch * da->results * rows_of_tiles * columns_of_tiles;
   // The first result of a tile.
@@ -140,71 +107,70 @@ void slide_tiles_of(const Slide& slide, const float* source, const float* kernel
     const int64_t line = number / columns_of_tiles, plane = line / rows_of_tiles;
     return Tile{plane / da->results, plane % da->results, line % rows_of_tiles * kM, number % columns_of_tiles * kM};
   };
-  const int64_t chunks = ceil_div(channels, kDepth), chunk = ceil_div(ceil_div(channels, chunks), kLanes) * kLanes;
-  int64_t block_tiles = kTileFloats / (kSquare * (chunks * kPitch + filled)) / kRows * kRows;
-  block_tiles = most(kRows, least(block_tiles, kMostBlockTiles));
-  const int64_t threads = runner.threads();
-  while (threads > 1 && block_tiles > kRows && ceil_div(tiles, block_tiles) * slide.groups < 2 * threads) {
-    block_tiles -= kRows;
+  const int64_t chunks = ceil_div(channels, kDepth), chunk = ceil_div(channels, chunks);
+  const bool shares_kernel = columns <= tiles, plain = is_empty(epilogue);
+  // Floats from one tile of the source to the next at a point, and from one point to the next.
+  const int64_t pitch = odd_lines(ceil_div(channels, kLanes) * kLanes);
+  const int64_t kernel_pitch = odd_lines(channels * kColumns), product_pitch = odd_lines(kPartTiles * kColumns);
+  int64_t block_tiles = most(kLeastTiles, kSharedFloats / (groups * kSquare * pitch));
+  if (shares_kernel) {
+    block_tiles = kTileBlockFloats / (kSquare * (pitch + kColumns)) / kRows * kRows;
+    block_tiles = most(kRows, least(block_tiles, kMostBlockTiles));
+    const int64_t threads = runner.threads();
+    while (threads > 1 && block_tiles > kRows && ceil_div(tiles, block_tiles) * groups < 2 * threads) {
+      block_tiles -= kRows;
+    }
   }
-  const bool plain = is_empty(epilogue);
-  const int64_t pixel = slide.source_pixel();
+  const int64_t blocks = ceil_div(tiles, block_tiles), source_pitch = odd_lines(block_tiles * pitch);
 
-  parallel(runner, ceil_div(tiles, block_tiles) * slide.groups, [&](int64_t task) {
-    const int64_t group = task % slide.groups, first = task / slide.groups * block_tiles;
-    const int64_t count = least(block_tiles, tiles - first);
-    const int64_t source_floats = chunks * block_tiles * kPitch, product_floats = block_tiles * filled;
-    float* const sources = Scratch::floats(0, kSquare * source_floats);
-    float* const products = Scratch::floats(1, kSquare * product_floats);
+  // Evaluates tile `number` of the source: one row for each point.
+  const auto read_tile = [&](int64_t group, int64_t number, float* to) {
     float* const zeros = Scratch::floats(2, channels + kLanes);
     clear(zeros, channels + kLanes);
-    for (int64_t t = 0; t < count; ++t) {
-      const Tile tile = tile_at(first + t);
-      const int64_t d = tile.d * da->source_stride + da->source_first;
-      const float* places[kSquare];
-      for (int i = 0; i < kSquare; ++i) {
-        const int64_t sh = tile.h + ha->source_first + i / kPoints, sw = tile.w + wa->source_first + i % kPoints;
-        const bool inside = d >= 0 && d < da->source_size && sh >= 0 && sh < ha->source_size && sw >= 0 &&
-                            sw < wa->source_size;
-        const int64_t line = (tile.image * da->source_size + d) * ha->source_size + sh;
-        places[i] = inside ? source + (line * wa->source_size + sw) * pixel + group * channels : zeros;
-      }
-      for (int64_t c = 0; c < channels; c += kLanes) {
-        const float* pixels[kSquare];
-        float copies[kSquare][kLanes];
-        if (c + kLanes <= channels) {
-          for (int i = 0; i < kSquare; ++i) pixels[i] = places[i] + c;
-        } else {
-          for (int i = 0; i < kSquare; ++i) {
-            store(copies[i], load_some(places[i] + c, channels - c));
-            pixels[i] = copies[i];
-          }
-        }
-        float* const to = sources + ((c / chunk) * block_tiles + t) * kPitch + c % chunk;
-        transform(
-            kMatrices<kM, kTaps>.bt, [&](int i, int j) { return load(pixels[i * kPoints + j]); },
-            [&](int i, int j, Vec sum) { store(to + (i * kPoints + j) * source_floats, sum); });
-      }
+    const Tile tile = tile_at(number);
+    const int64_t d = tile.d * da->source_stride + da->source_first;
+    const float* places[kSquare];
+    for (int i = 0; i < kSquare; ++i) {
+      const int64_t sh = tile.h + ha->source_first + i / kPoints, sw = tile.w + wa->source_first + i % kPoints;
+      const bool inside = d >= 0 && d < da->source_size && sh >= 0 && sh < ha->source_size && sw >= 0 &&
+                          sw < wa->source_size;
+      const int64_t line = (tile.image * da->source_size + d) * ha->source_size + sh;
+      places[i] = inside ? source + (line * wa->source_size + sw) * pixel + group * channels : zeros;
     }
+    for (int64_t c = 0; c < channels; c += kLanes) {
+      const float* pixels[kSquare];
+      float copies[kSquare][kLanes];
+      for (int i = 0; i < kSquare; ++i) {
+        pixels[i] = places[i] + c;
+        if (c + kLanes <= channels) continue;
+        store(copies[i], load_some(pixels[i], channels - c));
+        pixels[i] = copies[i];
+      }
+      transform(
+          kMatrices<kM, kTaps>.bt, [&](int i, int j) { return load(pixels[i * kPoints + j]); },
+          [&](int i, int j, Vec sum) { store(to + (i * kPoints + j) * source_pitch + c, sum); });
+    }
+  };
+  // Multiplies the tiles [first, end) by a panel of the kernel and interpolates the results.
+  const auto multiply = [&](int64_t group, int64_t panel, const float* sources, const float* points, int64_t first,
+                            int64_t end) {
+    const int64_t column = panel * kColumns, width = least(kColumns, columns - column);
+    const int64_t vectors = ceil_div(width, kLanes), filled = vectors * kLanes, channel = group * columns + column;
+    const int64_t count = end - first, row_tiles = ceil_div(count, kRows);
+    float* const products = Scratch::floats(1, kSquare * product_pitch);
     for (int64_t point = 0; point < kSquare; ++point) {
-      const float* const weights = points + (group * kSquare + point) * channels * filled;
-      for (int64_t panel = 0; panel < panels; ++panel) {
-        const int64_t width = least(kColumns, filled - panel * kColumns), vectors = width / kLanes;
-        for (int64_t k = 0; k < chunks; ++k) {
-          const int64_t depth = least(chunk, channels - k * chunk);
-          const float* const with = weights + panel * kColumns * channels + k * chunk * width;
-          for (int64_t t = 0; t < count; t += kRows) {
-            const int64_t rows = least(kRows, count - t);
-            float* to[kRows];
-            const float* from[kRows];
-            for (int64_t r = 0; r < rows; ++r) {
-              from[r] = sources + point * source_floats + (k * block_tiles + t + r) * kPitch;
-              to[r] = products + point * product_floats + (t + r) * filled + panel * kColumns;
-            }
-            const Segment channels_of_chunk = {0, depth};
-            const Product in = {from, &channels_of_chunk, 1, with};
-            run_tile<PixelTile>(rows, vectors, in, to, width, k == 0, nullptr);
+      for (int64_t k = 0; k < channels; k += chunk) {
+        const Segment segment = {k, least(chunk, channels - k)};
+        for (int64_t i = 0; i < row_tiles; ++i) {
+          const int64_t t = count * i / row_tiles, rows = count * (i + 1) / row_tiles - t;
+          float* to[kRows];
+          const float* from[kRows];
+          for (int64_t r = 0; r < rows; ++r) {
+            from[r] = sources + point * source_pitch + (t + r) * pitch;
+            to[r] = products + point * product_pitch + (t + r) * filled;
           }
+          const Product in = {from, &segment, 1, points + point * kernel_pitch + k * filled};
+          run_tile<PixelTile>(rows, vectors, in, to, filled, k == 0, nullptr);
         }
       }
     }
@@ -212,28 +178,73 @@ void slide_tiles_of(const Slide& slide, const float* source, const float* kernel
       const Tile tile = tile_at(first + t);
       const int64_t plane = tile.image * da->result_size + da->result_first + tile.d * da->result_step;
       const int64_t line = plane * ha->result_size + tile.h;
-      const int64_t height = least(kM, ha->results - tile.h), width = least(kM, wa->results - tile.w);
-      for (int64_t c = 0; c < columns; c += kLanes) {
+      const int64_t height = least(kM, ha->results - tile.h), length = least(kM, wa->results - tile.w);
+      float* places[kM * kM];
+      for (int64_t i = 0; i < height * length; ++i) {
+        const int64_t place = (line + i / length) * wa->result_size + tile.w + i % length;
+        places[i] = result + place * slide.result_pixel() + channel;
+      }
+      for (int64_t c = 0; c < width; c += kLanes) {
         Vec values[kM][kM];
         const float* const from = products + t * filled + c;
         transform(
-            kMatrices<kM, kTaps>.at, [&](int i, int j) { return load(from + (i * kPoints + j) * product_floats); },
+            kMatrices<kM, kTaps>.at, [&](int i, int j) { return load(from + (i * kPoints + j) * product_pitch); },
             [&](int i, int j, Vec sum) { values[i][j] = sum; });
-        const int64_t lanes = least(kLanes, columns - c);
-        float* places[kM * kM];
-        int64_t number = 0;
+        float* const* place = places;
         for (int64_t m = 0; m < height; ++m) {
-          for (int64_t n = 0; n < width; ++n) {
-            const int64_t place = ((line + m) * wa->result_size + tile.w + n) * slide.result_pixel();
-            float* const to = result + place + group * columns + c;
-            store_some(to, values[m][n], lanes);
-            places[number++] = to;
-          }
+          for (int64_t n = 0; n < length; ++n) store_some(*place++ + c, values[m][n], least(kLanes, width - c));
         }
-        if (!plain) finish(places, number, lanes, group * columns + c, result, epilogue);
       }
+      if (!plain) finish(places, height * length, width, channel, result, epilogue);
     }
-  });
+  };
+
+  const int64_t panel_floats = kSquare * kernel_pitch, block_floats = kSquare * source_pitch;
+  // Evaluates a panel of the kernel: [point][channel][column].
+  const auto evaluate = [&](int64_t group, int64_t panel, float* to) {
+    const int64_t column = panel * kColumns, width = least(kColumns, columns - column);
+    const int64_t vectors = ceil_div(width, kLanes), size = channels * vectors * kLanes;
+    float* const packed = Scratch::floats(4, kTaps * kTaps * size);
+    const auto pack = vectors == 2 ? pack_columns<2> : pack_columns<1>;
+    pack(slide, kernel, group, 0, kTaps * kTaps * channels, column, width, packed);
+    for (int64_t i = 0; i < size; i += kLanes) {
+      transform(
+          kMatrices<kM, kTaps>.g, [&](int h, int w) { return load(packed + (h * kTaps + w) * size + i); },
+          [&](int h, int w, Vec sum) { store(to + (h * kPoints + w) * kernel_pitch + i, sum); });
+    }
+  };
+  if (shares_kernel) {
+    float* const points = Scratch::floats(3, groups * panels * panel_floats);
+    parallel(runner, groups * panels,
+             [&](int64_t task) { evaluate(task / panels, task % panels, points + task * panel_floats); });
+    parallel(runner, blocks * groups, [&](int64_t task) {
+      const int64_t group = task % groups, first = task / groups * block_tiles;
+      const int64_t end = least(first + block_tiles, tiles);
+      float* const sources = Scratch::floats(0, block_floats);
+      for (int64_t t = first; t < end; ++t) read_tile(group, t, sources + (t - first) * pitch);
+      for (int64_t panel = 0; panel < panels; ++panel) {
+        multiply(group, panel, sources, points + (group * panels + panel) * panel_floats, first, end);
+      }
+    });
+    return;
+  }
+  float* const sources = Scratch::floats(3, groups * block_floats);
+  for (int64_t first = 0; first < tiles; first += block_tiles) {
+    const int64_t end = least(first + block_tiles, tiles);
+    parallel(runner, (end - first) * groups, [&](int64_t task) {
+      const int64_t group = task % groups, t = task / groups;
+      read_tile(group, first + t, sources + group * block_floats + t * pitch);
+    });
+    parallel(runner, panels * groups, [&](int64_t task) {
+      const int64_t group = task / panels, panel = task % panels;
+      float* const points = Scratch::floats(0, panel_floats);
+      evaluate(group, panel, points);
+      for (int64_t part = first; part < end; part += kPartTiles) {
+        const float* const from = sources + group * block_floats + (part - first) * pitch;
+        multiply(group, panel, from, points, part, least(part + kPartTiles, end));
+      }
+    });
+  }
 }
 
 inline bool fits_tiles(const Slide& slide) {

@@ -63,26 +63,27 @@ def expression(equation: JaxprEqn, operands: Sequence[Expression | None]) -> Exp
     return _operation(name, *operands, *power)
 
 
-def operand_of(atom: Any, known: dict[Any, Expression]) -> Expression | None:
+def operand_of(atom: Any, expressions: dict[Any, Expression]) -> Expression | None:
     """Returns the expression of an equation's operand; None if the operand has none."""
     if isinstance(atom, Literal):
         value = np.asarray(atom.val)
         return _float32(value) if value.ndim == 0 and value.dtype.kind in "if" else None
-    return known.get(atom)
+    return expressions.get(atom)
 
 
 def _expression_of_call(equation: JaxprEqn, operands: Sequence[Expression]) -> Expression | None:
-    (held,) = sub_jaxprs(equation)
-    jaxpr = inner_jaxpr(held)
+    """Returns the expression of the result of a jitted function; None if it has none."""
+    (closed,) = sub_jaxprs(equation)
+    jaxpr = inner_jaxpr(closed)
     if jaxpr.constvars:
         return None
-    known = dict(zip(jaxpr.invars, operands, strict=True))
+    expressions = dict(zip(jaxpr.invars, operands, strict=True))
     for inner in jaxpr.eqns:
-        result = expression(inner, [operand_of(atom, known) for atom in inner.invars])
+        result = expression(inner, [operand_of(atom, expressions) for atom in inner.invars])
         if result is None:
             return None
-        known[inner.outvars[0]] = result
-    return operand_of(jaxpr.outvars[0], known)
+        expressions[inner.outvars[0]] = result
+    return operand_of(jaxpr.outvars[0], expressions)
 
 
 def _relu6(value: Expression) -> Expression:

@@ -65,14 +65,14 @@ class Group:
         params = self.convolution.conv_params(method)
 
         def separate(lhs: jax.Array, rhs: jax.Array, *operands: Any) -> Any:
-            known = dict(zip(self.operands, operands, strict=True))
+            values_by_variable = dict(zip(self.operands, operands, strict=True))
             with _source_context(self.equation):
-                known[self.equation.outvars[0]] = self.convolution.restore(conv_p.bind(lhs, rhs, **params))
+                values_by_variable[self.equation.outvars[0]] = self.convolution.restore(conv_p.bind(lhs, rhs, **params))
             for equation in self.tail:
-                read = [atom.val if isinstance(atom, Literal) else known[atom] for atom in equation.invars]
+                read = [atom.val if isinstance(atom, Literal) else values_by_variable[atom] for atom in equation.invars]
                 with _source_context(equation):
-                    known.update(zip(equation.outvars, rebind(equation, read), strict=True))
-            return known[self.tail[-1].outvars[0]]
+                    values_by_variable.update(zip(equation.outvars, rebind(equation, read), strict=True))
+            return values_by_variable[self.tail[-1].outvars[0]]
 
         operands = (lhs, rhs, *values[2:])
         unfused = jax.make_jaxpr(separate)(*operands)
@@ -174,9 +174,11 @@ class _TailSearch:
             return
 
     def _is_free(self, number: int) -> bool:
+        """Returns whether an equation is in no group yet, and in the same scope as the convolution."""
         return number not in self.used_numbers and self.uses.equations[number].ctx is self.equation.ctx
 
     def _append(self, numbers: list[int], value: Any, useful: bool) -> None:
+        """Adds equations to the tail, whose result is now `value`; a tail may end only after `useful` ones."""
         self.tail_numbers += numbers
         self.value = value
         if useful:
@@ -216,14 +218,19 @@ class _TailSearch:
         return True
 
     def _operand_number(self, variable: Var) -> int:
+        """Returns the position of a variable among the group's operands, which a new one joins."""
         return self.operands.setdefault(variable, len(self.operands))
 
     def _channel_operand(self, atom: Any) -> int | float | None:
-        """Returns the position of an operand with one number or one for each channel, or a number; else None."""
+        """Returns a number, or the position among the group's operands of an array with one number for each channel.
+
+        None for any other array. An array that is new to the group becomes one of its operands, and a
+        `broadcast_in_dim` that makes it is computed with the group.
+        """
         aval = atom.aval
         if isinstance(atom, Literal):
             return float(atom.val) if aval.shape == () else None
-        if aval.shape == () or (len(aval.shape) == len(self.shape) and _varies_along(aval.shape, self.axis)):
+        if aval.shape == () or (len(aval.shape) == len(self.shape) and _is_along_axis(aval.shape, self.axis)):
             return self._operand_number(atom)
         number = self.uses.spreads.get(atom)
         if number is None or aval.shape != self.shape or len(self.uses.equations[number].invars) != 1:
@@ -269,7 +276,7 @@ class _TailSearch:
 
     def _take_activation(self) -> None:
         """Adds the equations of the longest activation that holds all readers of the value, if there is one."""
-        known: dict[Any, Any] = {self.value: X}
+        expressions: dict[Any, Any] = {self.value: X}
         waiting = sorted(set(self.uses.readers.get(self.value, ())))
         unread = {self.value: self.uses.count(self.value)}
         visited: list[int] = []
@@ -279,14 +286,14 @@ class _TailSearch:
             equation = self.uses.equations[number]
             if not self._is_free(number):
                 break
-            form = expression(equation, [operand_of(atom, known) for atom in equation.invars])
+            form = expression(equation, [operand_of(atom, expressions) for atom in equation.invars])
             if form is None:
                 break
             for atom in equation.invars:
                 if not isinstance(atom, Literal):
                     unread[atom] -= 1
             result: Any = equation.outvars[0]
-            known[result], unread[result] = form, self.uses.count(result)
+            expressions[result], unread[result] = form, self.uses.count(result)
             visited.append(number)
             inner = any(count for variable, count in unread.items() if variable is not result)
             match = None if inner or result.aval.shape != self.shape else activation(form)
@@ -318,6 +325,6 @@ class _TailSearch:
         )
 
 
-def _varies_along(shape: Sequence[int], axis: int) -> bool:
+def _is_along_axis(shape: Sequence[int], axis: int) -> bool:
     """Returns whether an array has size 1 along all other axes."""
     return all(size == 1 for other, size in enumerate(shape) if other != axis)

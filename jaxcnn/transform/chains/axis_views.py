@@ -102,23 +102,23 @@ class View:
 
     def reshape(self, sizes: Sequence[int]) -> View | None:
         """Returns the view reshaped; None if a new axis would take a part of a factor that is no factor itself."""
-        rest = [factor for factors in self.axes for factor in factors]
+        remaining_factors = [factor for factors in self.axes for factor in factors]
         axes = []
         for size in sizes:
             factors: list[Factor] = []
             while size > 1:
-                if not rest:
+                if not remaining_factors:
                     return None
-                axis, step, length = rest.pop(0)
+                axis, step, length = remaining_factors.pop(0)
                 part = math.gcd(size, length)
                 if part != min(size, length):
                     return None
                 if part < length:
-                    rest.insert(0, (axis, step, length // part))
+                    remaining_factors.insert(0, (axis, step, length // part))
                 factors.append((axis, step * (length // part), part))
                 size //= part
             axes.append(merge_factors(factors))
-        return None if rest else dataclasses.replace(self, axes=tuple(axes))
+        return None if remaining_factors else dataclasses.replace(self, axes=tuple(axes))
 
     def apply_to(self, parameter: Any) -> Any:
         """Returns the array from the parameter, whose sliced axes have size 1."""
@@ -131,7 +131,7 @@ class View:
         return value.reshape(self.sizes)
 
 
-_ELEMENTWISE_PRIMITIVES = (lax_primitives.convert_element_type_p, lax_primitives.copy_p, lax_primitives.stop_gradient_p)
+_ELEMENTWISE_PRIMITIVES = (lax_primitives.convert_element_type_p, lax_primitives.stop_gradient_p)
 
 
 def view_after(equation: JaxprEqn, view: View) -> View | None:

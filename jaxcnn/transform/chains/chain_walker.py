@@ -25,7 +25,8 @@ from jaxcnn.transform.chains.convolve import convolve_with_chain
 from jaxcnn.transform.chains.moves import Move, factor_by_feature, move_of, spread_shape
 from jaxcnn.transform.chains.placement import Placement, use_of
 from jaxcnn.transform.jaxpr.convolutions import is_convolution
-from jaxcnn.transform.jaxpr.equations import CALLS, loop_parts, rebind, while_parts
+from jaxcnn.transform.jaxpr.dense_layers import as_one_tap_convolution
+from jaxcnn.transform.jaxpr.equations import CALLS, loop_parts, rebind, returns_operands, while_parts
 from jaxcnn.transform.jaxpr.walker import Rule, Walker, inline
 
 
@@ -88,7 +89,7 @@ class TracedChain:
 
     def array(self) -> jax.Array:
         """Returns the array for which the chain stands."""
-        parameter = self.placement.holding(self.chain, self.view.sliced)
+        parameter = self.placement.parameter_of_chain(self.chain, self.view.sliced)
         return self.view.apply_to(parameter)
 
 
@@ -97,7 +98,7 @@ class ChainWalker(Walker):
     """A walker for values of which some are chains.
 
     Args:
-      materialize: True to give the dense kernel to equations that take no chain; by default that is an error.
+      materialize: flag, True to give the dense kernel to equations that take no chain; by default that is an error.
     """
 
     rules: Mapping[Primitive, Rule] = dataclasses.field(default_factory=dict)
@@ -122,6 +123,15 @@ class ChainWalker(Walker):
         descend = _DESCENTS.get(equation.primitive)
         if descend is not None:
             return descend(self, equation, operands)
+        if returns_operands(equation):
+            arrays = [jnp.zeros(()) if isinstance(operand, TracedChain) else operand for operand in operands]
+            results = rebind(equation, arrays) if len(chains) < len(operands) else arrays
+            return [operands[index] if index in chains else result for index, result in enumerate(results)]
+        layer = None
+        if len(chains) == 1 and operands[chains[0]].placement.kernel_shape[:-2] == (1,):
+            layer = as_one_tap_convolution(equation, chains[0])
+        if layer is not None:
+            return self.evaluate(layer, layer.consts, *operands)
         result = self._result_from_chain(equation, operands, chains[0]) if len(chains) == 1 else None
         if result is not None:
             return [result]
@@ -233,7 +243,7 @@ def _initial_carry(
         keeps = [old == jax.tree.structure(new) for old, new in zip(structures, after, strict=True)]
         if all(keeps):
             break
-        carry = [old if kept else walker.array(old, equation) for old, kept in zip(carry, keeps, strict=True)]
+        carry = [old if is_same else walker.array(old, equation) for old, is_same in zip(carry, keeps, strict=True)]
     return carry
 
 

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 from jax.extend import source_info_util
 from jax.extend.core import JaxprEqn
-from jax.extend.core import primitives as lax_primitives
 
 from jaxcnn.transform.chains.axis_views import Ints, View
-from jaxcnn.transform.chains.moves import factor_by_feature, move_of, spread_shape
+from jaxcnn.transform.chains.moves import move_of
 from jaxcnn.transform.chains.placement import Placement, Use, use_of
 from jaxcnn.transform.jaxpr.abstract_walk import AbstractWalk, Place
 from jaxcnn.transform.jaxpr.convolutions import as_convolution, option
-from jaxcnn.transform.jaxpr.equations import inner_jaxpr, is_entered, shape_of, sub_jaxprs
+from jaxcnn.transform.jaxpr.dense_layers import as_one_tap_convolution
+from jaxcnn.transform.jaxpr.equations import inner_jaxpr, is_entered, returns_operands, shape_of, sub_jaxprs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,9 +27,7 @@ class Site:
       count: number of executions of the convolution.
       path: ids of the equations that hold this one, outermost first, then the id of this one. The id of one equation is
         not enough, since two calls of one jitted function share the equations inside.
-      hidden: True in the body of a `while`, in a branch, or in a primitive that the walk does not follow.
-      scaled: True if the kernel is multiplied by numbers on the way.
-      factors: view of the multiplied parameter, and shape of the factor, for each factor that is no single number.
+      hidden: flag, True in the body of a `while`, in a branch, or in a primitive that the walk does not follow.
     """
 
     equation: JaxprEqn
@@ -38,8 +35,6 @@ class Site:
     count: int
     path: Ints
     hidden: bool
-    scaled: bool
-    factors: tuple[tuple[View, Ints], ...]
 
 
 @dataclasses.dataclass
@@ -60,42 +55,47 @@ class KernelUses:
         return self.sites[0].use.placement
 
     def refuse(self, reason: str) -> None:
-        """Stores a reason, unless there is an earlier one."""
+        """Stores a reason, unless there is an earlier one or the reason is empty."""
         self.refusal = self.refusal or reason
 
 
-def find_kernels(closed: Any) -> tuple[dict[int, KernelUses], list[tuple[JaxprEqn, int]]]:
+def find_kernels(closed: Any, dense: bool = False) -> tuple[dict[int, KernelUses], list[tuple[JaxprEqn, int]]]:
     """Returns the uses of the arguments of a closed jaxpr that are kernels of convolutions, by argument position.
 
     Also returns all convolutions, each with its number of executions.
+
+    Args:
+      closed: closed jaxpr.
+      dense: flag to count products with a matrix among the arguments as convolutions with a kernel of one tap.
     """
-    search = _KernelSearch()
+    search = _KernelSearch(dense)
     shapes = map(shape_of, inner_jaxpr(closed).invars)
     arguments = [
-        _KernelView(index, View.whole(shape)) if len(shape) > 2 else None for index, shape in enumerate(shapes)
+        _KernelView(index, View.whole(shape)) if len(shape) > (1 if dense else 2) else None
+        for index, shape in enumerate(shapes)
     ]
     for value in search.walk(closed, arguments, Place()):
         search.refuse(value, "it is returned")
     kernels = {index: uses for index, uses in sorted(search.uses.items()) if uses.sites}
     for uses in kernels.values():
         _refuse_conflicts(uses)
-    return kernels, search.convolutions
+    return kernels, list(search.convolutions.values())
 
 
 def _refuse_conflicts(uses: KernelUses) -> None:
-    """Refuses a kernel if its convolutions disagree on its axes or its groups, or if no link could take its factors."""
-    groups = [option(site.equation, "feature_group_count") for site in uses.sites]
-    relations = [
-        uses.placement.relation(site.use.placement, count) for site, count in zip(uses.sites, groups, strict=True)
-    ]
-    if None in relations:
-        uses.refuse("two convolutions have its axes in different order")
-    factors = {factor for site in uses.sites for factor in site.factors}
-    if any(factor_by_feature(uses.placement, *factor) is None for factor in factors):
-        uses.refuse("it is multiplied by numbers that vary along other axes than its output features")
+    for site in uses.sites:
+        uses.refuse(conflict(uses.sites[0], site))
+
+
+def conflict(first: Site, site: Site) -> str:
+    """Returns the reason why one chain cannot serve a convolution and the first one with the same parameter, or ""."""
+    placement, groups = first.use.placement, option(first.equation, "feature_group_count")
+    if placement.relation(site.use.placement, option(site.equation, "feature_group_count")) is None:
+        return "two convolutions have its axes in different order"
     # The kernel's shape determines the number of features in a group, but not the number of groups.
-    if len({*groups}) > 1:
-        uses.refuse("two convolutions have it in different numbers of groups")
+    if option(site.equation, "feature_group_count") != groups:
+        return "two convolutions have it in different numbers of groups"
+    return ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,37 +105,27 @@ class _KernelView:
     Args:
       index: position of the parameter among the arguments.
       view: moves of the parameter so far.
-      scaled: True if the array was multiplied by numbers.
-      factors: factors as in `Site`.
     """
 
     index: int
     view: View
-    scaled: bool = False
-    factors: tuple[tuple[View, Ints], ...] = ()
 
 
-@dataclasses.dataclass(frozen=True)
-class _BroadcastArray:
-    """An array that was broadcast.
-
-    Args:
-      shape: shape before the broadcast, with the axes of the array.
-    """
-
-    shape: Ints
-
-
-_Value = _KernelView | _BroadcastArray | None
+_Value = _KernelView | None
 
 
 class _KernelSearch(AbstractWalk[_Value, None]):
-    """The walk that follows parameters to convolutions."""
+    """The walk that follows parameters to convolutions.
 
-    def __init__(self) -> None:
+    Args:
+      dense: flag to follow them to products of matrices, too.
+    """
+
+    def __init__(self, dense: bool) -> None:
         super().__init__()
+        self.dense = dense
         self.uses: dict[int, KernelUses] = {}
-        self.convolutions: list[tuple[JaxprEqn, int]] = []
+        self.convolutions: dict[Ints, tuple[JaxprEqn, int]] = {}
 
     def uses_of(self, kernel: _KernelView) -> KernelUses:
         """Returns the uses of a parameter so far."""
@@ -143,13 +133,8 @@ class _KernelSearch(AbstractWalk[_Value, None]):
 
     def refuse(self, value: _Value, reason: str) -> None:
         """Refuses the parameter of which a value is a view."""
-        if isinstance(value, _KernelView):
+        if value is not None:
             self.uses_of(value).refuse(reason)
-
-    def walk(self, jaxpr: Any, operands: Sequence[_Value], place: Place) -> list[_Value]:
-        """Returns the kernels among the results of a jaxpr; broadcasts are known within one jaxpr only."""
-        kernels = [value if isinstance(value, _KernelView) else None for value in operands]
-        return [value if isinstance(value, _KernelView) else None for value in super().walk(jaxpr, kernels, place)]
 
     def unknown(self, aval: Any) -> _Value:
         del aval
@@ -157,36 +142,40 @@ class _KernelSearch(AbstractWalk[_Value, None]):
 
     def equation(self, equation: JaxprEqn, operands: list[_Value], place: Place) -> list[_Value] | None:
         if as_convolution(equation, "describe") is not None:
-            self.convolutions.append((equation, place.count))
+            self.convolutions[place.path_of(equation)] = equation, place.count
             operands = self._record_use(equation, operands, place)
+        elif returns_operands(equation):
+            return operands
         elif is_entered(equation.primitive) and sub_jaxprs(equation):
             return None
-        kernels = [position for position, value in enumerate(operands) if isinstance(value, _KernelView)]
-        result: _Value = None
+        kernels = [value for value in operands if value is not None]
         if len(kernels) == 1 and len(equation.outvars) == 1:
-            result = _moved_kernel(equation, operands, kernels[0])
-        if result is None:
-            line = source_info_util.summarize(equation.source_info)
-            for position in kernels:
-                self.refuse(operands[position], f"it reaches {equation.primitive}" + (f" at {line}" if line else ""))
-            if equation.primitive is lax_primitives.broadcast_in_dim_p and not kernels:
-                result = _BroadcastArray(spread_shape(equation))
-        return [result, *[None] * (len(equation.outvars) - 1)]
+            layer = as_one_tap_convolution(equation, operands.index(kernels[0])) if self.dense else None
+            if layer is not None:
+                return self.walk(layer, operands, place.inside(equation))
+            move = move_of(equation, operands.index(kernels[0]), kernels[0].view)
+            if move is not None and move.effect not in ("scale", "negate"):
+                return [dataclasses.replace(kernels[0], view=move.view)]
+        line = source_info_util.summarize(equation.source_info)
+        for kernel in kernels:
+            self.refuse(kernel, f"it reaches {equation.primitive}" + (f" at {line}" if line else ""))
+        return [None] * len(equation.outvars)
 
     def _record_use(self, equation: JaxprEqn, operands: list[_Value], place: Place) -> list[_Value]:
         """Adds a site if the second operand is a kernel; returns the operands, with None in place of this kernel."""
         image, kernel = operands
-        use = use_of(equation, kernel.view) if isinstance(kernel, _KernelView) else None
-        if not isinstance(kernel, _KernelView) or use is None:
+        use = None if kernel is None else use_of(equation, kernel.view)
+        if kernel is None or use is None:
             return operands
-        path = tuple(map(id, (*place.holders, equation)))
-        site = Site(equation, use, place.count, path, place.hidden, kernel.scaled, kernel.factors)
-        self.uses_of(kernel).sites.append(site)
+        path = place.path_of(equation)
+        sites = self.uses_of(kernel).sites
+        if all(site.path != path for site in sites):  # the body of a loop may be walked twice
+            sites.append(Site(equation, use, place.count, path, place.hidden))
         return [image, None]
 
-    def element(self, value: _Value, length: int) -> _Value:
-        del length
-        if not isinstance(value, _KernelView):
+    def element(self, value: _Value, length: int, place: Place) -> _Value:
+        del length, place
+        if value is None:
             return None
         view = value.view.scan_element()
         if view is None:
@@ -222,20 +211,3 @@ class _KernelSearch(AbstractWalk[_Value, None]):
         body = sub_jaxprs(equation)[0]
         self.walk(body, [None] * len(inner_jaxpr(body).invars), place.inside(equation, hidden=True))
         return [None] * len(equation.outvars)
-
-
-def _moved_kernel(equation: JaxprEqn, operands: Sequence[_Value], position: int) -> _KernelView | None:
-    """Returns the view that an equation makes of the kernel at a position; None if no chain passes through."""
-    kernel = operands[position]
-    move = move_of(equation, position, kernel.view) if isinstance(kernel, _KernelView) else None
-    if not isinstance(kernel, _KernelView) or move is None:
-        return None
-    kernel = dataclasses.replace(kernel, view=move.view)
-    if move.effect not in ("scale", "negate"):
-        return kernel
-    shape: Ints = ()
-    if move.effect == "scale":
-        factor = operands[1 - position]
-        shape = factor.shape if isinstance(factor, _BroadcastArray) else shape_of(equation.invars[1 - position])
-    factors = ((move.view, shape),) if max(shape, default=1) > 1 else ()
-    return dataclasses.replace(kernel, scaled=True, factors=(*kernel.factors, *factors))

@@ -53,6 +53,7 @@ def move_of(equation: JaxprEqn, position: int, view: View) -> Move | None:
 
 
 def _is_scaling(equation: JaxprEqn, position: int, view: View) -> bool:
+    """Returns whether a product or quotient scales a view entry by entry, so that a link can be scaled in its place."""
     operand: Any = equation.invars[position].aval
     result: Any = equation.outvars[0].aval
     if result.shape != view.sizes:

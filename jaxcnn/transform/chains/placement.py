@@ -62,7 +62,7 @@ class Placement:
         return dataclasses.replace(self, inputs=features, outputs=merge_factors((*group, *self.inputs)))
 
     def relation(self, other: Placement, groups: int) -> Relation | None:
-        """Returns the relation of a kernel at another placement in the parameter to this one; None if none."""
+        """Returns "same" for a placement of the same kernel, "exchanged" for one from outputs to inputs, else None."""
         indexed_axes = tuple(axis for axis in self.stack if axis not in other.stack)
         if other.taps != self.taps or math.prod(self.shape[axis] for axis in indexed_axes) > 1:
             return None
@@ -85,7 +85,7 @@ class Placement:
         shape = [1 if axis in sliced else size for axis, size in enumerate(self.shape)]
         return kernel.reshape([size for _, _, size in factors]).transpose(order).reshape(shape)
 
-    def holding(self, chain: KernelChain, sliced: Ints = ()) -> jax.Array:
+    def parameter_of_chain(self, chain: KernelChain, sliced: Ints = ()) -> jax.Array:
         """Returns the parameter that holds a chain's dense kernels; links have a leading axis for each of `stack`."""
         dense: Callable[[KernelChain], jax.Array] = KernelChain.dense
         for _ in range(len(self.stack) - len(sliced)):
@@ -158,8 +158,8 @@ def guesses(chains: Sequence[KernelChain]) -> Iterator[list[Placement]]:
 
     The chains with the most axes may also be stacks of chains: their links have one more leading axis, all of one size.
     """
-    most = max(chain.ndim for chain in chains)
-    stacks = [chain.ndim == most > 3 and len({link.shape[0] for link in chain.kernels}) == 1 for chain in chains]
+    max_ndim = max(chain.ndim for chain in chains)
+    stacks = [chain.ndim == max_ndim > 3 and len({link.shape[0] for link in chain.kernels}) == 1 for chain in chains]
     for stacked in (False, True) if any(stacks) else (False,):
         for order in ORDERS:
             yield [
@@ -169,6 +169,7 @@ def guesses(chains: Sequence[KernelChain]) -> Iterator[list[Placement]]:
 
 
 def _placement_in_order(chain: KernelChain, stacked: bool, order: str) -> Placement:
+    """Returns the placement of a chain's kernel in a parameter with axes in an order: HWIO, OIHW or HWCM."""
     lead = (chain.kernels[0].shape[0],) if stacked else ()
     if stacked:
         links = (jax.ShapeDtypeStruct(link.shape[1:], link.dtype) for link in chain.kernels)

@@ -10,6 +10,7 @@ import jax
 from jaxcnn.chain import KernelChain
 from jaxcnn.transform.chains.axis_views import View
 from jaxcnn.transform.chains.chain_walker import ChainError, ChainWalker, TracedChain
+from jaxcnn.transform.chains.explicit_kernels import with_explicit_kernels
 from jaxcnn.transform.chains.placement import Placement, guesses
 from jaxcnn.transform.jaxpr.signature import Outputs, Signature, cache_programs
 
@@ -29,7 +30,7 @@ def with_chains(f: Callable[..., Any], *, materialize: bool = False) -> Callable
 
     Args:
       f: function of pytrees of arrays; other leaves of its arguments are treated as by `accelerate`.
-      materialize: True to give the dense kernel to an operation that takes arrays only, such as a penalty on the
+      materialize: flag, True to give the dense kernel to an operation that takes arrays only, such as a penalty on the
         weights. By default that is an error.
 
     Returns:
@@ -59,23 +60,23 @@ def with_chains(f: Callable[..., Any], *, materialize: bool = False) -> Callable
     """
     if not callable(f):
         raise TypeError(f"with_chains: f must be a function, got {f!r}")
-    return apply_with_chains(f, None, materialize)
+    return apply_with_chains(with_explicit_kernels(f), None, materialize)
 
 
 def apply_with_chains(
-    f: Callable[..., Any], known: Mapping[str, Placement] | None, materialize: bool = False
+    f: Callable[..., Any], known_placements: Mapping[str, Placement] | None, materialize: bool = False
 ) -> Callable[..., Any]:
     """Returns f as a function of chains.
 
     Args:
       f: user's function.
-      known: placements of kernels by path; None to try the usual orders of axes.
-      materialize: True to give the dense kernel to operations that take no chain.
+      known_placements: placements of kernels by path; None to try the usual orders of axes.
+      materialize: flag, True to give the dense kernel to operations that take no chain.
     """
 
     def program_of(signature: Signature) -> Callable[..., Outputs]:
         traced, paths = jax.make_jaxpr(signature.flat(f), return_shape=True), signature.paths()
-        return lambda *values: evaluate_with_chains(traced, paths, values, known, materialize)
+        return lambda *values: evaluate_with_chains(traced, paths, values, known_placements, materialize)
 
     return cache_programs("with_chains", f, program_of, (KernelChain,))
 
@@ -84,7 +85,7 @@ def evaluate_with_chains(
     traced: Callable[..., Any],
     paths: Sequence[str],
     values: Sequence[Any],
-    known: Mapping[str, Placement] | None,
+    known_placements: Mapping[str, Placement] | None,
     materialize: bool,
 ) -> Outputs:
     """Returns the results of a function for arrays and chains.
@@ -93,12 +94,14 @@ def evaluate_with_chains(
       traced: function from arrays to the jaxpr of the user's function and the shapes of its results.
       paths: path of each value in the arguments.
       values: arrays and chains.
-      known: placements of kernels by path; None to try the usual orders.
-      materialize: True to give the dense kernel to operations that take no chain.
+      known_placements: placements of kernels by path; None to try the usual orders.
+      materialize: flag, True to give the dense kernel to operations that take no chain.
     """
     chains = [index for index, value in enumerate(values) if isinstance(value, KernelChain)]
     errors: list[Exception] = []
-    for placements in _placements([values[index] for index in chains], [paths[index] for index in chains], known):
+    for placements in _placements(
+        [values[index] for index in chains], [paths[index] for index in chains], known_placements
+    ):
         try:
             return _evaluate(traced, paths, values, dict(zip(chains, placements, strict=True)), materialize)
         except Exception as error:  # libraries have error classes of their own
@@ -114,12 +117,12 @@ def evaluate_with_chains(
 
 
 def _placements(
-    chains: Sequence[KernelChain], paths: Sequence[str], known: Mapping[str, Placement] | None
+    chains: Sequence[KernelChain], paths: Sequence[str], known_placements: Mapping[str, Placement] | None
 ) -> Iterable[list[Placement]]:
     if not chains:
         return [[]]
-    if known is not None and known.keys() >= set(paths):
-        return [[known[path] for path in paths]]
+    if known_placements is not None and known_placements.keys() >= set(paths):
+        return [[known_placements[path] for path in paths]]
     return guesses(chains)
 
 

@@ -36,7 +36,7 @@ class Place:
     Args:
       count: number of executions of the jaxpr, with a `while` counted once.
       holders: equations that hold the jaxpr, outermost first.
-      hidden: True in the body of a `while`, in a branch, or in a primitive that the walk does not follow.
+      hidden: flag, True in the body of a `while`, in a branch, or in a primitive that the walk does not follow.
     """
 
     count: int = 1
@@ -46,6 +46,13 @@ class Place:
     def inside(self, equation: JaxprEqn, times: int = 1, hidden: bool = False) -> Place:
         """Returns the place of a jaxpr that an equation here holds."""
         return Place(self.count * times, (*self.holders, equation), self.hidden or hidden)
+
+    def path_of(self, equation: JaxprEqn) -> tuple[int, ...]:
+        """Returns the ids of the equations that hold an equation, outermost first, then its own id.
+
+        The own id is not enough, since two calls of one jitted function share the equations inside.
+        """
+        return tuple(map(id, (*self.holders, equation)))
 
     def name_of(self, equation: JaxprEqn) -> str:
         """Returns the whole name stack of an equation."""
@@ -77,7 +84,7 @@ class AbstractWalk(abc.ABC, Generic[V, R]):
 
     def walk_equations(self, jaxpr: Any, inputs: Sequence[V], place: Place) -> list[V]:
         """Returns the values of a jaxpr's results from those of its constants and arguments."""
-        values: JaxprValues[V] = JaxprValues(jaxpr, inputs, lambda literal: self.unknown(literal.aval))
+        values: JaxprValues[V] = JaxprValues(jaxpr, inputs, self.literal)
         for equation in values.jaxpr.eqns:
             operands = values.read(equation.invars)
             results = self.equation(equation, operands, place)
@@ -95,13 +102,23 @@ class AbstractWalk(abc.ABC, Generic[V, R]):
         del array
         return self.unknown(variable.aval)
 
+    def literal(self, literal: Any) -> V:
+        """Returns the value of a literal."""
+        return self.unknown(literal.aval)
+
     @abc.abstractmethod
     def equation(self, equation: JaxprEqn, operands: list[V], place: Place) -> list[V] | None:
         """Returns the values of an equation's results, or None to walk the jaxprs that the equation holds."""
 
     @abc.abstractmethod
-    def element(self, value: V, length: int) -> V:
-        """Returns the value of one slice of a value that a scan of `length` steps takes apart."""
+    def element(self, value: V, length: int, place: Place) -> V:
+        """Returns the value of one slice of a value that a scan takes apart.
+
+        Args:
+          value: value that is sliced.
+          length: number of steps.
+          place: place of the scan's body.
+        """
 
     @abc.abstractmethod
     def stack(self, value: V) -> V:
@@ -130,11 +147,12 @@ class AbstractWalk(abc.ABC, Generic[V, R]):
         """Returns the values of the results of an equation that holds jaxprs and is no scan, while, cond or call."""
 
     def after_while(self, equation: JaxprEqn, records: list[R], place: Place) -> None:
-        """Handles the records of a `while`, whose condition and body were walked once."""
+        """Handles the records of a `while`, those of one walk of its condition and body."""
 
     # Equations that hold jaxprs.
 
     def _walk_held(self, equation: JaxprEqn, operands: list[V], place: Place) -> list[V]:
+        """Walks the jaxprs that an equation holds, as its primitive executes them."""
         if equation.primitive is lax_primitives.scan_p:
             return self._scan(equation, operands, place)
         if equation.primitive is lax_primitives.while_p:
@@ -159,7 +177,7 @@ class AbstractWalk(abc.ABC, Generic[V, R]):
         length, (body,) = equation.params["length"], sub_jaxprs(equation)
         inside = place.inside(equation, length)
         constants, carry, scanned = loop_parts(equation, operands)
-        elements = [self.element(value, length) for value in scanned]
+        elements = [self.element(value, length, inside) for value in scanned]
         passes = max(1, min(length, self.max_loop_passes))
         for _ in range(passes):
             results, records = self.walk_apart(body, [*constants, *carry, *elements], inside)
@@ -175,10 +193,14 @@ class AbstractWalk(abc.ABC, Generic[V, R]):
     def _while(self, equation: JaxprEqn, operands: list[V], place: Place) -> list[V]:
         inside = place.inside(equation, hidden=True)
         tested, constants, carry = while_parts(equation, operands)
-        _, of_condition = self.walk_apart(equation.params["cond_jaxpr"], [*tested, *carry], inside)
-        results, of_body = self.walk_apart(equation.params["body_jaxpr"], [*constants, *carry], inside)
+        while True:
+            _, of_condition = self.walk_apart(equation.params["cond_jaxpr"], [*tested, *carry], inside)
+            results, of_body = self.walk_apart(equation.params["body_jaxpr"], [*constants, *carry], inside)
+            # The number of steps is unknown, so a carry that changes is widened before the body is walked again.
+            before, after = carry, map(self.join, carry, results)
+            carry = [new if new == old else self.widen(new) for old, new in zip(before, after, strict=True)]
+            if carry == before:
+                break
         self.records += (records := [*of_condition, *of_body])
         self.after_while(equation, records, place)
-        # The number of steps is unknown, so a carry that changes is widened.
-        after = map(self.join, carry, results)
-        return [new if new == old else self.widen(new) for old, new in zip(carry, after, strict=True)]
+        return carry

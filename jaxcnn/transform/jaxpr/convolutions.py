@@ -18,7 +18,7 @@ from jaxcnn.geometry import Ints, Pair, dilated_size
 from jaxcnn.lowering.common.forms import transposed_kernel
 from jaxcnn.lowering.spec import ConvSpec, Role, conv_spec
 from jaxcnn.primitives import conv_p
-from jaxcnn.transform.jaxpr.equations import avals, has_known_sizes, is_plain
+from jaxcnn.transform.jaxpr.equations import avals, explicit_sharding, has_known_sizes, is_computable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,10 +29,10 @@ class Convolution:
       spec: convolution, with the role that is computed.
       method: method that the user asked for, `"auto"` for every convolution of lax.
       axes: axes of the equation's two operands and its result, each in the order that the role has them.
-      flipped: True if the second operand is the kernel of the role `"output"` while the role is `"input"`: its window
-        must be reversed and its features exchanged.
-      swapped: True if the role takes the equation's operands in the other order, and its result, a kernel, must be
-        reversed.
+      flipped: flag of a second operand that is the kernel of the role `"output"` while the role is `"input"`: its
+        window must be reversed and its features exchanged.
+      swapped: flag of a role that takes the equation's operands in the other order, and whose result, a kernel, must
+        be reversed.
       edges: (low, high, interior) padding that is applied to the equation's first operand beforehand, where the
         equation has negative padding; else None.
       sharding: sharding of the result on an Explicit mesh, or None.
@@ -115,14 +115,14 @@ def _convolution_to_compute(equation: JaxprEqn) -> Convolution | None:
     """Returns the convolution that jaxcnn computes in place of XLA; None if XLA keeps the equation."""
     operands = avals(equation)
     # jaxcnn's results never have a weak type.
-    if not all(map(is_plain, operands)) or operands[-1].weak_type:
+    if not all(map(is_computable, operands)) or operands[-1].weak_type:
         return None
     conv = as_convolution(equation, "describe")
     if conv is None or min(map(min, conv.spec.padding)) < 0:
         conv = _as_convolution_of_cropped(equation)
     if any(jnp.issubdtype(aval.dtype, kind) for aval in operands for kind in (np.complexfloating, np.bool_)):
-        return conv if equation.primitive is conv_p else None
-    return conv
+        conv = conv if equation.primitive is conv_p else None
+    return conv and dataclasses.replace(conv, sharding=explicit_sharding(operands[-1], conv.axes[2]))
 
 
 def _as_convolution_of_cropped(equation: JaxprEqn) -> Convolution | None:
@@ -151,15 +151,17 @@ def _as_convolution_of_cropped(equation: JaxprEqn) -> Convolution | None:
 
 
 def _from_jaxcnn(equation: JaxprEqn) -> Convolution:
-    spec, method, sharding = (equation.params[name] for name in ("spec", "method", "sharding"))
+    """Returns the convolution of an equation of `conv_p`; one over a dilated image as an input's gradient."""
+    spec, method = equation.params["spec"], equation.params["method"]
     has_dilated_input = spec.role == "output" and not spec.stacked and max(spec.input_dilation) > 1
     transposed = _as_input_gradient(equation) if has_dilated_input else None
     if transposed is None:
-        return Convolution(spec, method, forward_axes(equation), sharding=sharding)
+        return Convolution(spec, method, forward_axes(equation))
     return dataclasses.replace(transposed, method=method)
 
 
 def _from_lax(equation: JaxprEqn) -> Convolution | None:
+    """Returns the convolution of an equation of lax, in the role of a derivative where it computes one."""
     params = equation.params
     _, rhs, out = avals(equation)
     numbers = params["dimension_numbers"]
@@ -216,6 +218,7 @@ def _in_role(
     swapped: bool = False,
     **options: Any,
 ) -> Convolution:
+    """Returns an equation as the convolution of a role; the options are those of `conv_spec`."""
     first, second, result = avals(equation)
     arrays = (second, first, result) if swapped else (first, second, result)
     lhs, rhs, out = (

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
-import jax
 from jax.extend import source_info_util
 from jax.extend.core import JaxprEqn, Literal, Primitive
 from jax.extend.core import primitives as lax_primitives
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from jaxcnn._compat import custom_vmap_primitive, shard_map_primitive
+from jaxcnn._compat import computes_on, custom_vmap_primitive, is_explicit, shard_map_primitive
 from jaxcnn.epilogue import fused_conv_p
 
 V = TypeVar("V")
@@ -35,6 +35,19 @@ LOOPS_AND_BRANCHES: frozenset[Primitive] = frozenset(
     {lax_primitives.scan_p, lax_primitives.while_p, lax_primitives.cond_p}
 )
 """Primitives whose jaxprs are executed any number of times, or one of several."""
+
+
+_UNCHANGING_NAMES = frozenset(
+    {"copy", "copy_p", "device_put", "name", "optimization_barrier", "sharding_constraint", "reshard", "mesh_cast"}
+    | {"layout_constraint", "pvary"}
+)
+"""Names of primitives whose results are their operands. Some of these primitives have no public name in JAX."""
+
+
+def returns_operands(equation: JaxprEqn) -> bool:
+    """Returns whether an equation's results have the values of its operands, in order: copies, names, placements."""
+    same_number = len(equation.invars) == len(equation.outvars)
+    return same_number and equation.primitive.name in _UNCHANGING_NAMES
 
 
 def is_entered(primitive: Primitive) -> bool:
@@ -59,12 +72,19 @@ def has_known_sizes(aval: Any) -> bool:
     return all(isinstance(size, int) and size > 0 for size in aval.shape)
 
 
-def is_plain(aval: Any) -> bool:
-    """Returns whether an abstract value has known, positive sizes and no explicit sharding."""
+def is_computable(aval: Any) -> bool:
+    """Returns whether jaxcnn's primitives take an abstract value: known, positive sizes, and no mesh that they lack."""
     if not has_known_sizes(aval):
         return False
     mesh = aval.sharding.mesh
-    return mesh.empty or jax.sharding.AxisType.Explicit not in mesh.axis_types
+    return not is_explicit(aval) or (computes_on(mesh) and AxisType.Manual not in mesh.axis_types)
+
+
+def explicit_sharding(aval: Any, axes: Sequence[int]) -> NamedSharding | None:
+    """Returns the sharding of a value with its axes in another order, on an Explicit mesh; None elsewhere."""
+    if not is_explicit(aval):
+        return None
+    return NamedSharding(aval.sharding.mesh, PartitionSpec(*(aval.sharding.spec[axis] for axis in axes)))
 
 
 def inner_jaxpr(jaxpr: Any) -> Any:
@@ -90,8 +110,8 @@ def all_equations(jaxpr: Any) -> Iterator[JaxprEqn]:
     """Yields the equations of a jaxpr and of those that it holds, at any depth."""
     for equation in inner_jaxpr(jaxpr).eqns:
         yield equation
-        for held in sub_jaxprs(equation):
-            yield from all_equations(held)
+        for inner in sub_jaxprs(equation):
+            yield from all_equations(inner)
 
 
 def loop_parts(equation: JaxprEqn, operands: Sequence[V]) -> tuple[list[V], list[V], list[V]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,11 +14,12 @@ import numpy as np
 from jax import lax
 from jax.extend.core import JaxprEqn, Primitive
 from jax.extend.core import primitives as lax_primitives
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxcnn.lowering import choice
 from jaxcnn.lowering.spec import PoolSpec
 from jaxcnn.primitives import extremum_p, scatter_p, select_p, window_sum_p, winner_p
-from jaxcnn.transform.jaxpr.equations import avals, inner_jaxpr, is_plain
+from jaxcnn.transform.jaxpr.equations import avals, explicit_sharding, inner_jaxpr, is_computable
 
 _REDUCTION_KINDS: dict[Primitive, str] = {
     lax_primitives.reduce_window_max_p: "max",
@@ -39,15 +41,11 @@ class Pool:
     Args:
       spec: pool over the equation's operand reshaped to (N, *spatial, C).
       kind: `"max"`, `"min"` or `"sum"`.
-      shape: shape of the equation's operand.
-      out_shape: shape of the equation's result.
       first: first axis of the operand over which a window slides.
     """
 
     spec: PoolSpec
     kind: str
-    shape: tuple[int, ...]
-    out_shape: tuple[int, ...]
     first: int
 
     @property
@@ -74,7 +72,7 @@ def as_pool(equation: JaxprEqn) -> Pool | None:
     if (
         not kind
         or result.weak_type
-        or not (is_plain(operand) and is_plain(result))
+        or not (is_computable(operand) and is_computable(result))
         or not jnp.issubdtype(operand.dtype, jnp.number)
     ):
         return None
@@ -83,10 +81,14 @@ def as_pool(equation: JaxprEqn) -> Pool | None:
     ones = (1,) * operand.ndim
     if max(params.get("base_dilation", ones)) > 1 or min(map(min, params["padding"])) < 0:
         return None
-    spec, out_shape, first = _spec_and_layout(operand, params)
+    spec, first = _spec_and_layout(operand, params)
+    last = first + spec.rank
+    images = [aval for aval in arrays if aval.ndim == operand.ndim]
+    if any(_splits_merged_axes(aval, axes) for aval in images for axes in (range(first), range(last, operand.ndim))):
+        return None
     is_selection = primitive is lax_primitives.select_and_gather_add_p
     is_improved = choice.pool_method(spec, "cpu", selects=is_selection).NAME != "direct"
-    return Pool(spec, kind, operand.shape, out_shape, first) if is_improved else None
+    return Pool(spec, kind, first) if is_improved else None
 
 
 def _body_kind(equation: JaxprEqn) -> str:
@@ -106,8 +108,8 @@ def _body_kind(equation: JaxprEqn) -> str:
         body = inner.params["jaxpr"]  # jnp.maximum is a jitted function
 
 
-def _spec_and_layout(operand: Any, params: dict[str, Any]) -> tuple[PoolSpec, tuple[int, ...], int]:
-    """Returns the pool over (N, *spatial, C), the result's shape in the equation's axes, and the first spatial axis.
+def _spec_and_layout(operand: Any, params: dict[str, Any]) -> tuple[PoolSpec, int]:
+    """Returns the pool over (N, *spatial, C), and the first spatial axis in the equation's axes.
 
     The axes before the first one over which a window slides make up N, those after the last one make up C. Axes in
     between without a window get a window of one pixel. So a reshape is enough, and no axis moves.
@@ -127,31 +129,68 @@ def _spec_and_layout(operand: Any, params: dict[str, Any]) -> tuple[PoolSpec, tu
         window_dilation=dilation[spatial],
         dtype=np.dtype(operand.dtype),
     )
-    return spec, (*shape[:first], *spec.output_shape[1:-1], *shape[last:]), first
+    return spec, first
+
+
+def _splits_merged_axes(aval: Any, axes: Sequence[int]) -> bool:
+    """Returns whether an array on an Explicit mesh is split along one of some axes, other than the first of them.
+
+    Such axes cannot become one axis without communication.
+    """
+    sharding = explicit_sharding(aval, [axis for axis in axes if aval.shape[axis] > 1])
+    return sharding is not None and any(sharding.spec[1:])
 
 
 def bind_pool(equation: JaxprEqn, pool: Pool, operands: Sequence[Any]) -> jax.Array:
     """Computes an equation's result from its operands by jaxcnn's primitives."""
     spec, params = pool.spec, pool.params
-    out_shape = spec.output_shape
+    out_aval = avals(equation)[-1]
+    merged = partial(_with_axes_merged, pool)
+
+    def restored(result: jax.Array) -> jax.Array:
+        return _reshape(result, out_aval.shape, explicit_sharding(out_aval, range(out_aval.ndim)))
+
     if equation.primitive is lax_primitives.select_and_scatter_add_p:
         cotangent, operand = operands
-        index = winner_p.bind(lax.stop_gradient(operand).reshape(spec.input_shape), mode=pool.kind, **params)
-        y = _sixteen_bit_as_float32(cotangent.reshape(out_shape))
-        result = scatter_p.bind(y, index, input_size=spec.input_shape[1:-1], sharding=None, **params)
-        return result.astype(cotangent.dtype).reshape(pool.shape)
+        index = winner_p.bind(merged(lax.stop_gradient(operand)), mode=pool.kind, **params)
+        y, sharding = _sixteen_bit_as_float32(merged(cotangent)), _merged_sharding(pool, out_aval)
+        result = scatter_p.bind(y, index, input_size=spec.input_shape[1:-1], sharding=sharding, **params)
+        return restored(result.astype(cotangent.dtype))
     if equation.primitive is lax_primitives.select_and_gather_add_p:
         tangent, operand = operands
-        index = winner_p.bind(lax.stop_gradient(operand).reshape(spec.input_shape), mode=pool.kind, **params)
-        return select_p.bind(tangent.reshape(spec.input_shape), index, **params).reshape(pool.out_shape)
-    x = operands[0].reshape(spec.input_shape)
+        index = winner_p.bind(merged(lax.stop_gradient(operand)), mode=pool.kind, **params)
+        return restored(select_p.bind(merged(tangent), index, **params))
+    x = merged(operands[0])
     if pool.kind == "sum":
-        return window_sum_p.bind(_sixteen_bit_as_float32(x), **params).astype(x.dtype).reshape(pool.out_shape)
-    result = extremum_p.bind(x, mode=pool.kind, **params).reshape(pool.out_shape)
+        return restored(window_sum_p.bind(_sixteen_bit_as_float32(x), **params).astype(x.dtype))
+    result = restored(extremum_p.bind(x, mode=pool.kind, **params))
     if equation.primitive is lax_primitives.reduce_window_p:
         # A reduction by a function has an initial value of the user's, which is also the value of the padding.
         result = (lax.max if pool.kind == "max" else lax.min)(result, jnp.broadcast_to(operands[1], result.shape))
     return result
+
+
+def _with_axes_merged(pool: Pool, array: jax.Array) -> jax.Array:
+    """Returns an array of the equation as (N, *spatial, C)."""
+    first, last = pool.first, pool.first + pool.spec.rank
+    shape = math.prod(array.shape[:first]), *array.shape[first:last], math.prod(array.shape[last:])
+    return _reshape(array, shape, _merged_sharding(pool, jax.typeof(array)))
+
+
+def _merged_sharding(pool: Pool, aval: Any) -> NamedSharding | None:
+    """Returns the sharding of an array of the equation as (N, *spatial, C), on an Explicit mesh; None elsewhere."""
+    sharding = explicit_sharding(aval, range(aval.ndim))
+    if sharding is None:
+        return None
+    first, last = pool.first, pool.first + pool.spec.rank
+    parts = sharding.spec
+    batch, channels = (next(filter(None, axes), None) for axes in (parts[:first], parts[last:]))
+    return NamedSharding(sharding.mesh, PartitionSpec(batch, *parts[first:last], channels))
+
+
+def _reshape(array: jax.Array, shape: Sequence[int], sharding: NamedSharding | None) -> jax.Array:
+    """Returns an array in another shape, with the sharding that it has on an Explicit mesh."""
+    return array if array.shape == tuple(shape) else lax.reshape(array, shape, out_sharding=sharding)
 
 
 def _sixteen_bit_as_float32(array: jax.Array) -> jax.Array:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
+import time
 from collections.abc import Callable, Sequence
 from functools import lru_cache, wraps
 from typing import Any
@@ -36,6 +38,38 @@ def are_traced(arrays: Sequence[Any]) -> bool:
     """Returns whether any of some arrays is a tracer."""
     # The answer is cached by type, since `accelerate` asks for all arrays of every call.
     return _is_any_traced(tuple(map(type, arrays)))
+
+
+def is_split(arrays: Sequence[Any]) -> bool:
+    """Returns whether any of some arrays lies on several devices."""
+    shardings = (getattr(array, "sharding", None) for array in arrays)
+    return any(sharding is not None and sharding.num_devices > 1 for sharding in shardings)
+
+
+def compile_apart(operation: str, f: Callable[..., Any], arrays: Sequence[Any]) -> Any:
+    """Returns the compiled program of a function of arrays, never from a cache: XLA splits only what it compiles.
+
+    Args:
+      operation: name of the transformation, for errors.
+      f: function.
+      arrays: arguments, or their types.
+
+    Raises:
+      ValueError: an argument is split over an abstract mesh.
+    """
+    meshes = (getattr(getattr(array, "sharding", None), "mesh", None) for array in arrays)
+    if abstract := next((mesh for mesh in meshes if isinstance(mesh, jax.sharding.AbstractMesh)), None):
+        raise ValueError(
+            f"{operation}: an argument is split over {abstract}, which has no devices, and XLA splits programs only "
+            "for devices that are there; use a Mesh, if need be of the devices that "
+            f"XLA_FLAGS=--xla_force_host_platform_device_count={abstract.size} makes of a CPU"
+        )
+
+    def program(*values: Any) -> Any:
+        return f(*values)
+
+    program.__name__ = f"program_{os.getpid()}_{time.time_ns()}"
+    return jax.jit(program).lower(*arrays).compile()
 
 
 class _StaticLeaf:
@@ -109,9 +143,15 @@ def _path_text(path: Sequence[Any]) -> str:
     return start + jax.tree_util.keystr(tuple(rest))
 
 
+def is_parameter(path: str) -> bool:
+    """Returns whether a path leads into the first argument, which holds the parameters."""
+    return re.match(r"argument 0(\W|$)", path) is not None
+
+
 def short_name(path: str) -> str:
     """Returns a parameter's path in short form: `conv/kernel` of `argument 0['conv']['kernel']`."""
-    return "/".join(re.findall(r"[^\[\].'\"]+", path.removeprefix("argument 0"))) or "params"
+    parts = path.removeprefix("argument 0").removesuffix(".parameter")
+    return "/".join(re.findall(r"[^\[\].'\"]+", parts)) or "params"
 
 
 def flatten_call(

@@ -114,18 +114,18 @@ class Walker:
             self._rebuilt_jaxprs[id(jaxpr)] = jaxpr, closed
         return self._rebuilt_jaxprs[id(jaxpr)][1]
 
-    def rebuild_around(self, jaxpr: Any, known: Mapping[int, Any]) -> Any:
+    def rebuild_around(self, jaxpr: Any, constants: Mapping[int, Any]) -> Any:
         """Returns a closed jaxpr with the rules applied and known arguments as constants.
 
         It has the same arguments as before, and ignores those that are known.
 
         Args:
           jaxpr: closed jaxpr.
-          known: values of known arguments by position.
+          constants: values of the known arguments by position.
         """
 
         def run(*args: Any) -> list[Any]:
-            return self.evaluate(jaxpr, jaxpr.consts, *(known.get(index, arg) for index, arg in enumerate(args)))
+            return self.evaluate(jaxpr, jaxpr.consts, *(constants.get(index, arg) for index, arg in enumerate(args)))
 
         return jax.make_jaxpr(run)(*(variable.aval for variable in inner_jaxpr(jaxpr).invars))
 
@@ -169,8 +169,8 @@ def _bind_rebuilt(*names: str) -> Descent:
     def descend(walker: Walker, equation: JaxprEqn, operands: list[Any]) -> list[Any]:
         params = dict(equation.primitive.get_bind_params(equation.params))
         for name in names:
-            held = params[name]
-            params[name] = tuple(map(walker.rebuild, held)) if isinstance(held, tuple) else walker.rebuild(held)
+            jaxprs = params[name]
+            params[name] = tuple(map(walker.rebuild, jaxprs)) if isinstance(jaxprs, tuple) else walker.rebuild(jaxprs)
         return equation.primitive.bind(*operands, **params)
 
     return descend
@@ -179,13 +179,13 @@ def _bind_rebuilt(*names: str) -> Descent:
 def _into_jit(walker: Walker, equation: JaxprEqn, operands: list[Any]) -> list[Any]:
     # From jax 0.12 on a jitted function receives the arrays that it closes over as operands. Inside, a rule could not
     # tell such a known kernel from an argument.
-    known = {index: value for index, value in enumerate(operands) if _is_known_array(value)}
-    if not known:
+    constants = {index: value for index, value in enumerate(operands) if _is_known_array(value)}
+    if not constants:
         return _bind_rebuilt("jaxpr")(walker, equation, operands)
     params = dict(equation.primitive.get_bind_params(equation.params))
-    params["jaxpr"] = walker.rebuild_around(params["jaxpr"], known)
+    params["jaxpr"] = walker.rebuild_around(params["jaxpr"], constants)
     # Zeros of the same type, so that the program holds each value once.
-    ignored = [jnp.zeros_like(value) if index in known else value for index, value in enumerate(operands)]
+    ignored = [jnp.zeros_like(value) if index in constants else value for index, value in enumerate(operands)]
     return equation.primitive.bind(*ignored, **params)
 
 
@@ -237,20 +237,20 @@ class _CustomCall:
 
     Args:
       equation: equation of the call.
-      known: operands that are no tracers, by position; the other operands are the arguments.
+      constants: operands that are no tracers, by position; the other operands are the arguments.
     """
 
     equation: JaxprEqn
-    known: dict[int, Any]
+    constants: dict[int, Any]
 
     @property
     def places(self) -> list[int]:
         """Returns the positions of the arguments among the operands."""
-        return [index for index in range(len(self.equation.invars)) if index not in self.known]
+        return [index for index in range(len(self.equation.invars)) if index not in self.constants]
 
     def operands(self, args: Sequence[Any]) -> list[Any]:
         """Returns the operands for some arguments."""
-        values = {**self.known, **dict(zip(self.places, args, strict=True))}
+        values = {**self.constants, **dict(zip(self.places, args, strict=True))}
         return [values[index] for index in range(len(values))]
 
     def split(self, args: Sequence[Any]) -> tuple[Callable[..., list[Any]], list[Any]]:
@@ -269,8 +269,8 @@ class _CustomCall:
 
 
 def _into_custom(walker: Walker, equation: JaxprEqn, operands: list[Any]) -> list[Any]:
-    known = {index: value for index, value in enumerate(operands) if not isinstance(value, jax.core.Tracer)}
-    call, jaxpr = _CustomCall(equation, known), equation.params["call_jaxpr"]
+    constants = {index: value for index, value in enumerate(operands) if not isinstance(value, jax.core.Tracer)}
+    call, jaxpr = _CustomCall(equation, constants), equation.params["call_jaxpr"]
 
     def rewritten(*args: Any) -> list[Any]:
         return walker.evaluate(jaxpr, jaxpr.consts, *call.operands(args))

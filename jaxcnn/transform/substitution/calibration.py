@@ -61,7 +61,7 @@ class Calibration:
                     "all that follows params, as a tuple where that is more than one array"
                 )
                 raise
-            kernels, _ = find_kernels(closed)
+            kernels, _ = find_kernels(closed, problem.dense)
             if not kernels.keys() & problem.layers.keys():
                 raise ValueError(f"substitute: of an item of calibration, of shapes {shapes}, f makes no convolution")
             self.traces.append((closed, kernels, arrays))
@@ -69,13 +69,13 @@ class Calibration:
     @cached_property
     def uses(self) -> Counter[tuple[int, int]]:
         """Number of uses of each kernel, by layer and position in the layer's stack."""
-        counted: Counter[tuple[int, int]] = Counter()
+        number_of_uses: Counter[tuple[int, int]] = Counter()
 
         def count(stops: list[Stop]) -> None:
-            counted[_kernel_key(stops)] += 1
+            number_of_uses[_kernel_key(stops)] += 1
 
         run_in_step(self._walks({}, self.problem.open), count)
-        return counted
+        return number_of_uses
 
     def _walks(self, chains: Mapping[int, KernelChain], indices: Container[int]) -> list[Walk]:
         """Returns walks of all batches that stop at the layers that can be fitted."""
@@ -120,12 +120,15 @@ class Calibration:
         if not shared:
             return fits, errors
         # Layers between the uses of a shared kernel got its chain before this was fitted, so they are fitted again.
-        again, others = self._fit_once(chosen, {**chains, **{i: fits[i] for i in shared}}, chains.keys() - shared)
-        return again, errors | others
+        refits, refit_errors = self._fit_once(
+            chosen, {**chains, **{i: fits[i] for i in shared}}, chains.keys() - shared
+        )
+        return refits, errors | refit_errors
 
     def _fit_once(
         self, chosen: Mapping[int, Option], chains: Mapping[int, KernelChain], indices: Container[int]
     ) -> tuple[dict[int, KernelChain], dict[int, float]]:
+        """Fits the chains of some layers in one walk; returns all chains, and the errors of those that were fitted."""
         layers, pool = self.problem.layers, _SamplePool(self.seed, self.uses)
         parts = {index: layers[index].unstack(chain) for index, chain in chains.items()}
         errors: dict[int, list[float]] = {}

@@ -17,7 +17,7 @@ from jaxcnn.chain import KernelChain
 from jaxcnn.factorization.numerics.blocks import dense_blocks, merged_link
 from jaxcnn.factorization.responses.fit import refit
 from jaxcnn.factorization.responses.samples import Responses, response_error
-from jaxcnn.factorization.responses.start import ResponseFits, last_link_solved, response_start
+from jaxcnn.factorization.responses.start import ResponseFits, response_start, solve_last_link
 from jaxcnn.factorization.schemes.registry import SCHEMES
 from jaxcnn.factorization.schemes.scheme import first_channels
 from jaxcnn.factorization.selection.candidates import FAST_MULTIPLES, GivenKernel, SchemeCandidates, count_while
@@ -178,7 +178,7 @@ class Layer:
         The chain may have more multiply-accumulates than the kernel. None if no scheme can represent the kernel.
         """
         for scheme, families in self.families.items():
-            allowed = families[0].clipped(rank)
+            allowed = families[0].clip_rank(rank)
             return Option(scheme, allowed, self.macs(families[0].shapes(allowed)), self._fit_error(scheme, allowed))
         return None
 
@@ -267,7 +267,7 @@ class Layer:
             return lambda option: fits.at(option.scheme, option.rank)
 
         def solve(option: Option) -> tuple[KernelChain, float]:
-            chain = last_link_solved(self._fit_for_patches(number, site, option), responses)
+            chain = solve_last_link(self._fit_for_patches(number, site, option), responses)
             return chain, response_error(chain, responses)
 
         return solve
@@ -335,7 +335,7 @@ class Layer:
     def array(self, chain: KernelChain) -> jax.Array:
         """Returns the parameter that holds a chain's dense kernels."""
         if self.placement.stack:
-            return self.placement.holding(chain)
+            return self.placement.parameter_of_chain(chain)
         # NumPy computes this, since JAX would compile a program for each rank.
         return jnp.asarray(self.placement.parameter(merged_link(dense_blocks(chain), chain.dtype)))
 

@@ -18,7 +18,7 @@ _MAX_EQUATIONS = 32
 _ARITHMETIC_PRIMITIVES = {lax_primitives.add_p, lax_primitives.sub_p, lax_primitives.mul_p, lax_primitives.div_p}
 
 
-def clip_limits(jaxpr: Any, position: int, known: Mapping[Any, Any], axis: int) -> tuple[np.ndarray, np.ndarray]:
+def clip_limits(jaxpr: Any, position: int, values: Mapping[Any, Any], axis: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns the responses, by output feature, below and above which the operations after a convolution are constant.
 
     Sums and products with one number for each feature (a bias, a batch norm in inference) are followed, up to a ReLU or
@@ -27,13 +27,13 @@ def clip_limits(jaxpr: Any, position: int, known: Mapping[Any, Any], axis: int) 
     Args:
       jaxpr: jaxpr that holds the convolution.
       position: position of its equation.
-      known: values of variables that were computed before.
+      values: values of variables that were computed before.
       axis: axis of the features in the response.
     """
     response = jaxpr.eqns[position].outvars[0]
     features = response.aval.shape[axis]
     walk = _ResponseTrace(axis, response.aval.ndim, np.ones(features), np.zeros(features))
-    walk.run(jaxpr, response, dict(known))
+    walk.run(jaxpr, response, dict(values))
     with np.errstate(divide="ignore", invalid="ignore"):
         ends = [(end - walk.offset) / walk.scale for end in (walk.low, walk.high)]
     rising = walk.scale > 0
@@ -50,7 +50,7 @@ class _ResponseTrace:
         self.axis, self.ndim, self.scale, self.offset = axis, ndim, scale, offset
         self.low, self.high = -np.inf, np.inf
 
-    def run(self, jaxpr: Any, variable: Any, known: dict[Any, Any]) -> Any | None:
+    def run(self, jaxpr: Any, variable: Any, values: dict[Any, Any]) -> Any | None:
         """Follows a variable through a jaxpr; returns the result that the variable becomes, or None."""
         producers = {out: equation for equation in jaxpr.eqns for out in equation.outvars}
         for _ in range(_MAX_EQUATIONS):
@@ -61,42 +61,42 @@ class _ResponseTrace:
                 return None
             (equation,) = readers
             position = next(n for n, atom in enumerate(equation.invars) if atom is variable)
-            others = [
-                None if n == position else _value(atom, known, producers) for n, atom in enumerate(equation.invars)
+            operands = [
+                None if n == position else _value(atom, values, producers) for n, atom in enumerate(equation.invars)
             ]
             if equation.primitive in CALLS:
-                if not self._follow_call(equation, position, others):
+                if not self._follow_call(equation, position, operands):
                     return None
-            elif not self._follow_equation(equation, position, others):
+            elif not self._follow_equation(equation, position, operands):
                 return None
             variable = equation.outvars[0]
         return None
 
-    def _follow_call(self, equation: JaxprEqn, position: int, others: list[Any]) -> bool:
+    def _follow_call(self, equation: JaxprEqn, position: int, operands: list[Any]) -> bool:
         (inner,) = sub_jaxprs(equation)
         jaxpr = inner_jaxpr(inner)
         if len(jaxpr.outvars) != 1:
             return False
-        known = dict(zip(jaxpr.constvars, consts_of(inner), strict=False))
-        known.update((v, value) for v, value in zip(jaxpr.invars, others, strict=True) if value is not None)
-        return self.run(jaxpr, jaxpr.invars[position], known) is jaxpr.outvars[0]
+        values = dict(zip(jaxpr.constvars, consts_of(inner), strict=False))
+        values.update((v, value) for v, value in zip(jaxpr.invars, operands, strict=True) if value is not None)
+        return self.run(jaxpr, jaxpr.invars[position], values) is jaxpr.outvars[0]
 
-    def _follow_equation(self, equation: JaxprEqn, position: int, others: list[Any]) -> bool:
+    def _follow_equation(self, equation: JaxprEqn, position: int, operands: list[Any]) -> bool:
         """Applies one equation to the value; returns False for equations that are not followed."""
-        primitive, known = equation.primitive, [value for value in others if value is not None]
+        primitive, numbers = equation.primitive, [value for value in operands if value is not None]
         if primitive is lax_primitives.convert_element_type_p or primitive is lax_primitives.copy_p:
             return True
-        if primitive is lax_primitives.clamp_p and position == 1 and len(known) == 2:
-            return self._clip(max, known[0]) and self._clip(min, known[1])
-        if len(equation.invars) != 2 or len(known) != 1:
+        if primitive is lax_primitives.clamp_p and position == 1 and len(numbers) == 2:
+            return self._clip(max, numbers[0]) and self._clip(min, numbers[1])
+        if len(equation.invars) != 2 or len(numbers) != 1:
             return False
         if primitive is lax_primitives.max_p:
-            return self._clip(max, known[0])
+            return self._clip(max, numbers[0])
         if primitive is lax_primitives.min_p:
-            return self._clip(min, known[0])
+            return self._clip(min, numbers[0])
         if primitive not in _ARITHMETIC_PRIMITIVES:  # for example another convolution, whose kernel has other axes
             return False
-        number = self._feature_values(known[0])
+        number = self._feature_values(numbers[0])
         if number is None or not (self.low == -np.inf and self.high == np.inf):
             return False
         if primitive is lax_primitives.add_p:
@@ -136,18 +136,18 @@ class _ResponseTrace:
 
 
 def _value(
-    atom: Any, known: dict[Any, Any], producers: Mapping[Any, JaxprEqn], depth: int = _MAX_EQUATIONS
+    atom: Any, values: dict[Any, Any], producers: Mapping[Any, JaxprEqn], depth: int = _MAX_EQUATIONS
 ) -> Any | None:
     """Returns the value of an atom, computed from known values; None if the atom depends on others."""
     if isinstance(atom, Literal):
         return atom.val
-    if atom in known:
-        return known[atom]
+    if atom in values:
+        return values[atom]
     equation = producers.get(atom)
     if equation is None or depth == 0:
         return None
-    operands = [_value(operand_atom, known, producers, depth - 1) for operand_atom in equation.invars]
+    operands = [_value(operand_atom, values, producers, depth - 1) for operand_atom in equation.invars]
     if any(operand is None for operand in operands):
         return None
-    known.update(zip(equation.outvars, map(jax.block_until_ready, rebind(equation, operands)), strict=True))
-    return known[atom]
+    values.update(zip(equation.outvars, map(jax.block_until_ready, rebind(equation, operands)), strict=True))
+    return values[atom]

@@ -19,6 +19,7 @@ from jaxcnn.transform.chains.convolve import convolve_with_chain, direction, is_
 from jaxcnn.transform.chains.find_kernels import KernelUses, Site
 from jaxcnn.transform.chains.placement import Placement
 from jaxcnn.transform.jaxpr.convolutions import forward_axes, forward_options
+from jaxcnn.transform.jaxpr.dense_layers import one_tap_convolution_on
 from jaxcnn.transform.jaxpr.equations import (
     CALLS,
     JaxprValues,
@@ -66,7 +67,7 @@ Walk = Generator[Stop, KernelChain | None, list[Pair]]
 
 def is_fitted(uses: KernelUses) -> bool:
     """Returns whether a kernel's chain can be fitted: the walk reaches all convolutions, and all use one kernel."""
-    if uses.refusal or any(site.hidden or site.scaled for site in uses.sites):
+    if uses.refusal or any(site.hidden for site in uses.sites):
         return False
     # Convolutions in opposite directions have no samples in common.
     return len({direction(site, uses.placement) for site in uses.sites}) == 1
@@ -90,6 +91,7 @@ def kernel_numbers(placement: Placement, parameter: Any) -> jax.Array:
 
 
 def _walk(jaxpr: Any, consts: Sequence[Pair], inputs: Sequence[Pair], sites: Sites, path: Ints) -> Walk:
+    """Evaluates a jaxpr on pairs of a dense and a substituted value, and stops at the sites' convolutions."""
     values: JaxprValues[Pair] = JaxprValues(jaxpr, [*consts, *inputs], lambda literal: (literal.val, literal.val))
     last_read = {
         atom: position
@@ -97,18 +99,20 @@ def _walk(jaxpr: Any, consts: Sequence[Pair], inputs: Sequence[Pair], sites: Sit
         for atom in equation.invars
         if not isinstance(atom, Literal)
     }
-    kept = {atom for atom in jaxpr.outvars if not isinstance(atom, Literal)}
+    results_of_jaxpr = {atom for atom in jaxpr.outvars if not isinstance(atom, Literal)}
     for position, equation in enumerate(jaxpr.eqns):
         operands = values.read(equation.invars)
-        here = (*path, id(equation))
-        holds_site = any(site[: len(here)] == here for site in sites)
-        if holds_site and here in sites:
-            results = yield from _stop(jaxpr, position, operands, values.known, sites[here])
+        place = (*path, id(equation))
+        holds_site = any(site[: len(place)] == place for site in sites)
+        if holds_site and place in sites:
+            results = yield from _stop(jaxpr, position, operands, values.known, sites[place])
+        elif holds_site and (layer := one_tap_convolution_on(equation, place, sites)) is not None:
+            results = yield from _walk(inner_jaxpr(layer), _consts(layer), operands, sites, place)
         elif holds_site and equation.primitive in CALLS:
             (inner,) = sub_jaxprs(equation)
-            results = yield from _walk(inner_jaxpr(inner), _consts(inner), operands, sites, here)
+            results = yield from _walk(inner_jaxpr(inner), _consts(inner), operands, sites, place)
         elif holds_site and equation.primitive is lax_primitives.scan_p and equation.params["length"]:
-            results = yield from _walk_scan(equation, operands, sites, here)
+            results = yield from _walk_scan(equation, operands, sites, place)
         else:
             with same_source(equation), equation.ctx.manager:
                 plain = rebind(equation, [dense for dense, _ in operands])
@@ -119,7 +123,7 @@ def _walk(jaxpr: Any, consts: Sequence[Pair], inputs: Sequence[Pair], sites: Sit
         values.write(equation, results)
         # A value that no equation reads later is dropped, since images are large.
         for atom in equation.invars:
-            if not isinstance(atom, Literal) and last_read[atom] == position and atom not in kept:
+            if not isinstance(atom, Literal) and last_read[atom] == position and atom not in results_of_jaxpr:
                 values.known.pop(atom, None)
     return values.outputs()
 
@@ -135,8 +139,8 @@ def _walk_scan(equation: JaxprEqn, operands: Sequence[Pair], sites: Sites, path:
     turns = range(equation.params["length"])
     rows = []
     for turn in reversed(turns) if equation.params["reverse"] else turns:
-        here = [_slice_pair(pair, turn) for pair in slices]
-        results = yield from _walk(inner_jaxpr(inner), _consts(inner), [*constants, *carry, *here], sites, path)
+        slice_pairs = [_slice_pair(pair, turn) for pair in slices]
+        results = yield from _walk(inner_jaxpr(inner), _consts(inner), [*constants, *carry, *slice_pairs], sites, path)
         carry = results[: len(carry)]
         rows.append(results[len(carry) :])
     columns = zip(*(rows[::-1] if equation.params["reverse"] else rows), strict=True)
@@ -152,19 +156,20 @@ def _slice_pair(pair: Pair, turn: int) -> Pair:
 def _stack_pairs(pairs: Sequence[Pair]) -> Pair:
     dense, substituted = (list(side) for side in zip(*pairs, strict=True))
     result = jnp.stack(dense)
-    same = all(a is b for a, b in pairs)
-    return result, result if same else jnp.stack(substituted)
+    is_dense = all(a is b for a, b in pairs)
+    return result, result if is_dense else jnp.stack(substituted)
 
 
 def _stop(
     jaxpr: Any, position: int, operands: Sequence[Pair], values: Mapping[Any, Pair], site: tuple[int, Site]
 ) -> Walk:
+    """Stops at a site's convolution, and computes its pair of results with the links that come back."""
     equation = jaxpr.eqns[position]
     (plain, image), (kernel, number) = operands
     (response,) = rebind(equation, [plain, kernel])
     axis = forward_axes(equation)[2][-1]
-    known = {atom: dense for atom, (dense, _) in values.items()}
-    low, high = clip_limits(jaxpr, position, known, axis)
+    dense_values = {atom: dense for atom, (dense, _) in values.items()}
+    low, high = clip_limits(jaxpr, position, dense_values, axis)
     kernel_number = 0 if number is kernel else int(number.reshape(-1)[0])
     links = yield Stop(site[0], kernel_number, site[1], image, response, low, high)
     return [(response, response if links is None else convolve_with_chain(equation, image, links))]
@@ -215,10 +220,10 @@ def run_in_step(walks: Sequence[Walk], visit: Callable[[list[Stop]], KernelChain
     """Runs the walks of several batches of inputs in step; at each layer `visit` gives the links for all of them."""
     stops = [next(walk, None) for walk in walks]
     while any(stop is not None for stop in stops):
-        here = [stop for stop in stops if stop is not None]
-        if len(here) < len(stops) or len({(stop.index, stop.number) for stop in here}) > 1:
+        current = [stop for stop in stops if stop is not None]
+        if len(current) < len(stops) or len({(stop.index, stop.number) for stop in current}) > 1:
             raise ValueError("substitute: calibration inputs must run through the same convolutions in the same order")
-        links = visit(here)
+        links = visit(current)
         stops = [_send(walk, links) for walk in walks]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any
@@ -18,7 +17,7 @@ from jaxcnn.norms import relative_error
 from jaxcnn.timing import median_seconds
 from jaxcnn.transform.chains.find_kernels import find_kernels
 from jaxcnn.transform.jaxpr.convolutions import as_convolution
-from jaxcnn.transform.jaxpr.signature import flatten_call, short_name
+from jaxcnn.transform.jaxpr.signature import flatten_call, is_parameter, short_name
 from jaxcnn.transform.substitution.budget import Harm, allocate
 from jaxcnn.transform.substitution.layer import Layer, Option
 
@@ -46,6 +45,7 @@ class Problem:
       schemes: names of the schemes to choose from.
       skip: function from the name of a parameter to whether the parameter stays dense.
       seed: seed for the random arguments.
+      dense: flag to count products with a matrix among the parameters as convolutions of one tap.
     """
 
     def __init__(
@@ -56,8 +56,9 @@ class Problem:
         schemes: Sequence[str],
         skip: Callable[[str], bool],
         seed: int,
+        dense: bool = False,
     ) -> None:
-        self.f, self.params = f, params
+        self.f, self.params, self.dense = f, params, dense
         self.signature, self.arrays = flatten_call("substitute", (params, *args), {})
         generator = np.random.default_rng(seed)
         self.arrays = [_draw(array, generator) for array in self.arrays]
@@ -65,10 +66,10 @@ class Problem:
         self.paths = self.signature.paths()
         self.closed = jax.make_jaxpr(self.flat)(*self.arrays)
         self.layers: dict[int, Layer] = {}
-        kernels, self.convolutions = find_kernels(self.closed)
+        kernels, self.convolutions = find_kernels(self.closed, dense)
         for index, uses in kernels.items():
             path = self.paths[index]
-            if not re.match(r"argument 0(\W|$)", path):
+            if not is_parameter(path):
                 continue
             parameter = self.arrays[index]
             refusal = uses.refusal
@@ -92,8 +93,8 @@ class Problem:
         """Multiply-accumulates of all convolutions as they are."""
         # Not by equation: two calls of one jitted function share an equation, and only one may have a layer's kernel.
         sites = [(site.equation, site.count) for layer in self.layers.values() for site in layer.sites]
-        others = _macs(self.convolutions) - _macs(sites)
-        return others + sum(layer.dense.macs for layer in self.layers.values())
+        other_macs = _macs(self.convolutions) - _macs(sites)
+        return other_macs + sum(layer.dense.macs for layer in self.layers.values())
 
     @cached_property
     def plain(self) -> Callable[..., Any]:

@@ -125,10 +125,10 @@ class SubstitutionReport:
 
 
 def _reason(names: list[str], is_dense: bool, reason: str) -> str:
-    first, *others = names
-    if others:
-        first += f" and {len(others)} other{'s' * (len(others) > 1)}"
-    return f"{first} {'stay' if others else 'stays'} dense: {reason}" if is_dense else f"{first}: {reason}"
+    first, *other_names = names
+    if other_names:
+        first += f" and {len(other_names)} other{'s' * (len(other_names) > 1)}"
+    return f"{first} {'stay' if other_names else 'stays'} dense: {reason}" if is_dense else f"{first}: {reason}"
 
 
 def _rank(value: Any) -> Any:

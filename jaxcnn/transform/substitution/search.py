@@ -193,6 +193,7 @@ class Search:
         return chains, report
 
     def _row(self, index: int, option: Option | None, chain: KernelChain | None, error: float) -> LayerReport:
+        """Returns the line of the report on a layer, with the reason if it stays dense."""
         layer = self.problem.layers[index]
         if chain is not None:
             reason = ""
@@ -220,9 +221,9 @@ class Search:
     def _run(self, chains: Chains) -> Callable[..., Any]:
         """Returns the function with the chains, jitted."""
         problem = self.problem
-        known = {problem.paths[index]: problem.layers[index].placement for index in chains}
+        known_placements = {problem.paths[index]: problem.layers[index].placement for index in chains}
         traced = jax.make_jaxpr(problem.flat, return_shape=True)
-        return jax.jit(lambda *values: evaluate_with_chains(traced, problem.paths, values, known, False))
+        return jax.jit(lambda *values: evaluate_with_chains(traced, problem.paths, values, known_placements, False))
 
     def _clock(self, chains: Chains, run: Callable[..., Any]) -> tuple[float, float]:
         """Returns the milliseconds of a call of the function as it was, and of `run` with the chains."""
@@ -244,12 +245,12 @@ def _bisect(meets: Callable[[float], Any | None], first: float, last: float, ste
             break
     if best is None or share == first:
         return best
-    refused, met = math.log(first), math.log(last)
+    failing, passing = math.log(first), math.log(last)
     for _ in range(steps):
-        middle = (refused + met) / 2
+        middle = (failing + passing) / 2
         better = meets(math.exp(middle))
         if better is None:
-            refused = middle
+            failing = middle
         else:
-            best, met = better, middle
+            best, passing = better, middle
     return best

@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import math
 import operator
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, partial
 from typing import Any
 
 import jax
 
 from jaxcnn.chain import KernelChain
 from jaxcnn.factorization.schemes.registry import SCHEMES
+from jaxcnn.processes import decided_by_first
+from jaxcnn.transform.chains.explicit_kernels import (
+    keep_what_is_read,
+    make_kernels_explicit,
+    with_explicit_kernels,
+)
 from jaxcnn.transform.chains.placement import Placement
 from jaxcnn.transform.chains.with_chains import apply_with_chains
 from jaxcnn.transform.progress import Progress, bar
 from jaxcnn.transform.substitution import files as saving
+from jaxcnn.transform.substitution.batches import batches_of
 from jaxcnn.transform.substitution.calibration import Calibration
+from jaxcnn.transform.substitution.placing import gathered, params_with, placed_like_parameters, replacements
 from jaxcnn.transform.substitution.problem import Problem
 from jaxcnn.transform.substitution.report import SubstitutionReport
 from jaxcnn.transform.substitution.search import Search, Solution
@@ -30,7 +39,7 @@ _MAX_NAMES_SHOWN = 5
 
 @dataclasses.dataclass(frozen=True)
 class TradeOff:
-    """Gains and costs of several substitutions of one function; `jaxcnn.drawing.draw_tradeoff` draws them.
+    """Gains and costs of several substitutions of one function; `plot` draws them.
 
     Args:
       points: (share of multiply-accumulates, speedup, relative error) of each substitution.
@@ -43,6 +52,20 @@ class TradeOff:
 
     points: tuple[tuple[float, float, float], ...]
 
+    def plot(self, *, path: str | os.PathLike[str] | None = None) -> Any:
+        """Draws the error of the results against the gain of time, as `jaxcnn.drawing.draw_tradeoff` does.
+
+        Args:
+          path: file to save the picture to; its ending says the format (`.png`, `.svg`, `.pdf`).
+
+        Returns:
+          The `matplotlib.figure.Figure`.
+
+        Raises:
+          ImportError: matplotlib is not installed.
+        """
+        return importlib.import_module("jaxcnn.drawing").draw_tradeoff(self, path=path)
+
 
 @dataclasses.dataclass(frozen=True)
 class Substitution:
@@ -50,7 +73,8 @@ class Substitution:
 
     Args:
       f: function as it was.
-      params: parameters of f, with `KernelChain`s in place of kernels; train them, or replace some.
+      params: parameters of f, with `KernelChain`s in place of kernels, and `ComputedKernels` in place of parameters
+        from which f computes kernels; train them, or replace some.
       report: report on each layer and on the whole; `print` shows a table.
       placements: axes of each kernel in its parameter, by the parameter's path.
       solve: function from another share of multiply-accumulates to its substitution. It holds the dense parameters;
@@ -88,7 +112,7 @@ class Substitution:
     @cached_property
     def apply(self) -> Callable[..., Any]:
         """Pure function f of parameters with chains: `apply(params, *args)`."""
-        return apply_with_chains(self.f, self.placements)
+        return apply_with_chains(with_explicit_kernels(self.f), self.placements)
 
     def curve(self, shares: Sequence[float] = (0.7, 0.5, 0.35, 0.25, 0.18)) -> TradeOff:
         """Returns times and errors for several shares of the multiply-accumulates.
@@ -151,20 +175,27 @@ def substitute(
     calibration: Any = None,
     schemes: str | Sequence[str] | None = None,
     skip: str | Sequence[str] | Callable[[str], bool] | None = None,
+    dense: bool = False,
     progress: Progress = False,
     seed: int = 0,
 ) -> Substitution:
     r"""Returns a function with chains in place of its trained kernels, within one budget for all of them.
 
-    f is traced for its arguments, and every parameter that is some convolution's kernel is found, also through casts,
-    transpositions, reshapes and loops. Each is a layer with many possible chains: the schemes' at their ranks. All
-    start dense, and the layer gives way that loses the least for each multiply-accumulate saved,
+    f is traced for its arguments, and every kernel is found that depends on params alone: a parameter, also through
+    casts, transpositions, reshapes and loops, or what f computes from parameters. Each is a layer with many possible
+    chains: the schemes' at their ranks. All start dense, and the layer gives way that loses the least for each
+    multiply-accumulate saved,
     $\sum_l w_l(e_l) e_l^2$ being the loss: $e_l$ is a layer's relative error and $w_l$ the part of it that reaches the
     results, measured at three of its errors. A layer whose chain is not faster than its dense kernel on this device's
     clock stays dense as long as the budget can be met without its chain. With a budget of `macs` the error expected of
     the results must also stay below 0.011 or grow by a tenth at most; else the least slow layer gets its chain back.
     With `rank` every layer takes the chain of that rank. At last the whole function is run on `args`, as it was and
     with the chains: `report.error` and the times are those of that run.
+
+    Chains and all other parameters lie on the devices on which the parameters lay: a chain's first link is split along
+    its input features and its last link along its output features as the kernel was, and all else is on each device. In
+    a program of several processes all call `substitute`. The first process reads all parameters and arguments, decides
+    alone, and the others get its decision; there f must not name devices itself.
 
     Args:
       f: function `f(params, *args)` of pytrees of arrays; other leaves are treated as by `accelerate`.
@@ -179,16 +210,18 @@ def substitute(
         for each rank of the scheme. A layer with a lower full rank takes the full one. `schemes` must be one scheme;
         neither multiply-accumulates nor times affect the result.
       calibration: inputs such as the function will meet: a list or generator of batches, each a tuple of the
-        arguments after params, or one array. With them the error of each layer is that of its responses behind its
+        arguments after params, or one array. Of a generator of more than 16 batches a random 16 are used, and no more
+        are held. With them the error of each layer is that of its responses behind its
         nonlinearity, and its chain is fitted to the dense network's responses, given the chains before it. A handful of
         photographs does. A kernel that is used several times is fitted to all its uses together; one in a `while` or a
-        branch, one multiplied by numbers on the way, one used in both directions and one whose responses are all equal
-        keep the chain of their weights.
+        branch, one used in both directions and one whose responses are all equal keep the chain of their weights.
       schemes: names of the schemes to choose from; by default `"separable"`, `"low_rank"`, `"tucker2"` and
         `"depthwise_separable"`. `"cp"` and `"stack"` are searches, which take minutes for large kernels.
       skip: parameters that stay dense: a part of their names (such as `conv1/kernel`), several, or a function of the
         name. A warning says if no layer has such a name.
-      progress: True to show a progress bar on a terminal, which needs rich; or a function `progress(done, total)` of
+      dense: flag to replace dense layers, products with a matrix of params, by pairs of products, too. They then count
+        among the convolutions, with kernels of one tap.
+      progress: flag to show a progress bar on a terminal, which needs rich; or a function `progress(done, total)` of
         the number of steps done and their total, such as one that moves a bar of your own.
       seed: seed for the positions at which responses are taken, and for random arguments.
 
@@ -220,6 +253,69 @@ def substitute(
       responses instead of weights, one budget for all layers. Kim et al., "Compression of deep convolutional neural
       networks for fast and low power mobile applications", 2016.
     """
+    options: dict[str, Any] = {
+        "tolerance": tolerance,
+        "macs": macs,
+        "speedup": speedup,
+        "rank": rank,
+        "calibration": batches_of(calibration, seed),
+        "schemes": schemes,
+        "skip": skip,
+        "dense": dense,
+        "progress": progress,
+        "seed": seed,
+    }
+    if jax.process_count() == 1:
+        return _substitute(f, params, args, **options)
+    options["calibration"] = gathered(options["calibration"])
+    return _decided_by_first(f, params, partial(_substitute, f, gathered(params), gathered(args), **options))
+
+
+def _decided_by_first(f: Callable[..., Any], params: Any, substitute: Callable[[], Substitution]) -> Substitution:
+    """Returns on all processes the substitution that a function returns on the first one.
+
+    Args:
+      f: user's function.
+      params: parameters of f, which may lie on several processes.
+      substitute: function that returns a substitution of the parameters as a whole.
+    """
+    first: list[Substitution] = []
+
+    def decide() -> tuple[dict[int, Any], dict[str, Placement], SubstitutionReport]:
+        first.append(substitute())
+        return replacements(first[0].params), dict(first[0].placements), first[0].report
+
+    replaced, placements, report = decided_by_first(decide)
+
+    def solve(share: float) -> Substitution:
+        return _decided_by_first(f, params, lambda: _solver(first[0])(share))
+
+    return Substitution(f, params_with(params, replaced, placements), report, placements, solve)
+
+
+def _solver(substitution: Substitution) -> Callable[[float], Substitution]:
+    if substitution.solve is None:
+        raise ValueError("substitute: a substitution that was released has no other solutions")
+    return substitution.solve
+
+
+def _substitute(
+    f: Callable[..., Any],
+    params: Any,
+    args: Sequence[Any],
+    *,
+    tolerance: float | None,
+    macs: float | None,
+    speedup: float | None,
+    rank: int | tuple[int, ...] | None,
+    calibration: Any,
+    schemes: str | Sequence[str] | None,
+    skip: str | Sequence[str] | Callable[[str], bool] | None,
+    dense: bool,
+    progress: Progress,
+    seed: int,
+) -> Substitution:
+    """Returns the substitution of parameters that this process holds as a whole; the arguments are `substitute`'s."""
     if not callable(f):
         raise TypeError(f"substitute: f must be a function, got {f!r}")
     budgets = {"tolerance": tolerance, "macs": macs, "speedup": speedup, "rank": rank}
@@ -231,8 +327,9 @@ def substitute(
     ((kind, value),) = budget.items()
     names = _scheme_names(schemes)
     limit = _check_number("substitute", kind, value) if rank is None else _check_rank(rank, names)
-    batches = _batches(calibration)
-    problem = Problem(f, params, args, names, _skip_predicate(skip), seed)
+    batches = calibration
+    explicit = make_kernels_explicit(f, params, args)
+    problem = Problem(with_explicit_kernels(f), explicit, args, names, _skip_predicate(skip), seed, dense)
     if not problem.convolutions:
         raise ValueError("substitute: f has no convolution")
     if not problem.layers:
@@ -245,7 +342,7 @@ def substitute(
         ellipsis = ", ..." if len(layers) > _MAX_NAMES_SHOWN else ""
         warnings.warn(
             f"substitute: skip={skip!r} is no layer; there are {', '.join(layers[:_MAX_NAMES_SHOWN])}{ellipsis}",
-            stacklevel=2,
+            stacklevel=3,
         )
     problem.check_outputs()
     needs_weighing, needs_fitting = rank is None, bool(batches)
@@ -266,8 +363,13 @@ def substitute(
     def substitution_of(solution: Solution) -> Substitution:
         chains, report = solution
         placements = {problem.paths[index]: problem.layers[index].placement for index in chains}
+        with_chains = keep_what_is_read(f, params, problem.params_with(chains), args)
         return Substitution(
-            f, problem.params_with(chains), report, placements, lambda share: substitution_of(search.at_share(share))
+            f,
+            placed_like_parameters(with_chains, params, placements),
+            report,
+            placements,
+            lambda share: substitution_of(search.at_share(share)),
         )
 
     return substitution_of(solution)
@@ -317,8 +419,8 @@ def _scheme_names(schemes: str | Sequence[str] | None) -> tuple[str, ...]:
         raise ValueError("substitute: schemes must hold at least one scheme, got none")
     unknown = [name for name in names if name not in SCHEMES]
     if unknown:
-        known = ", ".join(map(repr, SCHEMES))
-        raise ValueError(f"substitute: a scheme must be one of {known}, got {unknown[0]!r}")
+        schemes = ", ".join(map(repr, SCHEMES))
+        raise ValueError(f"substitute: a scheme must be one of {schemes}, got {unknown[0]!r}")
     return names
 
 
@@ -327,13 +429,3 @@ def _skip_predicate(skip: str | Sequence[str] | Callable[[str], bool] | None) ->
         return skip
     parts = (skip,) if isinstance(skip, str) else tuple(skip or ())
     return lambda name: any(part and part in name for part in parts)
-
-
-def _batches(calibration: Any) -> list[tuple[Any, ...]]:
-    """Returns the batches of calibration inputs, each a tuple of the arguments after the parameters."""
-    if calibration is None:
-        return []
-    batches = list(calibration) if isinstance(calibration, (list, Iterator)) else [calibration]
-    if not batches:
-        raise ValueError("substitute: calibration must hold at least one batch of inputs, got none")
-    return [batch if isinstance(batch, tuple) else (batch,) for batch in batches]

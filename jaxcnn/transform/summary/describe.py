@@ -19,14 +19,26 @@ from jaxcnn.transform.jaxpr.abstract_walk import Place
 from jaxcnn.transform.jaxpr.convolutions import Convolution, as_convolution
 from jaxcnn.transform.jaxpr.equations import avals
 from jaxcnn.transform.jaxpr.pools import as_pool
-from jaxcnn.transform.summary.receptive_fields import Value, field_of, through_convolution, through_window
+from jaxcnn.transform.summary.receptive_fields import (
+    AxisField,
+    Value,
+    field_along,
+    field_of,
+    through_convolution,
+    through_product,
+    through_window,
+    unknown,
+)
 from jaxcnn.transform.summary.row import SummaryRow
 
 
 def row_of(
     equation: JaxprEqn, operands: Sequence[Value], place: Place, platform: str
-) -> tuple[SummaryRow, Value] | None:
-    """Returns the row of an equation and what is known of its result; None if a summary leaves the equation out."""
+) -> tuple[SummaryRow, Value, Sequence[int]] | None:
+    """Returns the row of an equation, what is known of its result, and this result's image axes.
+
+    None if a summary leaves the equation out.
+    """
     conv = as_convolution(equation, "count")
     if conv is not None:
         return _convolution_row(equation, conv, operands, place, platform)
@@ -36,6 +48,7 @@ def row_of(
 
 
 def _make_row(equation: JaxprEqn, place: Place, cost: Cost, **columns: Any) -> SummaryRow:
+    """Returns the row of an equation at a place, its cost times the number of executions."""
     arrays = avals(equation)
     scaled = Cost(*(value * place.count for value in dataclasses.astuple(cost)))
     return SummaryRow(
@@ -49,13 +62,18 @@ def _make_row(equation: JaxprEqn, place: Place, cost: Cost, **columns: Any) -> S
     )
 
 
+def _fields_along(result: Value, axes: Sequence[int], equation: JaxprEqn) -> list[AxisField | None]:
+    shape = avals(equation)[-1].shape
+    return [field_along(result, axis, shape[axis]) for axis in axes]
+
+
 def _array_bytes(equation: JaxprEqn) -> int:
     return sum(math.prod(aval.shape) * aval.dtype.itemsize for aval in avals(equation))
 
 
 def _convolution_row(
     equation: JaxprEqn, conv: Convolution, operands: Sequence[Value], place: Place, platform: str
-) -> tuple[SummaryRow, Value]:
+) -> tuple[SummaryRow, Value, Sequence[int]]:
     spec = conv.spec
     kernel = operands[1]
     # JAX computes the gradient of a grouped kernel as a convolution in groups of the batch.
@@ -68,8 +86,8 @@ def _convolution_row(
     else:
         chosen = choice.choose(computed.spec, computed.method, platform)
         method, reason = chosen.method, chosen.reason
-    result = through_convolution(conv, operands, avals(equation)[-1].ndim)
-    spatial = [] if is_kernel_gradient else [result.axes[axis] for axis in conv.axes[2][-1 - spec.rank : -1]]
+    result = through_convolution(conv, operands, [aval.shape for aval in avals(equation)])
+    spatial_axes = () if is_kernel_gradient else conv.axes[2][-1 - spec.rank : -1]
     row = _make_row(
         equation,
         place,
@@ -80,14 +98,14 @@ def _convolution_row(
         padding=spec.padding,
         dilation=spec.kernel_dilation,
         groups=spec.feature_group_count,
-        receptive_field=field_of(spatial),
+        receptive_field=field_of(_fields_along(result, spatial_axes, equation)),
         method=method,
         reason=reason,
     )
-    return row, result
+    return row, result, spatial_axes
 
 
-def _dense_row(equation: JaxprEqn, operands: Sequence[Value], place: Place) -> tuple[SummaryRow, Value]:
+def _dense_row(equation: JaxprEqn, operands: Sequence[Value], place: Place) -> tuple[SummaryRow, Value, Sequence[int]]:
     (contracted, _), (batch, _) = equation.params["dimension_numbers"]
     lhs, rhs, out = avals(equation)
     macs = math.prod(out.shape) * math.prod(lhs.shape[axis] for axis in contracted)
@@ -109,7 +127,7 @@ def _dense_row(equation: JaxprEqn, operands: Sequence[Value], place: Place) -> t
         method="direct",
         reason="a product of matrices is left to XLA",
     )
-    return row, Value((None,) * len(out.shape), image=any(images))
+    return row, through_product(equation, operands), ()
 
 
 def _weight_position(equation: JaxprEqn, operands: Sequence[Value]) -> int:
@@ -135,7 +153,7 @@ _POOL_KINDS = {
 
 def _pool_row(
     equation: JaxprEqn, operands: Sequence[Value], place: Place, platform: str
-) -> tuple[SummaryRow, Value] | None:
+) -> tuple[SummaryRow, Value, Sequence[int]] | None:
     if equation.primitive in _POOL_KINDS:
         params = equation.params
         kind = params.get("mode", "") + _POOL_KINDS[equation.primitive]
@@ -153,11 +171,11 @@ def _pool_row(
         scatters = equation.primitive is lax_primitives.select_and_scatter_add_p
         kind = f"{pool.kind} pool gradient" if scatters else f"{pool.kind} pool"
     value = operands[0]
-    if not value.image and value.axes and not any(value.axes):
+    if not value.image and not value.sources and not value.lost:
         return None  # a pool of a constant: the number of pixels in each window of an average
     if "gradient" in kind:
-        result = Value((None,) * len(avals(equation)[-1].shape), image=True)
-        spatial: list[Any] = []
+        result = dataclasses.replace(unknown(equation, operands), image=True)
+        spatial_axes: Sequence[int] = ()
     else:
         windows = [(1, 1, 0)] * len(value.axes)
         spatial_axes = range(first, first + spec.rank)
@@ -166,7 +184,6 @@ def _pool_row(
         ):
             windows[axis] = dilated_size(window, dilation), stride, low
         result = through_window(value, windows)
-        spatial = [result.axes[axis] for axis in spatial_axes]
     module = choice.pool_method(spec, platform)
     operations = math.prod(spec.output_shape) * (math.prod(spec.window_shape) - 1)
     row = _make_row(
@@ -179,8 +196,8 @@ def _pool_row(
         padding=spec.padding,
         dilation=spec.window_dilation,
         groups=1,
-        receptive_field=field_of(spatial),
+        receptive_field=field_of(_fields_along(result, spatial_axes, equation)),
         method=module.NAME,
-        reason="slices of the image, axis by axis" if module.NAME != "direct" else "XLA's own window reduction",
+        reason=module.REASON,
     )
-    return row, result
+    return row, result, spatial_axes

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
+from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from fractions import Fraction
 from typing import Any
@@ -15,7 +17,10 @@ from jax.extend.core import primitives as lax_primitives
 from jaxcnn.geometry import dilated_size
 from jaxcnn.receptive_field import ReceptiveField
 from jaxcnn.transform.jaxpr.convolutions import Convolution
-from jaxcnn.transform.jaxpr.equations import avals
+from jaxcnn.transform.jaxpr.equations import avals, returns_operands, shape_of
+
+Source = tuple[int, int]
+"""Position of an argument of the function, and one of its axes, along which pixels are counted."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,23 +28,27 @@ class AxisField:
     """Field of the entries along one axis of a value: entry `o` sees `size` pixels from `o * stride - offset` on.
 
     Args:
-      source: position of the argument on which pixels are counted, and its axis.
+      sources: axes of arguments on which pixels are counted, several if such values were added; none if all entries
+        are the same.
       size, stride, offset: numbers as in `ReceptiveField`; fractions after a transposed convolution. With a stride of
-        0 every entry sees the same pixels, those of the whole axis.
+        0 every entry sees the same pixels. A negative stride counts from the end.
+      parts: fields and entries of the axes that a reshape merged into this one, which is only reduced or split again;
+        the other numbers say nothing then.
     """
 
-    source: tuple[int, int]
+    sources: frozenset[Source]
     size: Fraction = Fraction(1)
     stride: Fraction = Fraction(1)
     offset: Fraction = Fraction(0)
+    parts: tuple[tuple[AxisField, int], ...] = ()
 
     def seen_through(self, extent: int, stride: int, low: int) -> AxisField:
         """Returns the field of the outputs of a window over this axis."""
         return AxisField(
-            self.source,
-            self.size + (extent - 1) * self.stride,
+            self.sources,
+            self.size + (extent - 1) * abs(self.stride),
             self.stride * stride,
-            self.offset + low * self.stride,
+            self.offset + low * self.stride - (extent - 1) * min(self.stride, Fraction(0)),
         )
 
     def spread_through(self, extent: int, stride: int, low: int) -> AxisField:
@@ -47,22 +56,40 @@ class AxisField:
         reached = (extent - 1) // stride + 1
         before = Fraction(extent - 1 - low, stride)
         return AxisField(
-            self.source,
-            self.size + (reached - 1) * self.stride,
+            self.sources,
+            self.size + (reached - 1) * abs(self.stride),
             self.stride / stride,
-            self.offset + before * self.stride,
+            self.offset + before * self.stride - (reached - 1) * min(self.stride, Fraction(0)),
         )
+
+    def reversed(self, entries: int) -> AxisField:
+        """Returns the field of the entries along this axis in reverse order."""
+        return AxisField(self.sources, self.size, -self.stride, self.offset - (entries - 1) * self.stride)
 
     def everywhere(self, entries: int) -> AxisField:
         """Returns the field of all entries along this axis together."""
-        return AxisField(self.source, self.size + (entries - 1) * self.stride, Fraction(0), self.offset)
+        reach = (entries - 1) * self.stride
+        return AxisField(self.sources, self.size + abs(reach), Fraction(0), self.offset - min(reach, Fraction(0)))
 
-    def united(self, other: AxisField) -> AxisField:
-        """Returns the smallest field that holds both, at the wider stride; with a whole axis, the whole axis."""
-        offset = max(self.offset, other.offset)
-        end = max(self.size - self.offset, other.size - other.offset)
-        whole = 0 in (self.stride, other.stride)
-        return AxisField(self.source, offset + end, Fraction(0) if whole else max(self.stride, other.stride), offset)
+    def united(self, other: AxisField, entries: int) -> AxisField | None:
+        """Returns the smallest field that holds both; None if they run over the pixels at different strides."""
+        first, second = self, other
+        if first.parts or second.parts:
+            return first if first == second else None
+        if 0 in (first.stride, second.stride):
+            first, second = first.everywhere(entries), second.everywhere(entries)
+        if first.stride != second.stride:
+            return None
+        offset = max(first.offset, second.offset)
+        end = max(first.size - first.offset, second.size - second.offset)
+        return AxisField(first.sources | second.sources, offset + end, first.stride, offset)
+
+
+CONSTANT = AxisField(frozenset(), Fraction(1), Fraction(0))
+"""Field along an axis whose entries are the same, as after a broadcast, or depend on no argument."""
+
+Axes = Sequence["AxisField | None"]
+"""Fields along the axes of a value; None along an axis whose entries depend on pixels in an unknown way."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,42 +97,132 @@ class Value:
     """Holds what is known of a value of the jaxpr.
 
     Args:
-      axes: field along each axis; None where an entry sees everything, or nothing that is counted.
-      image: True if the value depends on the result of a convolution; a kernel or a weight does not.
+      axes: field along each axis.
+      image: flag of a value that depends on the result of a convolution; a kernel or a weight does not.
       copies: number of such values that the steps of a scan take.
       roots: arguments and constants of the function, or slices of them, from which a weight was made; none if that is
         not known. Values with the same roots are one weight.
+      shared: fields that all entries share, since the value was reduced along these axes; one for each source.
+      lost: sources on which the value depends in an unknown way.
     """
 
     axes: tuple[AxisField | None, ...]
     image: bool = False
     copies: int = 1
     roots: frozenset[Hashable] = dataclasses.field(default=frozenset(), compare=False)
+    shared: frozenset[AxisField] = frozenset()
+    lost: frozenset[Source] = frozenset()
+
+    @property
+    def sources(self) -> frozenset[Source]:
+        """Sources along the axes."""
+        return frozenset().union(*(field.sources for field in self.axes if field is not None))
+
+    def without_merged_axes(self) -> Value:
+        """Returns the value with nothing known along axes that a reshape merged."""
+        merged = [field for field in self.axes if field is not None and field.parts]
+        axes = tuple(None if field in merged else field for field in self.axes)
+        return dataclasses.replace(self, axes=axes, lost=self.lost.union(*(field.sources for field in merged)))
+
+    def united(self, other: Value, shape: Sequence[int]) -> Value:
+        """Returns what is known of a value that is either this one or another one."""
+        operands = (self, other)
+        united = _with_axes(_united_axes([value.axes for value in operands], shape), operands, (shape, shape))
+        return dataclasses.replace(united, image=self.image or other.image, copies=self.copies, roots=self.roots)
 
 
 def argument(number: int, ndim: int) -> Value:
     """Returns the value of an argument of the function: each entry sees itself."""
-    return Value(tuple(AxisField((number, axis)) for axis in range(ndim)), roots=frozenset((number,)))
+    return Value(tuple(AxisField(frozenset({(number, axis)})) for axis in range(ndim)), roots=frozenset((number,)))
+
+
+def constant(ndim: int) -> Value:
+    """Returns the value of what depends on no argument."""
+    return Value((CONSTANT,) * ndim)
+
+
+def field_along(value: Value, axis: int, entries: int) -> AxisField | None:
+    """Returns the field along an axis of a value, with the pixels that all entries share; None if it is not known."""
+    field = value.axes[axis]
+    if field is None or field.parts or not field.sources or field.sources & value.lost:
+        return None
+    for shared in value.shared:
+        if shared.sources & field.sources:
+            field = field.everywhere(entries).united(shared, entries) or field
+    return field
 
 
 def field_of(axes: Sequence[AxisField | None]) -> ReceptiveField | None:
-    """Returns the receptive field along some axes, if all are known; fractions are rounded away from zero."""
-    known = [axis for axis in axes if axis is not None]
-    if len(known) < len(axes) or not axes:
+    """Returns the receptive field along some axes, if all are known.
+
+    An interval of a fractional size holds as many pixels as the whole part of it; stride and offset are rounded up.
+    """
+    fields = [axis for axis in axes if axis is not None]
+    if len(fields) < len(axes) or not axes:
         return None
     return ReceptiveField(
-        tuple(math.ceil(axis.size) for axis in known),
-        tuple(math.ceil(axis.stride) for axis in known),
-        tuple(math.ceil(axis.offset) for axis in known),
+        tuple(math.floor(axis.size) for axis in fields),
+        tuple(math.ceil(axis.stride) for axis in fields),
+        tuple(math.ceil(axis.offset) for axis in fields),
     )
 
 
-def through_convolution(conv: Convolution, operands: Sequence[Value], ndim: int) -> Value:
-    """Returns the value of the result of a convolution."""
-    axes: list[AxisField | None] = [None] * ndim
+Dropped = Sequence[tuple["AxisField | None", Any]]
+"""Fields along axes of operands, each with the number of entries, of which the result depends on all entries."""
+
+
+def _with_axes(axes: Axes, operands: Sequence[Value], shapes: Sequence[Sequence[Any]], dropped: Dropped = ()) -> Value:
+    """Returns the value with these axes of what is computed from some operands.
+
+    Args:
+      axes: fields along the axes of the result, each of which holds the fields of the operands' axes that became it.
+      operands: operands.
+      shapes: shapes of the operands.
+      dropped: fields of axes that the result was reduced along. The result depends on any other axis that did not
+        become one of its own in an unknown way.
+    """
+    lost = frozenset().union(*(value.lost for value in operands))
+    whole = [field for value in operands for field in value.shared]
+    carried = frozenset().union(*(field.sources for field in axes if field is not None))
+    reduced = list(dropped)
+    for value, shape in zip(operands, shapes, strict=True):
+        for field, entries in zip(value.axes, shape, strict=True):
+            if field is not None and not field.sources <= carried and (field, entries) not in dropped:
+                if entries == 1:
+                    reduced.append((field, entries))
+                else:
+                    lost |= field.sources
+    for field, entries in reduced:
+        if field is not None and isinstance(entries, int):
+            whole += [part.everywhere(count) for part, count in field.parts or ((field, entries),)]
+        elif field is not None:
+            lost |= field.sources
+    shared: dict[frozenset[Source], AxisField] = {}
+    for field in whole:
+        if field.sources:
+            before = shared.get(field.sources)
+            shared[field.sources] = field if before is None else before.united(field, 1) or field
+    # Neither of two axes along which one source is counted says what the value sees of it.
+    counted = Counter(source for field in axes if field is not None for source in field.sources)
+    lost |= frozenset(source for source, count in counted.items() if count > 1)
+    return Value(tuple(axes), shared=frozenset(shared.values()), lost=lost)
+
+
+def through_convolution(conv: Convolution, operands: Sequence[Value], shapes: Sequence[Any]) -> Value:
+    """Returns the value of the result of a convolution.
+
+    Args:
+      conv: convolution.
+      operands: values of the operands.
+      shapes: shapes of the operands and of the result.
+    """
+    axes: list[AxisField | None] = [None] * len(shapes[-1])
+    operands = [value.without_merged_axes() for value in operands]
     spec = conv.spec
     if spec.role == "kernel":
-        return Value(tuple(axes), image=True)
+        return dataclasses.replace(_with_axes(axes, operands, shapes[:-1]), image=True)
+    axes[conv.axes[2][0]] = operands[0].axes[conv.axes[0][0]]
+    axes[conv.axes[2][-1]] = CONSTANT
     for index, (source, target) in enumerate(
         zip(conv.axes[0][-1 - spec.rank : -1], conv.axes[2][-1 - spec.rank : -1], strict=True)
     ):
@@ -115,27 +232,73 @@ def through_convolution(conv: Convolution, operands: Sequence[Value], ndim: int)
         if before is not None and spec.role == "input":
             axes[target] = before.spread_through(*arguments)
         elif before is not None:
-            holes = AxisField(before.source, before.size, before.stride / spec.input_dilation[index], before.offset)
+            holes = dataclasses.replace(before, stride=before.stride / spec.input_dilation[index])
             axes[target] = holes.seen_through(*arguments)
-    return Value(tuple(axes), image=True)
+    channels = conv.axes[0][-1]
+    dropped = [(operands[0].axes[channels], shapes[0][channels]), *zip(operands[1].axes, shapes[1], strict=True)]
+    return dataclasses.replace(_with_axes(axes, operands, shapes[:-1], dropped), image=True)
+
+
+def through_product(equation: JaxprEqn, operands: Sequence[Value]) -> Value:
+    """Returns the value of the result of a `dot_general`: axes that are not summed over stay."""
+    operands = [value.without_merged_axes() for value in operands]
+    (lhs_summed, rhs_summed), (lhs_batch, rhs_batch) = equation.params["dimension_numbers"]
+    lhs, rhs, _ = (aval.shape for aval in avals(equation))
+    batch = [
+        _united_axes([(operands[0].axes[left],), (operands[1].axes[right],)], (lhs[left],))[0]
+        for left, right in zip(lhs_batch, rhs_batch, strict=True)
+    ]
+    free: list[AxisField | None] = []
+    dropped: list[tuple[AxisField | None, Any]] = []
+    sides = zip(operands, (lhs, rhs), (lhs_summed, rhs_summed), (lhs_batch, rhs_batch), strict=True)
+    for number, (value, shape, summed, of_batch) in enumerate(sides):
+        of_other = zip(operands[1 - number].axes, (rhs, lhs)[number], strict=True)
+        summed_of_other = (rhs_summed, lhs_summed)[number]
+        reduced = [pair for axis, pair in enumerate(of_other) if axis in summed_of_other]
+        fields = [value.axes[axis] for axis in range(len(shape)) if axis not in {*summed, *of_batch}]
+        # Constant weights that differ along a free axis may take any part of the other operand, as in an interpolation.
+        are_weights = any(field is not None and not field.sources for field in fields)
+        free += [field if field is None or field.sources or not are_weights else None for field in fields]
+        dropped += [] if are_weights else reduced
+    result = _with_axes([*batch, *free], operands, (lhs, rhs), dropped)
+    return dataclasses.replace(result, image=any(value.image for value in operands))
 
 
 def through_window(value: Value, windows: Sequence[tuple[int, int, int]]) -> Value:
     """Returns the value of the result of a pool: each axis has a dilated window, a stride and a low padding."""
-    axes = (axis and axis.seen_through(*window) for axis, window in zip(value.axes, windows, strict=True))
-    return Value(tuple(axes), value.image)
+    value = value.without_merged_axes()
+    axes = (field and field.seen_through(*window) for field, window in zip(value.axes, windows, strict=True))
+    return dataclasses.replace(value, axes=tuple(axes), copies=1, roots=frozenset())
+
+
+def unknown(equation: JaxprEqn, operands: Sequence[Value]) -> Value:
+    """Returns the value of a result that depends on the operands in an unknown way."""
+    axes = _unknown(equation, operands, avals(equation)[-1].shape)
+    return _with_axes(axes, operands, [shape_of(atom) for atom in equation.invars])
 
 
 def through(equation: JaxprEqn, operands: Sequence[Value]) -> list[Value]:
     """Returns the values of the results of an equation that is no convolution and no pool."""
+    if returns_operands(equation):
+        return list(operands)
     image = any(value.image for value in operands)
     copies = max((value.copies for value in operands), default=1)
-    rule = _RULES.get(equation.primitive, _elementwise)
+    rule = _RULES.get(equation.primitive)
+    if rule is None:
+        rule = _elementwise if equation.primitive.name in _ELEMENTWISE_NAMES else _unknown
+    if equation.primitive.name == "stack":  # the primitive has no public name
+        rule = _stack
+    if rule not in (_elementwise, _reduce, _reshape, _transpose, _broadcast):
+        operands = [value.without_merged_axes() for value in operands]
+    shapes = [shape_of(atom) for atom in equation.invars]
+    dropped: Dropped = ()
+    if rule is _reduce:
+        dropped = [(operands[0].axes[axis], shapes[0][axis]) for axis in _reduced_axes(equation)]
     results = []
     for variable in equation.outvars:
-        shape = getattr(variable.aval, "shape", ())
+        value = _with_axes(rule(equation, operands, shape_of(variable)), operands, shapes, dropped)
         roots = frozenset() if image else _roots(equation, operands, variable.aval)
-        results.append(Value(tuple(rule(equation, operands, shape)), image, copies, roots))
+        results.append(dataclasses.replace(value, image=image, copies=copies, roots=roots))
     return results
 
 
@@ -154,38 +317,60 @@ def _roots(equation: JaxprEqn, operands: Sequence[Value], result: Any) -> frozen
     return frozenset() if primitive in _SELECTING_PRIMITIVES or not floating else roots
 
 
-Axes = Sequence[AxisField | None]
-"""Fields along the axes of a result, as a rule returns them for an equation, its operands and the result's shape."""
-
-
 def _operand_shape(equation: JaxprEqn, index: int = 0) -> tuple[int, ...]:
     return avals(equation)[index].shape
 
 
+def _unknown(equation: JaxprEqn, operands: Sequence[Value], shape: Sequence[int]) -> Axes:
+    """Returns the fields of a result of which it is not known how it depends on its operands."""
+    del equation
+    depends = any(value.sources or value.shared or value.lost or None in value.axes for value in operands)
+    return (None if depends else CONSTANT,) * len(shape)
+
+
+def _united_axes(axes: Sequence[Axes], shape: Sequence[int]) -> list[AxisField | None]:
+    """Returns the union of the fields of several values along each axis."""
+    result: list[AxisField | None] = []
+    for fields, entries in zip(zip(*axes, strict=True), shape, strict=True):
+        united: AxisField | None = CONSTANT
+        for field in fields:
+            if united is None or field is None:
+                united = None
+            elif not united.sources:
+                united = field
+            elif field.sources:
+                united = united.united(field, entries)
+        result.append(united)
+    return result
+
+
 def _elementwise(equation: JaxprEqn, operands: Sequence[Value], shape: Sequence[int]) -> Axes:
-    """Returns the union over the operands of the result's rank that are not broadcast along an axis."""
-    axes: list[AxisField | None] = [None] * len(shape)
-    # Values of images come first, so that their argument is the one on which pixels are counted.
-    order = sorted(range(len(operands)), key=lambda index: not operands[index].image)
-    for index in order:
-        value, operand_shape = operands[index], getattr(equation.invars[index].aval, "shape", ())
-        if len(operand_shape) != len(shape):
-            continue
-        for axis, (size, field) in enumerate(zip(operand_shape, value.axes, strict=True)):
-            if size != shape[axis] or field is None:
-                continue
-            known = axes[axis]
-            if known is None:
-                axes[axis] = field
-            elif known.source == field.source:
-                axes[axis] = known.united(field)
-    return axes
+    """Returns the union over the operands; scalars have no axes."""
+    axes = [
+        value.axes for value, atom in zip(operands, equation.invars, strict=True) if len(shape_of(atom)) == len(shape)
+    ]
+    return _united_axes([(CONSTANT,) * len(shape), *axes], shape)
 
 
 def _concatenate(equation: JaxprEqn, operands: Sequence[Value], shape: Sequence[int]) -> Axes:
+    """Returns the fields of operands one after the other, known if they continue one another, as after a split."""
+    dimension = equation.params["dimension"]
     axes = list(_elementwise(equation, operands, shape))
-    axes[equation.params["dimension"]] = None
+    starts = itertools.accumulate((shape_of(atom)[dimension] for atom in equation.invars), initial=0)
+    pieces = [
+        field and field.seen_through(1, 1, start)
+        for field, start in zip((value.axes[dimension] for value in operands), starts, strict=False)
+    ]
+    varying = {piece for piece in pieces if piece is None or piece.sources}
+    axes[dimension] = varying.pop() if len(varying) == 1 else (None if varying else CONSTANT)
     return axes
+
+
+def _stack(equation: JaxprEqn, operands: Sequence[Value], shape: Sequence[int]) -> Axes:
+    """Returns the union of the operands, with a new axis that numbers them."""
+    axis = equation.params["axis"]
+    axes = _united_axes([value.axes for value in operands], shape_of(equation.invars[0]))
+    return [*axes[:axis], CONSTANT, *axes[axis:]]
 
 
 def _transpose(equation: JaxprEqn, operands: Sequence[Value], shape: Sequence[int]) -> Axes:
@@ -194,7 +379,7 @@ def _transpose(equation: JaxprEqn, operands: Sequence[Value], shape: Sequence[in
 
 
 def _broadcast(equation: JaxprEqn, operands: Sequence[Value], shape: Sequence[int]) -> Axes:
-    axes: list[AxisField | None] = [None] * len(shape)
+    axes: list[AxisField | None] = [CONSTANT] * len(shape)
     for axis, target in enumerate(equation.params["broadcast_dimensions"]):
         if _operand_shape(equation)[axis] == shape[target]:
             axes[target] = operands[0].axes[axis]
@@ -202,31 +387,86 @@ def _broadcast(equation: JaxprEqn, operands: Sequence[Value], shape: Sequence[in
 
 
 def _reshape(equation: JaxprEqn, operands: Sequence[Value], shape: Sequence[int]) -> Axes:
-    """Returns the fields of axes that are neither merged nor split."""
-    old_shape, axes = _operand_shape(equation), [None] * len(shape)
-    if equation.params.get("dimensions") is not None:
-        return axes
-    old_axis = new_axis = 0
-    result: list[AxisField | None] = list(axes)
-    while old_axis < len(old_shape) and new_axis < len(shape):
-        if old_shape[old_axis] == shape[new_axis]:
-            result[new_axis] = operands[0].axes[old_axis]
-            old_axis, new_axis = old_axis + 1, new_axis + 1
-            continue
-        old_size, new_size = old_shape[old_axis], shape[new_axis]
-        old_axis, new_axis = old_axis + 1, new_axis + 1
-        while old_size != new_size and (old_axis < len(old_shape) or new_axis < len(shape)):
-            if (old_size < new_size or new_axis == len(shape)) and old_axis < len(old_shape):
-                old_size, old_axis = old_size * old_shape[old_axis], old_axis + 1
-            else:
-                new_size, new_axis = new_size * shape[new_axis], new_axis + 1
+    """Returns the fields of a reshape's result; axes of size 1 may come and go anywhere."""
+    old_shape = _operand_shape(equation)
+    if equation.params.get("dimensions") is not None or 0 in old_shape:
+        return _unknown(equation, operands, shape)
+    result: list[AxisField | None] = [CONSTANT] * len(shape)
+    old = [axis for axis, size in enumerate(old_shape) if size != 1]
+    new = [axis for axis, size in enumerate(shape) if size != 1]
+    while old and new:
+        before, after = [old.pop(0)], [new.pop(0)]
+        while (sizes := [math.prod(old_shape[n] for n in before), math.prod(shape[n] for n in after)])[0] != sizes[1]:
+            rest, group = (old, before) if (sizes[0] < sizes[1] or not new) and old else (new, after)
+            if not rest:
+                break
+            group.append(rest.pop(0))
+        fields = _regrouped([(operands[0].axes[n], old_shape[n]) for n in before], [shape[n] for n in after])
+        for axis, field in zip(after, fields, strict=True):
+            result[axis] = field
     return result
+
+
+def _regrouped(before: Sequence[tuple[AxisField | None, int]], sizes: Sequence[int]) -> Axes:
+    """Returns the fields of the axes, of these sizes, into which neighbouring axes are merged, split, or both."""
+    (field, _), *repeated = before
+    if field is not None and field.parts and not repeated:
+        # Merged axes are known again if they are split as they were.
+        same = [count for _, count in field.parts] == list(sizes)
+        return [part for part, _ in field.parts] if same else [field] if len(sizes) == 1 else (None,) * len(sizes)
+    parts = tuple((part, count) for part, count in before if part is not None)
+    are_plain = len(parts) == len(before) and not any(part.parts for part, _ in parts)
+    if len(sizes) == 1 and are_plain and sum(bool(part.sources) for part, _ in parts) > 1:
+        return (AxisField(frozenset().union(*(part.sources for part, _ in parts)), parts=parts),)
+    if field is None or field.parts or any(other is None or other.sources for other, _ in repeated):
+        return (None,) * len(sizes)
+    if repeated and field.sources:
+        # The axis is repeated: entry `o` of the merged one is entry `o // repeats`, of which the start is a fraction.
+        repeats = math.prod(size for _, size in repeated)
+        shift = field.stride * Fraction(repeats - 1, repeats)
+        field = AxisField(
+            field.sources, field.size + abs(shift), field.stride / repeats, field.offset + max(shift, Fraction(0))
+        )
+    if len(sizes) > 1 and field.sources:
+        inner = math.prod(sizes[1:])
+        field = field.seen_through(inner, inner, 0)
+    return (field, *(CONSTANT,) * (len(sizes) - 1))
+
+
+def _reduced_axes(equation: JaxprEqn) -> Sequence[int]:
+    return equation.params["axes"] if "axes" in equation.params else equation.params["dimensions"]
 
 
 def _reduce(equation: JaxprEqn, operands: Sequence[Value], shape: Sequence[int]) -> Axes:
     del shape
-    removed = equation.params["axes"] if "axes" in equation.params else equation.params["dimensions"]
-    return [field for axis, field in enumerate(operands[0].axes) if axis not in {*removed}]
+    return [field for axis, field in enumerate(operands[0].axes) if axis not in {*_reduced_axes(equation)}]
+
+
+def _reverse(equation: JaxprEqn, operands: Sequence[Value], shape: Sequence[int]) -> Axes:
+    return [
+        field.reversed(shape[axis]) if field is not None and axis in equation.params["dimensions"] else field
+        for axis, field in enumerate(operands[0].axes)
+    ]
+
+
+def _whole_slices(equation: JaxprEqn, operands: Sequence[Value], shape: Sequence[int]) -> Axes:
+    """Returns the fields of a `dynamic_slice`, known along the axes that it does not cut."""
+    return [
+        field if size == before else None
+        for field, size, before in zip(operands[0].axes, shape, _operand_shape(equation), strict=True)
+    ]
+
+
+def _gather(equation: JaxprEqn, operands: Sequence[Value], shape: Sequence[int]) -> Axes:
+    """Returns the fields of a gather's result, known along the axes that each slice holds as a whole."""
+    numbers, sizes = equation.params["dimension_numbers"], equation.params["slice_sizes"]
+    axes: list[AxisField | None] = [None] * len(shape)
+    gone = {*numbers.collapsed_slice_dims, *getattr(numbers, "operand_batching_dims", ())}
+    remaining = (axis for axis in range(len(sizes)) if axis not in gone)
+    for target, axis in zip(numbers.offset_dims, remaining, strict=True):
+        if sizes[axis] == _operand_shape(equation)[axis]:
+            axes[target] = operands[0].axes[axis]
+    return axes
 
 
 def _slice(equation: JaxprEqn, operands: Sequence[Value], shape: Sequence[int]) -> Axes:
@@ -241,11 +481,10 @@ def _pad(equation: JaxprEqn, operands: Sequence[Value], shape: Sequence[int]) ->
     del shape
     return [
         field
-        and AxisField(
-            field.source,
-            field.size,
-            field.stride / (inner + 1),
-            field.offset + Fraction(int(low), inner + 1) * field.stride,
+        and dataclasses.replace(
+            field,
+            stride=field.stride / (inner + 1),
+            offset=field.offset + Fraction(int(low), inner + 1) * field.stride,
         )
         for field, (low, _, inner) in zip(operands[0].axes, equation.params["padding_config"], strict=True)
     ]
@@ -264,9 +503,9 @@ def _whole_axes(equation: JaxprEqn, operands: Sequence[Value], shape: Sequence[i
         whole = range(axis, axis + 1)
     for axis in whole:
         # The result may be shorter than the operand, so the operand's length counts.
+        entries = _operand_shape(equation)[axis]
         fields = [value.axes[axis] for value in operands if len(value.axes) == len(shape)]
-        known = next((field for field in fields if field is not None), None)
-        axes[axis] = known and known.everywhere(_operand_shape(equation)[axis])
+        axes[axis] = _united_axes([(field and field.everywhere(entries),) for field in fields], (entries,))[0]
     return axes
 
 
@@ -293,6 +532,9 @@ _RULES: dict[Primitive, Callable[[JaxprEqn, Sequence[Value], Sequence[int]], Axe
     lax_primitives.reshape_p: _reshape,
     lax_primitives.squeeze_p: _reduce,
     lax_primitives.slice_p: _slice,
+    lax_primitives.dynamic_slice_p: _whole_slices,
+    lax_primitives.gather_p: _gather,
+    lax_primitives.rev_p: _reverse,
     lax_primitives.pad_p: _pad,
     **{getattr(lax_primitives, f"reduce_{name}_p"): _reduce for name in _REDUCTION_NAMES},
     lax_primitives.argmax_p: _reduce,
@@ -304,6 +546,19 @@ _RULES: dict[Primitive, Callable[[JaxprEqn, Sequence[Value], Sequence[int]], Axe
     lax_primitives.reduce_window_p: _reduce_window,
     **{getattr(lax_primitives, f"reduce_window_{name}_p"): _reduce_window for name in ("sum", "max", "min")},
 }
+
+# fmt: off
+_ELEMENTWISE_NAMES = frozenset({
+    "abs", "acos", "acosh", "add", "and", "asin", "asinh", "atan", "atan2", "atanh", "bessel_i0e", "bessel_i1e",
+    "cbrt", "ceil", "clamp", "clz", "complex", "conj", "convert_element_type", "cos", "cosh", "digamma", "div",
+    "eq", "erf", "erf_inv", "erfc", "exp", "exp2", "expm1", "floor", "ge", "gt", "igamma", "igammac", "imag",
+    "integer_pow", "is_finite", "le", "lgamma", "log", "log1p", "logistic", "lt", "max", "min", "mul", "ne", "neg",
+    "nextafter", "not", "or", "polygamma", "population_count", "pow", "real", "reduce_precision", "rem", "round",
+    "rsqrt", "select_n", "shift_left", "shift_right_arithmetic", "shift_right_logical", "sign", "sin", "sinh",
+    "sqrt", "square", "stop_gradient", "sub", "tan", "tanh", "xor",
+})
+# fmt: on
+"""Names of primitives of which each entry of a result depends on the same entry of each operand alone."""
 
 _MOVING_PRIMITIVES = (
     lax_primitives.transpose_p,

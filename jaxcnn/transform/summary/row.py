@@ -9,6 +9,25 @@ from jaxcnn.receptive_field import ReceptiveField
 
 
 @dataclasses.dataclass(frozen=True)
+class Shard:
+    """What each device computes of an operation whose arrays are split over several devices.
+
+    Args:
+      input_shape: shape of the part of the first operand.
+      output_shape: shape of the part of the result.
+      method: name of the method that computes the part.
+      reason: reason for this method.
+      received: pairs of a collective operation's name and the bytes that the operation leaves on the device.
+    """
+
+    input_shape: tuple[int, ...]
+    output_shape: tuple[int, ...]
+    method: str
+    reason: str
+    received: tuple[tuple[str, int], ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class SummaryRow:
     """One convolution, pool or dense product of a function.
 
@@ -29,6 +48,8 @@ class SummaryRow:
       receptive_field: receptive field of an output pixel, in pixels of the function's argument; None if not known.
       method: name of the method that computes the operation.
       reason: reason for this method.
+      shards: what each device computes, where the function's arrays are split over several; several if the same
+        operation is split in several ways.
 
     Example:
       >>> import jax
@@ -54,3 +75,4 @@ class SummaryRow:
     receptive_field: ReceptiveField | None
     method: str
     reason: str
+    shards: tuple[Shard, ...] = ()

@@ -14,10 +14,11 @@ import jax
 from jaxcnn import native
 from jaxcnn.cost import Cost
 from jaxcnn.receptive_field import ReceptiveField
-from jaxcnn.transform.jaxpr.signature import flatten_call
+from jaxcnn.transform.jaxpr.signature import flatten_call, is_split
 from jaxcnn.transform.summary.row import SummaryRow
-from jaxcnn.transform.summary.table import summary_table, totals_line
-from jaxcnn.transform.summary.walk import rows_and_notes
+from jaxcnn.transform.summary.shards import split_program
+from jaxcnn.transform.summary.table import received_line, summary_table, totals_line
+from jaxcnn.transform.summary.walk import summarize_jaxpr
 
 #: Values of `platform` for `summarize`, in Python and on the command line.
 PLATFORMS = ("cpu", "gpu", "cuda", "rocm", "tpu")
@@ -31,6 +32,10 @@ class Summary:
       rows: one `SummaryRow` for each.
       notes: remarks on bodies that were counted once but may be executed more or less often, or were not counted.
       native: line on whether this process has the compiled CPU kernels; empty for another platform.
+      receptive_field: union of the receptive fields of all rows, and of the results that are images, at the stride of
+        the widest; None if one of them is not known.
+      received: pairs of a collective operation's name and the bytes that the operation leaves on each device, for all
+        of the program; empty if no argument is split over several devices.
 
     Example:
       >>> import jax.numpy as jnp
@@ -46,22 +51,13 @@ class Summary:
     rows: tuple[SummaryRow, ...]
     notes: tuple[str, ...] = ()
     native: str = ""
+    receptive_field: ReceptiveField | None = None
+    received: tuple[tuple[str, int], ...] = ()
 
     @property
     def total(self) -> Cost:
         """Cost of all rows; a weight that several share counts once."""
         return sum((row.cost for row in self.rows), Cost())
-
-    @property
-    def receptive_field(self) -> ReceptiveField | None:
-        """Union of the receptive fields of all rows, at the stride of the widest; None if none is known."""
-        known = [row.receptive_field for row in self.rows if row.receptive_field]
-        if len({len(field.size) for field in known}) != 1:
-            return None
-        offset = tuple(map(max, zip(*(field.offset for field in known), strict=True)))
-        ends = ((size - low for size, low in zip(field.size, field.offset, strict=True)) for field in known)
-        size = tuple(low + max(end) for low, end in zip(offset, zip(*ends, strict=True), strict=True))
-        return ReceptiveField(size, max(known, key=lambda field: field.size).stride, offset)
 
     def to_json(self) -> str:
         """Returns all rows, totals, notes and the state of the native kernels as JSON."""
@@ -70,6 +66,7 @@ class Summary:
             "total": dataclasses.asdict(self.total),
             "notes": self.notes,
             "native": self.native,
+            "received": self.received,
         }
         return json.dumps(content)
 
@@ -95,13 +92,15 @@ class Summary:
 
     @property
     def _remarks(self) -> tuple[str, ...]:
-        return tuple(filter(None, (totals_line(self.total), *self.notes, self.native)))
+        return tuple(filter(None, (totals_line(self.total), received_line(self.received), *self.notes, self.native)))
 
 
 def summarize(f: Callable[..., Any], *args: Any, platform: str | None = None) -> Summary:
     """Returns a table of the convolutions, pools and dense products of a function, with the cost and method of each.
 
-    f is traced, not run: nothing is compiled and no device is needed. Bodies of `scan` are multiplied by their length,
+    f is traced, not run: nothing is compiled and no device is needed, unless arguments are split over several devices.
+    Then the program is compiled, since XLA decides there how to split it, and each row has the shapes, the method and
+    the collective operations of one device's part. Bodies of `scan` are multiplied by their length,
     of a `cond` the branch with the most MACs is counted, and the body of a `while` once. A weight is the operand that
     does not depend on the result of a convolution; one that several rows share is counted in the first. The receptive
     field is that of the whole graph: parallel branches give their union, and a sort, a cumulative sum or a Fourier
@@ -109,14 +108,15 @@ def summarize(f: Callable[..., Any], *args: Any, platform: str | None = None) ->
 
     Args:
       f: function of arrays: a model, a loss, a gradient, a training step, accelerated or not.
-      *args: arguments of f; `jax.ShapeDtypeStruct`s may stand for arrays, and other leaves reach f unchanged.
+      *args: arguments of f; `jax.ShapeDtypeStruct`s, with a sharding or without, may stand for arrays, and other leaves
+        reach f unchanged.
       platform: platform whose methods are shown, `"cpu"` (if left out), `"gpu"`, `"cuda"`, `"rocm"` or `"tpu"`.
 
     Returns:
       A `Summary`: `.rows`, `.total`, `.to_json()`, and a table when printed or shown in a notebook.
 
     Raises:
-      ValueError: the platform is unknown.
+      ValueError: the platform is unknown; an argument is split over a mesh without devices.
       TypeError: f is no function, or an argument that is not an array is not hashable.
 
     Example:
@@ -132,9 +132,11 @@ def summarize(f: Callable[..., Any], *args: Any, platform: str | None = None) ->
     if not callable(f):
         raise TypeError(f"summarize: f must be a function, got {f!r}")
     if platform is not None and platform not in PLATFORMS:
-        known = ", ".join(map(repr, PLATFORMS))
-        raise ValueError(f"summarize: platform must be one of {known}, got {platform!r}")
+        platforms = ", ".join(map(repr, PLATFORMS))
+        raise ValueError(f"summarize: platform must be one of {platforms}, got {platform!r}")
     signature, arrays = flatten_call("summarize", args, {})
     platform = platform or "cpu"
-    rows, notes = rows_and_notes(jax.make_jaxpr(signature.flat(f))(*arrays), platform)
-    return Summary(rows, notes, native.status() if platform == "cpu" else "")
+    program = split_program(signature.flat(f), arrays) if is_split(arrays) else None
+    rows, notes, field = summarize_jaxpr(jax.make_jaxpr(signature.flat(f))(*arrays), platform, program)
+    received = () if program is None else program.received
+    return Summary(rows, notes, native.status() if platform == "cpu" else "", field, received)

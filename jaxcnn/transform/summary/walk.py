@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Hashable, Sequence
+from functools import partial, reduce
 from typing import Any
 
 from jax.extend.core import JaxprEqn
 from jax.extend.core import primitives as lax_primitives
 
+from jaxcnn.receptive_field import ReceptiveField
 from jaxcnn.transform.jaxpr.abstract_walk import AbstractWalk, Place
 from jaxcnn.transform.jaxpr.convolutions import is_convolution
 from jaxcnn.transform.jaxpr.equations import (
@@ -21,32 +23,79 @@ from jaxcnn.transform.jaxpr.equations import (
     sub_jaxprs,
 )
 from jaxcnn.transform.summary.describe import row_of, weight_of
-from jaxcnn.transform.summary.receptive_fields import Value, argument, through
+from jaxcnn.transform.summary.receptive_fields import (
+    AxisField,
+    Value,
+    argument,
+    constant,
+    field_along,
+    field_of,
+    through,
+)
 from jaxcnn.transform.summary.row import SummaryRow
+from jaxcnn.transform.summary.shards import SplitProgram
 
-_Record = tuple[SummaryRow, frozenset[Hashable]]
-"""A row, and the roots of its weight."""
+_Record = tuple[SummaryRow, frozenset[Hashable], "Sequence[AxisField | None]"]
+"""A row, the roots of its weight, and the fields along its image axes before pixels that all entries share."""
 
 _MAX_LOOP_PASSES = 1000
 """Largest number of steps of a scan that are followed; a receptive field that still grows then is not known."""
 
 
-def rows_and_notes(closed: Any, platform: str) -> tuple[tuple[SummaryRow, ...], tuple[str, ...]]:
-    """Returns the rows of a closed jaxpr of the user's function, and notes on the count."""
-    walk = _SummaryWalk(platform)
+def summarize_jaxpr(
+    closed: Any, platform: str, program: SplitProgram | None = None
+) -> tuple[tuple[SummaryRow, ...], tuple[str, ...], ReceptiveField | None]:
+    """Returns the rows of a closed jaxpr of the user's function, notes on the count, and the field of all together.
+
+    Args:
+      closed: closed jaxpr.
+      platform: platform for which methods are chosen.
+      program: the function's program if its arguments are split over several devices.
+    """
+    walk = _SummaryWalk(platform, program)
     jaxpr = inner_jaxpr(closed)
-    values = [argument(number, len(shape_of(v))) for number, v in enumerate((*jaxpr.constvars, *jaxpr.invars))]
-    for number, array in enumerate(consts_of(closed)):
-        values[number] = dataclasses.replace(values[number], roots=_roots_of_constant(array))
-    walk.walk_equations(closed, values, Place())
-    return _count_weights_once(walk.records), tuple(dict.fromkeys(walk.notes))
+    constants = [walk.constant(*pair) for pair in zip(jaxpr.constvars, consts_of(closed), strict=True)]
+    arguments = [argument(number, len(shape_of(variable))) for number, variable in enumerate(jaxpr.invars)]
+    results = walk.walk_equations(closed, [*constants, *arguments], Place())
+    field = _total_field(walk.records, list(zip(results, map(shape_of, jaxpr.outvars), strict=True)))
+    return _count_weights_once(walk.records), tuple(dict.fromkeys(walk.notes)), field
+
+
+def _total_field(records: Sequence[_Record], results: Sequence[tuple[Value, Sequence[int]]]) -> ReceptiveField | None:
+    """Returns the union of the fields of all rows and of those results that are images, at the widest one's stride.
+
+    None if one of them is not known, or if there is none.
+    """
+    layers = [(row.receptive_field, fields) for row, _, fields in records if fields]
+    # A layer whose entries are all the same, as after a mean of the image, has no field of its own.
+    if any(field is None and not any(axis and not axis.sources for axis in axes) for field, axes in layers):
+        return None
+    layers_with_field = [(field, axes) for field, axes in layers if field is not None]
+    if len({len(field.size) for field, _ in layers_with_field}) != 1:
+        return None
+    fields = [field for field, _ in layers_with_field]
+    by_axis = zip(*(axes for _, axes in layers_with_field), strict=True)
+    sources = [frozenset().union(*(axis.sources for axis in axes if axis is not None)) for axes in by_axis]
+    for value, shape in results:
+        if len(shape) < len(sources) + 2:
+            continue
+        if any(counted & value.lost for counted in sources):
+            return None
+        places = [[n for n, axis in enumerate(value.axes) if axis and axis.sources & counted] for counted in sources]
+        if all(places):
+            field = field_of([field_along(value, axes[0], shape[axes[0]]) for axes in places])
+            fields += [] if field is None else [field]
+    offset = tuple(map(max, zip(*(field.offset for field in fields), strict=True)))
+    ends = ((size - low for size, low in zip(field.size, field.offset, strict=True)) for field in fields)
+    size = tuple(low + max(end) for low, end in zip(offset, zip(*ends, strict=True), strict=True))
+    return ReceptiveField(size, max(fields, key=lambda field: field.size).stride, offset)
 
 
 def _count_weights_once(records: Sequence[_Record]) -> tuple[SummaryRow, ...]:
     """Returns the rows, with the parameters of a shared weight in the first of its rows only."""
     rows: list[SummaryRow] = []
     counted: set[frozenset[Hashable]] = set()
-    for row, roots in records:
+    for row, roots, _ in records:
         is_shared = roots in counted
         rows.append(dataclasses.replace(row, cost=dataclasses.replace(row.cost, params=0)) if is_shared else row)
         if roots and row.cost.params:
@@ -64,15 +113,16 @@ class _SummaryWalk(AbstractWalk[Value, _Record]):
 
     Args:
       platform: platform for which methods are chosen.
+      program: the program that XLA split over several devices, or None.
     """
 
-    def __init__(self, platform: str) -> None:
+    def __init__(self, platform: str, program: SplitProgram | None) -> None:
         super().__init__(_MAX_LOOP_PASSES)
-        self.platform = platform
+        self.platform, self.program = platform, program
         self.notes: list[str] = []
 
     def unknown(self, aval: Any) -> Value:
-        return Value((None,) * len(getattr(aval, "shape", ())))
+        return constant(len(getattr(aval, "shape", ())))
 
     def constant(self, variable: Any, array: Any) -> Value:
         return dataclasses.replace(self.unknown(variable.aval), roots=_roots_of_constant(array))
@@ -80,8 +130,11 @@ class _SummaryWalk(AbstractWalk[Value, _Record]):
     def equation(self, equation: JaxprEqn, operands: list[Value], place: Place) -> list[Value] | None:
         row_and_result = row_of(equation, operands, place, self.platform)
         if row_and_result is not None:
-            row, result = row_and_result
-            self.records.append((row, weight_of(equation, operands).roots))
+            row, result, image_axes = row_and_result
+            if self.program is not None:
+                row = self.program.with_shards(row, equation)
+            fields = [result.axes[axis] for axis in image_axes]
+            self.records.append((row, weight_of(equation, operands).roots, fields))
             return [result]
         is_symbolic = any(not isinstance(n, int) for aval in avals(equation) for n in getattr(aval, "shape", ()))
         if is_symbolic and is_convolution(equation):
@@ -93,27 +146,34 @@ class _SummaryWalk(AbstractWalk[Value, _Record]):
             return [*carry, *(self.unknown(variable.aval) for variable in equation.outvars[len(carry) :])]
         return None
 
-    def element(self, value: Value, length: int) -> Value:
-        return Value(value.axes[1:], value.image, value.copies * length, value.roots)
+    def element(self, value: Value, length: int, place: Place) -> Value:
+        del place
+        # The loop runs over the pixels along the first axis, so a step sees one that depends on its number.
+        sliced = value.axes[0].sources if value.axes[0] is not None else frozenset()
+        return dataclasses.replace(value, axes=value.axes[1:], copies=value.copies * length, lost=value.lost | sliced)
 
     def stack(self, value: Value) -> Value:
-        return Value((None, *value.axes), value.image)
+        return Value((None, *value.axes), value.image, shared=value.shared, lost=value.lost)
 
     def join(self, before: Value, after: Value) -> Value:
         # A weight that changes from step to step keeps its roots.
         return dataclasses.replace(after, roots=before.roots)
 
     def widen(self, value: Value) -> Value:
-        return Value((None,) * len(value.axes), value.image)
+        return Value((None,) * len(value.axes), value.image, shared=value.shared, lost=value.lost | value.sources)
 
     def branches(
         self, outcomes: list[tuple[list[Value], list[_Record]]], equation: JaxprEqn, place: Place
     ) -> list[Value]:
         if any(records for _, records in outcomes):
             self._note(equation, place, ": the branch with the most MACs is counted")
-        results, records = max(outcomes, key=lambda outcome: sum(row.cost.macs for row, _ in outcome[1]))
+        _, records = max(outcomes, key=lambda outcome: sum(row.cost.macs for row, *_ in outcome[1]))
         self.records += records
-        return results
+        by_result = zip(*(results for results, _ in outcomes), strict=True)
+        return [
+            reduce(partial(Value.united, shape=shape), values)
+            for values, shape in zip(by_result, map(shape_of, equation.outvars), strict=True)
+        ]
 
     def after_while(self, equation: JaxprEqn, records: list[_Record], place: Place) -> None:
         if records:

@@ -72,7 +72,7 @@ def test_downstream_is_what_the_links_after_it_do_to_a_channel(name):
 def test_coloured_and_whitened_are_inverse(groups):
     link = normal((3, 1, 4, 6))
     left, right = normal((groups, 4, 4), 1), normal((groups, 6 // groups, 6 // groups), 2)
-    inner = _features.whitened(link, left, right)
-    np.testing.assert_allclose(_features.coloured(inner, left, right), link, rtol=1e-3, atol=1e-3)
+    inner = _features.to_inner(link, left, right)
+    np.testing.assert_allclose(_features.from_inner(inner, left, right), link, rtol=1e-3, atol=1e-3)
     if groups == 1:
         np.testing.assert_allclose(left[0] @ inner @ right[0], link, rtol=1e-3, atol=1e-3)

@@ -246,8 +246,8 @@ def test_complex_kernels(name, rng):
     chain = CASES[name](kernel)
     assert chain.dtype == np.complex64
     np.testing.assert_allclose(chain.dense(), kernel, atol=1e-5)
-    truncated = CASES[name].at_rank(kernel)
-    assert 0.1 < float(truncated.relative_error(kernel)) < 1
+    truncate = CASES[name].at_rank(kernel)
+    assert 0.1 < float(truncate.relative_error(kernel)) < 1
 
 
 def test_cp_refuses_complex_kernels():

@@ -1,0 +1,153 @@
+"""Where a substitution's arrays lie: the links of chains, the other parameters, and what a file held."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import jaxcnn
+from jaxcnn.chain import KernelChain
+from jaxcnn.transform.chains.placement import guesses
+from jaxcnn.transform.substitution.batches import MAX_BATCHES, batches_of
+from jaxcnn.transform.substitution.placing import chain_like
+from support.arrays import normal
+
+
+def mesh(*sizes, kind=AxisType.Auto):
+    return jax.make_mesh(sizes, tuple("ab"[: len(sizes)]), axis_types=(kind,) * len(sizes))
+
+
+def placed(array, *spec, on):
+    return jax.device_put(array, NamedSharding(on, P(*spec)))
+
+
+def specs(tree):
+    return [leaf.sharding.spec for leaf in jax.tree.leaves(tree)]
+
+
+def model(params, x):
+    x = jax.nn.relu(jaxcnn.conv(x, params["kernel"]) + params["bias"][None, None, None])
+    return jaxcnn.conv(x, params["last"])
+
+
+PARAMS = {"kernel": normal((5, 5, 8, 16)), "bias": np.ones(16, np.float32), "last": normal((3, 3, 16, 4), seed=1)}
+SPECS = {"kernel": (None, None, "a", "b"), "bias": ("b",), "last": (None, None, "b")}
+
+
+def test_links_lie_as_their_kernel_did(tmp_path):
+    on = mesh(2, 2)
+    params = {name: placed(array, *SPECS[name], on=on) for name, array in PARAMS.items()}
+    x = placed(normal((4, 10, 10, 8)), "a", on=on)
+    substitution = jaxcnn.substitute(model, params, x, rank=3, schemes="separable", skip="last")
+    column, row = substitution.params["kernel"].kernels
+    assert specs([column, row]) == [P(None, None, "a", None), P(None, None, None, "b")]
+    assert specs([substitution.params["bias"], substitution.params["last"]]) == [P("b"), P(None, None, "b")]
+    plain = jaxcnn.substitute(model, PARAMS, np.asarray(x), rank=3, schemes="separable", skip="last")
+    for array, expected in zip(jax.tree.leaves(substitution.params), jax.tree.leaves(plain.params), strict=True):
+        np.testing.assert_allclose(np.asarray(array), np.asarray(expected), atol=1e-5)
+    file = tmp_path / "substitution.npz"
+    plain.save(file)
+    loaded = jaxcnn.Substitution.load(file, model, params)
+    assert specs(loaded.params) == specs(substitution.params)
+    # Parameters of another process's start: types with a sharding.
+    types = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), params)
+    assert specs(jaxcnn.Substitution.load(file, model, types).params) == specs(substitution.params)
+    assert specs(jaxcnn.Substitution.load(file, model, substitution.params).params) == specs(substitution.params)
+    y = jax.jit(loaded.apply)(loaded.params, x)
+    np.testing.assert_allclose(np.asarray(y), np.asarray(plain.apply(plain.params, np.asarray(x))), atol=1e-3)
+
+
+def test_parameters_of_one_device_stay_there():
+    device = jax.devices()[2]
+    params = jax.tree.map(lambda array: jax.device_put(array, device), PARAMS)
+    x = jax.device_put(normal((1, 10, 10, 8)), device)
+    substitution = jaxcnn.substitute(model, params, x, rank=3, schemes="separable")
+    assert {leaf.device for leaf in jax.tree.leaves(substitution.params)} == {device}
+
+
+@pytest.mark.parametrize(
+    ("links", "counts", "kernel", "spec", "expected"),
+    [
+        # Ranks are whole, and so are windows.
+        ([(3, 1, 8, 3), (1, 3, 3, 8)], (1, 1), (3, 3, 8, 8), (None, None, "a", "b"), ["a  ", "  b"]),
+        ([(4, 1, 8, 3), (1, 4, 3, 8)], (1, 1), (4, 4, 8, 8), (None, "a"), ["   ", "   "]),
+        # Depthwise: both links are split along the groups.
+        ([(3, 1, 1, 8), (1, 3, 1, 8)], (8, 8), (3, 3, 1, 8), (None, None, None, "b"), [" b ", "  b"]),
+        # A depthwise first link of a dense kernel, then 1x1.
+        ([(3, 3, 1, 8), (1, 1, 8, 4)], (8, 1), (3, 3, 8, 4), (None, None, "a", "b"), [" a ", "  b"]),
+    ],
+)
+def test_specs_of_links(links, counts, kernel, spec, expected):
+    on = mesh(2, 2)
+    chain = KernelChain(tuple(jnp.ones(shape) for shape in links), counts)
+    placement = next(guesses([chain]))[0]
+    parameter = placed(np.ones(kernel, np.float32), *spec, on=on)
+    first, last = specs(list(chain_like(chain, parameter, placement).kernels))
+    assert placement.shape == kernel
+    a, b = expected
+    assert list(first) == [None, None, a[0].strip() or None, a[1].strip() or None]
+    assert list(last) == [None, None, None, b[2].strip() or None]
+
+
+def test_stacked_kernels_stay_split_along_the_stack():
+    on = mesh(2, 2)
+    params = placed(normal((2, 3, 3, 8, 8)), "a", None, None, None, "b", on=on)
+
+    def scanned(params, x):
+        return jax.lax.scan(lambda x, kernel: (jaxcnn.conv(x, kernel), None), x, params)[0]
+
+    substitution = jaxcnn.substitute(scanned, params, normal((1, 6, 6, 8)), rank=2, schemes="separable")
+    first, last = specs(list(substitution.params.kernels))
+    assert first == P("a", None, None, None, None)
+    assert last == P("a", None, None, None, "b")
+
+
+def test_explicit_meshes_keep_the_sharding():
+    on = mesh(2, 2, kind=AxisType.Explicit)
+    chain = KernelChain((jnp.ones((3, 1, 8, 2)), jnp.ones((1, 3, 2, 8))))
+    parameter = placed(np.ones((3, 3, 8, 8), np.float32), None, None, "a", "b", on=on)
+    links = chain_like(chain, parameter, next(guesses([chain]))[0]).kernels
+    assert specs(list(links)) == [P(None, None, "a", None), P(None, None, None, "b")]
+    assert all(link.sharding.mesh == on for link in links)
+
+
+def test_calibration_that_is_split_over_devices_is_that_of_one():
+    batches = [normal((4, 10, 10, 8), seed=seed) for seed in (2, 3)]
+    options = {"rank": 3, "schemes": "separable", "skip": "last"}
+    expected = jaxcnn.substitute(model, PARAMS, batches[0], calibration=batches, **options)
+    on = mesh(4)
+    split = [placed(batch, "a", on=on) for batch in batches]
+    actual = jaxcnn.substitute(model, PARAMS, batches[0], calibration=iter(split), **options)
+    for array, other in zip(jax.tree.leaves(actual.params), jax.tree.leaves(expected.params), strict=True):
+        np.testing.assert_allclose(np.asarray(array), np.asarray(other), atol=1e-3)
+    assert actual.report.rows[0].error == pytest.approx(expected.report.rows[0].error, rel=1e-3)
+
+
+def test_a_long_iterator_is_sampled_and_not_held():
+    alive = set()
+
+    class Batch:
+        def __init__(self, number):
+            self.number = number
+            alive.add(number)
+
+        def __del__(self):
+            alive.discard(self.number)
+
+    most = []
+
+    def stream():
+        for number in range(200):
+            yield Batch(number)
+            most.append(len(alive))
+
+    numbers = sorted(batch.number for (batch,) in batches_of(stream(), 0))
+    assert len(set(numbers)) == MAX_BATCHES
+    assert max(most) <= MAX_BATCHES + 1
+    assert numbers[0] < 60 < 140 < numbers[-1]
+    assert [batch for (batch,) in batches_of(iter(range(5)), 0)] == [0, 1, 2, 3, 4]
+    assert [batch for (batch,) in batches_of(list(range(40)), 0)] == list(range(40))
