@@ -86,7 +86,7 @@ bench: $(VENV)/.bench  ## Record the tracked set for the current commit in bench
 	$(ASV_MACHINE)
 	$(BIN)/python -m benchmarks.record --machine $(MACHINE) --rounds 1 $(ARGS)
 
-bench-history: $(VENV)/.bench  ## Record it for COMMITS="...", each twice in shuffled order (10 minutes a commit)
+bench-history: $(VENV)/.bench  ## Record it for COMMITS="...", each twice in shuffled order (4 minutes a commit)
 	$(ASV_MACHINE)
 	$(BIN)/python -m benchmarks.record --machine $(MACHINE) $(ARGS) $(COMMITS)
 

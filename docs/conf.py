@@ -29,7 +29,6 @@ exclude_patterns = ["_build"]
 EXTRA = HERE / "_build" / "extra"
 EXTRA.mkdir(parents=True, exist_ok=True)
 html_extra_path = [str(EXTRA)]
-nitpicky = True  # a name that is marked as one of the library's has a place in the reference
 linkcheck_timeout = 20
 html_theme = "furo"
 html_title = f"jaxcnn {release}"

@@ -1,15 +1,18 @@
 """Every link of README, changelog, pages, notebooks and docstrings leads to a file, a heading or a valid address.
 
-No address is asked here: `make linkcheck` does that. Names in roles, as {func}, are checked where the pages are built.
+No address is asked here: `make linkcheck` does that.
 """
 
 import ast
+import inspect
 import json
 import re
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+
+import jaxcnn
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(
@@ -72,6 +75,14 @@ def fault(link, path):
 def test_links_lead_somewhere(path):
     faults = {link: fault(link, path) for link in links(markdown(path))}
     assert not {link: text for link, text in faults.items() if text}
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_names_in_roles_are_in_the_reference(path):
+    for role, name in re.findall(r"\{(func|class)\}`~?([^`]+)`", markdown(path)):
+        public = name.removeprefix("jaxcnn.")
+        assert public in jaxcnn.__all__, name
+        assert inspect.isclass(getattr(jaxcnn, public)) == (role == "class"), name
 
 
 def test_addresses_in_docstrings_are_valid():
