@@ -59,6 +59,11 @@ def write_pages(config: Path = CONFIG) -> Path:
     (pages / "commits.json").write_text(json.dumps(subjects(repository)))
     for name, empty in ASKED_FOR.items():
         (pages / name).write_text(empty)
+    for graph in (pages / "graphs").rglob("*.json"):
+        # The shell asks for single measurements of every curve that it draws, which asv does not publish.
+        samples = pages / "samples" / graph.relative_to(pages / "graphs")
+        samples.parent.mkdir(parents=True, exist_ok=True)
+        samples.write_text("{}")
     add_link(pages / "index.html")
     write_page(pages / SUBSTITUTIONS, results, repository, back=("index.html", "All tracked values"))
     return pages

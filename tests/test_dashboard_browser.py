@@ -198,7 +198,8 @@ def test_a_value_that_a_commit_lacks_is_a_gap(page):
 
 
 def test_commits_are_named_by_what_they_brought_or_by_their_subject(page):
-    shown = page.locator("#plot-layer .xtick text").all_text_contents()
+    lines = "texts => texts.map(text => [...text.childNodes].map(line => line.textContent).join(' '))"
+    shown = page.locator("#plot-layer .xtick text").evaluate_all(lines)
     assert shown[0] == "lax alone"
     assert shown[NEWEST] == "native kernels"
     assert shown[2].startswith("Shifted products")

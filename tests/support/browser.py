@@ -63,6 +63,7 @@ def opened(browser: Any, address: str, width: int = 1400, scheme: str = "light",
             asked.abort()
 
     context.route("**/*", route)
+    page.on("response", lambda response: response.ok or found.append(f"{response.status} for {response.url}"))
     page.on("pageerror", lambda error: found.append(f"script error: {error}"))
     page.on("console", lambda message: message.type == "error" and found.append(f"console: {message.text}"))
     page.goto(address)
@@ -123,7 +124,8 @@ CUT_TEXTS = """() => [...document.querySelectorAll(".plot svg text")].filter((te
 
 def check_layout(page: Any) -> None:
     """Holds that no texts overlap or are cut, and that the page is no wider than the window."""
-    assert page.evaluate(OVERLAPS) == []
-    assert page.evaluate(CUT_TEXTS) == []
+    overlaps, cut_texts = page.evaluate(OVERLAPS), page.evaluate(CUT_TEXTS)
+    assert overlaps == [], overlaps
+    assert cut_texts == [], cut_texts
     width = page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
     assert width[0] <= width[1], width
