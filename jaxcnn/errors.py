@@ -41,8 +41,18 @@ class ErrorPrefix:
             raise TypeError(f"{self.function}: {_HINT_FOR_TORCH}") from error
         if isinstance(error, OverflowError):
             raise ValueError(f"{self.function}: a number is too large: {str(error).splitlines()[0]}") from error
-        if isinstance(error, ValueError | TypeError) and len(error.args) == 1 and isinstance(error.args[0], str):
+        if isinstance(error, AttributeError) and type(error.obj).__module__.startswith("jaxcnn."):
+            # A chain has a shape and a dtype like an array, and is none.
+            raise TypeError(f"{self.function}: expected an array, got a {type(error.obj).__name__}") from error
+        if isinstance(error, TypeError) and not _is_text(error):
+            # NumPy's errors about dtypes hold the dtypes in place of a text.
+            raise TypeError(f"{self.function}: {error}") from error
+        if isinstance(error, ValueError | TypeError) and _is_text(error):
             error.args = (f"{self.function}: {_in_users_terms(error.args[0])}",)
+
+
+def _is_text(error: BaseException) -> bool:
+    return len(error.args) == 1 and isinstance(error.args[0], str)
 
 
 _HINT_FOR_TORCH = "a PyTorch tensor is no JAX array: give tensor.detach().numpy()"

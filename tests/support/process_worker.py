@@ -102,13 +102,13 @@ def main(task, rank, count, port, folder):
         np.savez(folder / f"{rank}.npz", **results)
     elif task == "decide":
         params, x = data()
-        substitution = jaxcnn.substitute(network, everywhere(params), placed(x, P("d")), macs=0.5)
+        substitution = jaxcnn.substitute(network, everywhere(params), placed(x, P("d")), macs=0.5, count="macs")
         leaves = jax.tree.leaves(substitution.params)
         assert all(leaf.sharding.is_equivalent_to(NamedSharding(mesh(), P()), leaf.ndim) for leaf in leaves)
         (folder / f"{rank}.json").write_text(substitution.report.to_json())
         np.savez(folder / f"{rank}.npz", *(np.asarray(processes.whole(leaf)) for leaf in leaves))
         try:
-            jaxcnn.substitute(network, everywhere(params), placed(x, P("d")), macs=1e-9)
+            jaxcnn.substitute(network, everywhere(params), placed(x, P("d")), macs=1e-9, count="macs")
         except ValueError as error:
             (folder / f"{rank}.txt").write_text(str(error))
     elif task in ("tables", "one_table"):
