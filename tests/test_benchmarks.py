@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import inspect
 import pkgutil
@@ -35,7 +36,7 @@ CLASSES = [
     cls
     for module in MODULES
     for _, cls in sorted(inspect.getmembers(module, inspect.isclass))
-    if cls.__module__ == module.__name__ and not inspect.isabstract(cls)
+    if cls.__module__ == module.__name__ and not inspect.isabstract(cls) and not dataclasses.is_dataclass(cls)
 ]
 
 ROOT = Path(__file__).parent.parent

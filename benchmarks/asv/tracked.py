@@ -50,7 +50,7 @@ def ratio_to(other: str, of: str) -> Callable:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Case:
+class Case:
     """Holds what a name stands for.
 
     Args:
@@ -62,7 +62,7 @@ class _Case:
     values: Values = dataclasses.field(default_factory=dict)
 
 
-def best_seconds(cases: dict[str, _Case], seconds: float) -> dict[str, Values]:
+def best_seconds(cases: dict[str, Case], seconds: float) -> dict[str, Values]:
     """Returns the seconds of the best block of each function.
 
     The cases take turns, one block of each function at a time, until each case has had its seconds: what slows a shared
@@ -80,18 +80,18 @@ def best_seconds(cases: dict[str, _Case], seconds: float) -> dict[str, Values]:
     return best
 
 
-def measured(make_case: Callable[[str], _Case], names: Iterable[str], seconds: float = 0.0) -> dict[str, Values]:
+def measured(make_case: Callable[[str], Case], names: Iterable[str], seconds: float = 0.0) -> dict[str, Values]:
     """Returns the values of each name; none where the commit lacks a public name that they need.
 
     A name whose case raises anything else is left out, so that its benchmarks fail and the others do not.
     """
-    cases: dict[str, _Case] = {}
+    cases: dict[str, Case] = {}
     for name in names:
         jax.clear_caches()  # equal layers of the name before would be found traced
         try:
             cases[name] = make_case(name)
         except NotImplementedError:
-            cases[name] = _Case()
+            cases[name] = Case()
         except Exception:
             traceback.print_exc()
     by_name = {name: dict(case.values) for name, case in cases.items()}
@@ -134,7 +134,7 @@ class Layers:
     def setup_cache(self):
         return measured(self.case, self.params[0], self.seconds)
 
-    def case(self, name: str) -> _Case:
+    def case(self, name: str) -> Case:
         layer, role = self.layers[name]
         require("max_pool" if layer.pool else "conv_transpose" if layer.transposed else "conv")
         arguments = layer.arguments(role)
@@ -144,7 +144,7 @@ class Layers:
         }
         if torch_or_none() is not None:
             calls["torch"] = torch_function(layer, role, *arguments)
-        return _Case(calls)
+        return Case(calls)
 
     track_time_over_lax = ratio_to("lax", "lax's time")
     track_time_over_torch = ratio_to("torch", "PyTorch's time")
@@ -196,7 +196,7 @@ class Schemes:
     def setup_cache(self):
         return measured(self.case, self.params[0], self.seconds)
 
-    def case(self, name: str) -> _Case:
+    def case(self, name: str) -> Case:
         shape, draw = self.layers[name]
         x, (dense, chain) = array(*shape), draw()
         calls = {
@@ -209,7 +209,7 @@ class Schemes:
             calls["torch"] = torch_function(layer, "forward", x, dense)
         macs_share = jaxcnn.conv_cost(shape, chain).macs / jaxcnn.conv_cost(shape, dense.shape).macs
         error = relative_error(chain.dense(), dense)
-        return _Case(calls, {"macs_share": macs_share, "error": max(error, LEAST_ERROR)})
+        return Case(calls, {"macs_share": macs_share, "error": max(error, LEAST_ERROR)})
 
     track_time_over_lax = ratio_to("lax", "lax's time for the dense kernel")
     track_time_over_exact = ratio_to("exact", "jaxcnn's time for the dense kernel")
@@ -233,7 +233,7 @@ class Accelerated:
     def setup_cache(self):
         return measured(self.case, self.params[0], self.seconds)
 
-    def case(self, name: str) -> _Case:
+    def case(self, name: str) -> Case:
         require("accelerate")
         network = self.networks[name]
         weights = draw(network.asked())
@@ -248,7 +248,7 @@ class Accelerated:
         if torch_or_none() is not None:
             calls["torch"] = network.torch("forward", weights, arguments[1])
         first_call = programs["jaxcnn"].first_seconds / programs["lax"].first_seconds
-        return _Case(calls, {"first_call_over_lax": first_call})
+        return Case(calls, {"first_call_over_lax": first_call})
 
     track_time_over_lax = ratio_to("lax", "lax's time")
     track_time_over_torch = ratio_to("torch", "PyTorch's time")
@@ -269,7 +269,7 @@ class Substituted:
     def setup_cache(self):
         return measured(self.case, self.params[0], self.seconds)
 
-    def case(self, name: str) -> _Case:
+    def case(self, name: str) -> Case:
         require("substitute")
         layers, size = self.networks[name]
         network, dense, x = small_network.network, small_network.kernels(layers), array(1, size, size, 3)
@@ -290,7 +290,7 @@ class Substituted:
         macs_share = jaxcnn.summarize(substitution.apply, substitution.params, x).total.macs / before
         compiling = min(compile_seconds(lambda dense, x: network(dense, x), dense, x) for _ in range(3))
         values |= {"macs_share": macs_share, "error": max(error, LEAST_ERROR)}
-        return _Case(calls, values | {"search_over_compilation": search_seconds / compiling})
+        return Case(calls, values | {"search_over_compilation": search_seconds / compiling})
 
     track_time_over_lax = ratio_to("lax", "lax's time for the dense kernels")
     track_time_over_exact = ratio_to("exact", "jaxcnn's time for the dense kernels")
@@ -319,7 +319,7 @@ class Compilation:
     def setup_cache(self):
         return measured(self.case, self.params[0])
 
-    def case(self, name: str) -> _Case:
+    def case(self, name: str) -> Case:
         layer, role = self.layers[name]
         forms = {"jaxcnn": in_role(layer.by_jaxcnn, role), "lax": in_role(layer.by_lax, role)}
         arguments = layer.arguments(role)
@@ -328,6 +328,6 @@ class Compilation:
             for _ in range(self.rounds)
         ]
         best = {form: min(seconds[form] for seconds in rounds) for form in forms}
-        return _Case(values={"compilation_over_lax": best["jaxcnn"] / best["lax"]})
+        return Case(values={"compilation_over_lax": best["jaxcnn"] / best["lax"]})
 
     track_compilation_over_lax = reads("compilation_over_lax", "of lax's time to compile")
