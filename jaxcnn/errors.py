@@ -39,7 +39,7 @@ class ErrorPrefix:
         if isinstance(error, RuntimeError) and "requires grad" in str(error):
             # PyTorch refuses to convert such a tensor.
             raise TypeError(f"{self.function}: {_HINT_FOR_TORCH}") from error
-        if isinstance(error, OverflowError):
+        if isinstance(error, OverflowError | MemoryError):
             raise ValueError(f"{self.function}: a number is too large: {str(error).splitlines()[0]}") from error
         if isinstance(error, AttributeError) and type(error.obj).__module__.startswith("jaxcnn."):
             # A chain has a shape and a dtype like an array, and is none.

@@ -246,12 +246,13 @@ def window_hits(
         last_output = min(output - 1, (last - shift) // stride)
         if last_output < first_output:
             continue
-        if input_dilation == 1:
-            count += last_output - first_output + 1
+        # Of these, the ones that fall on a pixel solve o * stride = -shift modulo input_dilation: every period-th, or none.
+        divisor = math.gcd(stride, input_dilation)
+        if shift % divisor:
             continue
-        # Of these, the ones that fall on a pixel: the residues repeat every input_dilation / gcd outputs.
-        period = input_dilation // math.gcd(stride, input_dilation)
-        for output_index in range(first_output, min(first_output + period, last_output + 1)):
-            if (output_index * stride + shift) % input_dilation == 0:
-                count += (last_output - output_index) // period + 1
+        period = input_dilation // divisor
+        solution = -shift // divisor * pow(stride // divisor, -1, period) % period
+        first_hit = first_output + (solution - first_output) % period
+        if first_hit <= last_output:
+            count += (last_output - first_hit) // period + 1
     return count
