@@ -246,7 +246,7 @@ def window_hits(
         last_output = min(output - 1, (last - shift) // stride)
         if last_output < first_output:
             continue
-        # Of these, the ones that fall on a pixel solve o * stride = -shift modulo input_dilation: every period-th, or none.
+        # Those that fall on a pixel solve o * stride = -shift modulo input_dilation: every period-th, or none.
         divisor = math.gcd(stride, input_dilation)
         if shift % divisor:
             continue
