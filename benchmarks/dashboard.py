@@ -36,7 +36,7 @@ LINK = f"""<style>
 </style>
 <nav class="pages" aria-label="Pages"><a href="{SUBSTITUTIONS}">Small kernels for large ones, commit by commit</a></nav>
 """
-"""What stands over the shell of asv-tachyon, and what keeps its tiles inside of a phone's window."""
+"""Links over the shell of asv-tachyon, and styles that keep its tiles inside of a phone's window."""
 
 
 def write_pages(config: Path = CONFIG) -> Path:

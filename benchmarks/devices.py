@@ -98,7 +98,7 @@ def layers() -> dict[tuple[str, str, str], tuple[Callable[..., Any], Callable[..
 
 
 def received(function: Callable[..., Any], arrays: Arrays) -> str:
-    """What a device receives in the compiled program, as text."""
+    """Returns the bytes that a device receives in the compiled program, as text."""
     sizes: dict[str, int] = {}
     for name, size in received_bytes(compile_apart("count", function, arrays).as_text()):
         sizes[name] = sizes.get(name, 0) + size

@@ -10,7 +10,7 @@ import re
 from types import TracebackType
 
 _NO_ARRAY = re.compile(r"value is of type <class '([\w.]+)'> and was passed to the function at path ([\w\[\].]*\w\]?)")
-"""What JAX says of an argument that is no array: its type, and where it stands."""
+"""Pattern of JAX's message about an argument that is no array: its type, and where it stands."""
 
 
 class CommandError(Exception):

@@ -30,7 +30,7 @@ LABELS = (
     *("dense windows as matrix products", "groups in a loop, faster pools", "large images in bands of rows"),
     *("layers weighed at several errors", "bias and activation inside the kernels", "native kernels"),
 )
-"""What each commit brought; the third has no label."""
+"""Labels of the commits; the third has none."""
 MACHINE = "small-machine"
 GAPS = {"Substituted": 5, "Accelerated": 4}
 """The first commit with a value, of classes whose values begin late."""

@@ -15,7 +15,7 @@ from typing import Any
 SCREENSHOTS = Path(__file__).parents[2] / "build/screenshots"
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 TIMEOUT_MS = 300_000
-"""How long a page may take on a machine that does much else."""
+"""Longest time that a page may take, since the machine may do much else."""
 
 
 def executable() -> str | None:

@@ -35,7 +35,7 @@ _TIMING_SECONDS = 0.5
 """Duration of a measurement of the whole function."""
 
 Count = Literal["time", "macs"]
-"""What counts beside the budget: that no chain is slower than its kernel, or nothing."""
+"""Requirement beside the budget: that no chain is slower than its kernel, or none."""
 
 Choice = dict[int, Option]
 Chains = dict[int, KernelChain]
