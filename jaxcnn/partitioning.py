@@ -66,7 +66,7 @@ class _Settings:
     """Holds JAX's settings of one thread, for the thread in which XLA splits the program.
 
     Args:
-      enable_x64: flag of 64-bit types.
+      enable_x64: flag, True for 64-bit types.
       matmul_precision: default precision of products and convolutions.
     """
 

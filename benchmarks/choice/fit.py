@@ -48,7 +48,7 @@ class MeasuredLayer(NamedTuple):
       family: name of the layer's family.
       spec: the convolution.
       milliseconds: time of each method.
-      native: flag of a measurement with the compiled library.
+      native: flag, True for a measurement with the compiled library.
     """
 
     family: str

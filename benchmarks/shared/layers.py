@@ -26,7 +26,7 @@ class Layer:
       strides: step on every axis.
       groups: number of groups.
       pool: kind of a pool, "max" or "avg"; empty for a convolution.
-      transposed: flag of a transposed convolution, which makes images `strides` times as large.
+      transposed: flag, True for a transposed convolution, which makes images `strides` times as large.
     """
 
     name: str

@@ -322,7 +322,7 @@ class OnnxTensor:
       graph: layers that compute the value.
       name: name of the value in the graph.
       shape: shape (N, C) or (N, C, H, W), in this order for channels-last images too.
-      channels_last: flag of an image whose axes in the graph are (N, H, W, C).
+      channels_last: flag, True for an image whose axes in the graph are (N, H, W, C).
     """
 
     graph: OnnxLayers

@@ -27,7 +27,7 @@ class Row:
       image: numbers of the image's channel, `(height, width)`.
       factors: numbers that the window's pixels are multiplied with; None for a pool.
       terms: numbers that the step adds up or compares, `(taps, taps)`.
-      used: flag of a channel that the step reads.
+      used: flag, True for a channel that the step reads.
     """
 
     image: np.ndarray

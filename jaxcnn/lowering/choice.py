@@ -107,7 +107,7 @@ def pool_method(spec: PoolSpec, platform: str | None, *, selects: bool = False) 
     Args:
       spec: the pool.
       platform: the platform, as in `choose`.
-      selects: flag of a pool that takes one tap of each window by the tap's index.
+      selects: flag, True for a pool that takes one tap of each window by the tap's index.
     """
     methods = POOL_METHODS if platform == "cpu" else ()
     return next((module for module in methods if module.refusal(spec, selects=selects) is None), direct_pool)

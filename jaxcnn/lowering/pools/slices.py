@@ -38,7 +38,7 @@ def refusal(spec: PoolSpec, *, selects: bool = False) -> str | None:
 
     Args:
       spec: the pool.
-      selects: flag of a pool that takes one tap of each window by the tap's index.
+      selects: flag, True for a pool that takes one tap of each window by the tap's index.
     """
     if not all(isinstance(n, int) for n in spec.input_shape):
         return "its shape is symbolic"
@@ -88,7 +88,7 @@ def _slide_axis(
       dilation: distance between neighbouring taps.
       outputs: number of results along the axis.
       combine: associative function of two values.
-      idempotent: flag of a `combine` that gives the same if a value comes in twice, as a maximum does.
+      idempotent: flag, True for a `combine` that gives the same if a value comes in twice, as a maximum does.
       spec: the pool.
     """
     # Without doubling, `window` slices of the outputs' length are read; with doubling, about log2(window) slices of the
