@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -14,15 +14,24 @@ import numpy as np
 
 from jaxcnn.chain import KernelChain
 from jaxcnn.factorization.responses.samples import Responses
+from jaxcnn.norms import relative_error
 from jaxcnn.transform.chains.find_kernels import KernelUses, Site, find_kernels
 from jaxcnn.transform.chains.placement import Placement
 from jaxcnn.transform.jaxpr.signature import flatten_call
 from jaxcnn.transform.progress import Advance
 from jaxcnn.transform.substitution.layer import Layer, Option
 from jaxcnn.transform.substitution.nonlinearity import ClipLimits, Limits
-from jaxcnn.transform.substitution.problem import Problem
+from jaxcnn.transform.substitution.problem import Problem, floats
 from jaxcnn.transform.substitution.samples import chosen_places, is_fitted, patches_at, responses_at
-from jaxcnn.transform.substitution.unrolled import Segment, UnrolledProgram, Values, needed_steps
+from jaxcnn.transform.substitution.unrolled import (
+    Constant,
+    Operand,
+    Segment,
+    Step,
+    UnrolledProgram,
+    Values,
+    needed_steps,
+)
 
 _MAX_SEGMENTS = 16
 """Largest number of programs in which the function is computed on calibration inputs."""
@@ -95,24 +104,48 @@ class Calibration:
                 self.problem.layers[index].leave_unjudged()
 
     def fit(
-        self, chosen: Mapping[int, Option], chains: Mapping[int, KernelChain]
+        self,
+        chosen: Mapping[int, Option],
+        chains: Mapping[int, KernelChain],
+        tell: Callable[[int, KernelChain, float], None] = lambda index, chain, error: None,
     ) -> tuple[dict[int, KernelChain], dict[int, float]]:
         """Returns the chains of options, fitted layer by layer given those before, and their errors of responses.
 
-        Those that cannot be fitted stay the `chains` of the weights.
+        Those that cannot be fitted stay the `chains` of the weights. All do if that makes a lower error of the results.
+
+        Args:
+          chosen: options by layer.
+          chains: chains of the options, fitted to the weights.
+          tell: function that is called with each layer whose kernels are all fitted, its chain and its error.
         """
-        fits, errors = self._fit_once(chosen, chains, chains.keys())
+        unfitted = chains, {index: self.problem.layers[index].weights_error(o) for index, o in chosen.items()}
+        candidates = [self._fit_once(chosen, chains, chains.keys(), tell)]
         shared = {index for (index, _), count in self.uses.items() if count > 1 and index in chains}
-        if not shared:
-            return fits, errors
-        # Layers between the uses of a shared kernel got its chain before this was fitted, so they are fitted again.
-        refits, refit_errors = self._fit_once(
-            chosen, {**chains, **{i: fits[i] for i in shared}}, chains.keys() - shared
-        )
-        return refits, errors | refit_errors
+        if shared:
+            # Layers between the uses of a shared kernel got its chain before this was fitted, so they are fitted again.
+            fits, errors = candidates[0]
+            starts = {index: (fits if index in shared else chains)[index] for index in chains}
+            refits, refit_errors = self._fit_once(chosen, starts, chains.keys() - shared, tell)
+            candidates.insert(0, (refits, errors | refit_errors))
+        self.advance(0, "Comparing fitted chains")
+        fits, errors = min((*candidates, unfitted), key=lambda candidate: self.error(candidate[0]))
+        return dict(fits), errors
+
+    def error(self, chains: Mapping[int, KernelChain]) -> float:
+        """Returns the relative error of the results with chains, for all inputs together."""
+        arrays = {index: self.problem.layers[index].array(chain) for index, chain in chains.items()}
+        return relative_error([run.outputs(arrays) for run in self.runs], self._dense_outputs)
+
+    @cached_property
+    def _dense_outputs(self) -> list[list[np.ndarray]]:
+        return [run.outputs({}) for run in self.runs]
 
     def _fit_once(
-        self, chosen: Mapping[int, Option], chains: Mapping[int, KernelChain], indices: Container[int]
+        self,
+        chosen: Mapping[int, Option],
+        chains: Mapping[int, KernelChain],
+        indices: Container[int],
+        tell: Callable[[int, KernelChain, float], None],
     ) -> tuple[dict[int, KernelChain], dict[int, float]]:
         layers, pool = self.problem.layers, _SamplePool(self, _MAX_SAMPLES)
         parts = {index: layers[index].unstack(chain) for index, chain in chains.items()}
@@ -131,22 +164,24 @@ class Calibration:
                 index, number = self.site_keys[ordinal]
                 self.advance(0, f"Fitting the chain of {layers[index].name}")
                 for batch, (run, state) in enumerate(zip(self.runs, states, strict=True)):
-                    # What the first convolution of a segment meets is known before the segment.
-                    results = {} if ordinal == part.ordinals[0] else run.function.run(segment, state)
+                    results = {} if run.is_image_known(ordinal, state) else run.function.run(segment, state)
                     pool.add_patches(ordinal, batch, run.image(ordinal, state, results))
                 responses = pool.responses(ordinal)
                 if responses is not None:
                     fitted, error = layers[index].fit(number, self.site(ordinal), chosen[index], responses)
                     parts[index][number] = fitted
                     errors.setdefault(index, []).append(error)
-                    array = layers[index].array(layers[index].stack(parts[index]))
+                    stacked = layers[index].stack(parts[index])
+                    array = layers[index].array(stacked)
                     for state in states:
                         state[index] = array
+                    if len(errors[index]) == len(parts[index]):
+                        tell(index, stacked, _mean(errors[index]))
                     self.advance(1 / len(layers[index].kernels))
             for run, state in zip(self.runs, states, strict=True):
                 run.function.proceed(segment, state, run.function.run(segment, state))
         fits = {index: layers[index].stack(parts[index]) if index in errors else chains[index] for index in chains}
-        return fits, {index: float(np.sqrt(np.square(of_uses).mean())) for index, of_uses in errors.items()}
+        return fits, {index: _mean(of_uses) for index, of_uses in errors.items()}
 
     @property
     def segments(self) -> list[_CalibrationSegment]:
@@ -229,17 +264,25 @@ class _CalibrationFunction:
         """Cuts the program into at most `count` segments after the steps before the first convolution."""
         program, ordinals = self.program, range(len(self.program.sites))
         taps = {program.response(site) for site in program.sites}
-        taps |= {image for site in program.sites if isinstance(image := program.operand(site, 0), int)}
+        taps |= _variables(program.operand(site, 0) for site in program.sites)
+        outputs = _variables(program.outputs)
         parts = [part.tolist() for part in np.array_split(ordinals, max(1, min(count, len(ordinals))))]
         starts = [0, *(program.sites[part[0]].position for part in parts if part), len(program.steps)]
-        needed = {id(step) for step in needed_steps(program.steps, taps)}
+        # A fit replaces parameters between two segments, so each segment computes its kernels from the parameters.
+        kernels = _variables(program.operand(site, 1) for site in program.sites)
+        kernel_steps = needed_steps(program.steps, kernels)
+        of_kernels = {variable for step in kernel_steps for variable in step.results}
+        needed = {id(step) for step in needed_steps(program.steps, taps | outputs)} - {
+            id(step) for step in kernel_steps
+        }
         for part, start, stop in zip([[], *parts], starts[:-1], starts[1:], strict=False):
             steps = [step for step in program.steps[start:stop] if id(step) in needed]
             later_steps = (step for step in program.steps[stop:] if id(step) in needed)
-            later = {variable for step in later_steps for variable in step.reads}
+            later = outputs | (_variables_read(later_steps) - of_kernels)
             here = [program.sites[ordinal] for ordinal in part]
-            taps_here = {variable for site in here for variable in (program.response(site), program.operand(site, 0))}
-            self.segments.append(_CalibrationSegment(part, Segment(steps, later | (taps & taps_here)), later))
+            results = later | _variables(x for site in here for x in (program.response(site), program.operand(site, 0)))
+            steps = [*needed_steps(kernel_steps, results | _variables_read(steps)), *steps]
+            self.segments.append(_CalibrationSegment(part, Segment(steps, results), later))
 
     def run(self, segment: int, state: Values) -> Values:
         """Returns the results of a segment: what its convolutions meet and make, and what later segments read."""
@@ -250,8 +293,21 @@ class _CalibrationFunction:
         """Replaces the values before a segment by those after it."""
         later = self.segments[segment].later
         state.update(results)
-        for variable in state.keys() - later - set(self.program.inputs):
+        for variable in state.keys() - later - set(self.program.inputs) - self.program.constants.keys():
             del state[variable]
+
+
+def _mean(errors: Sequence[float]) -> float:
+    """Returns the root of the mean square of some errors."""
+    return float(np.sqrt(np.square(errors).mean()))
+
+
+def _variables(operands: Iterable[Operand]) -> set[int]:
+    return {operand for operand in operands if isinstance(operand, int)}
+
+
+def _variables_read(steps: Iterable[Step]) -> set[int]:
+    return {variable for step in steps for variable in step.reads}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -290,17 +346,30 @@ class _Run:
         """Returns the values before the first segment, with some arguments replaced."""
         return {**self.function.program.values(self.arrays), **arrays}
 
+    def is_image_known(self, ordinal: int, state: Values) -> bool:
+        """Returns whether what a convolution meets is a constant or a value before its segment."""
+        image = self.function.program.operand(self.function.program.sites[ordinal], 0)
+        return isinstance(image, Constant) or image in state
+
     def image(self, ordinal: int, state: Values, results: Values) -> Any:
         """Returns what a convolution meets: a value before its segment, or one of the segment's results."""
         image = self.function.program.operand(self.function.program.sites[ordinal], 0)
-        if isinstance(image, int):
-            return results[image] if image in results else state[image]
-        return image.value
+        if isinstance(image, Constant):
+            return image.value
+        return results[image] if image in results else state[image]
 
     def response(self, ordinal: int, results: Values) -> Any:
         """Returns what a convolution makes."""
         program = self.function.program
         return results[program.response(program.sites[ordinal])]
+
+    def outputs(self, arrays: Mapping[int, Any]) -> list[np.ndarray]:
+        """Returns the floating results of the function, with some arguments replaced."""
+        function, state = self.function, self.start(arrays)
+        for segment in range(len(function.segments)):
+            function.proceed(segment, state, function.run(segment, state))
+        outputs = function.program.outputs
+        return floats([np.asarray(o.value) if isinstance(o, Constant) else state[o] for o in outputs])
 
 
 class _SamplePool:
