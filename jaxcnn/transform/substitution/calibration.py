@@ -56,6 +56,7 @@ class Calibration:
     def __init__(self, problem: Problem, batches: Sequence[tuple[Any, ...]], seed: int, advance: Advance) -> None:
         self.problem, self.seed, self.advance = problem, seed, advance
         self.runs: list[_Run] = []
+        self._dense_outputs: list[list[np.ndarray]] = []
         functions: dict[Any, _CalibrationFunction] = {}
         for batch in batches:
             signature, arrays = flatten_call("substitute", (problem.params, *batch), {})
@@ -118,27 +119,32 @@ class Calibration:
           chains: chains of the options, fitted to the weights.
           tell: function that is called with each layer whose kernels are all fitted, its chain and its error.
         """
-        unfitted = chains, {index: self.problem.layers[index].weights_error(o) for index, o in chosen.items()}
-        candidates = [self._fit_once(chosen, chains, chains.keys(), tell)]
+        fit = self._fit_once(chosen, chains, chains.keys(), tell)
+        candidates = [fit]
         shared = {index for (index, _), count in self.uses.items() if count > 1 and index in chains}
         if shared:
             # Layers between the uses of a shared kernel got its chain before this was fitted, so they are fitted again.
-            fits, errors = candidates[0]
-            starts = {index: (fits if index in shared else chains)[index] for index in chains}
-            refits, refit_errors = self._fit_once(chosen, starts, chains.keys() - shared, tell)
-            candidates.insert(0, (refits, errors | refit_errors))
+            starts = {index: (fit.chains if index in shared else chains)[index] for index in chains}
+            refit = self._fit_once(chosen, starts, chains.keys() - shared, tell)
+            # The first fit ended with results of which a part was made by chains that were not fitted yet.
+            fit = dataclasses.replace(fit, error=self._error(fit.chains))
+            candidates = [dataclasses.replace(refit, errors=fit.errors | refit.errors), fit]
+        errors = {index: self.problem.layers[index].weights_error(option) for index, option in chosen.items()}
+        candidates.append(_Fit(dict(chains), errors, self._error(chains)))
+        best = min(candidates, key=lambda candidate: candidate.error)
+        return best.chains, best.errors
+
+    def _error(self, chains: Mapping[int, KernelChain]) -> float:
+        """Returns the relative error of the results with chains, for all inputs together, after a fit."""
         self.advance(0, "Comparing fitted chains")
-        fits, errors = min((*candidates, unfitted), key=lambda candidate: self.error(candidate[0]))
-        return dict(fits), errors
-
-    def error(self, chains: Mapping[int, KernelChain]) -> float:
-        """Returns the relative error of the results with chains, for all inputs together."""
         arrays = {index: self.problem.layers[index].array(chain) for index, chain in chains.items()}
-        return relative_error([run.outputs(arrays) for run in self.runs], self._dense_outputs)
-
-    @cached_property
-    def _dense_outputs(self) -> list[list[np.ndarray]]:
-        return [run.outputs({}) for run in self.runs]
+        outputs = []
+        for run in self.runs:
+            state = run.start(arrays)
+            for segment in range(len(self.segments)):
+                run.function.proceed(segment, state, run.function.run(segment, state))
+            outputs.append(run.outputs(state))
+        return relative_error(outputs, self._dense_outputs)
 
     def _fit_once(
         self,
@@ -146,7 +152,7 @@ class Calibration:
         chains: Mapping[int, KernelChain],
         indices: Container[int],
         tell: Callable[[int, KernelChain, float], None],
-    ) -> tuple[dict[int, KernelChain], dict[int, float]]:
+    ) -> _Fit:
         layers, pool = self.problem.layers, _SamplePool(self, _MAX_SAMPLES)
         parts = {index: layers[index].unstack(chain) for index, chain in chains.items()}
         arrays = {index: layers[index].array(chain) for index, chain in chains.items()}
@@ -181,7 +187,10 @@ class Calibration:
             for run, state in zip(self.runs, states, strict=True):
                 run.function.proceed(segment, state, run.function.run(segment, state))
         fits = {index: layers[index].stack(parts[index]) if index in errors else chains[index] for index in chains}
-        return fits, {index: _mean(of_uses) for index, of_uses in errors.items()}
+        self._dense_outputs = [run.outputs(state) for run, state in zip(self.runs, dense_states, strict=True)]
+        outputs = [run.outputs(state) for run, state in zip(self.runs, states, strict=True)]
+        error = relative_error(outputs, self._dense_outputs)
+        return _Fit(fits, {index: _mean(of_uses) for index, of_uses in errors.items()}, error)
 
     @property
     def segments(self) -> list[_CalibrationSegment]:
@@ -195,6 +204,21 @@ class Calibration:
     def site(self, ordinal: int) -> Site:
         """Returns a convolution of a layer, for the first batch."""
         return self.runs[0].function.program.sites[ordinal].site
+
+
+@dataclasses.dataclass(frozen=True)
+class _Fit:
+    """Chains of layers.
+
+    Args:
+      chains: chains by layer.
+      errors: error of each layer.
+      error: relative error of the results for all inputs together.
+    """
+
+    chains: dict[int, KernelChain]
+    errors: dict[int, float]
+    error: float
 
 
 def _traced(
@@ -363,12 +387,9 @@ class _Run:
         program = self.function.program
         return results[program.response(program.sites[ordinal])]
 
-    def outputs(self, arrays: Mapping[int, Any]) -> list[np.ndarray]:
-        """Returns the floating results of the function, with some arguments replaced."""
-        function, state = self.function, self.start(arrays)
-        for segment in range(len(function.segments)):
-            function.proceed(segment, state, function.run(segment, state))
-        outputs = function.program.outputs
+    def outputs(self, state: Values) -> list[np.ndarray]:
+        """Returns the floating results of the function, from the values after the last segment."""
+        outputs = self.function.program.outputs
         return floats([np.asarray(o.value) if isinstance(o, Constant) else state[o] for o in outputs])
 
 
