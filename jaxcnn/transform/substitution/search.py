@@ -27,16 +27,16 @@ _BISECTION_STEPS = 7
 _COSTLY_BISECTION_STEPS = 4
 """Halvings in a search whose steps compile and time the function, or fit chains to responses."""
 _MAX_TIME_RATIO = 0.95
-"""Largest ratio of a chain's time to the dense kernel's; the margin is the difference of two runs."""
+"""Largest ratio of a chain's time to the dense kernel's; less than 1, since two timings of one function differ."""
 _MAX_LAYERS_CLOCKED = 10
 """Largest number of kinds of layers that are timed; each takes two programs to compile."""
-_POINTS_OF_A_REFUSAL = 5
-"""Number of shares of which a refusal tells the errors."""
+_NUM_EXPECTED_ERRORS = 5
+"""Number of shares for which an error text names the error to be expected."""
 _TIMING_SECONDS = 0.5
 """Duration of a measurement of the whole function."""
 
 Count = Literal["time", "macs"]
-"""Requirement beside the budget: that no chain is slower than its kernel, or none."""
+"""Requirement beside the budget: "time" takes no chain that is slower than its kernel, "macs" takes any."""
 
 Choice = dict[int, Option]
 Chains = dict[int, KernelChain]
@@ -47,14 +47,14 @@ Solution = tuple[Chains, SubstitutionReport]
 
 
 class Search:
-    """The chains for a problem's layers, for some budgets.
+    """The search for chains of a problem's layers that meet budgets.
 
     Args:
       problem: function and its layers.
       calibration: responses to which chains are fitted; None to fit them to the weights.
       advance: function that is called with 1 for each weighed layer.
       verification: held-out inputs and the user's score.
-      count: name of what counts beside the budgets.
+      count: requirement beside the budgets, see `Count`.
       on_layer: user's function of a layer's report, called when the layer is fitted and when it is decided; or None.
     """
 
@@ -113,7 +113,10 @@ class Search:
         return self._solve(settled[0])
 
     def _within_tolerance(self, tolerance: float) -> Solution:
-        """Returns chains with the fewest multiply-accumulates within an error of the results."""
+        """Returns chains with the fewest multiply-accumulates whose error of the results is at most `tolerance`.
+
+        All layers stay dense if no chains meet the tolerance.
+        """
         if not any(output.any() for output in self.problem.outputs):
             raise ValueError(
                 "substitute: tolerance is an error relative to the results, which for the given arguments are all zero"
@@ -146,7 +149,15 @@ class Search:
         return self._solve(chosen, fit=False) if settled else self._solve_dense("tolerance", tolerance)
 
     def _at_speedup(self, speedup: float, share: float) -> Solution:
-        """Returns chains of the least error at a measured speed-up, within a share of the multiply-accumulates."""
+        """Returns chains of about the least error that make the whole function `speedup` times as fast, as measured.
+
+        Args:
+          speedup: ratio of the time of a call before to that after.
+          share: share of the multiply-accumulates that may stay.
+
+        Raises:
+          ValueError: no chains reach the speed-up.
+        """
         best = 0.0
 
         def choose_fast(share: float) -> Choice | None:
@@ -186,10 +197,15 @@ class Search:
         return self._report(*best_fit) if best_fit is not None else self._solve_dense("budget", loss)
 
     def expected_errors(self, share: float, error: float) -> list[tuple[float, float]]:
-        """Returns larger shares, and about the errors that they would leave where this share leaves an error."""
+        """Returns pairs of a share, from this one up, and the error of the results to be expected at the share.
+
+        Args:
+          share: share of the multiply-accumulates that some chains have.
+          error: measured error of the results with these chains, to which the expected errors are scaled.
+        """
         scale = 0.0
         points = []
-        for other in np.geomspace(share, 1.0, _POINTS_OF_A_REFUSAL + 1)[:-1]:
+        for other in np.geomspace(share, 1.0, _NUM_EXPECTED_ERRORS + 1)[:-1]:
             chosen = self._choose(float(other))
             expected = math.sqrt(self.problem.lost(chosen)) if chosen else 0.0
             scale = scale or error / (expected or 1.0)
@@ -213,7 +229,10 @@ class Search:
         return self._solve(chosen)
 
     def _weigh(self) -> None:
-        """Measures the harm of each layer's error to the results, unless that is known."""
+        """Measures how much each layer's error harms the results, once for each problem.
+
+        With calibration inputs the options first get the errors of their responses.
+        """
         if not self.problem.harms:
             if self.calibration is not None:
                 self.calibration.judge()
@@ -427,7 +446,10 @@ class Search:
         )
 
     def _run(self, chains: Chains) -> Callable[..., Any]:
-        """Returns the function with the chains, jitted."""
+        """Returns the jitted function of the arguments' arrays, with chains in the place of some kernels.
+
+        Only the positions in `chains` count here: the caller passes the chains themselves, by `Problem.values`.
+        """
         problem = self.problem
         known_placements = {problem.paths[index]: problem.layers[index].placement for index in chains}
         traced = jax.make_jaxpr(problem.flat, return_shape=True)
