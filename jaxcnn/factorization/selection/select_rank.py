@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ from jaxcnn.factorization.numerics.ranks import check_tolerance, evbmf_rank
 from jaxcnn.factorization.numerics.svd import singular_values
 from jaxcnn.factorization.selection.candidates import GivenKernel, SchemeCandidates
 from jaxcnn.factorization.selection.workload import Workload
-from jaxcnn.geometry import IntOrInts, Padding
+from jaxcnn.geometry import IntOrInts, Padding, whole_number
 from jaxcnn.layout import Layout
 
 
@@ -85,12 +84,7 @@ def select_rank(
     chosen = [name for name, value in rules.items() if value is not None]
     if len(chosen) > 1:
         raise ValueError(f"{operation}: give one rule, got {' and '.join(chosen)}")
-    try:
-        multiple = operator.index(multiple)
-    except TypeError:
-        raise TypeError(f"{operation}: multiple must be an int, got {multiple!r}") from None
-    if multiple < 1:
-        raise ValueError(f"{operation}: multiple must be at least 1, got {multiple!r}")
+    multiple = whole_number(f"{operation}: multiple", multiple)
     if energy is not None and not 0 <= energy <= 1:
         raise ValueError(f"{operation}: energy must be between 0 and 1, got {energy!r}")
     if macs is not None and not 0 < macs <= 1:
