@@ -26,13 +26,36 @@ def check_rank(operation: str, name: str, rank: Any, largest: int | None) -> int
 
 def check_tolerance(operation: str, tolerance: Any) -> float:
     """Returns the tolerance as a float, and refuses a negative one."""
-    try:
-        value = float(tolerance)
-    except (TypeError, ValueError):
-        raise TypeError(f"{operation}: tolerance must be a number, got {tolerance!r}") from None
+    value = check_number(f"{operation}: tolerance", tolerance)
     if not value >= 0:
         raise ValueError(f"{operation}: tolerance must not be negative, got {tolerance!r}")
     return value
+
+
+def check_number(name: str, number: Any) -> float:
+    """Returns an option as a float, and refuses what is no number."""
+    try:
+        return float(number)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be a number, got {number!r}") from None
+    except OverflowError:
+        raise ValueError(f"{name} is too large") from None
+
+
+def check_count(name: str, count: Any, minimum: int) -> int:
+    """Returns an option as an int, and refuses one below a minimum."""
+    try:
+        value = operator.index(count)
+    except TypeError:
+        raise TypeError(f"{name} must be an int, got {count!r}") from None
+    if value < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, got {count!r}")
+    return value
+
+
+def check_seed(seed: Any) -> int:
+    """Returns a seed as an int, and refuses what NumPy's generators do not take."""
+    return check_count("seed", seed, 0)
 
 
 def chosen_tolerance(operation: str, name: str, rank: Any, tolerance: Any, links: int, dtype: Any) -> float | None:

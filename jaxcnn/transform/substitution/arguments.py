@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import jax
+
+from jaxcnn.factorization.numerics.ranks import check_count
+from jaxcnn.factorization.numerics.ranks import check_number as check_float
 from jaxcnn.factorization.schemes.registry import SCHEMES
 
 
 def check_number(operation: str, name: str, number: Any) -> float:
     """Returns a budget as a float, or says why it is none."""
-    try:
-        value = float(number)
-    except (TypeError, ValueError):
-        raise TypeError(f"{operation}: {name} must be a number, got {number!r}") from None
+    value = check_float(f"{operation}: {name}", number)
     if name == "max_error":
         is_valid, requirement = value >= 0, "be at least 0"
     elif name in ("tolerance", "budget"):
@@ -70,7 +71,7 @@ def scheme_names(schemes: str | Sequence[str] | None) -> tuple[str, ...]:
     """Returns the names of the schemes to choose from."""
     if schemes is None:
         return tuple(name for name, scheme in SCHEMES.items() if not scheme.is_search)
-    names = (schemes,) if isinstance(schemes, str) else tuple(schemes)
+    names = _texts("schemes", schemes)
     if not names:
         raise ValueError("substitute: schemes must hold at least one scheme, got none")
     unknown = [name for name in names if name not in SCHEMES]
@@ -84,5 +85,25 @@ def skip_predicate(skip: str | Sequence[str] | Callable[[str], bool] | None) -> 
     """Returns the function of a name to whether the parameter stays dense."""
     if callable(skip):
         return skip
-    parts = (skip,) if isinstance(skip, str) else tuple(skip or ())
+    parts = () if skip is None else _texts("skip", skip)
     return lambda name: any(part and part in name for part in parts)
+
+
+def _texts(name: str, value: Any) -> tuple[str, ...]:
+    """Returns an option that is a text, or a sequence of texts, as a tuple."""
+    texts = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Iterable) else (value,)
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError(f"substitute: {name} must be a text or a sequence of texts, got {value!r}")
+    return texts
+
+
+def check_seed(seed: Any) -> int:
+    """Returns a seed as an int, or says why it is none."""
+    return check_count("substitute: seed", seed, 0)
+
+
+def check_batches(batches: Sequence[tuple[Any, ...]]) -> None:
+    """Raises a TypeError for an item of calibration inputs that holds no array."""
+    for batch in batches:
+        if not any(hasattr(leaf, "shape") for leaf in jax.tree.leaves(batch)):
+            raise TypeError(f"substitute: an item of calibration must hold arrays, got {batch!r}")

@@ -25,8 +25,10 @@ from jaxcnn.transform.chains.with_chains import apply_with_chains
 from jaxcnn.transform.progress import Progress, bar
 from jaxcnn.transform.substitution import files as saving
 from jaxcnn.transform.substitution.arguments import (
+    check_batches,
     check_number,
     check_rank,
+    check_seed,
     check_steps,
     scheme_names,
     skip_predicate,
@@ -341,12 +343,13 @@ def substitute(
       rank: rank of the chain of every layer, in each group, as the one scheme's own function takes it: a number, or one
         for each rank of the scheme. A layer with a lower full rank takes the full one. `schemes` must be one scheme;
         neither multiply-accumulates nor times affect the result.
-      calibration: inputs such as the function will meet: a list or generator of batches, each a tuple of the
-        arguments after params, or one array. Of a generator of more than 16 batches a random 16 are used, and no more
-        are held. With them the error of each layer is that of its responses behind its
-        nonlinearity, and its chain is fitted to the dense network's responses, given the chains before it. A handful of
-        photographs does. A kernel that is used several times is fitted to all its uses together; one in a `while` or a
-        branch, one used in both directions and one whose responses are all equal keep the chain of their weights.
+      calibration: inputs such as the function will meet: a list or generator of batches, each a tuple of the arguments
+        after params, or one array. Of a generator of more than 16 batches a random 16 are used, and no more are held,
+        since each layer is fitted to what all of them make of the layers before. With them the error of each layer is
+        that of its responses behind its nonlinearity, and its chain is fitted to the dense network's responses, given
+        the chains before it. A handful of photographs does. A kernel that is used several times is fitted to all its
+        uses together; one in a `while` or a branch, one used in both directions and one whose responses are all equal
+        keep the chain of their weights.
       schemes: names of the schemes to choose from; by default `"separable"`, `"low_rank"`, `"tucker2"` and
         `"depthwise_separable"`. `"cp"` and `"stack"` are searches, which take minutes for large kernels.
       skip: parameters that stay dense: a part of their names (such as `conv1/kernel`), several, or a function of the
@@ -396,12 +399,15 @@ def substitute(
       responses instead of weights, one budget for all layers. Kim et al., "Compression of deep convolutional neural
       networks for fast and low power mobile applications", 2016.
     """
+    seed = check_seed(seed)
+    batches = batches_of(calibration, seed)
+    check_batches(batches)
     options: dict[str, Any] = {
         "tolerance": tolerance,
         "macs": macs,
         "speedup": speedup,
         "rank": rank,
-        "calibration": batches_of(calibration, seed),
+        "calibration": batches,
         "schemes": schemes,
         "skip": skip,
         "dense": dense,
@@ -469,6 +475,8 @@ def _substitute(
     """Returns the substitution of parameters that this process holds as a whole; the arguments are `substitute`'s."""
     if not callable(f):
         raise TypeError(f"substitute: f must be a function, got {f!r}")
+    if measure is not None and not callable(measure):
+        raise TypeError(f"substitute: measure must be a function, got {measure!r}")
     if budget is not None and measure is None:
         raise ValueError(f"substitute: budget={budget!r} is the loss allowed in a score, so give measure too")
     budgets = {"tolerance": tolerance, "macs": macs, "speedup": speedup, "rank": rank, "budget": budget}
