@@ -190,32 +190,33 @@ def test_substitutions_with_a_bad_option(name, value):
         alarmed(jaxcnn.substitute, two_layers, SMALL, IMAGE, **{"macs": 0.5, "count": "macs", name: value})
 
 
+def one_layer(kernel, x):
+    return jaxcnn.conv(x, kernel)
+
+
 @pytest.mark.parametrize(
     "args",
     [
         (3, SMALL, IMAGE),
-        (two_layers, None, IMAGE),
-        (two_layers, {}, IMAGE),
-        (two_layers, {**SMALL, "first": None}, IMAGE),
-        (two_layers, {**SMALL, "first": "x"}, IMAGE),
-        (two_layers, {**SMALL, "first": ones(5, 5, 3, 4)}, IMAGE),
-        (two_layers, {**SMALL, "first": ones(5, 5, 4)}, IMAGE),
-        (two_layers, {**SMALL, "first": ones(5, 5, 4, 4, dtype=np.int32)}, IMAGE),
-        (two_layers, {**SMALL, "first": np.full((5, 5, 4, 4), np.nan, np.float32)}, IMAGE),
-        (two_layers, {**SMALL, "first": jaxcnn.KernelChain((ones(5, 1, 4, 2), ones(1, 5, 2, 4)))}, IMAGE),
-        (two_layers, SMALL, ones(1, 8, 8, 3)),
-        (two_layers, SMALL, ones(8, 8)),
-        (two_layers, SMALL, "x"),
-        (two_layers, SMALL, None),
-        (two_layers, SMALL, IMAGE, IMAGE),
+        (one_layer, jaxcnn.KernelChain((ones(5, 1, 4, 2), ones(1, 5, 2, 4))), IMAGE),
+        (one_layer, np.full((5, 5, 4, 4), np.nan, np.float32), IMAGE),
+        (one_layer, ones(5, 5, 4, 4, dtype=np.int32), IMAGE),
+        (one_layer, None, IMAGE),
+        (one_layer, "x", IMAGE),
+        (one_layer, ones(5, 5, 3, 4), IMAGE),
+        (one_layer, ones(5, 4), IMAGE),
+        (one_layer, SMALL["first"], ones(1, 8, 8, 3)),
+        (one_layer, SMALL["first"], ones(8)),
+        (one_layer, SMALL["first"], "x"),
+        (one_layer, SMALL["first"], None),
+        (one_layer, SMALL["first"], np.array(["x"])),
+        (one_layer, SMALL["first"], IMAGE, IMAGE),
         (jnp.sum, SMALL["first"]),
     ],
 )
 def test_substitutions_of_what_is_no_network(args):
-    with pytest.raises((TypeError, ValueError, KeyError)) as caught:
+    with pytest.raises((TypeError, ValueError)):
         alarmed(jaxcnn.substitute, *args, macs=0.5, count="macs", schemes="separable")
-    # A KeyError is of the function itself, for parameters that it does not find.
-    assert isinstance(caught.value, TypeError | ValueError) or args[1] == {}
 
 
 @pytest.mark.parametrize("seconds", [0, -1, math.nan, math.inf, "x", None, 1j, (), [1], 10**400])
