@@ -179,6 +179,14 @@ def test_it_prints_what_was_measured():
     assert str(VARIED[2]).endswith("stacked=3")
 
 
+def test_processors_of_one_model_name_and_other_vectors_are_told_apart():
+    text = "processor\t: {0}\nmodel name\t: AMD EPYC\nflags\t\t: fpu sse2 avx avx2{1}\n\n"
+    assert table.processor_name(text.format(0, " avx512f") + text.format(1, " avx512f")) == "AMD EPYC with AVX-512"
+    assert table.processor_name(text.format(0, "")) == "AMD EPYC with AVX2"
+    assert table.processor_name("processor\t: 0\nFeatures\t: fp asimd crc32\n").endswith(" with NEON")
+    assert table.processor_name("")
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -197,7 +205,7 @@ def test_a_table_of_another_device_is_refused_but_may_be_looked_at(tmp_path, fie
         pass
     with pytest.raises(ValueError, match=message):
         foreign.install()
-    assert table.active() is None
+    assert table.active_table() is None
 
 
 def test_a_jitted_function_is_compiled_again_inside_and_is_what_it_was_after():
@@ -262,7 +270,7 @@ def test_installed_for_the_whole_process():
 def test_the_table_ends_with_an_error():
     with pytest.raises(KeyError), made():
         raise KeyError
-    assert table.active() is None
+    assert table.active_table() is None
 
 
 def test_the_choice_says_what_was_measured():
