@@ -102,7 +102,11 @@ class TuningTable:
         return self._by_spec.get(spec) if (self.platform == "cpu") == (platform == "cpu") else None
 
     def __or__(self, other: TuningTable) -> TuningTable:
-        """Returns a table with the entries of both; the other's entry wins where both hold a convolution."""
+        """Returns a table with the entries of both; the other's entry wins where both hold a convolution.
+
+        Raises:
+          ValueError: the tables are of two platforms, devices or jaxlibs.
+        """
         if not isinstance(other, TuningTable):
             return NotImplemented
         for name in ("platform", "device_kind", "jaxlib_version"):
