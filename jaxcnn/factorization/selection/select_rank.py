@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from jaxcnn.factorization.numerics.ranks import check_tolerance, evbmf_rank
+from jaxcnn.errors import ErrorPrefix
+from jaxcnn.factorization.numerics.ranks import check_number, check_tolerance, evbmf_rank
 from jaxcnn.factorization.numerics.svd import singular_values
 from jaxcnn.factorization.selection.candidates import GivenKernel, SchemeCandidates
 from jaxcnn.factorization.selection.workload import Workload
@@ -14,6 +15,7 @@ from jaxcnn.geometry import IntOrInts, Padding, whole_number
 from jaxcnn.layout import Layout
 
 
+@ErrorPrefix("select_rank")
 def select_rank(
     kernel: Any,
     scheme: str,
@@ -85,6 +87,12 @@ def select_rank(
     if len(chosen) > 1:
         raise ValueError(f"{operation}: give one rule, got {' and '.join(chosen)}")
     multiple = whole_number(f"{operation}: multiple", multiple)
+    energy, macs, milliseconds = (
+        None if number is None else check_number(name, number)
+        for name, number in (("energy", energy), ("macs", macs), ("milliseconds", milliseconds))
+    )
+    if milliseconds is not None and math.isnan(milliseconds):
+        raise ValueError(f"{operation}: milliseconds must be a number, got {milliseconds!r}")
     if energy is not None and not 0 <= energy <= 1:
         raise ValueError(f"{operation}: energy must be between 0 and 1, got {energy!r}")
     if macs is not None and not 0 < macs <= 1:

@@ -8,6 +8,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
+import jax
+
+from jaxcnn.factorization.numerics.ranks import check_number as check_float
 from jaxcnn.factorization.schemes.registry import SCHEMES
 from jaxcnn.geometry import whole_number
 
@@ -58,10 +61,7 @@ def check_number(operation: str, name: str, number: Any) -> Any:
     """Returns a budget as a number, or says why it is none."""
     if name == "parameter_bytes":
         return whole_number(f"{operation}: {name}", number)
-    try:
-        value = float(number)
-    except (TypeError, ValueError):
-        raise TypeError(f"{operation}: {name} must be a number, got {number!r}") from None
+    value = check_float(f"{operation}: {name}", number)
     if name == "max_error":
         is_valid, requirement = value >= 0, "be at least 0"
     elif name in ("tolerance", "budget"):
@@ -132,7 +132,7 @@ def scheme_names(schemes: Names | None) -> tuple[str, ...]:
     """Returns the names of the schemes to choose from."""
     if schemes is None:
         return tuple(name for name, scheme in SCHEMES.items() if not scheme.is_search)
-    names = (schemes,) if isinstance(schemes, str) else tuple(schemes)
+    names = _texts("schemes", schemes)
     if not names:
         raise ValueError("substitute: schemes must hold at least one scheme, got none")
     unknown = [name for name in names if name not in SCHEMES]
@@ -146,7 +146,7 @@ def skip_predicate(skip: Names | Callable[[str], bool] | None) -> Callable[[str]
     """Returns the function of a name to whether the parameter stays dense."""
     if callable(skip):
         return skip
-    patterns = (skip,) if isinstance(skip, str) else tuple(skip or ())
+    patterns = () if skip is None else _texts("skip", skip)
     return lambda name: first_match(patterns, name) is not None
 
 
@@ -167,3 +167,18 @@ def check_patterns(keyword: str, patterns: Any, names: Sequence[str]) -> None:
 def listed(names: Sequence[str]) -> str:
     """Returns the first few names as text."""
     return ", ".join(names[:_MAX_NAMES_SHOWN]) + ", ..." * (len(names) > _MAX_NAMES_SHOWN)
+
+
+def _texts(name: str, value: Any) -> tuple[str, ...]:
+    """Returns an option that is a text, or a sequence of texts, as a tuple."""
+    texts = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Iterable) else (value,)
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError(f"substitute: {name} must be a text or a sequence of texts, got {value!r}")
+    return texts
+
+
+def check_batches(batches: Sequence[tuple[Any, ...]]) -> None:
+    """Raises a TypeError for an item of calibration inputs that holds no array."""
+    for batch in batches:
+        if not any(hasattr(leaf, "shape") for leaf in jax.tree.leaves(batch)):
+            raise TypeError(f"substitute: an item of calibration must hold arrays, got {batch!r}")

@@ -28,6 +28,7 @@ from jaxcnn.transform.substitution import files as saving
 from jaxcnn.transform.substitution.arguments import (
     Budgets,
     Names,
+    check_batches,
     check_number,
     check_patterns,
     check_rank,
@@ -361,12 +362,13 @@ def substitute(
       ranks: ranks by layer name, such as `{"conv4/*": 32}`, for layers of one scheme. The other layers have `rank`, or
         are chosen by the budgets, or stay dense without either. A name is given as for `skip`; the first that matches
         counts, and one that matches no layer is an error.
-      calibration: inputs such as the function will meet: a list or generator of batches, each a tuple of the
-        arguments after params, or one array. Of a generator of more than 16 batches a random 16 are used, and no more
-        are held. With them the error of each layer is that of its responses behind its
-        nonlinearity, and its chain is fitted to the dense network's responses, given the chains before it. A handful of
-        photographs does. A kernel that is used several times is fitted to all its uses together; one in a `while` or a
-        branch, one used in both directions and one whose responses are all equal keep the chain of their weights.
+      calibration: inputs such as the function will meet: a list or generator of batches, each a tuple of the arguments
+        after params, or one array. Of a generator of more than 16 batches a random 16 are used, and no more are held,
+        since each layer is fitted to what all of them make of the layers before. With them the error of each layer is
+        that of its responses behind its nonlinearity, and its chain is fitted to the dense network's responses, given
+        the chains before it. A handful of photographs does. A kernel that is used several times is fitted to all its
+        uses together; one in a `while` or a branch, one used in both directions and one whose responses are all equal
+        keep the chain of their weights.
       schemes: names of the schemes to choose from; by default `"separable"`, `"low_rank"`, `"tucker2"` and
         `"depthwise_separable"`. `"cp"` and `"stack"` are searches, which take minutes for large kernels. A dictionary
         gives schemes by layer name, such as `{"conv4/*": "tucker2"}`, and leaves the others the default.
@@ -419,6 +421,9 @@ def substitute(
       responses instead of weights, one budget for all layers. Kim et al., "Compression of deep convolutional neural
       networks for fast and low power mobile applications", 2016.
     """
+    seed = whole_number("substitute: seed", seed, 0)
+    batches = batches_of(calibration, seed)
+    check_batches(batches)
     options: dict[str, Any] = {
         "tolerance": tolerance,
         "macs": macs,
@@ -426,7 +431,7 @@ def substitute(
         "parameter_bytes": parameter_bytes,
         "rank": rank,
         "ranks": ranks,
-        "calibration": batches_of(calibration, seed),
+        "calibration": batches,
         "schemes": schemes,
         "skip": skip,
         "dense": dense,
@@ -494,6 +499,8 @@ def _substitute(
     """Returns the substitution of parameters that this process holds as a whole; the arguments are `substitute`'s."""
     if not callable(f):
         raise TypeError(f"substitute: f must be a function, got {f!r}")
+    if measure is not None and not callable(measure):
+        raise TypeError(f"substitute: measure must be a function, got {measure!r}")
     if limits["budget"] is not None and measure is None:
         raise ValueError(f"substitute: budget={limits['budget']!r} is the loss allowed in a score, so give measure too")
     budgets = Budgets.of("substitute", **limits)
