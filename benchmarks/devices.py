@@ -28,8 +28,8 @@ from jax.sharding import PartitionSpec as P
 
 import jaxcnn
 from jaxcnn.lowering.spec import ConvSpec
-from jaxcnn.partitioning import recorded_parts
-from jaxcnn.transform.jaxpr.signature import compile_apart
+from jaxcnn.partitioning import record_parts
+from jaxcnn.transform.jaxpr.signature import compile_uncached
 from jaxcnn.transform.summary.shards import received_bytes
 
 PAGE = Path(__file__).parent.parent / "docs" / "devices.md"
@@ -100,7 +100,7 @@ def layers() -> dict[tuple[str, str, str], tuple[Callable[..., Any], Callable[..
 def received(function: Callable[..., Any], arrays: Arrays) -> str:
     """Returns the bytes that a device receives in the compiled program, as text."""
     sizes: dict[str, int] = {}
-    for name, size in received_bytes(compile_apart("count", function, arrays).as_text()):
+    for name, size in received_bytes(compile_uncached("count", function, arrays).as_text()):
         sizes[name] = sizes.get(name, 0) + size
     return ", ".join(f"{SHORT_NAMES[name]} {text_of(size)}" for name, size in sizes.items()) or "nothing"
 
@@ -134,8 +134,8 @@ def scaling_row(devices: int, rows: int) -> tuple[int, int]:
     if devices == 1:
         macs = sum(row.cost.macs for row in jaxcnn.summarize(step, params, x).rows)
         return macs, 0
-    with recorded_parts() as parts:
-        compiled = compile_apart("count", lambda *arrays: step(arrays[:-1], arrays[-1]), [*params, x])
+    with record_parts() as parts:
+        compiled = compile_uncached("count", lambda *arrays: step(arrays[:-1], arrays[-1]), [*params, x])
     macs = sum(part.spec.macs for part in parts if isinstance(part.spec, ConvSpec))
     return macs, sum(size for _, size in received_bytes(compiled.as_text()))
 

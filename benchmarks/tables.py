@@ -1,4 +1,4 @@
-"""Writes the tables and figures of README.md, docs/performance.md and docs/benchmarks.md from committed measurements.
+"""Writes the tables and figures of README.md and of three pages of docs/ from committed measurements.
 
     python -m benchmarks.tables                         # writes the pages: `make tables`
     python -m benchmarks.tables --measure               # measures everything first: `make performance`
@@ -27,7 +27,7 @@ from . import history
 
 ROOT = Path(__file__).parent.parent
 MEASUREMENT = ROOT / "benchmarks" / "performance.json"
-PAGES = (ROOT / "README.md", ROOT / "docs" / "performance.md", ROOT / "docs" / "benchmarks.md")
+PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{page}.md" for page in ("index", "performance", "benchmarks")))
 
 NETWORKS = ("MobileNetV2", "EfficientNet-B0", "ResNet-50", "ConvNeXt-T", "VGG-16", "Inception-v3", "U-Net", "Xception")
 NAMES = {"lax": "`jax.jit`", "torch": "PyTorch", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}

@@ -27,8 +27,8 @@ class KernelChain:
     r"""Holds the kernels of convolutions in a row, which stand for the one dense kernel that the row equals.
 
     Two links equal the dense kernel $K[w] = \sum_{u+v=w} A[u] B[v]$, where the products are matrix products over
-    channels. A chain can stand in the place of a kernel: `jaxcnn.conv(x, chain)`, `jaxcnn.conv_transpose(x, chain)`. It
-    is a pytree whose leaves are the kernels, so it can be differentiated, trained, jitted over and saved.
+    channels. A chain can stand in the place of a kernel: `jaxcnn.conv(x, chain)`, `jaxcnn.conv_transpose(x, chain)`. A
+    chain is a pytree whose leaves are the kernels, so it can be differentiated, trained, jitted over and saved.
 
     Args:
       kernels: links, first applied first, each `(*window, I / groups, O)` (HWIO, whatever the layout of images).
@@ -182,8 +182,7 @@ def plan_links(
     """Returns strides, padding and input dilation of each link, with which a chain equals its dense kernel.
 
     On each axis the first link with an extent above 1 takes the padding and the input dilation, and the last one takes
-    the stride. A link of extent 1 turns zeros into zeros, so other orders have the same values; this one computes the
-    fewest pixels.
+    the stride. Links of extent 1 could take them with the same result, but this choice computes the fewest pixels.
     """
     rank = len(strides)
     first, last = [0] * rank, [0] * rank
@@ -210,8 +209,8 @@ def compose(*kernels: jax.Array) -> jax.Array:
       *kernels: arrays `(*window, I, F_1)`, `(*window, F_1, F_2)`, ..., `(*window, F_n, O)`, first applied first.
 
     Returns:
-      `(*window, I, O)`, where the window has the sum of the windows' sizes minus one less than their number on each
-      axis; in the dtype to which the kernels promote, int32 for narrower integers.
+      `(*window, I, O)`, where each window size is the sum of the kernels' sizes along the axis, minus the number of
+      kernels, plus 1; in the dtype to which the kernels promote, int32 for narrower integers.
 
     Raises:
       ValueError: The channels or the numbers of axes do not fit.

@@ -81,7 +81,7 @@ def conv_cost(
       preferred_element_type: dtype of every element in `bytes`; float32 if left out.
       output_padding: number of pixels added at the end, as in `conv_transpose`.
       transposed: flag that counts `conv_transpose` instead of `conv`.
-      bias: flag of a bias that is added to each output pixel.
+      bias: flag, True for a bias that is added to each output pixel.
 
     Returns:
       A `Cost` of integers.

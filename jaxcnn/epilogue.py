@@ -42,7 +42,7 @@ ACTIVATIONS = (
 """Activations of an epilogue, as `jax.nn` names them; `"gelu"` is computed by tanh and `"gelu_exact"` by erf."""
 
 
-def fusing_enabled() -> bool:
+def has_fusing_methods() -> bool:
     """Returns whether there is a method that applies epilogues; without one fusing gains nothing."""
     return native.is_available()
 
@@ -75,8 +75,8 @@ class Recipe:
     """Makes an epilogue from the operands of a fused equation, other than the two of its convolution.
 
     Args:
-      steps: pairs of an operation by channel and the position of its operand, or a number, in order. `"rsub"` is the
-        operand minus the value.
+      steps: pairs, in order, of an operation by channel (`"add"`, `"sub"`, `"rsub"`, `"mul"`, `"div"`) and its operand:
+        a position as an int, or a number as a float. `"rsub"` is the operand minus the value.
       residual: position of the operand that is added whole, and the number of moves before it; or None.
       moves: reshapes and transpositions from the result of `conv_p` to that of the equation, in order.
       activation: name, as in `Epilogue`.
@@ -195,10 +195,11 @@ def _with(values: Sequence[Any], places: Sequence[int], replacements: Sequence[A
     return [replaced.get(place, value) for place, value in enumerate(values)]
 
 
-def batched(operands: Sequence[Any], dims: Sequence[Any], **params: Any) -> Any:
+def batch_jaxpr(operands: Sequence[Any], dims: Sequence[Any], **params: Any) -> Any:
     """Returns the closed jaxpr of a fused equation for a batch of operands, with the batch first in its result.
 
-    The batching rule fuses again, so it stands beside the search for epilogues.
+    The batching rule fuses the operations of this jaxpr again, and needs the search for epilogues. So the rule is in
+    `transform/acceleration/rules.py`.
     """
     return jax.make_jaxpr(jax.vmap(partial(_separate, **params), tuple(dims)))(*operands)
 

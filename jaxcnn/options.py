@@ -90,7 +90,7 @@ class ConvOptions(NamedTuple):
         Args:
           x_shape: shape of x.
           kernel: array, shape or `KernelChain`.
-          canonical_kernel: flag of a kernel that is HWIO whatever the layout.
+          canonical_kernel: flag, True for a kernel that is HWIO whatever the layout.
         """
         shape, order, groups = self._kernel(kernel, canonical_kernel)
         rank = order.rank

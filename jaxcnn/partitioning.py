@@ -2,9 +2,10 @@
 
 XLA's partitioner does not see into compiled kernels, and splits the operations that methods are made of badly. So a
 primitive in a partitioned program is lowered as one opaque operation (`custom_partitioning`) that says along which axes
-its arrays may be split; on a mesh of Explicit axes, where all shardings are known before, by `shard_map`. Along batch,
-stack and channels each device computes with its parts of the operands, and sums that run over several devices are added
-up. Along a spatial axis each device first gets the rows that its windows reach into, from its neighbours alone.
+its arrays may be split. On a mesh of Explicit axes, where all shardings are known beforehand, `shard_map` replaces this
+operation. Along batch, stack and channels each device computes with its parts of the operands, and sums that run over
+several devices are added up. Along a spatial axis each device first gets the rows that its windows reach into, from its
+neighbours alone.
 """
 
 from __future__ import annotations
@@ -46,8 +47,8 @@ _PARTS: ContextVar[list[Part] | None] = ContextVar("parts", default=None)
 
 
 @contextmanager
-def recorded_parts() -> Iterator[list[Part]]:
-    """Returns a context with the list of the parts of all operations that XLA splits inside it."""
+def record_parts() -> Iterator[list[Part]]:
+    """Returns a context that gives a list, to which the parts of all operations that XLA splits meanwhile are added."""
     parts: list[Part] = []
     token = _PARTS.set(parts)
     try:
@@ -65,7 +66,7 @@ class _Settings:
     """Holds JAX's settings of one thread, for the thread in which XLA splits the program.
 
     Args:
-      enable_x64: flag of 64-bit types.
+      enable_x64: flag, True for 64-bit types.
       matmul_precision: default precision of products and convolutions.
     """
 
@@ -135,7 +136,7 @@ class Split:
       dtype: dtype of the result.
       local: function that returns one device's part of the result from the parts of the operands, the window on each
         spatial axis of the part, the pixel of the whole image at which the part begins on each, and the dtype of sums.
-      operation: the whole operation, by which `recorded_parts` tells it from others.
+      operation: the whole operation, by which `record_parts` tells it from others.
       local_spec: function from the shapes of the parts of the operands, the window on each spatial axis of the part and
         the dtype of sums to the spec of the part.
     """
@@ -185,7 +186,7 @@ class Split:
             return [-size % count for size, count in zip(shape, counts, strict=True)]
 
         def function(*values: jax.Array) -> jax.Array:
-            # Axes that do not divide evenly are whole on every device on such a mesh.
+            # An Explicit mesh splits only axes that divide evenly, so the other ones are padded first.
             placed = [
                 jax.sharding.reshard(
                     lax.pad(value, jnp.zeros((), value.dtype), [(0, length, 0) for length in rest(names, value.shape)]),

@@ -109,7 +109,7 @@ _SPLITS: dict[Primitive, Callable[..., Split]] = {}
 
 
 def operation_of(equation: Any) -> Hashable:
-    """Returns the operation of an equation as `recorded_parts` has it; None if that is none of jaxcnn's."""
+    """Returns the operation of an equation as `record_parts` has it; None if that is none of jaxcnn's."""
     if equation.primitive not in _SPLITS:
         return None
     return _SPLITS[equation.primitive](*(operand.aval for operand in equation.invars), **equation.params).operation
@@ -141,11 +141,11 @@ def _run_conv(
 
 def _split_conv(lhs: Any, rhs: Any, *, spec: ConvSpec, method: str, **program: Any) -> Split:
     del program
-    table = tuning_table.active()
+    table = tuning_table.active_table()
 
     def run_part(lhs: jax.Array, rhs: jax.Array, part: ConvSpec) -> jax.Array:
         # XLA splits a program in a thread of its own, where no `with table:` holds.
-        with tuning_table.activated(table):
+        with tuning_table.table_context(table):
             return _run_conv(lhs, rhs, spec=part, method=method, platform="cpu")
 
     return conv_split(spec, run_part)

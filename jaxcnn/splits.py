@@ -65,7 +65,7 @@ def _local_conv(spec: ConvSpec, shapes: Sequence[tuple[int, ...]], windows: Sequ
       spec: geometry of the whole convolution.
       shapes: shapes of the parts of both operands.
       windows: window on each spatial axis of the parts.
-      dtype: dtype of the result.
+      dtype: dtype of the part's result, wider than the whole result's where parts of narrow floats are added up.
     """
     stacked = None if spec.stacked is None else shapes[0][0]
     lhs, rhs = (shape if stacked is None else shape[1:] for shape in shapes)

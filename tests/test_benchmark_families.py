@@ -46,7 +46,7 @@ def test_layers_of_a_family_are_convolutions_within_the_limits(name):
         assert min(MACS[0], NARROW_MACS[0]) <= macs(spec) <= MACS[1]
         assert max(map(math.prod, (spec.input_shape, spec.kernel_shape, spec.output_shape))) <= MAX_ELEMENTS
         assert spec.feature_group_count * spec.kernel_shape[-2] == spec.input_shape[-1]
-        assert METHODS[choose(spec, "auto", "cpu").method].supports(spec) is None
+        assert METHODS[choose(spec, "auto", "cpu").method].refusal(spec) is None
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -162,7 +162,7 @@ def test_every_method_is_measured_and_a_run_goes_on_where_it_stopped(tiny, tmp_p
     for layer in first["layers"]:
         spec = spec_from_plain(layer["spec"])
         # Spectra between many channels are hopeless, and left out.
-        supporting = {name for name, method in METHODS.items() if method.supports(spec) is None and name != "fft"}
+        supporting = {name for name, method in METHODS.items() if method.refusal(spec) is None and name != "fft"}
         assert set(layer["milliseconds"]) == set(layer["best_milliseconds"]) == supporting
         assert all(0 < layer["best_milliseconds"][name] <= layer["milliseconds"][name] for name in supporting)
     monkeypatch.setattr(measure, "measure", lambda *args: {"milliseconds": {"direct": 1.0}})

@@ -92,12 +92,12 @@ OPTIONS = {"strides": (2, 1), "kernel_dilation": (1, 2), "padding": ((1, 2), (0,
 
 def test_the_method_equals_direct_and_is_chosen_where_it_is_fastest(method):
     cases = roles((2, 9, 8, 3), (3, 2, 3, 4), **OPTIONS)
-    supported = [case for case in cases if method.supports(case[0]) is None]
+    supported = [case for case in cases if method.refusal(case[0]) is None]
     assert [spec.role for spec, *_ in supported] == ["output", "input"]
     assert_equals_direct(method, supported)
     for spec, *_ in cases:
         is_chosen = choice.choose(spec, "auto", "cpu").method == method.NAME
-        assert is_chosen == (method.supports(spec) is None)
+        assert is_chosen == (method.refusal(spec) is None)
 
 
 def test_conv_knows_the_method(method, rng):

@@ -85,13 +85,13 @@ def test_layers_of_all_libraries_are_the_same(layer, role):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_networks_have_as_many_parameters_as_published(name):
     network = NETWORKS[name]
-    assert sum(math.prod(shape) for _, shape in network.asked()) == network.parameters
+    assert sum(math.prod(shape) for _, shape in network.weight_specs()) == network.parameters
 
 
 def _arguments(network, size):
-    asked = network.asked(size)
+    weight_specs = network.weight_specs(size)
     x = np.random.default_rng(0).standard_normal((2, size, size, 3), np.float32)
-    return asked, draw(asked), x
+    return weight_specs, draw(weight_specs), x
 
 
 SMALL = {"Inception-v3": 75, "Xception": 35}
@@ -189,11 +189,11 @@ def _every_layer(k, x):
 def test_gradients_of_every_layer_equal_torch():
     pytest.importorskip("torch")
     network = Network(_every_layer, 0)
-    asked, weights, x = _arguments(network, 12)
+    weight_specs, weights, x = _arguments(network, 12)
     expected = jax.jit(network.lax("gradient"))(list(map(jnp.asarray, weights)), x)
     results = network.torch("gradient", weights, x)()
     axes = {"kernel": (2, 3, 1, 0), "transposed": (2, 3, 0, 1), "dense": (1, 0)}
-    for (kind, shape), gradient, plain in zip(asked, results, expected, strict=True):
+    for (kind, shape), gradient, plain in zip(weight_specs, results, expected, strict=True):
         gradient = gradient.numpy().transpose(axes.get(kind, (0,)))
         gradient = gradient[::-1, ::-1] if kind == "transposed" else gradient
         assert gradient.shape == plain.shape == shape

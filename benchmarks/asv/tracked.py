@@ -236,7 +236,7 @@ class Accelerated:
     def case(self, name: str) -> Case:
         require("accelerate")
         network = self.networks[name]
-        weights = draw(network.asked())
+        weights = draw(network.weight_specs())
         arguments = list(map(jax.numpy.asarray, weights)), array(1, network.size, network.size, 3)
         in_lax = network.lax("forward")
         programs: dict[str, Program] = {}

@@ -103,7 +103,7 @@ def report(rows: list[dict[str, Any]], console: Any, statistic: str = "milliseco
       rows: records of layers.
       console: console of rich.
       statistic: name of the times to use, `"milliseconds"` or `"best_milliseconds"`.
-      layers: flag for a line about each layer too.
+      layers: flag, True for a line about each layer too.
     """
     from rich.table import Table
 

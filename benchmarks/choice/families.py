@@ -105,7 +105,7 @@ def _layer(
     dilation: Ints | None = None,
     groups: int = 1,
 ) -> Draft:
-    """Draws the padding and returns the layer: one in six has none, the others keep the size but for the strides."""
+    """Returns the layer: one in six without padding, the others with the padding that keeps the size at stride 1."""
     dilation = dilation or (1,) * len(window)
     pads = tuple((dilated_size(w, d) - 1) // 2 for w, d in zip(window, dilation, strict=True))
     if rng.random() < 1 / 6:

@@ -34,21 +34,21 @@ FITTED, UNSEEN = sorted(RESULTS.glob("seed0*.json")), sorted(RESULTS.glob("seed1
 WITH_LIBRARY = ("native", "winograd", "per_group")
 """Methods whose programs depend on the compiled library. The others are fitted to measurements without the library."""
 FIRST, LAST = "native", "per_group"
-"""Methods that are fitted first, since others use its time of a call, and last, since it uses the others' estimates."""
+"""The method that is fitted first, whose time of a call others use, and the last, which uses others' estimates."""
 MIN_WEIGHT = 0.25
 """Least weight of a measurement in the fit."""
 DIGITS = 3
 """Significant digits of a coefficient."""
 
 
-class Layer(NamedTuple):
+class MeasuredLayer(NamedTuple):
     """Holds one measured layer.
 
     Args:
       family: name of the layer's family.
       spec: the convolution.
       milliseconds: time of each method.
-      native: flag of a measurement with the compiled library.
+      native: flag, True for a measurement with the compiled library.
     """
 
     family: str
@@ -57,16 +57,16 @@ class Layer(NamedTuple):
     native: bool
 
 
-def layers(path: Path) -> list[Layer]:
+def layers(path: Path) -> list[MeasuredLayer]:
     """Returns the measured layers of a file."""
     content = json.loads(path.read_text(encoding="utf-8"))
     return [
-        Layer(record["family"], spec_from_plain(record["spec"]), record["milliseconds"], content["native"])
+        MeasuredLayer(record["family"], spec_from_plain(record["spec"]), record["milliseconds"], content["native"])
         for record in content["layers"]
     ]
 
 
-def as_measured(layer: Layer) -> AbstractContextManager[object]:
+def measured_library(layer: MeasuredLayer) -> AbstractContextManager[object]:
     """Returns a context in which the compiled library is available if it was in the measurement of a layer."""
     return mock.patch.object(library, "is_available", return_value=layer.native)
 
@@ -85,12 +85,12 @@ class Sample(NamedTuple):
     weight: float
 
 
-def samples(method: str, measured: Iterable[Layer]) -> list[Sample]:
+def samples(method: str, measured: Iterable[MeasuredLayer]) -> list[Sample]:
     """Returns the measurements that a method is fitted to."""
     selected = []
     for layer in measured:
         if method in layer.milliseconds and layer.native <= (method in WITH_LIBRARY):
-            with as_measured(layer):
+            with measured_library(layer):
                 terms = METHODS[method].terms(layer.spec)
             time = layer.milliseconds[method]
             weight = max(min(layer.milliseconds.values()) / time, MIN_WEIGHT)
@@ -125,7 +125,7 @@ def fit_method(measured: Sequence[Sample]) -> dict[str, float]:
     return {name: value for name, value in rounded.items() if value * scale[names.index(name)] > 1e-3}
 
 
-def coefficients(measured: Sequence[Layer]) -> dict[str, dict[str, float]]:
+def coefficients(measured: Sequence[MeasuredLayer]) -> dict[str, dict[str, float]]:
     """Returns the fitted nanoseconds of each term, by method."""
     fitted: dict[str, dict[str, float]] = {}
     for method in sorted(METHODS, key=lambda method: (method != FIRST, method == LAST)):
@@ -135,7 +135,7 @@ def coefficients(measured: Sequence[Layer]) -> dict[str, dict[str, float]]:
 
 
 class Outcome(NamedTuple):
-    """Holds the cost of the choice of a method on one layer.
+    """Holds how many times as long as the best method the chosen one takes on a layer: the cost of the choice.
 
     Args:
       ratio: time of the chosen method over that of the best.
@@ -150,11 +150,11 @@ class Outcome(NamedTuple):
     best: str
 
 
-def outcomes_by_family(measured: Iterable[Layer]) -> dict[str, list[Outcome]]:
+def outcomes_by_family(measured: Iterable[MeasuredLayer]) -> dict[str, list[Outcome]]:
     """Returns the cost of the choice on each layer, by family."""
     table: dict[str, list[Outcome]] = {}
     for layer in measured:
-        with as_measured(layer):
+        with measured_library(layer):
             chosen = choose(layer.spec, "auto", "cpu").method
         times = layer.milliseconds
         best = min(times, key=lambda name: times[name])
@@ -164,7 +164,7 @@ def outcomes_by_family(measured: Iterable[Layer]) -> dict[str, list[Outcome]]:
     return table
 
 
-def judge(measured: Sequence[Layer]) -> None:
+def judge(measured: Sequence[MeasuredLayer]) -> None:
     """Prints a line for each family: the geometric mean of the cost of the choice, and the layer with the highest."""
     for family, rows in outcomes_by_family(measured).items():
         worst = max(rows, key=lambda row: row.ratio)

@@ -58,7 +58,7 @@ def method_calls(spec: ConvSpec, seconds: float, methods: Sequence[str] = ()) ->
     for name in (ALWAYS, *(name for name in reversed(METHODS) if name != ALWAYS)):
         if methods and name not in methods:
             continue
-        if METHODS[name].supports(spec) is not None or (name != ALWAYS and time.perf_counter() > end):
+        if METHODS[name].refusal(spec) is not None or (name != ALWAYS and time.perf_counter() > end):
             continue
         if name == BY_CHANNEL and spec.kernel_shape[-2:] != (1, spec.feature_group_count):
             continue

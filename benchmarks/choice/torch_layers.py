@@ -21,7 +21,7 @@ def torch_function(spec: ConvSpec, lhs: np.ndarray, rhs: np.ndarray, *, transpos
       spec: layer with the same padding at both ends of each axis.
       lhs: first operand in lax's order.
       rhs: second operand in lax's order.
-      transposed: flag of a layer of a transposed convolution, whose forward pass is the role `"input"`.
+      transposed: flag, True for a layer of a transposed convolution, whose forward pass is the role `"input"`.
     """
     torch = torch_or_none()
     lead = max(2 - spec.rank, 0)

@@ -27,7 +27,7 @@ def measure(
     ONNX Runtime and OpenVINO compute forward passes alone. Where this process has jaxcnn's native library, another one
     without it computes the network too.
     """
-    weights = draw(network.asked())
+    weights = draw(network.weight_specs())
     x = array(batch, network.size, network.size, 3)
     arguments = ([jnp.asarray(weight) for weight in weights], x)
     plain = network.lax(role)

@@ -26,7 +26,7 @@ class Layer:
       strides: step on every axis.
       groups: number of groups.
       pool: kind of a pool, "max" or "avg"; empty for a convolution.
-      transposed: flag of a transposed convolution, which makes images `strides` times as large.
+      transposed: flag, True for a transposed convolution, which makes images `strides` times as large.
     """
 
     name: str
@@ -40,7 +40,10 @@ class Layer:
 
     @property
     def pads(self) -> tuple[int, ...]:
-        """Returns the padding at both ends of each axis: 0 for a pool that tiles its image."""
+        """Returns the padding at each end of each axis: 0 for a pool that tiles its image, else half the window.
+
+        The padding of a transposed convolution makes its images exactly `strides` times as large.
+        """
         if self.transposed:
             return tuple((w - self.strides) // 2 for w in self.window)
         if self.pool and self.strides == self.window[0]:
@@ -53,14 +56,14 @@ class Layer:
         return tuple((pad, pad) for pad in self.pads)
 
     @property
-    def kernel(self) -> tuple[int, ...]:
+    def kernel_shape(self) -> tuple[int, ...]:
         """Returns the shape of the kernel; a transposed convolution has the kernel of its forward convolution."""
         channels = (self.features, self.x[-1]) if self.transposed else (self.x[-1] // self.groups, self.features)
         return (*self.window, *channels)
 
     @property
     def name_and_shape(self) -> str:
-        """Returns a name that no other layer has."""
+        """Returns the layer's name and the shape of its input, which together no other layer has."""
         return f"{self.name} {'x'.join(map(str, self.x))}"
 
     @property
@@ -70,7 +73,7 @@ class Layer:
             return jaxcnn.pool_cost(self.x, self.window, strides=self.strides, padding=self.padding)
         return jaxcnn.conv_cost(
             self.x,
-            self.kernel,
+            self.kernel_shape,
             strides=self.strides,
             padding=self.padding,
             feature_group_count=self.groups,
@@ -102,7 +105,7 @@ class Layer:
 
     def operands(self) -> tuple[jax.Array, ...]:
         """Returns random images, and a kernel unless the layer is a pool."""
-        return (array(*self.x),) if self.pool else (array(*self.x), array(*self.kernel, seed=1))
+        return (array(*self.x),) if self.pool else (array(*self.x), array(*self.kernel_shape, seed=1))
 
     def cotangent(self) -> jax.Array:
         """Returns random values of the result's shape."""

@@ -21,7 +21,7 @@ from jax import lax
 from . import plain
 from .environment import torch_or_none
 
-Asked = tuple[str, tuple[int, ...]]
+WeightSpec = tuple[str, tuple[int, ...]]
 """Kind of a weight of a network, and its shape as lax takes it."""
 
 
@@ -196,18 +196,18 @@ class _WeightLister(LaxLayers):
 
     def __init__(self, width: float) -> None:
         super().__init__((), width)
-        self.asked: list[Asked] = []
+        self.weight_specs: list[WeightSpec] = []
 
     def take(self, kind: str, *shape: int) -> Any:
-        self.asked.append((kind, shape))
+        self.weight_specs.append((kind, shape))
         return jnp.zeros(shape)
 
 
-def ask(network: Callable[[Layers, Any], Any], size: int, width: float = 1.0) -> list[Asked]:
+def ask(network: Callable[[Layers, Any], Any], size: int, width: float = 1.0) -> list[WeightSpec]:
     """Returns the kinds and shapes of a network's weights in order, for images of this size, by tracing alone."""
     layers = _WeightLister(width)
     jax.eval_shape(lambda x: network(layers, x), jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32))
-    return layers.asked
+    return layers.weight_specs
 
 
 _SPREADS: dict[str, Callable[[tuple[int, ...]], tuple[float, float]]] = {
@@ -222,10 +222,10 @@ _SPREADS: dict[str, Callable[[tuple[int, ...]], tuple[float, float]]] = {
 """Mean and standard deviation of the weights, by kind, with which values neither vanish nor grow with the depth."""
 
 
-def draw(asked: list[Asked]) -> list[np.ndarray]:
+def draw(weight_specs: list[WeightSpec]) -> list[np.ndarray]:
     """Returns random weights of these kinds and shapes, the same in every call."""
     weights = []
-    for index, (kind, shape) in enumerate(asked):
+    for index, (kind, shape) in enumerate(weight_specs):
         mean, deviation = _SPREADS[kind](shape)
         normal = np.random.default_rng(index).standard_normal(shape, np.float32)
         weights.append(normal * np.float32(deviation) + np.float32(mean))
@@ -322,7 +322,7 @@ class OnnxTensor:
       graph: layers that compute the value.
       name: name of the value in the graph.
       shape: shape (N, C) or (N, C, H, W), in this order for channels-last images too.
-      channels_last: flag of an image whose axes in the graph are (N, H, W, C).
+      channels_last: flag, True for an image whose axes in the graph are (N, H, W, C).
     """
 
     graph: OnnxLayers

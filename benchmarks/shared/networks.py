@@ -1,4 +1,4 @@
-"""Published networks, each written once over `Layers`, with random weights."""
+"""Published networks with random weights, each a function of `k`, the layers of JAX or PyTorch, and of the images x."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from .environment import torch_or_none
-from .network_layers import Asked, LaxLayers, Layers, TorchLayers, ask, draw
+from .network_layers import LaxLayers, Layers, TorchLayers, WeightSpec, ask, draw
 
 
 def mobilenet_v2(k: Layers, x: Any) -> Any:
@@ -181,13 +181,13 @@ class Network:
     size: int = 224
     width: float = 1.0
 
-    def asked(self, size: int | None = None) -> list[Asked]:
+    def weight_specs(self, size: int | None = None) -> list[WeightSpec]:
         """Returns the kinds and shapes of the weights, in order, for images of `size` or of the network's own size."""
         return ask(self.forward, size or self.size, self.width)
 
     def weights(self) -> list[jax.Array]:
         """Returns random weights for images of the network's size."""
-        return list(map(jnp.asarray, draw(self.asked())))
+        return list(map(jnp.asarray, draw(self.weight_specs())))
 
     def lax(self, role: str) -> Callable[[list[Any], Any], Any]:
         """Returns a function of weights and images in plain lax: the "forward" pass, or the "gradient" of a loss."""
@@ -205,7 +205,7 @@ class Network:
         The weights and the images x have the shapes of lax.
         """
         torch = torch_or_none()
-        kinds = [kind for kind, _ in self.asked(x.shape[1])]
+        kinds = [kind for kind, _ in self.weight_specs(x.shape[1])]
         tensors = [TorchLayers.weight(kind, weight) for kind, weight in zip(kinds, weights, strict=True)]
         images = TorchLayers.images(x)
 

@@ -33,11 +33,11 @@ def subjects(root: Path = ROOT) -> dict[str, str]:
 
 
 def read_records(results: Path, subject_of: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Returns the records of each machine, with its commits from the oldest to the newest.
+    """Returns one dict for each machine: its name `"machine"`, its `"commits"` from the oldest on, and its `"series"`.
 
     Args:
       results: Folder of asv's results.
-      subject_of: First lines of messages by the hashes of commits.
+      subject_of: First line of each commit's message, by the commit's hash.
     """
     if not (results / "benchmarks.json").exists():
         return []
@@ -61,7 +61,7 @@ def read_records(results: Path, subject_of: Mapping[str, str]) -> list[dict[str,
 
 
 def commit_of(content: Mapping[str, Any], subject_of: Mapping[str, str], label_of: Mapping[str, str]) -> dict[str, Any]:
-    """Returns what the page says of a commit."""
+    """Returns a commit's short hash, date, subject and label, as the page shows them."""
     name = content["commit_hash"]
     subject = subject_of.get(name, name[:8])
     return {"hash": name[:8], "date": content["date"], "subject": subject, "label": label_of.get(name, subject)}
@@ -104,7 +104,7 @@ def describe(kind: str, name: str, is_substitution: bool) -> dict[str, Any]:
     Args:
       kind: Name of the benchmark's parameter: `"scheme"`, `"layer"` or `"network"`.
       name: Value of the parameter, such as `"5x5 as two 3x3: 25 to 18"`.
-      is_substitution: Says that small kernels are compared with a dense one.
+      is_substitution: flag, True if small kernels are compared with a dense one.
     """
     series = {
         "kind": "substitution" if is_substitution else kind,

@@ -26,7 +26,7 @@ DEFAULT = "coffee"
 #: Photographs that come with scikit-image and are named too.
 PHOTOGRAPHS = ("coffee", "chelsea", "motorcycle", "rocket", "astronaut", "camera")
 
-#: Other photographs of scikit-image, to whose responses the pairs are fitted, beside two of scikit-learn.
+#: Other photographs of scikit-image. Pairs are fitted to the network's responses to them and to two of scikit-learn.
 CALIBRATION = ("coins", "hubble_deep_field", "immunohistochemistry", "retina")
 
 #: Number of the most probable classes that are listed.
@@ -205,7 +205,10 @@ def _answer(probabilities: np.ndarray) -> str:
 
 
 def _content_figure(name: str, probabilities: Mapping[str, np.ndarray]) -> tuple[str, str]:
-    """Returns the headline figure with the name of the photograph's content: one name if both ways agree, else both."""
+    """Returns the label and the value of a headline: the probabilities, and the name of what is in the photograph.
+
+    The value holds two names where the plain and the accelerated network disagree.
+    """
     best = {way: int(probabilities[way].argmax()) for way in (PLAIN, ACCELERATED)}
     shares = ", ".join(f"{probabilities[way][number]:.1%} {way}" for way, number in best.items())
     return f"What is in {name}: {shares}", " / ".join(dict.fromkeys(map(lite0.class_name, best.values())))

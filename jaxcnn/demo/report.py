@@ -80,7 +80,7 @@ def progress_bars(console: rich.console.Console, *, transient: bool = False) -> 
 
     Args:
       console: terminal that shows them.
-      transient: flag of bars that disappear at the end; then only a terminal shows them.
+      transient: flag, True for bars that disappear at the end; then only a terminal shows them.
     """
     return rich.progress.Progress(
         rich.progress.SpinnerColumn(finished_text=" "),

@@ -43,9 +43,9 @@ class Sizes:
     Args:
       long_side: pixels to which the longer side of the photograph whose edges are found shrinks.
       epochs: number of training epochs of the digit reader.
-      fine_tuning_epochs: number of epochs after its substitution.
-      small_kernels: names of `digits.SCHEMES`, the replacements of its 5x5 kernels.
-      calibration_images: number of digits to whose responses its small kernels are fitted.
+      fine_tuning_epochs: number of training epochs after the digit reader's 5x5 kernels are replaced.
+      small_kernels: names of `digits.SCHEMES`, the ways to replace the digit reader's 5x5 kernels.
+      calibration_images: number of digits: the small kernels are fitted to the digit reader's responses to them.
       rounds: number of blocks of calls for each timing.
       with_pairs: flag that adds the pairs of EfficientNet-Lite0's depthwise kernels.
     """
@@ -117,7 +117,7 @@ def run_demo(options: DemoOptions) -> None:
 
 
 def _run_parts(options: DemoOptions) -> None:
-    """Runs the demo, see `run_demo`."""
+    """Runs the parts of the demo and writes the report, with the number of BLAS threads that the caller sets."""
     start = time.perf_counter()
     output = check_output(options.output)
     console = rich.console.Console()

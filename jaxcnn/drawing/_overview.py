@@ -23,11 +23,11 @@ def draw_overview(
       slide: places of the window.
       values: numbers of the image. None: cells without numbers.
       results: numbers of the output. None: cells without numbers.
-      transposed: flag of a transposed convolution: the side with the padding is the output, and one pixel of the input
-        makes a window of it.
+      transposed: flag, True for a transposed convolution: the side with the padding is the output, and one pixel of
+        the input makes a window of it.
     """
     image = None if values is None else np.reshape(values, slide.sizes)
-    answers = None if results is None else np.reshape(results, slide.outputs)
+    outputs = None if results is None else np.reshape(results, slide.outputs)
     (padded_rows, padded_columns), (out_rows, out_columns) = slide.padded_sizes, slide.outputs
     (above, before), extents = slide.before, slide.extents
     height = max(padded_rows, out_rows)
@@ -59,7 +59,7 @@ def draw_overview(
         box = (left + column + inset, top + row + inset, extents[1] - 2 * inset, extents[0] - 2 * inset)
         draw.frame(axes, *box, colour)
     for row, column in np.ndindex(out_rows, out_columns):
-        label = "" if answers is None else draw.number(answers[row, column])
+        label = "" if outputs is None else draw.number(outputs[row, column])
         draw.cell(axes, cells_left + column, cells_top + row, label)
         if (row, column) in colours:
             draw.fill(axes, cells_left + column, cells_top + row, colours[row, column])

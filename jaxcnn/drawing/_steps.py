@@ -27,7 +27,7 @@ class Row:
       image: numbers of the image's channel, `(height, width)`.
       factors: numbers that the window's pixels are multiplied with; None for a pool.
       terms: numbers that the step adds up or compares, `(taps, taps)`.
-      used: flag of a channel that the step reads.
+      used: flag, True for a channel that the step reads.
     """
 
     image: np.ndarray
@@ -66,16 +66,19 @@ def steps_picture(
     milliseconds: int,
     animate: bool,
 ) -> Figure:
-    """Returns the picture of one step, or the last one of an animation of all steps, saved if there is a path.
+    """Returns the picture of one step, or of the last step of an animation, and saves the picture or the animation.
 
     Args:
       operation: name of the function for messages.
       count: number of steps.
       make: function from the number of a step to its picture.
-      step: number of the only step that is drawn.
-      path: file to save the picture or the animation to.
+      step: number of the only step that is drawn, negative from the end; None for an animation.
+      path: file to save to. None: a picture is not saved, and an animation is refused.
       milliseconds: time that each step of an animation is shown.
-      animate: flag of an animation of all steps.
+      animate: flag, True for an animation of all steps.
+
+    Raises:
+      ValueError: a step that does not exist; an animation with a step, without a path or of too many steps.
     """
     if not animate:
         if step is None or not -count <= step < count:

@@ -59,6 +59,6 @@ def draw_arrays(*items: Any, titles: Sequence[str] = (), path: Path | None = Non
         else:
             corner = (x + (width - item.shape[1]) / 2, headline + (height - item.shape[0]) / 2)
             draw.numbers_grid(axes, item, *corner, labelled=item.size <= _MAX_LABELLED_CELLS)
-            draw.text(axes, x + width / 2, 0.55, word)
+            draw.text(axes, x + width / 2, corner[1] - (headline - 0.55), word)
         x += width
     return save_if_path(figure, path)

@@ -59,11 +59,12 @@ def draw_convolution(
       padding: padding in any of the forms that `conv` takes.
       kernel_dilation: distance between neighbouring taps, in pixels.
       feature_group_count: number of groups of channels; channels that a step does not read are pale.
-      transposed: flag that draws `conv_transpose` of the same arguments.
-      step: number of the output pixel that is drawn, row by row and channel by channel; negative from the end.
-      animate: flag that draws all steps. None: only if `path` ends in `.gif` and there is no `step`.
+      transposed: flag, True for the picture of `conv_transpose` of the same arguments.
+      step: number of the step in the picture: its output pixel, row by row and channel by channel, or the input pixel
+        of a transposed convolution; negative from the end.
+      animate: flag, True for an animation of all steps. None: only if `path` ends in `.gif` and there is no `step`.
       milliseconds: time that each step of an animation is shown.
-      seed: seed of the small integers that are drawn where a step needs numbers and only a shape is known.
+      seed: seed of the small random integers that take the place of an array of which only the shape is given.
       path: file to save the picture to; its ending says the format: `.png`, `.svg`, `.pdf`, and `.gif` or `.svg` of an
         animation.
 
@@ -123,12 +124,12 @@ def draw_convolution(
         spread = Spread(slide, planes, blocks, feature_group_count)
         count, make = spread.count, lambda index: draw_spread(spread, index)
     else:
-        answers = np.moveaxis(results.reshape(*slide.outputs, -1), -1, 0)
-        count = answers.size
-        letters = max(len(_total(value)) for value in answers.ravel())
+        output_planes = np.moveaxis(results.reshape(*slide.outputs, -1), -1, 0)
+        count = output_planes.size
+        letters = max(len(_total(value)) for value in output_planes.ravel())
 
         def make(index: int) -> Figure:
-            pixel = _step(slide, planes, blocks, answers, feature_group_count, index)
+            pixel = _step(slide, planes, blocks, output_planes, feature_group_count, index)
             return draw_step(slide, pixel, letters=letters)
 
     return steps_picture(_OPERATION, count, make, step, path, milliseconds, animate)
@@ -156,38 +157,52 @@ class _Operand:
 
 
 def _two_axes(slide: Sliding, sizes: Sequence[int]) -> Sequence[int]:
-    """Returns sizes on two axes; the one that an image of one axis does not have is 1."""
+    """Returns sizes on two axes: (1, size) for an image of one axis."""
     return (*(1 for _ in range(2 - slide.rank)), *sizes)
 
 
 def _result(
-    function: Any, x: np.ndarray, kernel: np.ndarray, image: Sequence[int], window: Sequence[int], options: Any
+    function: Any,
+    x: np.ndarray,
+    kernel: np.ndarray,
+    image_shape: Sequence[int],
+    kernel_shape: Sequence[int],
+    options: Any,
 ) -> np.ndarray:
-    """Returns the result of the library's function for one image."""
-    result = function(jnp.asarray(x.reshape(1, *image)), jnp.asarray(kernel.reshape(window)), **options)
+    """Returns the result (*spatial, C_out) of `conv` or `conv_transpose` for one image and kernel of these shapes."""
+    result = function(jnp.asarray(x.reshape(1, *image_shape)), jnp.asarray(kernel.reshape(kernel_shape)), **options)
     return np.asarray(result)[0]
 
 
-def _step(slide: Sliding, planes: np.ndarray, kernel: np.ndarray, answers: np.ndarray, groups: int, index: int) -> Step:
-    """Returns the step that computes one output pixel."""
-    channels, rows, columns = answers.shape
+def _step(slide: Sliding, image: np.ndarray, kernel: np.ndarray, outputs: np.ndarray, groups: int, index: int) -> Step:
+    """Returns the step that computes one output pixel.
+
+    Args:
+      slide: places of the window.
+      image: image, (height, width, C_in).
+      kernel: kernel, (*window, C_in / groups, C_out).
+      outputs: numbers of each output channel, (C_out, height, width).
+      groups: number of groups of channels.
+      index: number of the output pixel, row by row and channel by channel.
+    """
+    channels, rows, columns = outputs.shape
     channel, place = divmod(index, rows * columns)
     pixel_place: Place = divmod(place, columns)
-    outputs = np.where(np.arange(answers.size).reshape(answers.shape) <= index, answers, np.nan)
+    outputs_so_far = np.where(np.arange(outputs.size).reshape(outputs.shape) <= index, outputs, np.nan)
     width = kernel.shape[2]
     first = channel // (channels // groups) * width
     input_rows = []
-    for number in range(planes.shape[-1]):
+    for number in range(image.shape[-1]):
         is_read = first <= number < first + width
-        image = planes[..., number]
+        plane = image[..., number]
         if not is_read:
-            input_rows.append(Row(image, kernel[:, :, 0, channel], np.zeros(slide.taps), used=False))
+            input_rows.append(Row(plane, kernel[:, :, 0, channel], np.zeros(slide.taps), used=False))
             continue
-        pixels = [image[pixel] if slide.holds(pixel) else 0.0 for pixel in slide.pixels(pixel_place)]
+        pixels = [plane[pixel] if slide.holds(pixel) else 0.0 for pixel in slide.pixels(pixel_place)]
         factors = kernel[:, :, number - first, channel]
-        input_rows.append(Row(image, factors, np.reshape(pixels, slide.taps) * factors))
-    total = _total(answers[channel][pixel_place])
-    return Step(input_rows, pixel_place, channel, total, outputs, slide.start(pixel_place))
+        input_rows.append(Row(plane, factors, np.reshape(pixels, slide.taps) * factors))
+    total = _total(outputs[channel][pixel_place])
+    return Step(input_rows, pixel_place, channel, total, outputs_so_far, slide.start(pixel_place))
 
 
 def _total(value: Any) -> str:

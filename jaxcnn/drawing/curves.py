@@ -63,11 +63,13 @@ def draw_tradeoff(*tradeoffs: TradeOff, path: str | os.PathLike[str] | None = No
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     axes = figure.add_subplot()
     for tradeoff in tradeoffs:
-        shares, speedups, errors = zip(*tradeoff.points, strict=True)
+        _, speedups, errors = zip(*tradeoff.points, strict=True)
         axes.plot(speedups, errors, ".-")
-        for share, speedup, error in zip(shares, speedups, errors, strict=True):
-            label = f"{share:.2g} of the MACs"
-            axes.annotate(label, (speedup, error), xytext=(4, -10), textcoords="offset points", fontsize="small")
+        # Budgets that end at the same chains are measured one by one, and share a label.
+        labels = {f"{share:.2g}": (speedup, error) for share, speedup, error in tradeoff.points}
+        for label, place in labels.items():
+            axes.annotate(label, place, xytext=(5, 5), textcoords="offset points", fontsize="small")
+    axes.set_title("beside each point: the share of the MACs that stays", fontsize="small")
     axes.set(xlabel="times faster", ylabel="relative error of the results", ylim=(0, None))
     axes.grid(alpha=0.3)
     return save_if_path(figure, path)

@@ -44,7 +44,7 @@ def draw_kernels(
       >>> from jaxcnn import KernelChain
       >>> chain = KernelChain((jnp.ones((5, 1, 3, 4)), jnp.ones((1, 5, 4, 8))))
       >>> [axes.get_title() for axes in draw_kernels(chain).axes]
-      ['5×1, 3 to 4, up to 1', '1×5, 4 to 8, up to 1', 'dense 5×5, 3 to 8, up to 4']
+      ['5×1, 3 to 4\\nup to 1', '1×5, 4 to 8\\nup to 1', 'dense 5×5, 3 to 8\\nup to 4']
     """
     if max_inputs < 1 or max_outputs < 1:
         raise ValueError(
@@ -64,7 +64,7 @@ def draw_kernels(
     widths, heights = [grid.columns for grid in grids], [grid.rows for grid in grids]
     inches = (
         max(2.4 * len(grids), INCHES_PER_WINDOW * sum(widths)) + 0.8,
-        max(1.0, INCHES_PER_WINDOW * max(heights)) + 1.0,
+        max(1.4, INCHES_PER_WINDOW * max(heights)) + 1.2,
     )
     figure = Figure(figsize=inches, layout="constrained")
     panels = np.atleast_1d(figure.subplots(1, len(grids), gridspec_kw={"width_ratios": [max(w, 3) for w in widths]}))
@@ -72,7 +72,7 @@ def draw_kernels(
         largest = float(np.abs(array).max(initial=0)) or 1.0
         axes.imshow(grid.image, cmap=COLOURS, vmin=-largest, vmax=largest, interpolation="nearest")
         window = draw.sizes_text(array.shape[:-2])
-        title = f"{name}{window}, {array.shape[-2]} to {array.shape[-1]}, up to {largest:.3g}"
+        title = f"{name}{window}, {array.shape[-2]} to {array.shape[-1]}\nup to {largest:.3g}"
         axes.set_title(title, fontsize="small", color=draw.TEXT)
         axes.set_xlabel(grid.words("output channel", axis=1), fontsize="small")
         axes.set_ylabel(grid.words("input channel", axis=0), fontsize="small")
@@ -110,4 +110,4 @@ class _Grid:
         """Returns the label of an axis, with the number of channels that are drawn if some are not."""
         count = (self.rows, self.columns)[axis]
         total = self.total[axis]
-        return name if count == total else f"{name} (the first {count} of {total})"
+        return name if count == total else f"{name}\n(the first {count} of {total})"

@@ -97,29 +97,31 @@ def draw_pooling(
     results = None if values is None else np.asarray(_POOLS[kind](jnp.asarray(values)[..., None], taps, **options))
     if step is None and not animate:
         return save_if_path(draw_overview(slide, values, None if results is None else results[..., 0]), path)
-    plane, answers = np.reshape(values, slide.sizes), np.reshape(results, slide.outputs)  # type: ignore[arg-type]
+    plane, outputs = np.reshape(values, slide.sizes), np.reshape(results, slide.outputs)  # type: ignore[arg-type]
 
-    pixels = [_step(slide, plane, answers, kind, count_include_pad, index) for index in range(answers.size)]
+    pixels = [_step(slide, plane, outputs, kind, count_include_pad, index) for index in range(outputs.size)]
     letters = max(len(pixel.total) for pixel in pixels)
     border = "0" if kind == "sum" or (kind == "avg" and count_include_pad) else ""
 
     def make(index: int) -> Figure:
         return draw_step(slide, pixels[index], letters=letters, border=border)
 
-    return steps_picture(_OPERATION, answers.size, make, step, path, milliseconds, animate)
+    return steps_picture(_OPERATION, outputs.size, make, step, path, milliseconds, animate)
 
 
 def _step(
-    slide: Sliding, plane: np.ndarray, answers: np.ndarray, kind: str, count_include_pad: bool, index: int
+    slide: Sliding, plane: np.ndarray, outputs: np.ndarray, kind: str, count_include_pad: bool, index: int
 ) -> Step:
     """Returns the step that computes one output pixel."""
-    place: Place = divmod(index, answers.shape[1])
+    place: Place = divmod(index, outputs.shape[1])
     adds_padding = kind == "sum" or (kind == "avg" and count_include_pad)
     border = 0.0 if adds_padding else np.nan
     terms = np.array([plane[pixel] if slide.holds(pixel) else border for pixel in slide.pixels(place)], np.float64)
-    outputs = np.where(np.arange(answers.size).reshape(answers.shape) <= index, answers, np.nan)
-    value = draw.number(answers[place])
+    outputs_so_far = np.where(np.arange(outputs.size).reshape(outputs.shape) <= index, outputs, np.nan)
+    value = draw.number(outputs[place])
     total = f"{kind} = {value}"
     if kind == "avg":
         total = f"{draw.number(np.nansum(terms))} / {np.isfinite(terms).sum()} = {value}"
-    return Step([Row(plane, None, terms.reshape(slide.taps))], place, 0, total, outputs[None], slide.start(place))
+    return Step(
+        [Row(plane, None, terms.reshape(slide.taps))], place, 0, total, outputs_so_far[None], slide.start(place)
+    )

@@ -1,6 +1,6 @@
 """The choice of a method: the registry of methods, and `choose`, which takes the method with the least estimated time.
 
-A method is a module of `methods/` with three functions. `supports(spec)` returns None or the reason why the method does
+A method is a module of `methods/` with three functions. `refusal(spec)` returns None or the reason why the method does
 not compute a convolution. `terms(spec)` returns the counts that the method's time grows with, which `costs` converts to
 seconds. `lower(lhs, rhs, spec)` computes the convolution. A new method is a new module in the table `METHODS`.
 
@@ -20,7 +20,7 @@ from jaxcnn.lowering.methods import direct, fft, matmul, native, per_group, shif
 from jaxcnn.lowering.pools import direct as direct_pool
 from jaxcnn.lowering.pools import slices
 from jaxcnn.lowering.spec import ConvSpec, PoolSpec
-from jaxcnn.lowering.tuning_table import active, times_text
+from jaxcnn.lowering.tuning_table import active_table, times_text
 
 METHODS: dict[str, ModuleType] = {
     module.NAME: module for module in (direct, shift, matmul, winograd, fft, per_group, native)
@@ -53,7 +53,7 @@ def check_supported(method: str, spec: ConvSpec) -> None:
     """
     if method == "auto" or 0 in (*spec.input_shape, *spec.kernel_shape, *spec.output_shape):
         return
-    reason = METHODS[method].supports(spec)
+    reason = METHODS[method].refusal(spec)
     if reason is not None:
         raise ValueError(f"method {method!r} does not support this convolution: {reason}")
 
@@ -70,12 +70,12 @@ def choose(spec: ConvSpec, method: str, platform: str | None) -> Choice:
       platform: `"cpu"`, the name of another platform, or None where only shapes and dtypes matter, or where only
         `direct` works.
     """
-    if method != "auto" and METHODS[method].supports(spec) is None:
+    if method != "auto" and METHODS[method].refusal(spec) is None:
         return Choice(method, "asked for")
-    table = active()
+    table = active_table()
     measured = None if table is None or platform is None else table.find(spec, platform)
     # The table of another release may name a method that no longer exists or no longer supports this convolution.
-    if measured is not None and measured.method in METHODS and METHODS[measured.method].supports(spec) is None:
+    if measured is not None and measured.method in METHODS and METHODS[measured.method].refusal(spec) is None:
         return Choice(measured.method, f"the tuning table has it: {times_text(measured)}")
     if platform != "cpu":
         return Choice(direct.NAME, "the platform's own convolution is used on GPU and TPU")
@@ -91,11 +91,11 @@ def seconds(spec: ConvSpec, method: str) -> float:
 
 def _choose_fastest(spec: ConvSpec) -> Choice:
     """Returns the method with the least estimated time on a CPU."""
-    supporting = [name for name, module in METHODS.items() if module.supports(spec) is None]
+    supporting = [name for name, module in METHODS.items() if module.refusal(spec) is None]
     estimates = sorted((seconds(spec, name), name) for name in supporting)
     times = ", ".join(f"{name} {1e6 * estimate:.3g}" for estimate, name in estimates[:2])
     reason = f"the least estimated time, in microseconds: {times}"
-    refusal = native.supports(spec)
+    refusal = native.refusal(spec)
     if refusal is not None and library.is_available():
         reason += f"; no compiled kernel: {refusal}"
     return Choice(estimates[0][1], reason)
@@ -107,7 +107,7 @@ def pool_method(spec: PoolSpec, platform: str | None, *, selects: bool = False) 
     Args:
       spec: the pool.
       platform: the platform, as in `choose`.
-      selects: flag of a pool that takes one tap of each window by the tap's index.
+      selects: flag, True for a pool that takes one tap of each window by the tap's index.
     """
     methods = POOL_METHODS if platform == "cpu" else ()
-    return next((module for module in methods if module.supports(spec, selects=selects) is None), direct_pool)
+    return next((module for module in methods if module.refusal(spec, selects=selects) is None), direct_pool)

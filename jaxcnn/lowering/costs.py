@@ -40,13 +40,13 @@ The library returns larger blocks to the system, which clears them at every call
 """
 
 MAX_KEPT_BYTES, MAX_KEPT_KERNEL_BYTES, CLEARING_NANOSECONDS = 8 << 20, 1 << 20, 0.75
-"""Bytes of the largest temporary, and of the largest copy of a kernel, that hardly add to the memory of a network.
+"""Bytes of the largest temporary array, and of the largest copy of a kernel, whose clearing costs nothing.
 
-The third value is the nanoseconds to clear one byte of a larger one.
+The third value is the time to clear one byte of a larger temporary array or copy.
 """
 
 OF_PRODUCTS, OTHER_DTYPES_FACTOR = ("matmul", "winograd"), 2.0
-"""Methods whose time is that of XLA's products of matrices, and its factor for dtypes other than float32."""
+"""Methods whose time goes into XLA's products of matrices, and the factor on this time for dtypes but float32."""
 
 NANOSECONDS: dict[str, dict[str, float]] = {
     "native": {
@@ -212,9 +212,9 @@ def seconds(method: ModuleType, spec: ConvSpec) -> float:
     return OTHER_DTYPES_FACTOR * estimate if is_slower else estimate
 
 
-def least(methods: Iterable[ModuleType], spec: ConvSpec) -> tuple[ModuleType, float]:
+def fastest_method(methods: Iterable[ModuleType], spec: ConvSpec) -> tuple[ModuleType, float]:
     """Returns the method with the least estimated time among those that support a convolution, and this time."""
-    estimates = [(method, seconds(method, spec)) for method in methods if method.supports(spec) is None]
+    estimates = [(method, seconds(method, spec)) for method in methods if method.refusal(spec) is None]
     return min(estimates, key=lambda estimate: estimate[1])
 
 
@@ -230,8 +230,9 @@ class Work:
       results: channels of a group of the result; channels of y in the role `"kernel"`.
       pixels: positions of the result, or of y in the role `"kernel"`, in all images.
       macs: multiply-accumulates, without those on the zeros between the pixels of a strided y.
-      slid: multiply-accumulates of the window at every pixel of the result; the role `"input"` counts the zeros
-        beyond the edges of y, but not those between its pixels.
+      slid: multiply-accumulates of a method that computes the full window at every pixel of the result. This is
+        `macs`, except in the role `"input"`: there products with the zeros around y count too, those with the zeros
+        between the pixels of y do not.
       floats: elements of both operands and the result.
       result: elements of the result.
     """
@@ -253,14 +254,14 @@ class Work:
         return self.summed == self.results == 1
 
     @property
-    def gathered(self) -> float:
+    def gathered_numbers(self) -> float:
         """Returns the number of (window, tap, channel) triples: the numbers in a matrix of gathered pixels."""
         return self.slid / self.results
 
-    def filled(self, macs: float, vector: int = VECTOR) -> float:
+    def macs_of_whole_vectors(self, macs: float, vector: int = VECTOR) -> float:
         """Returns multiply-accumulates with the result's channels rounded up to whole vectors."""
         channels = self.groups if self.by_channel else self.results
-        return macs * filled(channels, vector) / channels
+        return macs * whole_vectors(channels, vector) / channels
 
 
 def work(spec: ConvSpec) -> Work:
@@ -290,12 +291,12 @@ def work(spec: ConvSpec) -> Work:
     )
 
 
-def filled(channels: int, vector: int = VECTOR) -> int:
+def whole_vectors(channels: int, vector: int = VECTOR) -> int:
     """Returns the number of channels, rounded up to whole vectors."""
     return -(-channels // vector) * vector
 
 
-def clearing(size: float) -> float:
+def clearing_nanoseconds(size: float) -> float:
     """Returns the nanoseconds in which the system clears a temporary of this many bytes, 0 for a small one.
 
     Only a large temporary adds to the memory of a network. The measurement of a single layer does not show this time,
@@ -304,11 +305,11 @@ def clearing(size: float) -> float:
     return CLEARING_NANOSECONDS * size if size > MAX_KEPT_BYTES else 0.0
 
 
-def clearing_of_kernel(size: float) -> float:
+def kernel_clearing_nanoseconds(size: float) -> float:
     """Returns the nanoseconds in which the system clears a copy of a kernel of this many bytes, 0 for a small one.
 
-    The limit is lower than that of `clearing`, since a program holds the copies of all its kernels at once: XLA:CPU
-    makes them at the start, when the program's arguments are all it needs, and keeps each until its use.
+    The limit is lower than that of `clearing_nanoseconds`, since a program holds the copies of all its kernels at
+    once: XLA:CPU makes them at the start, when the program's arguments are all it needs, and keeps each until its use.
     """
     return CLEARING_NANOSECONDS * size if size > MAX_KEPT_KERNEL_BYTES else 0.0
 

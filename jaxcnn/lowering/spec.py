@@ -40,7 +40,7 @@ class ConvSpec:
       out_dtype: dtype of the result.
       precision: precision of the products, as in `lax.conv_general_dilated`.
       stacked: size of the leading axis that operands and result carry, or None.
-      xla_only: flag of a program that is exported, or partitioned over several devices. Such a program holds no
+      xla_only: flag, True for a program that is exported, or partitioned over several devices. Such a program holds no
         compiled kernel and no layout constraint: `jax.export` refuses both, and XLA gathers their operands on every
         device.
       platform: platform that the program is compiled for, or None. Equality ignores the platform.
@@ -176,7 +176,7 @@ def conv_spec(
       lhs: first operand, an object with `shape` and `dtype`.
       rhs: second operand, of the same kind.
       role: array that is computed.
-      stacked: flag of operands and a result that carry one more leading axis.
+      stacked: flag, True for operands and a result that carry one more leading axis.
       input_size: pixels of x on each spatial axis, for the role `"input"`.
       window: taps on each spatial axis, for the role `"kernel"`.
       preferred_element_type: dtype of the result.

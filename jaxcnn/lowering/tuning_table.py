@@ -97,7 +97,7 @@ class TuningTable:
     def find(self, spec: ConvSpec, platform: str) -> Measurement | None:
         """Returns the measurement of a convolution, or None.
 
-        Only the table of a CPU has measurements for the platform `"cpu"`, and this table has none for others.
+        The result is None for every convolution if exactly one of the table's platform and `platform` is `"cpu"`.
         """
         return self._by_spec.get(spec) if (self.platform == "cpu") == (platform == "cpu") else None
 
@@ -247,7 +247,7 @@ _ACTIVE = jax.make_user_context(default_value=None)
 _thread_contexts = threading.local()
 
 
-def active() -> TuningTable | Recorder | None:
+def active_table() -> TuningTable | Recorder | None:
     """Returns the table of the innermost `with table:` of this thread, else the installed table, else None."""
     return _ACTIVE.value
 
@@ -265,7 +265,7 @@ def deactivate(*details: Any) -> None:
 
 
 @contextmanager
-def activated(table: TuningTable | Recorder | None) -> Iterator[None]:
+def table_context(table: TuningTable | Recorder | None) -> Iterator[None]:
     """Returns a context in which a table, or none, is the active one of this thread."""
     with _ACTIVE(table):
         yield

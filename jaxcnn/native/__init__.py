@@ -1,4 +1,4 @@
-"""Compiled CPU kernels: is their library there, and which targets of `jax.ffi` it registers.
+"""Compiled CPU kernels: loads their library, if there is one, and registers its functions as targets of `jax.ffi`.
 
 The library is built at installation where a C++ compiler is present. Without it, or with `JAXCNN_NATIVE=0` in the
 environment, every function computes the same values from XLA's operations.

@@ -32,7 +32,7 @@ def bar(title: str, total: int, progress: Progress) -> Iterator[Advance]:
     Args:
       title: text before the bar.
       total: number of steps expected.
-      progress: flag for a bar, or a function, as in `Progress`.
+      progress: flag, True for a bar, or a function, as in `Progress`.
     """
     start = time.perf_counter()
     if callable(progress):

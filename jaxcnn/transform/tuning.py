@@ -20,7 +20,7 @@ from jaxcnn.lowering.tuning_table import Measurement, TuningTable
 from jaxcnn.processes import decided_by_first
 from jaxcnn.timing import median_seconds
 from jaxcnn.transform.acceleration.accelerate import accelerate
-from jaxcnn.transform.jaxpr.signature import compile_apart, flatten_call, is_split
+from jaxcnn.transform.jaxpr.signature import compile_uncached, flatten_call, has_split_array
 from jaxcnn.transform.progress import bar
 
 _TIE_RATIO = 1.05
@@ -91,9 +91,9 @@ def _record_specs(f: Callable[..., Any], args: tuple[Any, ...]) -> list[ConvSpec
     """Returns the distinct convolutions of f for which a method is chosen, in the order in which they are lowered."""
     signature, arrays = flatten_call("tune", args, {})
     recorder = tables.Recorder()
-    with tables.activated(recorder):
-        if is_split(arrays):
-            compile_apart("tune", signature.flat(f), arrays)
+    with tables.table_context(recorder):
+        if has_split_array(arrays):
+            compile_uncached("tune", signature.flat(f), arrays)
         else:
             jax.jit(signature.flat(f)).lower(*arrays)
     return [spec for spec in recorder.specs if 0 not in (*spec.input_shape, *spec.kernel_shape, *spec.output_shape)]
@@ -110,7 +110,7 @@ def _measure(spec: ConvSpec, platform: str, seconds: float, advance: Callable[[f
     end = time.perf_counter() + seconds
     operands = jax.block_until_ready(_operands(spec))
     default_method = choice.choose(spec, "auto", platform).method
-    programs = {name: _program(name, spec) for name, module in choice.METHODS.items() if module.supports(spec) is None}
+    programs = {name: _program(name, spec) for name, module in choice.METHODS.items() if module.refusal(spec) is None}
     calls: dict[str, Callable[[], Any]] = {}
     required = {
         direct.NAME: programs.pop(direct.NAME),

@@ -12,7 +12,12 @@ from jaxcnn.drawing import draw_curves, draw_tradeoff
 def test_a_tradeoff_is_a_line_of_speedups_and_errors_with_shares():
     axes = draw_tradeoff(TradeOff(((0.5, 1.6, 0.02), (0.25, 2.9, 0.06)))).axes[0]
     assert [line.get_xydata().tolist() for line in axes.lines] == [[[1.6, 0.02], [2.9, 0.06]]]
-    assert [text.get_text() for text in axes.texts] == ["0.5 of the MACs", "0.25 of the MACs"]
+    assert [text.get_text() for text in axes.texts] == ["0.5", "0.25"]
+
+
+def test_budgets_that_end_at_the_same_share_have_one_label():
+    axes = draw_tradeoff(TradeOff(((0.6, 1.2, 0.02), (0.381, 1.6, 0.06), (0.379, 1.7, 0.06)))).axes[0]
+    assert [text.get_text() for text in axes.texts] == ["0.6", "0.38"]
 
 
 def test_a_tradeoff_draws_itself(tmp_path):

@@ -25,7 +25,7 @@ def test_a_chain_is_drawn_kernel_by_kernel_and_dense():
     chain = jaxcnn.separable(jnp.asarray(rng.standard_normal((5, 5, 3, 40)), jnp.float32), rank=2)
     panels = draw_kernels(chain).axes
     assert [axes.get_title().split(",")[0] for axes in panels] == ["5×1", "1×5", "dense 5×5"]  # noqa: RUF001
-    assert panels[2].get_xlabel() == "output channel (the first 16 of 40)"
+    assert panels[2].get_xlabel() == "output channel\n(the first 16 of 40)"
     assert panels[2].get_ylabel() == "input channel"
     assert len(draw_kernels(chain, dense=False).axes) == 2
 

@@ -84,7 +84,7 @@ def operands_spec(name, role, dtype):
 @functools.cache
 def compiled(spec):
     """A function from the operands to the results of all methods that support a spec."""
-    names = [name for name, module in choice.METHODS.items() if module.supports(spec) is None]
+    names = [name for name, module in choice.METHODS.items() if module.refusal(spec) is None]
     spec = dataclasses.replace(spec, platform="cpu")
     return jax.jit(lambda a, b: {name: choice.METHODS[name].lower(a, b, spec) for name in names})
 

@@ -52,7 +52,7 @@ def test_each_method_supports_its_share_of_convolutions() -> None:
     specs = [drawn_spec(seed) for seed in range(400)]
     supported: Counter[str] = Counter()
     for name, module in choice.METHODS.items():
-        supported[name] = sum(module.supports(spec) is None for spec in specs)
+        supported[name] = sum(module.refusal(spec) is None for spec in specs)
     # Without the library `native` supports nothing.
     methods = [name for name in choice.METHODS if name != "native" or native.is_available()]
     shares = {name: supported[name] / len(specs) for name in methods}
@@ -115,7 +115,7 @@ def test_windows_larger_than_the_image_are_left_to_products() -> None:
 def test_the_least_estimate_is_taken_and_named() -> None:
     for shapes in (((1, 14, 14, 32), (3, 3, 32, 32)), ((2, 30, 30, 16), (5, 5, 16, 8))):
         for spec, _, _ in roles(*shapes):
-            supporting = [name for name, module in choice.METHODS.items() if module.supports(spec) is None]
+            supporting = [name for name, module in choice.METHODS.items() if module.refusal(spec) is None]
             least = min(supporting, key=lambda name: choice.seconds(spec, name))
             decided = choice.choose(spec, "auto", "cpu")
             assert decided.method == least

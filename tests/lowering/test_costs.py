@@ -31,7 +31,7 @@ ALLOWANCES = {
 """Most that the choice may cost in families that cost more, by name and presence of the library."""
 
 
-def measured(paths: list[Any]) -> list[fit.Layer]:
+def measured(paths: list[Any]) -> list[fit.MeasuredLayer]:
     return [timed for path in paths for timed in fit.layers(path)]
 
 
@@ -70,7 +70,7 @@ def test_estimates_are_near_the_times(method: str) -> None:
         times = timed.milliseconds
         # Where a method takes many times as long as the best one its estimate need not be near.
         if method in times and times[method] < 3 * min(times.values()):
-            with fit.as_measured(timed):
+            with fit.measured_library(timed):
                 estimate = choice.seconds(timed.spec, method)
             if not math.isinf(estimate):
                 ratios.append(1e3 * estimate / times[method])
@@ -85,5 +85,5 @@ def test_every_method_has_an_estimate_of_every_layer_that_it_supports(family: st
     for seed in range(50, 56):
         for role in ROLES:
             spec = dataclasses.replace(layer(family, seed, seed % 2, role), xla_only=xla_only)
-            supporting = [name for name, module in choice.METHODS.items() if module.supports(spec) is None]
+            supporting = [name for name, module in choice.METHODS.items() if module.refusal(spec) is None]
             assert min(choice.seconds(spec, name) for name in supporting) > 5e-6, spec

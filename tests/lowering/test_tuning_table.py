@@ -197,7 +197,7 @@ def test_a_table_of_another_device_is_refused_but_may_be_looked_at(tmp_path, fie
         pass
     with pytest.raises(ValueError, match=message):
         foreign.install()
-    assert table.active() is None
+    assert table.active_table() is None
 
 
 def test_a_jitted_function_is_compiled_again_inside_and_is_what_it_was_after():
@@ -262,7 +262,7 @@ def test_installed_for_the_whole_process():
 def test_the_table_ends_with_an_error():
     with pytest.raises(KeyError), made():
         raise KeyError
-    assert table.active() is None
+    assert table.active_table() is None
 
 
 def test_the_choice_says_what_was_measured():

@@ -72,7 +72,7 @@ def use(monkeypatch, what):
 
     Returns the reference, or None where there are no native kernels.
     """
-    monkeypatch.setattr(epilogue, "fusing_enabled", lambda: True)
+    monkeypatch.setattr(epilogue, "has_fusing_methods", lambda: True)
     reference = Reference()
     if what == "native":
         return reference if any(hasattr(module, "lower_fused") for module in choice.METHODS.values()) else None

@@ -43,7 +43,7 @@ def supporting(function: Callable[..., Any], *args: Any, **options: Any) -> list
     specs = []
     for equation in executed_convolutions(partial(function, method=direct.NAME, **options), *args):
         specs.append(equation.params["spec"])
-    supported = [name for name, module in choice.METHODS.items() if all(module.supports(s) is None for s in specs)]
+    supported = [name for name, module in choice.METHODS.items() if all(module.refusal(s) is None for s in specs)]
     return ["auto", *supported]
 
 

@@ -105,14 +105,14 @@ def test_a_table_that_is_active_does_not_hide_anything():
     first = jaxcnn.tune(jaxcnn.depthwise_conv, X, KERNEL, seconds=SHORT)
     with first:
         again = jaxcnn.tune(jaxcnn.depthwise_conv, X, KERNEL, seconds=SHORT)
-        assert table.active() is first
+        assert table.active_table() is first
     assert [entry.spec for entry in again.entries] == [entry.spec for entry in first.entries]
 
 
 def test_an_error_of_the_function_is_passed_on():
     with pytest.raises(ValueError, match="conv: x has 7 channels"):
         jaxcnn.tune(jaxcnn.conv, X[..., :7], KERNEL, seconds=SHORT)
-    assert table.active() is None
+    assert table.active_table() is None
     with pytest.raises(TypeError, match="tune: f must be a function, got 3"):
         jaxcnn.tune(3, X)
     with pytest.raises(ValueError, match="seconds must be positive, got 0"):
@@ -123,7 +123,7 @@ def test_every_method_is_measured_if_there_is_time_and_the_result_is_taken(monke
     monkeypatch.setattr(timing, "MAX_ROUNDS", 3)
     found = jaxcnn.tune(jaxcnn.depthwise_conv, X, KERNEL, seconds=60)
     (entry,) = found.entries
-    supporting = {name for name, module in choice.METHODS.items() if module.supports(entry.spec) is None}
+    supporting = {name for name, module in choice.METHODS.items() if module.refusal(entry.spec) is None}
     assert {name for name, _ in entry.milliseconds} == supporting
     assert entry.method == tuning.fastest(dict(entry.milliseconds))
     with found:
@@ -179,7 +179,7 @@ def test_a_table_of_one_device_serves_several(installed):
     x, kernel = split_arrays("a")
     (entry,) = jaxcnn.tune(jaxcnn.conv, np.asarray(x)[:1], kernel, seconds=SHORT).entries
     parts = table.Recorder()
-    with table.activated(parts):
+    with table.table_context(parts):
         jax.jit(lambda x, kernel: jaxcnn.conv(x, kernel) + 1).lower(x, kernel).compile()
     assert list(parts.specs) == [entry.spec]
     names = "cpu", table.device_kind(jax.devices()[0]), metadata.version("jaxlib")

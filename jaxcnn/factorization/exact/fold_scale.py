@@ -1,4 +1,4 @@
-"""`fold_scale`: a batch norm, or any scale and offset of channels, folded into the kernel and the bias before it."""
+"""`fold_scale`: a batch norm, or any scale and offset of channels, folded into the convolution before it."""
 
 from __future__ import annotations
 

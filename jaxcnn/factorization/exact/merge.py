@@ -89,9 +89,9 @@ def merge(
 
 
 def _identity_kernel(identity: Any, features: tuple[int, int], groups: int, dtype: Any) -> jax.Array:
-    """Returns the matrix (I, O) of the tap that passes each channel on with its weight.
+    """Returns the matrix (I, O) of the tap that passes each channel on with its weight, I input channels in a group.
 
-    Output o is input o modulo I of its group.
+    Output o of the convolution is input number o % I of the group of o, times the weight.
     """
     in_features, out_features = features
     if in_features * groups != out_features:

@@ -35,10 +35,10 @@ EXACT_ERROR = 1e-7
 """Relative error below which a fit counts as exact, and the search ends."""
 
 _RIDGE = 1e-13
-"""Ridge of normal equations, relative to their mean diagonal, which keeps dead filters finite."""
+"""Ridge of normal equations, relative to their mean diagonal. With the ridge a filter of zeros can be solved for."""
 
 _MAX_LIFTED_ROWS = 2000
-"""Rows up to which a lifted problem is solved, whose matrix is square. Larger problems start at random."""
+"""Most rows of the square matrix of a lifted problem. For larger kernels the search starts from random links."""
 
 
 def fit_links(
@@ -135,8 +135,8 @@ class _Problem:
         self.axes = tuple(range(len(self.dense)))
         self.spectrum = self.transform(kernel)
 
-    # In frequency the product of polynomials is a product of matrices, frequency by frequency. The dense window is
-    # as large as the product, so the circular convolutions that this computes never wrap around.
+    # The spectrum of a product of links is the product of their spectra, a product of matrices at each frequency. The
+    # dense window is as large as the product, so the circular convolutions never wrap around.
     def transform(self, array: np.ndarray) -> np.ndarray:
         """Returns the spectrum of a link, zero-padded to the dense window."""
         return np.fft.rfftn(array, self.dense, self.axes)
@@ -168,7 +168,7 @@ class _Problem:
         return self.peel(widths, randomness)
 
     def peel(self, widths: Sequence[int], generator: np.random.Generator | None) -> Links:
-        """Returns links found one by one from the first: each by `_leading_link` of the kernel that is left to make."""
+        """Returns links found one by one from the first: `_leading_link` of the kernel, then of what is left of it."""
         first = _leading_link(self.kernel, self.windows[0], widths[1], generator)
         remainder_window = tuple(full - size + 1 for full, size in zip(self.dense, self.windows[0], strict=False))
         pair = _Problem(self.kernel, (self.windows[0], remainder_window))
@@ -200,7 +200,12 @@ class _Problem:
         return left, right
 
     def solve_end(self, correlations: np.ndarray, target: np.ndarray) -> np.ndarray:
-        """Solves the normal equations of the first or last link: block (s, t) is the correlation at lag s - t."""
+        """Returns the first or last link from its normal equations, whose block (s, t) is the correlation at lag s - t.
+
+        Args:
+          correlations: Correlation matrix at each lag of the product of the other links, (*dense, features, features).
+          target: Right-hand side, (*window, features, outputs). The result has this shape.
+        """
         window, (features, outputs) = target.shape[:-2], target.shape[-2:]
         offsets = np.array(list(np.ndindex(*window)))
         difference = (offsets[:, None] - offsets[None]) % np.array(self.dense)
@@ -275,7 +280,10 @@ class _Problem:
         return best, lowest
 
     def refine(self, links: Links, iterations: int, patience: int = 10) -> tuple[Links, float]:
-        """Runs Levenberg-Marquardt on all links but the last, which each step solves for (variable projection)."""
+        """Runs Levenberg-Marquardt with variable projection: each step solves for the last link and moves the others.
+
+        Returns the links and their error; the given links if no step lowers the error.
+        """
         error_before = self.error(links)
         head = balance(links)[:-1]
         basis, last, residual = self.project(head)
@@ -338,9 +346,15 @@ def _leading_link(
 
     K is linear in M[(u, i), (v, o)] = sum over f of first[u, i, f] second[v, f, o], because K[w] sums M over u + v = w,
     and M has rank `features`. Iteratively reweighted least squares looks for the M of lowest rank that gives K exactly:
-    each step minimises trace(M' inverse(weight) M), where weight = M M' + smoothing comes from the step before, and the
-    smoothing follows the first eigenvalue that a matrix of that rank does not have. The link is M's leading column
-    space.
+    each step minimises trace(M' inverse(weight) M), where weight = M M' + smoothing * identity is that of the step
+    before. The smoothing is the least value so far of the eigenvalue number `features` + 1 of M M', which is 0 when M
+    has the wanted rank. The link is M's leading column space.
+
+    Args:
+      kernel: Kernel K.
+      window: Window of the link.
+      features: Width of the gap after the link.
+      generator: Source of a random first weight and number of steps; None for the identity and all steps.
     """
     channels, outputs = kernel.shape[-2:]
     dense = kernel.shape[:-2]
@@ -378,7 +392,9 @@ def _leading_link(
 
 
 def _anderson_step(points: np.ndarray, images: np.ndarray) -> np.ndarray:
-    """Returns Anderson's step: the mixture of past images whose mixed moves nearly cancel.
+    """Returns Anderson's step: the combination of `images` with the smallest combined `images - points`.
+
+    The coefficients of the combination add up to 1.
 
     Args:
       points: Weights of the links before each of the past sweeps.

@@ -23,6 +23,8 @@ Links = list[np.ndarray]
 class SquareError:
     r"""Computes $\lVert c(X D) - c(T) \rVert^2 + w \lVert D - K \rVert^2$ and its derivative by the links of D.
 
+    D is the dense kernel of the links, and c clips the responses to the limits of the samples.
+
     Args:
       samples: Samples, with patches X, targets T and limits of c.
       counts: Numbers of groups of the links.
@@ -48,7 +50,10 @@ class SquareError:
         return value + square, [a + b for a, b in zip(gradient, composition.gradient(by_dense), strict=True)]
 
     def _of_dense(self, dense: np.ndarray) -> tuple[float, np.ndarray]:
-        """Returns the squared error of the responses and its derivative by the dense kernel, (G, *window, I, O)."""
+        """Returns the squared error of the responses and its derivative by the dense kernel, (G, *window, I, O).
+
+        This form is for depthwise kernels, where one product with the dense kernel is faster than one for each link.
+        """
         rows = self.samples.rows(dense.shape[1:-2], self.groups)
         square, error = self._error(merged_groups(rows @ dense.reshape(self.groups, -1, dense.shape[-1])))
         by_response = error.reshape(len(error), self.groups, -1).swapaxes(0, 1)
@@ -72,7 +77,7 @@ class SquareError:
             gradient.insert(0, (rows.swapaxes(1, 2) @ by_result).swapaxes(0, 1).reshape(link.shape))
             if index:
                 by_rows = by_result @ grouped(link, groups).swapaxes(1, 2)
-                error = _unstacked(by_rows, places[index], link.shape[:-2])
+                error = _add_rows(by_rows, places[index], link.shape[:-2])
         return square, gradient
 
     def _error(self, responses: np.ndarray) -> tuple[float, np.ndarray]:
@@ -85,8 +90,14 @@ class SquareError:
         return square, error
 
 
-def _unstacked(rows: np.ndarray, places: Sequence[int], window: Sequence[int]) -> np.ndarray:
-    """Returns the transpose of `window_rows`: rows (G, n, taps * I / groups) added up in (*window, N, I)."""
+def _add_rows(rows: np.ndarray, places: Sequence[int], window: Sequence[int]) -> np.ndarray:
+    """Returns rows added up at the pixels that they hold, (*spatial, N, I): the transpose of `window_rows`.
+
+    Args:
+      rows: Rows (G, n, taps * I / groups), one for each place of the window.
+      places: Shape (*spatial, N) of the result without its channels.
+      window: Window of the link.
+    """
     groups, count = rows.shape[:2]
     *full, samples = places
     taps = math.prod(window)
@@ -115,10 +126,10 @@ class _Composition:
         dense = np.broadcast_to(np.eye(inputs, dtype=np.float32), (groups, *[1] * (first.ndim - 2), inputs, inputs))
         self.images: list[np.ndarray] = []
         for link, count in zip(links, counts, strict=True):
-            finer, window = count // groups, link.shape[:-2]
+            subgroups, window = count // groups, link.shape[:-2]
             width, size = link.shape[-2:]
-            image = np.swapaxes(dense.reshape(*dense.shape[:-1], finer, width), -3, -2)
-            self.images.append(image)  # (G, *window, finer, I, width)
+            image = np.swapaxes(dense.reshape(*dense.shape[:-1], subgroups, width), -3, -2)
+            self.images.append(image)  # (G, *window, subgroups, I, width)
             extents = dense.shape[1:-2]
             full = tuple(a + b - 1 for a, b in zip(extents, window, strict=True))
             total = np.zeros((groups, *full, inputs, size // groups), np.float32)
@@ -129,24 +140,27 @@ class _Composition:
         self.dense = dense
 
     def _parts(self, link: np.ndarray, count: int) -> np.ndarray:
-        """Returns the taps of a link, (taps, G, 1, ..., 1, finer, width, features of a group)."""
+        """Returns the taps of a link, (taps, G, 1, ..., 1, subgroups, width, features of a group).
+
+        Each group of the dense kernel holds `subgroups` groups of the link, and each of those has `width` inputs.
+        """
         *window, width, size = link.shape
-        finer = count // self.groups
-        taps = link.reshape(-1, width, self.groups, finer, size // count).transpose(0, 2, 3, 1, 4)
+        subgroups = count // self.groups
+        taps = link.reshape(-1, width, self.groups, subgroups, size // count).transpose(0, 2, 3, 1, 4)
         return taps.reshape(len(taps), self.groups, *[1] * len(window), *taps.shape[2:])
 
     def gradient(self, by_dense: np.ndarray) -> Links:
         """Returns the derivative by each link, from that by the dense kernel."""
         gradient: Links = []
         for link, count, image in zip(self.links[::-1], self.counts[::-1], self.images[::-1], strict=True):
-            finer, window = count // self.groups, link.shape[:-2]
+            subgroups, window = count // self.groups, link.shape[:-2]
             parts = self._parts(link, count)
             axes = tuple(range(1, 1 + len(window)))
             by_parts, by_image = [], np.zeros_like(image, np.float32)
             for part, place in zip(parts, tap_places(by_dense.shape[1:-2], window), strict=True):
                 by_results = by_dense[(slice(None), *place)]
-                by_results = np.swapaxes(by_results.reshape(*by_results.shape[:-1], finer, -1), -3, -2)
-                by_parts.append((np.swapaxes(image, -1, -2) @ by_results).sum(axes))  # (G, finer, width, features)
+                by_results = np.swapaxes(by_results.reshape(*by_results.shape[:-1], subgroups, -1), -3, -2)
+                by_parts.append((np.swapaxes(image, -1, -2) @ by_results).sum(axes))  # (G, subgroups, width, features)
                 if link is not self.links[0]:
                     by_image += by_results @ np.swapaxes(part, -1, -2)
             by_link = np.stack(by_parts).transpose(0, 3, 1, 2, 4)

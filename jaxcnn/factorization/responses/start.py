@@ -50,15 +50,21 @@ class ResponseFits:
         self._widest: dict[str, tuple[int, KernelChain, _Design]] = {}
 
     def at(self, scheme: str, rank: Any) -> tuple[KernelChain, float]:
-        """Returns the chain of a scheme at a rank, as its function takes it, and its error, which `refit` lowers.
+        """Returns the chain of a scheme at a rank with the best last link, and the `response_error` of this chain.
 
-        A rank after a larger one of the same scheme takes little time.
+        `refit` would lower the error further. For a scheme of one rank and two links with a `start` of its own, a rank
+        takes little time after a larger one.
+
+        Args:
+          scheme: Name of the scheme.
+          rank: Rank as the scheme's function takes it.
         """
         start, design = self._start_and_design(scheme, rank)
         chain, square = with_last_link(start, self._samples, self._ridge, design, _ROUNDS_OF_A_JUDGEMENT)
         return chain, self._samples.relative(square)
 
     def _start_and_design(self, scheme: str, rank: Any) -> tuple[KernelChain, _Design]:
+        """Returns the chain at which a fit starts, and its last link's inputs: cut from a larger rank's if possible."""
         if scheme in self._widest and isinstance(rank, int) and rank <= self._widest[scheme][0]:
             widest, chain, design = self._widest[scheme]
             is_between = np.tile(np.arange(widest) < rank, chain.kernels[0].shape[-1] // widest)
@@ -116,9 +122,9 @@ def _start_of(
 
 
 def solve_last_link(chain: KernelChain, responses: Responses, ridge: float = RIDGE) -> tuple[KernelChain, float]:
-    """Returns the chain with the best last link for the responses, and its error.
+    """Returns the chain with the best last link for the responses, and the `response_error` of this chain.
 
-    It is a fast step that makes most of the gain of `refit`.
+    This one step makes most of the gain of `refit`, and takes much less time.
 
     Args:
       chain, responses, ridge: Arguments of `refit`.
@@ -166,11 +172,18 @@ def with_last_link(
     design: _Design | None = None,
     rounds: int = _LAST_LINK_ROUNDS,
 ) -> tuple[KernelChain, float]:
-    """Returns the chain with the best last link for the samples, limits included, and its squared error.
+    """Returns the chain with its last link fitted to the samples, limits included, and its squared error.
 
-    The method is majorisation. Each round is a least-squares problem whose targets are the samples' own, except where
-    both they and the chain's present responses are beyond a limit: there the present responses are the targets. So no
+    The method is majorisation. Each round is a least-squares problem. Its targets are the samples' targets, clipped to
+    the limits; where the chain's present response is beyond the same limit, the present response is the target. So no
     round can raise the error.
+
+    Args:
+      chain: Chain to start from.
+      samples: Samples.
+      ridge: Weight of the distance to the last link as it is before the round.
+      design: Inputs of the last link; None computes them.
+      rounds: Number of rounds.
     """
     from scipy import linalg
 

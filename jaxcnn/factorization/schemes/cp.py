@@ -16,7 +16,7 @@ from jaxcnn.factorization.schemes.scheme import RankTable, Scheme, Shape, all_up
 from jaxcnn.layout import Layout
 
 CANCELLING_TERMS_NORM = 10.0
-"""Norm of the terms, relative to the kernel's, above which they are said to cancel; it is 1 for orthogonal terms."""
+"""Largest `terms_norm` of a chain whose terms do not count as cancelling. The norm of orthogonal terms is 1."""
 
 _Fit = tuple[Factors, np.ndarray, float]
 """The fit of one group: unit vectors of each axis, weights, and the relative error."""
@@ -46,9 +46,9 @@ def cp(
       kernel: Kernel `(*window, I / feature_group_count, O)` with one or more window axes, or as `layout` says.
       rank: Number of terms, R, of each group. Full rank, which is exact, if neither rank nor tolerance is given: the
         product of all axes of a group's kernel but the longest.
-      tolerance: Relative error allowed, norm(chain - kernel) / norm(kernel). The rank taken is one whose fit meets it,
-        where the fit of the rank below does not. Rounding links to 16 bits may leave more where terms cancel. The
-        search takes minutes for kernels of 512 x 512 channels.
+      tolerance: Relative error allowed, norm(chain - kernel) / norm(kernel). The fit at the chosen rank meets the
+        tolerance, and the fit at the rank below does not. Where terms cancel, rounding links to 16 bits may leave a
+        larger error. The search takes minutes for kernels of 512 x 512 channels.
       feature_group_count: Number of groups of the kernel; each is fitted by itself, all at the same rank.
       layout: Layout of `kernel`: None (HWIO), a string such as `"NCHW"` (OIHW), or lax's triple.
       seed: Seed for the random starts; the same seed gives the same chain.
@@ -188,6 +188,7 @@ def _shapes(shape: Shape, rank: int) -> KernelChain:
 
 
 def _ranks(blocks: np.ndarray) -> RankTable:
+    """Returns the ranks from 1 to the full rank, without errors, which only a fit can tell."""
     return all_up_to(full_rank(blocks.shape[1:])), None
 
 

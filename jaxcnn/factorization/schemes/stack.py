@@ -41,9 +41,9 @@ def stack(
       kernel: Kernel `(*window, I / feature_group_count, O)`, or as `layout` says.
       windows: Window of each link, first applied first; on each axis the sizes less one must add up to the kernel's
         size less one.
-      features: Number of channels between the links, of each group; one int for all gaps or one for each gap. The
-        smaller of the kernel's input and output channels if neither features nor tolerance is given. Wider is never
-        worse.
+      features: Number of channels between neighbouring links, of each group: one int for all gaps between links, or one
+        int for each gap. If neither features nor tolerance is given, the smaller of the kernel's input and output
+        channels. The best fit of a wider chain is never worse, but the search may miss this fit.
       tolerance: Relative error allowed, norm(chain - kernel) / norm(kernel). The width is the smallest one whose fit
         meets the error, the same in all gaps.
       feature_group_count: Number of groups of the kernel; each is fitted by itself, all at the same width.
@@ -179,7 +179,10 @@ def _shapes(shape: Shape, width: int) -> KernelChain:
 
 
 def _ranks(blocks: np.ndarray) -> RankTable:
-    # At this width two links can hold all weights of the kernel. Useful widths are far smaller.
+    """Returns the widths from 1 to the number of the kernel's taps and inputs, without errors.
+
+    At the largest width two links can hold all weights of the kernel. Useful widths are far smaller.
+    """
     return all_up_to(math.prod(blocks.shape[1:-1])), None
 
 

@@ -54,8 +54,8 @@ class SchemeCandidates:
       name: Name of the scheme.
       macs: Function that returns the cost of a chain. None: the number of its weights.
       multiple: Number of which each rank must be a multiple, unless it is the full rank.
-      table: Ranks and errors of the scheme. None: those of this kernel. Kernels that must have one rank share the table
-        of all together.
+      table: Ranks and errors of the scheme. None: those of this kernel. Several kernels that must have the same rank
+        share one table, with the errors of all these kernels together.
     """
 
     def __init__(
@@ -82,7 +82,10 @@ class SchemeCandidates:
             self._list_ranks()
 
     def _list_ranks(self) -> None:
-        """Sets `ranks`, from the cheapest on, and `errors`, the error at each."""
+        """Sets `ranks`, the allowed ranks from the cheapest on, and `errors`, the error at each rank, or None.
+
+        Pairs that another pair beats in both cost and error are left out.
+        """
         ranks, errors = self.table
         allowed = self._is_allowed(ranks)
         if self.scheme.has_pairs and errors is not None:
@@ -257,7 +260,10 @@ class SchemeCandidates:
 
 
 def count_while(size: int, holds: Callable[[int], bool]) -> int:
-    """Returns the number of indices 0, 1, ..., size - 1 that hold, by bisection: those that hold come first."""
+    """Returns the first index below `size` for which `holds` is False, else `size`, by bisection.
+
+    `holds` must be True up to some index and False from there on.
+    """
     low, high = 0, size
     while low < high:
         middle = (low + high) // 2

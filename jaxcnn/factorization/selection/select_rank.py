@@ -46,10 +46,11 @@ def select_rank(
       energy: Share of the squared norm to keep; the smallest rank that does, at tolerance
         $\sqrt{1 - \mathrm{energy}}$.
       macs: Share of the kernel's multiply-accumulates allowed; the largest rank within it.
-      milliseconds: Time of one call allowed, measured on this device; the largest rank within it.
+      milliseconds: Longest time allowed for one call, measured on this device; the largest rank within it.
       multiple: Number of which the rank must be a multiple, unless it is the full rank: 8 or 16 suit vector units. For
         an error, an energy or the noise the rank is rounded up, for a share or a time down, but not below one multiple.
-        Left at 1, a time also finds multiples of 8 and 16 that take no longer than a smaller rank does.
+        If `multiple` is 1, the rule `milliseconds` also tries the multiples of 8 and 16, which may be faster than a
+        smaller rank.
       input_shape: Shape of x, for `macs` and `milliseconds`. Without it costs are those of one output pixel.
       strides, padding, kernel_dilation: Options of the convolution, as in `conv`.
       feature_group_count: Number of groups of the kernel; the rank is the same for all, the largest where the rule is
@@ -63,9 +64,9 @@ def select_rank(
       rule allows.
 
     Raises:
-      ValueError: more than one rule, or one out of range; a scheme that cannot represent the kernel; a
-        tolerance that no rank meets; noise for cp and stack, which truncate no matrix; milliseconds without
-        `input_shape`.
+      ValueError: more than one rule, or one out of range; a scheme that cannot represent the kernel; a tolerance that
+        no rank meets; no rule for cp and stack, which truncate no matrix whose noise could be told; milliseconds
+        without `input_shape`.
       TypeError: a kernel of integers.
 
     Example:
@@ -110,7 +111,7 @@ def select_rank(
 
 
 def _rank_above_noise(candidates: SchemeCandidates) -> Any:
-    """Returns the largest rank of any group's matrix above its noise, one for each rank of the scheme."""
+    """Returns, for each rank of the scheme, the largest number of singular values above the noise in any group."""
     kernel, matrices = candidates.kernel, candidates.scheme.matrices
     if matrices is None:
         raise ValueError(

@@ -20,7 +20,7 @@ from jaxcnn.lowering.spec import ConvSpec
 
 @dataclasses.dataclass(frozen=True)
 class Window:
-    """Holds the geometry of a forward convolution: the steps of the window and the number of outputs.
+    """Holds the geometry of a forward convolution without the sizes of the image and the window, which the arrays tell.
 
     Args:
       strides: step on each spatial axis.
@@ -28,7 +28,7 @@ class Window:
       dilation: distance between neighbouring taps on each spatial axis.
       outputs: number of outputs on each spatial axis.
       groups: number of groups.
-      xla_only: flag as in `ConvSpec`.
+      xla_only: flag, True for a program of XLA's operations alone, see `ConvSpec`.
     """
 
     strides: Ints
@@ -120,9 +120,10 @@ def transposed_kernel(kernel: jax.Array, groups: int) -> jax.Array:
 def input_by_phases(y: jax.Array, kernel: jax.Array, spec: ConvSpec, forward: Forward) -> jax.Array:
     """Computes the role `"input"` by convolutions of stride 1 over y, one for each phase.
 
-    A phase is the set of the input pixels of one residue by the strides. Input pixel j = s q + r gets y[o] k[t] where
-    o s + t d = j + low. Only taps t of one residue class fulfil this, so no convolution multiplies zeros of an interior
-    padding. `forward(y, kernel, window)` computes the convolution of one phase.
+    A phase is the set of the input pixels j whose residue by the stride s is r, on each axis. Input pixel j is the sum
+    of y[o] k[t] over the outputs o and taps t with o s + t d = j + low, where d is the dilation and low the padding. In
+    one phase only every n-th tap fulfils this equation, so no convolution multiplies zeros of an interior padding.
+    `forward(y, kernel, window)` computes the convolution of one phase.
     """
     kernel = transposed_kernel(kernel, spec.feature_group_count)
     sizes, outputs = spec.input_shape[1:-1], spec.output_shape[1:-1]
@@ -191,8 +192,8 @@ def by_role(
       rhs: the second operand.
       spec: the convolution.
       forward: function `forward(x, kernel, window)` that computes a forward convolution.
-      kernel: function `kernel(x, y, spec)` that computes the role `"kernel"`; None for a method without this role.
-      in_turn: flag for a stack whose entries are computed one after the other.
+      kernel: function `kernel(x, y, spec)` that computes the role `"kernel"`. None for a method that refuses this role.
+      in_turn: flag, True if the entries of a stack are computed one after the other.
     """
     dtype = sum_dtype(spec)
 
@@ -242,7 +243,17 @@ class Phase:
 
 
 def phase_axis(phase: int, stride: int, dilation: int, low: int, taps: int, outputs: int, count: int) -> Phase | None:
-    """Returns the taps that reach the `count` input pixels `phase`, `phase + stride`, ...; None if no tap does."""
+    """Returns the taps that reach the `count` input pixels `phase`, `phase + stride`, ...; None if no tap does.
+
+    Args:
+      phase: residue of the pixels by the stride.
+      stride: step of the window.
+      dilation: distance between neighbouring taps.
+      low: padding before the first input pixel.
+      taps: number of taps of the window.
+      outputs: number of outputs.
+      count: number of input pixels of the phase, rounded up.
+    """
     common = math.gcd(stride, dilation)
     if (phase + low) % common:
         return None

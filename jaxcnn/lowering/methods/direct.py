@@ -24,7 +24,7 @@ from jaxcnn.lowering.spec import ConvSpec
 NAME = "direct"
 
 
-def supports(spec: ConvSpec) -> str | None:
+def refusal(spec: ConvSpec) -> str | None:
     """Returns None, since `direct` computes every convolution."""
     del spec
     return None
@@ -39,7 +39,7 @@ def terms(spec: ConvSpec) -> costs.Terms:
         return {
             f"grouped {spec.role} call": 1,
             f"{channel}{spec.role} macs": work.slid * zeros,
-            f"{channel}{spec.role} packed": work.gathered * zeros,
+            f"{channel}{spec.role} packed": work.gathered_numbers * zeros,
         }
     if _is_outsized(spec):
         # XLA computes these in plain loops, like convolutions of each channel by itself.
@@ -48,7 +48,7 @@ def terms(spec: ConvSpec) -> costs.Terms:
     if spec.role == "kernel":
         # The images take the place of the channels: with one image no vectors are filled.
         single = "line " if spec.rank == 1 else "single " if spec.output_shape[0] == 1 else ""
-        form, runs = f"{'volume ' if volume else single}kernel ", work.gathered / spec.output_shape[0]
+        form, runs = f"{'volume ' if volume else single}kernel ", work.gathered_numbers / spec.output_shape[0]
     else:
         dilated = max(spec.kernel_dilation) > 1 and spec.rank > 1
         form = "volume " if volume else "stretched " if zeros > 1 else "dilated " if dilated else ""
@@ -57,7 +57,7 @@ def terms(spec: ConvSpec) -> costs.Terms:
         f"{form}call": 1,
         f"{form}macs": work.slid,
         f"{form}zeros": work.slid * (zeros - 1),
-        f"{form}packed": work.gathered,
+        f"{form}packed": work.gathered_numbers,
         f"{form}runs": runs,
         f"{form}few results' macs": work.slid if few else 0.0,
         f"{form}floats": work.floats,

@@ -36,7 +36,7 @@ MIN_TILE = 64
 """Fewest pixels of a tile along an axis."""
 
 
-def supports(spec: ConvSpec) -> str | None:
+def refusal(spec: ConvSpec) -> str | None:
     """Returns None, or the reason why this convolution is not computed from spectra."""
     if not jnp.issubdtype(sum_dtype(spec), jnp.floating):
         return f"its products are {sum_dtype(spec)}, and spectra are of floats"

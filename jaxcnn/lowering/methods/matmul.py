@@ -3,9 +3,9 @@
 A 1x1 window is one product. At stride 1 the pixels under the taps along some axes of a dense window are gathered beside
 each other, in the rows of a matrix; the taps along the other axes are spread over the columns of the kernel's matrix,
 and the results that one product gives for them are shifted and added up. Other convolutions gather all taps. A kernel
-gradient is one product with the pixels under all taps, or one product for each tap. Sums are in float32 at least and
-exact for integers: the error is `direct`'s, within 4 epsilons of float32 of the sum of the magnitudes of an output's
-products.
+gradient is one product with the pixels under all taps, or one product for each tap. Sums are in float32 at least, and
+exact for integers. The error of an output is as large as that of `direct`: at most 4 epsilons of float32 times the sum
+of the magnitudes of the output's products.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ GATHER_COST = 2
 """Cost of a gathered number, in units of the cost of a spread number, which the addition reads without a copy."""
 
 
-def supports(spec: ConvSpec) -> str | None:
+def refusal(spec: ConvSpec) -> str | None:
     """Returns None, or the reason why this convolution is not computed as products of matrices."""
     if jnp.issubdtype(sum_dtype(spec), jnp.complexfloating):
         return "its operands are complex"
@@ -59,15 +59,15 @@ def terms(spec: ConvSpec) -> costs.Terms:
     grouped = "grouped " if work.groups > 1 else ""
     if spec.role == "kernel":
         if grouped:
-            return {"grouped kernel call": 1, "kernel macs": work.macs, "grouped kernel moved": work.gathered}
-        at_once = 4 * work.gathered <= MAX_GATHERED_BYTES
+            return {"grouped kernel call": 1, "kernel macs": work.macs, "grouped kernel moved": work.gathered_numbers}
+        at_once = 4 * work.gathered_numbers <= MAX_GATHERED_BYTES
         prefix = "kernel " if at_once else "kernel taps "
         return {
             f"{prefix}call": 1 if at_once else work.taps,
             f"{prefix}macs": work.macs,
             f"{prefix}few results' macs": work.macs if work.results < costs.VECTOR else 0.0,
-            f"{prefix}moved": work.gathered,
-            costs.CLEARING: costs.clearing(4 * work.gathered),
+            f"{prefix}moved": work.gathered_numbers,
+            costs.CLEARING: costs.clearing_nanoseconds(4 * work.gathered_numbers),
         }
     phases = math.prod(spec.strides) if spec.role == "input" else 1
     if grouped:
@@ -75,7 +75,7 @@ def terms(spec: ConvSpec) -> costs.Terms:
             "grouped call": 1,
             "grouped phases": phases - 1,
             "macs": work.slid,
-            "grouped moved": work.gathered + work.result,
+            "grouped moved": work.gathered_numbers + work.result,
         }
     window, strides, sizes = spec.window, spec.strides, spec.output_shape[1:-1]
     read = spec.input_shape[1:-1]
@@ -99,7 +99,7 @@ def terms(spec: ConvSpec) -> costs.Terms:
         "few results' macs": macs if work.results < costs.VECTOR else 0.0,
         "moved": moved,
         "kernel floats": kernel_floats,
-        costs.CLEARING: costs.clearing_of_kernel(4 * kernel_floats),
+        costs.CLEARING: costs.kernel_clearing_nanoseconds(4 * kernel_floats),
         "floats": work.floats + (work.result if phases > 1 else 0.0),
         "floats in turn": work.floats if spec.input_shape[0] > 1 and 4 * moved > MAX_PRODUCT_BYTES else 0.0,
         "large": costs.above_cliff(8 * moved / spec.input_shape[0]),
@@ -108,7 +108,7 @@ def terms(spec: ConvSpec) -> costs.Terms:
 
 def lower(lhs: jax.Array, rhs: jax.Array, spec: ConvSpec) -> jax.Array:
     """Computes the array that `spec.role` names from the two others."""
-    in_turn = 4 * costs.work(spec).gathered > MAX_PRODUCT_BYTES
+    in_turn = 4 * costs.work(spec).gathered_numbers > MAX_PRODUCT_BYTES
     return by_role(lhs, rhs, spec, partial(_forward, precision=spec.precision), _kernel, in_turn=in_turn)
 
 
@@ -158,7 +158,7 @@ def _forward(x: jax.Array, kernel: jax.Array, window: Window, *, precision: Any)
         return sum(parts[1:], parts[0])
 
     numbers = math.prod((len(x), *window.outputs)) * (columns * features + weights.shape[1] * groups)
-    # A loop over images that lie on several devices would gather them.
+    # Images may lie on several devices, and a loop over them would copy all of them to each device.
     if len(x) > 1 and numbers * x.dtype.itemsize > MAX_PRODUCT_BYTES and not window.xla_only:
         return lax.map(lambda image: of_images(image[None])[0], x)
     return of_images(x)
@@ -201,7 +201,7 @@ def _kernel(x: jax.Array, y: jax.Array, spec: ConvSpec) -> jax.Array:
     x = pad_spatial(x, window.padding)
     groups = window.groups
     pixels = [_by_group(tap_slice(x, tap, window), groups) for tap in taps(spec.window)]
-    if groups == 1 and 4 * costs.work(spec).gathered <= MAX_GATHERED_BYTES:
+    if groups == 1 and 4 * costs.work(spec).gathered_numbers <= MAX_GATHERED_BYTES:
         gathered = pixels[0] if len(pixels) == 1 else lax.optimization_barrier(jnp.concatenate(pixels, axis=-1))
         pixels = [gathered]
     contract = partial(_contract_pixels, y=_by_group(y, groups), precision=spec.precision)

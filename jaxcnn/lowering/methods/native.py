@@ -40,7 +40,7 @@ _ACTIVATIONS = (
 """The activations in the order of the enumeration in `kernels.h`."""
 
 
-def supports(spec: ConvSpec) -> str | None:
+def refusal(spec: ConvSpec) -> str | None:
     """Returns None, or the reason why this convolution is not computed by the compiled kernels."""
     if not library.is_available():
         return library.status()
@@ -65,10 +65,10 @@ def terms(spec: ConvSpec) -> costs.Terms:
         narrow = "narrow " if work.results < costs.VECTOR else ""
         groups = "grouped " if work.groups > 1 else ""
         # Narrow groups lie side by side in a vector.
-        macs = work.slid if groups and narrow else work.filled(work.slid)
+        macs = work.slid if groups and narrow else work.macs_of_whole_vectors(work.slid)
         prefix = role + groups + narrow
         return counts | {f"{prefix}macs": macs, f"{prefix}taps": macs / work.summed}
-    macs = work.filled(work.slid)
+    macs = work.macs_of_whole_vectors(work.slid)
     few = "few " if work.groups < costs.VECTOR else ""
     counts[f"{role}{few}channel macs"] = macs
     if few:
@@ -99,7 +99,7 @@ def supports_fused(spec: ConvSpec, epilogue: Any) -> str | None:
         return "it computes a kernel"
     if epilogue.activation not in _ACTIVATIONS:
         return f"{epilogue.activation} is not among its activations"
-    return supports(spec)
+    return refusal(spec)
 
 
 def lower_fused(

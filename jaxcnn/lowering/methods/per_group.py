@@ -25,7 +25,7 @@ MAX_UNROLLED_GROUPS = 8
 """Most groups that are unrolled in the program. More groups go in a loop, which compiles as fast for any number."""
 
 
-def supports(spec: ConvSpec) -> str | None:
+def refusal(spec: ConvSpec) -> str | None:
     """Returns None, or the reason why this convolution is not computed group by group."""
     groups = spec.feature_group_count
     if groups == 1:
@@ -39,7 +39,7 @@ def supports(spec: ConvSpec) -> str | None:
 
 def terms(spec: ConvSpec) -> costs.Terms:
     """Returns the counts that the method's time grows with."""
-    _, seconds = costs.least((direct, shift, matmul, winograd), _one_group(spec))
+    _, seconds = costs.fastest_method((direct, shift, matmul, winograd), _one_group(spec))
     program = costs.NANOSECONDS["native"]["call"]  # the call of a program, which all groups share
     looped = "looped " if spec.feature_group_count > MAX_UNROLLED_GROUPS else ""
     return {
@@ -66,7 +66,7 @@ def _one_group(spec: ConvSpec) -> ConvSpec:
 def lower(lhs: jax.Array, rhs: jax.Array, spec: ConvSpec) -> jax.Array:
     """Computes the array that `spec.role` names from the two others."""
     groups, group_spec = spec.feature_group_count, _one_group(spec)
-    method, _ = costs.least((direct, shift, matmul, winograd), group_spec)
+    method, _ = costs.fastest_method((direct, shift, matmul, winograd), group_spec)
     if groups <= MAX_UNROLLED_GROUPS:
         pairs = zip(jnp.split(lhs, groups, -1), jnp.split(rhs, groups, -1), strict=True)
         return jnp.concatenate([method.lower(a, b, group_spec) for a, b in pairs], -1)

@@ -40,7 +40,7 @@ MAX_LOOP_PRODUCTS = 10
 """Most products of an output over several channels that one loop over all channels adds."""
 
 
-def supports(spec: ConvSpec) -> str | None:
+def refusal(spec: ConvSpec) -> str | None:
     """Returns None, or the reason why this convolution is not computed as shifted products."""
     if jnp.issubdtype(sum_dtype(spec), jnp.complexfloating):
         return "its operands are complex"
@@ -54,7 +54,7 @@ def terms(spec: ConvSpec) -> costs.Terms:
     """Returns the counts that the method's time grows with."""
     work = costs.work(spec)
     channels = "channel " if work.summed == 1 else ""
-    filled = work.filled(work.slid, shift_lanes.LANES)
+    filled = work.macs_of_whole_vectors(work.slid, shift_lanes.LANES)
     if spec.role == "kernel":
         if not channels and (spec.rank == 1 or min(work.summed, work.results) > costs.VECTOR):
             return costs.NEVER  # `matmul` is faster there: its matrices are large enough

@@ -33,7 +33,7 @@ def kernel_gradient(x: jax.Array, y: jax.Array, window: Window, kernel_shape: tu
     sums = (
         y.nbytes * math.prod(kernel_shape[:-1]) // (MAX_CHANNEL_PIXELS if kernel_shape[-2] == 1 else MAX_GROUP_PIXELS)
     )
-    # A loop over images that lie on several devices would gather them.
+    # Images may lie on several devices, and a loop over them would copy all of them to each device.
     parts = 1 if window.xla_only else -(-(x.nbytes + y.nbytes + sums) // MAX_TEMPORARY_BYTES)
     if parts > 1 and len(x) > 1:
 
@@ -86,7 +86,7 @@ def _tile_gradient(
     max_pixels = MAX_CHANNEL_PIXELS if matched else MAX_GROUP_PIXELS
     tiles = -(-width // max_pixels)
     length = -(-width // tiles)
-    high = max(1, min(max_pixels // length, rows[-1])) if rows else 1  # rows in a tile
+    tile_rows = max(1, min(max_pixels // length, rows[-1])) if rows else 1  # rows in a tile
     step = stride * length
     span = max(step, stride * (length - 1) + extent)  # pixels of x that a tile reads
 
@@ -95,7 +95,7 @@ def _tile_gradient(
     fill = [(0, 0)] * rank
     fill[-1] = (0, tiles * length - width)
     if rows:
-        fill[-2] = (0, -rows[-1] % high)
+        fill[-2] = (0, -rows[-1] % tile_rows)
         padding[-2] = (padding[-2][0], padding[-2][1] + fill[-2][1] * window.strides[-2])
     needed = (tiles - 1) * step + span
     padding[-1] = (padding[-1][0], needed - x.shape[-2] - padding[-1][0])
@@ -111,13 +111,13 @@ def _tile_gradient(
     if any(map(any, fill)):
         cotangent = materialize(cotangent, window.xla_only)  # without a copy every product would test the borders
 
-    counts = [*rows[:-1], -(-rows[-1] // high)] if rows else []
+    counts = [*rows[:-1], -(-rows[-1] // tile_rows)] if rows else []
     results = []
     for tap in np.ndindex(*sizes[:-1]):
         terms = []
-        for offset in range(high):
-            x_rows = _rows(pixels, tap, window, counts, high, offset)
-            y_rows = _rows(cotangent, (0,) * len(tap), None, counts, high, offset)
+        for offset in range(tile_rows):
+            x_rows = _rows(pixels, tap, window, counts, tile_rows, offset)
+            y_rows = _rows(cotangent, (0,) * len(tap), None, counts, tile_rows, offset)
             for pixel in range(length):
                 start = stride * pixel
                 a = lax.slice_in_dim(x_rows, start, start + extent, dilation, axis=-2)
@@ -132,14 +132,23 @@ def _tile_gradient(
 
 
 def _rows(
-    tiled: jax.Array, tap: tuple[int, ...], window: Window | None, counts: list[int], high: int, offset: int
+    tiled: jax.Array, tap: tuple[int, ...], window: Window | None, counts: list[int], tile_rows: int, offset: int
 ) -> jax.Array:
-    """Returns row `offset` of every tile: of x under one row of taps, or of y if `window` is None."""
+    """Returns row `offset` of every tile: of x under one row of taps, or of y if `window` is None.
+
+    Args:
+      tiled: x or y cut into tiles, (N, *rows, tiles, blocks, pixels, channels).
+      tap: place of the row of taps in the window, on all axes but the last.
+      window: window over x; None for y.
+      counts: number of tiles on each axis but the last.
+      tile_rows: number of rows in a tile.
+      offset: number of the row in its tile.
+    """
     for axis, count in enumerate(counts):
         last = axis == len(counts) - 1
         stride = window.strides[axis] if window else 1
         start = tap[axis] * window.dilation[axis] if window else 0
-        step = stride * high if last else stride
+        step = stride * tile_rows if last else stride
         start += stride * offset if last else 0
         tiled = lax.slice_in_dim(tiled, start, start + (count - 1) * step + 1, step, axis=axis + 1)
     return tiled

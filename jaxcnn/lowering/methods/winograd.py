@@ -53,7 +53,7 @@ With 3/4 and 3/2 instead of the usual 1 and 2 the error of F(4,3) is smaller.
 """
 
 
-def supports(spec: ConvSpec) -> str | None:
+def refusal(spec: ConvSpec) -> str | None:
     """Returns None, or the reason why this convolution is not computed by tiles of fewer products."""
     if spec.role == "kernel":
         return "it is a kernel gradient"
@@ -88,14 +88,17 @@ def terms(spec: ConvSpec) -> costs.Terms:
         kernel_floats *= work.groups
         return {
             costs.KNOWN: costs.NANOSECONDS[native.NAME]["call"],
-            "native macs": work.filled(tiles * kernel_floats),
-            "native tile floats": tiles * points * work.groups * sum(map(costs.filled, (work.summed, work.results))),
+            "native macs": work.macs_of_whole_vectors(tiles * kernel_floats),
+            "native tile floats": tiles
+            * points
+            * work.groups
+            * sum(map(costs.whole_vectors, (work.summed, work.results))),
             "native kernel floats": kernel_floats,
             "native floats": work.floats,
         }
     return {
         "call": 1,
-        costs.CLEARING: costs.clearing_of_kernel(4 * kernel_floats),
+        costs.CLEARING: costs.kernel_clearing_nanoseconds(4 * kernel_floats),
         "macs": tiles * kernel_floats / work.stack,
         "tile floats": tile_floats,
         "kernel floats": kernel_floats,
@@ -114,7 +117,7 @@ def lower(lhs: jax.Array, rhs: jax.Array, spec: ConvSpec) -> jax.Array:
 def is_native(spec: ConvSpec) -> bool:
     """Returns whether compiled kernels compute the tiles of a convolution that this method supports."""
     narrow = spec.feature_group_count > 1 and min(_channels_of_group(spec)) < costs.VECTOR
-    return spec.rank == 2 and spec.window in ((3, 3), (5, 5)) and not narrow and native.supports(spec) is None
+    return spec.rank == 2 and spec.window in ((3, 3), (5, 5)) and not narrow and native.refusal(spec) is None
 
 
 def _channels_of_group(spec: ConvSpec) -> tuple[int, int]:

@@ -33,12 +33,12 @@ MAX_COMPARISON_TAPS = 25
 """Most taps of a window for which `winner` and `scatter` compare every tap's slice. Larger windows go axis by axis."""
 
 
-def supports(spec: PoolSpec, *, selects: bool = False) -> str | None:
+def refusal(spec: PoolSpec, *, selects: bool = False) -> str | None:
     """Returns None, or the reason why this method does not compute a pool.
 
     Args:
       spec: the pool.
-      selects: flag of a pool that takes one tap of each window by the tap's index.
+      selects: flag, True for a pool that takes one tap of each window by the tap's index.
     """
     if not all(isinstance(n, int) for n in spec.input_shape):
         return "its shape is symbolic"
@@ -88,10 +88,11 @@ def _slide_axis(
       dilation: distance between neighbouring taps.
       outputs: number of results along the axis.
       combine: associative function of two values.
-      idempotent: flag of a `combine` that gives the same if a value comes in twice, as a maximum does.
+      idempotent: flag, True for a `combine` that gives the same if a value comes in twice, as a maximum does.
       spec: the pool.
     """
-    # The direct form reads `window` slices of the outputs, doubling about log2(window) images of the input's length.
+    # Without doubling, `window` slices of the outputs' length are read; with doubling, about log2(window) slices of the
+    # input's length.
     doublings = max(window.bit_length() - 1, 0)
     if window <= 3 or window <= (doublings + 1) * stride:
         return reduce(combine, (_strided_slice(x, axis, t * dilation, outputs, stride) for t in range(window)))
@@ -366,9 +367,10 @@ def scatter(y: jax.Array, index: jax.Array, spec: PoolSpec) -> jax.Array:
 def _scatter_by_axis(y: jax.Array, index: jax.Array, spec: PoolSpec) -> jax.Array:
     """Computes `scatter` along one axis after the other.
 
-    Two windows over the same columns whose winners lie in the same row have the same winner: the first extremum of
-    that row in these columns. So the first step adds up, for each row, the cotangents of the windows whose winner lies
-    in that row, and keeps the winner's column. The second step does this along the columns.
+    On two axes: windows over the same columns whose winners lie in the same row have the same winner, the first
+    extremum of that row in these columns. So the first step adds up, for each row, the cotangents of the windows whose
+    winner lies in that row, and keeps the winner's column. The second step adds up these sums for each column. On more
+    axes `index_below` is the winner's flat index on all later axes.
     """
     sizes = spec.input_shape[1:-1]
     for axis in range(spec.rank):

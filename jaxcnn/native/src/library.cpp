@@ -163,7 +163,8 @@ ffi::Error read_problem(Sizes x, Sizes kernel, Sizes y, Sizes strides, Sizes pad
 
 bool has_no_elements(Sizes sizes) { return std::find(sizes.begin(), sizes.end(), 0) != sizes.end(); }
 
-// Computes the roles "output" and, if `transposed`, "input".
+// Computes the role "output" or, if `transposed`, "input", and the epilogue. `operands` has a bit for each of scale,
+// bias and residual, in this order; `extras` are the arrays whose bits are set. `tiles` is that of `KernelTable`.
 ffi::Error output_handler(ffi::ThreadPool pool, Floats x, Floats kernel, ffi::RemainingArgs extras,
                           ffi::Result<Floats> y, Sizes strides, Sizes pad_low, Sizes dilation, int64_t groups,
                           int64_t operands, int64_t activation, float alpha, bool transposed, bool tiles) {

@@ -82,11 +82,13 @@ JAXCNN_INLINE void transform(const float (&matrix)[kOut][kIn], const Read& read,
 // far apart use different sets of a cache.
 constexpr int64_t odd_lines(int64_t floats) { return ((floats + 15) / 16 | 1) * 16; }
 
-constexpr int64_t kTileBlockFloats = 200 << 10;  // most floats of a block of tiles at the points, and of their products
-constexpr int64_t kMostBlockTiles = 4 * kRows;   // most tiles of such a block
-constexpr int64_t kSharedFloats = 1 << 20;     // most floats of tiles at the points that all threads read,
-constexpr int64_t kLeastTiles = 96;            // with more tiles than are worth another evaluation of the kernel
-constexpr int64_t kPartTiles = 48;             // tiles whose products by a panel stay in the second-level cache
+// If each task evaluates a block of source tiles:
+constexpr int64_t kTileBlockFloats = 200 << 10;  // most floats of the block's tiles at the points and of their products
+constexpr int64_t kMostBlockTiles = 4 * kRows;   // most tiles of the block
+// If each task evaluates a panel of the kernel, again for each block of source tiles:
+constexpr int64_t kSharedFloats = 1 << 20;  // most floats of the block's tiles at the points, which all threads read
+constexpr int64_t kLeastTiles = 96;         // fewest tiles of the block, even if they have more floats than that
+constexpr int64_t kPartTiles = 48;          // tiles whose products by a panel stay in the second-level cache
 
 // Computes a slide by tiles. Of the source and the kernel at the points, the smaller one is computed first. Each task
 // then computes its own part of the other, which stays in the processor's cache for the products.
@@ -247,6 +249,7 @@ void slide_tiles_of(const Slide& slide, const float* source, const float* kernel
   }
 }
 
+// Returns whether `slide_tiles` computes a slide: 3x3 or 5x5 at stride 1 without dilation, and one tap in depth.
 inline bool fits_tiles(const Slide& slide) {
   const SlideAxis *da = slide.axis, *ha = slide.axis + 1, *wa = slide.axis + 2;
   const bool steps = ha->source_stride == 1 && wa->source_stride == 1 && ha->source_step == 1 &&

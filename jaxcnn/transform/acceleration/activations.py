@@ -42,7 +42,10 @@ def _operation(name: str, *operands: Expression) -> Expression:
 
 
 def expression(equation: JaxprEqn, operands: Sequence[Expression | None]) -> Expression | None:
-    """Returns the expression of an equation's result from those of its operands; None if the result has none."""
+    """Returns the expression of an equation's result from those of its operands.
+
+    None if an operand has no expression, or if the operation is none of those of which activations consist.
+    """
     if any(operand is None for operand in operands) or len(equation.outvars) != 1:
         return None
     name, params = equation.primitive.name, equation.params
@@ -141,7 +144,10 @@ _FORMS: list[tuple[Expression, str]] = [
 
 
 def activation(form: Expression) -> tuple[str, float] | None:
-    """Returns an epilogue's name for the activation that an expression of `X` computes, and its alpha; None if none."""
+    """Returns the name and the alpha, as in `Epilogue`, of the activation that an expression of `X` computes.
+
+    None if the expression matches no form of the table.
+    """
     for pattern, name in _FORMS:
         numbers: list[float] = []
         if _matches(pattern, form, numbers):

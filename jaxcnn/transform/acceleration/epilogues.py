@@ -1,4 +1,4 @@
-"""The search for epilogues in a jaxpr: operations that follow a convolution, whose result nothing else uses.
+"""The search for epilogues in a jaxpr: operations after a convolution that are the only ones to use its result.
 
 The search starts from the result of a convolution and goes on as long as one equation alone reads the last result. It
 takes arithmetic with one number for each channel (a bias, the normalization of inference), moves that keep the channels
@@ -40,7 +40,7 @@ class Group:
       equation: equation of the convolution.
       convolution: description of the convolution.
       tail: equations that follow, in order.
-      members: numbers of all equations that nothing else needs, without `last`.
+      members: numbers of the equations, the convolution's among them, that only the group needs, without `last`.
       last: number of the last equation, whose result is the group's.
       operands: variables that the tail reads, at the positions to which the recipe refers.
       recipe: operations of the tail.
@@ -85,7 +85,7 @@ def _source_context(equation: JaxprEqn) -> Any:
     return source_info_util.user_context(equation.source_info.traceback, name_stack=empty)
 
 
-def groups(jaxpr: Any) -> Iterator[Group]:
+def fusible_groups(jaxpr: Any) -> Iterator[Group]:
     """Yields the groups of a jaxpr, without those of inner jaxprs; no equation is in two groups."""
     equations = inner_jaxpr(jaxpr).eqns
     starts = [number for number, equation in enumerate(equations) if _can_start_group(equation)]
@@ -106,6 +106,7 @@ def groups(jaxpr: Any) -> Iterator[Group]:
 
 
 def _can_start_group(equation: JaxprEqn) -> bool:
+    """Returns whether an equation is a float32 convolution of known shapes, no kernel gradient and not stacked."""
     if not is_convolution(equation) or role_of(equation) == "kernel" or is_stacked(equation):
         return False
     return all(has_known_sizes(aval) and aval.dtype == _FLOAT32 for aval in avals(equation))
@@ -117,13 +118,13 @@ class _Uses:
     def __init__(self, jaxpr: Any) -> None:
         self.equations: Sequence[JaxprEqn] = jaxpr.eqns
         self.readers: dict[Any, list[int]] = defaultdict(list)
-        self.spreads: dict[Any, int] = {}
+        self.broadcasts: dict[Any, int] = {}
         for number, equation in enumerate(self.equations):
             for atom in equation.invars:
                 if not isinstance(atom, Literal):
                     self.readers[atom].append(number)
             if equation.primitive.name == "broadcast_in_dim":
-                self.spreads[equation.outvars[0]] = number
+                self.broadcasts[equation.outvars[0]] = number
         self.returned = {atom for atom in jaxpr.outvars if not isinstance(atom, Literal)}
 
     def count(self, variable: Any) -> int:
@@ -152,7 +153,7 @@ class _TailSearch:
         self.axis = len(self.shape) - 1 if numbers is None else numbers.out_spec[1]
         self.channels = self.shape[self.axis]
         self.tail_numbers: list[int] = []
-        self.spreads: list[int] = []
+        self.broadcasts: list[int] = []
         self.operands: dict[Var, int] = {}
         self.steps: list[tuple[str, int | float]] = []
         self.residual: tuple[int, int] | None = None
@@ -174,7 +175,7 @@ class _TailSearch:
             return
 
     def _is_free(self, number: int) -> bool:
-        """Returns whether an equation is in no group yet, and in the same scope as the convolution."""
+        """Returns whether an equation is in no group yet, and has the same JAX context (`ctx`) as the convolution."""
         return number not in self.used_numbers and self.uses.equations[number].ctx is self.equation.ctx
 
     def _append(self, numbers: list[int], value: Any, useful: bool) -> None:
@@ -187,7 +188,7 @@ class _TailSearch:
     # Arithmetic.
 
     def _take_arithmetic(self, equation: JaxprEqn) -> bool:
-        """Adds a sum, difference, product or quotient with numbers by channel, or a sum with a full array.
+        """Adds a negation, an operation (+, -, *, /) with one number for each channel, or a sum with a full array.
 
         Returns whether the equation is one of these.
         """
@@ -209,7 +210,7 @@ class _TailSearch:
             self.steps.append((step, vector))
             return True
         # A smaller array that is broadcast over the image would have to be stored at full size first.
-        is_whole_array = isinstance(other, Var) and other not in self.uses.spreads
+        is_whole_array = isinstance(other, Var) and other not in self.uses.broadcasts
         if not is_whole_array or other.aval.shape != self.shape or step not in ("add", "rsub"):
             return False
         if step == "rsub":
@@ -222,31 +223,34 @@ class _TailSearch:
         return self.operands.setdefault(variable, len(self.operands))
 
     def _channel_operand(self, atom: Any) -> int | float | None:
-        """Returns a number, or the position among the group's operands of an array with one number for each channel.
+        """Returns a literal number, a float, or the position, an int, of an operand with one number for each channel.
 
-        None for any other array. An array that is new to the group becomes one of its operands, and a
-        `broadcast_in_dim` that makes it is computed with the group.
+        None for any other array. The operands are those of the group: an array that is new to the group becomes one,
+        and a `broadcast_in_dim` that makes the array is computed with the group.
         """
         aval = atom.aval
         if isinstance(atom, Literal):
             return float(atom.val) if aval.shape == () else None
         if aval.shape == () or (len(aval.shape) == len(self.shape) and _is_along_axis(aval.shape, self.axis)):
             return self._operand_number(atom)
-        number = self.uses.spreads.get(atom)
+        number = self.uses.broadcasts.get(atom)
         if number is None or aval.shape != self.shape or len(self.uses.equations[number].invars) != 1:
             return None
-        spread = self.uses.equations[number]
-        source: Any = spread.invars[0]
-        dims = spread.params["broadcast_dimensions"]
+        broadcast = self.uses.equations[number]
+        source: Any = broadcast.invars[0]
+        dims = broadcast.params["broadcast_dimensions"]
         if any(size > 1 and dims[axis] != self.axis for axis, size in enumerate(source.aval.shape)):
             return None
-        self.spreads.append(number)
+        self.broadcasts.append(number)
         return float(source.val) if isinstance(source, Literal) else self._operand_number(source)
 
     # Moves.
 
     def _take_move(self, equation: JaxprEqn) -> bool:
-        """Adds to the recipe a reshape or transpose that keeps an axis of the channels; returns whether it is one."""
+        """Adds to the recipe a reshape or transpose that keeps an axis of the channels.
+
+        Returns whether the equation is one of these, or leaves the array as it is, such as a copy.
+        """
         name, aval = equation.primitive.name, avals(equation)[-1]
         if aval.dtype != _FLOAT32 or math.prod(aval.shape) != math.prod(self.shape):
             return False
@@ -306,19 +310,28 @@ class _TailSearch:
             self._append(visited[:best], self.uses.equations[visited[best - 1]].outvars[0], True)
 
     def group(self, start: int, conv: Convolution) -> Group:
-        """Returns the group, without the moves at the end that no other operation follows."""
+        """Returns the group, without the moves at the end that no other operation follows.
+
+        The tail must have an operation that is no move: see `useful_lengths`.
+
+        Args:
+          start: number of the convolution's equation.
+          conv: description of the convolution.
+        """
         count, moves = self.useful_lengths
         tail_numbers, equations = self.tail_numbers[:count], self.uses.equations
         last = tail_numbers[-1]
-        unshared_spreads = [number for number in self.spreads if self.uses.count(equations[number].outvars[0]) == 1]
+        unshared_broadcasts = [
+            number for number in self.broadcasts if self.uses.count(equations[number].outvars[0]) == 1
+        ]
         restoring_axes = tuple(map(int, np.argsort(conv.axes[2])))
         first: tuple[Move, ...] = () if restoring_axes == tuple(range(len(restoring_axes))) else (restoring_axes,)
         residual = None if self.residual is None else (self.residual[0], self.residual[1] + len(first))
         return Group(
             equation=self.equation,
             convolution=conv,
-            tail=tuple(equations[number] for number in sorted({*tail_numbers, *self.spreads})),
-            members=frozenset((start, *tail_numbers[:-1], *unshared_spreads)),
+            tail=tuple(equations[number] for number in sorted({*tail_numbers, *self.broadcasts})),
+            members=frozenset((start, *tail_numbers[:-1], *unshared_broadcasts)),
             last=last,
             operands=tuple(self.operands),
             recipe=Recipe(tuple(self.steps), residual, (*first, *self.moves[:moves]), *self.activation),

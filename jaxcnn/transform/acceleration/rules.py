@@ -14,7 +14,7 @@ from jax.interpreters import batching
 from jaxcnn import epilogue
 from jaxcnn.lowering import choice
 from jaxcnn.primitives import conv_p
-from jaxcnn.transform.acceleration.epilogues import Group, groups
+from jaxcnn.transform.acceleration.epilogues import Group, fusible_groups
 from jaxcnn.transform.jaxpr.convolutions import Convolution, as_convolution
 from jaxcnn.transform.jaxpr.pools import POOLS, as_pool, bind_pool
 from jaxcnn.transform.jaxpr.walker import Fusion, Rule, Walker
@@ -26,7 +26,7 @@ def _method_for(conv: Convolution, method: str) -> str:
     The method that the user named in a call of jaxcnn stands. A method of `accelerate` that does not support the
     convolution gives way to the automatic choice.
     """
-    if conv.method == "auto" and method != "auto" and choice.METHODS[method].supports(conv.spec) is None:
+    if conv.method == "auto" and method != "auto" and choice.METHODS[method].refusal(conv.spec) is None:
         return method
     return conv.method
 
@@ -45,7 +45,7 @@ def _pool_rule(equation: JaxprEqn, operands: Sequence[Any]) -> Sequence[Any] | N
 
 def _fusions(method: str, jaxpr: Any) -> Mapping[int, Fusion | None]:
     fusions: dict[int, Fusion | None] = {}
-    for group in groups(jaxpr):
+    for group in fusible_groups(jaxpr):
         fusions.update(dict.fromkeys(group.members))
         fusions[group.last] = _fusion(group, _method_for(group.convolution, method))
     return fusions
@@ -60,12 +60,12 @@ def walker(method: str) -> Walker:
 
     rule = partial(_convolution_rule, method)
     rules: dict[Primitive, Rule] = {conv_general_dilated_p: rule, conv_p: rule, **dict.fromkeys(POOLS, _pool_rule)}
-    return Walker(rules, fusions=partial(_fusions, method) if epilogue.fusing_enabled() else None)
+    return Walker(rules, fusions=partial(_fusions, method) if epilogue.has_fusing_methods() else None)
 
 
 def _batch(operands: Sequence[Any], dims: Sequence[Any], **params: Any) -> tuple[jax.Array, int]:
     """Computes a batch of a fused convolution, fused again."""
-    closed = epilogue.batched(operands, dims, **params)
+    closed = epilogue.batch_jaxpr(operands, dims, **params)
     (result,) = Walker({}, fusions=partial(_fusions, "auto")).evaluate(closed, closed.consts, *operands)
     return result, 0
 

@@ -83,7 +83,10 @@ class TracedChain:
         return view.sliced == self.placement.stack[: len(view.sliced)]
 
     def scan_element(self) -> TracedChain | None:
-        """Returns the chain inside a loop over the array's first axis; None if that axis does not stack kernels."""
+        """Returns the chain in a step of a scan over the array's first axis; None if that axis does not stack kernels.
+
+        Only the view changes: `lax.scan` slices the links.
+        """
         view = self.view.scan_element()
         return None if view is None or not self.takes(view) else self.at(view)
 
@@ -138,7 +141,15 @@ class ChainWalker(Walker):
         return rebind(equation, [self.array(operand, equation) for operand in operands])
 
     def array(self, value: Any, equation: JaxprEqn | None = None) -> Any:
-        """Returns an array unchanged, and for a chain its dense array; raises an error if that is not allowed."""
+        """Returns an array unchanged, and for a chain its dense array.
+
+        Args:
+          value: array or chain.
+          equation: equation that reads the value; None for a result of the function.
+
+        Raises:
+          ChainError: the value is a chain and `materialize` is not set.
+        """
         if not isinstance(value, TracedChain):
             return value
         if self.materialize:

@@ -45,21 +45,21 @@ class KernelComputation:
     """A kernel that a function computes from its arguments.
 
     Args:
-      value: kernel, or an array of which the convolutions have moved axes.
-      home: position of the largest argument from which the kernel is computed.
-      uses: kernels of the convolutions, as values that follow from `value` by moves alone, by the convolution's path.
+      value: computed array from which the kernels of the convolutions follow by moves alone.
+      argument: position of the largest argument from which the array is computed.
+      uses: kernel of each convolution, by the path of the convolution.
     """
 
     value: KnownValue
-    home: int
+    argument: int
     uses: dict[Ints, KnownValue] = dataclasses.field(default_factory=dict)
 
 
 def find_computed_kernels(closed: Any, parameters: Collection[int]) -> list[KernelComputation]:
     """Returns the kernels that a closed jaxpr computes from some of its arguments, in order of their first use.
 
-    A kernel that is a parameter itself, moved or cast, is none of them: `find_kernels` finds it. If the convolutions of
-    one parameter need different chains, then only the first of them has its kernel from `find_kernels`.
+    A kernel that is a parameter itself, moved or cast, is left to `find_kernels`. Where one parameter's convolutions
+    need different chains, those that the chain of the first one cannot serve count as computed here.
 
     Args:
       closed: closed jaxpr.
@@ -81,13 +81,16 @@ def find_computed_kernels(closed: Any, parameters: Collection[int]) -> list[Kern
     for path, equation, operand in search.records:
         if operand.sources and path not in direct:
             value = _root(equation, operand)
-            home = min(value.sources, key=lambda position: (-sizes[position], position))
-            kernels.setdefault(value, KernelComputation(value, home)).uses[path] = operand
+            argument = min(value.sources, key=lambda position: (-sizes[position], position))
+            kernels.setdefault(value, KernelComputation(value, argument)).uses[path] = operand
     return list(kernels.values())
 
 
 def _direct_paths(closed: Any) -> set[Ints]:
-    """Returns the paths of the convolutions whose kernel is a parameter, one for which one chain can serve them all."""
+    """Returns the paths of the convolutions whose kernel is a parameter, without those that need another chain.
+
+    The chain of a parameter serves its first convolution, and all that have no `conflict` with this one.
+    """
     paths = set()
     arguments = inner_jaxpr(closed).invars
     for index, uses in find_kernels(closed)[0].items():
@@ -167,11 +170,13 @@ class _KnownValueSearch(AbstractWalk["KnownValue | None", _Record]):
 
     def branches(self, outcomes: Any, equation: JaxprEqn, place: Place) -> list[KnownValue | None]:
         del place
+        # Which branch computes a result is unknown, so no result of a `cond` is followed.
         for _, records in outcomes:
             self.records += records
         return [None] * len(equation.outvars)
 
     def other_holder(self, equation: JaxprEqn, operands: Any, place: Place) -> list[KnownValue | None]:
+        # What such a primitive computes from its jaxprs is unknown, so no result is followed.
         del operands, place
         return [None] * len(equation.outvars)
 
@@ -185,8 +190,8 @@ def evaluate_with_kernels(closed: Any, arrays: Sequence[Any], kernels: Sequence[
     Args:
       closed: closed jaxpr.
       arrays: arguments.
-      kernels: kernels, each with its array, which has a leading axis for each scan around from step to step of which
-        it differs.
+      kernels: pairs of a kernel and its array. The array has a leading axis for each scan in whose steps the kernel
+        differs.
     """
     uses = {path: (kernel, value) for kernel, _ in kernels for path, value in kernel.uses.items()}
     injection = _Injection({}, uses=uses, arrays={kernel.value: array for kernel, array in kernels})

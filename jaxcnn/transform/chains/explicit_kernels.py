@@ -139,8 +139,8 @@ def make_kernels_explicit(f: Callable[..., Any], params: Any, args: Sequence[Any
         return params
     kernels = trace.compute(values)
     explicit = list(values)
-    for home in {computation.home for computation in trace.computations}:
-        of_home = (kernel for kernel, owner in zip(kernels, trace.computations, strict=True) if owner.home == home)
+    for home in {computation.argument for computation in trace.computations}:
+        of_home = (kernel for kernel, owner in zip(kernels, trace.computations, strict=True) if owner.argument == home)
         explicit[home] = _node(values[home], values[home], tuple(of_home))
     return signature.unflatten(explicit)[0][0]
 
@@ -179,7 +179,7 @@ def _kernels_of(trace: _Trace, nodes: dict[int, ComputedKernels]) -> list[tuple[
     """Returns the kernels that stand in the parameters, each with its computation."""
     kernels = []
     for position, node in nodes.items():
-        computations = [computation for computation in trace.computations if computation.home == position]
+        computations = [computation for computation in trace.computations if computation.argument == position]
         if len(computations) != len(node.kernels) and node.kernels:
             raise ValueError(
                 f"substitute: f computes {len(computations)} kernels from {short_name(trace.paths[position])} for "

@@ -29,10 +29,10 @@ class Convolution:
       spec: convolution, with the role that is computed.
       method: method that the user asked for, `"auto"` for every convolution of lax.
       axes: axes of the equation's two operands and its result, each in the order that the role has them.
-      flipped: flag of a second operand that is the kernel of the role `"output"` while the role is `"input"`: its
-        window must be reversed and its features exchanged.
-      swapped: flag of a role that takes the equation's operands in the other order, and whose result, a kernel, must
-        be reversed.
+      flipped: flag, True for a second operand that is the kernel of the role `"output"` while the role is `"input"`:
+        its window must be reversed and its features exchanged.
+      swapped: flag, True for a role that takes the equation's operands in the other order, and whose result, a kernel,
+        must be reversed.
       edges: (low, high, interior) padding that is applied to the equation's first operand beforehand, where the
         equation has negative padding; else None.
       sharding: sharding of the result on an Explicit mesh, or None.

@@ -34,20 +34,22 @@ def _is_any_traced(types: tuple[type, ...]) -> bool:
     return any(issubclass(kind, jax.core.Tracer) for kind in types)
 
 
-def are_traced(arrays: Sequence[Any]) -> bool:
+def has_tracer(arrays: Sequence[Any]) -> bool:
     """Returns whether any of some arrays is a tracer."""
     # The answer is cached by type, since `accelerate` asks for all arrays of every call.
     return _is_any_traced(tuple(map(type, arrays)))
 
 
-def is_split(arrays: Sequence[Any]) -> bool:
+def has_split_array(arrays: Sequence[Any]) -> bool:
     """Returns whether any of some arrays lies on several devices."""
     shardings = (getattr(array, "sharding", None) for array in arrays)
     return any(sharding is not None and sharding.num_devices > 1 for sharding in shardings)
 
 
-def compile_apart(operation: str, f: Callable[..., Any], arrays: Sequence[Any]) -> Any:
-    """Returns the compiled program of a function of arrays, never from a cache: XLA splits only what it compiles.
+def compile_uncached(operation: str, f: Callable[..., Any], arrays: Sequence[Any]) -> Any:
+    """Returns the compiled program of a function of arrays, never from a cache.
+
+    XLA splits operations over devices only while it compiles, so a cached program would record none of them.
 
     Args:
       operation: name of the transformation, for errors.
@@ -108,7 +110,7 @@ class Signature:
     statics: tuple[tuple[int, _StaticLeaf], ...]
 
     def paths(self) -> list[str]:
-        """Returns the path of each array, as the Python expression that reads the array from the arguments."""
+        """Returns the path of each array as text, such as `argument 0['conv']['kernel']`."""
         leaves = jax.tree.unflatten(self.structure, range(self.structure.num_leaves))
         static_positions = {index for index, _ in self.statics}
         paths = jax.tree_util.tree_flatten_with_path(leaves)[0]
@@ -212,7 +214,7 @@ def cache_programs(
     def run(*args: Any, **kwargs: Any) -> Any:
         signature, arrays = flatten_call(operation, args, kwargs, kinds)
         program, compiled = programs(signature)
-        inside = are_traced(jax.tree.leaves(arrays) if kinds else arrays)
+        inside = has_tracer(jax.tree.leaves(arrays) if kinds else arrays)
         return (program if inside else compiled)(*arrays).results()
 
     return run

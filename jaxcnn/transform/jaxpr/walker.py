@@ -92,15 +92,16 @@ class Walker:
         return rebind(equation, operands) if descend is None else descend(self, equation, operands)
 
     def touches(self, equation: JaxprEqn) -> bool:
-        """Returns whether a rule applies to an equation, or to one in a jaxpr that it holds, at any depth.
+        """Returns whether a rule applies to an equation, or to one in a jaxpr that the equation holds, at any depth.
 
-        True for every `custom_vjp`, since its backward function is not known before it is traced.
+        Fusions do not count. True for every `custom_vjp`, whose backward function is not known before it is traced.
         """
         if equation.primitive in self.rules or equation.primitive is lax_primitives.custom_vjp_call_p:
             return True
         return any(map(self._contains_rules, sub_jaxprs(equation)))
 
     def _contains_rules(self, jaxpr: Any) -> bool:
+        """Returns whether `touches` is true for an equation of a jaxpr."""
         jaxpr = inner_jaxpr(jaxpr)
         if id(jaxpr) not in self._rule_presence:
             self._rule_presence[id(jaxpr)] = jaxpr, any(map(self.touches, jaxpr.eqns))
@@ -160,7 +161,7 @@ def _is_float0(value: Any) -> bool:
 
 
 Descent = Callable[["Walker", JaxprEqn, list[Any]], list[Any]]
-"""A descent binds an equation that holds jaxprs, with these jaxprs rewritten."""
+"""A descent computes the results of an equation that holds jaxprs, with the rules applied in these jaxprs."""
 
 
 def _bind_rebuilt(*names: str) -> Descent:
@@ -190,6 +191,7 @@ def _into_jit(walker: Walker, equation: JaxprEqn, operands: list[Any]) -> list[A
 
 
 def _is_known_array(value: Any) -> bool:
+    """Returns whether a value is a floating-point array, not a scalar, and no tracer, as a constant kernel is."""
     if isinstance(value, jax.core.Tracer) or getattr(value, "ndim", 0) == 0:
         return False
     return jnp.issubdtype(value.dtype, jnp.inexact)
@@ -233,7 +235,8 @@ class _CustomCall:
     """A call of a function with custom derivatives.
 
     The values that the function closes over are its first operands. They have no derivative, and must not get one.
-    Their number is wrong where JAX traces a call a second time, so every known value counts as closed over too.
+    `num_consts` is their number, but a wrong one where JAX traces a call a second time. So every operand with a known
+    value counts as closed over too.
 
     Args:
       equation: equation of the call.
@@ -254,7 +257,10 @@ class _CustomCall:
         return [values[index] for index in range(len(values))]
 
     def split(self, args: Sequence[Any]) -> tuple[Callable[..., list[Any]], list[Any]]:
-        """Returns the original call as a function of the arguments that have a derivative, and these arguments."""
+        """Returns the original call as a function of the arguments that it does not close over, and these arguments.
+
+        The other arguments keep their values in `args`.
+        """
         differentiable = [place >= self.equation.params["num_consts"] for place in self.places]
 
         def original(*variables: Any) -> list[Any]:

@@ -31,7 +31,7 @@ _MAX_SAMPLES = 6000
 _MAX_SAMPLES_JUDGED = 2000
 """Largest number of sampled positions by which the ranks of a layer are judged."""
 _SAMPLES_PER_WEIGHT = 60
-"""Samples for each weight of an output feature: depthwise kernels have few weights, and patches of many features."""
+"""Largest number of samples for each weight of an output feature, a limit for kernels of few weights (depthwise)."""
 
 
 class Calibration:
@@ -61,7 +61,7 @@ class Calibration:
         if any(function.site_keys != self.site_keys for function in functions.values()):
             raise ValueError("substitute: calibration inputs must run through the same convolutions in the same order")
         for function in functions.values():
-            function.compile(max(1, _MAX_SEGMENTS // len(functions)))
+            function.cut(max(1, _MAX_SEGMENTS // len(functions)))
 
     @cached_property
     def uses(self) -> Counter[tuple[int, int]]:
@@ -86,7 +86,7 @@ class Calibration:
                 index, number = self.site_keys[ordinal]
                 layer = self.problem.layers[index]
                 self.advance(0, f"Judging chains of {layer.name}")
-                responses = pool.responses(ordinal)
+                responses = pool.pop_responses(ordinal)
                 if responses is not None:
                     layer.judge(number, self.site(ordinal), responses)
                     self.advance(1 / len(layer.kernels))
@@ -97,15 +97,20 @@ class Calibration:
     def fit(
         self, chosen: Mapping[int, Option], chains: Mapping[int, KernelChain]
     ) -> tuple[dict[int, KernelChain], dict[int, float]]:
-        """Returns the chains of options, fitted layer by layer given those before, and their errors of responses.
+        """Returns a fitted chain for each of `chains`, and the errors of the responses, by layer.
 
-        Those that cannot be fitted stay the `chains` of the weights.
+        Layers are fitted in the order of the function, with the fitted chains of the layers before in place. A layer
+        that cannot be fitted keeps its chain, and has no error.
+
+        Args:
+          chosen: options of the layers.
+          chains: chains of the options, fitted to the weights.
         """
         fits, errors = self._fit_once(chosen, chains, chains.keys())
         shared = {index for (index, _), count in self.uses.items() if count > 1 and index in chains}
         if not shared:
             return fits, errors
-        # Layers between the uses of a shared kernel got its chain before this was fitted, so they are fitted again.
+        # Layers between two uses of a shared kernel were fitted before its chain was, so they are fitted again.
         refits, refit_errors = self._fit_once(
             chosen, {**chains, **{i: fits[i] for i in shared}}, chains.keys() - shared
         )
@@ -114,6 +119,7 @@ class Calibration:
     def _fit_once(
         self, chosen: Mapping[int, Option], chains: Mapping[int, KernelChain], indices: Container[int]
     ) -> tuple[dict[int, KernelChain], dict[int, float]]:
+        """Fits the chains of the layers in `indices` once, with the other `chains` as they are."""
         layers, pool = self.problem.layers, _SamplePool(self, _MAX_SAMPLES)
         parts = {index: layers[index].unstack(chain) for index, chain in chains.items()}
         arrays = {index: layers[index].array(chain) for index, chain in chains.items()}
@@ -131,10 +137,10 @@ class Calibration:
                 index, number = self.site_keys[ordinal]
                 self.advance(0, f"Fitting the chain of {layers[index].name}")
                 for batch, (run, state) in enumerate(zip(self.runs, states, strict=True)):
-                    # What the first convolution of a segment meets is known before the segment.
+                    # The image of a segment's first convolution is known before the segment runs.
                     results = {} if ordinal == part.ordinals[0] else run.function.run(segment, state)
                     pool.add_patches(ordinal, batch, run.image(ordinal, state, results))
-                responses = pool.responses(ordinal)
+                responses = pool.pop_responses(ordinal)
                 if responses is not None:
                     fitted, error = layers[index].fit(number, self.site(ordinal), chosen[index], responses)
                     parts[index][number] = fitted
@@ -225,8 +231,11 @@ class _CalibrationFunction:
         numbers = segment.run(program.values(arrays) | inputs)
         return {ordinal: int(numbers[kernel]) for ordinal, kernel in kernels.items()}
 
-    def compile(self, count: int) -> None:
-        """Cuts the program into at most `count` segments after the steps before the first convolution."""
+    def cut(self, count: int) -> None:
+        """Cuts the program into one segment of the steps before the first convolution and at most `count` more.
+
+        Steps that no convolution of a layer depends on are left out. A segment is compiled when it first runs.
+        """
         program, ordinals = self.program, range(len(self.program.sites))
         taps = {program.response(site) for site in program.sites}
         taps |= {image for site in program.sites if isinstance(image := program.operand(site, 0), int)}
@@ -242,12 +251,15 @@ class _CalibrationFunction:
             self.segments.append(_CalibrationSegment(part, Segment(steps, later | (taps & taps_here)), later))
 
     def run(self, segment: int, state: Values) -> Values:
-        """Returns the results of a segment: what its convolutions meet and make, and what later segments read."""
+        """Returns the results of a segment: images and responses of its convolutions, and what later segments read."""
         results: Values = self.segments[segment].steps.run(state)
         return results
 
     def proceed(self, segment: int, state: Values, results: Values) -> None:
-        """Replaces the values before a segment by those after it."""
+        """Changes `state` in place, from the values before a segment to those after it.
+
+        The state keeps the arguments and what later segments read.
+        """
         later = self.segments[segment].later
         state.update(results)
         for variable in state.keys() - later - set(self.program.inputs):
@@ -291,14 +303,14 @@ class _Run:
         return {**self.function.program.values(self.arrays), **arrays}
 
     def image(self, ordinal: int, state: Values, results: Values) -> Any:
-        """Returns what a convolution meets: a value before its segment, or one of the segment's results."""
+        """Returns the image of a convolution, a value before its segment or one of the segment's results."""
         image = self.function.program.operand(self.function.program.sites[ordinal], 0)
         if isinstance(image, int):
             return results[image] if image in results else state[image]
         return image.value
 
     def response(self, ordinal: int, results: Values) -> Any:
-        """Returns what a convolution makes."""
+        """Returns the response of a convolution."""
         program = self.function.program
         return results[program.response(program.sites[ordinal])]
 
@@ -318,7 +330,7 @@ class _SamplePool:
         self._places: dict[tuple[int, int], list[tuple[int, int]]] = {}
 
     def add_responses(self, ordinal: int, batch: int, response: Any) -> None:
-        """Adds samples of what a convolution should make of a batch, at random places."""
+        """Adds samples of a convolution's responses to a batch, at random places; chains are fitted to these."""
         calibration, run = self.calibration, self.calibration.runs[batch]
         site = run.function.program.sites[ordinal].site
         targets = responses_at(site.equation, response, self._chosen(ordinal, batch))
@@ -326,7 +338,7 @@ class _SamplePool:
         self._targets[ordinal, batch] = (_checked(targets, calibration.name(ordinal)), *limits)
 
     def add_patches(self, ordinal: int, batch: int, image: Any) -> None:
-        """Adds samples of what a convolution meets of a batch, at the places of its responses."""
+        """Adds samples of the image patches under a convolution's kernel, at the places of its responses."""
         key = self.calibration.site_keys[ordinal]
         site = self.calibration.runs[batch].function.program.sites[ordinal].site
         patches = patches_at(site.equation, image, self._chosen(ordinal, batch))
@@ -342,10 +354,11 @@ class _SamplePool:
         count = max(1, samples_of_kernel // (len(calibration.runs) * calibration.uses[key]))
         return chosen_places(site.equation, count, np.random.default_rng((calibration.seed, ordinal, batch)))
 
-    def responses(self, ordinal: int) -> Responses | None:
-        """Returns the samples of a convolution's kernel if they are complete, else None.
+    def pop_responses(self, ordinal: int) -> Responses | None:
+        """Returns the samples of a convolution's kernel, and removes them from the pool, once they are complete.
 
-        Also None if all responses are equal, as those to images of zeros, since every chain would fit them.
+        None before all uses in all batches are added. Also None if all responses are equal, as those to images of
+        zeros, since every chain would fit them.
         """
         key = self.calibration.site_keys[ordinal]
         if len(self._patches.get(key, ())) < len(self.calibration.runs) * self.calibration.uses[key]:

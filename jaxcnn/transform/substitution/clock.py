@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -97,7 +97,7 @@ def measured_milliseconds(layer: Layer, chain: KernelChain) -> Milliseconds:
     return before, after
 
 
-def _measure(calls: dict[str, Callable[[], Any]]) -> Milliseconds:
+def _measure(calls: Mapping[str, Callable[[], Any]]) -> Milliseconds:
     """Returns the milliseconds of a kernel and of its chain, measured twice if the chain is not clearly faster.
 
     Chains are measured because they ought to be faster; where one is not, another program may have had the processors.

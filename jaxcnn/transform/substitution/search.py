@@ -26,16 +26,16 @@ _BISECTION_STEPS = 7
 _COSTLY_BISECTION_STEPS = 4
 """Halvings in a search whose steps compile and time the function, or fit chains to responses."""
 _MAX_TIME_RATIO = 0.95
-"""Largest ratio of a chain's time to the dense kernel's; the margin is the difference of two runs."""
+"""Largest ratio of a chain's time to the dense kernel's; less than 1, since two timings of one function differ."""
 _MAX_LAYERS_CLOCKED = 10
 """Largest number of kinds of layers that are timed; each takes two programs to compile."""
-_POINTS_OF_A_REFUSAL = 5
-"""Number of shares of which a refusal tells the errors."""
+_NUM_EXPECTED_ERRORS = 5
+"""Number of shares for which an error text names the error to be expected."""
 _TIMING_SECONDS = 0.5
 """Duration of a measurement of the whole function."""
 
 Count = Literal["time", "macs"]
-"""Requirement beside the budget: that no chain is slower than its kernel, or none."""
+"""Requirement beside the budget: "time" takes no chain that is slower than its kernel, "macs" takes any."""
 
 Choice = dict[int, Option]
 Chains = dict[int, KernelChain]
@@ -46,14 +46,14 @@ Solution = tuple[Chains, SubstitutionReport]
 
 
 class Search:
-    """The chains for a problem's layers, for one budget.
+    """The search for chains of a problem's layers, with a method for each kind of budget.
 
     Args:
       problem: function and its layers.
       calibration: responses to which chains are fitted; None to fit them to the weights.
       advance: function that is called with 1 for each weighed layer.
       verification: held-out inputs and the user's score.
-      count: name of what counts beside the budget.
+      count: requirement beside the budget, see `Count`.
     """
 
     def __init__(
@@ -84,7 +84,10 @@ class Search:
         return self._solve(settled[0])
 
     def within_tolerance(self, tolerance: float) -> Solution:
-        """Returns chains with the fewest multiply-accumulates within an error of the results."""
+        """Returns chains with the fewest multiply-accumulates whose error of the results is at most `tolerance`.
+
+        All layers stay dense if no chains meet the tolerance.
+        """
         if not any(output.any() for output in self.problem.outputs):
             raise ValueError(
                 "substitute: tolerance is an error relative to the results, which for the given arguments are all zero"
@@ -115,7 +118,11 @@ class Search:
         return self._solve(chosen, fit=False) if best_fit is None else self._report(*best_fit)
 
     def at_speedup(self, speedup: float) -> Solution:
-        """Returns chains of the least error at a measured speed-up."""
+        """Returns chains of about the least error that make the whole function `speedup` times as fast, as measured.
+
+        Raises:
+          ValueError: no chains reach the speed-up.
+        """
         self._weigh()
         best = 0.0
 
@@ -152,10 +159,15 @@ class Search:
         return self._report(*best_fit) if best_fit is not None else self._solve({})
 
     def expected_errors(self, share: float, error: float) -> list[tuple[float, float]]:
-        """Returns larger shares, and about the errors that they would leave where this share leaves an error."""
+        """Returns pairs of a share, from this one up, and the error of the results to be expected at the share.
+
+        Args:
+          share: share of the multiply-accumulates that some chains have.
+          error: measured error of the results with these chains, to which the expected errors are scaled.
+        """
         scale = 0.0
         points = []
-        for other in np.geomspace(share, 1.0, _POINTS_OF_A_REFUSAL + 1)[:-1]:
+        for other in np.geomspace(share, 1.0, _NUM_EXPECTED_ERRORS + 1)[:-1]:
             chosen = self.problem.choose(float(other), self._slow, self._max_time_ratio)
             expected = math.sqrt(self.problem.lost(chosen)) if chosen else 0.0
             scale = scale or error / (expected or 1.0)
@@ -172,7 +184,10 @@ class Search:
         return self._solve(chosen)
 
     def _weigh(self) -> None:
-        """Measures the harm of each layer's error to the results, unless that is known."""
+        """Measures how much each layer's error harms the results, once for each problem.
+
+        With calibration inputs the options first get the errors of their responses.
+        """
         if not self.problem.harms:
             if self.calibration is not None:
                 self.calibration.judge()
@@ -330,7 +345,10 @@ class Search:
         )
 
     def _run(self, chains: Chains) -> Callable[..., Any]:
-        """Returns the function with the chains, jitted."""
+        """Returns the jitted function of the arguments' arrays, with chains in the place of some kernels.
+
+        Only the positions in `chains` count here: the caller passes the chains themselves, by `Problem.values`.
+        """
         problem = self.problem
         known_placements = {problem.paths[index]: problem.layers[index].placement for index in chains}
         traced = jax.make_jaxpr(problem.flat, return_shape=True)

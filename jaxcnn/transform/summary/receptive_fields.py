@@ -32,8 +32,8 @@ class AxisField:
         are the same.
       size, stride, offset: numbers as in `ReceptiveField`; fractions after a transposed convolution. With a stride of
         0 every entry sees the same pixels. A negative stride counts from the end.
-      parts: fields and entries of the axes that a reshape merged into this one, which is only reduced or split again;
-        the other numbers say nothing then.
+      parts: pairs of a field and a number of entries, one for each axis that a reshape merged into this one. If there
+        are parts, size, stride and offset have no meaning.
     """
 
     sources: frozenset[Source]
@@ -42,8 +42,14 @@ class AxisField:
     offset: Fraction = Fraction(0)
     parts: tuple[tuple[AxisField, int], ...] = ()
 
-    def seen_through(self, extent: int, stride: int, low: int) -> AxisField:
-        """Returns the field of the outputs of a window over this axis."""
+    def after_window(self, extent: int, stride: int, low: int) -> AxisField:
+        """Returns the field of the outputs of a window over this axis.
+
+        Args:
+          extent: pixels from the window's first to its last tap, both included.
+          stride: stride of the window.
+          low: padding before the first pixel.
+        """
         return AxisField(
             self.sources,
             self.size + (extent - 1) * abs(self.stride),
@@ -51,8 +57,11 @@ class AxisField:
             self.offset + low * self.stride - (extent - 1) * min(self.stride, Fraction(0)),
         )
 
-    def spread_through(self, extent: int, stride: int, low: int) -> AxisField:
-        """Returns the field of the inputs of a window, computed from its outputs as by a transposed convolution."""
+    def after_transposed_window(self, extent: int, stride: int, low: int) -> AxisField:
+        """Returns the field of the results of a transposed convolution along this axis.
+
+        Extent, stride and low padding are those of the convolution that is transposed, as in `after_window`.
+        """
         reached = (extent - 1) // stride + 1
         before = Fraction(extent - 1 - low, stride)
         return AxisField(
@@ -62,22 +71,22 @@ class AxisField:
             self.offset + before * self.stride - (reached - 1) * min(self.stride, Fraction(0)),
         )
 
-    def reversed(self, entries: int) -> AxisField:
+    def reverse(self, entries: int) -> AxisField:
         """Returns the field of the entries along this axis in reverse order."""
         return AxisField(self.sources, self.size, -self.stride, self.offset - (entries - 1) * self.stride)
 
-    def everywhere(self, entries: int) -> AxisField:
+    def of_all_entries(self, entries: int) -> AxisField:
         """Returns the field of all entries along this axis together."""
         reach = (entries - 1) * self.stride
         return AxisField(self.sources, self.size + abs(reach), Fraction(0), self.offset - min(reach, Fraction(0)))
 
-    def united(self, other: AxisField, entries: int) -> AxisField | None:
+    def union(self, other: AxisField, entries: int) -> AxisField | None:
         """Returns the smallest field that holds both; None if they run over the pixels at different strides."""
         first, second = self, other
         if first.parts or second.parts:
             return first if first == second else None
         if 0 in (first.stride, second.stride):
-            first, second = first.everywhere(entries), second.everywhere(entries)
+            first, second = first.of_all_entries(entries), second.of_all_entries(entries)
         if first.stride != second.stride:
             return None
         offset = max(first.offset, second.offset)
@@ -98,8 +107,8 @@ class Value:
 
     Args:
       axes: field along each axis.
-      image: flag of a value that depends on the result of a convolution; a kernel or a weight does not.
-      copies: number of such values that the steps of a scan take.
+      image: flag, True for a value that depends on the result of a convolution, unlike a kernel or another weight.
+      copies: number of slices for which a slice in a scan stands, one for each step; 1 for any other value.
       roots: arguments and constants of the function, or slices of them, from which a weight was made; none if that is
         not known. Values with the same roots are one weight.
       shared: fields that all entries share, since the value was reduced along these axes; one for each source.
@@ -124,7 +133,7 @@ class Value:
         axes = tuple(None if field in merged else field for field in self.axes)
         return dataclasses.replace(self, axes=axes, lost=self.lost.union(*(field.sources for field in merged)))
 
-    def united(self, other: Value, shape: Sequence[int]) -> Value:
+    def union(self, other: Value, shape: Sequence[int]) -> Value:
         """Returns what is known of a value that is either this one or another one."""
         operands = (self, other)
         united = _with_axes(_united_axes([value.axes for value in operands], shape), operands, (shape, shape))
@@ -142,13 +151,16 @@ def constant(ndim: int) -> Value:
 
 
 def field_along(value: Value, axis: int, entries: int) -> AxisField | None:
-    """Returns the field along an axis of a value, with the pixels that all entries share; None if it is not known."""
+    """Returns the field along an axis of a value, with the pixels that all entries share.
+
+    None if the field is not known, and along an axis whose entries are all the same.
+    """
     field = value.axes[axis]
     if field is None or field.parts or not field.sources or field.sources & value.lost:
         return None
     for shared in value.shared:
         if shared.sources & field.sources:
-            field = field.everywhere(entries).united(shared, entries) or field
+            field = field.of_all_entries(entries).union(shared, entries) or field
     return field
 
 
@@ -168,18 +180,20 @@ def field_of(axes: Sequence[AxisField | None]) -> ReceptiveField | None:
 
 
 Dropped = Sequence[tuple["AxisField | None", Any]]
-"""Fields along axes of operands, each with the number of entries, of which the result depends on all entries."""
+"""Pairs of the field and the number of entries of an operand's axis that an operation reduces, as a sum does."""
 
 
 def _with_axes(axes: Axes, operands: Sequence[Value], shapes: Sequence[Sequence[Any]], dropped: Dropped = ()) -> Value:
-    """Returns the value with these axes of what is computed from some operands.
+    """Returns the value of a result from the fields along its axes, which are known, and from its operands.
+
+    The operands determine `shared` and `lost`. The caller sets `image`, `copies` and `roots`.
 
     Args:
-      axes: fields along the axes of the result, each of which holds the fields of the operands' axes that became it.
-      operands: operands.
+      axes: field along each axis of the result.
+      operands: values of the operands.
       shapes: shapes of the operands.
-      dropped: fields of axes that the result was reduced along. The result depends on any other axis that did not
-        become one of its own in an unknown way.
+      dropped: fields along the operands' axes that the result was reduced along. Any other axis of an operand that is
+        longer than 1 and has no counterpart in the result makes its sources lost.
     """
     lost = frozenset().union(*(value.lost for value in operands))
     whole = [field for value in operands for field in value.shared]
@@ -194,15 +208,15 @@ def _with_axes(axes: Axes, operands: Sequence[Value], shapes: Sequence[Sequence[
                     lost |= field.sources
     for field, entries in reduced:
         if field is not None and isinstance(entries, int):
-            whole += [part.everywhere(count) for part, count in field.parts or ((field, entries),)]
+            whole += [part.of_all_entries(count) for part, count in field.parts or ((field, entries),)]
         elif field is not None:
             lost |= field.sources
     shared: dict[frozenset[Source], AxisField] = {}
     for field in whole:
         if field.sources:
             before = shared.get(field.sources)
-            shared[field.sources] = field if before is None else before.united(field, 1) or field
-    # Neither of two axes along which one source is counted says what the value sees of it.
+            shared[field.sources] = field if before is None else before.union(field, 1) or field
+    # Where two axes count the same source, neither alone tells which of its pixels an entry sees.
     counted = Counter(source for field in axes if field is not None for source in field.sources)
     lost |= frozenset(source for source, count in counted.items() if count > 1)
     return Value(tuple(axes), shared=frozenset(shared.values()), lost=lost)
@@ -230,10 +244,10 @@ def through_convolution(conv: Convolution, operands: Sequence[Value], shapes: Se
         extent = dilated_size(spec.window[index], spec.kernel_dilation[index])
         arguments = extent, spec.strides[index], spec.padding[index][0]
         if before is not None and spec.role == "input":
-            axes[target] = before.spread_through(*arguments)
+            axes[target] = before.after_transposed_window(*arguments)
         elif before is not None:
             holes = dataclasses.replace(before, stride=before.stride / spec.input_dilation[index])
-            axes[target] = holes.seen_through(*arguments)
+            axes[target] = holes.after_window(*arguments)
     channels = conv.axes[0][-1]
     dropped = [(operands[0].axes[channels], shapes[0][channels]), *zip(operands[1].axes, shapes[1], strict=True)]
     return dataclasses.replace(_with_axes(axes, operands, shapes[:-1], dropped), image=True)
@@ -267,12 +281,15 @@ def through_product(equation: JaxprEqn, operands: Sequence[Value]) -> Value:
 def through_window(value: Value, windows: Sequence[tuple[int, int, int]]) -> Value:
     """Returns the value of the result of a pool: each axis has a dilated window, a stride and a low padding."""
     value = value.without_merged_axes()
-    axes = (field and field.seen_through(*window) for field, window in zip(value.axes, windows, strict=True))
+    axes = (field and field.after_window(*window) for field, window in zip(value.axes, windows, strict=True))
     return dataclasses.replace(value, axes=tuple(axes), copies=1, roots=frozenset())
 
 
 def unknown(equation: JaxprEqn, operands: Sequence[Value]) -> Value:
-    """Returns the value of a result that depends on the operands in an unknown way."""
+    """Returns the value of a result that depends on the operands in an unknown way.
+
+    The field along each axis is None, or `CONSTANT` if the operands depend on no argument.
+    """
     axes = _unknown(equation, operands, avals(equation)[-1].shape)
     return _with_axes(axes, operands, [shape_of(atom) for atom in equation.invars])
 
@@ -339,7 +356,7 @@ def _united_axes(axes: Sequence[Axes], shape: Sequence[int]) -> list[AxisField |
             elif not united.sources:
                 united = field
             elif field.sources:
-                united = united.united(field, entries)
+                united = united.union(field, entries)
         result.append(united)
     return result
 
@@ -358,7 +375,7 @@ def _concatenate(equation: JaxprEqn, operands: Sequence[Value], shape: Sequence[
     axes = list(_elementwise(equation, operands, shape))
     starts = itertools.accumulate((shape_of(atom)[dimension] for atom in equation.invars), initial=0)
     pieces = [
-        field and field.seen_through(1, 1, start)
+        field and field.after_window(1, 1, start)
         for field, start in zip((value.axes[dimension] for value in operands), starts, strict=False)
     ]
     varying = {piece for piece in pieces if piece is None or piece.sources}
@@ -429,7 +446,7 @@ def _regrouped(before: Sequence[tuple[AxisField | None, int]], sizes: Sequence[i
         )
     if len(sizes) > 1 and field.sources:
         inner = math.prod(sizes[1:])
-        field = field.seen_through(inner, inner, 0)
+        field = field.after_window(inner, inner, 0)
     return (field, *(CONSTANT,) * (len(sizes) - 1))
 
 
@@ -444,7 +461,7 @@ def _reduce(equation: JaxprEqn, operands: Sequence[Value], shape: Sequence[int])
 
 def _reverse(equation: JaxprEqn, operands: Sequence[Value], shape: Sequence[int]) -> Axes:
     return [
-        field.reversed(shape[axis]) if field is not None and axis in equation.params["dimensions"] else field
+        field.reverse(shape[axis]) if field is not None and axis in equation.params["dimensions"] else field
         for axis, field in enumerate(operands[0].axes)
     ]
 
@@ -472,7 +489,7 @@ def _gather(equation: JaxprEqn, operands: Sequence[Value], shape: Sequence[int])
 def _slice(equation: JaxprEqn, operands: Sequence[Value], shape: Sequence[int]) -> Axes:
     starts, steps = equation.params["start_indices"], equation.params["strides"] or (1,) * len(shape)
     return [
-        field and field.seen_through(1, step, -start)
+        field and field.after_window(1, step, -start)
         for field, start, step in zip(operands[0].axes, starts, steps, strict=True)
     ]
 
@@ -505,7 +522,7 @@ def _whole_axes(equation: JaxprEqn, operands: Sequence[Value], shape: Sequence[i
         # The result may be shorter than the operand, so the operand's length counts.
         entries = _operand_shape(equation)[axis]
         fields = [value.axes[axis] for value in operands if len(value.axes) == len(shape)]
-        axes[axis] = _united_axes([(field and field.everywhere(entries),) for field in fields], (entries,))[0]
+        axes[axis] = _united_axes([(field and field.of_all_entries(entries),) for field in fields], (entries,))[0]
     return axes
 
 
@@ -519,7 +536,7 @@ def _reduce_window(equation: JaxprEqn, operands: Sequence[Value], shape: Sequenc
     windows = zip(params["window_dimensions"], params["window_strides"], params["padding"], dilation, strict=True)
     return [
         field
-        and dataclasses.replace(field, stride=field.stride / hole).seen_through(dilated_size(window, step), stride, low)
+        and dataclasses.replace(field, stride=field.stride / hole).after_window(dilated_size(window, step), stride, low)
         for field, hole, (window, stride, (low, _), step) in zip(operands[0].axes, holes, windows, strict=True)
     ]
 

@@ -13,8 +13,8 @@ from jax.extend.core import JaxprEqn
 from jaxcnn import primitives as jaxcnn_primitives
 from jaxcnn.lowering import choice
 from jaxcnn.lowering.spec import ConvSpec
-from jaxcnn.partitioning import Part, recorded_parts
-from jaxcnn.transform.jaxpr.signature import compile_apart
+from jaxcnn.partitioning import Part, record_parts
+from jaxcnn.transform.jaxpr.signature import compile_uncached
 from jaxcnn.transform.summary.row import Shard, SummaryRow
 
 _COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
@@ -48,8 +48,8 @@ def split_program(f: Callable[..., Any], arrays: Sequence[Any]) -> SplitProgram:
       f: function of arrays.
       arrays: arguments, or their types with shardings.
     """
-    with recorded_parts() as recorded:
-        compiled = compile_apart("summarize", f, arrays)
+    with record_parts() as recorded:
+        compiled = compile_uncached("summarize", f, arrays)
     parts: dict[Hashable, list[Part]] = {}
     for part in recorded:
         alike = parts.setdefault(part.operation, [])

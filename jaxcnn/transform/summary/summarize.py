@@ -14,7 +14,7 @@ import jax
 from jaxcnn import native
 from jaxcnn.cost import Cost
 from jaxcnn.receptive_field import ReceptiveField
-from jaxcnn.transform.jaxpr.signature import flatten_call, is_split
+from jaxcnn.transform.jaxpr.signature import flatten_call, has_split_array
 from jaxcnn.transform.summary.row import SummaryRow
 from jaxcnn.transform.summary.shards import split_program
 from jaxcnn.transform.summary.table import received_line, summary_table, totals_line
@@ -136,7 +136,7 @@ def summarize(f: Callable[..., Any], *args: Any, platform: str | None = None) ->
         raise ValueError(f"summarize: platform must be one of {platforms}, got {platform!r}")
     signature, arrays = flatten_call("summarize", args, {})
     platform = platform or "cpu"
-    program = split_program(signature.flat(f), arrays) if is_split(arrays) else None
+    program = split_program(signature.flat(f), arrays) if has_split_array(arrays) else None
     rows, notes, field = summarize_jaxpr(jax.make_jaxpr(signature.flat(f))(*arrays), platform, program)
     received = () if program is None else program.received
     return Summary(rows, notes, native.status() if platform == "cpu" else "", field, received)

@@ -62,9 +62,10 @@ def summarize_jaxpr(
 
 
 def _total_field(records: Sequence[_Record], results: Sequence[tuple[Value, Sequence[int]]]) -> ReceptiveField | None:
-    """Returns the union of the fields of all rows and of those results that are images, at the widest one's stride.
+    """Returns the union of the receptive fields of rows and results, with the stride of the widest one.
 
-    None if one of them is not known, or if there is none.
+    A result counts if it has an axis along each spatial axis of the image. None if the field of a row is not known, if
+    a result depends on the image in an unknown way, or if no row has a field.
     """
     layers = [(row.receptive_field, fields) for row, _, fields in records if fields]
     # A layer whose entries are all the same, as after a mean of the image, has no field of its own.
@@ -122,6 +123,7 @@ class _SummaryWalk(AbstractWalk[Value, _Record]):
         self.notes: list[str] = []
 
     def unknown(self, aval: Any) -> Value:
+        # A value of which nothing is known counts as one that depends on no argument.
         return constant(len(getattr(aval, "shape", ())))
 
     def constant(self, variable: Any, array: Any) -> Value:
@@ -156,7 +158,8 @@ class _SummaryWalk(AbstractWalk[Value, _Record]):
         return Value((None, *value.axes), value.image, shared=value.shared, lost=value.lost)
 
     def join(self, before: Value, after: Value) -> Value:
-        # A weight that changes from step to step keeps its roots.
+        # The walk repeats the step until the carry stays the same, so the fields after the step count. A weight that
+        # changes from step to step keeps its roots.
         return dataclasses.replace(after, roots=before.roots)
 
     def widen(self, value: Value) -> Value:
@@ -171,7 +174,7 @@ class _SummaryWalk(AbstractWalk[Value, _Record]):
         self.records += records
         by_result = zip(*(results for results, _ in outcomes), strict=True)
         return [
-            reduce(partial(Value.united, shape=shape), values)
+            reduce(partial(Value.union, shape=shape), values)
             for values, shape in zip(by_result, map(shape_of, equation.outvars), strict=True)
         ]
 
@@ -183,6 +186,7 @@ class _SummaryWalk(AbstractWalk[Value, _Record]):
         bodies, inside = sub_jaxprs(equation), place.inside(equation)
         if is_entered(equation.primitive):
             return self.walk(bodies[0], operands, inside)
+        # These bodies are walked only to learn whether a note must name layers that are not counted.
         for body in bodies:
             unknown = [self.unknown(variable.aval) for variable in inner_jaxpr(body).invars]
             if self.walk_apart(body, unknown, inside)[1]:

@@ -377,7 +377,7 @@ def test_a_summary_shows_the_convolution(fusing_on, monkeypatch):
             return block(x, kernel, bias)
 
     summary = jaxcnn.summarize(accelerate(named), X, KERNEL, BIAS)
-    monkeypatch.setattr("jaxcnn.epilogue.fusing_enabled", lambda: False)
+    monkeypatch.setattr("jaxcnn.epilogue.has_fusing_methods", lambda: False)
     assert summary == jaxcnn.summarize(accelerate(named), X, KERNEL, BIAS)
     (row,) = summary.rows
     assert (row.name, row.cost.params) == ("layer", KERNEL.size)
