@@ -50,9 +50,9 @@ def searches(measured: list[Record]) -> str:
         if record["mode"] != "search" or record["steps"] or "failure" in record:
             continue
         error, kept, faster, seconds = BEFORE.get(record["name"], ("", "", "", ""))
-        cost = f"{record['wall_seconds']:.0f} ({record['processor_seconds']:.0f}), {record['compilations']}"
+        cost = f"**{record['processor_seconds']:.0f}**", f"**{record['compilations']}**"
         if "refusal" in record:
-            rows.append((record["network"], _budget(record), "refused", "", "", cost, _memory(record), ""))
+            rows.append((record["network"], _budget(record), "refused", "", "", "", seconds, *cost, ""))
             continue
         times = record["milliseconds"]
         rows.append(
@@ -63,12 +63,13 @@ def searches(measured: list[Record]) -> str:
                 _after(f"{record['kept']:.2f}", kept) + f" ({record['task']})",
                 _after(f"{times['jit'] / times['chains']:.2f}", faster),
                 f"{times['jit'] / times['chains accelerated']:.2f}",
-                _after(cost, seconds),
+                seconds,
+                *cost,
                 _memory(record),
             )
         )
-    titles = ("budget", "error", "task kept", "times faster", "with `accelerate`", "search s (processors s), programs")
-    return _table(("network", *titles, "memory"), rows)
+    titles = ("budget", "error", "task kept", "times faster", "with `accelerate`", "search before, s", "processor s")
+    return _table(("network", *titles, "programs", "memory"), rows)
 
 
 def distillations(measured: list[Record]) -> str:
