@@ -23,6 +23,11 @@ PAGES = sorted(page for page in DOCS.rglob("*.md") if "_build" not in page.parts
 NOTEBOOKS = sorted((DOCS / "notebooks").glob("*.ipynb"))
 
 
+def test_the_readme_is_short():
+    lines = (DOCS.parent / "README.md").read_text().splitlines()
+    assert len(lines) < 120
+
+
 def test_pages_have_examples():
     counts = {page.relative_to(DOCS).as_posix(): page.read_text().count(">>> ") for page in PAGES}
     for page in (

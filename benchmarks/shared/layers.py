@@ -125,7 +125,7 @@ def in_role(function: Callable, role: str) -> Callable:
 
 
 def by_name(layers: Iterable[Layer]) -> dict[str, Layer]:
-    """Returns layers by their names, in the order of the names."""
+    """Returns layers by their `name_and_shape`, in the order of these texts."""
     return dict(sorted((layer.name_and_shape, layer) for layer in layers))
 
 

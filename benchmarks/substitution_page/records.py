@@ -101,6 +101,9 @@ def series_over(rows: list[dict[tuple[str, str, str], float]], listed: Mapping[s
 def describe(kind: str, name: str, is_substitution: bool) -> dict[str, Any]:
     """Returns a series' kind, its name, and the layer, the scheme and the network by which it is filtered.
 
+    The kind of a substitution is `"substitution"`. If a scheme ends in two numbers of multiply-accumulates, these are
+    `"macs"`, and the series' name lacks them. The name of a network has the library's function added to it.
+
     Args:
       kind: Name of the benchmark's parameter: `"scheme"`, `"layer"` or `"network"`.
       name: Value of the parameter, such as `"5x5 as two 3x3: 25 to 18"`.

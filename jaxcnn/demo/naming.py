@@ -172,7 +172,20 @@ def _compare_pairs(
     rounds: int,
     seed: int,
 ) -> Table:
-    """Fits the network with pairs, times it beside the accelerated one, and returns the table of both."""
+    """Makes pairs from the weights and pairs fitted to responses, and returns the table of both beside the network.
+
+    The pairs fitted to responses are timed beside the accelerated network.
+
+    Args:
+      network: layers.
+      inputs: preprocessed photographs by name; the calls that are timed take the first one.
+      dense: probabilities of the classes by the network as it was, by photograph.
+      accelerated: call of the accelerated network for the first photograph.
+      calibration: photographs; the second pairs are fitted to the network's responses to them.
+      bars: progress bars.
+      rounds: number of blocks of calls for each timing.
+      seed: seed for the parts of photographs to which the pairs are fitted.
+    """
     x = next(iter(inputs.values()))
     with steps(bars, "Taking pairs of the weights") as progress:
         of_weights = pairs.find_pairs(network, x, calibration=(), seed=seed, progress=progress)
@@ -255,7 +268,14 @@ def _pair_table(
     seconds: Mapping[str, float],
     macs: float,
 ) -> Table:
-    """Returns the table of each photograph's name by the dense network and by those of pairs, and of their cost."""
+    """Returns the table of each photograph's name by the dense network and by those of pairs, and of their cost.
+
+    Args:
+      dense: probabilities of the classes by the dense network, by photograph.
+      paired: probabilities by the network with pairs of the weights, and by that with pairs fitted to responses.
+      seconds: time of a call of the accelerated network and of the network with pairs fitted to responses.
+      macs: multiply-accumulates of the convolutions with pairs, as a share of those before.
+    """
     agreements = [sum(int(dense[name].argmax() == answers[name].argmax()) for name in dense) for answers in paired]
     rows = ((name, _answer(dense[name]), *(_answer(answers[name]) for answers in paired)) for name in dense)
     faster = seconds[ACCELERATED] / seconds[PAIRS]

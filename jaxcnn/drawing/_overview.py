@@ -65,10 +65,10 @@ def draw_overview(
             draw.fill(axes, cells_left + column, cells_top + row, colours[row, column])
             draw.frame(axes, cells_left + column, cells_top + row, 1, 1, colours[row, column])
     names = ("output", "input") if transposed else ("input", "output")
-    sizes = draw.sizes_text(slide.shown(slide.sizes))
-    draw.text(axes, image_left + padded_columns / 2, 0.55, f"{names[0]} {sizes}")
-    outputs = draw.sizes_text(slide.shown(slide.outputs))
-    draw.text(axes, cells_left + out_columns / 2, 0.55, f"{names[1]} {outputs}")
+    first_sizes = draw.sizes_text(slide.shown(slide.sizes))
+    draw.text(axes, image_left + padded_columns / 2, 0.55, f"{names[0]} {first_sizes}")
+    second_sizes = draw.sizes_text(slide.shown(slide.outputs))
+    draw.text(axes, cells_left + out_columns / 2, 0.55, f"{names[1]} {second_sizes}")
     middle = draw.TITLE + height / 2
     end = max(cells_left, image_left) - 0.7
     draw.arrow(axes, (end - GAP + 1.4, middle), (end, middle))

@@ -150,7 +150,7 @@ class _Operand:
             raise ValueError(f"{_OPERATION}: {name} must have sizes of at least 1, got {array!r}")
 
     def numbers(self, generator: np.random.Generator, low: int) -> np.ndarray:
-        """Returns the array, or small integers in its place."""
+        """Returns the array, or random integers from `low` to `low` + 3 in its place."""
         if self.values is not None:
             return self.values
         return generator.integers(low, low + 4, self.shape).astype(np.float32)

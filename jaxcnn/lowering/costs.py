@@ -233,7 +233,8 @@ class Work:
       slid: multiply-accumulates of a method that computes the full window at every pixel of the result. This is
         `macs`, except in the role `"input"`: there products with the zeros around y count too, those with the zeros
         between the pixels of y do not.
-      floats: elements of both operands and the result.
+      floats: elements of both operands and the result. Pixels that a stride larger than the window skips count in the
+        role `"input"` alone.
       result: elements of the result.
     """
 

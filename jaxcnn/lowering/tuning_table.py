@@ -55,7 +55,7 @@ class TuningTable:
     Args:
       entries: one `Measurement` for each convolution.
       platform: `"cpu"`, `"gpu"` or `"tpu"`.
-      device_kind: the device's name; for a CPU the model and the number of processors.
+      device_kind: the device's name; for a CPU the model, the widest vectors and the number of processors.
       jaxlib_version: version of the jaxlib that compiled the measured programs.
       format_version: version of the file format.
 
@@ -102,7 +102,11 @@ class TuningTable:
         return self._by_spec.get(spec) if (self.platform == "cpu") == (platform == "cpu") else None
 
     def __or__(self, other: TuningTable) -> TuningTable:
-        """Returns a table with the entries of both; the other's entry wins where both hold a convolution."""
+        """Returns a table with the entries of both; the other's entry wins where both hold a convolution.
+
+        Raises:
+          ValueError: the tables are of two platforms, devices or jaxlibs.
+        """
         if not isinstance(other, TuningTable):
             return NotImplemented
         for name in ("platform", "device_kind", "jaxlib_version"):
@@ -277,10 +281,15 @@ def times_text(entry: Measurement) -> str:
     return ", ".join(f"{method} {milliseconds:.3g} ms" for method, milliseconds in times)
 
 
+_VECTORS = {"avx512f": "AVX-512", "avx2": "AVX2", "avx": "AVX", "sve": "SVE", "asimd": "NEON"}
+"""Names of vector instructions by their flags in /proc/cpuinfo, the widest of each architecture first."""
+
+
 def device_kind(device: jax.Device) -> str:
     """Returns the name of a device.
 
-    JAX names every CPU "cpu". The name of a CPU here is the model and the number of processors.
+    JAX names every CPU "cpu". The name of a CPU here is the model, the widest vectors and the number of processors:
+    virtual machines give one model name to processors of different generations.
     """
     if device.platform != "cpu":
         return device.device_kind
@@ -289,12 +298,20 @@ def device_kind(device: jax.Device) -> str:
 
 @functools.cache
 def _processor() -> str:
-    """Returns the model of the processor, as the system names it."""
+    """Returns the model of the processor, as the system names it, and its widest vectors."""
     try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return machine.processor() or machine.machine()
+        return processor_name(Path("/proc/cpuinfo").read_text(encoding="utf-8"))
+    except OSError:
+        return processor_name("")
+
+
+def processor_name(cpuinfo: str) -> str:
+    """Returns the model and the widest vectors of a processor that Linux describes by a text (`/proc/cpuinfo`)."""
+    fields = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in cpuinfo.splitlines())}
+    model = fields.get("model name") or machine.processor() or machine.machine()
+    flags = fields.get("flags", fields.get("Features", "")).split()
+    widest = next((name for flag, name in _VECTORS.items() if flag in flags), None)
+    return f"{model} with {widest}" if widest else model
 
 
 def _measurement(plain: Any) -> Measurement:

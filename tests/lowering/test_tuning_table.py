@@ -179,6 +179,14 @@ def test_it_prints_what_was_measured():
     assert str(VARIED[2]).endswith("stacked=3")
 
 
+def test_processors_of_one_model_name_and_other_vectors_are_told_apart():
+    text = "processor\t: {0}\nmodel name\t: AMD EPYC\nflags\t\t: fpu sse2 avx avx2{1}\n\n"
+    assert table.processor_name(text.format(0, " avx512f") + text.format(1, " avx512f")) == "AMD EPYC with AVX-512"
+    assert table.processor_name(text.format(0, "")) == "AMD EPYC with AVX2"
+    assert table.processor_name("processor\t: 0\nFeatures\t: fp asimd crc32\n").endswith(" with NEON")
+    assert table.processor_name("")
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

@@ -91,6 +91,8 @@ def response_start(
 ) -> KernelChain:
     """Returns the chain of a scheme and a rank at which a fit starts: the truncation in the metric of the inputs.
 
+    A scheme without a `start` of its own, such as `cp`, gives the chain that its function fits to the weights.
+
     Args:
       kernel, responses, feature_group_count, ridge: Arguments of `ResponseFits`.
       scheme: Name of the scheme.

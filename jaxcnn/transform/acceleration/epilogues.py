@@ -190,7 +190,8 @@ class _TailSearch:
     def _take_arithmetic(self, equation: JaxprEqn) -> bool:
         """Adds a negation, an operation (+, -, *, /) with one number for each channel, or a sum with a full array.
 
-        Returns whether the equation is one of these.
+        A full array minus the value counts as such a sum, and no arithmetic follows it. Returns whether the equation is
+        one of these.
         """
         name, aval = equation.primitive.name, avals(equation)[-1]
         if self.residual is not None or aval.shape != self.shape or aval.dtype != _FLOAT32:

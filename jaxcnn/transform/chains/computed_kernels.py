@@ -134,6 +134,7 @@ class _KnownValueSearch(AbstractWalk["KnownValue | None", _Record]):
         return self.values.literal(literal)
 
     def constant(self, variable: Any, array: Any) -> KnownValue | None:
+        # The array is None where an inner jaxpr lacks it.
         return None if array is None else self.values.constant(variable.aval, array)
 
     def equation(
@@ -169,8 +170,8 @@ class _KnownValueSearch(AbstractWalk["KnownValue | None", _Record]):
         del value
 
     def branches(self, outcomes: Any, equation: JaxprEqn, place: Place) -> list[KnownValue | None]:
-        del place
         # Which branch computes a result is unknown, so no result of a `cond` is followed.
+        del place
         for _, records in outcomes:
             self.records += records
         return [None] * len(equation.outvars)

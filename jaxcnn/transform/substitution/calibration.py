@@ -100,7 +100,8 @@ class Calibration:
         """Returns a fitted chain for each of `chains`, and the errors of the responses, by layer.
 
         Layers are fitted in the order of the function, with the fitted chains of the layers before in place. A layer
-        that cannot be fitted keeps its chain, and has no error.
+        that cannot be fitted keeps its chain, and has no error. If a kernel has several uses, the layers with other
+        kernels are fitted once more, with the fitted chain of the shared one in place.
 
         Args:
           chosen: options of the layers.

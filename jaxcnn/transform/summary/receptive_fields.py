@@ -81,7 +81,10 @@ class AxisField:
         return AxisField(self.sources, self.size + abs(reach), Fraction(0), self.offset - min(reach, Fraction(0)))
 
     def union(self, other: AxisField, entries: int) -> AxisField | None:
-        """Returns the smallest field that holds both; None if they run over the pixels at different strides."""
+        """Returns the smallest field that holds both, for all entries together if one of the strides is 0.
+
+        None if the strides differ and neither is 0, and for a merged axis unless the fields are equal.
+        """
         first, second = self, other
         if first.parts or second.parts:
             return first if first == second else None
@@ -128,7 +131,7 @@ class Value:
         return frozenset().union(*(field.sources for field in self.axes if field is not None))
 
     def without_merged_axes(self) -> Value:
-        """Returns the value with nothing known along axes that a reshape merged."""
+        """Returns the value with nothing known along axes that a reshape merged, and the sources of these axes lost."""
         merged = [field for field in self.axes if field is not None and field.parts]
         axes = tuple(None if field in merged else field for field in self.axes)
         return dataclasses.replace(self, axes=axes, lost=self.lost.union(*(field.sources for field in merged)))
@@ -384,7 +387,7 @@ def _concatenate(equation: JaxprEqn, operands: Sequence[Value], shape: Sequence[
 
 
 def _stack(equation: JaxprEqn, operands: Sequence[Value], shape: Sequence[int]) -> Axes:
-    """Returns the union of the operands, with a new axis that numbers them."""
+    """Returns the union of the operands, with `CONSTANT` along the new axis, which numbers them."""
     axis = equation.params["axis"]
     axes = _united_axes([value.axes for value in operands], shape_of(equation.invars[0]))
     return [*axes[:axis], CONSTANT, *axes[axis:]]
@@ -495,6 +498,7 @@ def _slice(equation: JaxprEqn, operands: Sequence[Value], shape: Sequence[int]) 
 
 
 def _pad(equation: JaxprEqn, operands: Sequence[Value], shape: Sequence[int]) -> Axes:
+    """Returns fields moved by the low padding, negative or not, at a smaller stride if there is interior padding."""
     del shape
     return [
         field

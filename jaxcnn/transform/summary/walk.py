@@ -155,6 +155,7 @@ class _SummaryWalk(AbstractWalk[Value, _Record]):
         return dataclasses.replace(value, axes=value.axes[1:], copies=value.copies * length, lost=value.lost | sliced)
 
     def stack(self, value: Value) -> Value:
+        # Which pixels an entry along the new axis sees is not known.
         return Value((None, *value.axes), value.image, shared=value.shared, lost=value.lost)
 
     def join(self, before: Value, after: Value) -> Value:
@@ -168,6 +169,7 @@ class _SummaryWalk(AbstractWalk[Value, _Record]):
     def branches(
         self, outcomes: list[tuple[list[Value], list[_Record]]], equation: JaxprEqn, place: Place
     ) -> list[Value]:
+        # The records are those of the branch with the most MACs; a result is the union over all branches.
         if any(records for _, records in outcomes):
             self._note(equation, place, ": the branch with the most MACs is counted")
         _, records = max(outcomes, key=lambda outcome: sum(row.cost.macs for row, *_ in outcome[1]))
@@ -183,6 +185,8 @@ class _SummaryWalk(AbstractWalk[Value, _Record]):
             self._note(equation, place, ": its body is counted once")
 
     def other_holder(self, equation: JaxprEqn, operands: list[Value], place: Place) -> list[Value]:
+        # The jaxpr of a `shard_map` or a `custom_vmap` is walked as a call. Results of any other primitive come from
+        # `through`, with a note if layers are in its jaxprs.
         bodies, inside = sub_jaxprs(equation), place.inside(equation)
         if is_entered(equation.primitive):
             return self.walk(bodies[0], operands, inside)
