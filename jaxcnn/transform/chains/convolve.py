@@ -41,9 +41,14 @@ def direction(site: Site, placement: Placement) -> tuple[bool, Ints]:
 def as_patches_see_it(site: Site, chain: KernelChain, placement: Placement) -> KernelChain:
     """Returns the chain that multiplies the patches of a convolution, from a chain of the kernel at a placement.
 
-    The function is its own inverse.
+    The function is its own inverse. NumPy computes it, since JAX would compile programs for each rank.
     """
-    return turn(chain, *direction(site, placement))
+    exchanged, flipped = direction(site, placement)
+    if not exchanged and not flipped:
+        return chain
+    on_host = KernelChain(tuple(map(np.asarray, chain.kernels)), chain.feature_group_counts)
+    turned = turn(on_host, exchanged, flipped)
+    return KernelChain(tuple(map(jax.device_put, turned.kernels)), turned.feature_group_counts)
 
 
 def convolve_with_chain(equation: JaxprEqn, x: jax.Array, chain: KernelChain) -> jax.Array:

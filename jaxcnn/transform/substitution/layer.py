@@ -385,9 +385,9 @@ def spread_places(size: int, count: int) -> list[int]:
 
 
 def _judged_errors(
-    options: Sequence[Option], solve: Callable[[Option], tuple[KernelChain, float]], others: Sequence[Option]
+    options: Sequence[Option], solve: Callable[[Option], tuple[KernelChain, float]], rivals: Sequence[Option]
 ) -> list[float]:
-    """Returns the errors of a scheme's options: a few are solved for, the logarithms of the others are interpolated.
+    """Returns the errors of a scheme's options: a few are solved for, the logarithms of the rivals are interpolated.
 
     The costly options take the longest. They are left out, and count as no better than the cheaper ones, if each of
     the cheaper ones errs at least as much as another scheme's option that costs no more.
@@ -395,25 +395,25 @@ def _judged_errors(
     Args:
       options: options of the scheme, the cheapest first.
       solve: function from an option to its chain and error.
-      others: options of the schemes before, with their errors.
+      rivals: options of the schemes before, with their errors.
     """
     places = spread_places(len(options), _MAX_RANKS_TRIED)
     if not places:  # no rank of the scheme has fewer multiply-accumulates
         return []
-    cheap, costly = places[:_RANKS_BEFORE_COSTLY], places[_RANKS_BEFORE_COSTLY:]
-    solved: dict[int, float] = {}
+    cheap_places, costly_places = places[:_RANKS_BEFORE_COSTLY], places[_RANKS_BEFORE_COSTLY:]
+    error_at: dict[int, float] = {}
 
     def is_beaten(place: int) -> bool:
-        return any(o.macs <= options[place].macs and o.error <= solved[place] for o in others)
+        return any(o.macs <= options[place].macs and o.error <= error_at[place] for o in rivals)
 
-    for part in [cheap, costly] if others else [places]:
-        if solved and all(map(is_beaten, cheap)):
+    for part in [cheap_places, costly_places] if rivals else [places]:
+        if error_at and all(map(is_beaten, cheap_places)):
             break
         # The largest rank comes first, since it prepares those below.
-        solved |= {place: solve(options[place])[1] for place in part[::-1]}
-    tried = sorted(solved)
-    logarithms = np.log(np.maximum([solved[place] for place in tried], 1e-12))
-    return [float(error) for error in np.exp(np.interp(range(len(options)), tried, logarithms))]
+        error_at |= {place: solve(options[place])[1] for place in part[::-1]}
+    known_places = sorted(error_at)
+    logarithms = np.log(np.maximum([error_at[place] for place in known_places], 1e-12))
+    return [float(error) for error in np.exp(np.interp(range(len(options)), known_places, logarithms))]
 
 
 def _typical_options(options: Sequence[Option]) -> list[Option]:
