@@ -88,6 +88,11 @@ def _adaptive(x: jax.Array, *, kind: str, output_shape: Any, layout: Layout) -> 
     check_arrays(x=x)
     order = window_order(x.shape, output_shape, layout)
     batch_shape, sizes, _ = order.split_input(x.shape)
+    if not all(isinstance(size, int) for size in sizes):
+        raise ValueError(
+            f"the windows of an adaptive pool depend on the image, so its sizes must be numbers, got {sizes}; only "
+            "batch axes may be symbolic, and a global pool takes images of any size"
+        )
     if isinstance(output_shape, tuple) and len(output_shape) == order.rank:
         output_shape = tuple(
             size if output is None else output for size, output in zip(sizes, output_shape, strict=True)

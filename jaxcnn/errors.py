@@ -7,6 +7,7 @@ The code inside raises a ValueError or a TypeError that states the fact; the pub
 from __future__ import annotations
 
 import re
+from contextlib import ContextDecorator
 from types import TracebackType
 
 _NO_ARRAY = re.compile(r"value is of type <class '([\w.]+)'> and was passed to the function at path ([\w\[\].]*\w\]?)")
@@ -17,14 +18,14 @@ class CommandError(Exception):
     """Tells the user of a command something that they can put right; its message is one line, for standard error."""
 
 
-class ErrorPrefix:
+class ErrorPrefix(ContextDecorator):
     """Puts the name of a public function before the message of a ValueError or TypeError raised inside.
+
+    Serves as a context or as a decorator. A message that begins with the name already stays as it is.
 
     Args:
       function: name of the public function, as the user called it.
     """
-
-    __slots__ = ("function",)
 
     def __init__(self, function: str) -> None:
         self.function = function
@@ -48,6 +49,8 @@ class ErrorPrefix:
             # NumPy's errors about dtypes hold the dtypes in place of a text.
             raise TypeError(f"{self.function}: {error}") from error
         if isinstance(error, ValueError | TypeError) and _is_text(error):
+            if error.args[0].startswith(f"{self.function}: "):
+                return
             error.args = (f"{self.function}: {_in_users_terms(error.args[0])}",)
 
 

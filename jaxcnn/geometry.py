@@ -19,6 +19,17 @@ Padding = str | int | Sequence[int] | Sequence[Sequence[int]]
 PADDING_NAMES = ("SAME", "SAME_LOWER", "VALID", "CAUSAL")
 
 
+def whole_number(name: str, value: Any, minimum: int = 1) -> int:
+    """Returns an option as an int, and refuses one below a minimum by the option's name."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an int, got {value!r}") from None
+    if number < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, got {number}")
+    return number
+
+
 def axis_values(name: str, value: Any, rank: int, minimum: int = 1) -> Ints:
     """Returns one integer for each of `rank` spatial axes, from an int or a sequence of `rank` ints."""
     message = f"{name} must be an int or a sequence of {rank} ints, got {value!r}"

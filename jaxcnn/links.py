@@ -19,13 +19,40 @@ from jaxcnn.primitives import batch_sharding, bind_conv
 def pad_edges(x: jax.Array, padding: Sequence[Pair], mode: str = "zeros") -> jax.Array:
     """Pads the spatial axes of (N, *spatial, C) in one of `PADDING_MODES`, and crops where the padding is negative."""
     if mode != "zeros":
-        added = [(max(low, 0), max(high, 0)) for low, high in padding]
-        if any(map(any, added)):
+        added = [(_added(low), _added(high)) for low, high in padding]
+        padding = [(_cropped(low), _cropped(high)) for low, high in padding]
+        if not all(isinstance(n, int) for n in (*x.shape[1:-1], *(pad for pair in added for pad in pair))):
+            for axis, (low, high) in enumerate(added, start=1):
+                x = _pad_symbolic(x, axis, low, high, mode)
+        elif any(map(any, added)):
             x = jnp.pad(x, ((0, 0), *added, (0, 0)), mode=PADDING_MODES[mode])
-        padding = [(min(low, 0), min(high, 0)) for low, high in padding]
     if not any(map(any, padding)):
         return x
     return lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *((*pair, 0) for pair in padding), (0, 0, 0)))
+
+
+def _added(pad: Any) -> Any:
+    """Returns the pixels that a padding adds. A symbolic padding, that of "SAME", is never negative."""
+    return max(pad, 0) if isinstance(pad, int) else pad
+
+
+def _cropped(pad: Any) -> int:
+    """Returns the padding, 0 or below, that crops."""
+    return min(pad, 0) if isinstance(pad, int) else 0
+
+
+def _pad_symbolic(x: jax.Array, axis: int, low: Any, high: Any, mode: str) -> jax.Array:
+    """Pads one axis as `jnp.pad` does, but for sizes that may be symbolic: by the index of each pixel's source."""
+    size = jnp.asarray(x.shape[axis], jnp.int32)
+    places = lax.iota(jnp.int32, low + x.shape[axis] + high) - jnp.asarray(low, jnp.int32)
+    if mode == "circular":
+        sources = places % size
+    elif mode == "replicate":
+        sources = jnp.clip(places, 0, size - 1)
+    else:
+        period = jnp.maximum(2 * (size - 1), 1)  # one pixel is its own reflection
+        sources = jnp.minimum(places % period, period - places % period)
+    return jnp.take(x, sources, axis=axis, mode="clip")
 
 
 def bind_links(

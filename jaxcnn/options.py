@@ -8,7 +8,6 @@ returns a `ConvGeometry` or a `PoolGeometry`.
 from __future__ import annotations
 
 import dataclasses
-import operator
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -22,6 +21,7 @@ from jaxcnn.geometry import (
     output_sizes,
     resolve_padding,
     transposed_sizes,
+    whole_number,
 )
 from jaxcnn.layout import AxisOrder, Layout, parse_layout
 
@@ -178,7 +178,7 @@ class ConvOptions(NamedTuple):
 
     def _kernel(self, kernel: Any, canonical: bool = False) -> tuple[Ints, AxisOrder, int]:
         """Returns shape, axis order and group count of a kernel, from an array, a shape or a chain."""
-        groups = group_count(self.feature_group_count)
+        groups = whole_number("feature_group_count", self.feature_group_count)
         is_chain = isinstance(kernel, KernelChain)
         if is_chain:
             if groups not in (1, kernel.feature_group_count):
@@ -241,17 +241,6 @@ class ConvGeometry:
     def transposed_output_shape(self) -> Ints:
         """Returns the shape of the transposed convolution's output, in the user's layout."""
         return self.order.output_shape(self.batch_shape, self.sizes, self.in_features)
-
-
-def group_count(value: Any) -> int:
-    """Returns a number of groups as an int; refuses one below 1."""
-    try:
-        count = operator.index(value)
-    except TypeError:
-        raise TypeError(f"feature_group_count must be an int, got {value!r}") from None
-    if count < 1:
-        raise ValueError(f"feature_group_count must be at least 1, got {count}")
-    return count
 
 
 def _check_output_features(kernel_out: int, groups: int, shapes: str) -> None:

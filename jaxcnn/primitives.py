@@ -89,7 +89,9 @@ def _register(
     mlir.register_lowering(primitive, mlir.lower_fun(partial(run_on, "accelerator"), multiple_results=False))
 
     def lower_on_cpu(context: mlir.LoweringRuleContext, *operands: Any, **params: Any) -> Any:
-        for_export = context.module_context.lowering_parameters.for_export
+        # A program of symbolic sizes runs only after its export.
+        is_symbolic = any(not isinstance(size, int) for aval in context.avals_in for size in getattr(aval, "shape", ()))
+        for_export = context.module_context.lowering_parameters.for_export or is_symbolic
         xla_only = for_export or is_partitioned(context)
         if xla_only and not for_export and is_on_explicit_mesh(context):
             parts = split(*context.avals_in, **params).over_explicit_mesh(context.avals_in, context.avals_out[0])

@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import jaxcnn
 from jaxcnn.cli import main
@@ -62,6 +64,13 @@ OTHERS = {
     "tucker2": ((KERNEL,), {"ranks": (2, 2)}),
     "depthwise_separable": ((KERNEL,), {"multiplier": 1}),
     "fold_scale": ((KERNEL, ones(4)), {}),
+    "merge": ((ones(3, 3, 4, 4),), {"identity": 2.0}),
+    "split": ((KERNEL, 2), {"padding": 1}),
+    "cp": ((KERNEL,), {"rank": 2}),
+    "stack": ((KERNEL,), {"windows": ((2, 2), (2, 2)), "features": 1}),
+    "factorize": ((KERNEL,), {"tolerance": 0.3, "schemes": "separable"}),
+    "select_rank": ((KERNEL, "separable"), {"energy": 0.5}),
+    "curve": ((KERNEL, "separable"), {"points": 2}),
     "accelerate": ((IDENTITY,), {"method": "auto"}),
     "with_chains": ((IDENTITY,), {}),
     "summarize": ((IDENTITY, ones(2)), {}),
@@ -148,6 +157,78 @@ def test_each_method_on_arrays_without_elements(method, axis):
     result = jaxcnn.conv_transpose(x, kernel, method=method)
     assert result.shape == (x.shape[0], 6, 6, kernel.shape[-2])
     assert not result.any()
+
+
+NO_BUDGET = (-1, 1.5, math.nan, math.inf, -math.inf, 0, 2**70, "", "nonsense", 1j, (), [1], {}, object(), len)
+"""What is no share of multiply-accumulates."""
+BAD_OPTIONS = {
+    "schemes": (5, 1.5, (), "nonsense", ("separable", 1), [["separable"]], object()),
+    "skip": (5, (1,), 1.5, object()),
+    "seed": (-1, 1.5, "x", None, (1,), object()),
+    "count": ("", None, 3, "times"),
+    "max_error": (-1, math.nan, "x", None, 1j, ()),
+    "measure": (3, "x", ()),
+    "calibration": (3, "x", True, (), [], [[1]], {}, [object()], iter(())),
+    "rank": (1, "x"),  # beside another budget
+    "budget": (0.1, math.nan),
+}
+
+
+@settings(max_examples=60, derandomize=True, deadline=None)
+@given(
+    st.sampled_from(NO_BUDGET),
+    st.fixed_dictionaries({}, optional={name: st.sampled_from(values) for name, values in BAD_OPTIONS.items()}),
+)
+def test_substitutions_without_a_budget(macs, options):
+    with pytest.raises((TypeError, ValueError), match=r"^substitute: "):
+        alarmed(jaxcnn.substitute, two_layers, SMALL, IMAGE, macs=macs, **options)
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name in BAD_OPTIONS for value in BAD_OPTIONS[name]])
+def test_substitutions_with_a_bad_option(name, value):
+    with pytest.raises((TypeError, ValueError), match=r"^substitute: "):
+        alarmed(jaxcnn.substitute, two_layers, SMALL, IMAGE, **{"macs": 0.5, "count": "macs", name: value})
+
+
+def one_layer(kernel, x):
+    return jaxcnn.conv(x, kernel)
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        (3, SMALL, IMAGE),
+        (one_layer, jaxcnn.KernelChain((ones(5, 1, 4, 2), ones(1, 5, 2, 4))), IMAGE),
+        (one_layer, np.full((5, 5, 4, 4), np.nan, np.float32), IMAGE),
+        (one_layer, ones(5, 5, 4, 4, dtype=np.int32), IMAGE),
+        (one_layer, None, IMAGE),
+        (one_layer, "x", IMAGE),
+        (one_layer, ones(5, 5, 3, 4), IMAGE),
+        (one_layer, ones(5, 4), IMAGE),
+        (one_layer, SMALL["first"], ones(1, 8, 8, 3)),
+        (one_layer, SMALL["first"], ones(8)),
+        (one_layer, SMALL["first"], "x"),
+        (one_layer, SMALL["first"], None),
+        (one_layer, SMALL["first"], np.array(["x"])),
+        (one_layer, SMALL["first"], IMAGE, IMAGE),
+        (jnp.sum, SMALL["first"]),
+    ],
+)
+def test_substitutions_of_what_is_no_network(args):
+    with pytest.raises((TypeError, ValueError)):
+        alarmed(jaxcnn.substitute, *args, macs=0.5, count="macs", schemes="separable")
+
+
+@pytest.mark.parametrize("seconds", [0, -1, math.nan, math.inf, "x", None, 1j, (), [1], 10**400])
+def test_tuning_for_no_time(seconds):
+    with pytest.raises((TypeError, ValueError), match=r"^tune: "):
+        jaxcnn.tune(jaxcnn.conv, ones(1, 4, 4, 2), ones(3, 3, 2, 2), seconds=seconds)
+
+
+@pytest.mark.parametrize("args", [(3, ones(2)), (jaxcnn.conv, ones(1, 4, 4, 2), "x"), (jaxcnn.conv, ones(1, 4, 4, 2))])
+def test_tuning_of_what_is_no_function_of_arrays(args):
+    with pytest.raises((TypeError, ValueError)):
+        jaxcnn.tune(*args, seconds=0.01)
 
 
 # Files.

@@ -81,6 +81,22 @@ LAYERS = {
         *(jaxcnn.conv, (X, (3, 3, 16, 8)), CHANNELS, P(None, None, "a")),
         {"all-reduce": 4 * 16 * 8 * 8 * FLOAT_BYTES},
     ),
+    "gradient by the image of 3x3, channels of the result": (
+        *(image_gradient(jaxcnn.conv), (X, (3, 3, 16, 8)), P(), CHANNELS),
+        {"all-reduce": 4 * 16 * 8 * 16 * FLOAT_BYTES},
+    ),
+    "gradient by the kernel of 3x3, channels of the result": (
+        *(kernel_gradient(jaxcnn.conv), (X, (3, 3, 16, 8)), P(), CHANNELS, {}),
+    ),
+    # The result, of which the derivative is, is summed up; the gradients are not.
+    "gradient by the image of 3x3, channels that are summed up": (
+        *(image_gradient(jaxcnn.conv), (X, (3, 3, 16, 8)), CHANNELS, P(None, None, "a")),
+        {"all-reduce": 4 * 16 * 8 * 8 * FLOAT_BYTES},
+    ),
+    "gradient by the kernel of 3x3, channels that are summed up": (
+        *(kernel_gradient(jaxcnn.conv), (X, (3, 3, 16, 8)), CHANNELS, P(None, None, "a")),
+        {"all-reduce": 4 * 16 * 8 * 8 * FLOAT_BYTES},
+    ),
     "gradient by the image of 3x3, batch": (image_gradient(jaxcnn.conv), (X, (3, 3, 16, 8)), BATCH, P(), {}),
     "gradient by the kernel of 3x3, batch": (
         *(kernel_gradient(jaxcnn.conv), (X, (3, 3, 16, 8)), BATCH, P()),
@@ -120,6 +136,12 @@ LAYERS = {
         {"all-reduce": 9 * 4 * 16 * FLOAT_BYTES},
     ),
     "4 groups, groups": (grouped, (X, (3, 3, 4, 16)), CHANNELS, CHANNELS, {}),
+    "gradient by the image of 4 groups, groups": (
+        *(image_gradient(grouped), (X, (3, 3, 4, 16)), CHANNELS, CHANNELS, {}),
+    ),
+    "gradient by the kernel of 4 groups, groups": (
+        *(kernel_gradient(grouped), (X, (3, 3, 4, 16)), CHANNELS, CHANNELS, {}),
+    ),
     "max pool 3x3, batch": (max_pool, (X,), BATCH, P(), {}),
     "max pool 3x3, rows": (max_pool, (X,), ROWS, P(), halo(4, 8, 16)),
     "gradient of max pool 3x3, batch": (image_gradient(max_pool), (X,), BATCH, P(), {}),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -10,6 +11,14 @@ from jaxcnn.options import ConvGeometry, PoolGeometry
 
 Place = tuple[int, int]
 """Row and column, or a number for each of the two axes."""
+MAX_PIXELS = 100_000
+"""Largest number of pixels of an array that a picture shows, padding included."""
+
+
+def check_pixels(name: str, shape: Sequence[int]) -> None:
+    """Raises a ValueError for an array with more pixels than a picture shows."""
+    if math.prod(shape) > MAX_PIXELS:
+        raise ValueError(f"a picture shows at most {MAX_PIXELS} pixels, {name} has shape {tuple(shape)}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +45,10 @@ class Sliding:
 
     @classmethod
     def of(cls, geometry: ConvGeometry | PoolGeometry) -> Sliding:
-        """Returns the places of the window of a convolution or a pool of one or two spatial axes."""
+        """Returns the places of the window of a convolution or a pool of one or two spatial axes.
+
+        Raises a ValueError for images that are too large for a picture.
+        """
         rank, padding = geometry.order.rank, geometry.padding
         if isinstance(geometry, PoolGeometry):
             # A last window that hangs over the end needs more padding than was declared, and never less is drawn.
@@ -47,7 +59,7 @@ class Sliding:
         def two_axes(values: Sequence[Any], missing_axis: Any = 1) -> Any:
             return (*[missing_axis] * (2 - rank), *values)
 
-        return cls(
+        slide = cls(
             rank=rank,
             sizes=two_axes(geometry.sizes),
             taps=two_axes(geometry.window),
@@ -56,6 +68,9 @@ class Sliding:
             padding=two_axes(padding, (0, 0)),
             outputs=two_axes(geometry.output_sizes),
         )
+        check_pixels("the image with its padding", slide.shown(slide.padded_sizes))
+        check_pixels("the array of the window's places", slide.shown(slide.outputs))
+        return slide
 
     @property
     def extents(self) -> Place:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,14 +13,12 @@ from jaxcnn import conv, conv_transpose
 from jaxcnn.drawing import _canvas as draw
 from jaxcnn.drawing._overview import draw_overview
 from jaxcnn.drawing._saving import Path, save_if_path
-from jaxcnn.drawing._sliding import Place, Sliding
+from jaxcnn.drawing._sliding import Place, Sliding, check_pixels
 from jaxcnn.drawing._spread import Spread, draw_spread
 from jaxcnn.drawing._steps import Row, Step, draw_step, steps_picture
 from jaxcnn.errors import ErrorPrefix
 from jaxcnn.options import ConvOptions
 
-MAX_PIXELS = 100_000
-"""Largest array of a picture."""
 _OPERATION = "draw_convolution"
 """Name of the function in messages."""
 
@@ -72,7 +69,8 @@ def draw_convolution(
       The figure; the last step of an animation.
 
     Raises:
-      ValueError: more than two spatial axes; sizes that `conv` refuses; a step that does not exist.
+      ValueError: more than two spatial axes; sizes that `conv` refuses; an array of more than 100000 pixels, padding
+        included; a step that does not exist.
 
     Example:
       >>> figure = draw_convolution((5, 5), (3, 3), strides=2)
@@ -142,10 +140,8 @@ class _Operand:
         is_shape = isinstance(array, int) or (isinstance(array, tuple) and all(isinstance(size, int) for size in array))
         self.values = None if is_shape else np.asarray(array, np.float32)
         self.shape = ((array,) if isinstance(array, int) else array) if self.values is None else self.values.shape
-        if self.shape and math.prod(self.shape) > MAX_PIXELS:
-            raise ValueError(
-                f"{_OPERATION}: a picture shows at most {MAX_PIXELS} pixels, {name} has shape {self.shape}"
-            )
+        with ErrorPrefix(_OPERATION):
+            check_pixels(name, self.shape)
         if not self.shape or min(self.shape) < 1:
             raise ValueError(f"{_OPERATION}: {name} must have sizes of at least 1, got {array!r}")
 

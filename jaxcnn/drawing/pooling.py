@@ -66,7 +66,8 @@ def draw_pooling(
       The figure; the last step of an animation.
 
     Raises:
-      ValueError: more than two axes; an unknown kind; sizes that the pool refuses; a step that does not exist.
+      ValueError: more than two axes; an unknown kind; sizes that the pool refuses; more than 100000 pixels, padding
+        included; a step that does not exist.
 
     Example:
       >>> figure = draw_pooling([[1, 5], [3, 2]], 2, step=0)

@@ -65,11 +65,12 @@ def choose(spec: ConvSpec, method: str, platform: str | None) -> Choice:
     derivatives alone: `check_supported` has refused such a method for the user's own convolution.
 
     Args:
-      spec: the convolution.
+      spec: the convolution; a symbolic batch counts as `STAND_IN_BATCH` images.
       method: name of a method, or `"auto"`.
       platform: `"cpu"`, the name of another platform, or None where only shapes and dtypes matter, or where only
         `direct` works.
     """
+    spec = spec.with_known_batch()
     if method != "auto" and METHODS[method].refusal(spec) is None:
         return Choice(method, "asked for")
     table = active_table()

@@ -17,6 +17,9 @@ from jaxcnn.geometry import Ints, Pair, dilated_size, output_sizes, window_hits
 
 Role = Literal["output", "input", "kernel"]
 
+STAND_IN_BATCH = 1
+"""Number of images that stands for a symbolic batch where a method is chosen, whose estimates need a number."""
+
 
 @dataclasses.dataclass(frozen=True)
 class ConvSpec:
@@ -27,7 +30,7 @@ class ConvSpec:
 
     Args:
       role: array that is computed.
-      input_shape: shape (N, *spatial, C_in) of x.
+      input_shape: shape (N, *spatial, C_in) of x; N and `stacked` may be symbolic dimensions of `jax.export`.
       kernel_shape: shape (*window, C_in / feature_group_count, C_out) of the kernel.
       output_shape: shape (N, *spatial, C_out) of y.
       strides: step of the window on each spatial axis.
@@ -74,6 +77,21 @@ class ConvSpec:
     def window(self) -> Ints:
         """Returns the taps of the kernel on each spatial axis."""
         return self.kernel_shape[:-2]
+
+    @property
+    def has_known_layer(self) -> bool:
+        """Returns whether all sizes are numbers, but for the batch and the stacked axis, which may be symbolic."""
+        sizes = (*self.input_shape[1:], *self.kernel_shape, *self.output_shape[1:])
+        return all(isinstance(size, int) for size in sizes)
+
+    def with_known_batch(self) -> ConvSpec:
+        """Returns the convolution with `STAND_IN_BATCH` in place of a symbolic batch or stacked axis."""
+        batch, stacked = self.input_shape[0], self.stacked
+        if isinstance(batch, int) and isinstance(stacked, int | None):
+            return self
+        batch, stacked = (STAND_IN_BATCH if not isinstance(n, int | None) else n for n in (batch, stacked))
+        shapes = {name: (batch, *getattr(self, name)[1:]) for name in ("input_shape", "output_shape")}
+        return dataclasses.replace(self, stacked=stacked, **shapes)
 
     @property
     def result_shape(self) -> Ints:

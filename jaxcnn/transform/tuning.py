@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -12,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxcnn.factorization.numerics.ranks import check_number
 from jaxcnn.lowering import choice
 from jaxcnn.lowering import tuning_table as tables
 from jaxcnn.lowering.methods import direct
@@ -52,7 +54,7 @@ def tune(f: Callable[..., Any], *args: Any, seconds: float = 30.0, progress: boo
       A table to use by `with table:` or `table.install()`, and to keep by `table.save(path)`.
 
     Raises:
-      ValueError: `seconds` is not positive; an argument is split over a mesh without devices.
+      ValueError: `seconds` is not positive, or infinite; an argument is split over a mesh without devices.
       TypeError: f is no function, or an argument that is not an array is not hashable.
 
     Example:
@@ -68,8 +70,11 @@ def tune(f: Callable[..., Any], *args: Any, seconds: float = 30.0, progress: boo
     """
     if not callable(f):
         raise TypeError(f"tune: f must be a function, got {f!r}")
+    seconds = check_number("tune: seconds", seconds)
     if not seconds > 0:
-        raise ValueError(f"tune: seconds must be positive, got {seconds}")
+        raise ValueError(f"tune: seconds must be positive, got {seconds:g}")
+    if math.isinf(seconds):
+        raise ValueError(f"tune: seconds must be finite, got {seconds:g}")
     specs = _record_specs(accelerate(f), args)  # so that lax's own convolutions are among them
     device = _device()
     end = time.perf_counter() + seconds

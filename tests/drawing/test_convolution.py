@@ -179,6 +179,12 @@ def test_shapes_alone_draw_the_same_numbers_each_time():
         ),
         (lambda: draw_convolution((3, 3), (3, 3), step=9), "step must be from 0 to 8, as there are 9, got 9"),
         (lambda: draw_convolution((3, 0), (3, 3)), "x must have sizes of at least 1, got (3, 0)"),
+        (lambda: draw_convolution((10**6, 10**6), (3, 3)), "at most 100000 pixels, x has shape (1000000, 1000000)"),
+        (
+            lambda: draw_convolution((3, 3), (3, 3), padding=10**6),
+            "a picture shows at most 100000 pixels, the image with its padding has shape (2000003, 2000003)",
+        ),
+        (lambda: draw_convolution((300, 300), (3, 3), transposed=True, strides=99), "has shape (29700, 29700)"),
         (lambda: draw_convolution((3, 3), (3, 3), animate=True), "an animation needs a path"),
         (lambda: draw_convolution((30, 30), (3, 3), path="a.gif"), "at most 400 steps, these sizes make 900"),
         (lambda: draw_convolution(3, 3, path="a.png", animate=True), "must be a .gif or .svg file, got 'a.png'"),

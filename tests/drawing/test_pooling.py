@@ -55,6 +55,11 @@ def test_all_places_in_one_picture():
         (lambda: draw_pooling((4, 4, 4), 2), "x must have one or two spatial axes, got (4, 4, 4)"),
         (lambda: draw_pooling((4, 4), (2,)), "window_shape must have 2 spatial axes as x, got (2,)"),
         (lambda: draw_pooling((1, 1), 2), "the window is larger than its padded input"),
+        (
+            lambda: draw_pooling((10**6, 10**6), 2, step=0),
+            "a picture shows at most 100000 pixels, the image with its padding has shape (1000000, 1000000)",
+        ),
+        (lambda: draw_pooling(3, 2, padding=10**9), "has shape (2000000003,)"),
         (lambda: draw_pooling((4, 4), 2, step=99), "step must be from 0 to 8, as there are 9, got 99"),
     ],
 )

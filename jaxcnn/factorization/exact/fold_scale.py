@@ -15,6 +15,7 @@ from jaxcnn.errors import ErrorPrefix
 from jaxcnn.layout import Layout, parse_layout
 
 
+@ErrorPrefix("fold_scale")
 def fold_scale(
     kernel: ArrayLike | KernelChain,
     *,

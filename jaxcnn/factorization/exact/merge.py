@@ -10,9 +10,11 @@ from jax.typing import ArrayLike
 
 from jaxcnn.chain import KernelChain
 from jaxcnn.errors import ErrorPrefix
+from jaxcnn.geometry import whole_number
 from jaxcnn.layout import Layout, parse_layout
 
 
+@ErrorPrefix("merge")
 def merge(
     *kernels: ArrayLike, identity: ArrayLike | None = None, feature_group_count: int = 1, layout: Layout = None
 ) -> jax.Array:
@@ -64,12 +66,13 @@ def merge(
             f"merge: all kernels must have the same number of axes, at least one window axis and two feature axes, "
             f"got {shapes}"
         )
-    with ErrorPrefix("merge"):
-        order = parse_layout(layout, len(shapes[0]) - 2)
+    order, groups = parse_layout(layout, len(shapes[0]) - 2), whole_number("feature_group_count", feature_group_count)
     *window_axes, in_axis, out_axis = order.kernel_axes
     if len({(shape[in_axis], shape[out_axis]) for shape in shapes}) > 1:
         raise ValueError(f"merge: all kernels must have the same input and output channels, got {shapes}")
     features = (shapes[0][in_axis], shapes[0][out_axis])
+    if any(shape[axis] < 1 for shape in shapes for axis in window_axes):
+        raise ValueError(f"merge: no kernel may have an empty window, got {shapes}")
     window = [max(shape[axis] for shape in shapes) for axis in window_axes]
     centred_kernels = []
     for array in arrays:
@@ -79,7 +82,7 @@ def merge(
             widths[axis] = (low, size - array.shape[axis] - low)
         centred_kernels.append(jnp.pad(array, widths))
     if identity is not None:
-        branch = _identity_kernel(identity, features, feature_group_count, jnp.result_type(*arrays))
+        branch = _identity_kernel(identity, features, groups, jnp.result_type(*arrays))
         # The branch is a tap in the middle of the window. The transpose makes the user's order of axes.
         middle = tuple((size - 1) // 2 for size in window)
         dense = jnp.zeros((*window, *features), branch.dtype).at[middle].set(branch)
@@ -100,8 +103,9 @@ def _identity_kernel(identity: Any, features: tuple[int, int], groups: int, dtyp
             f"merge: an identity needs as many input as output channels, got {in_features}{times} and {out_features}"
         )
     weight = jnp.asarray(identity)
-    if jnp.issubdtype(weight.dtype, jnp.inexact) and not jnp.issubdtype(dtype, jnp.inexact):
-        raise TypeError(f"merge: an identity of {weight.dtype} needs kernels of floats, got dtype {dtype}")
+    for kind, name in ((jnp.inexact, "floats"), (jnp.complexfloating, "complex numbers")):
+        if jnp.issubdtype(weight.dtype, kind) and not jnp.issubdtype(dtype, kind):
+            raise TypeError(f"merge: an identity of {weight.dtype} needs kernels of {name}, got dtype {dtype}")
     weight = weight.astype(dtype)
     if weight.shape not in ((), (1,), (out_features,)):
         raise ValueError(f"merge: identity must be a number or ({out_features},) of them, got shape {weight.shape}")

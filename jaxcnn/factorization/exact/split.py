@@ -16,6 +16,7 @@ from jaxcnn.layout import Layout, parse_layout
 Piece = tuple[jax.Array, tuple[Pair, ...]]
 
 
+@ErrorPrefix("split")
 def split(
     kernel: ArrayLike,
     window_shape: IntOrInts,
@@ -62,23 +63,21 @@ def split(
     References:
       Ding, Zhang, Han and Ding, "Scaling up your kernels to 31x31", 2022, on large kernels and what runs them.
     """
-    with ErrorPrefix("split"):
-        if isinstance(kernel, KernelChain):
-            raise TypeError("kernel is a KernelChain; its dense kernel is chain.dense()")
-        array = jnp.asarray(kernel)
-        if array.ndim < 3:
-            raise ValueError(
-                "kernel must have at least one window axis, an input and an output feature axis, "
-                f"got shape {array.shape}"
-            )
-        rank = array.ndim - 2
-        window_axes = parse_layout(layout, rank).kernel_axes[:rank]
-        window = [array.shape[axis] for axis in window_axes]
-        largest = axis_values("window_shape", window_shape, rank)
-        dilation = axis_values("kernel_dilation", kernel_dilation, rank)
-        extents = tuple(map(dilated_size, window, dilation))
-        # At stride 1 the padding of a name depends on the window alone, so any image size will do.
-        pairs = resolve_padding(padding, extents, extents, (1,) * rank)
+    if isinstance(kernel, KernelChain):
+        raise TypeError("kernel is a KernelChain; its dense kernel is chain.dense()")
+    array = jnp.asarray(kernel)
+    if array.ndim < 3:
+        raise ValueError(
+            f"kernel must have at least one window axis, an input and an output feature axis, got shape {array.shape}"
+        )
+    rank = array.ndim - 2
+    window_axes = parse_layout(layout, rank).kernel_axes[:rank]
+    window = [array.shape[axis] for axis in window_axes]
+    largest = axis_values("window_shape", window_shape, rank)
+    dilation = axis_values("kernel_dilation", kernel_dilation, rank)
+    extents = tuple(map(dilated_size, window, dilation))
+    # At stride 1 the padding of a name depends on the window alone, so any image size will do.
+    pairs = resolve_padding(padding, extents, extents, (1,) * rank)
     starts = (range(0, size, step) for size, step in zip(window, largest, strict=True))
     pieces = []
     for start in itertools.product(*starts):

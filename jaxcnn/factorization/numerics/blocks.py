@@ -11,8 +11,8 @@ import numpy as np
 
 from jaxcnn.chain import KernelChain
 from jaxcnn.errors import ErrorPrefix
+from jaxcnn.geometry import whole_number
 from jaxcnn.layout import Layout, parse_layout
-from jaxcnn.options import group_count
 
 
 def grouped_kernel(operation: str, kernel: Any, feature_group_count: int, layout: Layout) -> np.ndarray:
@@ -41,7 +41,7 @@ def grouped_kernel(operation: str, kernel: Any, feature_group_count: int, layout
         raise ValueError(f"{operation}: kernel has {int((~np.isfinite(wide)).sum())} values that are NaN or infinite")
     with ErrorPrefix(operation):
         wide = parse_layout(layout, array.ndim - 2).kernel_to_canonical(wide)
-        groups = group_count(feature_group_count)
+        groups = whole_number("feature_group_count", feature_group_count)
     if wide.shape[-1] % groups:
         raise ValueError(
             f"{operation}: the kernel's {wide.shape[-1]} output channels do not divide into "

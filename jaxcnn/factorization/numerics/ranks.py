@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxcnn.geometry import whole_number
+
 
 def check_rank(operation: str, name: str, rank: Any, largest: int | None) -> int:
     """Returns the rank as an int, and refuses one below 1 or above `largest`; None sets no upper limit."""
@@ -26,13 +28,25 @@ def check_rank(operation: str, name: str, rank: Any, largest: int | None) -> int
 
 def check_tolerance(operation: str, tolerance: Any) -> float:
     """Returns the tolerance as a float, and refuses a negative one."""
-    try:
-        value = float(tolerance)
-    except (TypeError, ValueError):
-        raise TypeError(f"{operation}: tolerance must be a number, got {tolerance!r}") from None
+    value = check_number(f"{operation}: tolerance", tolerance)
     if not value >= 0:
         raise ValueError(f"{operation}: tolerance must not be negative, got {tolerance!r}")
     return value
+
+
+def check_number(name: str, number: Any) -> float:
+    """Returns an option as a float, and refuses what is no number."""
+    try:
+        return float(number)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be a number, got {number!r}") from None
+    except OverflowError:
+        raise ValueError(f"{name} is too large") from None
+
+
+def check_seed(seed: Any) -> int:
+    """Returns a seed as an int, and refuses what NumPy's generators do not take."""
+    return whole_number("seed", seed, 0)
 
 
 def chosen_tolerance(operation: str, name: str, rank: Any, tolerance: Any, links: int, dtype: Any) -> float | None:

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from jaxcnn.chain import KernelChain
+from jaxcnn.errors import ErrorPrefix
 from jaxcnn.factorization.numerics.blocks import chain_of_blocks, grouped_kernel
 from jaxcnn.factorization.numerics.cp_als import Factors, fit_terms, full_rank
-from jaxcnn.factorization.numerics.ranks import check_rank, chosen_tolerance, smallest_rank
+from jaxcnn.factorization.numerics.ranks import check_rank, check_seed, chosen_tolerance, smallest_rank
 from jaxcnn.factorization.numerics.svd import singular_values
 from jaxcnn.factorization.schemes.scheme import RankTable, Scheme, Shape, all_up_to, split_shape, window_along
 from jaxcnn.layout import Layout
@@ -22,6 +23,7 @@ _Fit = tuple[Factors, np.ndarray, float]
 """The fit of one group: unit vectors of each axis, weights, and the relative error."""
 
 
+@ErrorPrefix("cp")
 def cp(
     kernel: Any,
     *,
@@ -80,7 +82,7 @@ def cp(
         warnings.warn(
             f"cp: the terms cancel, their norm is {ratio:.0f} times the kernel's: the chain loses digits and trains "
             "badly; try another rank",
-            stacklevel=2,
+            stacklevel=3,
         )
     return chain
 
@@ -95,6 +97,7 @@ def _fitted_chain(
 ) -> KernelChain:
     """Returns the chain of `cp` without its warning, for callers that ask for `terms_norm` themselves."""
     operation = "cp"
+    seed = check_seed(seed)
     blocks = grouped_kernel(operation, kernel, feature_group_count, layout)
     dtype = np.asarray(kernel).dtype
     if np.iscomplexobj(blocks):

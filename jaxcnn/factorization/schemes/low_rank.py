@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from jaxcnn.chain import KernelChain
+from jaxcnn.errors import ErrorPrefix
 from jaxcnn.factorization.numerics.blocks import chain_of_blocks, grouped_kernel
 from jaxcnn.factorization.numerics.ranks import chosen_tolerance
 from jaxcnn.factorization.numerics.svd import truncate
@@ -15,6 +16,7 @@ from jaxcnn.factorization.schemes.scheme import Blocks, LayerSamples, Scheme, Sh
 from jaxcnn.layout import Layout
 
 
+@ErrorPrefix("low_rank")
 def low_rank(
     kernel: Any,
     *,

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxcnn.chain import KernelChain
+from jaxcnn.errors import ErrorPrefix
 from jaxcnn.factorization.numerics.blocks import chain_of_blocks, grouped_kernel
 from jaxcnn.factorization.numerics.metric_svd import MetricSvd
 from jaxcnn.factorization.numerics.ranks import chosen_tolerance
@@ -26,6 +27,7 @@ from jaxcnn.factorization.schemes.scheme import (
 from jaxcnn.layout import Layout
 
 
+@ErrorPrefix("separable")
 def separable(
     kernel: Any,
     *,

@@ -12,7 +12,7 @@ from jaxcnn.chain import KernelChain
 from jaxcnn.errors import ErrorPrefix
 from jaxcnn.factorization.numerics.blocks import chain_of_blocks, grouped_kernel
 from jaxcnn.factorization.numerics.link_products import Links
-from jaxcnn.factorization.numerics.ranks import check_rank, chosen_tolerance
+from jaxcnn.factorization.numerics.ranks import check_rank, check_seed, chosen_tolerance
 from jaxcnn.factorization.numerics.stack_als import EXACT_ERROR, fit_links
 from jaxcnn.factorization.schemes.scheme import RankTable, Scheme, Shape, all_up_to, split_shape
 from jaxcnn.geometry import axis_values
@@ -20,6 +20,7 @@ from jaxcnn.layout import Layout
 from jaxcnn.options import frozen
 
 
+@ErrorPrefix("stack")
 def stack(
     kernel: Any,
     *,
@@ -71,13 +72,13 @@ def stack(
       al., "Rethinking the Inception architecture for computer vision", 2016.
     """
     operation = "stack"
+    seed = check_seed(seed)
     blocks = grouped_kernel(operation, kernel, feature_group_count, layout)
     dtype = np.asarray(kernel).dtype
     if np.iscomplexobj(blocks):
         raise TypeError(f"{operation}: kernel must be of real floats, got dtype {dtype}")
     *window, in_features, out_features = blocks.shape[1:]
-    with ErrorPrefix(operation):
-        sizes = tuple(axis_values("windows", size, len(window)) for size in frozen(tuple(windows)))
+    sizes = tuple(axis_values("windows", size, len(window)) for size in frozen(tuple(windows)))
     if len(sizes) < 2:
         raise ValueError(f"{operation}: there must be at least two windows, got {windows!r}")
     composed = [sum(axis) - len(axis) + 1 for axis in zip(*sizes, strict=True)]

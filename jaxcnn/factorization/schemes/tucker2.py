@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from jaxcnn.chain import KernelChain
+from jaxcnn.errors import ErrorPrefix
 from jaxcnn.factorization.numerics.blocks import chain_of_blocks, grouped_kernel
 from jaxcnn.factorization.numerics.ranks import check_rank, chosen_tolerance
 from jaxcnn.factorization.numerics.tucker_als import (
@@ -25,6 +26,7 @@ from jaxcnn.factorization.schemes.scheme import Blocks, LayerSamples, RankTable,
 from jaxcnn.layout import Layout
 
 
+@ErrorPrefix("tucker2")
 def tucker2(
     kernel: Any,
     *,

@@ -66,7 +66,7 @@ class SchemeCandidates:
         multiple: int = 1,
         table: RankTable | None = None,
     ):
-        if name not in SCHEMES:
+        if not isinstance(name, str) or name not in SCHEMES:
             names = ", ".join(map(repr, SCHEMES))
             raise ValueError(f"{kernel.operation}: a scheme must be one of {names}, got {name!r}")
         self.kernel = kernel

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from jaxcnn.errors import ErrorPrefix
 from jaxcnn.factorization.selection.candidates import GivenKernel, SchemeCandidates
 from jaxcnn.factorization.selection.workload import Workload
-from jaxcnn.geometry import IntOrInts, Padding
+from jaxcnn.geometry import IntOrInts, Padding, whole_number
 from jaxcnn.layout import Layout
 
 
@@ -42,6 +43,7 @@ class RankCurve:
         return tuple(macs / self.dense_macs for macs in self.macs)
 
 
+@ErrorPrefix("curve")
 def curve(
     kernel: Any,
     scheme: str,
@@ -91,8 +93,7 @@ def curve(
       The singular values left out: Eckart and Young, "The approximation of one matrix by another of lower rank", 1936.
     """
     operation = "curve"
-    if points < 1:
-        raise ValueError(f"{operation}: points must be at least 1, got {points!r}")
+    points = whole_number("points", points)
     workload = Workload(operation, input_shape, strides, padding, kernel_dilation, layout)
     given_kernel = GivenKernel(operation, kernel, feature_group_count, layout)
     candidates = SchemeCandidates(given_kernel, scheme, workload.macs).require()
@@ -100,8 +101,10 @@ def curve(
     # The smallest rank is always a point, even if its chain is no cheaper than the kernel.
     last = max(candidates.count_affordable(dense_macs) - 1, 0)
     ends = [workload.macs(candidates.shapes_at(index)) for index in (0, last)]
-    costs = np.linspace(ends[0], ends[1], points)
-    indices = sorted({min(max(candidates.count_affordable(cost) - 1, 0), last) for cost in costs})
+    indices: Sequence[int] = range(last + 1)
+    if points < len(indices):
+        costs = np.linspace(ends[0], ends[1], points)
+        indices = sorted({min(max(candidates.count_affordable(cost) - 1, 0), last) for cost in costs})
     if candidates.errors is not None and not candidates.scheme.has_pairs:
         errors = [float(candidates.errors[index]) for index in indices]
     else:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from jaxcnn.chain import KernelChain
-from jaxcnn.factorization.numerics.ranks import check_tolerance
+from jaxcnn.errors import ErrorPrefix
+from jaxcnn.factorization.numerics.ranks import check_number, check_tolerance
 from jaxcnn.factorization.schemes.registry import SCHEMES
 from jaxcnn.factorization.selection.candidates import FAST_MULTIPLES, GivenKernel, SchemeCandidates, candidates_of
 from jaxcnn.factorization.selection.workload import Workload
@@ -19,6 +21,7 @@ _MAX_SEARCHED_WEIGHTS = 10_000
 """Weights of a kernel up to which `cp` and `stack` are tried without being asked for: 32 to 32 channels at 3x3."""
 
 
+@ErrorPrefix("factorize")
 def factorize(
     kernel: Any,
     *,
@@ -88,6 +91,9 @@ def factorize(
     operation = "factorize"
     if (tolerance is None) == (cost is None):
         raise ValueError(f"{operation}: give either tolerance or cost, got {tolerance!r} and {cost!r}")
+    limit = math.inf if cost is None else check_number("cost", cost)
+    if math.isnan(limit):
+        raise ValueError(f"{operation}: cost must be a number, got {cost!r}")
     if unit not in ("macs", "ms"):
         raise ValueError(f"{operation}: unit must be 'macs' or 'ms', got {unit!r}")
     workload = Workload(operation, input_shape, strides, padding, kernel_dilation, layout)
@@ -96,7 +102,7 @@ def factorize(
     given_kernel = GivenKernel(operation, kernel, feature_group_count, layout)
     schemes_to_try = candidates_of(given_kernel, _scheme_names(schemes, given_kernel), workload.macs)
     if cost is not None:
-        return _most_exact(given_kernel, schemes_to_try, workload, unit, float(cost))
+        return _most_exact(given_kernel, schemes_to_try, workload, unit, limit)
     return _cheapest(given_kernel, schemes_to_try, workload, unit, check_tolerance(operation, tolerance))
 
 
@@ -104,6 +110,8 @@ def _scheme_names(schemes: str | Sequence[str] | None, kernel: GivenKernel) -> l
     """Returns the names of the schemes to try."""
     if schemes is not None:
         names = [schemes] if isinstance(schemes, str) else list(schemes)
+        if not all(isinstance(name, str) for name in names):
+            raise TypeError(f"schemes must be names of schemes, got {schemes!r}")
         if not names:
             raise ValueError(f"{kernel.operation}: schemes must hold at least one scheme, got none")
         return names

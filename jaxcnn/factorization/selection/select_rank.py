@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Sequence
 from typing import Any
 
-from jaxcnn.factorization.numerics.ranks import check_tolerance, evbmf_rank
+from jaxcnn.errors import ErrorPrefix
+from jaxcnn.factorization.numerics.ranks import check_number, check_tolerance, evbmf_rank
 from jaxcnn.factorization.numerics.svd import singular_values
 from jaxcnn.factorization.selection.candidates import GivenKernel, SchemeCandidates
 from jaxcnn.factorization.selection.workload import Workload
-from jaxcnn.geometry import IntOrInts, Padding
+from jaxcnn.geometry import IntOrInts, Padding, whole_number
 from jaxcnn.layout import Layout
 
 
+@ErrorPrefix("select_rank")
 def select_rank(
     kernel: Any,
     scheme: str,
@@ -85,12 +86,13 @@ def select_rank(
     chosen = [name for name, value in rules.items() if value is not None]
     if len(chosen) > 1:
         raise ValueError(f"{operation}: give one rule, got {' and '.join(chosen)}")
-    try:
-        multiple = operator.index(multiple)
-    except TypeError:
-        raise TypeError(f"{operation}: multiple must be an int, got {multiple!r}") from None
-    if multiple < 1:
-        raise ValueError(f"{operation}: multiple must be at least 1, got {multiple!r}")
+    multiple = whole_number(f"{operation}: multiple", multiple)
+    energy, macs, milliseconds = (
+        None if number is None else check_number(name, number)
+        for name, number in (("energy", energy), ("macs", macs), ("milliseconds", milliseconds))
+    )
+    if milliseconds is not None and math.isnan(milliseconds):
+        raise ValueError(f"{operation}: milliseconds must be a number, got {milliseconds!r}")
     if energy is not None and not 0 <= energy <= 1:
         raise ValueError(f"{operation}: energy must be between 0 and 1, got {energy!r}")
     if macs is not None and not 0 < macs <= 1:

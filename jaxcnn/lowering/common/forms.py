@@ -58,8 +58,8 @@ def sum_dtype(spec: ConvSpec) -> np.dtype:
 
 def shape_unsupported(spec: ConvSpec) -> str | None:
     """Returns the reason why only `direct` computes a convolution of this shape, or None."""
-    if not all(isinstance(n, int) for n in (*spec.input_shape, *spec.output_shape)):
-        return "its shape is symbolic"
+    if not spec.has_known_layer:
+        return "its image or its channels are of symbolic size"
     if 0 in (*spec.input_shape, *spec.output_shape):
         return "it is empty"
     if max(spec.input_dilation) > 1:

@@ -94,17 +94,20 @@ def lower(lhs: jax.Array, rhs: jax.Array, spec: ConvSpec) -> jax.Array:
     if (padded_spec := _with_padding_as_input(spec)) is not None:
         return _without_padding(lower(lhs, rhs, padded_spec), spec)
     run = partial(_by_channels_last if _is_channels_last(spec) else _by_transposition, spec=spec)
-    if spec.stacked is not None:
-        run = jax.vmap(partial(run, spec=dataclasses.replace(spec, sharding=None)))
-    return run(lhs, rhs)
+    if spec.stacked is None:
+        return run(lhs, rhs)
+    run = partial(run, spec=dataclasses.replace(spec, sharding=None))
+    if isinstance(spec.stacked, int):
+        return jax.vmap(run)(lhs, rhs)
+    # `vmap` makes groups of the stack's entries, and lax has no symbolic number of groups.
+    return lax.map(lambda operands: run(*operands), (lhs, rhs))
 
 
 def _is_channels_last(spec: ConvSpec) -> bool:
     """Returns whether a derivative is written as a channels-last convolution."""
     is_dense = spec.feature_group_count == 1 or spec.role == "input"
     is_floating = all(jnp.issubdtype(dtype, jnp.floating) for dtype in (spec.lhs_dtype, spec.rhs_dtype, spec.out_dtype))
-    has_known_sizes = all(isinstance(n, int) for n in (*spec.input_shape, *spec.kernel_shape, *spec.output_shape))
-    return spec.platform == "cpu" and spec.role != "output" and is_dense and is_floating and has_known_sizes
+    return spec.platform == "cpu" and spec.role != "output" and is_dense and is_floating and spec.has_known_layer
 
 
 def _has_window_in_padding(spec: ConvSpec) -> list[bool]:

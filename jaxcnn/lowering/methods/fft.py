@@ -127,7 +127,7 @@ def _contract(x: jax.Array, kernel: jax.Array) -> jax.Array:
     right = jnp.concatenate([top, bottom], axis=-2)  # (F, G, 2 I, 2 O)
     product = jnp.matmul(left, right, precision=lax.Precision.HIGHEST)
     out = product.shape[-1] // 2
-    spectrum = lax.complex(product[..., :out], product[..., out:])  # (F, G, T N, O)
+    spectrum = lax.complex(*jnp.split(product, 2, axis=-1))  # (F, G, T N, O)
     spectrum = jnp.moveaxis(spectrum.swapaxes(1, 2), 0, -1)
     return spectrum.reshape(tiles, batch, groups, out, *x.shape[-rank:])
 

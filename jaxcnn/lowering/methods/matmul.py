@@ -108,7 +108,7 @@ def terms(spec: ConvSpec) -> costs.Terms:
 
 def lower(lhs: jax.Array, rhs: jax.Array, spec: ConvSpec) -> jax.Array:
     """Computes the array that `spec.role` names from the two others."""
-    in_turn = 4 * costs.work(spec).gathered_numbers > MAX_PRODUCT_BYTES
+    in_turn = 4 * costs.work(spec.with_known_batch()).gathered_numbers > MAX_PRODUCT_BYTES
     return by_role(lhs, rhs, spec, partial(_forward, precision=spec.precision), _kernel, in_turn=in_turn)
 
 
@@ -157,9 +157,11 @@ def _forward(x: jax.Array, kernel: jax.Array, window: Window, *, precision: Any)
             parts.append(_shift(part, dict(zip(spread, tap, strict=True)), window))
         return sum(parts[1:], parts[0])
 
-    numbers = math.prod((len(x), *window.outputs)) * (columns * features + weights.shape[1] * groups)
     # Images may lie on several devices, and a loop over them would copy all of them to each device.
-    if len(x) > 1 and numbers * x.dtype.itemsize > MAX_PRODUCT_BYTES and not window.xla_only:
+    if window.xla_only:
+        return of_images(x)
+    numbers = math.prod((len(x), *window.outputs)) * (columns * features + weights.shape[1] * groups)
+    if len(x) > 1 and numbers * x.dtype.itemsize > MAX_PRODUCT_BYTES:
         return lax.map(lambda image: of_images(image[None])[0], x)
     return of_images(x)
 
@@ -167,7 +169,7 @@ def _forward(x: jax.Array, kernel: jax.Array, window: Window, *, precision: Any)
 def _product(a: jax.Array, b: jax.Array, precision: Any) -> jax.Array:
     """Returns the products of the groups' matrices: (P, G, K) @ (G, K, O) -> (P, G * O)."""
     if a.shape[1] == 1:
-        return lax.dot(a[:, 0], b[0], precision=precision)
+        return lax.dot(lax.squeeze(a, (1,)), b[0], precision=precision)
     product = lax.dot_general(a, b, (((2,), (1,)), ((1,), (0,))), precision=precision)  # (G, P, O)
     return jnp.moveaxis(product, 0, 1).reshape(a.shape[0], -1)
 
@@ -201,7 +203,7 @@ def _kernel(x: jax.Array, y: jax.Array, spec: ConvSpec) -> jax.Array:
     x = pad_spatial(x, window.padding)
     groups = window.groups
     pixels = [_by_group(tap_slice(x, tap, window), groups) for tap in taps(spec.window)]
-    if groups == 1 and 4 * costs.work(spec).gathered_numbers <= MAX_GATHERED_BYTES:
+    if groups == 1 and 4 * costs.work(spec.with_known_batch()).gathered_numbers <= MAX_GATHERED_BYTES:
         gathered = pixels[0] if len(pixels) == 1 else lax.optimization_barrier(jnp.concatenate(pixels, axis=-1))
         pixels = [gathered]
     contract = partial(_contract_pixels, y=_by_group(y, groups), precision=spec.precision)
@@ -216,6 +218,7 @@ def _by_group(x: jax.Array, groups: int) -> jax.Array:
 def _contract_pixels(x: jax.Array, y: jax.Array, precision: Any) -> jax.Array:
     """Multiplies the channels of x and y and sums over the pixels: (P, G, I), (P, G, O) -> (I, G * O)."""
     if x.shape[1] == 1:
-        return lax.dot_general(x[:, 0], y[:, 0], (((0,), (0,)), ((), ())), precision=precision)
+        x, y = lax.squeeze(x, (1,)), lax.squeeze(y, (1,))
+        return lax.dot_general(x, y, (((0,), (0,)), ((), ())), precision=precision)
     product = lax.dot_general(x, y, (((0,), (0,)), ((1,), (1,))), precision=precision)  # (G, I, O)
     return jnp.swapaxes(product, 0, 1).reshape(x.shape[-1], -1)

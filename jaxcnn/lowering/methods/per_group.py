@@ -66,7 +66,7 @@ def _one_group(spec: ConvSpec) -> ConvSpec:
 def lower(lhs: jax.Array, rhs: jax.Array, spec: ConvSpec) -> jax.Array:
     """Computes the array that `spec.role` names from the two others."""
     groups, group_spec = spec.feature_group_count, _one_group(spec)
-    method, _ = costs.fastest_method((direct, shift, matmul, winograd), group_spec)
+    method, _ = costs.fastest_method((direct, shift, matmul, winograd), group_spec.with_known_batch())
     if groups <= MAX_UNROLLED_GROUPS:
         pairs = zip(jnp.split(lhs, groups, -1), jnp.split(rhs, groups, -1), strict=True)
         return jnp.concatenate([method.lower(a, b, group_spec) for a, b in pairs], -1)

@@ -119,7 +119,7 @@ def _forward(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
     for tap in taps(sizes):
         pixels = tap_slice(x, tap, window)
         pixels = pixels.reshape(*pixels.shape[:-1], window.groups, kernel_in)
-        products += [pixels[..., i, None] * weights[tap][i] for i in range(kernel_in)]
+        products += [lax.slice_in_dim(pixels, i, i + 1, axis=-1) * weights[tap][i] for i in range(kernel_in)]
     total = balanced_sum(products)
     return total.reshape(*total.shape[:-2], features)
 

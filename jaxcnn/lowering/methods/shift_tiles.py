@@ -29,12 +29,14 @@ MAX_TEMPORARY_BYTES = 20 << 20
 
 def kernel_gradient(x: jax.Array, y: jax.Array, window: Window, kernel_shape: tuple[int, ...]) -> jax.Array:
     """Computes the kernel gradient: (N, *spatial, G * I), (N, *outputs, G * O) -> (*taps, I, G * O)."""
+    # Images may lie on several devices, and a loop over them would copy all of them to each device.
+    if window.xla_only:
+        return _at_once(x, y, window, kernel_shape)
     features = kernel_shape[-1]
     sums = (
         y.nbytes * math.prod(kernel_shape[:-1]) // (MAX_CHANNEL_PIXELS if kernel_shape[-2] == 1 else MAX_GROUP_PIXELS)
     )
-    # Images may lie on several devices, and a loop over them would copy all of them to each device.
-    parts = 1 if window.xla_only else -(-(x.nbytes + y.nbytes + sums) // MAX_TEMPORARY_BYTES)
+    parts = -(-(x.nbytes + y.nbytes + sums) // MAX_TEMPORARY_BYTES)
     if parts > 1 and len(x) > 1:
 
         def of_image(total: jax.Array, image: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
@@ -122,7 +124,7 @@ def _tile_gradient(
                 start = stride * pixel
                 a = lax.slice_in_dim(x_rows, start, start + extent, dilation, axis=-2)
                 b = lax.slice_in_dim(y_rows, pixel, pixel + 1, axis=-2)
-                terms.append(a * b if matched else a[..., :, None] * b[..., None, :])
+                terms.append(a * b if matched else jnp.expand_dims(a, -1) * jnp.expand_dims(b, -2))
         part = materialize(balanced_sum(terms), window.xla_only)  # (N, *counts, tiles, blocks, taps of a row, ...)
         flat = part.reshape(math.prod(part.shape[: rank + 1]), -1)
         ones = jnp.ones((1, flat.shape[0]), flat.dtype)

@@ -40,8 +40,8 @@ def refusal(spec: PoolSpec, *, selects: bool = False) -> str | None:
       spec: the pool.
       selects: flag, True for a pool that takes one tap of each window by the tap's index.
     """
-    if not all(isinstance(n, int) for n in spec.input_shape):
-        return "its shape is symbolic"
+    if not all(isinstance(n, int) for n in spec.input_shape[1:]):
+        return "its image or its channels are of symbolic size"
     if 0 in spec.input_shape:
         return "it is empty"
     if selects and math.prod(spec.window_shape) > MAX_SELECTION_TAPS:

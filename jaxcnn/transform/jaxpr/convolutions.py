@@ -87,17 +87,19 @@ def _exchange_features(kernel: jax.Array, spec: ConvSpec) -> jax.Array:
 Purpose = Literal["count", "describe", "compute"]
 """Reason for the description of an equation. Each reason accepts fewer convolutions than the one before: `"count"`
 every convolution of known sizes, `"describe"` those that are one role of `conv_p`, `"compute"` those that jaxcnn
-computes in place of XLA.
+computes in place of XLA, whose batch alone may be of symbolic size.
 """
 
 
 def as_convolution(equation: JaxprEqn, purpose: Purpose) -> Convolution | None:
     """Returns the convolution that an equation computes; None if there is none, or one that the purpose excludes."""
-    if not is_convolution(equation) or not all(map(has_known_sizes, avals(equation))):
+    if not is_convolution(equation):
         return None
     if purpose == "compute":
         return _convolution_to_compute(equation)
-    conv = _from_jaxcnn(equation) if equation.primitive is conv_p else _from_lax(equation)
+    if not all(map(has_known_sizes, avals(equation))):
+        return None
+    conv = _in_some_role(equation)
     if conv is None and purpose == "count":
         conv = _as_kernel_gradient_of_transposed(equation) if max(equation.params["lhs_dilation"]) > 1 else None
         # JAX computes the gradient of a grouped kernel as a convolution in groups of the batch. With a dilated or a
@@ -115,14 +117,29 @@ def _convolution_to_compute(equation: JaxprEqn) -> Convolution | None:
     """Returns the convolution that jaxcnn computes in place of XLA; None if XLA keeps the equation."""
     operands = avals(equation)
     # jaxcnn's results never have a weak type.
-    if not all(map(is_computable, operands)) or operands[-1].weak_type:
+    if not all(map(is_computable, operands)) or operands[-1].weak_type or not _has_known_pixels(equation):
         return None
-    conv = as_convolution(equation, "describe")
+    conv = _in_some_role(equation)
     if conv is None or min(map(min, conv.spec.padding)) < 0:
         conv = _as_convolution_of_cropped(equation)
     if any(jnp.issubdtype(aval.dtype, kind) for aval in operands for kind in (np.complexfloating, np.bool_)):
         conv = conv if equation.primitive is conv_p else None
-    return conv and dataclasses.replace(conv, sharding=explicit_sharding(operands[-1], conv.axes[2]))
+    if conv is None or not conv.spec.has_known_layer:
+        return None
+    return dataclasses.replace(conv, sharding=explicit_sharding(operands[-1], conv.axes[2]))
+
+
+def _in_some_role(equation: JaxprEqn) -> Convolution | None:
+    """Returns the convolution of an equation that is one role of `conv_p`; None if the equation is none."""
+    return _from_jaxcnn(equation) if equation.primitive is conv_p else _from_lax(equation)
+
+
+def _has_known_pixels(equation: JaxprEqn) -> bool:
+    """Returns whether all sizes of a convolution are known along the axes over which the window slides."""
+    if equation.primitive is conv_p:
+        return bool(equation.params["spec"].has_known_layer)
+    orders = zip(avals(equation), equation.params["dimension_numbers"], strict=True)
+    return all(isinstance(size, int) for aval, order in orders for size in _sizes(aval, order[2:]))
 
 
 def _as_convolution_of_cropped(equation: JaxprEqn) -> Convolution | None:
@@ -146,7 +163,7 @@ def _as_convolution_of_cropped(equation: JaxprEqn) -> Convolution | None:
 
     shapes = (jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in operands)
     *_, equation = jax.make_jaxpr(convolve_cropped)(*shapes).eqns
-    conv = as_convolution(equation, "describe")
+    conv = _in_some_role(equation)
     return None if conv is None else dataclasses.replace(conv, edges=tuple(edges))
 
 

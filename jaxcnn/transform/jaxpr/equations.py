@@ -73,8 +73,11 @@ def has_known_sizes(aval: Any) -> bool:
 
 
 def is_computable(aval: Any) -> bool:
-    """Returns whether jaxcnn's primitives take an abstract value: known, positive sizes, and no mesh that they lack."""
-    if not has_known_sizes(aval):
+    """Returns whether jaxcnn's primitives take an abstract value: no size is 0, and it lies on no mesh that they lack.
+
+    Sizes may be symbolic.
+    """
+    if any(isinstance(size, int) and size < 1 for size in aval.shape):
         return False
     mesh = aval.sharding.mesh
     return not is_explicit(aval) or (computes_on(mesh) and AxisType.Manual not in mesh.axis_types)

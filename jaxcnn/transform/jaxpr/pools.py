@@ -16,6 +16,7 @@ from jax.extend.core import JaxprEqn, Primitive
 from jax.extend.core import primitives as lax_primitives
 from jax.sharding import NamedSharding, PartitionSpec
 
+from jaxcnn._compat import is_explicit
 from jaxcnn.lowering import choice
 from jaxcnn.lowering.spec import PoolSpec
 from jaxcnn.primitives import extremum_p, scatter_p, select_p, window_sum_p, winner_p
@@ -137,6 +138,8 @@ def _splits_merged_axes(aval: Any, axes: Sequence[int]) -> bool:
 
     Such axes cannot become one axis without communication.
     """
+    if not is_explicit(aval):
+        return False
     sharding = explicit_sharding(aval, [axis for axis in axes if aval.shape[axis] > 1])
     return sharding is not None and any(sharding.spec[1:])
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -14,15 +14,24 @@ import numpy as np
 
 from jaxcnn.chain import KernelChain
 from jaxcnn.factorization.responses.samples import Responses
+from jaxcnn.norms import relative_error
 from jaxcnn.transform.chains.find_kernels import KernelUses, Site, find_kernels
 from jaxcnn.transform.chains.placement import Placement
 from jaxcnn.transform.jaxpr.signature import flatten_call
 from jaxcnn.transform.progress import Advance
 from jaxcnn.transform.substitution.layer import Layer, Option
 from jaxcnn.transform.substitution.nonlinearity import ClipLimits, Limits
-from jaxcnn.transform.substitution.problem import Problem
+from jaxcnn.transform.substitution.problem import Problem, floats
 from jaxcnn.transform.substitution.samples import chosen_places, is_fitted, patches_at, responses_at
-from jaxcnn.transform.substitution.unrolled import Segment, UnrolledProgram, Values, needed_steps
+from jaxcnn.transform.substitution.unrolled import (
+    Constant,
+    Operand,
+    Segment,
+    Step,
+    UnrolledProgram,
+    Values,
+    needed_steps,
+)
 
 _MAX_SEGMENTS = 16
 """Largest number of programs in which the function is computed on calibration inputs."""
@@ -47,6 +56,7 @@ class Calibration:
     def __init__(self, problem: Problem, batches: Sequence[tuple[Any, ...]], seed: int, advance: Advance) -> None:
         self.problem, self.seed, self.advance = problem, seed, advance
         self.runs: list[_Run] = []
+        self._dense_outputs: list[list[np.ndarray]] = []
         functions: dict[Any, _CalibrationFunction] = {}
         for batch in batches:
             signature, arrays = flatten_call("substitute", (problem.params, *batch), {})
@@ -95,31 +105,57 @@ class Calibration:
                 self.problem.layers[index].leave_unjudged()
 
     def fit(
-        self, chosen: Mapping[int, Option], chains: Mapping[int, KernelChain]
+        self,
+        chosen: Mapping[int, Option],
+        chains: Mapping[int, KernelChain],
+        tell: Callable[[int, KernelChain, float], None] = lambda index, chain, error: None,
     ) -> tuple[dict[int, KernelChain], dict[int, float]]:
         """Returns a fitted chain for each of `chains`, and the errors of the responses, by layer.
 
         Layers are fitted in the order of the function, with the fitted chains of the layers before in place. A layer
         that cannot be fitted keeps its chain, and has no error. If a kernel has several uses, the layers with other
-        kernels are fitted once more, with the fitted chain of the shared one in place.
+        kernels are fitted once more, with the fitted chain of the shared one in place. All layers keep their chains,
+        and have the errors of the weights, if these make a lower error of the results.
 
         Args:
           chosen: options of the layers.
           chains: chains of the options, fitted to the weights.
+          tell: function that is called with each layer whose kernels are all fitted, its chain and its error.
         """
-        fits, errors = self._fit_once(chosen, chains, chains.keys())
+        fit = self._fit_once(chosen, chains, chains.keys(), tell)
+        candidates = [fit]
         shared = {index for (index, _), count in self.uses.items() if count > 1 and index in chains}
-        if not shared:
-            return fits, errors
-        # Layers between two uses of a shared kernel were fitted before its chain was, so they are fitted again.
-        refits, refit_errors = self._fit_once(
-            chosen, {**chains, **{i: fits[i] for i in shared}}, chains.keys() - shared
-        )
-        return refits, errors | refit_errors
+        if shared:
+            # Layers between two uses of a shared kernel were fitted before its chain was, so they are fitted again.
+            starts = {index: (fit.chains if index in shared else chains)[index] for index in chains}
+            refit = self._fit_once(chosen, starts, chains.keys() - shared, tell)
+            # The first fit ended with results of which a part was made by chains that were not fitted yet.
+            fit = dataclasses.replace(fit, error=self._error(fit.chains))
+            candidates = [dataclasses.replace(refit, errors=fit.errors | refit.errors), fit]
+        errors = {index: self.problem.layers[index].weights_error(option) for index, option in chosen.items()}
+        candidates.append(_Fit(dict(chains), errors, self._error(chains)))
+        best = min(candidates, key=lambda candidate: candidate.error)
+        return best.chains, best.errors
+
+    def _error(self, chains: Mapping[int, KernelChain]) -> float:
+        """Returns the relative error of the results with chains, for all inputs together, after a fit."""
+        self.advance(0, "Comparing fitted chains")
+        arrays = {index: self.problem.layers[index].array(chain) for index, chain in chains.items()}
+        outputs = []
+        for run in self.runs:
+            state = run.start(arrays)
+            for segment in range(len(self.segments)):
+                run.function.proceed(segment, state, run.function.run(segment, state))
+            outputs.append(run.outputs(state))
+        return relative_error(outputs, self._dense_outputs)
 
     def _fit_once(
-        self, chosen: Mapping[int, Option], chains: Mapping[int, KernelChain], indices: Container[int]
-    ) -> tuple[dict[int, KernelChain], dict[int, float]]:
+        self,
+        chosen: Mapping[int, Option],
+        chains: Mapping[int, KernelChain],
+        indices: Container[int],
+        tell: Callable[[int, KernelChain, float], None],
+    ) -> _Fit:
         """Fits the chains of the layers in `indices` once, with the other `chains` as they are."""
         layers, pool = self.problem.layers, _SamplePool(self, _MAX_SAMPLES)
         parts = {index: layers[index].unstack(chain) for index, chain in chains.items()}
@@ -138,22 +174,27 @@ class Calibration:
                 index, number = self.site_keys[ordinal]
                 self.advance(0, f"Fitting the chain of {layers[index].name}")
                 for batch, (run, state) in enumerate(zip(self.runs, states, strict=True)):
-                    # The image of a segment's first convolution is known before the segment runs.
-                    results = {} if ordinal == part.ordinals[0] else run.function.run(segment, state)
+                    results = {} if run.is_image_known(ordinal, state) else run.function.run(segment, state)
                     pool.add_patches(ordinal, batch, run.image(ordinal, state, results))
                 responses = pool.pop_responses(ordinal)
                 if responses is not None:
                     fitted, error = layers[index].fit(number, self.site(ordinal), chosen[index], responses)
                     parts[index][number] = fitted
                     errors.setdefault(index, []).append(error)
-                    array = layers[index].array(layers[index].stack(parts[index]))
+                    stacked = layers[index].stack(parts[index])
+                    array = layers[index].array(stacked)
                     for state in states:
                         state[index] = array
+                    if len(errors[index]) == len(parts[index]):
+                        tell(index, stacked, _mean(errors[index]))
                     self.advance(1 / len(layers[index].kernels))
             for run, state in zip(self.runs, states, strict=True):
                 run.function.proceed(segment, state, run.function.run(segment, state))
         fits = {index: layers[index].stack(parts[index]) if index in errors else chains[index] for index in chains}
-        return fits, {index: float(np.sqrt(np.square(of_uses).mean())) for index, of_uses in errors.items()}
+        self._dense_outputs = [run.outputs(state) for run, state in zip(self.runs, dense_states, strict=True)]
+        outputs = [run.outputs(state) for run, state in zip(self.runs, states, strict=True)]
+        error = relative_error(outputs, self._dense_outputs)
+        return _Fit(fits, {index: _mean(of_uses) for index, of_uses in errors.items()}, error)
 
     @property
     def segments(self) -> list[_CalibrationSegment]:
@@ -167,6 +208,21 @@ class Calibration:
     def site(self, ordinal: int) -> Site:
         """Returns a convolution of a layer, for the first batch."""
         return self.runs[0].function.program.sites[ordinal].site
+
+
+@dataclasses.dataclass(frozen=True)
+class _Fit:
+    """Chains of layers.
+
+    Args:
+      chains: chains by layer.
+      errors: error of each layer.
+      error: relative error of the results for all inputs together.
+    """
+
+    chains: dict[int, KernelChain]
+    errors: dict[int, float]
+    error: float
 
 
 def _traced(
@@ -235,21 +291,30 @@ class _CalibrationFunction:
     def cut(self, count: int) -> None:
         """Cuts the program into one segment of the steps before the first convolution and at most `count` more.
 
-        Steps that no convolution of a layer depends on are left out. A segment is compiled when it first runs.
+        Steps on which neither a convolution of a layer nor a result depends are left out. A segment is compiled when
+        it first runs.
         """
         program, ordinals = self.program, range(len(self.program.sites))
         taps = {program.response(site) for site in program.sites}
-        taps |= {image for site in program.sites if isinstance(image := program.operand(site, 0), int)}
+        taps |= _variables(program.operand(site, 0) for site in program.sites)
+        outputs = _variables(program.outputs)
         parts = [part.tolist() for part in np.array_split(ordinals, max(1, min(count, len(ordinals))))]
         starts = [0, *(program.sites[part[0]].position for part in parts if part), len(program.steps)]
-        needed = {id(step) for step in needed_steps(program.steps, taps)}
+        # A fit replaces parameters between two segments, so each segment computes its kernels from the parameters.
+        kernels = _variables(program.operand(site, 1) for site in program.sites)
+        kernel_steps = needed_steps(program.steps, kernels)
+        of_kernels = {variable for step in kernel_steps for variable in step.results}
+        needed = {id(step) for step in needed_steps(program.steps, taps | outputs)} - {
+            id(step) for step in kernel_steps
+        }
         for part, start, stop in zip([[], *parts], starts[:-1], starts[1:], strict=False):
             steps = [step for step in program.steps[start:stop] if id(step) in needed]
             later_steps = (step for step in program.steps[stop:] if id(step) in needed)
-            later = {variable for step in later_steps for variable in step.reads}
+            later = outputs | (_variables_read(later_steps) - of_kernels)
             here = [program.sites[ordinal] for ordinal in part]
-            taps_here = {variable for site in here for variable in (program.response(site), program.operand(site, 0))}
-            self.segments.append(_CalibrationSegment(part, Segment(steps, later | (taps & taps_here)), later))
+            results = later | _variables(x for site in here for x in (program.response(site), program.operand(site, 0)))
+            steps = [*needed_steps(kernel_steps, results | _variables_read(steps)), *steps]
+            self.segments.append(_CalibrationSegment(part, Segment(steps, results), later))
 
     def run(self, segment: int, state: Values) -> Values:
         """Returns the results of a segment: images and responses of its convolutions, and what later segments read."""
@@ -263,8 +328,21 @@ class _CalibrationFunction:
         """
         later = self.segments[segment].later
         state.update(results)
-        for variable in state.keys() - later - set(self.program.inputs):
+        for variable in state.keys() - later - set(self.program.inputs) - self.program.constants.keys():
             del state[variable]
+
+
+def _mean(errors: Sequence[float]) -> float:
+    """Returns the root of the mean square of some errors."""
+    return float(np.sqrt(np.square(errors).mean()))
+
+
+def _variables(operands: Iterable[Operand]) -> set[int]:
+    return {operand for operand in operands if isinstance(operand, int)}
+
+
+def _variables_read(steps: Iterable[Step]) -> set[int]:
+    return {variable for step in steps for variable in step.reads}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -303,17 +381,27 @@ class _Run:
         """Returns the values before the first segment, with some arguments replaced."""
         return {**self.function.program.values(self.arrays), **arrays}
 
+    def is_image_known(self, ordinal: int, state: Values) -> bool:
+        """Returns whether what a convolution meets is a constant or a value before its segment."""
+        image = self.function.program.operand(self.function.program.sites[ordinal], 0)
+        return isinstance(image, Constant) or image in state
+
     def image(self, ordinal: int, state: Values, results: Values) -> Any:
         """Returns the image of a convolution, a value before its segment or one of the segment's results."""
         image = self.function.program.operand(self.function.program.sites[ordinal], 0)
-        if isinstance(image, int):
-            return results[image] if image in results else state[image]
-        return image.value
+        if isinstance(image, Constant):
+            return image.value
+        return results[image] if image in results else state[image]
 
     def response(self, ordinal: int, results: Values) -> Any:
         """Returns the response of a convolution."""
         program = self.function.program
         return results[program.response(program.sites[ordinal])]
+
+    def outputs(self, state: Values) -> list[np.ndarray]:
+        """Returns the floating results of the function, from the values after the last segment."""
+        outputs = self.function.program.outputs
+        return floats([np.asarray(o.value) if isinstance(o, Constant) else state[o] for o in outputs])
 
 
 class _SamplePool:

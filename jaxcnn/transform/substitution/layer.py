@@ -50,12 +50,14 @@ class Option:
       rank: rank as the scheme's function takes it.
       macs: multiply-accumulates of all executions.
       error: relative error of the kernel, or of the responses where they are known.
+      parameter_bytes: bytes of the kernels or chains of all of the parameter.
     """
 
     scheme: str
     rank: Any
     macs: int
     error: float
+    parameter_bytes: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +89,7 @@ class Layer:
       parameter: values of the parameter.
       schemes: names of the schemes to choose from.
       refusal: reason why the kernel stays dense, or "".
+      rank: rank that the user set for the layer, or None.
       is_judged: flag, True if the errors of the options will come from `judge`.
     """
 
@@ -97,6 +100,7 @@ class Layer:
     parameter: Any
     schemes: Sequence[str]
     refusal: str = ""
+    rank: Any = None
     is_judged: bool = False
     _judgements: list[_Judgement] = dataclasses.field(default_factory=list)
     _fits: dict[tuple[str, int, Any], KernelChain] = dataclasses.field(default_factory=dict)
@@ -168,21 +172,31 @@ class Layer:
         """Returns the multiply-accumulates of all convolutions with a chain."""
         return sum(site.count * macs_with_chain(site.equation, self.links(site, chain)) for site in self.sites)
 
+    def parameter_bytes(self, chain: KernelChain) -> int:
+        """Returns the bytes of the chains of all kernels, from the shapes of one."""
+        stacked = math.prod(self.placement.shape[axis] for axis in self.placement.stack)
+        return stacked * sum(math.prod(link.shape) * link.dtype.itemsize for link in chain.kernels)
+
     @cached_property
     def dense(self) -> Option:
         """Option of the dense kernel."""
         shape = jax.ShapeDtypeStruct(self.placement.kernel_shape, self.kernels[0].dtype)
-        return Option("dense", None, self.macs(KernelChain((shape,), (self.groups,))), 0.0)
+        kernel = KernelChain((shape,), (self.groups,))
+        return Option("dense", None, self.macs(kernel), 0.0, self.parameter_bytes(kernel))
 
     @cached_property
     def options(self) -> list[Option]:
-        """Options: the dense kernel, and chains with fewer multiply-accumulates."""
+        """Options: the dense kernel, and chains with fewer multiply-accumulates, or the one of the layer's rank."""
         options = [self.dense]
+        if self.rank is not None:
+            option = self.at_rank(self.rank)
+            return options if option is None else [*options, option]
         for scheme, families in self.families.items():
             family = families[0]
             for index in self._cheaper_indices(family):
-                macs = self.macs(family.shapes_at(index))
-                options.append(Option(scheme, family.ranks[index], macs, self._error(scheme, index)))
+                shapes = family.shapes_at(index)
+                macs, size = self.macs(shapes), self.parameter_bytes(shapes)
+                options.append(Option(scheme, family.ranks[index], macs, self._error(scheme, index), size))
         return options
 
     def at_rank(self, rank: Any) -> Option | None:
@@ -192,7 +206,8 @@ class Layer:
         """
         for scheme, families in self.families.items():
             allowed = families[0].clip_rank(rank)
-            return Option(scheme, allowed, self.macs(families[0].shapes(allowed)), self._fit_error(scheme, allowed))
+            shapes, error = families[0].shapes(allowed), self._weights_error(scheme, allowed)
+            return Option(scheme, allowed, self.macs(shapes), error, self.parameter_bytes(shapes))
         return None
 
     def _cheaper_indices(self, family: SchemeCandidates) -> list[int]:
@@ -235,10 +250,16 @@ class Layer:
         if self.is_judged:
             return math.inf
         return (
-            float(family.errors[index]) if family.errors is not None else self._fit_error(scheme, family.ranks[index])
+            float(family.errors[index])
+            if family.errors is not None
+            else self._weights_error(scheme, family.ranks[index])
         )
 
-    def _fit_error(self, scheme: str, rank: Any) -> float:
+    def weights_error(self, option: Option) -> float:
+        """Returns the relative error of the chains of an option, to all kernels together."""
+        return self._weights_error(option.scheme, option.rank)
+
+    def _weights_error(self, scheme: str, rank: Any) -> float:
         families = self.families[scheme]
         norms = [float(np.linalg.norm(kernel)) for kernel in self.kernels]
         errors = [family.error(self._fit(family, number, rank)) for number, family in enumerate(families)]
@@ -307,16 +328,19 @@ class Layer:
         return [(self.chain(option), option.error) for option in _typical_options(self.options)]
 
     def fit(self, number: int, site: Site, option: Option, responses: Responses) -> tuple[KernelChain, float]:
-        """Returns the chain of an option for one kernel, fitted to responses, and its error."""
+        """Returns the chain of an option for one kernel, fitted to responses, and its error.
+
+        The chain of the weights is returned if its error is lower.
+        """
         scheme, rank, kernel = option.scheme, option.rank, self.kernels[number]
+        start = of_weights = self._fit_for_patches(number, site, option)
+        # `response_start` uses the metric of the kernel's inputs, which may be outputs of another convolution.
         if self._meets_kernel_unchanged(site):
             start = response_start(kernel, scheme, rank, responses, feature_group_count=self.groups)
-        else:
-            # `response_start` uses the metric of the kernel's inputs, which may be outputs of this convolution.
-            start = self._fit_for_patches(number, site, option)
         (dense,) = as_patches_see_it(site, KernelChain((kernel,), (self.groups,)), self.placement).kernels
-        chain = refit(start, responses, kernel=dense)
-        return as_patches_see_it(site, chain, self.placement), response_error(chain, responses)
+        chains = (refit(start, responses, kernel=dense), of_weights)
+        error, place = min((response_error(chain, responses), place) for place, chain in enumerate(chains))
+        return as_patches_see_it(site, chains[place], self.placement), error
 
     def stack(self, chains: Sequence[KernelChain]) -> KernelChain:
         """Returns the chains of all kernels as one, its links stacked as the parameter stacks kernels."""

@@ -44,10 +44,13 @@ class Problem:
       f: user's function of params and args.
       params: parameters of f, arrays.
       args: other arguments of f; for those with only a shape and a dtype, random values are drawn.
-      schemes: names of the schemes to choose from.
+      schemes: function from the name of a parameter to the names of the schemes to choose from.
       skip: function from the name of a parameter to whether the parameter stays dense.
       seed: seed for the random arguments.
       dense: flag to count products with a matrix among the parameters as convolutions of one tap.
+      ranks: function from the name of a parameter to the rank that its chain must have, or None.
+      parameter_bytes: bytes of the user's parameters; None for those of `params`, which may also hold kernels that f
+        computes from parameters.
     """
 
     def __init__(
@@ -55,11 +58,14 @@ class Problem:
         f: Callable[..., Any],
         params: Any,
         args: Sequence[Any],
-        schemes: Sequence[str],
+        schemes: Callable[[str], Sequence[str]],
         skip: Callable[[str], bool],
         seed: int,
         dense: bool = False,
+        ranks: Callable[[str], Any] = lambda name: None,
+        parameter_bytes: int | None = None,
     ) -> None:
+        self.total_bytes = bytes_of(params) if parameter_bytes is None else parameter_bytes
         self.f, self.params, self.dense = f, params, dense
         self.signature, self.arrays = flatten_call("substitute", (params, *args), {})
         generator = np.random.default_rng(seed)
@@ -82,7 +88,7 @@ class Problem:
             name = short_name(path)
             if skip(name):
                 refusal = "it is skipped"
-            self.layers[index] = Layer(index, path, name, uses, parameter, schemes, refusal)
+            self.layers[index] = Layer(index, path, name, uses, parameter, schemes(name), refusal, ranks(name))
         self.harms: dict[int, Harm] = {}
         self._time_ratios: dict[tuple[int, str], tuple[list[int], list[float]]] = {}
 
@@ -153,21 +159,32 @@ class Problem:
             self.harms[index] = Harm(errors, tuple(squares.tolist())) if probes else Harm((1.0,), (1.0,))
             advance(1)
 
-    def choose(self, share: float, dense: Container[int], max_time_ratio: float = math.inf) -> dict[int, Option] | None:
+    def choose(
+        self,
+        share: float,
+        dense: Container[int],
+        max_time_ratio: float = math.inf,
+        parameter_bytes: float = math.inf,
+    ) -> dict[int, Option] | None:
         """Returns the best options within a share of all multiply-accumulates; None if no choice is so cheap.
 
         Args:
           share: share of the multiply-accumulates.
           dense: layers that stay dense.
-          max_time_ratio: largest ratio of a chain's estimated time to its kernel's.
+          max_time_ratio: largest ratio of a chain's estimated time to its kernel's. It does not apply to layers of a
+            rank that the user set.
+          parameter_bytes: bytes allowed of all parameters.
         """
         layers = {index: layer for index, layer in self.open.items() if index not in dense}
         fixed = self.total_macs - sum(layer.dense.macs for layer in layers.values())
         options = [self._options(index, max_time_ratio) for index in layers]
         # A share that is a quotient of two counts must allow the first one, although the rounded product of share and
         # total may fall below this count.
-        allowed = math.floor(share * self.total_macs * (1 + 1e-12)) - fixed
-        best = allocate(options, [self.harms[index] for index in layers], allowed)
+        allowed = share * self.total_macs * (1 + 1e-12) - fixed
+        allowed_bytes = (
+            parameter_bytes - self.total_bytes + sum(layer.dense.parameter_bytes for layer in layers.values())
+        )
+        best = allocate(options, [self.harms[index] for index in layers], allowed, allowed_bytes)
         if best is None:
             return None
         chosen = zip(layers, best, strict=True)
@@ -175,6 +192,8 @@ class Problem:
 
     def _options(self, index: int, max_time_ratio: float) -> list[Option]:
         dense, *options = self.layers[index].options
+        if self.layers[index].rank is not None and options:
+            return options
         if max_time_ratio < math.inf:
             options = [option for option in options if self.time_ratio(index, option) <= max_time_ratio]
         return [dense, *options]
@@ -191,6 +210,14 @@ class Problem:
             for index, of_layer in options.items()
         )
         return (self.total_macs - saved) / self.total_macs if saved else 1.0
+
+    def least_bytes(self, dense: Container[int], max_time_ratio: float = math.inf) -> int:
+        """Returns the least bytes of all parameters that `choose` can meet, with the same arguments."""
+        options = {index: self._options(index, max_time_ratio) for index in self.open if index not in dense}
+        return self.total_bytes - sum(
+            self.layers[index].dense.parameter_bytes - min(option.parameter_bytes for option in of_layer)
+            for index, of_layer in options.items()
+        )
 
     def chains(self, chosen: Mapping[int, Option]) -> dict[int, KernelChain]:
         """Returns the chains of options, fitted to the weights."""
@@ -243,6 +270,11 @@ def _macs(convolutions: Iterable[tuple[JaxprEqn, int]]) -> int:
     """Returns the multiply-accumulates of convolutions as they are, each executed a number of times."""
     specs = ((as_convolution(equation, "describe"), count) for equation, count in convolutions)
     return sum(count * conv.spec.macs for conv, count in specs if conv is not None)
+
+
+def bytes_of(params: Any) -> int:
+    """Returns the bytes of all arrays of some parameters."""
+    return sum(int(getattr(leaf, "nbytes", 0)) for leaf in jax.tree.leaves(params))
 
 
 def _draw(array: Any, generator: np.random.Generator) -> Any:

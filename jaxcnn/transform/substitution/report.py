@@ -65,6 +65,7 @@ class SubstitutionReport:
       held_out_error: relative error of the results for the calibration inputs that were held out; None if none were.
       score_before, score_after: score that the user's `measure` gave before and after; None without `measure`.
       error_before_training: error of the results before `Substitution.distill`; None if the chains were not trained.
+      parameter_bytes_before, parameter_bytes_after: bytes of all parameters; 0 in a report that does not tell them.
 
     Example:
       >>> report = SubstitutionReport(rows=(), macs_before=400, macs_after=100, ms_before=2.0, ms_after=0.8, error=0.02)
@@ -82,6 +83,8 @@ class SubstitutionReport:
     score_before: float | None = None
     score_after: float | None = None
     error_before_training: float | None = None
+    parameter_bytes_before: int = 0
+    parameter_bytes_after: int = 0
 
     @property
     def largest_error(self) -> float:
@@ -142,6 +145,14 @@ class SubstitutionReport:
         return [
             f"{with_unit(self.macs_before)} MACs of convolutions before, {with_unit(self.macs_after)} after: "
             f"{self.macs_share:.3f} of them",
+            *(
+                [
+                    f"{with_unit(self.parameter_bytes_before)} bytes of parameters before, "
+                    f"{with_unit(self.parameter_bytes_after)} after"
+                ]
+                if self.parameter_bytes_before
+                else []
+            ),
             f"{self.ms_before:.2f} ms a call before, {self.ms_after:.2f} ms after: {self.speedup:.2f} times faster",
             f"relative error of the results: {self.error:.4f}"
             + (

@@ -15,6 +15,7 @@ from jaxcnn.norms import relative_error
 from jaxcnn.timing import median_seconds
 from jaxcnn.transform.chains.with_chains import evaluate_with_chains
 from jaxcnn.transform.progress import Advance
+from jaxcnn.transform.substitution.arguments import Budgets
 from jaxcnn.transform.substitution.calibration import Calibration
 from jaxcnn.transform.substitution.held_out import Verification
 from jaxcnn.transform.substitution.layer import Option
@@ -46,14 +47,15 @@ Solution = tuple[Chains, SubstitutionReport]
 
 
 class Search:
-    """The search for chains of a problem's layers, with a method for each kind of budget.
+    """The search for chains of a problem's layers that meet budgets.
 
     Args:
       problem: function and its layers.
       calibration: responses to which chains are fitted; None to fit them to the weights.
       advance: function that is called with 1 for each weighed layer.
       verification: held-out inputs and the user's score.
-      count: requirement beside the budget, see `Count`.
+      count: requirement beside the budgets, see `Count`.
+      on_layer: user's function of a layer's report, called when the layer is fitted and when it is decided; or None.
     """
 
     def __init__(
@@ -63,9 +65,11 @@ class Search:
         advance: Advance,
         verification: Verification,
         count: Count = "time",
+        on_layer: Callable[[LayerReport], Any] | None = None,
     ) -> None:
         self.problem, self.calibration, self.advance, self.count = problem, calibration, advance, count
-        self.verification = verification
+        self.verification, self.on_layer = verification, on_layer
+        self._parameter_bytes = math.inf
         # The reason in words, of layers whose chain is measured to be slower than their kernel.
         self._slow: dict[int, str] = {}
         self._clocked: dict[str, tuple[float, float]] = {}
@@ -74,16 +78,41 @@ class Search:
     def _max_time_ratio(self) -> float:
         return _MAX_TIME_RATIO if self.count == "time" else math.inf
 
-    def at_share(self, share: float) -> Solution:
-        """Returns chains of about the least error within a share of the multiply-accumulates."""
+    def within(self, budgets: Budgets) -> Solution:
+        """Returns chains that meet all budgets.
+
+        Budgets of cost are met with about the least error, and the result is refused if that is above the other
+        budgets. Without one, the result has the fewest multiply-accumulates that meet the others.
+        """
+        if budgets.budget is not None:
+            self._dense_score()
         self._weigh()
-        self._slow = {}
+        self._slow, self._parameter_bytes = {}, math.inf if budgets.parameter_bytes is None else budgets.parameter_bytes
+        if not budgets.costs:
+            if budgets.budget is not None:
+                return self._within_loss(budgets.budget, budgets.tolerance)
+            return self._within_tolerance(budgets.limits["tolerance"])
+        if budgets.speedup is not None:
+            solution = self._at_speedup(budgets.speedup, 1.0 if budgets.macs is None else budgets.macs)
+        else:
+            solution = self._at_share(math.inf if budgets.macs is None else budgets.macs)
+        self._check_losses(budgets, solution[1])
+        return solution
+
+    def _dense_score(self) -> float:
+        score = self.verification.dense_score
+        if score is None:
+            raise ValueError("substitute: budget is the loss allowed in a score, and substitute was given no measure")
+        return score
+
+    def _at_share(self, share: float) -> Solution:
+        """Returns chains of about the least error within a share of the multiply-accumulates."""
         settled = self._settle(partial(self._choose, share))
         if settled is None:
             raise ValueError(self._why_unmet(share))
         return self._solve(settled[0])
 
-    def within_tolerance(self, tolerance: float) -> Solution:
+    def _within_tolerance(self, tolerance: float) -> Solution:
         """Returns chains with the fewest multiply-accumulates whose error of the results is at most `tolerance`.
 
         All layers stay dense if no chains meet the tolerance.
@@ -92,20 +121,20 @@ class Search:
             raise ValueError(
                 "substitute: tolerance is an error relative to the results, which for the given arguments are all zero"
             )
-        self._weigh()
 
-        def choose_cheapest() -> Choice:
+        def choose_cheapest() -> Choice | None:
             def meets(share: float) -> Choice | None:
                 chosen = self._choose(share)
                 if chosen is None or self.problem.error(self.problem.chains(chosen)) > tolerance:
                     return None
                 return chosen
 
-            return _bisect(meets, self._least_share, 1.0, _BISECTION_STEPS) or {}
+            return _bisect(meets, self._least_share, 1.0, _BISECTION_STEPS)
 
-        chosen, chains = self._settle(choose_cheapest) or ({}, {})
+        settled = self._settle(choose_cheapest)
+        chosen, chains = settled or ({}, {})
         if self.calibration is None:
-            return self._solve(chosen)
+            return self._solve(chosen) if settled else self._solve_dense("tolerance", tolerance)
         # Fitted to responses, fewer multiply-accumulates make the same error.
         share = self.problem.macs(chains) / self.problem.total_macs
 
@@ -115,15 +144,20 @@ class Search:
 
         lowest = max(self._least_share, share / 3)
         best_fit = _bisect(fit, lowest, share, _COSTLY_BISECTION_STEPS)
-        return self._solve(chosen, fit=False) if best_fit is None else self._report(*best_fit)
+        if best_fit is not None:
+            return self._report(*best_fit)
+        return self._solve(chosen, fit=False) if settled else self._solve_dense("tolerance", tolerance)
 
-    def at_speedup(self, speedup: float) -> Solution:
+    def _at_speedup(self, speedup: float, share: float) -> Solution:
         """Returns chains of about the least error that make the whole function `speedup` times as fast, as measured.
+
+        Args:
+          speedup: ratio of the time of a call before to that after.
+          share: share of the multiply-accumulates that may stay.
 
         Raises:
           ValueError: no chains reach the speed-up.
         """
-        self._weigh()
         best = 0.0
 
         def choose_fast(share: float) -> Choice | None:
@@ -138,25 +172,29 @@ class Search:
             return chosen if before / after >= speedup and (chosen or speedup <= 1) else None
 
         # The result is the largest share that is fast enough; the smallest share is the fastest.
-        chosen = _bisect(choose_fast, 1.0, self._least_share, _COSTLY_BISECTION_STEPS)
+        chosen = _bisect(choose_fast, share, min(share, self._least_share), _COSTLY_BISECTION_STEPS)
+        if chosen is None and not best:
+            raise ValueError(self._why_unmet(share))
         if chosen is None:
             raise ValueError(f"substitute: speedup={speedup:g} is not reached: the fastest chains make it {best:.2f}")
         return self._solve(chosen)
 
-    def within_loss(self, loss: float) -> Solution:
-        """Returns chains with the fewest multiply-accumulates that leave the user's score within a loss."""
-        self._weigh()
-        before = self.verification.dense_score
-        if before is None:
-            raise ValueError("substitute: budget is the loss allowed in the score that measure returns")
+    def _within_loss(self, loss: float, tolerance: float | None) -> Solution:
+        """Returns chains with the fewest multiply-accumulates that leave the user's score within a loss.
+
+        With a tolerance they leave the error of the results within this, too.
+        """
+        before = self._dense_score()
 
         def fit(share: float) -> Fit | None:
             fit = self._fit_share(share)
-            score = None if fit is None else self.verification.score(fit[1])
+            if fit is None or (tolerance is not None and self.problem.error(fit[1]) > tolerance):
+                return None
+            score = self.verification.score(fit[1])
             return fit if score is not None and before - score <= loss else None
 
         best_fit = _bisect(fit, self._least_share, 1.0, _COSTLY_BISECTION_STEPS)
-        return self._report(*best_fit) if best_fit is not None else self._solve({})
+        return self._report(*best_fit) if best_fit is not None else self._solve_dense("budget", loss)
 
     def expected_errors(self, share: float, error: float) -> list[tuple[float, float]]:
         """Returns pairs of a share, from this one up, and the error of the results to be expected at the share.
@@ -168,19 +206,26 @@ class Search:
         scale = 0.0
         points = []
         for other in np.geomspace(share, 1.0, _NUM_EXPECTED_ERRORS + 1)[:-1]:
-            chosen = self.problem.choose(float(other), self._slow, self._max_time_ratio)
+            chosen = self._choose(float(other))
             expected = math.sqrt(self.problem.lost(chosen)) if chosen else 0.0
             scale = scale or error / (expected or 1.0)
             points.append((float(other), scale * expected))
         return points
 
     def of_rank(self, rank: Any) -> Solution:
-        """Returns chains of one rank for all layers, regardless of cost."""
-        options = {index: layer.at_rank(rank) for index, layer in self.problem.open.items()}
+        """Returns chains of the ranks that the user set, regardless of cost.
+
+        Args:
+          rank: rank of all layers that have none of their own; None to leave them dense.
+        """
+        ranks = {index: rank if layer.rank is None else layer.rank for index, layer in self.problem.open.items()}
+        options = {i: self.problem.layers[i].at_rank(rank) for i, rank in ranks.items() if rank is not None}
         chosen = {index: option for index, option in options.items() if option is not None}
         if not chosen:
-            reasons = "; ".join(f"{layer.name}: {layer.why_dense}" for layer in list(self.problem.layers.values())[:3])
-            raise ValueError(f"substitute: no layer can take a chain of rank {rank}: {reasons}")
+            layers = [self.problem.layers[index] for index in options] or list(self.problem.layers.values())
+            reasons = "; ".join(f"{layer.name}: {layer.why_dense}" for layer in layers[:3])
+            of_rank = "its rank" if rank is None else f"rank {rank}"
+            raise ValueError(f"substitute: no layer can take a chain of {of_rank}: {reasons}")
         return self._solve(chosen)
 
     def _weigh(self) -> None:
@@ -203,16 +248,50 @@ class Search:
 
         Unless multiply-accumulates are all that counts, none is slower than its kernel.
         """
-        return self.problem.choose(share, self._slow, self._max_time_ratio)
+        return self.problem.choose(share, self._slow, self._max_time_ratio, self._parameter_bytes)
 
     def _fit_share(self, share: float) -> Fit | None:
         """Returns the fitted chains within a share; None if no choice meets the share."""
         settled = self._settle(partial(self._choose, share))
         return None if settled is None else (settled[0], *self._fit(settled[0]))
 
+    def _check_losses(self, budgets: Budgets, report: SubstitutionReport) -> None:
+        """Refuses results that lose more than the budgets allow beside those of cost."""
+        costs = " and ".join(f"{name}={limit:g}" for name, limit in budgets.costs.items())
+        if budgets.tolerance is not None and report.error > budgets.tolerance:
+            raise ValueError(
+                f"substitute: {costs} and tolerance={budgets.tolerance:g} are not met together: chains that cost no "
+                f"more leave an error of the results of {report.error:.2g}"
+            )
+        if budgets.budget is not None and report.score_before is not None and report.score_after is not None:
+            loss = report.score_before - report.score_after
+            if loss > budgets.budget:
+                raise ValueError(
+                    f"substitute: {costs} and budget={budgets.budget:g} are not met together: with chains that cost no "
+                    f"more the score is {report.score_after:.6g}, {loss:.2g} less than before"
+                )
+
     def _why_unmet(self, share: float) -> str:
         """Returns the text of the error about a share that no choice meets."""
+        least_bytes = self.problem.least_bytes(self._slow, self._max_time_ratio)
+        if least_bytes > self._parameter_bytes:
+            least_of_all_bytes = self.problem.least_bytes(())
+            return (
+                f"substitute: parameter_bytes={self._parameter_bytes} is not met by any choice of chains, the least of "
+                f"{self.problem.total_bytes} bytes is {least_bytes}"
+                + (
+                    f', and {least_of_all_bytes} with count="macs", for which slower chains are taken too'
+                    if least_of_all_bytes < least_bytes
+                    else ""
+                )
+                + self._refusals()
+            )
         least, least_of_all = self._least_share, self.problem.least_share(())
+        if least <= share and math.isfinite(self._parameter_bytes):
+            return (
+                f"substitute: macs={share:.4g} and parameter_bytes={self._parameter_bytes} are not met together; the "
+                f"least of each alone are macs={least:.4g} and parameter_bytes={least_bytes}{self._refusals()}"
+            )
         if least_of_all <= share:
             slow = [layer.name for index, layer in self.problem.layers.items() if index in self._slow]
             return (
@@ -221,11 +300,15 @@ class Search:
                 f'{least_of_all:.4g} can be met with count="macs", for which slower chains are taken too'
                 + (f"; measured to be slower: {', '.join(slow[:3])}" if slow else "")
             )
-        refused = [layer for layer in self.problem.layers.values() if layer.refusal]
         return (
             f"substitute: macs={share:.4g} is not met by any choice of chains, the least is {least_of_all:.4g}"
-            + "".join(f"; {layer.name} stays dense: {layer.refusal}" for layer in refused[:3])
+            + self._refusals()
         )
+
+    def _refusals(self) -> str:
+        """Returns the reasons of the first layers that stay dense, as the end of a text."""
+        refused = [layer for layer in self.problem.layers.values() if layer.refusal]
+        return "".join(f"; {layer.name} stays dense: {layer.refusal}" for layer in refused[:3])
 
     def _settle(self, choose: Callable[[], Choice | None]) -> tuple[Choice, Chains] | None:
         """Returns options and their chains, chosen again until no chain is newly measured as slower than its kernel.
@@ -242,7 +325,8 @@ class Search:
             if self.count == "macs":
                 return chosen, chains
             slow = {}
-            for index in sorted(chains, key=lambda index: -self._estimated_savings(index, chosen[index])):
+            timed = [index for index in chains if self.problem.layers[index].rank is None]
+            for index in sorted(timed, key=lambda index: -self._estimated_savings(index, chosen[index])):
                 times = self._milliseconds(index, chains[index])
                 if times is not None and times[1] > _MAX_TIME_RATIO * times[0]:
                     option = chosen[index]
@@ -269,6 +353,16 @@ class Search:
 
     # Solution of a choice.
 
+    def _solve_dense(self, name: str, limit: float) -> Solution:
+        """Returns the function without chains, which loses nothing, and refuses a limit if the user set ranks."""
+        ranked = [layer.name for layer in self.problem.open.values() if layer.rank is not None]
+        if ranked:
+            raise ValueError(
+                f"substitute: {name}={limit:g} is not met with the chains of ranks, of {', '.join(ranked[:3])}, even "
+                "where all other layers stay dense"
+            )
+        return self._solve({})
+
     def _solve(self, chosen: Choice, fit: bool = True) -> Solution:
         """Returns the fitted chains of a choice, and the report of a run of the whole function with them."""
         return self._report(chosen, *self._fit(chosen, fit))
@@ -277,9 +371,13 @@ class Search:
         """Returns the chains of a choice, fitted to responses if there are some and `fit`, and their errors."""
         chains, errors = self.problem.chains(chosen), {index: option.error for index, option in chosen.items()}
         if self.calibration is not None and fit:
-            chains, fitted = self.calibration.fit(chosen, chains)
+            chains, fitted = self.calibration.fit(chosen, chains, partial(self._tell_of_fit, chosen))
             errors |= fitted
         return chains, errors
+
+    def _tell_of_fit(self, chosen: Choice, index: int, chain: KernelChain, error: float) -> None:
+        if self.on_layer is not None:
+            self.on_layer(self._row(index, chosen[index], chain, error))
 
     def _report(self, chosen: Choice, chains: Chains, errors: dict[int, float]) -> Solution:
         """Returns the chains and the report of a run of the whole function with them."""
@@ -294,6 +392,9 @@ class Search:
         rows = [
             self._row(index, chosen.get(index), chains.get(index), errors.get(index, 0.0)) for index in problem.layers
         ]
+        if self.on_layer is not None:
+            for row in rows:
+                self.on_layer(row)
         report = SubstitutionReport(
             tuple(rows),
             problem.total_macs,

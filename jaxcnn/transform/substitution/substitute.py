@@ -1,9 +1,9 @@
-"""`substitute` replaces the trained kernels of any JAX function by chains within one budget."""
+"""`substitute` replaces the trained kernels of any JAX function by chains within budgets."""
 
 from __future__ import annotations
 
 import dataclasses
-import importlib
+import math
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,6 +13,7 @@ from typing import Any
 import jax
 
 from jaxcnn.chain import KernelChain
+from jaxcnn.geometry import whole_number
 from jaxcnn.norms import relative_error
 from jaxcnn.processes import decided_by_first
 from jaxcnn.transform.chains.explicit_kernels import (
@@ -25,10 +26,15 @@ from jaxcnn.transform.chains.with_chains import apply_with_chains
 from jaxcnn.transform.progress import Progress, bar
 from jaxcnn.transform.substitution import files as saving
 from jaxcnn.transform.substitution.arguments import (
+    Budgets,
+    Names,
+    check_batches,
     check_number,
+    check_patterns,
     check_rank,
-    check_steps,
-    scheme_names,
+    listed,
+    ranks_by_name,
+    schemes_by_name,
     skip_predicate,
     trained_predicate,
 )
@@ -38,57 +44,10 @@ from jaxcnn.transform.substitution.distillation import Loss, Training, squared_e
 from jaxcnn.transform.substitution.distillation import train as train_chains
 from jaxcnn.transform.substitution.held_out import Score, Verification, split_held_out
 from jaxcnn.transform.substitution.placing import gathered, params_with, placed_like_parameters, replacements
-from jaxcnn.transform.substitution.problem import Problem, floats
-from jaxcnn.transform.substitution.report import MAX_ERROR, SubstitutionReport
+from jaxcnn.transform.substitution.problem import Problem, bytes_of, floats
+from jaxcnn.transform.substitution.report import MAX_ERROR, LayerReport, SubstitutionReport
 from jaxcnn.transform.substitution.search import Count, Search, Solution
-from jaxcnn.transform.tables import Table
-
-_MAX_NAMES_SHOWN = 5
-"""Largest number of layers that a warning names."""
-
-
-@dataclasses.dataclass(frozen=True)
-class TradeOff:
-    """Gains and costs of several substitutions of one function; `plot` draws them.
-
-    `print` shows a table.
-
-    Args:
-      points: (share of multiply-accumulates, speedup, relative error) of each substitution.
-      milliseconds: milliseconds of a call of each substitution.
-      scores: score of each by the user's `measure`; empty without `measure`.
-
-    Example:
-      >>> tradeoff = TradeOff(((0.5, 1.6, 0.02), (0.25, 2.9, 0.06)))
-      >>> [share for share, speedup, error in tradeoff.points if error < 0.05]
-      [0.5]
-    """
-
-    points: tuple[tuple[float, float, float], ...]
-    milliseconds: tuple[float, ...] = ()
-    scores: tuple[float, ...] = ()
-
-    def __str__(self) -> str:
-        header = ["share of MACs", "times faster", "error", *(["ms"] if self.milliseconds else [])]
-        columns = [*zip(*self.points, strict=True), *([self.milliseconds] if self.milliseconds else [])]
-        if self.scores:
-            header, columns = [*header, "score"], [*columns, self.scores]
-        rows = [tuple(f"{value:.4g}" for value in row) for row in zip(*columns, strict=True)]
-        return Table(tuple(header), rows, range(len(header)), (), [{}] * len(rows)).text([])
-
-    def plot(self, *, path: str | os.PathLike[str] | None = None) -> Any:
-        """Draws the error of the results against the gain of time, as `jaxcnn.drawing.draw_tradeoff` does.
-
-        Args:
-          path: file to save the picture to; its ending says the format (`.png`, `.svg`, `.pdf`).
-
-        Returns:
-          The `matplotlib.figure.Figure`.
-
-        Raises:
-          ImportError: matplotlib is not installed.
-        """
-        return importlib.import_module("jaxcnn.drawing").draw_tradeoff(self, path=path)
+from jaxcnn.transform.substitution.tradeoff import TradeOff
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,8 +60,8 @@ class Substitution:
         from which f computes kernels; train them, or replace some.
       report: report on each layer and on the whole; `print` shows a table.
       placements: axes of each kernel in its parameter, by the parameter's path.
-      solve: function from another share of multiply-accumulates to its substitution. It holds the dense parameters;
-        None after `release`, and for a substitution that was loaded.
+      solve: function from other budgets, and the largest error accepted, to their substitution. It holds the dense
+        parameters; None after `release`, and for a substitution that was loaded.
       origin: dense parameters, and the arguments on which the result was verified; None where `solve` is None.
 
     Example:
@@ -121,7 +80,7 @@ class Substitution:
     params: Any = dataclasses.field(repr=False)
     report: SubstitutionReport
     placements: Mapping[str, Placement] = dataclasses.field(repr=False)
-    solve: Callable[[float], Substitution] | None = dataclasses.field(default=None, repr=False, compare=False)
+    solve: Solve | None = dataclasses.field(default=None, repr=False, compare=False)
     origin: tuple[Any, tuple[Any, ...]] | None = dataclasses.field(default=None, repr=False, compare=False)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -161,7 +120,7 @@ class Substitution:
         reports = []
         for share in shares:
             try:
-                reports.append(self.solve(share).report)
+                reports.append(self.solve(Budgets(macs=share), math.inf).report)
             except ValueError:
                 continue
         reports = sorted((*reports, self.report), key=lambda report: report.macs_share, reverse=True)
@@ -171,6 +130,57 @@ class Substitution:
             tuple(report.ms_after for report in reports),
             scores if len(scores) == len(reports) else (),
         )
+
+    def with_budget(
+        self,
+        *,
+        tolerance: float | None = None,
+        macs: float | None = None,
+        speedup: float | None = None,
+        parameter_bytes: int | None = None,
+        budget: float | None = None,
+        max_error: float | None = None,
+    ) -> Substitution:
+        """Returns the substitution of the same dense network for other budgets, with what this search has measured.
+
+        The layers are judged, weighed and timed once for all budgets, and the chains are fitted anew. Ranks by layer
+        name stay as they were; chains that were trained by `distill` are not taken over.
+
+        Args:
+          tolerance, macs, speedup, parameter_bytes, budget: Limits as in `substitute`, all of which are met.
+          max_error: Largest error of the results that is accepted, as in `substitute`. None: that of the first call.
+
+        Raises:
+          ValueError: the substitution was loaded or released; no budget, or budgets that are not met together.
+
+        Example:
+          >>> import jax.numpy as jnp
+          >>> import jaxcnn
+          >>> def model(params, x):
+          ...     return jaxcnn.conv(x, params["kernel"])
+          >>> ramp = jnp.outer(jnp.arange(1.0, 6.0), jnp.arange(1.0, 6.0))
+          >>> params = {"kernel": jnp.broadcast_to(ramp[..., None, None], (5, 5, 8, 8))}
+          >>> small = jaxcnn.substitute(model, params, jnp.ones((1, 16, 16, 8)), macs=0.5, count="macs")
+          >>> smaller = small.with_budget(macs=0.3, parameter_bytes=1000)
+          >>> smaller.report.macs_share <= 0.3, smaller.report.parameter_bytes_after <= 1000
+          (True, True)
+        """
+        if self.solve is None:
+            raise ValueError(
+                "with_budget: a substitution that was loaded or released does not hold the dense parameters; "
+                "substitute again"
+            )
+        budgets = Budgets.of(
+            "with_budget",
+            tolerance=tolerance,
+            macs=macs,
+            speedup=speedup,
+            parameter_bytes=parameter_bytes,
+            budget=budget,
+        )
+        if not budgets.limits:
+            raise ValueError("with_budget: give tolerance, macs, speedup, parameter_bytes or budget, got none")
+        return self.solve(budgets, None if max_error is None else check_number("with_budget", "max_error", max_error))
 
     def release(self) -> Substitution:
         """Returns this substitution without the dense parameters and the search, which `solve` keeps in memory."""
@@ -242,7 +252,7 @@ class Substitution:
                 "distill: a substitution that was loaded or released knows neither its dense parameters nor arguments "
                 "to verify it on; give dense_params= and test_args="
             )
-        steps = check_steps(steps)
+        steps = whole_number("distill: steps", steps)
         training = Training(steps, optimizer, loss, trained_predicate(train))
         batches = inputs if isinstance(inputs, Iterator) else batches_of(inputs, 0)
 
@@ -292,6 +302,10 @@ class Substitution:
         return cls(f, *saving.load(path, params))
 
 
+Solve = Callable[[Budgets, float | None], Substitution]
+"""Function from budgets and the largest error accepted, None for that of the first call, to a substitution."""
+
+
 def substitute(
     f: Callable[..., Any],
     params: Any,
@@ -299,19 +313,22 @@ def substitute(
     tolerance: float | None = None,
     macs: float | None = None,
     speedup: float | None = None,
+    parameter_bytes: int | None = None,
     rank: int | tuple[int, ...] | None = None,
+    ranks: Mapping[str, int | tuple[int, ...]] | None = None,
     calibration: Any = None,
-    schemes: str | Sequence[str] | None = None,
-    skip: str | Sequence[str] | Callable[[str], bool] | None = None,
+    schemes: Names | Mapping[str, Names] | None = None,
+    skip: Names | Callable[[str], bool] | None = None,
     dense: bool = False,
     count: Count = "time",
     max_error: float = MAX_ERROR,
     measure: Score | None = None,
     budget: float | None = None,
+    on_layer: Callable[[LayerReport], Any] | None = None,
     progress: Progress = False,
     seed: int = 0,
 ) -> Substitution:
-    r"""Returns a function with chains in place of its trained kernels, within one budget for all of them.
+    r"""Returns a function with chains in place of its trained kernels, within budgets for all of them.
 
     f is traced for its arguments, and every kernel is found that depends on params alone: a parameter, also through
     casts, transpositions, reshapes and loops, or what f computes from parameters. Each is a layer with many possible
@@ -334,49 +351,57 @@ def substitute(
       params: trained parameters of f; kernels as in Flax, Haiku, Keras, Equinox or plain JAX.
       *args: other arguments of f, by which layers are weighed and on which the result is verified; best none of the
         calibration inputs. Of a `jax.ShapeDtypeStruct` random numbers are drawn.
-      tolerance: relative error of the results allowed, norm(after - before) / norm(before). Give this, `macs`,
-        `speedup` or `rank`.
+      tolerance: relative error of the results allowed, norm(after - before) / norm(before). Of this, `macs`, `speedup`,
+        `parameter_bytes` and `budget` give one or several, all of which are met, or give ranks.
       macs: share of the multiply-accumulates of all convolutions that may stay, the report's `macs_share`.
       speedup: ratio of the time of jitted f to that of a call with chains, measured on this device.
+      parameter_bytes: bytes that all parameters may have together, those that are no kernels included.
       rank: rank of the chain of every layer, in each group, as the one scheme's own function takes it: a number, or one
         for each rank of the scheme. A layer with a lower full rank takes the full one. `schemes` must be one scheme;
-        neither multiply-accumulates nor times affect the result.
-      calibration: inputs such as the function will meet: a list or generator of batches, each a tuple of the
-        arguments after params, or one array. Of a generator of more than 16 batches a random 16 are used, and no more
-        are held. With them the error of each layer is that of its responses behind its
-        nonlinearity, and its chain is fitted to the dense network's responses, given the chains before it. A handful of
-        photographs does. A kernel that is used several times is fitted to all its uses together; one in a `while` or a
-        branch, one used in both directions and one whose responses are all equal keep the chain of their weights.
+        neither multiply-accumulates nor times affect the result, and no budget is given.
+      ranks: ranks by layer name, such as `{"conv4/*": 32}`, for layers of one scheme. The other layers have `rank`, or
+        are chosen by the budgets, or stay dense without either. A name is given as for `skip`; the first that matches
+        counts, and one that matches no layer is an error.
+      calibration: inputs such as the function will meet: a list or generator of batches, each a tuple of the arguments
+        after params, or one array. Of a generator of more than 16 batches a random 16 are used, and no more are held,
+        since each layer is fitted to what all of them make of the layers before. With them the error of each layer is
+        that of its responses behind its nonlinearity, and its chain is fitted to the dense network's responses, given
+        the chains before it. A handful of photographs does. A kernel that is used several times is fitted to all its
+        uses together; one in a `while` or a branch, one used in both directions and one whose responses are all equal
+        keep the chain of their weights.
       schemes: names of the schemes to choose from; by default `"separable"`, `"low_rank"`, `"tucker2"` and
-        `"depthwise_separable"`. `"cp"` and `"stack"` are searches, which take minutes for large kernels.
-      skip: parameters that stay dense: a part of their names (such as `conv1/kernel`), several, or a function of the
-        name. A warning says if no layer has such a name.
+        `"depthwise_separable"`. `"cp"` and `"stack"` are searches, which take minutes for large kernels. A dictionary
+        gives schemes by layer name, such as `{"conv4/*": "tucker2"}`, and leaves the others the default.
+      skip: parameters that stay dense: a part of their names (such as `conv1/kernel`), a pattern of the whole name with
+        `*` and `?`, several, or a function of the name. A warning says if no layer has such a name.
       dense: flag to replace dense layers, products with a matrix of params, by pairs of products, too. They then count
         among the convolutions, with kernels of one tap.
       count: `"time"` to take no chain that is slower than its kernel on this device, by the cost model and, for the
         layers that save the most, by the clock; `"macs"` if multiply-accumulates alone are what counts.
-      max_error: largest error of the results that is accepted of a calibrated substitution under a budget of `macs` or
-        `speedup`, for `args` and for held-out calibration inputs; infinity accepts all. Without calibration, the report
-        says in its first line that the error is large.
+      max_error: largest error of the results that is accepted of a calibrated substitution under a budget of `macs`,
+        `speedup` or `parameter_bytes`, for `args` and for held-out calibration inputs; infinity accepts all. Without
+        calibration, the report says in its first line that the error is large.
       measure: your own score of the function, such as its accuracy: a function that is called with the function of
         the arguments after params and returns a number, the larger the better. With `budget` it is the loss allowed in
         this score that is the budget; with other budgets the score is reported.
       budget: loss of the score allowed: the result has the fewest multiply-accumulates that a bisection finds.
+      on_layer: function that is called with the `LayerReport` of a layer: when its chain is fitted to responses, which
+        may be several times, and at the end with each row of the report.
       progress: flag to show a progress bar on a terminal, which needs rich; or a function `progress(done, total)` of
         the number of steps done and their total, such as one that moves a bar of your own. A function of three
         arguments is also told, as text, what is being done and about how long the rest will take.
       seed: seed for the positions at which responses are taken, and for random arguments.
 
     Returns:
-      A `Substitution`: `.apply(params, *args)`, `.params`, `.report`, `.curve()`, `.save(path)`.
+      A `Substitution`: `.apply(params, *args)`, `.params`, `.report`, `.with_budget(...)`, `.curve()`, `.save(path)`.
 
     Raises:
-      ValueError: no budget or more than one; one that no choice of chains meets, or none that is faster; results that
-        differ by more than `max_error`; an unknown scheme or none; `rank` with
-        several schemes; params that hold chains already, or no convolution's kernel (kernels that f closes over are not
-        found); no calibration inputs, or some of which a layer makes NaN; results without floating numbers, by which
-        layers are weighed.
-      TypeError: f is no function, the budget no number.
+      ValueError: no budget; budgets that no choice of chains meets, or none that is faster; results that differ by more
+        than `max_error`; an unknown scheme or none; ranks for layers of several schemes; names that no layer has;
+        params that hold chains already, or no convolution's kernel (kernels that f closes over are not found); no
+        calibration inputs, or some of which a layer makes NaN; results without floating numbers, by which layers are
+        weighed.
+      TypeError: f is no function, a budget no number.
 
     Example:
       >>> import jax.numpy as jnp
@@ -396,12 +421,17 @@ def substitute(
       responses instead of weights, one budget for all layers. Kim et al., "Compression of deep convolutional neural
       networks for fast and low power mobile applications", 2016.
     """
+    seed = whole_number("substitute: seed", seed, 0)
+    batches = batches_of(calibration, seed)
+    check_batches(batches)
     options: dict[str, Any] = {
         "tolerance": tolerance,
         "macs": macs,
         "speedup": speedup,
+        "parameter_bytes": parameter_bytes,
         "rank": rank,
-        "calibration": batches_of(calibration, seed),
+        "ranks": ranks,
+        "calibration": batches,
         "schemes": schemes,
         "skip": skip,
         "dense": dense,
@@ -409,6 +439,7 @@ def substitute(
         "max_error": max_error,
         "measure": measure,
         "budget": budget,
+        "on_layer": on_layer,
         "progress": progress,
         "seed": seed,
     }
@@ -434,13 +465,13 @@ def _decided_by_first(f: Callable[..., Any], params: Any, substitute: Callable[[
 
     replaced, placements, report = decided_by_first(decide)
 
-    def solve(share: float) -> Substitution:
-        return _decided_by_first(f, params, lambda: _solver(first[0])(share))
+    def solve(budgets: Budgets, max_error: float | None) -> Substitution:
+        return _decided_by_first(f, params, lambda: _solver(first[0])(budgets, max_error))
 
     return Substitution(f, params_with(params, replaced, placements), report, placements, solve)
 
 
-def _solver(substitution: Substitution) -> Callable[[float], Substitution]:
+def _solver(substitution: Substitution) -> Solve:
     if substitution.solve is None:
         raise ValueError("substitute: a substitution that was released has no other solutions")
     return substitution.solve
@@ -451,43 +482,91 @@ def _substitute(
     params: Any,
     args: Sequence[Any],
     *,
-    tolerance: float | None,
-    macs: float | None,
-    speedup: float | None,
-    rank: int | tuple[int, ...] | None,
+    rank: Any,
+    ranks: Any,
     calibration: Any,
-    schemes: str | Sequence[str] | None,
-    skip: str | Sequence[str] | Callable[[str], bool] | None,
+    schemes: Any,
+    skip: Any,
     dense: bool,
     count: Count,
-    max_error: float,
+    max_error: Any,
     measure: Score | None,
-    budget: float | None,
+    on_layer: Callable[[LayerReport], Any] | None,
     progress: Progress,
     seed: int,
+    **limits: Any,
 ) -> Substitution:
     """Returns the substitution of parameters that this process holds as a whole; the arguments are `substitute`'s."""
     if not callable(f):
         raise TypeError(f"substitute: f must be a function, got {f!r}")
-    if budget is not None and measure is None:
-        raise ValueError(f"substitute: budget={budget!r} is the loss allowed in a score, so give measure too")
-    budgets = {"tolerance": tolerance, "macs": macs, "speedup": speedup, "rank": rank, "budget": budget}
-    limits = {name: limit for name, limit in budgets.items() if limit is not None}
-    if len(limits) != 1:
+    if measure is not None and not callable(measure):
+        raise TypeError(f"substitute: measure must be a function, got {measure!r}")
+    if limits["budget"] is not None and measure is None:
+        raise ValueError(f"substitute: budget={limits['budget']!r} is the loss allowed in a score, so give measure too")
+    budgets = Budgets.of("substitute", **limits)
+    if not budgets.limits and rank is None and ranks is None:
         raise ValueError(
-            f"substitute: give one of tolerance, macs, speedup and rank, or measure and budget, got {budgets}"
+            "substitute: give one or several of tolerance, macs, speedup, parameter_bytes, and budget with measure; or "
+            "rank or ranks; got none"
+        )
+    if budgets.limits and rank is not None:
+        raise ValueError(
+            f"substitute: rank={rank!r} decides on every layer, so give no budget with it, got {budgets.limits}; ranks "
+            "by layer name go with budgets"
         )
     if any(isinstance(leaf, KernelChain) for leaf in jax.tree.leaves(params, is_leaf=_is_chain)):
         raise ValueError("substitute: params hold chains already; give the dense parameters")
-    ((kind, value),) = limits.items()
     if count not in ("time", "macs"):
         raise ValueError(f"substitute: count must be 'time' or 'macs', got {count!r}")
-    names = scheme_names(schemes)
-    limit = check_number("substitute", kind, value) if rank is None else check_rank(rank, names)
+    schemes_of = schemes_by_name(schemes)
+    rank_of = ranks_by_name(ranks, schemes_of)
     max_error = check_number("substitute", "max_error", max_error)
     batches, held_out = split_held_out(calibration)
-    explicit = make_kernels_explicit(f, params, args)
-    problem = Problem(with_explicit_kernels(f), explicit, args, names, skip_predicate(skip), seed, dense)
+    explicit, is_skipped = make_kernels_explicit(f, params, args), skip_predicate(skip)
+    problem = Problem(
+        with_explicit_kernels(f), explicit, args, schemes_of, is_skipped, seed, dense, rank_of, bytes_of(params)
+    )
+    _check_layers(problem, schemes, ranks, skip)
+    for layer in problem.open.values():
+        if rank is not None and layer.rank is None:
+            rank = check_rank(rank, layer.schemes)
+    problem.check_outputs()
+    needs_weighing, needs_fitting = bool(budgets.limits), bool(batches)
+    needs_judging = needs_weighing and needs_fitting
+    work = len(problem.open) * (needs_judging + needs_weighing + needs_fitting) + 1
+    (_, *verified_args), _ = problem.signature.unflatten(problem.arrays)
+
+    def substitution_of(solution: Solution) -> Substitution:
+        chains, report = solution
+        placements = {problem.paths[index]: problem.layers[index].placement for index in chains}
+        with_chains = keep_what_is_read(f, params, problem.params_with(chains), args)
+        result = placed_like_parameters(with_chains, params, placements)
+        size = bytes_of(result)
+        report = dataclasses.replace(report, parameter_bytes_before=problem.total_bytes, parameter_bytes_after=size)
+        return Substitution(f, result, report, placements, solve, (params, tuple(verified_args)))
+
+    def solve(budgets: Budgets, largest_error: float | None) -> Substitution:
+        substitution = substitution_of(search.within(budgets))
+        size, allowed = substitution.report.parameter_bytes_after, budgets.parameter_bytes
+        if allowed is not None and size > allowed:
+            raise ValueError(
+                f"substitute: parameter_bytes={allowed} is not met: {size} bytes are left, since parameters from which "
+                "f computes kernels are still read"
+            )
+        if batches and budgets.costs:
+            _check_error(search, budgets, substitution.report, max_error if largest_error is None else largest_error)
+        return substitution
+
+    with bar("Substituting kernels", work, progress) as advance:
+        responses = Calibration(problem, batches, seed, advance) if batches else None
+        search = Search(problem, responses, advance, Verification(problem, held_out, measure), count, on_layer)
+        substitution = solve(budgets, None) if budgets.limits else substitution_of(search.of_rank(rank))
+        advance(1)
+    return substitution
+
+
+def _check_layers(problem: Problem, schemes: Any, ranks: Any, skip: Any) -> None:
+    """Refuses a function without kernels among its parameters, and names that no layer has."""
     if not problem.convolutions:
         raise ValueError("substitute: f has no convolution")
     if not problem.layers:
@@ -495,51 +574,14 @@ def _substitute(
             f"substitute: of the {len(problem.convolutions)} convolutions of f none has its kernel from params; "
             "kernels that f closes over, or takes as another argument, must be part of params"
         )
-    layers = [layer.name for layer in problem.layers.values()]
-    if skip and not callable(skip) and not any(map(skip_predicate(skip), layers)):
-        ellipsis = ", ..." if len(layers) > _MAX_NAMES_SHOWN else ""
-        warnings.warn(
-            f"substitute: skip={skip!r} is no layer; there are {', '.join(layers[:_MAX_NAMES_SHOWN])}{ellipsis}",
-            stacklevel=3,
-        )
-    problem.check_outputs()
-    needs_weighing, needs_fitting = rank is None, bool(batches)
-    needs_judging = needs_weighing and needs_fitting
-    work = len(problem.open) * (needs_judging + needs_weighing + needs_fitting) + 1
-    with bar("Substituting kernels", work, progress) as advance:
-        calibration = Calibration(problem, batches, seed, advance) if batches else None
-        search = Search(problem, calibration, advance, Verification(problem, held_out, measure), count)
-        solvers: dict[str, Callable[[Any], Solution]] = {
-            "tolerance": search.within_tolerance,
-            "macs": search.at_share,
-            "speedup": search.at_speedup,
-            "rank": search.of_rank,
-            "budget": search.within_loss,
-        }
-        solution = solvers[kind](limit)
-        if calibration is not None and kind in ("macs", "speedup"):
-            _check_error(search, kind, solution[1], max_error)
-        advance(1)
-
-    (_, *verified_args), _ = problem.signature.unflatten(problem.arrays)
-
-    def substitution_of(solution: Solution) -> Substitution:
-        chains, report = solution
-        placements = {problem.paths[index]: problem.layers[index].placement for index in chains}
-        with_chains = keep_what_is_read(f, params, problem.params_with(chains), args)
-        return Substitution(
-            f,
-            placed_like_parameters(with_chains, params, placements),
-            report,
-            placements,
-            lambda share: substitution_of(search.at_share(share)),
-            (params, tuple(verified_args)),
-        )
-
-    return substitution_of(solution)
+    names = [layer.name for layer in problem.layers.values()]
+    check_patterns("schemes", schemes, names)
+    check_patterns("ranks", ranks, names)
+    if skip and not callable(skip) and not any(map(skip_predicate(skip), names)):
+        warnings.warn(f"substitute: skip={skip!r} is no layer; there are {listed(names)}", stacklevel=4)
 
 
-def _check_error(search: Search, kind: str, report: SubstitutionReport, max_error: float) -> None:
+def _check_error(search: Search, budgets: Budgets, report: SubstitutionReport, max_error: float) -> None:
     """Refuses results that differ from the dense ones by more than the user allows."""
     error = report.largest_error
     if error <= max_error:
@@ -548,9 +590,9 @@ def _check_error(search: Search, kind: str, report: SubstitutionReport, max_erro
     reachable = ", ".join(f"{expected:.2g} at macs={share:.2g}" for share, expected in points)
     inputs = "held-out calibration inputs" if error == report.held_out_error else "the arguments"
     raise ValueError(
-        f"substitute: {kind} leaves an error of the results of {error:.2g} for {inputs}, above max_error="
-        f"{max_error:g}; to be expected is an error of about {reachable}; give calibration inputs or a larger "
-        "budget, or max_error=float('inf') to take the result and train it further"
+        f"substitute: {' and '.join(budgets.costs)} leaves an error of the results of {error:.2g} for {inputs}, above "
+        f"max_error={max_error:g}; to be expected is an error of about {reachable}; give calibration inputs or a "
+        "larger budget, or max_error=float('inf') to take the result and train it further"
     )
 
 

@@ -12,7 +12,6 @@ from jax.sharding import PartitionSpec as P
 
 import jaxcnn
 from jaxcnn import native
-from jaxcnn._compat import SPLITS_EXPLICIT_MESHES
 from jaxcnn.transform.jaxpr.equations import all_equations
 from support.arrays import normal
 
@@ -81,14 +80,12 @@ def test_values_and_gradients_are_one_devices_by_the_fast_forms(name, kind):
         if kind == "Explicit":
             # A gradient has its argument's sharding, as lax's would.
             assert [jax.typeof(g) for g in actual[1]] == [jax.typeof(array) for array in placed]
-    if kind == "Auto" or SPLITS_EXPLICIT_MESHES:
-        assert not primitives & OF_LAX
+    assert not primitives & OF_LAX
     for ours, theirs in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         scale = max(float(jnp.abs(theirs).max()), 1.0)
         np.testing.assert_allclose(np.asarray(ours) / scale, np.asarray(theirs) / scale, atol=2e-5)
 
 
-@pytest.mark.skipif(not SPLITS_EXPLICIT_MESHES, reason="there accelerate leaves Explicit meshes to lax")
 def test_planes_over_devices_by_channel_stay_with_lax():
     mesh = jax.make_mesh((4,), ("a",), axis_types=(AxisType.Explicit,))
     with context_of(mesh):

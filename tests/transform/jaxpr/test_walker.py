@@ -334,7 +334,7 @@ def test_random_keys_and_collectives_pass_through():
     )
 
 
-def test_explicit_meshes_are_left_to_lax():
+def test_an_explicit_mesh_keeps_the_types():
     mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,))
     with jax.set_mesh(mesh):
         x = jax.device_put(X, jax.sharding.NamedSharding(mesh, P("data")))
@@ -343,7 +343,7 @@ def test_explicit_meshes_are_left_to_lax():
         assert_same(y, conv(x))
 
 
-def test_symbolic_shapes_are_left_to_lax():
+def test_symbolic_images_are_left_to_lax():
     shape = jax.export.symbolic_shape("b, h, h, 4")
     exported = jax.export.export(jax.jit(accelerate(conv)))(jax.ShapeDtypeStruct(shape, np.float32))
     assert_same(exported.call(X), conv(X))

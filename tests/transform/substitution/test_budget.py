@@ -1,7 +1,8 @@
-"""One budget for all layers, against the best of all choices."""
+"""Budgets for all layers, against the best of all choices."""
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -58,6 +59,26 @@ def test_enough_for_all_is_dense_and_too_little_is_none():
     assert allocate(options, squares(1.0), options[0][-1].macs - 1) is None
     assert allocate([], [], 0) == []
     assert allocate([], [], -1) is None
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_budget_of_bytes_beside_that_of_macs(seed):
+    generator = np.random.default_rng(seed)
+    options = [
+        [dataclasses.replace(o, parameter_bytes=int(o.macs * generator.uniform(0.2, 5))) for o in layer(generator, 6)]
+        for _ in range(4)
+    ]
+    harms = squares(*generator.uniform(0.1, 3, 4))
+    sizes = [(sum(o.macs for o in c), sum(o.parameter_bytes for o in c)) for c in itertools.product(*options)]
+    dense = sizes[0]
+    for macs, size in ((0.8 * dense[0], 0.6 * dense[1]), (0.5 * dense[0], 0.9 * dense[1])):
+        choice = allocate(options, harms, macs, size)
+        assert sum(o.macs for o in choice) <= macs
+        assert sum(o.parameter_bytes for o in choice) <= size
+        choices = zip(itertools.product(*options), sizes, strict=True)
+        losses = [total(c, harms) for c, (m, b) in choices if m <= macs and b <= size]
+        assert total(choice, harms) <= np.quantile(losses, 0.05)
+    assert allocate(options, harms, dense[0], min(size for _, size in sizes) - 1) is None
 
 
 def test_the_layer_that_loses_the_least_gives_way():

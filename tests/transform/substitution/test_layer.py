@@ -34,7 +34,9 @@ def test_schemes():
 
 def test_ranks_are_multiples_of_eight_where_they_are_near_one():
     params, x = {"kernel": jnp.asarray(normal((5, 5, 64, 64)))}, jnp.ones((1, 12, 12, 64))
-    found = problem.Problem(lambda p, x: conv(x, p["kernel"]), params, (x,), ("low_rank",), lambda name: False, 0)
+    found = problem.Problem(
+        lambda p, x: conv(x, p["kernel"]), params, (x,), lambda name: ("low_rank",), lambda name: False, 0
+    )
     (layer,) = found.layers.values()
     ranks = [option.rank for option in layer.options[1:]]
     assert {rank for rank in ranks if rank >= 32} == {32, 40, 48, 56}

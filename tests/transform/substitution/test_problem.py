@@ -24,7 +24,7 @@ def test_the_clock_of_this_device_is_asked(no_long_clock):
 
 
 def test_the_least_share_can_be_met():
-    found = problem.Problem(F, PARAMS, (X,), ("low_rank",), lambda name: False, 0)
+    found = problem.Problem(F, PARAMS, (X,), lambda name: ("low_rank",), lambda name: False, 0)
     found.harms = dict.fromkeys(found.layers, Harm((1.0,), (1.0,)))
     # With some more convolutions that have no chains, until the product of the share falls short of what it came from.
     own, saved = found.total_macs, round(found.total_macs * (1 - found.least_share(())))
@@ -34,7 +34,7 @@ def test_the_least_share_can_be_met():
 
 def test_harm_is_the_squared_error_of_the_results_where_one_layer_errs():
     params = {name: jnp.asarray(normal((5, 5, 4, 4), seed)) for seed, name in enumerate(SMALL)}  # of no low rank
-    found = problem.Problem(two_layers, params, (IMAGE,), ("separable",), lambda name: False, 0)
+    found = problem.Problem(two_layers, params, (IMAGE,), lambda name: ("separable",), lambda name: False, 0)
     found.weigh(lambda steps, task="": None)
     expected = two_layers(params, IMAGE)
     for index, layer in found.layers.items():

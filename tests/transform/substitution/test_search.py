@@ -119,7 +119,7 @@ def test_an_error_is_met_by_the_layers_that_are_faster(monkeypatch):
 def test_a_curve_forgets_what_was_slow_at_another_share(monkeypatch):
     slow(monkeypatch, "low/kernel")
     first = jaxcnn.substitute(F, PARAMS, X, macs=0.7)
-    again = first.solve(0.5).solve(0.7)
+    again = first.with_budget(macs=0.5).with_budget(macs=0.7)
     assert [row.rank for row in again.report.rows] == [row.rank for row in first.report.rows]
 
 
@@ -273,12 +273,16 @@ ERRORS = {
     "no scheme": ({"rank": 2}, ValueError, "rank is that of one scheme's chains, but schemes="),
     "two": ({"rank": 2, "schemes": ["cp", "stack"]}, ValueError, "rank is that of one scheme's chains"),
     "zero": ({"rank": 0, "schemes": "cp"}, ValueError, "rank must be at least 1, got 0"),
-    "none": ({"rank": (), "schemes": "tucker2"}, ValueError, r"rank must be at least 1, got \(\)"),
-    "share": ({"rank": 0.5, "schemes": "cp"}, TypeError, "rank must be a whole number, or a tuple of them, got 0.5"),
+    "none": ({"rank": (), "schemes": "tucker2"}, ValueError, r"rank must hold at least one number, got \(\)"),
+    "share": ({"rank": 0.5, "schemes": "cp"}, TypeError, "rank must be an int, got 0.5"),
     "pair": ({"rank": (2, 3), "schemes": "cp"}, ValueError, r"'cp' has one rank, got rank=\(2, 3\)"),
     "three": ({"rank": (2, 3, 4), "schemes": "tucker2"}, ValueError, "'tucker2' has 2 ranks"),
     "pair of an image": ({"rank": (2, 3), "schemes": "separable"}, ValueError, "'separable' has 1 rank"),
-    "and macs": ({"rank": 2, "macs": 0.5, "schemes": "cp"}, ValueError, "give one of"),
+    "and macs": (
+        {"rank": 2, "macs": 0.5, "schemes": "cp"},
+        ValueError,
+        "rank=2 decides on every layer, so give no budget with it, got {'macs': 0.5}",
+    ),
 }
 
 

@@ -66,8 +66,7 @@ def test_other_arguments_reach_f():
 
 
 ERRORS = {
-    "no budget": ({}, "give one of tolerance, macs, speedup and rank"),
-    "two budgets": ({"macs": 0.5, "tolerance": 0.1}, "give one of tolerance, macs, speedup and rank"),
+    "no budget": ({}, "give one or several of tolerance, macs, speedup, parameter_bytes"),
     "share of more than all": ({"macs": 1.5}, r"macs must be a share in \(0, 1\], got 1.5"),
     "negative tolerance": ({"tolerance": -1}, "tolerance must be at least 0, got -1"),
     "no speed": ({"speedup": 0}, "speedup must be positive, got 0"),
