@@ -6,7 +6,7 @@ import importlib.util
 import multiprocessing
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -50,7 +50,13 @@ def onnx_model(network: Network, weights: list[np.ndarray], shape: tuple[int, ..
     return layers.model(images, network.forward(layers, images))
 
 
-def _onnxruntime(model: bytes, images: np.ndarray) -> Callable[[], np.ndarray]:
+def onnxruntime_session(model: bytes, inputs: Sequence[Any]) -> Callable[[], np.ndarray]:
+    """Returns a call of a model in ONNX Runtime, on as many threads as this process has processors.
+
+    Args:
+      model: bytes of the model's file.
+      inputs: arrays, in the order of the model's inputs.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -58,7 +64,12 @@ def _onnxruntime(model: bytes, images: np.ndarray) -> Callable[[], np.ndarray]:
     # Its threads would look for work while others are measured.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    return lambda: session.run(None, {"images": images})[0]
+    feed = {value.name: np.asarray(array) for value, array in zip(session.get_inputs(), inputs, strict=True)}
+    return lambda: session.run(None, feed)[0]
+
+
+def _onnxruntime(model: bytes, images: np.ndarray) -> Callable[[], np.ndarray]:
+    return onnxruntime_session(model, [images])
 
 
 def _openvino(model: bytes, images: np.ndarray) -> Callable[[], np.ndarray]:

@@ -114,7 +114,7 @@ def transposed_kernel(kernel: jax.Array, groups: int) -> jax.Array:
     """Returns the kernel with input and output channels exchanged, not flipped: (*window, O, G * I)."""
     *window, kernel_in, features = kernel.shape
     split = kernel.reshape(*window, kernel_in, groups, features // groups)
-    return jnp.swapaxes(split, -3, -1).reshape(*window, features // groups, groups * kernel_in)
+    return split.swapaxes(-3, -1).reshape(*window, features // groups, groups * kernel_in)
 
 
 def input_by_phases(y: jax.Array, kernel: jax.Array, spec: ConvSpec, forward: Forward) -> jax.Array:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend.core import JaxprEqn
 
 from jaxcnn.chain import KernelChain
@@ -128,7 +129,7 @@ def turn(chain: KernelChain, exchanged: bool, flipped: Ints) -> KernelChain:
         kernels = tuple(transposed_kernel(k, count) for k, count in zip(kernels, counts, strict=True))[::-1]
         counts = counts[::-1]
     if flipped:
-        kernels = tuple(jnp.flip(kernel, flipped) for kernel in kernels)
+        kernels = tuple((np if isinstance(kernel, np.ndarray) else jnp).flip(kernel, flipped) for kernel in kernels)
     return KernelChain(kernels, counts)
 
 

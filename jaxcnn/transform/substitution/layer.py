@@ -35,6 +35,8 @@ _RANK_SEARCH_RADIUS = 40
 """Largest distance to a rank whose features are multiples of 8, which devices compute faster, counted in ranks."""
 _MAX_RANKS_TRIED = 5
 """Largest number of ranks of a scheme whose chains are computed for a layer's responses."""
+_RANKS_BEFORE_COSTLY = 3
+"""Number of these ranks, the cheapest, by which a scheme is compared with those before it."""
 _TYPICAL_ERRORS = (0.2, 0.6)
 """Relative errors of a layer at which its effect on the results is measured."""
 
@@ -269,15 +271,11 @@ class Layer:
         After the last kernel of the parameter, these errors replace those of the weights in the options.
         """
         solve = self._solver(number, site, responses)
-        # Only a few ranks are tried; the logarithms of errors are interpolated.
         errors: list[float] = [self.dense.error]
         for scheme in self.families:
             options = [option for option in self.options if option.scheme == scheme]
-            places = spread_places(len(options), _MAX_RANKS_TRIED)
-            if places:  # some rank of the scheme has fewer multiply-accumulates
-                # The largest rank comes first, since it prepares those below.
-                errors_there = np.maximum([solve(options[place])[1] for place in places[::-1]][::-1], 1e-12)
-                errors += np.exp(np.interp(range(len(options)), places, np.log(errors_there))).tolist()
+            before = zip(self.options[1:], errors[1:], strict=False)
+            errors += _judged_errors(options, solve, [dataclasses.replace(o, error=error) for o, error in before])
         options = [dataclasses.replace(option, error=error) for option, error in zip(self.options, errors, strict=True)]
         # The typical options of the first kernel weigh all kernels.
         weighing = self._judgements[0].weighing if self._judgements else _typical_options(options)
@@ -408,6 +406,38 @@ class Layer:
 def spread_places(size: int, count: int) -> list[int]:
     """Returns at most `count` of the positions 0, ..., size - 1, evenly spread, with both ends."""
     return sorted({round(place) for place in np.linspace(0, size - 1, min(count, size))})
+
+
+def _judged_errors(
+    options: Sequence[Option], solve: Callable[[Option], tuple[KernelChain, float]], rivals: Sequence[Option]
+) -> list[float]:
+    """Returns the errors of a scheme's options: a few are solved for, the logarithms of the rivals are interpolated.
+
+    The costly options take the longest. They are left out, and count as no better than the cheaper ones, if each of
+    the cheaper ones errs at least as much as another scheme's option that costs no more.
+
+    Args:
+      options: options of the scheme, the cheapest first.
+      solve: function from an option to its chain and error.
+      rivals: options of the schemes before, with their errors.
+    """
+    places = spread_places(len(options), _MAX_RANKS_TRIED)
+    if not places:  # no rank of the scheme has fewer multiply-accumulates
+        return []
+    cheap_places, costly_places = places[:_RANKS_BEFORE_COSTLY], places[_RANKS_BEFORE_COSTLY:]
+    error_at: dict[int, float] = {}
+
+    def is_beaten(place: int) -> bool:
+        return any(o.macs <= options[place].macs and o.error <= error_at[place] for o in rivals)
+
+    for part in [cheap_places, costly_places] if rivals else [places]:
+        if error_at and all(map(is_beaten, cheap_places)):
+            break
+        # The largest rank comes first, since it prepares those below.
+        error_at |= {place: solve(options[place])[1] for place in part[::-1]}
+    known_places = sorted(error_at)
+    logarithms = np.log(np.maximum([error_at[place] for place in known_places], 1e-12))
+    return [float(error) for error in np.exp(np.interp(range(len(options)), known_places, logarithms))]
 
 
 def _typical_options(options: Sequence[Option]) -> list[Option]:

@@ -9,6 +9,7 @@ import pytest
 from jax import lax
 
 import jaxcnn
+from jaxcnn.factorization.responses.start import ResponseFits
 from jaxcnn.transform.substitution import problem
 from support.arrays import normal, relative_error
 from support.planted import conv, planted
@@ -40,6 +41,33 @@ def test_ranks_are_multiples_of_eight_where_they_are_near_one():
     ranks = [option.rank for option in layer.options[1:]]
     assert {rank for rank in ranks if rank >= 32} == {32, 40, 48, 56}
     assert {1, 2, 3, 4, 5, 6} <= set(ranks)
+
+
+def test_costly_ranks_of_a_scheme_that_another_one_beats_are_not_tried(monkeypatch):
+    tried = {}
+    at = ResponseFits.at
+
+    def count(self, scheme, rank):
+        tried.setdefault(scheme, []).append(rank)
+        return at(self, scheme, rank)
+
+    monkeypatch.setattr(ResponseFits, "at", count)
+
+    def f(params, x):
+        return conv(x, params["k"])
+
+    def largest_rank(*schemes):
+        tried.clear()
+        params, images = (
+            {"k": planted(5, 5, 8, 8, 1, noise=0.01)},
+            [jnp.asarray(normal((1, 12, 12, 8), s)) for s in (0, 1)],
+        )
+        jaxcnn.substitute(f, params, images[0], macs=0.9, count="macs", calibration=images[1:], schemes=schemes)
+        return max(tried["depthwise_separable"])
+
+    # The kernel is separable, so no depthwise chain errs less than a separable one of its cost.
+    beaten, first = largest_rank("separable", "depthwise_separable"), largest_rank("depthwise_separable", "separable")
+    assert beaten < first
 
 
 def test_a_shared_kernel_is_replaced_in_both_places():

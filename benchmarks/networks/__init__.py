@@ -1,0 +1,1 @@
+"""Trained networks from packages: substitution of their kernels, and their speed through `accelerate`."""
