@@ -55,8 +55,8 @@ def stack(
       A `KernelChain` of the kernel's dtype and groups.
 
     Raises:
-      ValueError: windows that do not make up the kernel's; a width below 1; both features and tolerance; a tolerance
-        out of range, or that no width meets; NaN or infinity.
+      ValueError: windows that do not make up the kernel's; a width below 1, or above the one that holds every kernel;
+        both features and tolerance; a tolerance out of range, or that no width meets; NaN or infinity.
       TypeError: a kernel of integers or complex numbers.
 
     Example:
@@ -96,8 +96,10 @@ def stack(
         widths = tuple(features) if isinstance(features, Sequence) else (features,) * gaps
         if len(widths) != gaps:
             raise ValueError(f"{operation}: there are {gaps} gaps between {gaps + 1} links, got {len(widths)} features")
+        widest = _largest_width(blocks.shape, sizes)
         for width in widths:
-            check_rank(operation, "features", width, None)
+            if check_rank(operation, "features", width, None) > widest:
+                raise ValueError(f"{operation}: features must be at most {widest}, which holds the kernel, got {width}")
         fits, _ = _fitted_links(blocks, sizes, widths, seed)
     return chain_of_blocks(map(np.stack, zip(*fits, strict=True)), dtype)
 
@@ -129,13 +131,7 @@ def _fitted_links(
 
 def _narrowest_within(blocks: np.ndarray, windows: tuple[Shape, ...], tolerance: float, seed: int) -> list[Links]:
     """Returns the links of the smallest width whose fit meets the tolerance, by doubling and then bisection."""
-    *_, in_features, out_features = blocks.shape
-    gaps = len(windows) - 1
-    # Two links are exact at a width of one channel for each tap and input of the first, or each tap and output of the
-    # last.
-    largest = max(
-        math.prod(map(math.prod, windows[:-1])) * in_features, math.prod(map(math.prod, windows[1:])) * out_features
-    )
+    gaps, largest = len(windows) - 1, _largest_width(blocks.shape, windows)
     low, high, below = 0, 1, None
     # A wider fit also starts from the narrower one, so that it is never worse.
     links, error = _fitted_links(blocks, windows, (high,) * gaps, seed)
@@ -156,6 +152,18 @@ def _narrowest_within(blocks: np.ndarray, windows: tuple[Shape, ...], tolerance:
         else:
             low, below = middle, candidate
     return links
+
+
+def _largest_width(shape: Shape, windows: Sequence[Shape]) -> int:
+    """Returns the largest width worth a search, of a kernel by groups (G, *window, I, O).
+
+    Two links are exact at a width of one channel for each tap and input of the first, or each tap and output of the
+    last.
+    """
+    *_, in_features, out_features = shape
+    return max(
+        math.prod(map(math.prod, windows[:-1])) * in_features, math.prod(map(math.prod, windows[1:])) * out_features
+    )
 
 
 def _windows(window: Shape) -> tuple[Shape, ...]:

@@ -293,6 +293,7 @@ def test_scale_changes_the_links_and_not_the_error(scale, x64):
             r"give features or tolerance, not both, got 2 and",
         ),
         ((5, 5, 2, 2), {"features": 0}, ValueError, r"stack: features must be at least 1, got 0"),
+        ((5, 5, 2, 2), {"features": 10**12}, ValueError, r"stack: features must be at most 18, .* got 1000000000000"),
         ((5, 5, 2, 2), {"features": 1.5}, TypeError, r"stack: features must be an int, got 1\.5"),
         ((5, 5, 2, 2), {"features": (1, 2)}, ValueError, r"there are 1 gaps between 2 links, got 2 features"),
         ((5, 5, 2, 2), {"tolerance": -1}, ValueError, r"stack: tolerance must not be negative, got -1"),
