@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from jaxcnn.chain import KernelChain
+from jaxcnn.norms import relative_error
 from jaxcnn.transform.jaxpr.signature import cache_programs
 from jaxcnn.transform.substitution.problem import Problem, floats
 
@@ -53,22 +54,18 @@ class Verification:
 
     @cached_property
     def _dense_outputs(self) -> list[list[np.ndarray]]:
-        params = self._params({})
+        return self._outputs({})
+
+    def _outputs(self, chains: Mapping[int, KernelChain]) -> list[list[np.ndarray]]:
+        """Returns the results with chains for each held-out input."""
+        params = self._params(chains)
         return [floats(self._run(params, *batch)) for batch in self.batches]
 
     def error(self, chains: Mapping[int, KernelChain]) -> float | None:
         """Returns the relative error of the results for all held-out inputs together; None if there are none."""
         if not self.batches:
             return None
-        params, error, scale = self._params(chains), 0.0, 0.0
-        for batch, dense in zip(self.batches, self._dense_outputs, strict=True):
-            for before, after in zip(dense, floats(self._run(params, *batch)), strict=True):
-                is_finite = np.isfinite(before)
-                error += float(np.square(after[is_finite] - before[is_finite]).sum())
-                scale += float(np.square(before[is_finite]).sum())
-        if not scale:
-            return 0.0 if not error else math.inf
-        return math.sqrt(error / scale) if math.isfinite(error) else math.inf
+        return relative_error(self._outputs(chains), self._dense_outputs)
 
     def score(self, chains: Mapping[int, KernelChain]) -> float | None:
         """Returns the user's score of the function with chains; None if there is no score."""

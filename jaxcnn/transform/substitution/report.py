@@ -168,10 +168,6 @@ class SubstitutionReport:
             ),
         ]
 
-    def _training(self) -> str:
-        before = self.error_before_training
-        return "" if before is None else f" after training, {before:.4f} before"
-
     def _reasons(self) -> list[str]:
         alike: dict[tuple[bool, str], list[str]] = {}
         for row in self.rows:
