@@ -160,7 +160,7 @@ def test_each_method_on_arrays_without_elements(method, axis):
 
 
 NO_BUDGET = (-1, 1.5, math.nan, math.inf, -math.inf, 0, 2**70, "", "nonsense", 1j, (), [1], {}, object(), len)
-"""What is no share of multiply-accumulates."""
+"""Values that are no share of multiply-accumulates."""
 BAD_OPTIONS = {
     "schemes": (5, 1.5, (), "nonsense", ("separable", 1), [["separable"]], object()),
     "skip": (5, (1,), 1.5, object()),

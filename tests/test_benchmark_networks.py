@@ -1,4 +1,4 @@
-"""What the benchmark of trained networks rests on: graphs of ONNX as JAX functions, and the scores of their tasks."""
+"""Tests of the benchmark of trained networks: graphs of ONNX as JAX functions, and the scores of their tasks."""
 
 from __future__ import annotations
 

@@ -135,7 +135,7 @@ def coefficients(measured: Sequence[MeasuredLayer]) -> dict[str, dict[str, float
 
 
 class Outcome(NamedTuple):
-    """Holds how many times as long as the best method the chosen one takes on a layer: the cost of the choice.
+    """Ratio of the time of the chosen method to that of the best method on a layer: the cost of the choice.
 
     Args:
       ratio: time of the chosen method over that of the best.

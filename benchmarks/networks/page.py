@@ -22,7 +22,7 @@ BEFORE = {
     "object detection": ("0.05 to 0.07", "the best box moved", "1.5", "600, 4020"),
     "text recognition": ("0.39 to 0.71", "1 of 5", "1.5 to 1.8", "370, 2669"),
 }
-"""What the search before this one gave for networks of these kinds, at the same budgets: error, task kept, times faster
+"""Results of the former search for networks of these kinds, at the same budgets: error, task kept, times faster
 than `jax.jit`, and seconds, with compilations where they were counted. The machine was busy for some of them."""
 
 Record = dict[str, Any]

@@ -1,4 +1,4 @@
-"""How much of a network's task is kept: what it decides with chains beside what it decided with its kernels, 0 to 1."""
+"""Scores of tasks, from 0 to 1: agreement of a network's decisions with chains and with its kernels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `substitute` is asked for: ranks and schemes by layer name, several budgets, bytes, and another budget later."""
+"""Tests of the options of `substitute`: ranks and schemes by layer name, several budgets, bytes, a later budget."""
 
 from __future__ import annotations
 
