@@ -123,7 +123,7 @@ class Layer:
     @cached_property
     def kernels(self) -> list[np.ndarray]:
         """Kernels, `(*window, I / groups, O)`: one, or all that the parameter stacks."""
-        kernel = np.asarray(self.placement.kernel(jnp.asarray(self.parameter)))
+        kernel = self.placement.kernel(np.asarray(self.parameter))
         return list(kernel.reshape(-1, *self.placement.kernel_shape))
 
     @property
