@@ -46,6 +46,10 @@ def grouped(x, kernel):
     return jaxcnn.conv(x, kernel, feature_group_count=4)
 
 
+def transposed(x, kernel):
+    return jaxcnn.conv_transpose(x, kernel, strides=2)
+
+
 def kernel_gradient(function):
     return lambda x, kernel: jax.grad(lambda kernel: (function(x, kernel) ** 2).sum())(kernel)
 
@@ -153,6 +157,10 @@ LAYERS = {
     "gradient of max pool 5x5, rows": (
         *(image_gradient(max_pool_5), (X,), ROWS, P()),
         {"collective-permute": 4 * halo(2, 4, 8, 16)["collective-permute"]},
+    ),
+    "transposed 3x3, stride 2, rows": (
+        *(transposed, (X, (3, 3, 8, 16)), ROWS, P()),
+        {"collective-permute": FLOAT_BYTES * 4 * 8 * 16},  # a row from one side
     ),
     "average pool 3x3, rows": (
         *(lambda x: jaxcnn.avg_pool(x, 3, padding="SAME"), (X,), ROWS, P()),
