@@ -279,16 +279,16 @@ def _check_window(window: Sequence[int], shapes: str) -> None:
         raise ValueError(f"the kernel's window {tuple(window)} is empty ({shapes})")
 
 
-def _check_elements(others: Sequence[int], sizes: Sequence[int], padding: Sequence[Pair]) -> None:
+def _check_elements(batch_and_channels: Sequence[int], sizes: Sequence[int], padding: Sequence[Pair]) -> None:
     """Refuses an image that with its padding has more than `MAX_ELEMENTS`; symbolic sizes count as 1.
 
     Args:
-      others: sizes of the batch and channel axes.
+      batch_and_channels: sizes of the batch and channel axes.
       sizes: spatial sizes, the holes of a dilated input among them.
       padding: pair (low, high) on each spatial axis.
     """
     padded = [size + low + high for size, (low, high) in zip(sizes, padding, strict=True)]
-    elements = math.prod(size for size in (*others, *padded) if isinstance(size, int))
+    elements = math.prod(size for size in (*batch_and_channels, *padded) if isinstance(size, int))
     if elements > MAX_ELEMENTS:
         raise ValueError(
             f"the image with its padding has spatial sizes {' x '.join(map(str, padded))}, so {elements} elements in "
