@@ -2,15 +2,19 @@
 
     python -m benchmarks.devices            # writes the tables
     python -m benchmarks.devices --check    # fails if they differ
+    python -m benchmarks.devices --before CHECKOUT    # counts the column of an earlier commit again
 
-Nothing is run or timed: the programs are compiled for eight devices that one CPU stands for.
+Nothing is timed: the programs are compiled for eight devices that one CPU stands for. What was before is counted of
+commit 59e651f, the last one without splits of its own.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,20 +26,19 @@ if __name__ == "__main__":
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxcnn
+from benchmarks.device_layers import ERROR, MESHES, layers
 from jaxcnn.lowering.spec import ConvSpec
 from jaxcnn.partitioning import record_parts
 from jaxcnn.transform.jaxpr.signature import compile_uncached
 from jaxcnn.transform.summary.shards import received_bytes
 
 PAGE = Path(__file__).parent.parent / "docs" / "devices.md"
+BEFORE = Path(__file__).with_name("devices_before.json")
 SHORT_NAMES = {"all-gather": "gather", "all-reduce": "sum", "all-to-all": "exchange", "collective-permute": "permute"}
-
-Arrays = Sequence[jax.ShapeDtypeStruct]
 
 
 def split(shape: tuple[int, ...], *spec: Any, devices: int = 8) -> jax.ShapeDtypeStruct:
@@ -44,65 +47,18 @@ def split(shape: tuple[int, ...], *spec: Any, devices: int = 8) -> jax.ShapeDtyp
     return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(mesh, P(*spec)))
 
 
-def lax_conv(x: jax.Array, kernel: jax.Array, groups: int = 1) -> jax.Array:
-    numbers = ("NHWC", "HWIO", "NHWC")
-    return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=numbers, feature_group_count=groups)
-
-
-def our_conv(x: jax.Array, kernel: jax.Array, groups: int = 1) -> jax.Array:
-    return jaxcnn.conv(x, kernel, feature_group_count=groups)
-
-
-def lax_max_pool(x: jax.Array, size: int) -> jax.Array:
-    return lax.reduce_window(x, -jnp.inf, lax.max, (1, size, size, 1), (1, 1, 1, 1), "SAME")
-
-
-def our_max_pool(x: jax.Array, size: int) -> jax.Array:
-    return jaxcnn.max_pool(x, size, padding="SAME")
-
-
-def gradient(function: Callable[..., jax.Array], position: int) -> Callable[..., jax.Array]:
-    return jax.grad(lambda *arrays: (function(*arrays) ** 2).sum(), position)
-
-
-def layers() -> dict[tuple[str, str, str], tuple[Callable[..., Any], Callable[..., Any], Arrays]]:
-    """Functions of lax and of jaxcnn and their arguments, by layer, role and axis that is split."""
-    by_batch, by_rows, by_columns = ("d",), (None, "d"), (None, None, "d")
-    rows = {}
-
-    def add(layer: str, axis: str, x: Any, kernel: tuple[int, ...], groups: int, roles: Sequence[str]) -> None:
-        ours, theirs = (
-            lambda x, kernel, conv=conv: conv(x, kernel, groups) for conv in (our_conv, lax_conv)
-        )  # of the groups of this layer
-        for role in roles:
-            position = {"kernel": 1, "image": 0}.get(role)
-            pair = (theirs, ours) if position is None else (gradient(theirs, position), gradient(ours, position))
-            rows[layer, role, axis] = (*pair, (x, split(kernel)))
-
-    every = ("forward", "image", "kernel")
-    add("3x3, 64 channels", "batch", split((16, 56, 56, 64), *by_batch), (3, 3, 64, 64), 1, every)
-    add("3x3, 64 channels", "rows", split((4, 64, 64, 64), *by_rows), (3, 3, 64, 64), 1, every)
-    add("1x1, 64 channels", "rows", split((4, 64, 64, 64), *by_rows), (1, 1, 64, 64), 1, ("forward",))
-    add("1x1, 64 channels", "columns", split((4, 64, 64, 64), *by_columns), (1, 1, 64, 64), 1, ("forward",))
-    add("4 groups of 16 channels", "batch", split((16, 28, 28, 64), *by_batch), (3, 3, 16, 64), 4, every)
-    add("depthwise 3x3, 64 channels", "rows", split((4, 64, 64, 64), *by_rows), (3, 3, 1, 64), 64, every)
-    add("depthwise 7x7, 96 channels", "batch", split((16, 56, 56, 96), *by_batch), (7, 7, 1, 96), 96, every)
-    add("depthwise 7x7, 96 channels", "rows", split((4, 64, 64, 96), *by_rows), (7, 7, 1, 96), 96, every)
-    add("depthwise 13x13, 16 channels", "batch", split((8, 32, 32, 16), *by_batch), (13, 13, 1, 16), 16, ("forward",))
-    for axis, spec in (("batch", by_batch), ("rows", by_rows)):
-        x = split((8, 64, 64, 32), *spec)
-        pair = tuple(lambda x, pool=pool: pool(x, 5) for pool in (lax_max_pool, our_max_pool))
-        rows["max pool 5x5", "forward", axis] = (*pair, (x,))
-        rows["max pool 5x5", "image", axis] = (*(gradient(pool, 0) for pool in pair), (x,))
-    return rows
-
-
-def received(function: Callable[..., Any], arrays: Arrays) -> str:
-    """Returns the bytes that a device receives in the compiled program, as text."""
-    sizes: dict[str, int] = {}
-    for name, size in received_bytes(compile_uncached("count", function, arrays).as_text()):
-        sizes[name] = sizes.get(name, 0) + size
-    return ", ".join(f"{SHORT_NAMES[name]} {text_of(size)}" for name, size in sizes.items()) or "nothing"
+def received(program: str) -> str:
+    """Returns the number of collective operations of each kind and the bytes of their results on a device."""
+    if program.startswith(ERROR):
+        return "error"
+    sizes: dict[str, list[int]] = {}
+    for name, size in received_bytes(program):
+        sizes.setdefault(name, []).append(size)
+    texts = [
+        f"{len(of_name)} {SHORT_NAMES[name]}{'s' * (len(of_name) > 1)} of {text_of(sum(of_name))}"
+        for name, of_name in sizes.items()
+    ]
+    return "; ".join(texts) or "nothing"
 
 
 def text_of(size: int) -> str:
@@ -110,11 +66,23 @@ def text_of(size: int) -> str:
 
 
 def layer_table() -> list[str]:
-    lines = ["| layer | role | split along | `lax` receives | jaxcnn receives |", "|---|---|---|---|---|"]
-    for (layer, role, axis), (theirs, ours, arrays) in layers().items():
-        name = role if role == "forward" else f"gradient by the {role}"
-        lines.append(f"| {layer} | {name} | {axis} | {received(theirs, arrays)} | {received(ours, arrays)} |")
+    lines = ["| layer | role | split along | mesh | `lax` | jaxcnn before | jaxcnn |", "|---|---|---|---|---|---|---|"]
+    before = json.loads(BEFORE.read_text(encoding="utf-8"))["received"]
+    for layer in layers():
+        for kind in MESHES:
+            cells = ["-" if "lax" not in layer.functions else received(layer.program("lax", kind))]
+            cells += [before[layer.key(kind)], received(layer.program("jaxcnn", kind))]
+            lines.append(f"| {' | '.join((layer.key(kind), *cells))} |")
     return lines
+
+
+def record_before(checkout: Path) -> None:
+    """Writes what programs of the jaxcnn of another checkout receive."""
+    script = Path(__file__).with_name("device_layers.py")
+    environment = {**os.environ, "PYTHONPATH": str(checkout)}
+    output = subprocess.run([sys.executable, script], check=True, stdout=subprocess.PIPE, env=environment).stdout
+    counts = {key: received(program) for key, program in json.loads(output).items()}
+    BEFORE.write_text(json.dumps({"jax": jax.__version__, "received": counts}, indent=1) + "\n", encoding="utf-8")
 
 
 def network(params: Sequence[jax.Array], x: jax.Array) -> jax.Array:
@@ -163,12 +131,15 @@ TABLES: dict[str, Callable[[], list[str]]] = {
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="fail if the page differs, and leave it as it is")
-    check = parser.parse_args(arguments).check
+    parser.add_argument("--before", type=Path, help="folder of a checkout whose programs are counted")
+    options = parser.parse_args(arguments)
+    if options.before:
+        record_before(options.before)
     text = page = PAGE.read_text(encoding="utf-8")
     for name, table in TABLES.items():
         lines = "\n".join(table())
         text = re.sub(rf"(<!-- table: {name} -->\n).*?(<!-- end -->)", rf"\g<1>\n{lines}\n\n\g<2>", text, flags=re.S)
-    if check:
+    if options.check:
         return int(text != page)
     PAGE.write_text(text, encoding="utf-8")
     return 0

@@ -21,6 +21,10 @@ SPLITS_EXPLICIT_MESHES = jax.__version_info__ < (0, 11)
 a sharding there that XLA has no implementation of."""
 
 
+_MESHES_OF_SHARD_MAP = ({AxisType.Explicit}, {AxisType.Explicit, AxisType.Auto})[: 1 if SPLITS_EXPLICIT_MESHES else 2]
+"""Kinds of the axes of meshes on which `shard_map` takes the place of `custom_partitioning`."""
+
+
 def varying_axes(value: Any) -> frozenset[str]:
     """Returns the manual mesh axes over which a value varies inside `jax.shard_map`."""
     aval = jax.typeof(value)
@@ -44,7 +48,7 @@ def is_explicit(aval: Any) -> bool:
 
 def computes_on(mesh: Any) -> bool:
     """Returns whether jaxcnn computes on a mesh with Explicit axes itself: it can split its operations, or need not."""
-    return SPLITS_EXPLICIT_MESHES or mesh.size == 1 or {*mesh.axis_types} == {AxisType.Explicit}
+    return SPLITS_EXPLICIT_MESHES or mesh.size == 1 or {*mesh.axis_types} in _MESHES_OF_SHARD_MAP
 
 
 @cache
@@ -79,10 +83,10 @@ def is_partitioned(context: mlir.LoweringRuleContext) -> bool:
 
 
 def is_on_explicit_mesh(context: mlir.LoweringRuleContext) -> bool:
-    """Returns whether the arrays of a lowered operation lie on one mesh, whose axes are all Explicit."""
+    """Returns whether the arrays of a lowered operation lie on one mesh with Explicit axes that `shard_map` splits."""
     shardings = (getattr(aval, "sharding", None) for aval in (*context.avals_in, *context.avals_out))
     meshes = {sharding.mesh for sharding in shardings if sharding is not None and not sharding.mesh.empty}
-    return len(meshes) == 1 and {*meshes.pop().axis_types} == {AxisType.Explicit}
+    return len(meshes) == 1 and {*meshes.pop().axis_types} in _MESHES_OF_SHARD_MAP
 
 
 def with_devices(context: mlir.LoweringRuleContext) -> mlir.LoweringRuleContext | None:

@@ -8,6 +8,7 @@ returns a `ConvGeometry` or a `PoolGeometry`.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -30,6 +31,10 @@ PADDING_MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "edge",
 
 MAX_REPEATS = 100
 """Largest padding of a mode other than zeros, in images."""
+
+MAX_ELEMENTS = 2**58
+"""Largest number of elements of an image with its padding. XLA counts bytes in 64 bits, and ends the process where they
+do not suffice."""
 
 
 def frozen(value: Any) -> Any:
@@ -109,6 +114,7 @@ class ConvOptions(NamedTuple):
         padding = resolve_padding(self.padding, dilated, extents, strides)
         if self.padding_mode != "zeros":
             _check_repeats(self.padding_mode, sizes, padding)
+        _check_elements((*batch_shape, in_features), dilated, padding)
         return ConvGeometry(
             order=order,
             batch_shape=batch_shape,
@@ -158,6 +164,8 @@ class ConvOptions(NamedTuple):
                 )
         extents = tuple(map(dilated_size, window, kernel_dilation))
         sizes = transposed_sizes(x_sizes, self.padding, extents, strides, extra_pixels)
+        padding = resolve_padding(self.padding, sizes, extents, strides)
+        _check_elements((*batch_shape, kernel_in * groups), sizes, padding)
         return ConvGeometry(
             order=order,
             batch_shape=batch_shape,
@@ -169,7 +177,7 @@ class ConvOptions(NamedTuple):
             out_features=out_features,
             window=tuple(window),
             strides=strides,
-            padding=resolve_padding(self.padding, sizes, extents, strides),
+            padding=padding,
             padding_mode="zeros",
             input_dilation=(1,) * rank,
             kernel_dilation=kernel_dilation,
@@ -271,6 +279,23 @@ def _check_window(window: Sequence[int], shapes: str) -> None:
         raise ValueError(f"the kernel's window {tuple(window)} is empty ({shapes})")
 
 
+def _check_elements(batch_and_channels: Sequence[int], sizes: Sequence[int], padding: Sequence[Pair]) -> None:
+    """Refuses an image that with its padding has more than `MAX_ELEMENTS`; symbolic sizes count as 1.
+
+    Args:
+      batch_and_channels: sizes of the batch and channel axes.
+      sizes: spatial sizes, the holes of a dilated input among them.
+      padding: pair (low, high) on each spatial axis.
+    """
+    padded = [size + low + high for size, (low, high) in zip(sizes, padding, strict=True)]
+    elements = math.prod(size for size in (*batch_and_channels, *padded) if isinstance(size, int))
+    if elements > MAX_ELEMENTS:
+        raise ValueError(
+            f"the image with its padding has spatial sizes {' x '.join(map(str, padded))}, so {elements} elements in "
+            f"all, more than 2^58"
+        )
+
+
 def _check_padding_mode(mode: Any, input_dilation: Ints) -> None:
     if not isinstance(mode, str) or mode not in PADDING_MODES:
         modes = ", ".join(map(repr, PADDING_MODES))
@@ -327,6 +352,7 @@ class PoolOptions(NamedTuple):
                     outputs, strides, extents, sizes, declared, strict=True
                 )
             )
+        _check_elements((*batch_shape, features), sizes, padding)
         return PoolGeometry(
             order=order,
             batch_shape=batch_shape,

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental.custom_partitioning import custom_partitioning
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,7 +167,9 @@ class Split:
         return function
 
     def over_explicit_mesh(self, operands: Sequence[Any], result: Any) -> Callable[..., jax.Array]:
-        """Returns a function of the whole operands, on a mesh whose axes are all Explicit, where shardings are known.
+        """Returns a function of the whole operands, on a mesh with Explicit axes, where shardings are known.
+
+        How arrays lie along Auto axes of the mesh is not known. These split the batch, if it divides evenly.
 
         Args:
           operands: types of the operands, with their shardings.
@@ -175,7 +177,11 @@ class Split:
         """
         mesh = result.sharding.mesh
         arrays = [*zip(self.operands, operands, strict=True), (self.result, result)]
-        axes = self._mesh_axes(mesh, arrays)
+        explicit_axes = axes = self._mesh_axes(mesh, arrays)
+        batch_axes = (*axes.get("n", ()), *_auto_axes(mesh))
+        sizes = {name: size for names, array in arrays for name, size in zip(names, array.shape, strict=True)}
+        if sizes["n"] % _device_count(mesh, batch_axes) == 0:
+            axes = {**axes, "n": batch_axes}
         *specs, out_spec = (_partition_spec(names, axes) for names, _ in arrays)
         body = partial(self._body, mesh, axes, [operand.shape for operand in operands], _PARTS.get())
         mapped = jax.shard_map(body, mesh=mesh, in_specs=tuple(specs), out_specs=out_spec, check_vma=False)
@@ -190,9 +196,9 @@ class Split:
             placed = [
                 jax.sharding.reshard(
                     lax.pad(value, jnp.zeros((), value.dtype), [(0, length, 0) for length in rest(names, value.shape)]),
-                    NamedSharding(mesh, spec),
+                    NamedSharding(mesh, _partition_spec(names, explicit_axes)),
                 )
-                for names, value, spec in zip(self.operands, values, specs, strict=True)
+                for names, value in zip(self.operands, values, strict=True)
             ]
             return lax.slice(
                 jax.sharding.reshard(mapped(*placed), result.sharding), [0] * len(result.shape), result.shape
@@ -339,6 +345,15 @@ def _factor(name: str) -> str:
 def _device_count(mesh: Any, axes: MeshAxes) -> int:
     """Returns the number of devices along mesh axes."""
     return math.prod(mesh.shape[axis] for axis in axes)
+
+
+def _auto_axes(mesh: Any) -> MeshAxes:
+    """Returns the Auto axes of a mesh that have several devices."""
+    return tuple(
+        name
+        for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
+        if kind == AxisType.Auto and mesh.shape[name] > 1
+    )
 
 
 def _partition_spec(names: Sequence[str], axes: Mapping[str, MeshAxes]) -> PartitionSpec:

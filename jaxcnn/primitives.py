@@ -186,9 +186,9 @@ def _match_varying(*operands: jax.Array) -> tuple[jax.Array, ...]:
 
 
 def batch_sharding(y: jax.Array) -> Any:
-    """Returns a sharding of the batch axis alone, as y's, on an Explicit mesh; None elsewhere."""
+    """Returns a sharding of the batch axis alone, as y's, on an Explicit mesh where XLA computes; None elsewhere."""
     sharding = jax.typeof(y).sharding
-    if sharding.mesh.empty:
+    if sharding.mesh.empty or computes_on(sharding.mesh):
         return None
     spec = jax.sharding.PartitionSpec(sharding.spec[0], *(None,) * (y.ndim - 1))
     return jax.sharding.NamedSharding(sharding.mesh, spec)

@@ -159,6 +159,34 @@ def test_each_method_on_arrays_without_elements(method, axis):
     assert not result.any()
 
 
+HUGE = {
+    # name: (function, options), of an image whose padding or holes no program can hold
+    "dilation of a pool": (jaxcnn.max_pool, {"window_shape": 2, "window_dilation": 2**31, "padding": "SAME"}),
+    "padding of a pool": (jaxcnn.avg_pool, {"window_shape": 2, "strides": 2**40, "padding": 2**40}),
+    "dilation": (jaxcnn.conv, {"kernel_dilation": 2**40}),
+    "dilation of the input": (jaxcnn.conv, {"input_dilation": 2**40}),
+    "stride of a transposed convolution": (jaxcnn.conv_transpose, {"strides": 2**40}),
+}
+
+
+@pytest.mark.parametrize("name", HUGE)
+def test_an_image_that_no_program_can_hold_is_refused(name):
+    """XLA would end the process."""
+    function, options = HUGE[name]
+    kernel = () if "window_shape" in options else (ones(3, 3, 4, 4),)
+    with pytest.raises(
+        ValueError, match=r"^\w+: the image with its padding has spatial sizes \d+ x \d+, .*more than 2\^58"
+    ):
+        jax.eval_shape(lambda: function(ones(2, 8, 8, 4), *kernel, **options))
+
+
+@pytest.mark.parametrize("method", ["auto", "direct", "shift"])
+def test_a_stride_of_more_than_32_bits(method):
+    y = jaxcnn.conv(ones(1, 8, 8, 4), ones(3, 3, 4, 4), strides=2**40, method=method)
+    # SAME has no padding where the one window fits.
+    np.testing.assert_allclose(y, np.full((1, 1, 1, 4), 9 * 4.0))
+
+
 NO_BUDGET = (-1, 1.5, math.nan, math.inf, -math.inf, 0, 2**70, "", "nonsense", 1j, (), [1], {}, object(), len)
 """Values that are no share of multiply-accumulates."""
 BAD_OPTIONS = {

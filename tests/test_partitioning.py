@@ -46,6 +46,10 @@ def grouped(x, kernel):
     return jaxcnn.conv(x, kernel, feature_group_count=4)
 
 
+def transposed(x, kernel):
+    return jaxcnn.conv_transpose(x, kernel, strides=2)
+
+
 def kernel_gradient(function):
     return lambda x, kernel: jax.grad(lambda kernel: (function(x, kernel) ** 2).sum())(kernel)
 
@@ -154,6 +158,10 @@ LAYERS = {
         *(image_gradient(max_pool_5), (X,), ROWS, P()),
         {"collective-permute": 4 * halo(2, 4, 8, 16)["collective-permute"]},
     ),
+    "transposed 3x3, stride 2, rows": (
+        *(transposed, (X, (3, 3, 8, 16)), ROWS, P()),
+        {"collective-permute": FLOAT_BYTES * 4 * 8 * 16},  # a row from one side
+    ),
     "average pool 3x3, rows": (
         *(lambda x: jaxcnn.avg_pool(x, 3, padding="SAME"), (X,), ROWS, P()),
         halo(4, 8, 16),
@@ -238,6 +246,47 @@ def test_settings_of_the_users_thread_hold_where_xla_splits_a_program(sharded):
         actual = jax.jit(jaxcnn.conv)(jax.device_put(x, NamedSharding(mesh, sharded)), kernel)
         assert actual.dtype == jnp.float64
         np.testing.assert_allclose(np.asarray(actual), np.asarray(expected), atol=1e-13)
+
+
+MIXED = {
+    # name: (function, shapes, sharding of the image, bytes that may move), on 2 Explicit by 2 Auto devices
+    "gradient by the kernel of depthwise 3x3, batch": (
+        *(kernel_gradient(depthwise), (X, (3, 3, 1, 16)), P("a")),
+        {"all-reduce": 9 * 16 * FLOAT_BYTES},
+    ),
+    "gradient by the kernel of 3x3, rows": (
+        *(kernel_gradient(jaxcnn.conv), (X, (3, 3, 16, 8)), P(None, "a")),
+        {"all-reduce": 9 * 16 * 8 * FLOAT_BYTES, "collective-permute": 2 * halo(4, 8, 16)["collective-permute"]},
+    ),
+    "transposed 3x3, stride 2, rows": (transposed, (X, (3, 3, 8, 16)), P(None, "a"), halo(4, 8, 16)),
+    # Three images are not split over two devices.
+    "gradient of max pool 3x3, rows, 3 images": (
+        *(image_gradient(max_pool), ((3, 16, 8, 16),), P(None, "a")),
+        {"collective-permute": 4 * halo(3, 8, 16)["collective-permute"]},
+    ),
+    # Columns come from the neighbours, or each device gets whole images of others.
+    "3x3, batch and columns": (
+        *(jaxcnn.conv, (X, (3, 3, 16, 8)), P("a", None, "b")),
+        {"all-to-all": 2 * 16 * 8 * 16 * FLOAT_BYTES, **halo(2, 16, 16)},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MIXED)
+def test_a_mesh_of_both_kinds_of_axes(name):
+    function, shapes, spec, allowed = MIXED[name]
+    arrays = [jnp.asarray(normal(shape)) for shape in shapes]
+    expected = function(*arrays)
+    mesh = jax.make_mesh((2, 2), ("a", "b"), axis_types=(AxisType.Explicit, AxisType.Auto))
+    with jax.set_mesh(mesh):
+        placed = [
+            jax.device_put(array, NamedSharding(mesh, spec if place == 0 else P()))
+            for place, array in enumerate(arrays)
+        ]
+        actual = jax.jit(function)(*placed)
+        moved = moved_bytes(function, *placed)
+    np.testing.assert_allclose(np.asarray(actual), np.asarray(expected), rtol=2e-4, atol=2e-4)
+    assert {kind: size for kind, size in moved.items() if size > allowed.get(kind, 0)} == {}
 
 
 def drawn(rng):

@@ -39,6 +39,7 @@ CALLS = {
     "average": (of_computed_divisors, (X,)),
     "adaptive": (partial(jaxcnn.adaptive_max_pool, output_shape=4), (X,)),
     "accelerated": (jaxcnn.accelerate(network), (X, KERNEL)),
+    "accelerated, jitted inside": (jaxcnn.accelerate(jax.jit(network)), (X, KERNEL)),
     "with chains": (lambda x, chain: jaxcnn.with_chains(of_lax)(x, chain), (X, CHAIN)),
 }
 
@@ -67,6 +68,14 @@ def test_values_and_derivatives_move_nothing(name):
         _, cotangents = value_and_cotangents(function, args, cotangent)
     for actual, expected in zip(jax.tree.leaves(cotangents), jax.tree.leaves(jitted_cotangents), strict=True):
         np.testing.assert_allclose(actual, expected, atol=1e-4)
+
+
+def test_a_kernel_that_a_vmap_leaves_alone_moves_nothing():
+    x, kernel = jax.device_put((normal((2, 2, 6, 6, 4)), KERNEL))
+    mapped = jax.vmap(jaxcnn.accelerate(jax.jit(of_lax)), (0, None))
+    with jax.transfer_guard("disallow"):
+        y = mapped(x, kernel)
+    np.testing.assert_allclose(y[1], of_lax(x[1], kernel), atol=1e-5)
 
 
 def test_the_guard_is_on():

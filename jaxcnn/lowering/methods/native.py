@@ -40,6 +40,10 @@ _ACTIVATIONS = (
 """The activations in the order of the enumeration in `kernels.h`."""
 
 
+MAX_OPTION = 2**31 - 1
+"""Largest stride, dilation or padding of the compiled kernels, which take them as 32-bit numbers."""
+
+
 def refusal(spec: ConvSpec) -> str | None:
     """Returns None, or the reason why this convolution is not computed by the compiled kernels."""
     if not library.is_available():
@@ -52,6 +56,14 @@ def refusal(spec: ConvSpec) -> str | None:
         return f"it is a stack of {spec.stacked}"
     if spec.xla_only:
         return "its program is exported, or partitioned over several devices"
+    options = (
+        *spec.strides,
+        *spec.kernel_dilation,
+        *spec.input_dilation,
+        *(side for pair in spec.padding for side in pair),
+    )
+    if max(options) > MAX_OPTION:
+        return f"a stride, a dilation or a padding is {max(options)}, more than {MAX_OPTION}"
     return shape_unsupported(spec)
 
 

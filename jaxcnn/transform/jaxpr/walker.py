@@ -17,7 +17,7 @@ from jax.custom_batching import custom_vmap
 from jax.extend.core import JaxprEqn, Primitive
 from jax.extend.core import primitives as lax_primitives
 
-from jaxcnn._compat import custom_vmap_primitive, manual_axes, shard_map_primitive
+from jaxcnn._compat import custom_vmap_primitive, is_explicit, manual_axes, shard_map_primitive
 from jaxcnn.epilogue import fused_conv_p
 from jaxcnn.transform.jaxpr.equations import (
     JaxprValues,
@@ -186,8 +186,16 @@ def _into_jit(walker: Walker, equation: JaxprEqn, operands: list[Any]) -> list[A
     params = dict(equation.primitive.get_bind_params(equation.params))
     params["jaxpr"] = walker.rebuild_around(params["jaxpr"], constants)
     # Zeros of the same type, so that the program holds each value once.
-    ignored = [jnp.zeros_like(value) if index in constants else value for index, value in enumerate(operands)]
+    ignored = [_zeros_like(value) if index in constants else value for index, value in enumerate(operands)]
     return equation.primitive.bind(*ignored, **params)
+
+
+_zeros = jax.jit(jnp.zeros, static_argnums=(0, 1))
+"""Function of a shape and a dtype. Compiled, since `jnp.zeros` moves a number to the device at each call."""
+
+
+def _zeros_like(value: jax.Array) -> jax.Array:
+    return jnp.zeros_like(value) if is_explicit(jax.typeof(value)) else _zeros(value.shape, value.dtype)
 
 
 def _is_known_array(value: Any) -> bool:

@@ -65,25 +65,36 @@ def context_of(mesh):
     return jax.set_mesh(mesh) if AxisType.Explicit in mesh.axis_types else contextlib.nullcontext()
 
 
-@pytest.mark.parametrize("kind", ["Auto", "Explicit"])
-@pytest.mark.parametrize("name", CASES)
-def test_values_and_gradients_are_one_devices_by_the_fast_forms(name, kind):
+def check_values_and_gradients(name, kinds):
+    """Compares a case on a mesh, two axes of some kinds, with one device."""
     function, shapes, specs = CASES[name]
     arrays = [jnp.asarray(normal(shape)) for shape in shapes]
     expected = jax.jit(value_and_gradients(function))(*arrays)
-    mesh = jax.make_mesh((2, 2), ("a", "b"), axis_types=(getattr(AxisType, kind),) * 2)
+    mesh = jax.make_mesh((2, 2), ("a", "b"), axis_types=tuple(getattr(AxisType, kind) for kind in kinds))
     accelerated = jaxcnn.accelerate(value_and_gradients(function))
     with context_of(mesh):
         placed = [jax.device_put(array, NamedSharding(mesh, spec)) for array, spec in zip(arrays, specs, strict=True)]
         primitives = {equation.primitive.name for equation in all_equations(jax.make_jaxpr(accelerated)(*placed))}
         actual = accelerated(*placed)
-        if kind == "Explicit":
+        if "Explicit" in kinds:
             # A gradient has its argument's sharding, as lax's would.
             assert [jax.typeof(g) for g in actual[1]] == [jax.typeof(array) for array in placed]
     assert not primitives & OF_LAX
     for ours, theirs in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         scale = max(float(jnp.abs(theirs).max()), 1.0)
         np.testing.assert_allclose(np.asarray(ours) / scale, np.asarray(theirs) / scale, atol=2e-5)
+
+
+@pytest.mark.parametrize("kind", ["Auto", "Explicit"])
+@pytest.mark.parametrize("name", CASES)
+def test_values_and_gradients_are_one_devices_by_the_fast_forms(name, kind):
+    check_values_and_gradients(name, (kind, kind))
+
+
+@pytest.mark.parametrize("kinds", [("Explicit", "Auto"), ("Auto", "Explicit")])
+@pytest.mark.parametrize("name", ["3x3 strided, batch and rows", "depthwise 3x3, rows", "max pool, rows"])
+def test_so_they_are_on_a_mesh_of_both_kinds_of_axes(name, kinds):
+    check_values_and_gradients(name, kinds)
 
 
 def test_planes_over_devices_by_channel_stay_with_lax():
