@@ -21,7 +21,7 @@ from jaxcnn.saving import whole_file
 from jaxcnn.transform.chains.explicit_kernels import ComputedKernels
 from jaxcnn.transform.chains.placement import Placement
 from jaxcnn.transform.jaxpr.signature import Signature, flatten_call, short_name
-from jaxcnn.transform.substitution.placing import array_like, chain_like
+from jaxcnn.transform.substitution.placing import array_like, chain_like, computed_like
 from jaxcnn.transform.substitution.report import SubstitutionReport
 
 _FORMAT_VERSION = 1
@@ -123,7 +123,7 @@ def _contents(
         else:
             loaded.append(array_like(links[0], current))
     report = SubstitutionReport.from_json(json.dumps(structure["report"]))
-    return signature.unflatten(loaded)[0][0], report, placements
+    return computed_like(signature.unflatten(loaded)[0][0], params), report, placements
 
 
 def _computed_kernels(params: Any) -> dict[str, Any]:

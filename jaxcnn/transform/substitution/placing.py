@@ -80,6 +80,22 @@ def _on_all_devices_of(parameter: Any, array: Any) -> Any:
     return placed_like(array, whole_sharding)
 
 
+def computed_like(substituted: Any, params: Any) -> Any:
+    """Returns parameters whose `ComputedKernels` lie whole on every device of the parameter in whose place they are.
+
+    Args:
+      substituted: parameters with replacements.
+      params: parameters as they were, with replacements or without.
+    """
+    signature, values = flatten_call("substitute", (substituted,), {}, _REPLACEMENTS)
+    _, parameters = flatten_call("substitute", (params,), {}, _REPLACEMENTS)
+    placed = [
+        jax.tree.map(partial(_on_all_devices_of, parameter), value) if isinstance(value, ComputedKernels) else value
+        for value, parameter in zip(values, parameters, strict=True)
+    ]
+    return signature.unflatten(placed)[0][0]
+
+
 def array_like(array: jax.Array, parameter: Any) -> jax.Array:
     """Returns an array that lies as a parameter of the same shape does."""
     sharding = _sharding_to_keep(parameter)

@@ -151,3 +151,25 @@ def test_a_long_iterator_is_sampled_and_not_held():
     assert numbers[0] < 60 < 140 < numbers[-1]
     assert [batch for (batch,) in batches_of(iter(range(5)), 0)] == [0, 1, 2, 3, 4]
     assert [batch for (batch,) in batches_of(list(range(40)), 0)] == list(range(40))
+
+
+def test_loaded_chains_of_computed_kernels_lie_where_their_parameter_did(tmp_path):
+    def normalized(params, x):
+        direction, scale = params["direction"], params["scale"]
+        kernel = scale[None, None, None] * direction / jnp.sqrt(jnp.square(direction).sum((0, 1, 2), keepdims=True))
+        return jaxcnn.conv(x, kernel) + params["bias"][None, None, None]
+
+    plain_params = {"direction": PARAMS["kernel"], "scale": np.ones(16, np.float32), "bias": np.zeros(16, np.float32)}
+    on = mesh(2, 2)
+    split = {"direction": (None, None, "a", "b"), "scale": ("b",), "bias": ("b",)}
+    params = {name: placed(array, *split[name], on=on) for name, array in plain_params.items()}
+    x = normal((2, 10, 10, 8))
+    substitution = jaxcnn.substitute(normalized, params, x, rank=3, schemes="separable")
+    file = tmp_path / "substitution.npz"
+    substitution.save(file)
+    changed = dict(params, bias=params["bias"] + 1)
+    loaded = jaxcnn.Substitution.load(file, normalized, changed)
+    shardings = [[leaf.sharding for leaf in jax.tree.leaves(s.params)] for s in (substitution, loaded)]
+    assert shardings[0] == shardings[1]
+    # The file's arrays replace those of the parameters.
+    np.testing.assert_array_equal(np.asarray(loaded.params["bias"]), 0)
