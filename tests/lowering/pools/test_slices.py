@@ -30,7 +30,7 @@ def test_winners_by_axis(window: tuple[int, ...], mode: str) -> None:
 
     @jax.jit
     def by_axis(values, y):
-        padded = slices._pad(values, spec.padding, direct.pool_identity(mode, spec.dtype))
+        padded = slices._pad_unfused(values, spec.padding, direct.pool_identity(mode, spec.dtype))
         index = slices._winner_by_axis(padded, spec, mode)
         return index, slices._scatter_by_axis(y, index, spec)
 
