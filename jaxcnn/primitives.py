@@ -19,7 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.extend import source_info_util
-from jax.extend.core import Primitive
+from jax.extend.core import JaxprEqn, Primitive
+from jax.extend.core.primitives import conv_general_dilated_p
 from jax.interpreters import ad, batching, mlir
 
 from jaxcnn._compat import (
@@ -35,6 +36,7 @@ from jaxcnn.lowering import choice, tuning_table
 from jaxcnn.lowering.pools.direct import pool_identity
 from jaxcnn.lowering.spec import ConvSpec, PoolSpec, Role, conv_spec
 from jaxcnn.partitioning import Split
+from jaxcnn.rematerialization import ask_about_lax
 from jaxcnn.splits import conv_split, pool_split
 
 # The source line of an operation is the user's that called jaxcnn, in profiles as in summaries.
@@ -154,6 +156,18 @@ def _split_conv(lhs: Any, rhs: Any, *, spec: ConvSpec, method: str, **program: A
 
 
 _register(conv_p, _run_conv, _split_conv, ("spec", "method", "sharding"))
+
+
+def lax_equation(equation: JaxprEqn) -> JaxprEqn | None:
+    """Returns lax's convolution for an equation of `conv_p`, channels-last; None if the convolution is empty."""
+    avals: list[Any] = [operand.aval for operand in equation.invars]
+    operands = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in avals]
+    run = partial(_run_conv, **{**equation.params, "sharding": None})
+    convs = (eqn for eqn in jax.make_jaxpr(run)(*operands).eqns if eqn.primitive is conv_general_dilated_p)
+    return next(convs, None)
+
+
+ask_about_lax(conv_p, lax_equation)
 
 
 def bind_conv(lhs: jax.Array, rhs: jax.Array, *, method: str, sharding: Any = None, **options: Any) -> jax.Array:

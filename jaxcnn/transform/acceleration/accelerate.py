@@ -31,7 +31,8 @@ def accelerate(f: Callable[P, T], *, method: str = "auto") -> Callable[P, T]:
 
     Shapes, dtypes and weak types are f's; integers are equal bit for bit; 16-bit floats accumulate in float32; other
     values differ by rounding, as `method` says. Ties in the gradient of a max pool go to the first maximum, as in JAX;
-    a NaN counts as the maximum, but in JAX the result depends on the order. Negative padding crops, where XLA:CPU reads
+    a NaN counts as the maximum, but in JAX the result depends on the order. A policy of `jax.checkpoint` decides about
+    the results of convolutions as it does about those of `jax.lax`. Negative padding crops, where XLA:CPU reads
     other memory for some. In a program over several CPU devices each one computes its own part, on Auto and on Explicit
     meshes. Left as they are: complex and empty convolutions, those whose image or channels are of symbolic size, arrays
     on meshes that mix Explicit with other axes (from jax 0.11 on), pools of planes whose channels an Explicit mesh
