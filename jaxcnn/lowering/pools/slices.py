@@ -262,8 +262,8 @@ def _tap_slices(x: jax.Array, spec: PoolSpec) -> list[tuple[int, jax.Array]]:
     return slices
 
 
-def winner(x: jax.Array, spec: PoolSpec, mode: str) -> jax.Array:
-    """Returns the int32 index of each window's first extremum in the flattened, unpadded plane.
+def winner(x: jax.Array, spec: PoolSpec, mode: str) -> tuple[jax.Array, jax.Array]:
+    """Returns the int32 index of each window's first extremum in the flattened, unpadded plane, and the extremum.
 
     The index is -1 for a window on padding alone.
     """
@@ -280,10 +280,11 @@ def winner(x: jax.Array, spec: PoolSpec, mode: str) -> jax.Array:
         best = jnp.where(better, pixels, best)
         offset = jnp.where(better, np.int32(tap_offset), offset)
     # Where no pixel beats the identity, all pixels equal the identity, and the first that is not padding wins.
-    return jnp.where(offset < 0, jnp.asarray(_first_pixels(spec)), offset + jnp.asarray(_first_places(spec)))
+    index = jnp.where(offset < 0, jnp.asarray(_first_pixels(spec)), offset + jnp.asarray(_first_places(spec)))
+    return index, best
 
 
-def _winner_by_axis(padded: jax.Array, spec: PoolSpec, mode: str) -> jax.Array:
+def _winner_by_axis(padded: jax.Array, spec: PoolSpec, mode: str) -> tuple[jax.Array, jax.Array]:
     """Computes `winner` along one axis after the other, from pairs of a value and its flat index.
 
     Of equal values the first wins.
@@ -305,9 +306,9 @@ def _winner_by_axis(padded: jax.Array, spec: PoolSpec, mode: str) -> jax.Array:
         first_place, second_place = (jnp.broadcast_to(place, first.shape) for place in (first_place, second_place))
         return jnp.where(wins, second, first), jnp.where(wins, second_place, first_place)
 
-    _, index = _slide_all_axes((padded, jnp.asarray(flat, jnp.int32)), spec, combine, idempotent=True)
+    best, index = _slide_all_axes((padded, jnp.asarray(flat, jnp.int32)), spec, combine, idempotent=True)
     index = jnp.broadcast_to(index, spec.output_shape)  # a window of one tap combines nothing
-    return jnp.where(index == outside, -1, index)
+    return jnp.where(index == outside, -1, index), best
 
 
 def select(x: jax.Array, index: jax.Array, spec: PoolSpec) -> jax.Array:
