@@ -13,8 +13,8 @@ Directions of nearly no effect on samples need no digits."""
 
 
 def second_moments(rows: np.ndarray) -> np.ndarray:
-    """Returns the mean of x x' over the rows x of each group, (G, n, m) -> (G, m, m), in float64."""
-    return np.asarray(np.swapaxes(rows, 1, 2) @ rows, np.float64) / rows.shape[1]
+    """Returns the mean of x x' over the rows x of each group, (G, n, m) -> (G, m, m)."""
+    return np.swapaxes(rows, 1, 2) @ rows / rows.shape[1]
 
 
 def regularize(gram: np.ndarray, ridge: float) -> np.ndarray:
@@ -22,7 +22,7 @@ def regularize(gram: np.ndarray, ridge: float) -> np.ndarray:
     size = gram.shape[-1]
     mean = np.trace(gram, axis1=1, axis2=2)[:, None, None] / size
     floor = 1e-6 * mean.mean() or 1.0  # for channels and groups that are always 0
-    return gram + (ridge * mean + floor) * np.eye(size)
+    return gram + (ridge * mean + floor).astype(gram.dtype) * np.eye(size, dtype=gram.dtype)
 
 
 class MetricSvd:
@@ -36,11 +36,13 @@ class MetricSvd:
 
     def __init__(self, gram: np.ndarray, matrix: np.ndarray, ridge: float):
         self._root = np.swapaxes(np.linalg.cholesky(regularize(gram, ridge)), 1, 2)
-        self._weighted = self._root @ matrix
-        self._basis, _ = left_singular(self._weighted, _MAX_SVD_ROWS)
+        self._weighted = self._root @ matrix.astype(gram.dtype)
+        self._basis = self._weighted[..., :0]
 
     def truncate(self, rank: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns the factors (G, m, R), whose columns have norm 1, and (G, R, n) of the nearest matrices of rank R."""
+        if self._basis.shape[-1] < rank:
+            self._basis, _ = left_singular(self._weighted, _MAX_SVD_ROWS, rank)
         basis = self._basis[..., :rank]
         first = np.linalg.solve(self._root, basis)
         second = np.swapaxes(basis, 1, 2) @ self._weighted

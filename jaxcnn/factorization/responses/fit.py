@@ -14,10 +14,7 @@ from jaxcnn.factorization.responses.square_error import SquareError
 from jaxcnn.factorization.responses.start import RIDGE, with_last_link
 from jaxcnn.factorization.responses.whitening import from_inner, link_metrics, to_inner
 
-_MEMORY_PAIRS = 20
-"""Pairs of past steps and gradients that the quasi-Newton method remembers."""
-
-_STEPS_BETWEEN_CANDIDATES = 5
+_STEPS_BETWEEN_CANDIDATES = 2
 """Steps of the method from one chain that may be the result to the next."""
 
 
@@ -27,7 +24,7 @@ def refit(
     *,
     kernel: Any = None,
     ridge: float = RIDGE,
-    iterations: int = 16,
+    iterations: int = 6,
     held_out: float = 0.1,
 ) -> KernelChain:
     r"""Returns a chain of the same shapes with the least error of the responses.
@@ -122,7 +119,7 @@ def _descend(chain: KernelChain, samples: Samples, centre: Any, ridge: float, it
         jac=True,
         method="L-BFGS-B",
         callback=lambda point: points.append(point.copy()),
-        options={"maxiter": iterations, "maxcor": _MEMORY_PAIRS, "ftol": 1e-7, "gtol": 0.0},
+        options={"maxiter": iterations, "ftol": 1e-7, "gtol": 0.0},
     )
     step = _STEPS_BETWEEN_CANDIDATES
     candidates = [*points[step - 1 : -1 : step], result.x]

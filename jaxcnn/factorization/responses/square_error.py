@@ -123,9 +123,14 @@ class _Composition:
         self.links, self.counts, self.groups = links, counts, groups
         first = links[0]
         inputs = first.shape[-2] * counts[0] // groups
-        dense = np.broadcast_to(np.eye(inputs, dtype=np.float32), (groups, *[1] * (first.ndim - 2), inputs, inputs))
         self.images: list[np.ndarray] = []
-        for link, count in zip(links, counts, strict=True):
+        # A first link with the groups of the dense kernel is not multiplied by the identity.
+        self.is_first_whole = counts[0] == groups
+        if self.is_first_whole:
+            dense = np.moveaxis(first.reshape(*first.shape[:-1], groups, -1), -2, 0)
+        else:
+            dense = np.broadcast_to(np.eye(inputs, dtype=np.float32), (groups, *[1] * (first.ndim - 2), inputs, inputs))
+        for link, count in list(zip(links, counts, strict=True))[self.is_first_whole :]:
             subgroups, window = count // groups, link.shape[:-2]
             width, size = link.shape[-2:]
             image = np.swapaxes(dense.reshape(*dense.shape[:-1], subgroups, width), -3, -2)
@@ -152,7 +157,8 @@ class _Composition:
     def gradient(self, by_dense: np.ndarray) -> Links:
         """Returns the derivative by each link, from that by the dense kernel."""
         gradient: Links = []
-        for link, count, image in zip(self.links[::-1], self.counts[::-1], self.images[::-1], strict=True):
+        multiplied = list(zip(self.links, self.counts, strict=True))[self.is_first_whole :]
+        for (link, count), image in zip(multiplied[::-1], self.images[::-1], strict=True):
             subgroups, window = count // self.groups, link.shape[:-2]
             parts = self._parts(link, count)
             axes = tuple(range(1, 1 + len(window)))
@@ -167,4 +173,6 @@ class _Composition:
             gradient.insert(0, by_link.reshape(link.shape))
             features_last = np.swapaxes(by_image, -3, -2)
             by_dense = features_last.reshape(*features_last.shape[:-2], -1)
+        if self.is_first_whole:
+            gradient.insert(0, np.moveaxis(by_dense, 0, -2).reshape(self.links[0].shape))
         return gradient

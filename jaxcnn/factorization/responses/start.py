@@ -28,7 +28,7 @@ from jaxcnn.factorization.schemes.scheme import LayerSamples
 RIDGE = 1e-3
 """Weight of the distance to the kernel beside the error of the responses, relative to the mean square of the inputs."""
 
-_LAST_LINK_ROUNDS, _ROUNDS_OF_A_JUDGEMENT = 3, 2
+_LAST_LINK_ROUNDS, _ROUNDS_OF_A_JUDGEMENT = 3, 1
 """Rounds of least squares for the last link, before a fit and for an error alone."""
 
 
@@ -142,7 +142,7 @@ class _Design:
 
     Args:
       rows: Inputs at all samples, (G, N, taps * I).
-      gram: Second moments of the rows, (G, taps * I, taps * I), in float64.
+      gram: Second moments of the rows, (G, taps * I, taps * I).
     """
 
     rows: np.ndarray
@@ -159,7 +159,7 @@ class _Design:
             places = samples.patches.shape[:-1]
             x = product(samples.rows(head[0].shape[:-2], counts[0]), head[0], counts[0], places)
             rows = window_rows(features(head[1:], counts[1:-1], x), last.shape[:-2], counts[-1])
-        return cls(rows, np.asarray(rows.swapaxes(1, 2) @ rows, np.float64))
+        return cls(rows, rows.swapaxes(1, 2) @ rows)
 
     def with_inputs(self, mask: np.ndarray) -> _Design:
         """Returns the rows with some of the link's inputs alone, of all taps."""
@@ -193,6 +193,7 @@ def with_last_link(
     *head, last = chain.kernels
     groups = chain.feature_group_counts[-1]
     rows = design.rows
+    # Each round corrects what rounding to 32 bits leaves of the round before.
     factors = [linalg.cho_factor(block, check_finite=False) for block in regularize(design.gram, ridge)]
     link = grouped(np.asarray(last, np.float64), groups)  # (G, taps I, O)
     responses = merged_groups(rows @ link.astype(np.float32))

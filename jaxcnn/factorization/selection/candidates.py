@@ -33,13 +33,21 @@ class GivenKernel:
         self.operation = operation
         self.kernel = kernel
         self.layout_options: dict[str, Any] = {"feature_group_count": feature_group_count, "layout": layout}
-        self.blocks = grouped_kernel(operation, kernel, feature_group_count, layout)
-        self.dense = chain_of_blocks([self.blocks], np.asarray(kernel).dtype)
+        self.shape = self.blocks.shape
+        """Shape by groups, (G, *window, I, O)."""
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        """Returns the shape by groups, (G, *window, I, O)."""
-        return self.blocks.shape
+    def blocks(self) -> np.ndarray:
+        """Returns the kernel by groups, (G, *window, I, O), in float64.
+
+        The array is made anew at each call: kept for each layer of a network, they would take twice its parameters.
+        """
+        return grouped_kernel(self.operation, self.kernel, **self.layout_options)
+
+    @cached_property
+    def dense(self) -> KernelChain:
+        """Returns the kernel as a chain of one link."""
+        return chain_of_blocks([self.blocks], np.asarray(self.kernel).dtype)
 
     def error(self, chain: KernelChain) -> float:
         """Returns the chain's relative error, in float64 and without compiling a program."""

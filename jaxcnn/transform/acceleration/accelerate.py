@@ -79,6 +79,18 @@ def accelerate(f: Callable[P, T], *, method: str = "auto") -> Callable[P, T]:
     if not callable(f):
         raise TypeError(f"accelerate: f must be a function, got {f!r}")
 
+    return accelerated("accelerate", f, method)
+
+
+def accelerated(operation: str, f: Callable[P, T], method: str = "auto") -> Callable[P, T]:
+    """Returns what `accelerate` returns.
+
+    Args:
+      operation: name of the public function, for error texts.
+      f: function as `accelerate` takes it.
+      method: known method.
+    """
+
     def program_of(signature: Signature) -> Callable[..., Outputs]:
         def accelerated(*arrays: Any) -> Outputs:
             # `signature.flat` makes a new function at each call. JAX would cache the trace of an old one, and with the
@@ -89,4 +101,4 @@ def accelerate(f: Callable[P, T], *, method: str = "auto") -> Callable[P, T]:
 
         return accelerated
 
-    return cache_programs("accelerate", f, program_of)
+    return cache_programs(operation, f, program_of)

@@ -35,7 +35,7 @@ _RANK_SEARCH_RADIUS = 40
 """Largest distance to a rank whose features are multiples of 8, which devices compute faster, counted in ranks."""
 _MAX_RANKS_TRIED = 5
 """Largest number of ranks of a scheme whose chains are computed for a layer's responses."""
-_RANKS_BEFORE_COSTLY = 3
+_RANKS_BEFORE_COSTLY = 2
 """Number of these ranks, the cheapest, by which a scheme is compared with those before it."""
 _TYPICAL_ERRORS = (0.2, 0.6)
 """Relative errors of a layer at which its effect on the results is measured."""
@@ -142,7 +142,7 @@ class Layer:
         subjects = [GivenKernel("substitute", kernel, self.groups, None) for kernel in self.kernels]
         blocks = np.concatenate([subject.blocks for subject in subjects])
         for scheme in self.schemes:
-            if SCHEMES[scheme].refusal(subjects[0].blocks.shape) is None:
+            if SCHEMES[scheme].refusal(subjects[0].shape) is None:
                 # Stacked kernels need chains of one rank, so they share one table of ranks and errors.
                 family = SchemeCandidates(subjects[0], scheme, self.macs, table=self._table(scheme, blocks))
                 families[scheme] = [family.for_kernel(subject) for subject in subjects]
@@ -369,12 +369,16 @@ class Layer:
         return self.stack([self._fit(family, number, option.rank) for number, family in enumerate(families)])
 
     def _fit(self, family: SchemeCandidates, number: int, rank: Any) -> KernelChain:
-        # One decomposition, at full rank, serves all ranks of a scheme that can be sliced.
-        is_sliceable = family.scheme.is_sliceable(family.kernel.shape)
-        key = family.name, number, None if is_sliceable else rank
-        if key not in self._fits:
-            self._fits[key] = family.fit(rank=family.ranks[-1] if is_sliceable else rank)
-        return first_channels(self._fits[key], rank) if is_sliceable else self._fits[key]
+        if not family.scheme.is_sliceable(family.kernel.shape):
+            key = family.name, number, rank
+            if key not in self._fits:
+                self._fits[key] = family.fit(rank=rank)
+            return self._fits[key]
+        # One decomposition serves all smaller ranks. All of the ranks would take several times the kernel's memory.
+        key = family.name, number, None
+        if key not in self._fits or family.rank_of(self._fits[key]) < rank:
+            self._fits[key] = family.fit(rank=min(2 * rank, family.ranks[-1]))
+        return first_channels(self._fits[key], rank)
 
     def shapes(self, chain: KernelChain) -> KernelChain:
         """Returns the shapes of the chain of one kernel."""

@@ -14,6 +14,7 @@ from jax.extend.core import JaxprEqn
 
 from jaxcnn.chain import KernelChain
 from jaxcnn.norms import relative_error
+from jaxcnn.transform.acceleration.accelerate import accelerated
 from jaxcnn.transform.chains.find_kernels import find_kernels
 from jaxcnn.transform.jaxpr.convolutions import as_convolution
 from jaxcnn.transform.jaxpr.signature import flatten_call, is_parameter, short_name
@@ -115,6 +116,19 @@ class Problem:
         """Floating results as they are."""
         return floats(self.plain(*self.arrays))
 
+    @cached_property
+    def fast(self) -> Callable[..., Any]:
+        """Function as the user gave it, accelerated, for results that are not timed."""
+        return accelerated("substitute", self.f)
+
+    def fast_outputs(self, params: Any, args: Sequence[Any]) -> list[np.ndarray]:
+        """Returns the floating results of `fast`."""
+        return floats(self.fast(params, *args))
+
+    @cached_property
+    def _dense_fast_outputs(self) -> list[np.ndarray]:
+        return self.fast_outputs(self.params_with({}), self.args)
+
     def check_outputs(self) -> None:
         """Refuses results by which no layer can be weighed."""
         if not any(np.isfinite(output).any() for output in self.outputs):
@@ -133,6 +147,12 @@ class Problem:
         """
         return [instead.get(index, array) for index, array in enumerate(self.arrays)]
 
+    @cached_property
+    def args(self) -> list[Any]:
+        """Arguments of f after the parameters."""
+        (_, *args), _ = self.signature.unflatten(self.arrays)
+        return args
+
     def params_with(self, instead: Mapping[int, Any]) -> Any:
         """Returns the parameters, some kernels of which are replaced by chains or other arrays, by position."""
         (params, *_), _ = self.signature.unflatten(self.values(instead))
@@ -141,7 +161,7 @@ class Problem:
     def error(self, chains: Chains) -> float:
         """Returns the relative error of all results together, with the chains' dense kernels."""
         dense = {index: self.layers[index].array(chain) for index, chain in chains.items()}
-        return relative_error(floats(self.plain(*self.values(dense))), self.outputs)
+        return relative_error(self.fast_outputs(self.params_with(dense), self.args), self._dense_fast_outputs)
 
     def weigh(self, advance: Advance) -> None:
         """Measures the harm of each layer's relative error to the results, with one layer replaced at a time."""
@@ -286,9 +306,11 @@ def _draw(array: Any, generator: np.random.Generator) -> Any:
 
 
 def floats(outputs: Any) -> list[np.ndarray]:
-    """Returns the floating arrays among some results, complex ones as two."""
+    """Returns the floating arrays among some results, complex ones as two, without numbers that are no arrays."""
     arrays = []
     for leaf in jax.tree.leaves(outputs):
+        if not hasattr(leaf, "dtype"):
+            continue
         if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
             array = np.asarray(leaf)
             arrays += [array.real.astype(np.float64), array.imag.astype(np.float64)]

@@ -540,7 +540,6 @@ def _substitute(
     needs_weighing, needs_fitting = bool(budgets.limits), bool(batches)
     needs_judging = needs_weighing and needs_fitting
     work = len(problem.open) * (needs_judging + needs_weighing + needs_fitting) + 1
-    (_, *verified_args), _ = problem.signature.unflatten(problem.arrays)
 
     def substitution_of(solution: Solution) -> Substitution:
         chains, report = solution
@@ -549,7 +548,7 @@ def _substitute(
         result = placed_like_parameters(with_chains, params, placements)
         size = bytes_of(result)
         report = dataclasses.replace(report, parameter_bytes_before=problem.total_bytes, parameter_bytes_after=size)
-        return Substitution(f, result, report, placements, solve, (params, tuple(verified_args)))
+        return Substitution(f, result, report, placements, solve, (params, tuple(problem.args)))
 
     def solve(budgets: Budgets, largest_error: float | None) -> Substitution:
         substitution = substitution_of(search.within(budgets))

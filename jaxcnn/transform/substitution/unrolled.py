@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import JaxprEqn
 from jax.extend.core import primitives as lax_primitives
 
+from jaxcnn.transform.acceleration.accelerate import accelerated
 from jaxcnn.transform.chains.axis_views import Ints
 from jaxcnn.transform.chains.find_kernels import Site
 from jaxcnn.transform.jaxpr.dense_layers import one_tap_convolution_on
@@ -207,7 +207,7 @@ class Segment:
         self.steps = needed_steps(steps, self.results)
         own_results = {result for step in self.steps for result in step.results}
         self.reads = sorted({variable for step in self.steps for variable in step.reads} - own_results)
-        self._run = jax.jit(self._compute)
+        self._run = accelerated("substitute", self._compute)
 
     def _compute(self, inputs: Sequence[Any]) -> Any:
         values = dict(zip(self.reads, inputs, strict=True))
