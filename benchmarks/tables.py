@@ -1,4 +1,4 @@
-"""Writes the tables and figures of README.md and of three pages of docs/ from committed measurements.
+"""Writes the tables and figures of README.md and of four pages of docs/ from committed measurements.
 
     python -m benchmarks.tables                         # writes the pages: `make tables`
     python -m benchmarks.tables --measure               # measures everything first: `make performance`
@@ -7,7 +7,8 @@
 The measurement is `benchmarks/performance.json`: milliseconds of one call by library, each the median over
 blocks of calls that take turns. A page marks a block by its name in a comment, such as `<!-- table: networks -->`.
 What stands between the mark and the next `<!-- end -->` is written by the function of that name. The history of commits
-is not measured here: it comes from the records in `benchmarks/results`.
+and the trained networks are not measured here: they come from the records in `benchmarks/results` and
+`benchmarks/networks`.
 """
 
 from __future__ import annotations
@@ -24,10 +25,14 @@ from pathlib import Path
 from typing import Any
 
 from . import history
+from .networks import page as trained
 
 ROOT = Path(__file__).parent.parent
 MEASUREMENT = ROOT / "benchmarks" / "performance.json"
-PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{page}.md" for page in ("index", "performance", "benchmarks")))
+PAGES = (
+    ROOT / "README.md",
+    *(ROOT / "docs" / f"{page}.md" for page in ("index", "performance", "benchmarks", "trained_networks")),
+)
 
 NETWORKS = ("MobileNetV2", "EfficientNet-B0", "ResNet-50", "ConvNeXt-T", "VGG-16", "Inception-v3", "U-Net", "Xception")
 NAMES = {"lax": "`jax.jit`", "torch": "PyTorch", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
@@ -335,6 +340,10 @@ BLOCKS: dict[str, Callable[[Measurement], str]] = {
     "edge detector": edge_detector,
     "machine": machine,
     "history": lambda measurement: history.table(history.records()),
+    "trained searches": lambda measurement: trained.searches(trained.records()),
+    "trained refusals": lambda measurement: trained.refusals(trained.records()),
+    "trained distillation": lambda measurement: trained.distillations(trained.records()),
+    "trained acceleration": lambda measurement: trained.accelerations(trained.records()),
 }
 
 

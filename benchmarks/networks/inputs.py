@@ -80,7 +80,8 @@ def text_scene(seed: int, size: int) -> Array:
     """Returns a piece of a photograph with lines of text over it, uint8 (size, size, 3)."""
     random = np.random.default_rng((2, seed))
     names = [*CALIBRATION_PHOTOGRAPHS, *UNSEEN_PHOTOGRAPHS]
-    image = PIL.Image.fromarray(crop(photograph(names[seed % len(names)]), size, tuple(random.random(2))).copy())
+    piece = crop(photograph(names[seed % len(names)]), 256, tuple(random.random(2)))
+    image = PIL.Image.fromarray(resized(piece, size, size))
     draw = PIL.ImageDraw.Draw(image)
     for row in range(4):
         place = int(random.integers(8, size // 4)), int(size * row / 4 + random.integers(4, 24))

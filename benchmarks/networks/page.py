@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from jaxcnn.transform.substitution.report import MAX_ERROR
+
 from ..shared.timing import geometric_mean
 
 RECORDS = Path(__file__).with_name("records.json")
@@ -50,9 +52,9 @@ def searches(measured: list[Record]) -> str:
         if record["mode"] != "search" or record["steps"] or "failure" in record:
             continue
         error, kept, faster, seconds = BEFORE.get(record["name"], ("", "", "", ""))
-        cost = f"**{record['processor_seconds']:.0f}**", f"**{record['compilations']}**"
+        cost = _after(f"{record['wall_seconds']:.0f}", seconds), f"{record['compilations']}"
         if "refusal" in record:
-            rows.append((record["network"], _budget(record), "refused", "", "", "", seconds, *cost, ""))
+            rows.append((record["network"], _budget(record), "refused", "", "", "", *cost, ""))
             continue
         times = record["milliseconds"]
         rows.append(
@@ -63,13 +65,18 @@ def searches(measured: list[Record]) -> str:
                 _after(f"{record['kept']:.2f}", kept) + f" ({record['task']})",
                 _after(f"{times['jit'] / times['chains']:.2f}", faster),
                 f"{times['jit'] / times['chains accelerated']:.2f}",
-                seconds,
                 *cost,
                 _memory(record),
             )
         )
-    titles = ("budget", "error", "task kept", "times faster", "with `accelerate`", "search before, s", "processor s")
-    return _table(("network", *titles, "programs", "memory"), rows)
+    titles = ("budget", "error", "task kept", "times faster", "with `accelerate`", "search, s", "programs", "memory")
+    return _table(("network", *titles), rows)
+
+
+def refusals(measured: list[Record]) -> str:
+    """Returns an item for each search that ended with an error instead of a result, with the error's text."""
+    searches = [record for record in measured if record["mode"] == "search" and "refusal" in record]
+    return "\n".join(f"* {record['network']}, {_budget(record)}: *{record['refusal']}*" for record in searches)
 
 
 def distillations(measured: list[Record]) -> str:
@@ -122,7 +129,10 @@ def accelerations(measured: list[Record]) -> str:
 
 
 def _budget(record: Record) -> str:
-    return f"macs {record['macs']:g}" + (", count macs" if record["count"] == "macs" else "")
+    consent = ""
+    if max(record.get("report_error") or 0.0, record.get("held_out_error") or 0.0) > MAX_ERROR:
+        consent = ", max_error inf"
+    return f"macs {record['macs']:g}" + (", count macs" if record["count"] == "macs" else "") + consent
 
 
 def _after(now: str, before: str) -> str:

@@ -9,7 +9,6 @@ from functools import cache, cached_property
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import JaxprEqn
 
@@ -123,7 +122,7 @@ class Layer:
     @cached_property
     def kernels(self) -> list[np.ndarray]:
         """Kernels, `(*window, I / groups, O)`: one, or all that the parameter stacks."""
-        kernel = np.asarray(self.placement.kernel(jnp.asarray(self.parameter)))
+        kernel = self.placement.kernel(np.asarray(self.parameter))
         return list(kernel.reshape(-1, *self.placement.kernel_shape))
 
     @property
@@ -402,7 +401,7 @@ class Layer:
             if chain is None:
                 calls.append((_jit_dense(site.equation), (image, kernel)))
             else:
-                one = jax.tree.map(lambda link: link[(0,) * len(self.placement.stack)], chain)
+                one = jax.tree.map(lambda link: np.asarray(link)[(0,) * len(self.placement.stack)], chain)
                 calls.append((_jit_with_chain(site.equation), (image, self.links(site, one))))
         return calls
 
@@ -456,8 +455,8 @@ def _call(function: Callable[..., Any], *args: Any) -> Any:
 
 
 def _random(aval: Any) -> jax.Array:
-    values = np.random.default_rng(0).standard_normal(aval.shape).astype(np.float32)
-    return jnp.asarray(values).astype(aval.dtype)
+    # In NumPy, because JAX would compile a program for each shape.
+    return jax.device_put(np.random.default_rng(0).standard_normal(aval.shape).astype(aval.dtype))
 
 
 def _jit_dense(equation: JaxprEqn) -> Callable[..., Any]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxcnn.chain import KernelChain
@@ -61,8 +62,13 @@ def params_with(params: Any, replaced: Mapping[int, Any], placements: Mapping[st
         elif isinstance(value, ComputedKernels):
             # A kernel that is computed has axes of its own.
             value = jax.tree.map(partial(_on_all_devices_of, array), value)
-        values.append(value if index in replaced or isinstance(value, jax.Array) else jnp.asarray(value))
+        values.append(value if index in replaced else on_device(value))
     return signature.unflatten(values)[0][0]
+
+
+def on_device(value: Any) -> jax.Array:
+    """Returns an array of JAX's with some values, as `jnp.asarray` does, without a program for each shape."""
+    return jax.device_put(value) if isinstance(value, np.ndarray) else jnp.asarray(value)
 
 
 def _on_all_devices_of(parameter: Any, array: Any) -> Any:

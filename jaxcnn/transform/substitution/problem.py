@@ -27,6 +27,7 @@ from jaxcnn.transform.substitution.clock import (
     measured_milliseconds,
 )
 from jaxcnn.transform.substitution.layer import Layer, Option, spread_places
+from jaxcnn.transform.substitution.placing import on_device
 
 _MAX_RANKS_ESTIMATED = 7
 """Largest number of ranks of a scheme whose times are estimated; those between are interpolated."""
@@ -299,7 +300,7 @@ def bytes_of(params: Any) -> int:
 
 def _draw(array: Any, generator: np.random.Generator) -> Any:
     if not isinstance(array, jax.ShapeDtypeStruct):
-        return jnp.asarray(array)
+        return on_device(array)
     if jnp.issubdtype(array.dtype, jnp.inexact):
         return jnp.asarray(generator.standard_normal(array.shape), array.dtype)
     return jnp.zeros(array.shape, array.dtype)
