@@ -17,8 +17,9 @@ from jaxcnn.dtypes import check_arrays, common_dtype, floating_at_least_float32,
 from jaxcnn.errors import ErrorPrefix
 from jaxcnn.geometry import IntOrInts, Ints, Padding
 from jaxcnn.layout import Layout, parse_layout
-from jaxcnn.links import bind_links, bind_links_transposed, pad_edges
+from jaxcnn.links import bind_links, bind_links_transposed
 from jaxcnn.lowering.choice import check_method
+from jaxcnn.lowering.common.forms import pad_spatial
 from jaxcnn.options import ConvGeometry, ConvOptions, PoolOptions
 
 
@@ -282,7 +283,7 @@ def _conv_transpose(x: jax.Array, kernel: jax.Array | KernelChain, options: Conv
     out_dtype = result_dtype(common_dtype(x, kernel), options.preferred_element_type)
     y = geometry.order.to_canonical(x)
     # An output padding of a stride or more adds pixels that only outputs past the end of x would reach.
-    y = pad_edges(y, [(0, needed - size) for needed, size in zip(geometry.output_sizes, y.shape[1:-1], strict=True)])
+    y = pad_spatial(y, [(0, needed - size) for needed, size in zip(geometry.output_sizes, y.shape[1:-1], strict=True)])
     # One link of 16-bit floats accumulates in float32 by itself; several keep float32 between them.
     several = isinstance(kernel, KernelChain) and len(kernel.kernels) > 1
     dtype = floating_at_least_float32(out_dtype) if several else out_dtype
@@ -354,7 +355,7 @@ def _extract_patches(x: jax.Array, options: PoolOptions) -> jax.Array:
     check_arrays(x=x)
     geometry = options.geometry(x.shape)
     order, rank = geometry.order, geometry.order.rank
-    y = pad_edges(order.to_canonical(x), geometry.padding)
+    y = pad_spatial(order.to_canonical(x), geometry.padding)
     for axis in range(rank):
         # One spatial axis at a time takes as many slices as the window has rows and columns, not as it has taps.
         output, step, dilation = geometry.output_sizes[axis], geometry.strides[axis], geometry.window_dilation[axis]

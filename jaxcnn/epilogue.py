@@ -24,7 +24,8 @@ from jaxcnn._compat import is_partitioned, lower_on_one_device
 from jaxcnn.geometry import Ints
 from jaxcnn.lowering import choice
 from jaxcnn.lowering.spec import ConvSpec
-from jaxcnn.primitives import conv_p
+from jaxcnn.primitives import conv_p, lax_equation
+from jaxcnn.rematerialization import ask_about_lax
 
 ACTIVATIONS = (
     "none",
@@ -193,6 +194,10 @@ def _with(values: Sequence[Any], places: Sequence[int], replacements: Sequence[A
     """Returns the values with others in some places."""
     replaced = dict(zip(places, replacements, strict=True))
     return [replaced.get(place, value) for place, value in enumerate(values)]
+
+
+# What a policy decides about the convolution holds for the epilogue's result, which takes its place in memory.
+ask_about_lax(fused_conv_p, lambda equation: lax_equation(convolution_in(equation.params["unfused"])))
 
 
 def batch_jaxpr(operands: Sequence[Any], dims: Sequence[Any], **params: Any) -> Any:

@@ -61,11 +61,26 @@ def _is_text(error: BaseException) -> bool:
 _HINT_FOR_TORCH = "a PyTorch tensor is no JAX array: give tensor.detach().numpy()"
 
 
+def no_array(place: str, kind: str) -> str:
+    """Returns the message about a value that stands where an array is needed.
+
+    Args:
+      place: place of the value, such as an argument's name.
+      kind: whole name of its type, such as `torch.Tensor`.
+    """
+    hint = f"; {_HINT_FOR_TORCH}" if is_of_torch(kind) else ""
+    return f"{place} must be an array, got {kind.rpartition('.')[2]}{hint}"
+
+
+def is_of_torch(kind: str) -> bool:
+    """Returns whether the whole name of a type is that of a PyTorch tensor."""
+    return kind in ("torch.Tensor", "torch.nn.parameter.Parameter")
+
+
 def _in_users_terms(message: str) -> str:
     """Returns the message of an error; one of JAX about an argument that is no array, in the words of this library."""
     match = _NO_ARRAY.search(message)
     if match is None:
         return message
     kind, place = match.groups()
-    hint = f"; {_HINT_FOR_TORCH}" if kind.startswith("torch.") else ""
-    return f"{place} must be an array, got {kind.rpartition('.')[2]}{hint}"
+    return no_array(place, kind)

@@ -12,23 +12,23 @@ from jax import lax
 from jaxcnn.chain import plan_links
 from jaxcnn.dtypes import floating_at_least_float32
 from jaxcnn.geometry import Ints, Pair, dilated_size, output_sizes
+from jaxcnn.lowering.common.forms import pad_spatial
 from jaxcnn.options import PADDING_MODES, ConvGeometry
 from jaxcnn.primitives import batch_sharding, bind_conv
 
 
-def pad_edges(x: jax.Array, padding: Sequence[Pair], mode: str = "zeros") -> jax.Array:
-    """Pads the spatial axes of (N, *spatial, C) in one of `PADDING_MODES`, and crops where the padding is negative."""
-    if mode != "zeros":
-        added = [(_added(low), _added(high)) for low, high in padding]
-        padding = [(_cropped(low), _cropped(high)) for low, high in padding]
-        if not all(isinstance(n, int) for n in (*x.shape[1:-1], *(pad for pair in added for pad in pair))):
-            for axis, (low, high) in enumerate(added, start=1):
-                x = _pad_symbolic(x, axis, low, high, mode)
-        elif any(map(any, added)):
-            x = jnp.pad(x, ((0, 0), *added, (0, 0)), mode=PADDING_MODES[mode])
-    if not any(map(any, padding)):
-        return x
-    return lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *((*pair, 0) for pair in padding), (0, 0, 0)))
+def _pad_in_mode(x: jax.Array, padding: Sequence[Pair], mode: str) -> jax.Array:
+    """Pads the spatial axes of (N, *spatial, C) from x's own pixels, in one of `PADDING_MODES` other than zeros.
+
+    A negative padding crops.
+    """
+    added = [(_added(low), _added(high)) for low, high in padding]
+    if not all(isinstance(n, int) for n in (*x.shape[1:-1], *(pad for pair in added for pad in pair))):
+        for axis, (low, high) in enumerate(added, start=1):
+            x = _pad_symbolic(x, axis, low, high, mode)
+    elif any(map(any, added)):
+        x = jnp.pad(x, ((0, 0), *added, (0, 0)), mode=PADDING_MODES[mode])
+    return pad_spatial(x, [(_cropped(low), _cropped(high)) for low, high in padding])
 
 
 def _added(pad: Any) -> Any:
@@ -91,7 +91,7 @@ def _pad_input(x: jax.Array, geometry: ConvGeometry) -> tuple[jax.Array, dict[st
     openxla/xla#48713).
     """
     if geometry.padding_mode != "zeros":
-        x = pad_edges(x, geometry.padding, geometry.padding_mode)
+        x = _pad_in_mode(x, geometry.padding, geometry.padding_mode)
         return x, {"padding": ((0, 0),) * geometry.order.rank, "input_dilation": geometry.input_dilation}
     padding, dilation = list(geometry.padding), list(geometry.input_dilation)
     for axis, (low, high) in enumerate(geometry.padding):
@@ -135,4 +135,4 @@ def bind_links_transposed(
             **plan[index],
             **params,
         )
-    return pad_edges(y, [(-low, -high) for low, high in edges])
+    return pad_spatial(y, [(-low, -high) for low, high in edges])

@@ -433,7 +433,7 @@ def _max_with_indices(x: jax.Array, options: PoolOptions) -> tuple[jax.Array, ja
     check_ordered(x)
     geometry = options.geometry(x.shape)
     cropped, params, starts = _operands(x, geometry)
-    index = winner_p.bind(lax.stop_gradient(cropped), mode="max", **params)
+    index = winner_p.bind(lax.stop_gradient(cropped), mode="max", padding_wins=False, **params)
     is_empty = index < 0
     maxima = select_p.bind(cropped, index, **params)
     values = jnp.where(is_empty, jnp.asarray(pool_identity("max", cropped.dtype)), maxima)

@@ -19,7 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.extend import source_info_util
-from jax.extend.core import Primitive
+from jax.extend.core import JaxprEqn, Primitive
+from jax.extend.core.primitives import conv_general_dilated_p
 from jax.interpreters import ad, batching, mlir
 
 from jaxcnn._compat import (
@@ -35,6 +36,7 @@ from jaxcnn.lowering import choice, tuning_table
 from jaxcnn.lowering.pools.direct import pool_identity
 from jaxcnn.lowering.spec import ConvSpec, PoolSpec, Role, conv_spec
 from jaxcnn.partitioning import Split
+from jaxcnn.rematerialization import ask_about_lax
 from jaxcnn.splits import conv_split, pool_split
 
 # The source line of an operation is the user's that called jaxcnn, in profiles as in summaries.
@@ -154,6 +156,18 @@ def _split_conv(lhs: Any, rhs: Any, *, spec: ConvSpec, method: str, **program: A
 
 
 _register(conv_p, _run_conv, _split_conv, ("spec", "method", "sharding"))
+
+
+def lax_equation(equation: JaxprEqn) -> JaxprEqn | None:
+    """Returns lax's convolution for an equation of `conv_p`, channels-last; None if the convolution is empty."""
+    avals: list[Any] = [operand.aval for operand in equation.invars]
+    operands = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in avals]
+    run = partial(_run_conv, **{**equation.params, "sharding": None})
+    convs = (eqn for eqn in jax.make_jaxpr(run)(*operands).eqns if eqn.primitive is conv_general_dilated_p)
+    return next(convs, None)
+
+
+ask_about_lax(conv_p, lax_equation)
 
 
 def bind_conv(lhs: jax.Array, rhs: jax.Array, *, method: str, sharding: Any = None, **options: Any) -> jax.Array:
@@ -343,7 +357,7 @@ def _pool_primitive(name: str, run: Callable[..., jax.Array], static: Sequence[s
         spec = _pool_spec_of(operands[0], {**params, "sharding": None}, params.get("input_size"))
         fill = pool_identity(params["mode"], operands[0].dtype) if "mode" in params else 0
         dtype = _type_of_result(run, operands, params).dtype
-        return pool_split(name, spec, fill, dtype, run_part)
+        return pool_split(name, spec, fill, dtype, run_part, params.get("padding_wins", False))
 
     _register(primitive, run, split, static)
     batching.primitive_batchers[primitive] = partial(_pool_batching_rule, primitive)
@@ -361,9 +375,20 @@ def _run_extremum(operand: jax.Array, *, mode: str, platform: str | None = None,
     return choice.pool_method(spec, platform).extremum(operand, spec, mode)
 
 
-def _run_winner(operand: jax.Array, *, mode: str, platform: str | None = None, **params: Any) -> jax.Array:
+def _run_winner(
+    operand: jax.Array, *, mode: str, padding_wins: bool, platform: str | None = None, **params: Any
+) -> jax.Array:
     spec = _pool_spec_of(operand, params)
-    return choice.pool_method(spec, platform).winner(operand, spec, mode)
+    index, best = choice.pool_method(spec, platform).winner(operand, spec, mode)
+    if not padding_wins:
+        return index
+    # Pixels that equal the padding come after it where their window starts on padding.
+    outputs = (1, *spec.output_shape[1:-1], 1)
+    for axis, (stride, (low, _)) in enumerate(zip(spec.strides, spec.padding, strict=True), start=1):
+        if low > 0:
+            starts_on_padding = lax.broadcasted_iota(jnp.int32, outputs, axis) * np.int32(stride) < np.int32(low)
+            index = jnp.where(starts_on_padding & (best == pool_identity(mode, spec.dtype)), -1, index)
+    return index
 
 
 def _run_select(operand: jax.Array, index: jax.Array, *, platform: str | None = None, **params: Any) -> jax.Array:
@@ -396,7 +421,9 @@ def _run_window_spread(
 
 
 extremum_p = _pool_primitive("extremum", _run_extremum, (*_POOL_STATIC, "mode"))
-winner_p = _pool_primitive("winner", _run_winner, (*_POOL_STATIC, "mode"))
+winner_p = _pool_primitive("winner", _run_winner, (*_POOL_STATIC, "mode", "padding_wins"))
+"""Parameters beside the window's: `mode`; `padding_wins`, True if a tap on padding wins before a pixel of the same
+value, as in the gradient of lax's pools, and the index of such a window is -1."""
 select_p = _pool_primitive("select", _run_select, _POOL_STATIC)
 scatter_p = _pool_primitive("scatter", _run_scatter, (*_POOL_STATIC, "input_size", "sharding"))
 window_sum_p = _pool_primitive("window_sum", _run_window_sum, _POOL_STATIC)
@@ -406,7 +433,7 @@ window_spread_p = _pool_primitive("window_spread", _run_window_spread, (*_POOL_S
 def _extremum_jvp(primals: Sequence[Any], tangents: Sequence[Any], **params: Any) -> tuple[jax.Array, jax.Array]:
     (x,), (tangent,) = primals, tangents
     # The index is piecewise constant: no derivative passes through it, so second derivatives are zero.
-    index = winner_p.bind(lax.stop_gradient(x), **params)
+    index = winner_p.bind(lax.stop_gradient(x), padding_wins=True, **params)
     return extremum_p.bind(x, **params), select_p.bind(tangent, index, **_window_params(params))
 
 

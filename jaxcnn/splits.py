@@ -104,7 +104,7 @@ _POOL_AXES = {
 """Side of each operand and of the result, by the kind of pool: `"x"` for the image, `"y"` for the outputs."""
 
 
-def pool_split(kind: str, spec: PoolSpec, fill: Any, dtype: Any, run: Run) -> Split:
+def pool_split(kind: str, spec: PoolSpec, fill: Any, dtype: Any, run: Run, padding_wins: bool = False) -> Split:
     """Returns the `Split` of a pool, or of a part of its derivative.
 
     Args:
@@ -113,6 +113,7 @@ def pool_split(kind: str, spec: PoolSpec, fill: Any, dtype: Any, run: Run) -> Sp
       fill: number that stands for the pixels beyond the first operand's ends.
       dtype: dtype of the result.
       run: function of the operands and a `PoolSpec`.
+      padding_wins: parameter of `winner_p`.
     """
     *operands, result = (("n", *(f"{side}{axis}" for axis in range(spec.rank)), "c") for side in _POOL_AXES[kind])
 
@@ -128,7 +129,7 @@ def pool_split(kind: str, spec: PoolSpec, fill: Any, dtype: Any, run: Run) -> Sp
         part = local_spec([operand.shape for operand in parts], windows, dtype)
         places = _PlaneIndices(spec, part.input_shape[1:-1], origins)
         value = run(parts[0], *map(places.to_part, parts[1:]), spec=part)
-        return (places.to_whole(value) if kind == "winner" else value).astype(dtype)
+        return (places.to_whole(value, padding_wins) if kind == "winner" else value).astype(dtype)
 
     fills = (fill, -1)[: len(operands)]
     return Split(tuple(operands), result, {}, _windows(spec), fills, dtype, local, (kind, spec), local_spec)
@@ -154,15 +155,16 @@ class _PlaneIndices:
         shifted = [coordinate - origin for coordinate, origin in zip(coordinates, self.origins, strict=True)]
         return _flat_indices(shifted, self.image, index >= 0)
 
-    def to_whole(self, index: jax.Array) -> jax.Array:
-        """Returns indices into the whole image; -1 for -1."""
+    def to_whole(self, index: jax.Array, padding_wins: bool) -> jax.Array:
+        """Returns indices into the whole image; -1 for -1, and for a pixel of padding that `padding_wins`."""
         coordinates = []
         for coordinate, origin, gap in zip(
             jnp.unravel_index(jnp.maximum(index, 0), self.image), self.origins, self.spec.window_dilation, strict=True
         ):
             pixel = coordinate + origin
-            # If a pixel of padding won, the real pixels of its window equal the padding, and the first of them wins.
-            coordinates.append(jnp.where(pixel < 0, pixel + -(pixel // gap) * gap, pixel))
+            # If a pixel of padding came first, the real pixels of its window equal the padding.
+            winner = pixel if padding_wins else jnp.where(pixel < 0, pixel + -(pixel // gap) * gap, pixel)
+            coordinates.append(winner)
         return _flat_indices(coordinates, self.spec.input_shape[1:-1], index >= 0)
 
 

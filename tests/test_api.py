@@ -81,15 +81,16 @@ ROOMS = {
     r"factorization": [],
     r"(convolution|pooling|adaptive_pooling)": FUNCTIONS_ROOM,
     r"links": PRIMITIVES + OPTIONS,
-    r"primitives": ["partitioning", "splits", *LOWERING],
+    r"primitives": ["partitioning", "rematerialization", "splits", *LOWERING],
     r"splits": ["partitioning", *LOWERING],
-    r"epilogue": ["primitives", "native", *LOWERING],
+    r"epilogue": ["primitives", "rematerialization", "native", *LOWERING],
     r"lowering(\..*)?": LOWERING,
     r"(cost|shapes)": COST,
     r"options": OPTIONS,
     r"chain": ARITHMETIC,
     r"(layout|receptive_field)": ["geometry", "errors"],
-    r"(checkpoints|geometry|dtypes|errors|norms|timing|partitioning|processes|saving|_compat|native)": [],
+    r"(checkpoints|geometry|dtypes|errors|norms|timing|partitioning|processes)": [],
+    r"(rematerialization|saving|_compat|native)": [],
 }
 
 

@@ -114,7 +114,7 @@ def spoilt(function, args, options):
 
 
 def refuses_or_computes(name, function, args, options):
-    """Whether one call raises nothing but errors that a user can read, without compiling anything."""
+    """Checks that one call raises nothing but errors that a user can read, without compiling anything."""
     try:
         if name in OTHERS:
             alarmed(function, *args, **options)

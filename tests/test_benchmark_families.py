@@ -70,7 +70,7 @@ def test_channels_and_images_are_not_all_round(name):
 
 
 def _kinds(name):
-    """What makes a layer one of its family."""
+    """Returns for each family whether the drawn layers are of its kind."""
     specs = family(name, 0, COUNT)
     return {
         "depthwise": all(spec.kernel_shape[-2] == 1 < spec.feature_group_count for spec in specs),

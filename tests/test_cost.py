@@ -198,7 +198,7 @@ def test_batch_axes_multiply():
 
 
 def walked_chain(x_shape, chain, transposed=False, **options):
-    """What executing the chain multiplies, and the bytes of each array once, each intermediate result twice."""
+    """Returns the multiplications of a chain, and the bytes of each array once, of intermediate results twice."""
     function = conv_transpose if transposed else conv
     return walk_executed(lambda x, chain: function(x, chain, **options), struct(x_shape), chain)
 

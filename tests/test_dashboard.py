@@ -1,4 +1,4 @@
-"""What the pages are made of: records read from asv's results, asv's threshold, and the table of what moved."""
+"""Tests of the parts of the pages: records read from asv's results, asv's threshold, and the table of what moved."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ def test_the_page_is_self_contained(written, tmp_path):
 
 
 class TestWithAsv:
-    """What needs asv itself."""
+    """Tests that need asv itself."""
 
     @pytest.fixture
     def asv(self):

@@ -333,22 +333,22 @@ def colours(page):
 
 def test_light_and_dark(browser, folder):
     with served(folder) as address:
-        seen = {}
+        colours_of = {}
         for scheme in ("light", "dark"):
             with opened(browser, f"{address}substitutions.html", scheme=scheme) as page:
-                seen[scheme] = colours(page)
-        assert seen["light"][0] != seen["dark"][0]
-        assert seen["light"][1] != seen["dark"][1]
+                colours_of[scheme] = colours(page)
+        assert colours_of["light"][0] != colours_of["dark"][0]
+        assert colours_of["light"][1] != colours_of["dark"][1]
         with opened(browser, f"{address}substitutions.html", scheme="light") as page:
             page.locator('input[value="dark"]').check()
-            assert colours(page) == seen["dark"]
+            assert colours(page) == colours_of["dark"]
             page.reload()
-            assert colours(page) == seen["dark"]
+            assert colours(page) == colours_of["dark"]
             page.locator('input[value="auto"]').check()
-            assert colours(page) == seen["light"]
+            assert colours(page) == colours_of["light"]
             page.emulate_media(color_scheme="dark")
             page.wait_for_function(
-                "colour => document.getElementById('clock').layout.font.color === colour", arg=seen["dark"][1]
+                "colour => document.getElementById('clock').layout.font.color === colour", arg=colours_of["dark"][1]
             )
 
 

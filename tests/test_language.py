@@ -67,7 +67,7 @@ def entries(docstring: str) -> Iterator[tuple[str, str]]:
 
 
 def docstring_faults(source: str) -> list[str]:
-    """What is wrong with the docstrings of a source file."""
+    """Returns the faults of the docstrings of a source file."""
     faults = []
     for name, text in docstrings(ast.parse(source)):
         summary = text.split("\n\n")[0]

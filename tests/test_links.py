@@ -53,7 +53,7 @@ def anchors(text):
 
 
 def fault(link, path):
-    """What is wrong with a link of a file; an empty text if nothing is."""
+    """Returns the fault of a link of a file; an empty text if there is none."""
     address = urlsplit(link)
     if address.scheme or address.netloc:
         host = address.hostname or ""

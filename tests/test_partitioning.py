@@ -368,6 +368,17 @@ def test_the_winner_is_the_first_real_pixel_on_every_device(value):
         np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs))
 
 
+def test_gradients_of_infinite_windows_go_where_those_of_one_device_go():
+    x = jnp.where(jnp.asarray(normal((2, 8, 4, 3))) > 1, 1.0, -jnp.inf)
+
+    def gradient(x):
+        return jax.vjp(lambda x: jaxcnn.max_pool(x, (3, 3), padding=1), x)[1](jnp.ones(x.shape))[0]
+
+    mesh, _ = mesh_of("Auto", 4)
+    actual = jax.jit(gradient)(jax.device_put(x, NamedSharding(mesh, ROWS)))
+    np.testing.assert_array_equal(np.asarray(actual), np.asarray(gradient(x)))
+
+
 def test_max_unpool_gathers_nothing():
     values, indices = jaxcnn.max_pool_with_indices(jnp.asarray(normal((4, 8, 8, 4))), 2, strides=2)
     mesh, _ = mesh_of("Auto", 4)

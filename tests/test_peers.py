@@ -1,4 +1,4 @@
-"""What is timed beside other libraries is the same in each of them."""
+"""The operations that are timed beside other libraries are equal in all of them."""
 
 from __future__ import annotations
 
@@ -74,8 +74,10 @@ def test_layers_of_all_libraries_are_the_same(layer, role):
     for name, call in calls.items():
         results = call()
         if name == "torch":
-            results = [each for each in (results if isinstance(results, tuple) else (results,)) if each is not None]
-            kernels = [each.numpy().transpose(2, 3, 1, 0) for each in results[1:]]
+            results = [
+                tensor for tensor in (results if isinstance(results, tuple) else (results,)) if tensor is not None
+            ]
+            kernels = [tensor.numpy().transpose(2, 3, 1, 0) for tensor in results[1:]]
             results = [_channels_last(results[0]), *kernels]
         elif name in ("scipy", "scipy fft", "opencv"):
             results = [results[None, :, :, None]]

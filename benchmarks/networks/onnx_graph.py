@@ -5,6 +5,7 @@ Arrays that depend on shapes alone stay arrays of NumPy, so that shapes are know
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -110,50 +111,63 @@ def _padding(
     ]
 
 
-def _conv(
-    x: Any,
-    kernel: Any,
-    bias: Any = None,
-    *,
-    kernel_shape: Any = None,
-    strides: Sequence[int] = (),
-    dilations: Sequence[int] = (),
-    pads: Sequence[int] = (),
-    group: int = 1,
-    auto_pad: bytes = b"NOTSET",
-) -> Any:
+@dataclasses.dataclass(frozen=True)
+class _ConvAttributes:
+    """Holds the attributes of a node `Conv` or `ConvTranspose`, as ONNX names them.
+
+    Args:
+      kernel_shape: taps on each spatial axis, which the kernel has too.
+      strides: step on each spatial axis, 1 if left out.
+      dilations: distance between neighbouring taps, 1 if left out.
+      pads: all low pads and then all high ones, 0 if left out.
+      output_padding: pixels that a `ConvTranspose` adds at the end of each axis, 0 if left out.
+      group: number of groups.
+      auto_pad: name of an automatic padding.
+    """
+
+    kernel_shape: Sequence[int] = ()
+    strides: Sequence[int] = ()
+    dilations: Sequence[int] = ()
+    pads: Sequence[int] = ()
+    output_padding: Sequence[int] = ()
+    group: int = 1
+    auto_pad: bytes = b"NOTSET"
+
+    def for_axes(self, axes: int) -> _ConvAttributes:
+        """Returns the attributes with a value for each of some axes in place of those that were left out."""
+        return dataclasses.replace(
+            self,
+            strides=tuple(self.strides) or (1,) * axes,
+            dilations=tuple(self.dilations) or (1,) * axes,
+            pads=self.pads or (0,) * 2 * axes,
+            output_padding=tuple(self.output_padding) or (0,) * axes,
+        )
+
+
+def _conv(x: Any, kernel: Any, bias: Any = None, **attributes: Any) -> Any:
     axes = x.ndim - 2
-    strides, dilations = tuple(strides) or (1,) * axes, tuple(dilations) or (1,) * axes
-    windows = [(size - 1) * dilation + 1 for size, dilation in zip(kernel.shape[2:], dilations, strict=True)]
-    padding = _padding(auto_pad, pads or (0,) * 2 * axes, x.shape[2:], windows, strides)
+    node = _ConvAttributes(**attributes).for_axes(axes)
+    windows = [(size - 1) * dilation + 1 for size, dilation in zip(kernel.shape[2:], node.dilations, strict=True)]
+    padding = _padding(node.auto_pad, node.pads, x.shape[2:], windows, node.strides)
     y = lax.conv_general_dilated(
-        x, kernel, strides, padding, None, dilations, _DIMENSIONS[axes], feature_group_count=group
+        x, kernel, node.strides, padding, None, node.dilations, _DIMENSIONS[axes], feature_group_count=node.group
     )
-    return y if bias is None else y + jnp.reshape(bias, (1, -1, *(1,) * axes))
+    return _with_bias(y, bias)
 
 
-def _conv_transpose(
-    x: Any,
-    kernel: Any,
-    bias: Any = None,
-    *,
-    kernel_shape: Any = None,
-    strides: Sequence[int] = (),
-    dilations: Sequence[int] = (),
-    pads: Sequence[int] = (),
-    output_padding: Sequence[int] = (),
-    group: int = 1,
-    auto_pad: bytes = b"NOTSET",
-) -> Any:
+def _conv_transpose(x: Any, kernel: Any, bias: Any = None, **attributes: Any) -> Any:
     axes = x.ndim - 2
-    if group != 1 or auto_pad != b"NOTSET" or any(dilation != 1 for dilation in dilations):
+    node = _ConvAttributes(**attributes).for_axes(axes)
+    if node.group != 1 or node.auto_pad != b"NOTSET" or any(dilation != 1 for dilation in node.dilations):
         raise NotImplementedError("ConvTranspose with groups, dilations or automatic padding")
-    ends = zip(kernel.shape[2:], _pads(pads or (0,) * 2 * axes), tuple(output_padding) or (0,) * axes, strict=True)
+    ends = zip(kernel.shape[2:], _pads(node.pads), node.output_padding, strict=True)
     padding = [(size - 1 - low, size - 1 - high + more) for size, (low, high), more in ends]
-    y = lax.conv_transpose(
-        x, kernel, tuple(strides) or (1,) * axes, padding, dimension_numbers=_DIMENSIONS[axes], transpose_kernel=True
-    )
-    return y if bias is None else y + jnp.reshape(bias, (1, -1, *(1,) * axes))
+    y = lax.conv_transpose(x, kernel, node.strides, padding, dimension_numbers=_DIMENSIONS[axes], transpose_kernel=True)
+    return _with_bias(y, bias)
+
+
+def _with_bias(y: Any, bias: Any) -> Any:
+    return y if bias is None else y + jnp.reshape(bias, (1, -1, *(1,) * (y.ndim - 2)))
 
 
 def _pool(

@@ -180,6 +180,11 @@ def test_shapes_alone_draw_the_same_numbers_each_time():
         (lambda: draw_convolution((3, 3), (3, 3), step=9), "step must be from 0 to 8, as there are 9, got 9"),
         (lambda: draw_convolution((3, 0), (3, 3)), "x must have sizes of at least 1, got (3, 0)"),
         (lambda: draw_convolution((10**6, 10**6), (3, 3)), "at most 100000 pixels, x has shape (1000000, 1000000)"),
+        (lambda: draw_convolution((3, 3), (400, 400)), "at most 100000 pixels, kernel has shape (400, 400)"),
+        (
+            lambda: draw_convolution(3, 3, padding=10**5),
+            "a picture shows at most 100000 pixels, the image with its padding has shape (200003,)",
+        ),
         (
             lambda: draw_convolution((3, 3), (3, 3), padding=10**6),
             "a picture shows at most 100000 pixels, the image with its padding has shape (2000003, 2000003)",

@@ -59,6 +59,14 @@ def test_all_places_in_one_picture():
             lambda: draw_pooling((10**6, 10**6), 2, step=0),
             "a picture shows at most 100000 pixels, the image with its padding has shape (1000000, 1000000)",
         ),
+        (
+            lambda: draw_pooling(100_001, 2, animate=True),
+            "a picture shows at most 100000 pixels, the image with its padding has shape (100001,)",
+        ),
+        (
+            lambda: draw_pooling((22, 22), 2, path="a.gif", animate=True),
+            "an animation has at most 400 steps, these sizes make 441",
+        ),
         (lambda: draw_pooling(3, 2, padding=10**9), "has shape (2000000003,)"),
         (lambda: draw_pooling((4, 4), 2, step=99), "step must be from 0 to 8, as there are 9, got 99"),
     ],

@@ -1,4 +1,4 @@
-"""What a convolution or a pool becomes on each platform, read from modules that are lowered on a CPU."""
+"""Tests of the program of a convolution or a pool on each platform, read from modules that are lowered on a CPU."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def exported(function, shapes, platform):
 
 
 def on_cpu(function, shapes):
-    """What a jitted call is, and what an exported program is: they differ on a CPU."""
+    """Returns the module of a jitted call and that of an exported program, which differ on a CPU."""
     return [jax.jit(function).lower(*map(struct, shapes)).as_text(), exported(function, shapes, "cpu")]
 
 
@@ -132,8 +132,7 @@ def test_no_batch_groups_on_cpu():
 
 @pytest.mark.parametrize("name", ["depthwise strided", "grouped strided"])
 def test_a_strided_gradient_multiplies_no_zeros_on_cpu(name):
-    # A dense one is left to XLA, which is as fast as one convolution for each phase of the stride: 24 ms against 21 at
-    # 8x28x28x128 to 256 by 3x3/2, 25 against 31 at 8x14x14x256 to 512.
+    # A dense one is left to XLA, which is as fast as one convolution for each phase of the stride.
     for role in ("input", "kernel"):
         for module in on_cpu(*form(name, role)):
             assert not interior_paddings(module), role

@@ -254,11 +254,11 @@ def test_installed_for_the_whole_process():
     made("matmul").install()
     try:
         assert not is_direct(text(f, X, KERNEL))
-        seen = []
-        thread = threading.Thread(target=lambda: seen.append(is_direct(text(f, X, KERNEL))))
+        answers = []
+        thread = threading.Thread(target=lambda: answers.append(is_direct(text(f, X, KERNEL))))
         thread.start()
         thread.join()
-        assert seen == [False]
+        assert answers == [False]
         with made("direct"):
             assert is_direct(text(f, X, KERNEL))
         assert not is_direct(text(f, X, KERNEL))

@@ -1,4 +1,4 @@
-"""What the handlers refuse before a kernel runs, called as `jax.ffi` calls them."""
+"""Tests of calls that the handlers refuse before a kernel runs, made as `jax.ffi` calls them."""
 
 from __future__ import annotations
 

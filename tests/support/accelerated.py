@@ -26,7 +26,7 @@ def network(params, x, *, train=False):
 
 
 def small(params, x):
-    """What there is of a network in one convolution and one pool: programs are compiled for it in no time."""
+    """Computes one convolution and one pool, the operations of a network: programs are compiled for it in no time."""
     y = lax.conv_general_dilated(x, params["stem"][:3, :1], (1, 1), "SAME", feature_group_count=3)
     return lax.reduce_window(jnp.sin(y), -jnp.inf, lax.max, (1, 1, 2, 2), (1, 1, 2, 2), "VALID")
 

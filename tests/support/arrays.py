@@ -45,7 +45,7 @@ def assert_close(actual: Any, expected: Any, relative: float = 2e-6, message: st
 
 
 def assert_same(actual: Any, expected: Any, tolerance: float = 1e-5) -> None:
-    """Same structure, shapes, dtypes and weak types; floats to the norm of the error over the norm, others exactly."""
+    """Checks structure, shapes, dtypes and weak types; floats by the norm of error over norm, others exactly."""
     assert jax.tree.structure(actual) == jax.tree.structure(expected)
     for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         if not isinstance(b, jax.Array):

@@ -34,7 +34,7 @@ def _per_axis(draw: Any, rank: int, low: int, high: int) -> tuple[int, ...]:
 
 
 def _spelled(draw: Any, values: tuple[int, ...]) -> Any:
-    """The same option in one of the ways in which it may be given."""
+    """Draws one of the ways in which an option may be given."""
     ways = [values, list(values), np.array(values)]
     if len(set(values)) == 1:
         ways.append(values[0])

@@ -23,7 +23,7 @@ def conv(x, kernel, strides=1, padding="SAME", dimension_numbers=None, **options
 
 
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-"""What XLA compiles with: these programs run once."""
+"""Options of XLA for programs that run once."""
 
 
 def chain(*shapes, groups=(), dtype=np.float32):

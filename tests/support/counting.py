@@ -207,7 +207,7 @@ def drawn_chains(draw: Any, ranks: tuple[int, ...] = (1, 2, 3), features: tuple[
 
 
 def drawn_padding(rank: int) -> Any:
-    """What `padding=` may be, negative values included."""
+    """Returns a strategy for values of `padding=`, negative ones included."""
     names = ["SAME", "same", "SAME_LOWER", "VALID"] + (["CAUSAL"] if rank == 1 else [])
     pairs = st.tuples(*[st.tuples(st.integers(-1, 3), st.integers(-1, 3))] * rank)
     ints = [st.integers(0, 2)] + ([st.tuples(*[st.integers(0, 2)] * rank)] if rank > 1 else [])

@@ -17,10 +17,10 @@ from support.arrays import normal
 from support.counting import executed_convolutions
 
 METHODS = ("auto", *(name for name in choice.METHODS if name != "native" or native.is_available()))
-"""What `method=` may be; a method that is added to the registry is tested by all tests that use this list."""
+"""Values of `method=`; a method that is added to the registry is tested by all tests that use this list."""
 
 OF_ONE_GROUP = tuple(method for method in METHODS if method != "per_group")
-"""What `method=` may be where there is one group."""
+"""Values of `method=` where there is one group."""
 
 SPREADS = ("winograd", "fft", "per_group", "auto")
 """The methods in which one NaN may reach outputs that do not see it."""

@@ -1,4 +1,4 @@
-"""What every function should give, written as plain loops in NumPy over positions in the image.
+"""The results that every function should give, written as plain loops in NumPy over positions in the image.
 
 Arrays are (N, *spatial, C), kernels (*window, C_in / groups, C_out), options one value for each spatial axis, padding
 one (low, high) pair for each. A window's tap t of output o reads position o * stride - low + t * dilation; a position

@@ -1,4 +1,4 @@
-"""What the tests of all schemes share: kernels, the kernel by groups, a chain's error by loops."""
+"""Parts that the tests of all schemes share: kernels, the kernel by groups, a chain's error by loops."""
 
 import string
 

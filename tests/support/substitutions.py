@@ -1,4 +1,4 @@
-"""What the tests of `substitute` share: a network, its substitutions, and what must be true of each of them."""
+"""Parts that the tests of `substitute` share: a network, its substitutions, and what must be true of each of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a terminal of 80 columns shows of a report's tables."""
+"""The tables of a report as a terminal of 80 columns shows them."""
 
 from __future__ import annotations
 

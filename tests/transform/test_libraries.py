@@ -65,7 +65,7 @@ X = jax_normal(networks.SHAPE, 1)
 
 
 def arrays_of(variables):
-    """What can be differentiated, and a function that puts it back."""
+    """Returns the arrays among the variables, and a function that puts arrays in their places."""
     leaves, structure = jax.tree.flatten(variables)
     places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, jax.Array)]
 

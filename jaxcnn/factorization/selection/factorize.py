@@ -70,7 +70,7 @@ def factorize(
 
     Raises:
       ValueError: neither tolerance nor cost, or both; a cost that no chain meets; an unknown scheme or unit; no scheme;
-        strides or milliseconds without `input_shape`; NaN or infinity.
+        strides, padding or milliseconds without `input_shape`; NaN or infinity.
       TypeError: a kernel of integers.
 
     Example:

@@ -66,8 +66,8 @@ def select_rank(
 
     Raises:
       ValueError: more than one rule, or one out of range; a scheme that cannot represent the kernel; a tolerance that
-        no rank meets; no rule for cp and stack, which truncate no matrix whose noise could be told; milliseconds
-        without `input_shape`.
+        no rank meets; no rule for cp and stack, which truncate no matrix whose noise could be told; strides,
+        padding or milliseconds without `input_shape`.
       TypeError: a kernel of integers.
 
     Example:

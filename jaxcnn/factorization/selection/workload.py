@@ -47,6 +47,11 @@ class Workload:
                 f"{self.operation}: the cost of a chain with strides depends on the image, so strides={self.strides!r} "
                 "needs input_shape"
             )
+        elif not (isinstance(self.padding, str) and self.padding.upper() == "SAME"):
+            raise ValueError(
+                f"{self.operation}: without input_shape costs are those of one output pixel, whatever the padding, so "
+                f"padding={self.padding!r} needs input_shape"
+            )
 
     @property
     def options(self) -> dict[str, Any]:

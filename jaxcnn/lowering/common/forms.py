@@ -74,12 +74,20 @@ def demands_highest(precision: Any) -> bool:
     return precision == lax.Precision.HIGHEST or precision in ("highest", "float32")
 
 
-def pad_spatial(x: jax.Array, padding: Sequence[Pair]) -> jax.Array:
-    """Returns images (N, *spatial, C) padded with zeros, and cropped where the padding is negative."""
+def pad_spatial(x: jax.Array, padding: Sequence[Pair], padding_value: Any = None) -> jax.Array:
+    """Returns images (N, *spatial, C) padded on their spatial axes, and cropped where the padding is negative.
+
+    Args:
+      x: images.
+      padding: pair (low, high) on each spatial axis.
+      padding_value: value of the added pixels, zero unless given.
+    """
     if not any(map(any, padding)):
         return x
     config = ((0, 0, 0), *((low, high, 0) for low, high in padding), (0, 0, 0))
-    return lax.pad(x, jnp.zeros((), x.dtype), config)
+    # `jnp.zeros` makes its zero on the device; `jnp.asarray` moves a constant there.
+    value = jnp.zeros((), x.dtype) if padding_value is None else jnp.asarray(padding_value, x.dtype)
+    return lax.pad(x, value, config)
 
 
 def taps(shape: Sequence[int]) -> Sequence[Ints]:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxcnn._compat import row_major
-from jaxcnn.lowering.common.forms import Window, balanced_sum, tap_slice, taps
+from jaxcnn.lowering.common.forms import Window, balanced_sum, pad_spatial, tap_slice, taps
 
 LANES = 8
 """Channels in a block: one 256-bit vector of float32."""
@@ -99,8 +99,7 @@ def _by_group(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
     out = features // groups
     lanes = min(LANES, out)
     blocks = -(-out // lanes)
-    config = ((0, 0, 0), *((low, high, 0) for low, high in window.padding), (0, 0, 0))
-    pixels = lax.pad(x, jnp.zeros((), x.dtype), config)
+    pixels = pad_spatial(x, window.padding)
     pixels = pixels.reshape(*pixels.shape[:-1], groups, kernel_in)
     pixels = row_major(jnp.moveaxis(pixels, -2, 0))  # (G, N, *spatial, I)
     pixels = pixels.reshape(groups * batch, *pixels.shape[2:])

@@ -17,7 +17,7 @@ import numpy as np
 from jax import lax
 
 from jaxcnn.geometry import dilated_size
-from jaxcnn.lowering.common.forms import Window, balanced_sum, materialize
+from jaxcnn.lowering.common.forms import Window, balanced_sum, materialize, pad_spatial
 from jaxcnn.lowering.methods.shift_lanes import LANES
 
 MAX_GROUP_PIXELS, MAX_CHANNEL_PIXELS = 28, 14
@@ -101,9 +101,7 @@ def _tile_gradient(
         padding[-2] = (padding[-2][0], padding[-2][1] + fill[-2][1] * window.strides[-2])
     needed = (tiles - 1) * step + span
     padding[-1] = (padding[-1][0], needed - x.shape[-2] - padding[-1][0])
-    zero = ((0, 0, 0),)
-    pixels = lax.pad(x, jnp.zeros((), x.dtype), (*zero, *((*pair, 0) for pair in padding), *zero))
-    cotangent = lax.pad(y, jnp.zeros((), y.dtype), (*zero, *((*pair, 0) for pair in fill), *zero))
+    pixels, cotangent = pad_spatial(x, padding), pad_spatial(y, fill)
     pieces = [lax.slice_in_dim(pixels, t * step, t * step + span, axis=rank) for t in range(tiles)]
     pixels = jnp.stack(pieces, axis=rank) if tiles > 1 else jnp.expand_dims(pieces[0], rank)
     pixels = pixels.reshape(*pixels.shape[:-1], blocks, -1)

@@ -51,13 +51,13 @@ def extremum(x: jax.Array, spec: PoolSpec, mode: str) -> jax.Array:
     return lax.reduce_window(x, identity, lax.max if mode == "max" else lax.min, **_window_options(spec))
 
 
-def winner(x: jax.Array, spec: PoolSpec, mode: str) -> jax.Array:
-    """Returns the int32 index of each window's first extremum in the flattened, unpadded plane.
+def winner(x: jax.Array, spec: PoolSpec, mode: str) -> tuple[jax.Array, jax.Array]:
+    """Returns the int32 index of each window's first extremum in the flattened, unpadded plane, and the extremum.
 
     The index is -1 for a window on padding alone.
     """
     if _is_empty(spec):
-        return jnp.full(spec.output_shape, -1, jnp.int32)
+        return jnp.full(spec.output_shape, -1, jnp.int32), extremum(x, spec, mode)
     shape = x.shape
     plane = (1, *shape[1:-1], 1)
     flat = jnp.zeros(plane, jnp.int32)
@@ -76,8 +76,8 @@ def winner(x: jax.Array, spec: PoolSpec, mode: str) -> jax.Array:
         return jnp.where(a_wins, a_value, b_value), jnp.where(a_wins, a_index, b_index)
 
     identity = pool_identity(mode, spec.dtype)
-    _, index = lax.reduce_window((x, flat), (identity, no_index), first_extremum, **_window_options(spec))
-    return jnp.where(index == no_index, -1, index)
+    best, index = lax.reduce_window((x, flat), (identity, no_index), first_extremum, **_window_options(spec))
+    return jnp.where(index == no_index, -1, index), best
 
 
 def _flatten_plane(x: jax.Array) -> jax.Array:

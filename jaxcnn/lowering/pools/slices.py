@@ -17,7 +17,7 @@ import numpy as np
 from jax import lax
 
 from jaxcnn.geometry import Pair
-from jaxcnn.lowering.common.forms import Phase, materialize, phase_axis
+from jaxcnn.lowering.common.forms import Phase, materialize, pad_spatial, phase_axis
 from jaxcnn.lowering.pools.direct import pool_identity
 from jaxcnn.lowering.spec import PoolSpec
 
@@ -49,15 +49,13 @@ def refusal(spec: PoolSpec, *, selects: bool = False) -> str | None:
     return None
 
 
-def _pad(x: jax.Array, padding: Sequence[Pair], fill: Any) -> jax.Array:
-    """Returns images (N, *spatial, C) padded with a value.
+def _pad_unfused(x: jax.Array, padding: Sequence[Pair], padding_value: Any = None) -> jax.Array:
+    """Returns images padded by `pad_spatial`, with a barrier behind the pad.
 
-    A barrier follows the pad: fused into its readers, the pad would test the borders at every tap.
+    Fused into its readers, the pad would test the borders at every tap.
     """
-    if not any(map(any, padding)):
-        return x
-    config = ((0, 0, 0), *((low, high, 0) for low, high in padding), (0, 0, 0))
-    return lax.optimization_barrier(lax.pad(x, jnp.asarray(fill, x.dtype), config))
+    padded = pad_spatial(x, padding, padding_value)
+    return x if padded is x else lax.optimization_barrier(padded)
 
 
 def _strided_slice(x: Any, axis: int, start: int, count: int, stride: int = 1) -> Any:
@@ -140,13 +138,13 @@ def _slide_all_axes(x: Any, spec: PoolSpec, combine: Callable[[Any, Any], Any], 
 
 def extremum(x: jax.Array, spec: PoolSpec, mode: str) -> jax.Array:
     """Returns the maximum (`mode` "max") or minimum ("min") of each window; NaN wins."""
-    padded = _pad(x, spec.padding, pool_identity(mode, spec.dtype))
+    padded = _pad_unfused(x, spec.padding, pool_identity(mode, spec.dtype))
     return _slide_all_axes(padded, spec, lax.max if mode == "max" else lax.min, idempotent=True)
 
 
 def window_sum(x: jax.Array, spec: PoolSpec) -> jax.Array:
     """Returns the sum of each window, in x's dtype."""
-    return _slide_all_axes(_pad(x, spec.padding, 0), spec, lax.add, idempotent=False)
+    return _slide_all_axes(_pad_unfused(x, spec.padding), spec, lax.add, idempotent=False)
 
 
 def _phase(spec: PoolSpec, axis: int, residue: int, outputs: int) -> Phase | None:
@@ -179,7 +177,7 @@ def window_spread(y: jax.Array, spec: PoolSpec) -> jax.Array:
                 continue
             padding = [(0, 0)] * spec.rank
             padding[axis] = axis_taps.padding
-            padded = _pad(y, padding, 0)
+            padded = _pad_unfused(y, padding)
             phases.append(
                 _slide_axis(
                     padded, axis + 1, axis_taps.taps, 1, axis_taps.dilation, count, lax.add, idempotent=False, spec=spec
@@ -264,13 +262,13 @@ def _tap_slices(x: jax.Array, spec: PoolSpec) -> list[tuple[int, jax.Array]]:
     return slices
 
 
-def winner(x: jax.Array, spec: PoolSpec, mode: str) -> jax.Array:
-    """Returns the int32 index of each window's first extremum in the flattened, unpadded plane.
+def winner(x: jax.Array, spec: PoolSpec, mode: str) -> tuple[jax.Array, jax.Array]:
+    """Returns the int32 index of each window's first extremum in the flattened, unpadded plane, and the extremum.
 
     The index is -1 for a window on padding alone.
     """
     identity = pool_identity(mode, spec.dtype)
-    padded = _pad(x, spec.padding, identity)
+    padded = _pad_unfused(x, spec.padding, identity)
     if math.prod(spec.window_shape) > MAX_COMPARISON_TAPS:
         return _winner_by_axis(padded, spec, mode)
     not_better = lax.le if mode == "max" else lax.ge
@@ -282,10 +280,11 @@ def winner(x: jax.Array, spec: PoolSpec, mode: str) -> jax.Array:
         best = jnp.where(better, pixels, best)
         offset = jnp.where(better, np.int32(tap_offset), offset)
     # Where no pixel beats the identity, all pixels equal the identity, and the first that is not padding wins.
-    return jnp.where(offset < 0, jnp.asarray(_first_pixels(spec)), offset + jnp.asarray(_first_places(spec)))
+    index = jnp.where(offset < 0, jnp.asarray(_first_pixels(spec)), offset + jnp.asarray(_first_places(spec)))
+    return index, best
 
 
-def _winner_by_axis(padded: jax.Array, spec: PoolSpec, mode: str) -> jax.Array:
+def _winner_by_axis(padded: jax.Array, spec: PoolSpec, mode: str) -> tuple[jax.Array, jax.Array]:
     """Computes `winner` along one axis after the other, from pairs of a value and its flat index.
 
     Of equal values the first wins.
@@ -307,14 +306,14 @@ def _winner_by_axis(padded: jax.Array, spec: PoolSpec, mode: str) -> jax.Array:
         first_place, second_place = (jnp.broadcast_to(place, first.shape) for place in (first_place, second_place))
         return jnp.where(wins, second, first), jnp.where(wins, second_place, first_place)
 
-    _, index = _slide_all_axes((padded, jnp.asarray(flat, jnp.int32)), spec, combine, idempotent=True)
+    best, index = _slide_all_axes((padded, jnp.asarray(flat, jnp.int32)), spec, combine, idempotent=True)
     index = jnp.broadcast_to(index, spec.output_shape)  # a window of one tap combines nothing
-    return jnp.where(index == outside, -1, index)
+    return jnp.where(index == outside, -1, index), best
 
 
 def select(x: jax.Array, index: jax.Array, spec: PoolSpec) -> jax.Array:
     """Returns the value of x at the flat index of each output, 0 for the index -1; linear in x."""
-    padded = _pad(x, spec.padding, 0)
+    padded = _pad_unfused(x, spec.padding)
     # Without the barrier XLA fuses the search for the index into every tap.
     padded, index = lax.optimization_barrier((padded, index))
     places = jnp.where(index < 0, -1, index - jnp.asarray(_first_places(spec)))
@@ -349,7 +348,7 @@ def scatter(y: jax.Array, index: jax.Array, spec: PoolSpec) -> jax.Array:
         if any(axis_taps is None for axis_taps in chosen):
             return jnp.zeros(shape, y.dtype)
         padding = [axis_taps.padding for axis_taps in chosen]
-        cotangent, place = _pad(y, padding, 0), _pad(index, padding, -1)
+        cotangent, place = _pad_unfused(y, padding), _pad_unfused(index, padding, -1)
         pixels = [_axis_vector(np.arange(counts[a]) * spec.strides[a] + phase[a], a, rank) for a in range(rank)]
         flat = np.asarray(_flat_index(pixels, sizes), np.int32)
         terms = []
@@ -393,7 +392,7 @@ def _scatter_by_axis(y: jax.Array, index: jax.Array, spec: PoolSpec) -> jax.Arra
             padding = [(0, 0)] * spec.rank
             padding[axis] = axis_taps.padding
             fields = [(y, 0), (place, -1), *([] if index_below is None else [(index_below, 0)])]
-            padded = [_pad(field, padding, fill) for field, fill in fields]
+            padded = [_pad_unfused(field, padding, fill) for field, fill in fields]
             pixel_places = _axis_vector(np.arange(count) * stride + residue, axis, spec.rank).astype(np.int32)
             taps = [_strided_slice(padded, axis + 1, t * axis_taps.dilation, count) for t in range(axis_taps.taps)]
             hits = [tap[1] == pixel_places for tap in taps]

@@ -31,9 +31,10 @@ def accelerate(f: Callable[P, T], *, method: str = "auto") -> Callable[P, T]:
 
     Shapes, dtypes and weak types are f's; integers are equal bit for bit; 16-bit floats accumulate in float32; other
     values differ by rounding, as `method` says. Ties in the gradient of a max pool go to the first maximum, as in JAX;
-    a NaN counts as the maximum, but in JAX the result depends on the order. Negative padding crops, where XLA:CPU reads
-    other memory for some. In a program over several CPU devices each one computes its own part, on meshes of Auto axes,
-    of Explicit axes, or of both. Left as they are: complex and empty convolutions, those whose image or channels are of
+    a NaN counts as the maximum, but in JAX the result depends on the order. A policy of `jax.checkpoint` decides about
+    the results of convolutions as it does about those of `jax.lax`. Negative padding crops, where XLA:CPU reads other
+    memory for some. In a program over several CPU devices each one computes its own part, on meshes of Auto axes, of
+    Explicit axes, or of both. Left as they are: complex and empty convolutions, those whose image or channels are of
     symbolic size, arrays in a `jax.shard_map` over some axes of an Explicit mesh, pools of planes whose channels an
     Explicit mesh splits, and other primitives that hold functions.
 

@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.extend import source_info_util
 from jax.extend.core import JaxprEqn, Primitive
 from jax.extend.core import primitives as lax_primitives
 
@@ -26,7 +25,7 @@ from jaxcnn.transform.chains.moves import Move, factor_by_feature, move_of, spre
 from jaxcnn.transform.chains.placement import Placement, use_of
 from jaxcnn.transform.jaxpr.convolutions import is_convolution
 from jaxcnn.transform.jaxpr.dense_layers import as_one_tap_convolution
-from jaxcnn.transform.jaxpr.equations import CALLS, loop_parts, rebind, returns_operands, while_parts
+from jaxcnn.transform.jaxpr.equations import CALLS, loop_parts, rebind, returns_operands, user_line, while_parts
 from jaxcnn.transform.jaxpr.walker import Rule, Walker, inline
 
 
@@ -157,7 +156,7 @@ class ChainWalker(Walker):
         if equation is None:
             event = "is returned as something else than it was"
         else:
-            line = source_info_util.summarize(equation.source_info)
+            line = user_line(equation)
             event = f"reaches {equation.primitive}" + (f" at {line}" if line else "")
         raise ChainError(
             f"with_chains: the chain in place of {value.path}, for a kernel {value.placement.kernel_shape}, {event}, "

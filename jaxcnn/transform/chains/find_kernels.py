@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from jax.extend import source_info_util
 from jax.extend.core import JaxprEqn
 
 from jaxcnn.transform.chains.axis_views import Ints, View
@@ -14,7 +13,14 @@ from jaxcnn.transform.chains.placement import Placement, Use, use_of
 from jaxcnn.transform.jaxpr.abstract_walk import AbstractWalk, Place
 from jaxcnn.transform.jaxpr.convolutions import as_convolution, option
 from jaxcnn.transform.jaxpr.dense_layers import as_one_tap_convolution
-from jaxcnn.transform.jaxpr.equations import inner_jaxpr, is_entered, returns_operands, shape_of, sub_jaxprs
+from jaxcnn.transform.jaxpr.equations import (
+    inner_jaxpr,
+    is_entered,
+    returns_operands,
+    shape_of,
+    sub_jaxprs,
+    user_line,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,7 +162,7 @@ class _KernelSearch(AbstractWalk[_Value, None]):
             move = move_of(equation, operands.index(kernels[0]), kernels[0].view)
             if move is not None and move.effect not in ("scale", "negate"):
                 return [dataclasses.replace(kernels[0], view=move.view)]
-        line = source_info_util.summarize(equation.source_info)
+        line = user_line(equation)
         for kernel in kernels:
             self.refuse(kernel, f"it reaches {equation.primitive}" + (f" at {line}" if line else ""))
         return [None] * len(equation.outvars)

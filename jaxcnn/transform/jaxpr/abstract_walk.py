@@ -11,7 +11,6 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, Generic, TypeVar
 
-from jax.extend import source_info_util
 from jax.extend.core import JaxprEqn
 from jax.extend.core import primitives as lax_primitives
 
@@ -22,6 +21,7 @@ from jaxcnn.transform.jaxpr.equations import (
     inner_jaxpr,
     loop_parts,
     sub_jaxprs,
+    user_line,
     while_parts,
 )
 
@@ -61,8 +61,7 @@ class Place:
 
     def source_of(self, equation: JaxprEqn) -> str:
         """Returns the user's line of an equation, or of the innermost equation around it that has one."""
-        lines = (source_info_util.summarize(holder.source_info) for holder in (equation, *self.holders[::-1]))
-        return next(filter(None, lines), "")
+        return next(filter(None, map(user_line, (equation, *self.holders[::-1]))), "")
 
 
 class AbstractWalk(abc.ABC, Generic[V, R]):

@@ -6,6 +6,7 @@ Only this module and the two walks of this folder know the names and the order o
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
@@ -36,6 +37,12 @@ LOOPS_AND_BRANCHES: frozenset[Primitive] = frozenset(
 )
 """Primitives whose jaxprs are executed any number of times, or one of several."""
 
+
+_LINES_OF_LIBRARIES = re.compile(r"[/\\]site-packages[/\\](flax|haiku|equinox|keras)[/\\]")
+"""Pattern of lines inside of libraries of layers: the user's line is the one that calls the layer."""
+
+_MAX_FRAMES = 200
+"""Largest number of frames of a call that are looked through for the user's line."""
 
 _UNCHANGING_NAMES = frozenset(
     {"copy", "copy_p", "device_put", "name", "optimization_barrier", "sharding_constraint", "reshard", "mesh_cast"}
@@ -147,6 +154,15 @@ def same_source(equation: JaxprEqn) -> Any:
     info = equation.source_info
     stack = source_info_util.current_name_stack() + info.name_stack
     return source_info_util.user_context(info.traceback, name_stack=stack)
+
+
+def user_line(equation: JaxprEqn) -> str:
+    """Returns the innermost line of an equation's call outside of libraries of layers, such as `net.py:7:8 (block)`.
+
+    The innermost line of all if there is no other; empty if none is known.
+    """
+    lines = source_info_util.summarize(equation.source_info, num_frames=_MAX_FRAMES).split("\n")[::-1]
+    return next((line for line in lines if not _LINES_OF_LIBRARIES.search(line)), lines[0])
 
 
 class JaxprValues(Generic[V]):

@@ -155,13 +155,13 @@ def bind_pool(equation: JaxprEqn, pool: Pool, operands: Sequence[Any]) -> jax.Ar
 
     if equation.primitive is lax_primitives.select_and_scatter_add_p:
         cotangent, operand = operands
-        index = winner_p.bind(merged(lax.stop_gradient(operand)), mode=pool.kind, **params)
+        index = winner_p.bind(merged(lax.stop_gradient(operand)), mode=pool.kind, padding_wins=True, **params)
         y, sharding = _sixteen_bit_as_float32(merged(cotangent)), _merged_sharding(pool, out_aval)
         result = scatter_p.bind(y, index, input_size=spec.input_shape[1:-1], sharding=sharding, **params)
         return restored(result.astype(cotangent.dtype))
     if equation.primitive is lax_primitives.select_and_gather_add_p:
         tangent, operand = operands
-        index = winner_p.bind(merged(lax.stop_gradient(operand)), mode=pool.kind, **params)
+        index = winner_p.bind(merged(lax.stop_gradient(operand)), mode=pool.kind, padding_wins=True, **params)
         return restored(select_p.bind(merged(tangent), index, **params))
     x = merged(operands[0])
     if pool.kind == "sum":

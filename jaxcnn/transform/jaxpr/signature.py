@@ -13,6 +13,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxcnn.errors import is_of_torch, no_array
+
 _PROGRAM_CACHE_SIZE = 256
 """Largest number of programs that a function keeps, one for each signature."""
 
@@ -111,10 +113,14 @@ class Signature:
 
     def paths(self) -> list[str]:
         """Returns the path of each array as text, such as `argument 0['conv']['kernel']`."""
+        return [_path_text(path) for path in self.key_paths()]
+
+    def key_paths(self) -> list[tuple[Any, ...]]:
+        """Returns the path of each array as JAX's keys: of positional or keyword arguments, of the argument, inside."""
         leaves = jax.tree.unflatten(self.structure, range(self.structure.num_leaves))
         static_positions = {index for index, _ in self.statics}
         paths = jax.tree_util.tree_flatten_with_path(leaves)[0]
-        return [_path_text(path) for index, (path, _) in enumerate(paths) if index not in static_positions]
+        return [path for index, (path, _) in enumerate(paths) if index not in static_positions]
 
     def unflatten(self, arrays: Sequence[Any]) -> Any:
         """Returns the positional and keyword arguments that hold these arrays."""
@@ -156,10 +162,19 @@ def short_name(path: str) -> str:
     return "/".join(re.findall(r"[^\[\].'\"]+", parts)) or "params"
 
 
+def _whole_name(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
 def flatten_call(
     operation: str, args: Sequence[Any], kwargs: dict[str, Any], kinds: tuple[type, ...] = ()
 ) -> tuple[Signature, list[Any]]:
-    """Returns the signature of a call and its arrays; objects of the further `kinds` count as arrays."""
+    """Returns the signature of a call and its arrays; objects of the further `kinds` count as arrays.
+
+    Raises:
+      TypeError: an argument that is no array is not hashable, or is a tensor of PyTorch, whose values would become
+        constants of a program.
+    """
     if kinds:
         leaves, structure = jax.tree.flatten((args, kwargs), is_leaf=lambda node: isinstance(node, kinds))
         positions = _static_positions(tuple(jax.Array if isinstance(leaf, kinds) else type(leaf) for leaf in leaves))
@@ -168,6 +183,12 @@ def flatten_call(
         positions = _static_positions(tuple(map(type, leaves)))
     if not positions:
         return Signature(structure, ()), leaves
+    for index in positions:
+        kind = _whole_name(type(leaves[index]))
+        if is_of_torch(kind):
+            whole = jax.tree.unflatten(structure, range(len(leaves)))
+            path, _ = jax.tree_util.tree_flatten_with_path(whole)[0][index]
+            raise TypeError(f"{operation}: {no_array(_path_text(path), kind)}")
     statics = tuple((index, _StaticLeaf(operation, leaves[index])) for index in positions)
     static_positions = set(positions)
     return Signature(structure, statics), [leaf for index, leaf in enumerate(leaves) if index not in static_positions]

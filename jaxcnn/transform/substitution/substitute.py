@@ -70,10 +70,12 @@ class Substitution:
       >>> def model(params, x):
       ...     return jaxcnn.conv(x, params["kernel"])
       >>> ramp = jnp.outer(jnp.arange(1.0, 6.0), jnp.arange(1.0, 6.0))
-      >>> params = {"kernel": jnp.broadcast_to(ramp[..., None, None], (5, 5, 8, 8))}
-      >>> substitution = jaxcnn.substitute(model, params, jnp.ones((1, 16, 16, 8)), macs=0.5, count="macs")
-      >>> substitution.report.macs_share <= 0.5, substitution.report.error < 1e-5
-      (True, True)
+      >>> params, x = {"kernel": jnp.broadcast_to(ramp[..., None, None], (5, 5, 8, 8))}, jnp.ones((1, 16, 16, 8))
+      >>> small = jaxcnn.substitute(model, params, x, rank=1, schemes="separable")
+      >>> small.params["kernel"].windows
+      ((5, 1), (1, 5))
+      >>> bool(jnp.allclose(small.apply(small.params, x), model(params, x), rtol=1e-3))
+      True
     """
 
     f: Callable[..., Any]
@@ -401,7 +403,7 @@ def substitute(
         params that hold chains already, or no convolution's kernel (kernels that f closes over are not found); no
         calibration inputs, or some of which a layer makes NaN; results without floating numbers, by which layers are
         weighed.
-      TypeError: f is no function, a budget no number.
+      TypeError: f, `measure` or `on_layer` is no function, a budget no number, `dense` no bool.
 
     Example:
       >>> import jax.numpy as jnp
@@ -501,6 +503,10 @@ def _substitute(
         raise TypeError(f"substitute: f must be a function, got {f!r}")
     if measure is not None and not callable(measure):
         raise TypeError(f"substitute: measure must be a function, got {measure!r}")
+    if on_layer is not None and not callable(on_layer):
+        raise TypeError(f"substitute: on_layer must be a function, got {on_layer!r}")
+    if not isinstance(dense, bool):
+        raise TypeError(f"substitute: dense must be True or False, got {dense!r}")
     if limits["budget"] is not None and measure is None:
         raise ValueError(f"substitute: budget={limits['budget']!r} is the loss allowed in a score, so give measure too")
     budgets = Budgets.of("substitute", **limits)

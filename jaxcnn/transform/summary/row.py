@@ -34,8 +34,9 @@ class SummaryRow:
     Args:
       kind: `"conv"`, `"transposed conv"`, `"kernel gradient"`, `"max pool"`, `"min pool"`, `"sum pool"`, the gradients
         of pools, or `"dense"`.
-      name: name stack of the call: a model's layer.
-      source: line of the user's code that makes the call.
+      name: name stack of the call, a model's layer; without a named scope the path of the module or the dictionary that
+        holds the weight.
+      source: line of the user's code that makes the call, outside of libraries of layers.
       input_shape: shape of the first operand, in the function's own layout.
       output_shape: shape of the result.
       kernel: taps of the window on each spatial axis; the shape of the second operand of a dense product.

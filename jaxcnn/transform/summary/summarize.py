@@ -15,6 +15,7 @@ from jaxcnn import native
 from jaxcnn.cost import Cost
 from jaxcnn.receptive_field import ReceptiveField
 from jaxcnn.transform.jaxpr.signature import flatten_call, has_split_array
+from jaxcnn.transform.summary.layer_names import LayerNames, layer_of, layers_of_constants
 from jaxcnn.transform.summary.row import SummaryRow
 from jaxcnn.transform.summary.shards import split_program
 from jaxcnn.transform.summary.table import received_line, summary_table, totals_line
@@ -137,6 +138,10 @@ def summarize(f: Callable[..., Any], *args: Any, platform: str | None = None) ->
     signature, arrays = flatten_call("summarize", args, {})
     platform = platform or "cpu"
     program = split_program(signature.flat(f), arrays) if has_split_array(arrays) else None
-    rows, notes, field = summarize_jaxpr(jax.make_jaxpr(signature.flat(f))(*arrays), platform, program)
+    layers = layers_of_constants(f)
+    layers.update({number: layer_of(path[2:]) for number, path in enumerate(signature.key_paths())})
+    rows, notes, field = summarize_jaxpr(
+        jax.make_jaxpr(signature.flat(f))(*arrays), platform, program, LayerNames(layers)
+    )
     received = () if program is None else program.received
     return Summary(rows, notes, native.status() if platform == "cpu" else "", field, received)

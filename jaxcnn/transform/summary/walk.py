@@ -23,6 +23,7 @@ from jaxcnn.transform.jaxpr.equations import (
     sub_jaxprs,
 )
 from jaxcnn.transform.summary.describe import row_of, weight_of
+from jaxcnn.transform.summary.layer_names import LayerNames, root_of_constant
 from jaxcnn.transform.summary.receptive_fields import (
     AxisField,
     Value,
@@ -43,7 +44,7 @@ _MAX_LOOP_PASSES = 1000
 
 
 def summarize_jaxpr(
-    closed: Any, platform: str, program: SplitProgram | None = None
+    closed: Any, platform: str, program: SplitProgram | None, names: LayerNames
 ) -> tuple[tuple[SummaryRow, ...], tuple[str, ...], ReceptiveField | None]:
     """Returns the rows of a closed jaxpr of the user's function, notes on the count, and the field of all together.
 
@@ -51,8 +52,9 @@ def summarize_jaxpr(
       closed: closed jaxpr.
       platform: platform for which methods are chosen.
       program: the function's program if its arguments are split over several devices.
+      names: names of the layers.
     """
-    walk = _SummaryWalk(platform, program)
+    walk = _SummaryWalk(platform, program, names)
     jaxpr = inner_jaxpr(closed)
     constants = [walk.constant(*pair) for pair in zip(jaxpr.constvars, consts_of(closed), strict=True)]
     arguments = [argument(number, len(shape_of(variable))) for number, variable in enumerate(jaxpr.invars)]
@@ -105,8 +107,8 @@ def _count_weights_once(records: Sequence[_Record]) -> tuple[SummaryRow, ...]:
 
 
 def _roots_of_constant(array: Any) -> frozenset[Hashable]:
-    """Returns the roots of a constant, which are equal for the same array in several jaxprs."""
-    return frozenset() if array is None else frozenset((("constant", id(array)),))
+    """Returns the roots of a constant; none if its array is not at hand."""
+    return frozenset() if array is None else frozenset((root_of_constant(array),))
 
 
 class _SummaryWalk(AbstractWalk[Value, _Record]):
@@ -115,11 +117,12 @@ class _SummaryWalk(AbstractWalk[Value, _Record]):
     Args:
       platform: platform for which methods are chosen.
       program: the program that XLA split over several devices, or None.
+      names: names of the layers.
     """
 
-    def __init__(self, platform: str, program: SplitProgram | None) -> None:
+    def __init__(self, platform: str, program: SplitProgram | None, names: LayerNames) -> None:
         super().__init__(_MAX_LOOP_PASSES)
-        self.platform, self.program = platform, program
+        self.platform, self.program, self.names = platform, program, names
         self.notes: list[str] = []
 
     def unknown(self, aval: Any) -> Value:
@@ -136,7 +139,9 @@ class _SummaryWalk(AbstractWalk[Value, _Record]):
             if self.program is not None:
                 row = self.program.with_shards(row, equation)
             fields = [result.axes[axis] for axis in image_axes]
-            self.records.append((row, weight_of(equation, operands).roots, fields))
+            roots = weight_of(equation, operands).roots
+            row = dataclasses.replace(row, name=self.names.name(row.name, row.source, equation, roots))
+            self.records.append((row, roots, fields))
             return [result]
         is_symbolic = any(not isinstance(n, int) for aval in avals(equation) for n in getattr(aval, "shape", ()))
         if is_symbolic and is_convolution(equation):

@@ -19,7 +19,7 @@ def chain_of(rng, links, counts=()):
 
 
 def responses_of(kernel, patches, groups=1, **limits):
-    """What a kernel answers to patches, by a matrix product in float64."""
+    """Returns the responses of a kernel to patches, by a matrix product in float64."""
     blocks = np.split(np.asarray(kernel, np.float64), groups, axis=-1)
     parts = np.split(patches.astype(np.float64), groups, axis=-1)
     rows = len(patches)

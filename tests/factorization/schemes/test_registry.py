@@ -1,4 +1,4 @@
-"""What every scheme must do: groups, layouts, dtypes, zeros, refusals, and the same values in a convolution."""
+"""Tests of all schemes: groups, layouts, dtypes, zeros, refusals, and the same values in a convolution."""
 
 import dataclasses
 from collections.abc import Callable

@@ -38,6 +38,6 @@ def test_the_schemes_are_known_by_the_names_of_their_functions():
 
 def test_the_shapes_of_one_rank_for_all_gaps():
     shape = (2, 3, 3, 3, 4, 5)
-    one, each = (SCHEMES["separable"].shapes(shape, rank) for rank in (3, (3, 3)))
-    assert [link.shape for link in one.kernels] == [link.shape for link in each.kernels]
-    assert [link.shape[-2:] for link in one.kernels] == [(4, 6), (3, 6), (3, 10)]
+    of_one_rank, of_two_ranks = (SCHEMES["separable"].shapes(shape, rank) for rank in (3, (3, 3)))
+    assert [link.shape for link in of_one_rank.kernels] == [link.shape for link in of_two_ranks.kernels]
+    assert [link.shape[-2:] for link in of_one_rank.kernels] == [(4, 6), (3, 6), (3, 10)]

@@ -1,5 +1,8 @@
 """Tests of a chain's cost where it is used: MACs by formula, milliseconds by the timer."""
 
+import re
+from functools import partial
+
 import pytest
 
 import jaxcnn
@@ -34,3 +37,17 @@ def test_macs_are_those_of_conv_cost_or_the_weights():
     assert Workload("test", None, 1, "SAME", 1, None).macs(CHAIN) == CHAIN.num_params
     with pytest.raises(ValueError, match="milliseconds are measured on an image"):
         Workload("test", None, 1, "SAME", 1, None).milliseconds(CHAIN)
+
+
+@pytest.mark.parametrize("padding", ["VALID", 1, ((1, 1), (0, 0)), "no such padding"])
+@pytest.mark.parametrize(
+    "call", [partial(jaxcnn.factorize, tolerance=0.1), partial(jaxcnn.select_rank, scheme="separable", tolerance=0.1)]
+)
+def test_a_padding_needs_an_image(call, padding):
+    message = (
+        f"{call.func.__name__}: without input_shape costs are those of one output pixel, whatever the padding, so "
+        f"padding={padding!r} needs input_shape"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        call(normal((3, 3, 2, 2)), padding=padding)
+    assert call(normal((3, 3, 2, 2)), padding="same")

@@ -68,7 +68,7 @@ def test_takes_smaller_tiles_in_16_bits(dtype: str, points: int) -> None:
 
 
 def transforms_a_kernel(function: Any, *args: Any) -> bool:
-    """Whether the compiled program's entry computes 36 values for each pair of 8 and 16 channels."""
+    """Returns whether the compiled program's entry computes 36 values for each pair of 8 and 16 channels."""
     text = jax.jit(function).lower(*args).compile().as_text()
     return re.search(r"= f32\[36,(8,16|128)\]\S* (dot|fusion|custom-call)\(", text[text.index("\nENTRY") :]) is not None
 

@@ -30,15 +30,16 @@ def test_winners_by_axis(window: tuple[int, ...], mode: str) -> None:
 
     @jax.jit
     def by_axis(values, y):
-        padded = slices._pad(values, spec.padding, direct.pool_identity(mode, spec.dtype))
-        index = slices._winner_by_axis(padded, spec, mode)
-        return index, slices._scatter_by_axis(y, index, spec)
+        padded = slices._pad_unfused(values, spec.padding, direct.pool_identity(mode, spec.dtype))
+        index, best = slices._winner_by_axis(padded, spec, mode)
+        return index, best, slices._scatter_by_axis(y, index, spec)
 
     @jax.jit
     def directly(values, y):
-        index = direct.winner(values, spec, mode)
-        return index, direct.scatter(y, index, spec)
+        index, best = direct.winner(values, spec, mode)
+        return index, best, direct.scatter(y, index, spec)
 
-    (index, spread), (expected, expected_spread) = by_axis(values, y), directly(values, y)
+    (index, best, spread), (expected, expected_best, expected_spread) = by_axis(values, y), directly(values, y)
     np.testing.assert_array_equal(index, expected)
+    np.testing.assert_array_equal(best, expected_best)
     np.testing.assert_allclose(spread, expected_spread, rtol=1e-5, atol=1e-6)

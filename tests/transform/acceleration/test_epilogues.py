@@ -1,4 +1,4 @@
-"""What follows a convolution and is used nowhere else: found, computed with it, and the same function still."""
+"""Operations that follow a convolution and alone use its result: found, computed with it, with the same values."""
 
 from __future__ import annotations
 

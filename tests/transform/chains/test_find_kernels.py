@@ -22,7 +22,7 @@ def found(f, *args):
 
 
 def only(f, kernel=KERNEL, x=X):
-    """What is found of the kernel of f(kernel, x)."""
+    """Returns the result of the search for the kernel of f(kernel, x)."""
     result = found(f, kernel, x)
     assert list(result) in ([0], [])
     return result.get(0)

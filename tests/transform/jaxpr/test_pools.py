@@ -9,6 +9,7 @@ import pytest
 from hypothesis import strategies as st
 from jax import lax
 
+import jaxcnn
 from jaxcnn.transform.acceleration.accelerate import accelerate
 from support.arrays import assert_same, jax_normal
 from support.drawn import drawn
@@ -79,6 +80,65 @@ def test_the_gradient_of_a_max_pool_is_a_scatter_by_the_winner():
     found = primitives(jax.grad(lambda x: jnp.sum(_max_pool(x) ** 2)), x)
     assert {"jaxcnn_extremum", "jaxcnn_winner", "jaxcnn_scatter"} <= found
     assert not any("reduce_window" in name or "select_and" in name for name in found)
+
+
+WINDOWS = {  # window, strides, padding; lax has no gradient of dilated windows
+    "side by side": ((2, 2), (2, 2), ((0, 0), (0, 0))),
+    "padded": ((3, 3), (1, 1), ((1, 1), (1, 1))),
+    "padded at the ends": ((3, 3), (2, 2), ((0, 1), (1, 0))),
+    "by axis": ((6, 6), (1, 2), ((2, 3), (3, 2))),
+    "some on padding alone": ((2, 2), (1, 1), ((2, 2), (0, 0))),
+}
+
+
+def _infinities(shape, kind, share):
+    """Integers among which a share of the pixels are the infinity that loses, and some the one that wins."""
+    rng = np.random.default_rng(0)
+    loser = -np.inf if kind == "max" else np.inf
+    x = rng.integers(-2, 3, shape).astype(np.float32)
+    x[rng.random(shape) < share] = loser
+    x[rng.random(shape) < (1 - share) / 4] = -loser
+    return x
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "first", "dtype"),
+    [
+        *((name, "max", 1, "float32") for name in WINDOWS),
+        ("padded", "max", 2, "bfloat16"),
+        ("by axis", "max", 0, "float16"),
+        ("padded", "min", 1, "float32"),
+        ("by axis", "min", 2, "bfloat16"),
+    ],
+)
+def test_gradients_of_infinite_windows_go_where_those_of_lax_go(name, kind, first, dtype):
+    window, strides, padding = WINDOWS[name]
+    shape = tuple(np.insert([2, 3], first, [9, 8]))
+
+    def among_axes(values, other):
+        return (*[other] * first, *values, *[other] * (2 - first))
+
+    def pool(x):
+        initial, reducer = REDUCERS[kind]
+        edges = among_axes(padding, (0, 0))
+        return lax.reduce_window(x, initial, reducer, among_axes(window, 1), among_axes(strides, 1), edges)
+
+    def pull_back(f):
+        return lambda x, y: jax.vjp(f, x)[1](y)[0]
+
+    y = jnp.arange(1, 1 + np.prod(jax.eval_shape(pool, jnp.zeros(shape, dtype)).shape)) % 8
+    y = y.reshape(jax.eval_shape(pool, jnp.zeros(shape, dtype)).shape).astype(dtype)
+    functions = [jax.jit(pull_back(pool)), accelerate(pull_back(pool)), jax.jit(pull_back(accelerate(pool)))]
+    if first > 0:
+        pool_of_jaxcnn = jaxcnn.max_pool if kind == "max" else jaxcnn.min_pool
+        options = {"strides": strides, "padding": padding}
+        layout = "NHWC" if first == 1 else "NCHW"
+        functions.append(jax.jit(pull_back(lambda x: pool_of_jaxcnn(x, window, layout=layout, **options))))
+    for share in (1.0, 0.8):
+        x = jnp.asarray(_infinities(shape, kind, share), dtype)
+        expected, *gradients = (np.asarray(f(x, y), np.float32) for f in functions)
+        for gradient in gradients:
+            np.testing.assert_array_equal(gradient, expected)
 
 
 def test_ties_go_to_the_first_maximum_as_in_lax():

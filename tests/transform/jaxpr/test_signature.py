@@ -15,18 +15,18 @@ pytestmark = pytest.mark.leaks
 
 
 def test_leaves_that_are_not_arrays_reach_the_function_unchanged():
-    seen = []
+    calls = []
 
     def f(config, x, *args, **kwargs):
-        seen.append((config, args, kwargs))
+        calls.append((config, args, kwargs))
         return x
 
     static = {"flag": True, "n": 3, "rate": 0.5, "name": "SAME", "none": None, "act": jax.nn.relu, "dtype": jnp.float32}
     for _ in range(2):
         accelerate(f)(static, X, 1, train=True, mutable=["batch_stats"])
-    assert all(item == (static, (1,), {"train": True, "mutable": ["batch_stats"]}) for item in seen)
-    assert type(seen[0][0]["flag"]) is bool
-    assert type(seen[0][1][0]) is int
+    assert all(item == (static, (1,), {"train": True, "mutable": ["batch_stats"]}) for item in calls)
+    assert type(calls[0][0]["flag"]) is bool
+    assert type(calls[0][1][0]) is int
 
 
 def test_they_are_part_of_the_cache_key(compilations):

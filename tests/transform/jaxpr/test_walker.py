@@ -242,7 +242,7 @@ def test_a_rule_of_custom_vmap_for_some_of_its_arguments():
 
 def test_remat_stays_differentiated():
     f = accelerate(jax.grad(loss(HOLDERS["remat"])))
-    remats = [each for each in equations_of(f, X) if each.primitive is jax.extend.core.primitives.remat_p]
+    remats = [eqn for eqn in equations_of(f, X) if eqn.primitive is jax.extend.core.primitives.remat_p]
     assert [equation.params["differentiated"] for equation in remats] == [True]
 
 
@@ -306,15 +306,15 @@ def test_names_and_source_lines_survive():
 
 
 def test_side_effects_happen_once():
-    seen = []
+    values = []
 
     def f(x):
-        jax.debug.callback(lambda y: seen.append(float(y)), x.sum())
+        jax.debug.callback(lambda y: values.append(float(y)), x.sum())
         return conv(x)
 
     jax.block_until_ready(accelerate(f)(X))
     jax.effects_barrier()
-    assert len(seen) == 1
+    assert len(values) == 1
 
 
 def test_random_keys_and_collectives_pass_through():

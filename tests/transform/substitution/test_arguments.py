@@ -215,6 +215,109 @@ def test_errors(case):
         substituted(**options)
 
 
+MESSAGES = {
+    "a text for dense": ({"dense": "all", "macs": 0.5}, TypeError, "dense must be True or False, got 'all'"),
+    "a number for dense": ({"dense": 1, "macs": 0.5}, TypeError, "dense must be True or False, got 1"),
+    "no function": ({"on_layer": 3, "macs": 0.5}, TypeError, "on_layer must be a function, got 3"),
+    "no score": ({"measure": 0.9, "macs": 0.5}, TypeError, "measure must be a function, got 0.9"),
+    "loss of no score": (
+        {"budget": 0.1},
+        ValueError,
+        "budget=0.1 is the loss allowed in a score, so give measure too",
+    ),
+    "nothing": (
+        {},
+        ValueError,
+        "give one or several of tolerance, macs, speedup, parameter_bytes, and budget with measure; or rank or ranks; "
+        "got none",
+    ),
+    "rank and budgets": (
+        {"rank": 2, "macs": 0.5, "parameter_bytes": 700},
+        ValueError,
+        "rank=2 decides on every layer, so give no budget with it, got {'macs': 0.5, 'parameter_bytes': 700}; ranks by "
+        "layer name go with budgets",
+    ),
+    "no layer of ranks": (
+        {"ranks": {"first": 2, "conv4/*": 32}},
+        ValueError,
+        "ranks has 'conv4/*', which matches no layer; there are first, second",
+    ),
+    "no layer of schemes": (
+        {"schemes": {"f?rst/*": "low_rank"}, "macs": 0.5},
+        ValueError,
+        "schemes has 'f?rst/*', which matches no layer; there are first, second",
+    ),
+    "several schemes of a rank": (
+        {"ranks": {"first": 2}, "schemes": ("low_rank", "tucker2")},
+        ValueError,
+        "ranks['first'] is that of one scheme's chains, but schemes=('low_rank', 'tucker2'); give one",
+    ),
+    "too many ranks": (
+        {"ranks": {"f*": (2, 3)}, "schemes": "low_rank"},
+        ValueError,
+        "'low_rank' has one rank, got ranks['f*']=(2, 3)",
+    ),
+    "an empty rank": ({"ranks": {"first": ()}}, ValueError, "ranks['first'] must hold at least one number, got ()"),
+    "half a rank": (
+        {"ranks": {"first": (2, 0.5)}, "schemes": "tucker2"},
+        TypeError,
+        "each of ranks['first'] must be an int, got 0.5",
+    ),
+    "no scheme": (
+        {"schemes": {"first": ()}, "macs": 0.5},
+        ValueError,
+        "schemes must hold at least one scheme, got none",
+    ),
+    "numbers for schemes": (
+        {"schemes": {"first": 3}, "macs": 0.5},
+        TypeError,
+        "schemes must be a text or a sequence of texts, got 3",
+    ),
+    "numbers for names": ({"skip": [1], "macs": 0.5}, TypeError, "skip must be a text or a sequence of texts, got [1]"),
+    "a share of the bytes": ({"parameter_bytes": 0.5}, TypeError, "parameter_bytes must be an int, got 0.5"),
+}
+
+
+@pytest.mark.parametrize("case", MESSAGES)
+def test_messages(case):
+    options, kind, text = MESSAGES[case]
+    with pytest.raises(kind) as error:
+        substituted(**options)
+    assert str(error.value) == f"substitute: {text}"
+
+
+@pytest.fixture(scope="module")
+def of_rank_two():
+    """One substitution for all tests that ask it for something else."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("jaxcnn.transform.substitution.problem.Problem.weigh", None)  # ranks need no weights
+        return substituted(rank=2)
+
+
+LATER_BUDGETS = {
+    "a percentage": ({"macs": 50}, ValueError, "macs must be a share in (0, 1], got 50"),
+    "no speed-up": ({"speedup": 0.0}, ValueError, "speedup must be positive, got 0"),
+    "a negative error": ({"tolerance": -0.1}, ValueError, "tolerance must be at least 0, got -0.1"),
+    "half a byte": ({"parameter_bytes": 0.5}, TypeError, "parameter_bytes must be an int, got 0.5"),
+    "a text": ({"macs": "half"}, TypeError, "macs must be a number, got 'half'"),
+    "a negative largest error": ({"macs": 0.5, "max_error": -1}, ValueError, "max_error must be at least 0, got -1"),
+    "none": ({}, ValueError, "give tolerance, macs, speedup, parameter_bytes or budget, got none"),
+}
+
+
+@pytest.mark.parametrize("case", LATER_BUDGETS)
+def test_messages_of_another_budget(case, of_rank_two):
+    budgets, kind, text = LATER_BUDGETS[case]
+    with pytest.raises(kind) as error:
+        of_rank_two.with_budget(**budgets)
+    assert str(error.value) == f"with_budget: {text}"
+
+
+def test_one_of_several_names_to_skip_may_be_no_layers():
+    report = substituted(rank=2, skip=["f?rst", "third"]).report  # a warning would be an error
+    assert [row.scheme for row in report.rows] == ["dense", "separable"]
+
+
 def test_another_budget_needs_the_dense_parameters_and_a_limit():
     found = substituted(rank=2)
     with pytest.raises(ValueError, match="loaded or released does not hold the dense parameters"):

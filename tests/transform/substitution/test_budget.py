@@ -16,8 +16,8 @@ def layer(generator, count):
     macs = sorted(generator.integers(10, 1000, count).tolist(), reverse=True)
     errors = [0.0, *sorted(generator.uniform(0, 1, count - 1).tolist())]
     return [
-        Option("dense" if error == 0 else "low_rank", None, each, error)
-        for each, error in zip(macs, errors, strict=True)
+        Option("dense" if error == 0 else "low_rank", None, cost, error)
+        for cost, error in zip(macs, errors, strict=True)
     ]
 
 
@@ -37,8 +37,8 @@ def test_near_the_best_of_all_choices(seed):
     harms = squares(*generator.uniform(0.1, 3, 4))
     if seed % 2:
         harms[0] = Harm((0.2, 0.5, 0.8), (1e-5, 1e-3, 0.5))
-    dense = sum(each[0].macs for each in options)
-    least = sum(each[-1].macs for each in options)
+    dense = sum(of_layer[0].macs for of_layer in options)
+    least = sum(of_layer[-1].macs for of_layer in options)
     for budget in np.linspace(least, dense, 7):
         choice = allocate(options, harms, budget)
         assert sum(option.macs for option in choice) <= budget
@@ -47,8 +47,8 @@ def test_near_the_best_of_all_choices(seed):
         # A greedy choice along the hull is the best but for the last step.
         step = max(
             harm.squared_error(b.error) - harm.squared_error(a.error)
-            for each, harm in zip(options, harms, strict=True)
-            for a, b in itertools.pairwise(each)
+            for of_layer, harm in zip(options, harms, strict=True)
+            for a, b in itertools.pairwise(of_layer)
         )
         assert best - 1e-12 <= total(choice, harms) <= best + step
 

@@ -44,7 +44,7 @@ def test_responses_are_closer_on_other_images(substitutions):
     plain, fitted, _ = substitutions
     assert fitted.report.macs_share <= 0.12
     x = blurred(6, 4)
-    errors = [relative_error(each.apply(each.params, x), F(PARAMS, x)) for each in (plain, fitted)]
+    errors = [relative_error(small.apply(small.params, x), F(PARAMS, x)) for small in (plain, fitted)]
     assert errors[1] < 0.7 * errors[0]
 
 
@@ -178,7 +178,7 @@ def test_hard_shapes_are_fitted_to_their_responses(f, budget):
         plain = jaxcnn.substitute(f, params, x, **options)
         fitted = jaxcnn.substitute(f, params, x, calibration=[(correlated(4, 2),), correlated(4, 3)], **options)
     other = correlated(3, 4)
-    errors = [relative_error(each.apply(each.params, other), f(params, other)) for each in (plain, fitted)]
+    errors = [relative_error(small.apply(small.params, other), f(params, other)) for small in (plain, fitted)]
     assert errors[1] < 0.9 * errors[0]
     assert fitted.report.macs_share == plain.report.macs_share <= budget.get("macs", 1)
     for row in fitted.report.rows:
@@ -202,7 +202,7 @@ def test_layers_after_a_shared_kernel_are_fitted_to_what_its_fitted_chain_makes(
     chain = jaxcnn.substitute(f, params, correlated(2, 1), **options).params["k"]
     # The middle of each patch is a pixel of what the layer meets; first it met what an unfitted chain makes.
     expected = twice({"k": chain.dense()}, images).reshape(-1, 6)
-    before, after = (relative_error(each[:, 2, 2], expected) for each in patches)
+    before, after = (relative_error(patch[:, 2, 2], expected) for patch in patches)
     assert after < 1e-4 < 0.01 < before
 
 

@@ -20,7 +20,7 @@ X = jnp.asarray(normal((2, 6, 6, 2), 2))
 
 
 def ends(f):
-    """What is found after the first convolution of f(x, kernel)."""
+    """Returns the ends that are found after the first convolution of f(x, kernel)."""
     closed = jax.make_jaxpr(f)(X, KERNEL)
     (uses,) = find_kernels(closed)[0].values()
     program = UnrolledProgram(closed, {site.path: (1, site) for site in uses.sites})

@@ -1,4 +1,4 @@
-"""What `substitute` says of its result, as text, HTML and JSON."""
+"""Tests of the report of `substitute`, as text, HTML and JSON."""
 
 from __future__ import annotations
 

@@ -263,7 +263,7 @@ def test_dictionaries_for_inputs_and_results():
 
     batch, other = ({"image": image, "classes": jnp.arange(4)} for image in (IMAGE, OTHER_IMAGE))
     plain = jaxcnn.substitute(two_layers, SMALL, IMAGE, calibration=OTHER_IMAGE, **OPTIONS)
-    for calibration in (other, [other], [(other,)], (each for each in [other])):
+    for calibration in (other, [other], [(other,)], (batch for batch in [other])):
         found = jaxcnn.substitute(g, SMALL, batch, calibration=calibration, **OPTIONS)
         assert found.report.error == pytest.approx(plain.report.error, rel=1e-3)
     results = found.apply(found.params, batch)

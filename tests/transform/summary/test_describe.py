@@ -1,4 +1,4 @@
-"""What a summary tells of one convolution or pool: kind, cost, method."""
+"""Tests of the row of one convolution or pool in a summary: kind, cost, method."""
 
 from __future__ import annotations
 
