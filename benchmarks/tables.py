@@ -341,7 +341,6 @@ BLOCKS: dict[str, Callable[[Measurement], str]] = {
     "machine": machine,
     "history": lambda measurement: history.table(history.records()),
     "trained searches": lambda measurement: trained.searches(trained.records()),
-    "trained refusals": lambda measurement: trained.refusals(trained.records()),
     "trained distillation": lambda measurement: trained.distillations(trained.records()),
     "trained acceleration": lambda measurement: trained.accelerations(trained.records()),
 }

@@ -73,12 +73,6 @@ def searches(measured: list[Record]) -> str:
     return _table(("network", *titles), rows)
 
 
-def refusals(measured: list[Record]) -> str:
-    """Returns an item for each search that ended with an error instead of a result, with the error's text."""
-    searches = [record for record in measured if record["mode"] == "search" and "refusal" in record]
-    return "\n".join(f"* {record['network']}, {_budget(record)}: *{record['refusal']}*" for record in searches)
-
-
 def distillations(measured: list[Record]) -> str:
     """Returns a row for each network whose chains were trained to the dense network's results."""
     rows = []
