@@ -11,6 +11,7 @@ commit 59e651f, the last one without splits of its own.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import re
@@ -65,15 +66,33 @@ def text_of(size: int) -> str:
     return f"{size / 1e6:.2f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
 
 
-def layer_table() -> list[str]:
-    lines = ["| layer | role | split along | mesh | `lax` | jaxcnn before | jaxcnn |", "|---|---|---|---|---|---|---|"]
+def layer_rows() -> list[tuple[str, ...]]:
+    """Returns layer, role, split axes and kind of mesh, and what lax, jaxcnn before and jaxcnn receive."""
+    rows = []
     before = json.loads(BEFORE.read_text(encoding="utf-8"))["received"]
     for layer in layers():
         for kind in MESHES:
             cells = ["-" if "lax" not in layer.functions else received(layer.program("lax", kind))]
             cells += [before[layer.key(kind)], received(layer.program("jaxcnn", kind))]
-            lines.append(f"| {' | '.join((layer.key(kind), *cells))} |")
-    return lines
+            rows.append((*layer.key(kind).split(" | "), *cells))
+    return rows
+
+
+def layer_tables(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Returns a table for each layer; a row serves both kinds of mesh where they receive the same."""
+    lines = []
+    for layer, of_layer in itertools.groupby(rows, lambda row: row[0]):
+        lines += [f"#### {layer}", "", "| role | split along | mesh | `lax` | jaxcnn before | jaxcnn |"]
+        lines.append("|---|---|---|---|---|---|")
+        for (role, axes), of_meshes in itertools.groupby(of_layer, lambda row: row[1:3]):
+            kinds: dict[tuple[str, ...], list[str]] = {}
+            for row in of_meshes:
+                kinds.setdefault(row[4:], []).append(row[3])
+            for cells, meshes in kinds.items():
+                mesh = "both" if len(meshes) == len(MESHES) else meshes[0]
+                lines.append(f"| {' | '.join((role, axes, mesh, *cells))} |")
+        lines.append("")
+    return lines[:-1]
 
 
 def record_before(checkout: Path) -> None:
@@ -122,7 +141,7 @@ def scaling_table(rows_of: Callable[[int], int]) -> list[str]:
 
 
 TABLES: dict[str, Callable[[], list[str]]] = {
-    "layers": layer_table,
+    "layers": lambda: layer_tables(layer_rows()),
     "strong": lambda: scaling_table(lambda devices: 512),
     "weak": lambda: scaling_table(lambda devices: 64 * devices),
 }
