@@ -133,7 +133,11 @@ class Calibration:
             fit = dataclasses.replace(fit, error=self._error(fit.chains))
             candidates = [dataclasses.replace(refit, errors=fit.errors | refit.errors), fit]
         errors = {index: self.problem.layers[index].weights_error(option) for index, option in chosen.items()}
-        candidates.append(_Fit(dict(chains), errors, self._error(chains)))
+        weights = _Fit(dict(chains), errors, self._error(chains))
+        if min(candidate.error for candidate in candidates) > weights.error:
+            # A kernel that meets its own results may be far off where each of its uses alone is fitted well.
+            candidates.append(self._fit_once(chosen, chains, chains.keys(), tell, iterations=0))
+        candidates.append(weights)
         best = min(candidates, key=lambda candidate: candidate.error)
         return best.chains, best.errors
 
@@ -155,8 +159,12 @@ class Calibration:
         chains: Mapping[int, KernelChain],
         indices: Container[int],
         tell: Callable[[int, KernelChain, float], None],
+        **options: Any,
     ) -> _Fit:
-        """Fits the chains of the layers in `indices` once, with the other `chains` as they are."""
+        """Fits the chains of the layers in `indices` once, with the other `chains` as they are.
+
+        The options are those of `refit`.
+        """
         layers, pool = self.problem.layers, _SamplePool(self, _MAX_SAMPLES)
         parts = {index: layers[index].unstack(chain) for index, chain in chains.items()}
         arrays = {index: layers[index].array(chain) for index, chain in chains.items()}
@@ -178,7 +186,7 @@ class Calibration:
                     pool.add_patches(ordinal, batch, run.image(ordinal, state, results))
                 responses = pool.pop_responses(ordinal)
                 if responses is not None:
-                    fitted, error = layers[index].fit(number, self.site(ordinal), chosen[index], responses)
+                    fitted, error = layers[index].fit(number, self.site(ordinal), chosen[index], responses, **options)
                     parts[index][number] = fitted
                     errors.setdefault(index, []).append(error)
                     stacked = layers[index].stack(parts[index])

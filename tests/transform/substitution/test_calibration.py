@@ -242,7 +242,7 @@ def test_a_fit_never_gives_a_chain_of_larger_error_than_that_of_the_weights(monk
 def test_chains_stay_unfitted_where_the_fit_makes_the_error_of_the_results_larger(monkeypatch):
     """Each layer's own error is lower than before, as the fit says, but that of the results is not."""
 
-    def fitted(self, number, site, option, responses):
+    def fitted(self, number, site, option, responses, **options):
         chain = self.unstack(self.chain(option))[number]
         return jax.tree.map(lambda link: 2 * link, chain), 1e-3
 
