@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from jaxcnn.transform.chains.with_chains import with_chains as with_chains
     from jaxcnn.transform.substitution.report import LayerReport as LayerReport
     from jaxcnn.transform.substitution.report import SubstitutionReport as SubstitutionReport
-    from jaxcnn.transform.substitution.substitute import Substitution as Substitution
+    from jaxcnn.transform.substitution.result import Substitution as Substitution
     from jaxcnn.transform.substitution.substitute import substitute as substitute
     from jaxcnn.transform.substitution.tradeoff import TradeOff as TradeOff
     from jaxcnn.transform.summary.row import SummaryRow as SummaryRow
@@ -90,7 +90,8 @@ _PUBLIC_NAMES = {
     "transform.chains.explicit_kernels": ("ComputedKernels",),
     "transform.chains.with_chains": ("with_chains",),
     "transform.substitution.report": ("LayerReport", "SubstitutionReport"),
-    "transform.substitution.substitute": ("Substitution", "substitute"),
+    "transform.substitution.result": ("Substitution",),
+    "transform.substitution.substitute": ("substitute",),
     "transform.substitution.tradeoff": ("TradeOff",),
     "transform.summary.row": ("SummaryRow",),
     "transform.summary.summarize": ("Summary", "summarize"),

@@ -27,3 +27,15 @@ def test_both_ways_of_finding_singular_vectors_agree(rows, columns, deficient, r
         # The projections are the same; single vectors may differ in sign.
         a, b = (basis[..., :rank] @ np.swapaxes(basis[..., :rank], 1, 2) for basis in (left, by_gram))
         np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(300, 400), (400, 300)])
+@pytest.mark.parametrize("count", [1, 60, 200])
+def test_leading_singular_vectors_alone_are_those_of_all(rows, columns, count, rng):
+    matrix = rng.standard_normal((2, rows, columns)) * 0.98 ** np.arange(columns)
+    every_vector, every_value = left_singular(matrix)
+    leading, values = left_singular(matrix, count=count)
+    assert leading.shape == (2, rows, count)
+    np.testing.assert_allclose(values, every_value[:, :count], rtol=1e-6)
+    a, b = (basis @ np.swapaxes(basis, 1, 2) for basis in (leading, every_vector[..., :count]))
+    np.testing.assert_allclose(a, b, atol=1e-6)

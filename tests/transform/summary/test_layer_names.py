@@ -144,6 +144,7 @@ def test_variables_that_no_names_come_from():
     mixed = {1: X, "two": X}  # has no order, so JAX refuses to flatten it
     assert names(lambda x: jaxcnn.conv(x, mixed["two"][0, :1, :1, :, None]), X) == [""]
 
+    # A function may name a global that does not exist, as long as it is not read.
     def undefined(x):
         return jaxcnn.conv(x, jnp.ones((1, 1, 3, 3))) if x.ndim else later  # noqa: F821
 
