@@ -131,33 +131,39 @@ inline void kernel_dense(const ConvProblem& p, const float* x, const float* y, f
     const int64_t first_block = part * part_blocks, last_block = least(first_block + part_blocks, blocks.count);
     float* const target = sums + part * size + group * channels * results.pitch;
     const float** const pixels = Scratch::array<const float*>(0, blocks.pixels);
-    const int64_t packed_columns = least(kPackedPanels, last_column - first_column) * kColumns;
-    float* const packed = Scratch::floats(4, blocks.pixels * packed_columns);
+    float* const packed = Scratch::floats(4, blocks.pixels * kPackedPanels * kColumns);
     float* const memory = Scratch::floats(5, frame.floats());
     for (int64_t block = first_block; block < last_block; ++block) {
       const int64_t first = blocks.first(block), count = blocks.end(block, all) - first;
       frame.read(x + group * slide.source_channels, first, first + count, memory, pixels);
-      const float* const from = y + first * slide.result_pixel() + group * channels;
-      for (int64_t column = first_column; column < last_column; ++column) {
-        const int64_t width = columns.size(column), number = (column - first_column) % kPackedPanels;
-        if (number == 0 && !turned) {
-          const int64_t begin = columns.begin(column);
-          pack_results(from + begin, count, slide.result_pixel(), least(channels - begin, packed_columns), packed);
+      // Some panels of columns are multiplied in turn by as many rows as stay in the second-level cache.
+      const int64_t some_rows = most(1, kFrameFloats / (count * kRows));
+      for (int64_t begin = first_column; begin < last_column; begin += kPackedPanels) {
+        const int64_t end = least(begin + kPackedPanels, last_column), channel = columns.begin(begin);
+        const float* const from = y + first * slide.result_pixel() + group * channels;
+        if (!turned) {
+          const int64_t some_columns = least(channels - channel, (end - begin) * kColumns);
+          pack_results(from + channel, count, slide.result_pixel(), some_columns, packed);
         }
-        const float* const panel = packed + number * count * kColumns;
-        for (int64_t row = first_row; row < last_row; ++row) {
-          const int64_t height = rows.size(row), unit = turned ? column : row, vectors = width > kLanes ? 2 : 1;
-          const int64_t offset = frame.offset(unit / windows.run_units) + windows.begin(unit);
-          float* to[kRows];
-          for (int64_t r = 0; r < height; ++r) {
-            to[r] = target + rows.place(row) + columns.place(column) + r * rows.pitch;
-          }
-          if (turned) {
-            run_tile<GradientTile<true>>(height, vectors, pixels, offset, from + rows.begin(row), slide.result_pixel(),
-                                         count, to, width, block == first_block);
-          } else {
-            run_tile<GradientTile<false>>(height, vectors, pixels, offset, panel, kColumns, count, to, width,
-                                          block == first_block);
+        for (int64_t some = first_row; some < last_row; some += some_rows) {
+          for (int64_t column = begin; column < end; ++column) {
+            const float* const panel = packed + (column - begin) * count * kColumns;
+            const int64_t width = columns.size(column), vectors = width > kLanes ? 2 : 1;
+            for (int64_t row = some; row < least(some + some_rows, last_row); ++row) {
+              const int64_t height = rows.size(row), unit = turned ? column : row;
+              const int64_t offset = frame.offset(unit / windows.run_units) + windows.begin(unit);
+              float* to[kRows];
+              for (int64_t r = 0; r < height; ++r) {
+                to[r] = target + rows.place(row) + columns.place(column) + r * rows.pitch;
+              }
+              if (turned) {
+                run_tile<GradientTile<true>>(height, vectors, pixels, offset, from + rows.begin(row),
+                                             slide.result_pixel(), count, to, width, block == first_block);
+              } else {
+                run_tile<GradientTile<false>>(height, vectors, pixels, offset, panel, kColumns, count, to, width,
+                                              block == first_block);
+              }
+            }
           }
         }
       }
