@@ -103,26 +103,34 @@ inline void pack_columns(const Slide& slide, const float* kernel, int64_t group,
   const int64_t tap_size = slide.transposed ? slide.result_channels * slide.source_pixel()
                                             : slide.source_channels * slide.result_pixel();
   const int64_t offset = group * (slide.transposed ? slide.source_channels : slide.result_channels);
-  constexpr int64_t kRowsAhead = 24;
+  constexpr int64_t kRowsTogether = 16, kRowsAhead = 24;
   const int64_t panel_floats = (end - begin) * kColumns, panels = columns / kColumns, rest = columns % kColumns;
   const int64_t rest_width = ceil_div(rest, kLanes) * kLanes;
   for (int64_t k = begin; k < end;) {
     const int64_t tap = k / channels, from = k - tap * channels, count = least(channels - from, end - k);
     const int64_t tw = tap % slide.axis[2].taps, number = tap / slide.axis[2].taps;
     const int64_t th = number % slide.axis[1].taps, td = number / slide.axis[1].taps;
-    const float* base = kernel + offset + slide.kernel_tap(td, th, tw) * tap_size + from * source_step +
+    const float* const base = kernel + offset + slide.kernel_tap(td, th, tw) * tap_size + from * source_step +
                         column * result_step;
     float* const rows = to + (k - begin) * kColumns;
     float* const rest_rows = to + panels * panel_floats + (k - begin) * rest_width;
     if (!slide.transposed) {
-      for (int64_t c = 0; c < count; ++c, base += source_step) {
+      for (int64_t first = 0; first < count; first += kRowsTogether) {
+        const int64_t last = least(first + kRowsTogether, count);
         for (int64_t p = 0; p < panels; ++p) {
-          const float* const row = base + p * kColumns;
-          __builtin_prefetch(row + kRowsAhead * source_step);
-          for (int v = 0; v < kColumns; v += kLanes) store(rows + p * panel_floats + c * kColumns + v, load(row + v));
+          const float* row = base + first * source_step + p * kColumns;
+          float* at = rows + p * panel_floats + first * kColumns;
+          for (int64_t c = first; c < last; ++c, row += source_step, at += kColumns) {
+            __builtin_prefetch(row + kRowsAhead * source_step);
+            for (int v = 0; v < kColumns; v += kLanes) store(at + v, load(row + v));
+          }
         }
         for (int64_t v = 0; v < rest; v += kLanes) {
-          store(rest_rows + c * rest_width + v, load_some(base + panels * kColumns + v, rest - v));
+          const float* row = base + first * source_step + panels * kColumns + v;
+          float* at = rest_rows + first * rest_width + v;
+          for (int64_t c = first; c < last; ++c, row += source_step, at += rest_width) {
+            store(at, load_some(row, rest - v));
+          }
         }
       }
     } else {
