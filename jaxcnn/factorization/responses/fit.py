@@ -12,7 +12,7 @@ from jaxcnn.factorization.numerics.blocks import dense_blocks, merged_kernel
 from jaxcnn.factorization.responses.samples import Responses, Samples, chain_for
 from jaxcnn.factorization.responses.square_error import SquareError
 from jaxcnn.factorization.responses.start import RIDGE, with_last_link
-from jaxcnn.factorization.responses.whitening import from_inner, link_metrics, to_inner
+from jaxcnn.factorization.responses.whitening import MAX_METRIC_SAMPLES, from_inner, link_metrics, to_inner
 
 _STEPS_BETWEEN_CANDIDATES = 2
 """Steps of the method from one chain that may be the result to the next."""
@@ -43,7 +43,7 @@ def refit(
       kernel: Kernel K, HWIO, that the chain stands for. None: the chain's own dense kernel.
       ridge: Weight of the distance to K. Choose a larger one where samples are few.
       iterations: Largest number of L-BFGS steps.
-      held_out: Share of the samples, evenly spread, that only choose the step at which to stop.
+      held_out: Share of the pieces, evenly spread, that only choose the step at which to stop.
 
     Raises:
       ValueError: a chain or kernel that does not fit the samples; a share not in [0, 1).
@@ -59,7 +59,7 @@ def refit(
     if kernel is not None and tuple(kernel.shape) != chain.shape:
         raise ValueError(f"refit: the chain stands for a kernel of shape {chain.shape}, got {tuple(kernel.shape)}")
     count = len(responses)
-    # The samples held out are evenly spread, because neighbours may be of one image that is unlike the others.
+    # The pieces held out are evenly spread, because neighbours may be of one image that is unlike the others.
     is_held_out = np.zeros(count, bool)
     is_held_out[np.linspace(0, count, int(held_out * count), endpoint=False, dtype=int)] = True
     groups = chain.feature_group_count
@@ -90,7 +90,8 @@ def _descend(chain: KernelChain, samples: Samples, centre: Any, ridge: float, it
     counts = chain.feature_group_counts
     # In this unit the second derivative is near the identity, so the first steps have the right length.
     unit = np.sqrt(samples.scale / (2 * samples.count))
-    metrics = link_metrics(chain.kernels, counts, samples.patches, ridge)
+    few = samples.patches[..., :: max(1, samples.count // MAX_METRIC_SAMPLES), :]
+    metrics = link_metrics(chain.kernels, counts, few, ridge)
     inner = [to_inner(link, *metric) / unit for link, metric in zip(chain.kernels, metrics, strict=True)]
     whiteners = [(left.astype(np.float32), right.astype(np.float32)) for left, right in metrics]
     ends = np.cumsum([link.size for link in inner])[:-1]

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from numpy.lib.stride_tricks import sliding_window_view
 
 import jaxcnn
 from jaxcnn.transform.chains.convolve import as_patches_see_it
 from jaxcnn.transform.chains.find_kernels import find_kernels
-from jaxcnn.transform.substitution.samples import chosen_places, patches_at, responses_at
+from jaxcnn.transform.substitution.samples import Blocks, block_sides, patches_at, responses_at
 from jaxcnn.transform.substitution.unrolled import Segment, UnrolledProgram
 from support.arrays import normal
 from support.planted import NUMBERS, conv
@@ -64,16 +67,52 @@ def test_samples_are_patches_and_their_responses(way, count):
     image, response = program.operand(program.sites[0], 0), program.response(program.sites[0])
     values = program.values((kernel, IMAGE))
     values |= Segment(program.steps, {image, response}).run(values)
-    chosen = chosen_places(site.equation, count, np.random.default_rng(0))
-    patches = patches_at(site.equation, values[image], chosen)
-    responses = responses_at(site.equation, values[response], chosen)
-    total = values[response].size // responses.shape[1]
-    assert len(patches) == len(responses) == min(count, total)
-    assert patches.shape[1:] == (3, 3, 4)
+    sides = block_sides(site.equation, count)
+    blocks = Blocks.chosen(site.equation, count, sides, np.random.default_rng(0))
+    patches = patches_at(site.equation, values[image], blocks)
+    responses = responses_at(site.equation, values[response], blocks)
+    total = values[response].size // responses.shape[-1]
+    assert len(patches) == len(responses)
+    positions = math.prod(responses.shape[:-1])
+    assert positions >= total if count > total else 0 < positions <= count
+    assert responses.shape[1:3] == sides
+    assert patches.shape[1:] == (sides[0] + 2, sides[1] + 2, 4)
     params = site.equation.params
     groups = params["spec"].feature_group_count if "spec" in params else params["feature_group_count"]
     own = found.placement.kernel(kernel)
     (own,) = as_patches_see_it(site, jaxcnn.KernelChain((own,), (groups,)), found.placement).kernels
-    split = patches.reshape(*patches.shape[:-1], groups, -1)
-    expected = np.einsum("nhwgi,hwigo->ngo", split, own.reshape(*own.shape[:-1], groups, -1)).reshape(len(patches), -1)
-    np.testing.assert_allclose(responses, expected, atol=1e-4)
+    pieces = sliding_window_view(patches, (3, 3), (1, 2))  # (N, *sides, I, 3, 3)
+    split = pieces.reshape(*pieces.shape[:3], groups, -1, 3, 3)
+    expected = np.einsum("nabgihw,hwigo->nabgo", split, own.reshape(*own.shape[:-1], groups, -1))
+    np.testing.assert_allclose(responses, expected.reshape(responses.shape), atol=1e-4)
+
+
+SIDES = {
+    "as it is": (4, 4),
+    "strided": (1, 9),
+    "cropped": (4, 4),
+    "dilated": (1, 1),
+    "its input dilated": (1, 1),
+    "transposed": (1, 1),
+}
+
+
+@pytest.mark.parametrize("way", SIDES)
+def test_blocks_extend_where_neighbouring_patches_overlap(way):
+    (equation,) = (e for e in jax.make_jaxpr(CONVOLUTIONS[way])(IMAGE, KERNELS[0]).eqns if "conv" in str(e.primitive))
+    assert block_sides(equation, 10_000) == SIDES[way]
+
+
+@pytest.mark.parametrize(("count", "side"), [(1, 1), (3, 1), (4, 2), (15, 3), (16, 4), (10_000, 4)])
+def test_a_block_has_no_more_positions_than_samples(count, side):
+    (equation,) = jax.make_jaxpr(CONVOLUTIONS["as it is"])(IMAGE, KERNELS[0]).eqns
+    assert block_sides(equation, count) == (side, side)
+
+
+@pytest.mark.parametrize(("size", "starts"), [(3, [0]), (4, [0]), (5, [0, 1]), (7, [0, 3])])
+def test_blocks_cover_an_axis_whose_size_they_do_not_divide(size, starts):
+    (equation,) = jax.make_jaxpr(CONVOLUTIONS["as it is"])(IMAGE[:1, :size, :4], KERNELS[0]).eqns
+    sides = block_sides(equation, 10_000)
+    blocks = Blocks.chosen(equation, 10_000, sides, np.random.default_rng(0))
+    assert sides == (min(size, 4), 4)
+    assert blocks.starts.tolist() == [starts, [0] * len(starts)]
