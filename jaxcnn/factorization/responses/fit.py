@@ -14,6 +14,8 @@ from jaxcnn.factorization.responses.square_error import SquareError
 from jaxcnn.factorization.responses.start import RIDGE, with_last_link
 from jaxcnn.factorization.responses.whitening import MAX_METRIC_SAMPLES, from_inner, link_metrics, to_inner
 
+_MAX_PAIRS = 10
+"""Largest number of pairs of steps and gradients that L-BFGS keeps."""
 _STEPS_BETWEEN_CANDIDATES = 2
 """Steps of the method from one chain that may be the result to the next."""
 
@@ -120,7 +122,8 @@ def _descend(chain: KernelChain, samples: Samples, centre: Any, ridge: float, it
         jac=True,
         method="L-BFGS-B",
         callback=lambda point: points.append(point.copy()),
-        options={"maxiter": iterations, "ftol": 1e-7, "gtol": 0.0},
+        # Pairs of steps beyond the number of iterations would never be used, and take most of the memory.
+        options={"maxiter": iterations, "maxcor": max(1, min(iterations, _MAX_PAIRS)), "ftol": 1e-7, "gtol": 0.0},
     )
     step = _STEPS_BETWEEN_CANDIDATES
     candidates = [*points[step - 1 : -1 : step], result.x]

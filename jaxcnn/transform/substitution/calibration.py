@@ -450,7 +450,11 @@ class _SamplePool:
             samples_of_kernel = min(self.max_samples, _SAMPLES_PER_WEIGHT * weights)
             count = max(1, samples_of_kernel // (len(runs) * len(uses)))
             # The samples of all uses and batches are stacked, so their blocks have one size.
-            sides = (block_sides(self._equation(ordinal, batch), count) for ordinal in uses for batch in runs)
+            sides = (
+                block_sides(self._equation(ordinal, batch), count, samples_of_kernel)
+                for ordinal in uses
+                for batch in runs
+            )
             self._block_sizes[key] = count, tuple(map(min, zip(*sides, strict=True)))
         return self._block_sizes[key]
 

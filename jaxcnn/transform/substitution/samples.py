@@ -15,8 +15,10 @@ from jaxcnn.transform.chains.find_kernels import KernelUses
 from jaxcnn.transform.jaxpr.convolutions import forward_axes, forward_options
 from jaxcnn.transform.jaxpr.equations import avals
 
-_MAX_BLOCK_POSITIONS = 16
-"""Largest number of output positions in a block: more would take less memory, but show fewer parts of the images."""
+_MAX_PIECE_BYTES = 32 << 20
+"""Bytes of all pieces of images that blocks are to stay within.
+
+Larger blocks take less memory for as many positions, but show fewer parts of the images."""
 
 
 def is_fitted(uses: KernelUses) -> bool:
@@ -59,19 +61,37 @@ class Blocks:
         return self.starts[axis][:, None] + np.arange(self.sides[axis])
 
 
-def block_sides(equation: JaxprEqn, count: int) -> tuple[int, ...]:
-    """Returns how many output positions a block has on each axis, at most `count` of them in all.
+def block_sides(equation: JaxprEqn, count: int, total: int) -> tuple[int, ...]:
+    """Returns how many output positions a block has on each axis: as few as `_MAX_PIECE_BYTES` lets them be.
 
-    Blocks extend along the axes on which neighbouring patches overlap and a link may be computed once for all of them.
+    Blocks extend along the axes on which neighbouring patches overlap.
+
+    Args:
+      equation: convolution.
+      count: largest number of positions of a block.
+      total: number of positions of all blocks.
     """
-    options, window = forward_options(equation), _window(equation)
+    options, window, sizes = forward_options(equation), _window(equation), _output_sizes(equation)[1:]
     steps = zip(*(options[name] for name in ("strides", "input_dilation", "kernel_dilation")), strict=True)
     overlaps = [
         size > 1 and max(of_axis) == 1 and is_forward(equation) for size, of_axis in zip(window, steps, strict=True)
     ]
-    side = max(1, math.floor(min(count, _MAX_BLOCK_POSITIONS) ** (1 / max(sum(overlaps), 1)) + 1e-9))
-    sizes = _output_sizes(equation)[1:]
-    return tuple(min(side, size) if overlap else 1 for size, overlap in zip(sizes, overlaps, strict=True))
+    channels = avals(equation)[0].shape[forward_axes(equation)[0][-1]]
+    pixel_bytes = channels * np.dtype(np.float32).itemsize
+
+    def piece_bytes(sides: Sequence[int]) -> int:
+        extents = (side + size - 1 for side, size in zip(sides, window, strict=True))
+        return pixel_bytes * math.prod(extents)
+
+    sides = (1,) * len(window)
+    while piece_bytes(sides) * total > _MAX_PIECE_BYTES * math.prod(sides):
+        larger = tuple(
+            min(2 * side, size) if overlap else 1 for side, size, overlap in zip(sides, sizes, overlaps, strict=True)
+        )
+        if larger == sides or math.prod(larger) > count:
+            break
+        sides = larger
+    return sides
 
 
 def _output_sizes(equation: JaxprEqn) -> tuple[int, ...]:

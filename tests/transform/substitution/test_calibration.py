@@ -186,6 +186,20 @@ def test_hard_shapes_are_fitted_to_their_responses(f, budget):
         assert 0 < row.error < 1
 
 
+@pytest.mark.parametrize("f", [twice, in_a_loop_backwards])
+def test_pieces_of_several_positions_serve_as_well(f, monkeypatch):
+    """Memory for few patches makes larger blocks, here of four positions by four."""
+    params, x, options = SHAPES[f], correlated(2, 1), {"rank": 3, "schemes": "separable", "max_error": np.inf}
+    errors = []
+    for piece_bytes in (32 << 20, 0):
+        monkeypatch.setattr(samples, "_MAX_PIECE_BYTES", piece_bytes)
+        with jax.check_tracer_leaks(False):
+            small = jaxcnn.substitute(f, params, x, calibration=correlated(6, 2), **options)
+        other = correlated(3, 4)
+        errors.append(relative_error(small.apply(small.params, other), f(params, other)))
+    assert errors[0] != errors[1] < 1.15 * errors[0]
+
+
 def test_layers_after_a_shared_kernel_are_fitted_to_what_its_fitted_chain_makes(monkeypatch):
     patches, fit = [], Layer.fit
 
@@ -198,7 +212,6 @@ def test_layers_after_a_shared_kernel_are_fitted_to_what_its_fitted_chain_makes(
         return conv(twice(params, x), params["last"])
 
     monkeypatch.setattr(Layer, "fit", fitted)
-    monkeypatch.setattr(samples, "_MAX_BLOCK_POSITIONS", 1)
     params, images = {"k": SINGLE, "last": noisy(5)}, correlated(2, 2)
     options = {"rank": 3, "schemes": "separable", "calibration": images}
     chain = jaxcnn.substitute(f, params, correlated(2, 1), **options).params["k"]
@@ -221,7 +234,6 @@ def test_kernels_of_a_loop_are_fitted_to_what_the_fitted_ones_before_make(monkey
         return lax.scan(lambda y, k: (jax.nn.relu(conv(y, k)), None), x, halves)[0]
 
     monkeypatch.setattr(Layer, "fit", fitted)
-    monkeypatch.setattr(samples, "_MAX_BLOCK_POSITIONS", 1)
     params, images = {"k": jnp.stack([SINGLE, noisy(5), noisy(6)])}, correlated(2, 2)
     options = {"rank": 3, "schemes": "separable", "calibration": images}
     chain = jaxcnn.substitute(f, params, correlated(2, 1), **options).params["k"]
@@ -270,8 +282,7 @@ def test_as_many_samples_for_the_weights_of_an_output_whichever_way_the_kernel_g
     options = {"rank": 2, "schemes": "separable", "calibration": x}
     jaxcnn.substitute(lambda k, x: conv(x, k), kernel, x[:1], **options)
     jaxcnn.substitute(lambda k, x: jaxcnn.conv_transpose(x, k), kernel.swapaxes(2, 3), x[:1], **options)
-    blocks = 60 * 9 * 6 // 16
-    assert taken == [blocks * 16, 60 * 9 * 6]  # of the transposed one, positions do not share pixels
+    assert taken == [60 * 9 * 6] * 2
 
 
 def test_layers_that_cannot_be_fitted_keep_the_chains_of_their_weights():

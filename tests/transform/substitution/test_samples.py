@@ -54,8 +54,8 @@ CONVOLUTIONS = {
 
 
 @pytest.mark.parametrize("way", CONVOLUTIONS)
-@pytest.mark.parametrize("count", [17, 10_000])
-def test_samples_are_patches_and_their_responses(way, count):
+@pytest.mark.parametrize(("count", "total"), [(17, 1), (17, 10**9), (10_000, 1), (10_000, 10**9)])
+def test_samples_are_patches_and_their_responses(way, count, total):
     def f(k, x):
         return CONVOLUTIONS[way](x, k)
 
@@ -67,14 +67,13 @@ def test_samples_are_patches_and_their_responses(way, count):
     image, response = program.operand(program.sites[0], 0), program.response(program.sites[0])
     values = program.values((kernel, IMAGE))
     values |= Segment(program.steps, {image, response}).run(values)
-    sides = block_sides(site.equation, count)
+    sides = block_sides(site.equation, count, total)
     blocks = Blocks.chosen(site.equation, count, sides, np.random.default_rng(0))
     patches = patches_at(site.equation, values[image], blocks)
     responses = responses_at(site.equation, values[response], blocks)
-    total = values[response].size // responses.shape[-1]
     assert len(patches) == len(responses)
-    positions = math.prod(responses.shape[:-1])
-    assert positions >= total if count > total else 0 < positions <= count
+    positions, of_all = math.prod(responses.shape[:-1]), values[response].size // responses.shape[-1]
+    assert positions >= of_all if count > of_all else 0 < positions <= count
     assert responses.shape[1:3] == sides
     assert patches.shape[1:] == (sides[0] + 2, sides[1] + 2, 4)
     params = site.equation.params
@@ -87,10 +86,13 @@ def test_samples_are_patches_and_their_responses(way, count):
     np.testing.assert_allclose(responses, expected.reshape(responses.shape), atol=1e-4)
 
 
+MANY = 10**9
+"""Positions of so many bytes that blocks are as large as they can be."""
+
 SIDES = {
-    "as it is": (4, 4),
+    "as it is": (8, 8),
     "strided": (1, 9),
-    "cropped": (4, 4),
+    "cropped": (7, 5),
     "dilated": (1, 1),
     "its input dilated": (1, 1),
     "transposed": (1, 1),
@@ -100,19 +102,32 @@ SIDES = {
 @pytest.mark.parametrize("way", SIDES)
 def test_blocks_extend_where_neighbouring_patches_overlap(way):
     (equation,) = (e for e in jax.make_jaxpr(CONVOLUTIONS[way])(IMAGE, KERNELS[0]).eqns if "conv" in str(e.primitive))
-    assert block_sides(equation, 10_000) == SIDES[way]
+    assert block_sides(equation, MANY, MANY) == SIDES[way]
 
 
-@pytest.mark.parametrize(("count", "side"), [(1, 1), (3, 1), (4, 2), (15, 3), (16, 4), (10_000, 4)])
-def test_a_block_has_no_more_positions_than_samples(count, side):
+@pytest.mark.parametrize(
+    ("count", "total", "side"),
+    [
+        (1, MANY, 1),
+        (3, MANY, 1),
+        (4, MANY, 2),
+        (15, MANY, 2),
+        (16, MANY, 4),
+        (MANY, (32 << 20) // (3 * 3 * 4 * 4), 1),
+        (MANY, (32 << 20) // (3 * 3 * 4 * 4) + 1, 2),
+        (MANY, 4 * ((32 << 20) // (4 * 4 * 4 * 4)), 2),
+        (MANY, 4 * ((32 << 20) // (4 * 4 * 4 * 4)) + 1, 4),
+    ],
+)
+def test_a_block_has_as_few_positions_as_memory_allows_and_no_more_than_samples(count, total, side):
     (equation,) = jax.make_jaxpr(CONVOLUTIONS["as it is"])(IMAGE, KERNELS[0]).eqns
-    assert block_sides(equation, count) == (side, side)
+    assert block_sides(equation, count, total) == (side, side)
 
 
 @pytest.mark.parametrize(("size", "starts"), [(3, [0]), (4, [0]), (5, [0, 1]), (7, [0, 3])])
 def test_blocks_cover_an_axis_whose_size_they_do_not_divide(size, starts):
     (equation,) = jax.make_jaxpr(CONVOLUTIONS["as it is"])(IMAGE[:1, :size, :4], KERNELS[0]).eqns
-    sides = block_sides(equation, 10_000)
+    sides = block_sides(equation, 16, MANY)
     blocks = Blocks.chosen(equation, 10_000, sides, np.random.default_rng(0))
     assert sides == (min(size, 4), 4)
     assert blocks.starts.tolist() == [starts, [0] * len(starts)]
