@@ -179,9 +179,13 @@ class Layer:
     @cached_property
     def dense(self) -> Option:
         """Option of the dense kernel."""
+        return Option("dense", None, self.macs(self.dense_shapes), 0.0, self.parameter_bytes(self.dense_shapes))
+
+    @property
+    def dense_shapes(self) -> KernelChain:
+        """Shapes of one kernel as a chain of one link."""
         shape = jax.ShapeDtypeStruct(self.placement.kernel_shape, self.kernels[0].dtype)
-        kernel = KernelChain((shape,), (self.groups,))
-        return Option("dense", None, self.macs(kernel), 0.0, self.parameter_bytes(kernel))
+        return KernelChain((shape,), (self.groups,))
 
     @cached_property
     def options(self) -> list[Option]:

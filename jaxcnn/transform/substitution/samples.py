@@ -50,9 +50,11 @@ class Blocks:
         # The last block of an axis may overlap the one before, so that all have one size.
         starts = [np.minimum(np.arange(0, size, side), size - side) for size, side in zip(sizes, sides, strict=True)]
         grid = num_images, *map(len, starts)
-        total, wanted = math.prod(grid), max(1, count // math.prod(sides))
-        chosen = np.arange(total) if total <= wanted else np.sort(generator.choice(total, wanted, replace=False))
-        images, *numbers = np.unravel_index(chosen, grid)
+        total, num_blocks = math.prod(grid), max(1, count // math.prod(sides))
+        cells = np.arange(total)
+        if total > num_blocks:
+            cells = np.sort(generator.choice(total, num_blocks, replace=False))
+        images, *numbers = np.unravel_index(cells, grid)
         of_axes = [axis[number] for axis, number in zip(starts, numbers, strict=True)]
         return cls(images, np.array(of_axes).reshape(len(sides), -1), tuple(sides))
 

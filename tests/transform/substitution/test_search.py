@@ -89,6 +89,21 @@ def test_a_budget_that_slow_chains_alone_meet_is_refused_unless_macs_are_what_co
     assert "low/kernel stays dense" not in str(found.report)
 
 
+@pytest.mark.parametrize(("milliseconds", "is_met"), [(0.02, True), (0.2, False)])
+def test_of_a_function_as_short_as_a_call_the_clock_decides_nothing(milliseconds, is_met, monkeypatch):
+    slow(monkeypatch, "low/kernel", "high/kernel")
+    times = milliseconds, 3 * milliseconds
+    monkeypatch.setattr(problem.Problem, "estimated_milliseconds", lambda self, index, shapes: times)
+    if not is_met:
+        with pytest.raises(ValueError, match=r"macs=0.5 is not met by chains that are faster"):
+            jaxcnn.substitute(F, PARAMS, X, macs=0.5)
+        return
+    small = verified(jaxcnn.substitute(F, PARAMS, X, macs=0.5))
+    assert small.report.macs_share <= 0.5
+    reason = "its chain is slower than the kernel, but all layers together take less than 0.1 ms"
+    assert {row.reason for row in small.report.rows if row.scheme != "dense"} == {reason}
+
+
 def test_what_counts_is_time_or_macs():
     with pytest.raises(ValueError, match="count must be 'time' or 'macs', got 'flops'"):
         jaxcnn.substitute(F, PARAMS, X, macs=0.5, count="flops")
