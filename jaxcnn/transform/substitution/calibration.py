@@ -20,6 +20,7 @@ from jaxcnn.transform.chains.find_kernels import KernelUses, Site, find_kernels
 from jaxcnn.transform.chains.placement import Placement
 from jaxcnn.transform.jaxpr.signature import flatten_call
 from jaxcnn.transform.progress import Advance
+from jaxcnn.transform.substitution.batches import in_a_file
 from jaxcnn.transform.substitution.layer import Layer, Option
 from jaxcnn.transform.substitution.nonlinearity import ClipLimits, Limits
 from jaxcnn.transform.substitution.problem import Problem, floats
@@ -63,11 +64,13 @@ class Calibration:
             signature, arrays = flatten_call("substitute", (problem.params, *batch), {})
             if any(isinstance(array, jax.ShapeDtypeStruct) for array in arrays):
                 raise TypeError("substitute: calibration must hold arrays, got a jax.ShapeDtypeStruct")
-            arrays = [jax.device_put(array) for array in arrays]
-            key = signature, tuple(array.aval for array in arrays)
+            on_device = [jax.device_put(array) for array in arrays]
+            key = signature, tuple(array.aval for array in on_device)
             if key not in functions:
-                functions[key] = _CalibrationFunction(*_traced(problem, signature, arrays, batch), problem.open, arrays)
-            self.runs.append(_Run(functions[key], arrays))
+                traced = _traced(problem, signature, on_device, batch)
+                functions[key] = _CalibrationFunction(*traced, problem.open, on_device)
+            pairs = zip(arrays, on_device, strict=True)
+            self.runs.append(_Run(functions[key], [a if isinstance(a, np.memmap) else copy for a, copy in pairs]))
         self.site_keys = next(iter(functions.values())).site_keys
         if any(function.site_keys != self.site_keys for function in functions.values()):
             raise ValueError("substitute: calibration inputs must run through the same convolutions in the same order")
@@ -92,7 +95,7 @@ class Calibration:
                 for ordinal in part.ordinals:
                     pool.add_responses(ordinal, batch, run.response(ordinal, results))
                     pool.add_patches(ordinal, batch, run.image(ordinal, state, results))
-                run.function.proceed(segment, state, results)
+                run.proceed(segment, state, results)
             for ordinal in part.ordinals:
                 index, number = self.site_keys[ordinal]
                 layer = self.problem.layers[index]
@@ -146,7 +149,7 @@ class Calibration:
         for run in self.runs:
             state = run.start(arrays)
             for segment in range(len(self.segments)):
-                run.function.proceed(segment, state, run.function.run(segment, state))
+                run.proceed(segment, state, run.function.run(segment, state))
             outputs.append(run.outputs(state))
         return relative_error(outputs, self._dense_outputs)
 
@@ -170,7 +173,7 @@ class Calibration:
                 results = run.function.run(segment, state)
                 for ordinal in ordinals:
                     pool.add_responses(ordinal, batch, run.response(ordinal, results))
-                run.function.proceed(segment, state, results)
+                run.proceed(segment, state, results)
             for ordinal in ordinals:
                 index, number = self.site_keys[ordinal]
                 self.advance(0, f"Fitting the chain of {layers[index].name}")
@@ -190,7 +193,7 @@ class Calibration:
                         tell(index, stacked, _mean(errors[index]))
                     self.advance(1 / len(layers[index].kernels))
             for run, state in zip(self.runs, states, strict=True):
-                run.function.proceed(segment, state, run.function.run(segment, state))
+                run.proceed(segment, state, run.function.run(segment, state))
         fits = {index: layers[index].stack(parts[index]) if index in errors else chains[index] for index in chains}
         self._dense_outputs = [run.outputs(state) for run, state in zip(self.runs, dense_states, strict=True)]
         outputs = [run.outputs(state) for run, state in zip(self.runs, states, strict=True)]
@@ -381,6 +384,15 @@ class _Run:
     def start(self, arrays: Mapping[int, Any]) -> Values:
         """Returns the values before the first segment, with some arguments replaced."""
         return {**self.function.program.values(self.arrays), **arrays}
+
+    def proceed(self, segment: int, state: Values, results: Values) -> None:
+        """Changes `state` in place, from the values before a segment to those after it.
+
+        The values of a batch from a file are in files, too, until the next segment reads them.
+        """
+        self.function.proceed(segment, state, results)
+        if any(isinstance(array, np.memmap) for array in self.arrays):
+            state.update({variable: in_a_file(state[variable]) for variable in results.keys() & state.keys()})
 
     def is_image_known(self, ordinal: int, state: Values) -> bool:
         """Returns whether what a convolution meets is a constant or a value before its segment."""
