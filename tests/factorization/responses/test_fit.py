@@ -101,11 +101,11 @@ def test_a_chain_is_found_again_from_its_responses(name, rng):
     patches = normal((600, *chain.shape[:-2], chain.shape[-2] * groups), rng)
     responses = responses_of(chain.dense(), patches, groups)
     near = disturbed(rng, chain)
-    found = refit(near, responses, kernel=chain.dense(), iterations=60)
-    assert [link.shape for link in found.kernels] == [link.shape for link in chain.kernels]
-    assert found.feature_group_counts == chain.feature_group_counts
+    fit = refit(near, responses, kernel=chain.dense(), iterations=60)
+    assert [link.shape for link in fit.kernels] == [link.shape for link in chain.kernels]
+    assert fit.feature_group_counts == chain.feature_group_counts
     assert response_error(near, responses) > 0.1
-    assert response_error(found, responses) < 0.01
+    assert response_error(fit, responses) < 0.01
 
 
 @pytest.mark.parametrize("limits", [{}, {"low": [-0.5, 0.0, -np.inf]}, {"low": [0.0] * 3, "high": [6.0] * 3}])
@@ -133,9 +133,9 @@ def test_correlated_inputs_are_fitted_better_than_the_weights(low, rng):
     kernel = normal((3, 3, 4, 6), rng)
     train, new = (responses_of(kernel, part, low=low) for part in np.split(correlated(rng, 800, (3, 3), 4), 2))
     weights = jaxcnn.separable(kernel, rank=4)
-    found = refit(weights, train, kernel=kernel)
-    assert response_error(found, train) < 0.3 * response_error(weights, train)
-    assert response_error(found, new) < 0.5 * response_error(weights, new)
+    fit = refit(weights, train, kernel=kernel)
+    assert response_error(fit, train) < 0.3 * response_error(weights, train)
+    assert response_error(fit, new) < 0.5 * response_error(weights, new)
 
 
 def test_what_a_relu_hides_is_not_fitted(rng):
@@ -164,9 +164,9 @@ def test_few_samples_make_nothing_worse(name, count, rng):
     kernel = normal(chain.shape, rng)
     channels = chain.shape[-2] * groups
     responses = responses_of(kernel, normal((count, *chain.shape[:-2], channels), rng), groups)
-    found = refit(chain, responses, kernel=kernel, iterations=10)
-    assert all(np.isfinite(link).all() for link in found.kernels)
-    assert response_error(found, responses) <= response_error(chain, responses)
+    fit = refit(chain, responses, kernel=kernel, iterations=10)
+    assert all(np.isfinite(link).all() for link in fit.kernels)
+    assert response_error(fit, responses) <= response_error(chain, responses)
 
 
 def test_few_samples_do_not_lead_away_from_the_weights(rng):
@@ -215,9 +215,9 @@ def test_channels_of_zeros(name, rng):
     kernel[..., -1] = 0
     responses = responses_of(kernel, patches, groups, low=np.zeros(kernel.shape[-1]))
     given = KernelChain(tuple(links), chain.feature_group_counts)
-    found = refit(given, responses, kernel=kernel, iterations=5)
-    assert all(np.isfinite(link).all() for link in found.kernels)
-    assert response_error(found, responses) < response_error(given, responses)
+    fit = refit(given, responses, kernel=kernel, iterations=5)
+    assert all(np.isfinite(link).all() for link in fit.kernels)
+    assert response_error(fit, responses) < response_error(given, responses)
 
 
 def test_nothing_but_zeros():
@@ -225,8 +225,8 @@ def test_nothing_but_zeros():
     responses = Responses(np.zeros((4, 3, 3, 2)), np.zeros((4, 1, 1, 2)))
     assert response_error(chain, responses) == 0
     assert response_error(chain, dataclasses.replace(responses, targets=np.ones((4, 1, 1, 2)))) == np.inf
-    found = refit(chain, responses)
-    assert all((np.asarray(link) == 0).all() for link in found.kernels)
+    fit = refit(chain, responses)
+    assert all((np.asarray(link) == 0).all() for link in fit.kernels)
 
 
 def test_the_same_arguments_give_the_same_links(rng):
@@ -240,9 +240,9 @@ def test_a_chain_keeps_its_dtypes(rng):
     kernel = jax.numpy.asarray(normal((3, 3, 4, 6), rng), jax.numpy.bfloat16)
     responses = responses_of(kernel.astype(np.float32), correlated(rng, 100, (3, 3), 4))
     weights = jaxcnn.separable(kernel, rank=2)
-    found = refit(weights, responses)
-    assert [link.dtype for link in found.kernels] == [jax.numpy.bfloat16] * 2
-    assert response_error(found, responses) < response_error(weights, responses)
+    fit = refit(weights, responses)
+    assert [link.dtype for link in fit.kernels] == [jax.numpy.bfloat16] * 2
+    assert response_error(fit, responses) < response_error(weights, responses)
 
 
 @pytest.mark.parametrize("ranks", [(6,), pytest.param((2, 4, 9, 12), marks=pytest.mark.slow)])
@@ -252,9 +252,9 @@ def test_rounding_to_16_bits_makes_nothing_worse(ranks, rng):
     for rank in ranks:
         chain = jaxcnn.separable(kernel, rank=rank)
         for _ in range(3):
-            found = refit(chain, responses)
-            assert response_error(found, responses) <= response_error(chain, responses)
-            chain = found
+            fit = refit(chain, responses)
+            assert response_error(fit, responses) <= response_error(chain, responses)
+            chain = fit
 
 
 def test_the_last_link_is_solved_for_without_a_step(rng):

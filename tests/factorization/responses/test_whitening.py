@@ -26,10 +26,10 @@ def test_downstream_of_groups_is_that_of_each_group():
     shapes, groups = ((5, 1, 3, 8), (1, 5, 2, 12), (2, 2, 3, 20)), 4
     kernels = [random.normal(size=shape) for shape in shapes]
     for index in range(len(kernels)):
-        found = _features._downstream(kernels, (groups,) * len(kernels), index)
+        result = _features._downstream(kernels, (groups,) * len(kernels), index)
         for group in range(groups):
             own = [np.split(kernel, groups, axis=-1)[group] for kernel in kernels]
-            np.testing.assert_allclose(found[group], _features._downstream(own, (1,) * len(own), index)[0])
+            np.testing.assert_allclose(result[group], _features._downstream(own, (1,) * len(own), index)[0])
 
 
 @pytest.mark.parametrize("name", CHAINS)

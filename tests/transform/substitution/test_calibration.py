@@ -313,8 +313,8 @@ def test_few_programs_are_compiled_however_many_layers_there_are():
         return x
 
     x = correlated(1, 5)
-    found = jaxcnn.substitute(
+    small = jaxcnn.substitute(
         deep, params, x, macs=0.6, calibration=[correlated(1, s) for s in (6, 7)], max_error=np.inf
     )
-    assert sum(row.scheme != "dense" for row in found.report.rows) > 12
+    assert sum(row.scheme != "dense" for row in small.report.rows) > 12
     assert events.count("/jax/core/compile/backend_compile_duration") <= 40

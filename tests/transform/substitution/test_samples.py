@@ -61,8 +61,8 @@ def test_samples_are_patches_and_their_responses(way, count, total):
 
     kernel = KERNELS[0]
     closed = jax.make_jaxpr(f)(kernel, IMAGE)
-    (found,) = find_kernels(closed)[0].values()
-    (site,) = found.sites
+    (uses,) = find_kernels(closed)[0].values()
+    (site,) = uses.sites
     program = UnrolledProgram(closed, {site.path: (0, site)})
     image, response = program.operand(program.sites[0], 0), program.response(program.sites[0])
     values = program.values((kernel, IMAGE))
@@ -78,8 +78,8 @@ def test_samples_are_patches_and_their_responses(way, count, total):
     assert patches.shape[1:] == (sides[0] + 2, sides[1] + 2, 4)
     params = site.equation.params
     groups = params["spec"].feature_group_count if "spec" in params else params["feature_group_count"]
-    own = found.placement.kernel(kernel)
-    (own,) = as_patches_see_it(site, jaxcnn.KernelChain((own,), (groups,)), found.placement).kernels
+    own = uses.placement.kernel(kernel)
+    (own,) = as_patches_see_it(site, jaxcnn.KernelChain((own,), (groups,)), uses.placement).kernels
     pieces = sliding_window_view(patches, (3, 3), (1, 2))  # (N, *sides, I, 3, 3)
     split = pieces.reshape(*pieces.shape[:3], groups, -1, 3, 3)
     expected = np.einsum("nabgihw,hwigo->nabgo", split, own.reshape(*own.shape[:-1], groups, -1))
