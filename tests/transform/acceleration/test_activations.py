@@ -45,6 +45,7 @@ SPELLED_OUT = {
     "gelu_exact": [
         lambda x: 0.5 * x * (1 + lax.erf(x / np.float32(np.sqrt(2)))),
         lambda x: x * 0.5 * (1 + lax.erf(x * np.float32(np.sqrt(0.5)))),
+        lambda x: x * (lax.erf(x / np.float32(np.sqrt(2))) + 1) * 0.5,
     ],
 }
 CASES = [
