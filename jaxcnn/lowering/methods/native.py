@@ -136,7 +136,7 @@ def lower_fused(
     *,
     tiles: bool = False,
 ) -> jax.Array:
-    """Computes activation(result * scale + bias + residual), with one scale and bias for each channel of the result."""
+    """Computes activation(result * scale + bias + residual), with one scale and bias for each channel, or for all."""
     operands = (scale, bias, residual)
     attributes = slide_options(
         spec,
