@@ -130,6 +130,8 @@ def _convolution_to_compute(equation: JaxprEqn) -> Convolution | None:
     if not all(map(is_computable, operands)) or operands[-1].weak_type or not _has_known_pixels(equation):
         return None
     conv = _in_some_role(equation)
+    if conv is not None and conv.spec.role == "output" and _has_exchanged_kernel(equation):
+        conv = _as_input_gradient(equation) or conv
     if conv is None or min(map(min, conv.spec.padding)) < 0:
         conv = _as_convolution_of_cropped(equation)
     if any(jnp.issubdtype(aval.dtype, kind) for aval in operands for kind in (np.complexfloating, np.bool_)):
@@ -205,7 +207,7 @@ def _from_lax(equation: JaxprEqn) -> Convolution | None:
     conv = None
     if is_kernel_gradient:
         conv = _as_kernel_gradient_of_transposed(equation) if has_dilated_input else _as_kernel_gradient(equation)
-    if conv is None and (has_dilated_input or _has_exchanged_kernel(equation)):
+    if conv is None and has_dilated_input:
         conv = _as_input_gradient(equation)
     groups = params["feature_group_count"]
     return conv or _in_role(
