@@ -515,19 +515,21 @@ def test_int8_chains_are_exact_in_int32_transposed(rng):
 
 
 @pytest.mark.parametrize(
-    ("chain", "groups", "own"),
+    ("chain", "groups", "chain_groups"),
     [((((3, 3, 1, 4), (3, 3, 1, 4)), (4, 4)), 2, 4), ((PAIR, (1, 1)), 2, 1), (MIXED, 8, 1)],
 )
-def test_another_group_count_than_the_chains_is_refused(chain, groups, own, rng):
+def test_another_group_count_than_the_chains_is_refused(chain, groups, chain_groups, rng):
     chain = chain_of(rng, *chain)
     features = chain.shape[-2] * chain.feature_group_count
     x = integers((1, 6, 6, features), rng)
-    message = f"conv: the chain has a feature_group_count of its own, {own}, got {groups}"
+    message = f"conv: the chain has a feature_group_count of its own, {chain_groups}, got {groups}"
     with pytest.raises(ValueError, match=message):
         conv(x, chain, feature_group_count=groups)
-    with pytest.raises(ValueError, match=f"conv_transpose: the chain has a feature_group_count of its own, {own}"):
+    with pytest.raises(
+        ValueError, match=f"conv_transpose: the chain has a feature_group_count of its own, {chain_groups}"
+    ):
         conv_transpose(integers((1, 6, 6, chain.shape[-1]), rng), chain, feature_group_count=groups)
-    np.testing.assert_array_equal(conv(x, chain, feature_group_count=own), conv(x, chain), strict=True)
+    np.testing.assert_array_equal(conv(x, chain, feature_group_count=chain_groups), conv(x, chain), strict=True)
 
 
 def test_a_chain_for_other_channels_is_refused(rng):

@@ -207,8 +207,8 @@ def chained(library, kernel):
 
 def dense_kernel(library, chain, kernel):
     """The kernel for which a chain stands, as the library has it."""
-    own = chain.dense()
-    return own.transpose(3, 2, 0, 1) if order_of(library, kernel) == "OIHW" else own.reshape(kernel.shape)
+    dense = chain.dense()
+    return dense.transpose(3, 2, 0, 1) if order_of(library, kernel) == "OIHW" else dense.reshape(kernel.shape)
 
 
 def with_and_without_chains(library):
@@ -287,7 +287,7 @@ def test_stacked_layers_of_flax():
     links = [jnp.stack(links) for links in zip(*(chain.kernels for chain in chains), strict=True)]
 
     def given(value):
-        return jax.tree_util.tree_map_with_path(lambda own, leaf: value if own == path else leaf, variables)
+        return jax.tree_util.tree_map_with_path(lambda other, leaf: value if other == path else leaf, variables)
 
     expected = model.apply(given(jnp.stack([chain.dense() for chain in chains])), X)
     assert_close(with_chains(model.apply)(given(jaxcnn.KernelChain(tuple(links))), X), expected, 1e-5)
@@ -314,8 +314,8 @@ def test_substituted_by_weights(library, clock_of_macs, tmp_path):
     assert small.report.macs_share <= 0.6
     chains = [leaf for leaf in jax.tree.leaves(small.params, is_leaf=is_chain) if is_chain(leaf)]
     assert len(chains) == sum(row.scheme != "dense" for row in small.report.rows) > 0
-    own = jaxcnn.summarize(f, variables, X).total.macs - jaxcnn.summarize(small.apply, small.params, X).total.macs
-    assert own == small.report.macs_before - small.report.macs_after
+    saved = jaxcnn.summarize(f, variables, X).total.macs - jaxcnn.summarize(small.apply, small.params, X).total.macs
+    assert saved == small.report.macs_before - small.report.macs_after
     values = small.apply(small.params, X)
     assert relative_error(values, f(variables, X)) == pytest.approx(small.report.error, rel=1e-3)
     # The library's own tree of variables comes back from a file.

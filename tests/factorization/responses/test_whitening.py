@@ -28,8 +28,10 @@ def test_downstream_of_groups_is_that_of_each_group():
     for index in range(len(kernels)):
         result = _features._downstream(kernels, (groups,) * len(kernels), index)
         for group in range(groups):
-            own = [np.split(kernel, groups, axis=-1)[group] for kernel in kernels]
-            np.testing.assert_allclose(result[group], _features._downstream(own, (1,) * len(own), index)[0])
+            kernels_of_group = [np.split(kernel, groups, axis=-1)[group] for kernel in kernels]
+            np.testing.assert_allclose(
+                result[group], _features._downstream(kernels_of_group, (1,) * len(kernels_of_group), index)[0]
+            )
 
 
 @pytest.mark.parametrize("name", CHAINS)
@@ -65,8 +67,8 @@ def test_downstream_is_what_the_links_after_it_do_to_a_channel(name):
             paths = [path @ tap for path in paths for tap in dense]
         expected = sum(path @ path.T for path in paths)
         for group, moments in enumerate(_features._downstream(kernels, counts, index)):
-            own = slice(group * len(moments), (group + 1) * len(moments))
-            np.testing.assert_allclose(moments, expected[own, own], rtol=1e-9, atol=1e-9)
+            channels_of_group = slice(group * len(moments), (group + 1) * len(moments))
+            np.testing.assert_allclose(moments, expected[channels_of_group, channels_of_group], rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("groups", [1, 2])

@@ -27,8 +27,8 @@ def test_the_least_share_can_be_met():
     subject = problem.Problem(F, PARAMS, (X,), lambda name: ("low_rank",), lambda name: False, 0)
     subject.harms = dict.fromkeys(subject.layers, Harm((1.0,), (1.0,)))
     # With some more convolutions that have no chains, until the product of the share falls short of what it came from.
-    own, saved = subject.total_macs, round(subject.total_macs * (1 - subject.least_share(())))
-    subject.total_macs = next(t for t in range(own, 2 * own) if (t - saved) / t * t < t - saved)
+    total, saved = subject.total_macs, round(subject.total_macs * (1 - subject.least_share(())))
+    subject.total_macs = next(t for t in range(total, 2 * total) if (t - saved) / t * t < t - saved)
     assert subject.choose(subject.least_share(()), ()) is not None
 
 

@@ -78,11 +78,13 @@ def test_samples_are_patches_and_their_responses(way, count, total):
     assert patches.shape[1:] == (sides[0] + 2, sides[1] + 2, 4)
     params = site.equation.params
     groups = params["spec"].feature_group_count if "spec" in params else params["feature_group_count"]
-    own = uses.placement.kernel(kernel)
-    (own,) = as_patches_see_it(site, jaxcnn.KernelChain((own,), (groups,)), uses.placement).kernels
+    sampled_kernel = uses.placement.kernel(kernel)
+    (sampled_kernel,) = as_patches_see_it(
+        site, jaxcnn.KernelChain((sampled_kernel,), (groups,)), uses.placement
+    ).kernels
     pieces = sliding_window_view(patches, (3, 3), (1, 2))  # (N, *sides, I, 3, 3)
     split = pieces.reshape(*pieces.shape[:3], groups, -1, 3, 3)
-    expected = np.einsum("nabgihw,hwigo->nabgo", split, own.reshape(*own.shape[:-1], groups, -1))
+    expected = np.einsum("nabgihw,hwigo->nabgo", split, sampled_kernel.reshape(*sampled_kernel.shape[:-1], groups, -1))
     np.testing.assert_allclose(responses, expected.reshape(responses.shape), atol=1e-4)
 
 
