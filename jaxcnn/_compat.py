@@ -46,6 +46,13 @@ def is_explicit(aval: Any) -> bool:
     return sharding is not None and AxisType.Explicit in sharding.mesh.axis_types
 
 
+def is_plain(aval: Any) -> bool:
+    """Returns whether a shape and a dtype are all that an abstract value has: no mesh, no place in another memory."""
+    sharding = getattr(aval, "sharding", None)
+    bare = jax.core.ShapedArray(aval.shape, aval.dtype, weak_type=aval.weak_type)
+    return (sharding is None or sharding.mesh.empty) and bool(aval == bare)
+
+
 def computes_on(mesh: Any) -> bool:
     """Returns whether jaxcnn computes on a mesh with Explicit axes itself: it can split its operations, or need not."""
     return SPLITS_EXPLICIT_MESHES or mesh.size == 1 or {*mesh.axis_types} in _MESHES_OF_SHARD_MAP

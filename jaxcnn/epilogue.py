@@ -90,17 +90,20 @@ class Recipe:
     activation: str
     alpha: float
 
-    def by_channel(self, operands: Sequence[jax.Array], channels: int) -> tuple[jax.Array | None, jax.Array | None]:
-        """Returns the factor and the term of each channel, (C,) in float32, each None if there is none."""
+    def by_channel(self, operands: Sequence[jax.Array]) -> tuple[jax.Array | None, jax.Array | None]:
+        """Returns the factor and the term of each channel in float32, each None if there is none.
+
+        The shape is (C,), or (1,) for one number that holds for all channels.
+        """
         scale, bias = None, None
         for name, which in self.steps:
-            value = _vector(which if isinstance(which, float) else operands[which], channels)
+            value = _vector(which if isinstance(which, float) else operands[which])
             if name == "add":
                 bias = value if bias is None else bias + value
             elif name == "sub":
                 bias = -value if bias is None else bias - value
             elif name == "rsub":
-                scale = jnp.full(channels, -1, np.float32) if scale is None else -scale
+                scale = jnp.full(1, -1, np.float32) if scale is None else -scale
                 bias = value if bias is None else value - bias
             else:
                 factor = 1 / value if name == "div" else value
@@ -129,9 +132,8 @@ def _is_permutation(move: Move) -> bool:
     return not isinstance(move[0], tuple)
 
 
-def _vector(value: Any, channels: int) -> jax.Array:
-    value = lax.convert_element_type(value, np.dtype(np.float32))
-    return jnp.broadcast_to(value.reshape(-1) if value.ndim else value[None], (channels,))
+def _vector(value: Any) -> jax.Array:
+    return lax.convert_element_type(value, np.dtype(np.float32)).reshape(-1)
 
 
 fused_conv_p = Primitive("jaxcnn_fused_conv")
@@ -251,5 +253,5 @@ def _lower_fused(
     rhs: jax.Array,
     *operands: jax.Array,
 ) -> jax.Array:
-    scale, bias = recipe.by_channel(operands, spec.result_shape[-1])
+    scale, bias = recipe.by_channel(operands)
     return recipe.arrange(lower(lhs, rhs, scale, bias, recipe.residual_of(operands), spec, epilogue))

@@ -28,10 +28,12 @@ from jaxcnn._compat import (
     is_explicit,
     is_on_explicit_mesh,
     is_partitioned,
+    is_plain,
     lower_on_one_device,
     varying_axes,
     with_devices,
 )
+from jaxcnn.geometry import Ints
 from jaxcnn.lowering import choice, tuning_table
 from jaxcnn.lowering.pools.direct import pool_identity
 from jaxcnn.lowering.spec import ConvSpec, PoolSpec, Role, conv_spec
@@ -44,7 +46,13 @@ source_info_util.register_exclusion(os.path.join(os.path.dirname(__file__), ""))
 
 
 def _register(
-    primitive: Primitive, run: Callable[..., jax.Array], split: Callable[..., Split], static: Sequence[str]
+    primitive: Primitive,
+    run: Callable[..., jax.Array],
+    split: Callable[..., Split],
+    static: Sequence[str],
+    *,
+    shape: Callable[..., tuple[Ints, np.dtype]] | None = None,
+    call: Callable[..., tuple[str, dict[str, Any]] | None] = lambda **_: None,
 ) -> None:
     """Defines a primitive's evaluation, eager, abstract and lowered.
 
@@ -53,10 +61,15 @@ def _register(
       run: function of its operands and parameters.
       split: function of its abstract operands and parameters, which returns how it is split over devices.
       static: names of its parameters.
+      shape: function of its parameters, which returns the shape and dtype of the result; None where `run` tells them.
+      call: function of its parameters, which returns the FFI target and attributes of a program of one device that is
+        one call of a compiled kernel; None for any other program.
     """
 
     @primitive.def_abstract_eval
     def _abstract(*operands: Any, **params: Any) -> Any:
+        if shape is not None and all(map(is_plain, operands)):
+            return jax.core.ShapedArray(*shape(**params))  # tracing `run` would take most of the time of a trace
         if not any(is_explicit(operand) and computes_on(operand.sharding.mesh) for operand in operands):
             # Tracing on the abstract values keeps what a bare shape and dtype would lose: the mesh axes over which a
             # value varies in shard_map, and explicit shardings.
@@ -101,6 +114,9 @@ def _register(
         if xla_only and not for_export and (with_mesh := with_devices(context)) is not None:
             parts = split(*context.avals_in, **params).over_devices(context.avals_out[0].shape)
             return mlir.lower_fun(parts, multiple_results=False)(with_mesh, *operands)
+        if not xla_only and all(map(is_plain, context.avals_in)) and (compiled := call(**params)) is not None:
+            target, attributes = compiled
+            return jax.ffi.ffi_lowering(target)(context, *operands, **attributes)
         rule = mlir.lower_fun(partial(run_on, "cpu", xla_only=xla_only), multiple_results=False)
         return lower_on_one_device(rule, context, *operands, **params)
 
@@ -155,7 +171,20 @@ def _split_conv(lhs: Any, rhs: Any, *, spec: ConvSpec, method: str, **program: A
     return conv_split(spec, run_part)
 
 
-_register(conv_p, _run_conv, _split_conv, ("spec", "method", "sharding"))
+def _shape_of_conv(*, spec: ConvSpec, **params: Any) -> tuple[Ints, np.dtype]:
+    del params
+    lead = () if spec.stacked is None else (spec.stacked,)
+    return (*lead, *spec.result_shape), spec.out_dtype
+
+
+def _call_of_conv(*, spec: ConvSpec, method: str, **params: Any) -> tuple[str, dict[str, Any]] | None:
+    del params
+    spec = dataclasses.replace(spec, platform="cpu")
+    module = choice.METHODS[choice.choose(spec, method, "cpu").method]
+    return module.call(spec) if hasattr(module, "call") else None
+
+
+_register(conv_p, _run_conv, _split_conv, ("spec", "method", "sharding"), shape=_shape_of_conv, call=_call_of_conv)
 
 
 def lax_equation(equation: JaxprEqn) -> JaxprEqn | None:

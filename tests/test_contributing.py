@@ -84,6 +84,7 @@ def method(monkeypatch):
     method = SimpleNamespace(**example("A new method"))
     monkeypatch.setitem(choice.METHODS, method.NAME, method)
     monkeypatch.setitem(costs.NANOSECONDS, method.NAME, {})
+    monkeypatch.setitem(costs.MILLISECONDS_TO_COMPILE, method.NAME, {})
     return method
 
 

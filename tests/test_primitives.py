@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import math
 from functools import partial
@@ -16,10 +17,12 @@ from jax.sharding import PartitionSpec as P
 from jax.test_util import check_grads
 
 import jaxcnn
+from jaxcnn import native, primitives
+from jaxcnn.lowering.methods import native as native_method
 from support import cases
 from support.arrays import assert_close, normal
 from support.cases import CALLS
-from support.methods import METHODS, by_each_method, supporting, tolerance
+from support.methods import METHODS, by_each_method, roles, supporting, tolerance
 
 pytestmark = pytest.mark.leaks
 
@@ -657,3 +660,32 @@ def test_what_jax_looks_for_in_each_operation_is_found(f, number, check):
         x[0, 1, 1] = number
         with pytest.raises(FloatingPointError, match=r"invalid value \((nan|inf)\) encountered in"):
             f(x)
+
+
+# What a first call takes.
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+def test_the_stated_type_of_a_convolution_is_that_of_its_program(dtype, stacked):
+    for spec, lhs, rhs in roles((2, 6, 5, 4), (3, 3, 2, 6), feature_group_count=2, strides=(2, 1)):
+        lead = (3,) if stacked else ()
+        operands = [jax.ShapeDtypeStruct((*lead, *operand.shape), dtype) for operand in (lhs, rhs)]
+        out_dtype = np.dtype("int32" if dtype == "int8" else dtype)
+        dtypes = {"lhs_dtype": np.dtype(dtype), "rhs_dtype": np.dtype(dtype), "out_dtype": out_dtype}
+        spec = dataclasses.replace(spec, stacked=3 if stacked else None, **dtypes)
+        params = {"spec": spec, "method": "auto"}
+        (stated,) = jax.make_jaxpr(partial(primitives.conv_p.bind, sharding=None, **params))(*operands).out_avals
+        (traced,) = jax.make_jaxpr(partial(primitives._run_conv, **params))(*operands).out_avals
+        assert stated == traced
+
+
+@pytest.mark.skipif(not native.is_available(), reason=f"needs the compiled library: {native.status()}")
+def test_a_compiled_kernel_is_lowered_without_a_trace(monkeypatch):
+    x, kernel = normal((1, 8, 8, 16)), normal((3, 3, 16, 16))
+    expected = jaxcnn.conv(x, kernel)
+    monkeypatch.setattr(native_method, "lower", None)  # what a trace would call
+    jax.clear_caches()
+    lowered = jax.jit(jaxcnn.conv).lower(x, kernel)
+    assert lowered.as_text().count("custom_call @jaxcnn_slide") == 1
+    assert_close(lowered.compile()(x, kernel), expected)

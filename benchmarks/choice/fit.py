@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from unittest import mock
 
 import numpy as np
@@ -66,7 +66,7 @@ def layers(path: Path) -> list[MeasuredLayer]:
     ]
 
 
-def measured_library(layer: MeasuredLayer) -> AbstractContextManager[object]:
+def measured_library(layer: Any) -> AbstractContextManager[object]:
     """Returns a context in which the compiled library is available if it was in the measurement of a layer."""
     return mock.patch.object(library, "is_available", return_value=layer.native)
 
@@ -173,14 +173,24 @@ def judge(measured: Sequence[MeasuredLayer]) -> None:
         print(f"{family:16} {len(rows):3} {mean:.3f} {worst.ratio:.2f} {layer}")
 
 
-def table_text(fitted: dict[str, dict[str, float]]) -> str:
-    """Returns the coefficients as Python text for `costs.py`."""
-    lines = ["NANOSECONDS: dict[str, dict[str, float]] = {"]
+def table_text(name: str, fitted: dict[str, dict[str, float]]) -> str:
+    """Returns the coefficients as Python text for the variable of this name in `costs.py`."""
+    lines = [f"{name}: dict[str, dict[str, float]] = {{"]
     for method, terms in fitted.items():
         lines.append(f'    "{method}": {{')
         lines += [f'        "{name}": {value!r},' for name, value in terms.items()]
         lines.append("    },")
     return "\n".join([*lines, "}\n"])
+
+
+def write_table(name: str, fitted: dict[str, dict[str, float]], path: Path | None) -> None:
+    """Writes the coefficients in place of a variable's old ones in a file of Python, or prints them without a file."""
+    text = table_text(name, fitted)
+    if path is None:
+        print(text, end="")
+        return
+    before, rest = path.read_text(encoding="utf-8").split(f"\n{name}: dict", 1)
+    path.write_text(f"{before}\n{text}" + rest.split("\n}\n", 1)[1], encoding="utf-8")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -196,13 +206,8 @@ def main(arguments: list[str] | None = None) -> None:
             print(path.name)
             judge(layers(path))
         return
-    text = table_text(coefficients([layer for path in files for layer in layers(path)]))
-    if not options.write:
-        print(text, end="")
-        return
-    path = Path(costs.__file__)
-    before, rest = path.read_text(encoding="utf-8").split("NANOSECONDS: dict", 1)
-    path.write_text(before + text + rest.split("\n}\n", 1)[1], encoding="utf-8")
+    fitted = coefficients([layer for path in files for layer in layers(path)])
+    write_table("NANOSECONDS", fitted, Path(costs.__file__) if options.write else None)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,21 @@
 """The choice of a method: the registry of methods, and `choose`, which takes the method with the least estimated time.
 
-A method is a module of `methods/` with three functions. `refusal(spec)` returns None or the reason why the method does
+A method is a module of `methods/` with four functions. `refusal(spec)` returns None or the reason why the method does
 not compute a convolution. `terms(spec)` returns the counts that the method's time grows with, which `costs` converts to
-seconds. `lower(lhs, rhs, spec)` computes the convolution. A new method is a new module in the table `METHODS`.
+seconds; `program(spec)` those that the time to compile grows with. `lower(lhs, rhs, spec)` computes the convolution. A
+method whose program is one call of a compiled kernel may also have `call(spec)`, see `native`. A new method is a new
+module in the table `METHODS`.
 
-The user's method comes first, then the active tuning table, then, on a CPU alone, the least estimate. Other platforms
-have good convolutions of their own, which the method `direct` calls.
+The user's method comes first, then the active tuning table, then, on a CPU alone, the least cost: the estimated time of
+a call and, where a compiled kernel may be taken, one call's share of the estimated time to compile. So a program that
+is a few microseconds faster than the kernel but compiles for much longer is not taken. Other platforms have good
+convolutions of their own, which the method `direct` calls.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from types import ModuleType
 
 from jaxcnn import native as library
@@ -90,23 +95,31 @@ def seconds(spec: ConvSpec, method: str) -> float:
     return costs.seconds(METHODS[method], spec)
 
 
+def cost(spec: ConvSpec, method: str) -> float:
+    """Returns the estimated time of a call of a method, and of one call's share in compiling the method.
+
+    Where no compiled kernel computes the convolution this is the estimated time alone: every fast method compiles for
+    long there, and `direct` may be many times slower.
+    """
+    estimate = seconds(spec, method)
+    if native.refusal(spec) is not None:
+        return estimate
+    total = estimate + costs.seconds_to_compile(METHODS[method], spec) / costs.CALLS
+    return costs.COMPILED_MARGIN * total if method == matmul.NAME and spec.role != "kernel" else total
+
+
 def _choose_fastest(spec: ConvSpec) -> Choice:
-    """Returns the method with the least estimated time on a CPU."""
+    """Returns the method with the least cost on a CPU."""
     supporting = [name for name, module in METHODS.items() if module.refusal(spec) is None]
-    estimates = sorted((seconds(spec, name), name) for name in supporting)
-    reason = "the least estimated time"
-    least, fastest = estimates[0]
-    if fastest == matmul.NAME and spec.role != "kernel" and native.NAME in supporting:
-        compiled = (seconds(spec, native.NAME), native.NAME)
-        if compiled[0] < costs.COMPILED_MARGIN * least:
-            estimates = [compiled, estimates[0]]
-            reason = f"an estimated time below {costs.COMPILED_MARGIN} times that of a product of XLA's"
-    times = ", ".join(f"{name} {1e6 * estimate:.3g}" for estimate, name in estimates[:2])
-    reason += f", in microseconds: {times}"
+    estimates = sorted((cost(spec, name), seconds(spec, name), name) for name in supporting)
+    times = ", ".join(f"{name} {1e6 * estimate:.3g}" for _, estimate, name in estimates[:2])
+    reason = f"the least estimated time, in microseconds: {times}"
+    if len(estimates) > 1 and estimates[0][1] > estimates[1][1]:
+        reason = f"the least cost of methods of nearly the same time, in microseconds: {times}"
     refusal = native.refusal(spec)
     if refusal is not None and library.is_available():
         reason += f"; no compiled kernel: {refusal}"
-    return Choice(estimates[0][1], reason)
+    return Choice(estimates[0][-1], reason)
 
 
 def pool_method(spec: PoolSpec, platform: str | None, *, selects: bool = False) -> ModuleType:

@@ -1,9 +1,12 @@
-"""The cost model: the estimated time of each method, and all coefficients of the estimates.
+"""The cost model: the estimated times of each method, and all coefficients of the estimates.
 
 A method's `terms(spec)` returns the counts that the method's time grows with: calls, multiply-accumulates, numbers that
 are moved. The estimate is the sum of the counts, each times its coefficient in `NANOSECONDS`. The coefficients are
 fitted to measured layers: `python -m benchmarks.choice.fit --write` fits them again and writes this file. To change a
 method, change its `terms`, measure the method again (`python -m benchmarks.choice.measure --again METHOD`), and fit.
+
+A method's `program(spec)` returns the counts that the time to compile the method grows with, and
+`MILLISECONDS_TO_COMPILE` has their coefficients: `python -m benchmarks.choice.compilation` measures and fits these.
 """
 
 from __future__ import annotations
@@ -30,6 +33,9 @@ The first comes from another method's coefficients. The second is a time that a 
 measurement of the layer alone, so the fit leaves this term out.
 """
 
+KNOWN_TO_COMPILE = "known milliseconds"
+"""Name of the count of a method's program that is a time to compile, from other methods' coefficients."""
+
 VECTOR = 16
 """Channels that a kernel computes together: the cost grows in steps of this number of channels."""
 
@@ -49,7 +55,7 @@ OF_PRODUCTS, OTHER_DTYPES_FACTOR = ("matmul", "winograd"), 2.0
 """Methods whose time goes into XLA's products of matrices, and the factor on this time for dtypes but float32."""
 
 COMPILED_MARGIN = 1.2
-"""Ratio of the compiled kernels' estimate to that of a product of XLA's, up to which the kernels compute an image.
+"""Ratio of the compiled kernels' cost to that of a product of XLA's, up to which the kernels compute an image.
 
 Where the two are near, the kernels are faster: XLA's products of few rows are slow on processors of short vectors.
 """
@@ -205,6 +211,48 @@ NANOSECONDS: dict[str, dict[str, float]] = {
 }
 """Nanoseconds of each term, by method."""
 
+MILLISECONDS_TO_COMPILE: dict[str, dict[str, float]] = {
+    "direct": {
+        "grouped output call": 18.8,
+        "input call": 54.2,
+        "kernel call": 122.0,
+        "output call": 18.1,
+    },
+    "shift": {
+        "call": 119.0,
+        "kernel call": 276.0,
+        "kernel operations": 4.07,
+        "operations": 3.39,
+        "phases": 101.0,
+    },
+    "matmul": {
+        "call": 121.0,
+        "grouped product": 160.0,
+        "kernel call": 168.0,
+        "kernel operations": 22.1,
+        "operations": 4.8,
+        "phases": 39.7,
+        "product": 22.6,
+    },
+    "winograd": {
+        "call": 143.0,
+        "operations": 1.19,
+    },
+    "fft": {
+        "call": 198.0,
+    },
+    "per_group": {
+        "looped call": 256.0,
+    },
+    "native": {
+        "call": 18.0,
+    },
+}
+"""Milliseconds to trace, lower and compile for each count of a method's `program`, by method."""
+
+CALLS = 300
+"""Number of calls in which a method that compiles for longer than a compiled kernel must gain this time."""
+
 
 def seconds(method: ModuleType, spec: ConvSpec) -> float:
     """Returns the estimated time of a method that supports a convolution."""
@@ -216,6 +264,14 @@ def seconds(method: ModuleType, spec: ConvSpec) -> float:
     )
     is_slower = method.NAME in OF_PRODUCTS and not spec.lhs_dtype == spec.rhs_dtype == np.float32
     return OTHER_DTYPES_FACTOR * estimate if is_slower else estimate
+
+
+def seconds_to_compile(method: ModuleType, spec: ConvSpec) -> float:
+    """Returns the estimated processor time to trace, lower and compile a method's program."""
+    milliseconds, program = MILLISECONDS_TO_COMPILE[method.NAME], method.program(spec)
+    return 1e-3 * sum(
+        milliseconds.get(name, float(name == KNOWN_TO_COMPILE)) * count for name, count in program.items()
+    )
 
 
 def fastest_method(methods: Iterable[ModuleType], spec: ConvSpec) -> tuple[ModuleType, float]:

@@ -19,7 +19,7 @@ TARGETS = ("jaxcnn_slide", "jaxcnn_kernel_gradient")
 LIBRARY_NAME = "libjaxcnn_kernels.so"
 
 #: Version of the targets' attributes and operands. A library of another version is not used.
-ABI_VERSION = 2
+ABI_VERSION = 3
 
 _SWITCHED_OFF = "JAXCNN_NATIVE=0"
 _NOT_BUILT = "the library was not built (no C++ compiler was found at installation)"

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from jaxcnn import native
-from jaxcnn.lowering import choice
+from jaxcnn.lowering import choice, costs
+from jaxcnn.lowering.methods import direct, shift
 from jaxcnn.lowering.spec import ConvSpec, conv_spec
 from support.methods import roles
 
@@ -121,10 +122,33 @@ def test_the_least_estimate_is_taken_and_named() -> None:
     for shapes in (((1, 14, 14, 32), (3, 3, 32, 32)), ((2, 30, 30, 16), (5, 5, 16, 8))):
         for spec, _, _ in roles(*shapes):
             supporting = [name for name, module in choice.METHODS.items() if module.refusal(spec) is None]
-            least = min(supporting, key=lambda name: choice.seconds(spec, name))
+            least = min(supporting, key=lambda name: choice.cost(spec, name))
             decided = choice.choose(spec, "auto", "cpu")
             assert decided.method == least
             assert decided.reason.startswith(f"the least estimated time, in microseconds: {least} ")
+
+
+@pytest.mark.skipif(not native.is_available(), reason=f"needs the compiled library: {native.status()}")
+def test_a_program_that_compiles_for_longer_than_a_kernel_must_gain_as_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = next(spec for spec, _, _ in roles((1, 56, 56, 16), (3, 3, 16, 16), **SAME))
+    spec = ConvSpec(**{**vars(spec), **dict.fromkeys(("lhs_dtype", "rhs_dtype", "out_dtype"), np.dtype(np.float32))})
+    times, compiling = {"native": 1e-3, "shift": 9e-4}, {"native": 0.01, "shift": 0.2}
+    monkeypatch.setattr(choice, "METHODS", {name: choice.METHODS[name] for name in times})
+    monkeypatch.setattr(costs, "seconds", lambda method, _: times[method.NAME])
+    monkeypatch.setattr(costs, "seconds_to_compile", lambda method, _: compiling[method.NAME])
+    decided = choice.choose(spec, "auto", "cpu")
+    assert decided.method == "native"
+    assert decided.reason.startswith(
+        "the least cost of methods of nearly the same time, in microseconds: native 1e+03"
+    )
+    compiling["shift"] = 0.01 + 0.9 * costs.CALLS * (times["native"] - times["shift"])
+    assert choice.choose(spec, "auto", "cpu").method == "shift"
+    # Without a kernel only the time of a call counts.
+    times["direct"], compiling["direct"], compiling["shift"] = 1e-3, 0.01, 100.0
+    monkeypatch.setattr(choice, "METHODS", {"direct": direct, "shift": shift})
+    assert choice.choose(spec, "auto", "cpu").method == "direct"
+    monkeypatch.setattr(choice.native, "refusal", lambda _: "there is no kernel")
+    assert choice.choose(spec, "auto", "cpu").method == "shift"
 
 
 @pytest.mark.skipif(not native.is_available(), reason=f"needs the compiled library: {native.status()}")

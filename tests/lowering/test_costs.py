@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.choice import fit
+from benchmarks.choice import compilation, fit
 from benchmarks.choice.families import FAMILIES, ROLES, layer
 from benchmarks.shared.timing import geometric_mean
 from jaxcnn.lowering import choice, costs
@@ -77,6 +77,25 @@ def test_estimates_are_near_the_times(method: str) -> None:
     assert len(ratios) > 40
     assert 0.6 < geometric_mean(ratios) < 1.3
     assert np.mean([1 / 3 < ratio < 3 for ratio in ratios]) > 0.9
+
+
+def test_the_coefficients_of_compiling_are_those_of_the_measurements() -> None:
+    fitted = compilation.coefficients(compilation.read())
+    assert fitted.keys() == costs.MILLISECONDS_TO_COMPILE.keys()
+    for method, counts in fitted.items():
+        assert counts == pytest.approx(costs.MILLISECONDS_TO_COMPILE[method], rel=0.05)
+
+
+def test_estimates_of_compiling_are_near_the_times() -> None:
+    ratios = []
+    for compiled in compilation.read():
+        with fit.measured_library(compiled):
+            for method, milliseconds in compiled.milliseconds.items():
+                estimate = costs.seconds_to_compile(choice.METHODS[method], compiled.spec)
+                ratios.append(1e3 * estimate / milliseconds)
+    assert len(ratios) > 150
+    assert 0.8 < geometric_mean(ratios) < 1.25
+    assert np.mean([1 / 2 < ratio < 2 for ratio in ratios]) > 0.85
 
 
 @pytest.mark.parametrize("xla_only", [False, True])

@@ -43,6 +43,12 @@ def test_a_fitting_call():
     np.testing.assert_array_equal(y, np.full((2, 3, 5, 3), 24.0))
 
 
+@pytest.mark.parametrize("operands", [1, 2])
+def test_one_number_stands_for_all_channels(operands):
+    one, all_channels = (slide(*FITTING, operands=np.int64(operands), extras=[shape]) for shape in ((1,), (3,)))
+    np.testing.assert_array_equal(one, all_channels)
+
+
 @pytest.mark.parametrize(
     ("shapes", "attributes", "message"),
     [

@@ -74,6 +74,12 @@ def _is_outsized(spec: ConvSpec) -> bool:
     return all(taps > size for taps, size in zip(slid, over, strict=True))
 
 
+def program(spec: ConvSpec) -> costs.Terms:
+    """Returns the counts that the time to compile the method grows with."""
+    grouped = "grouped " if spec.feature_group_count > 1 or spec.stacked is not None else ""
+    return {f"{grouped}{spec.role} call": 1.0}
+
+
 def _dimension_numbers(rank: int) -> lax.ConvDimensionNumbers:
     """Returns the dimension numbers of channels-last images and kernels (*window, I, O)."""
     spatial = tuple(range(1, rank + 1))

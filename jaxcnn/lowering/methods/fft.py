@@ -71,6 +71,11 @@ def terms(spec: ConvSpec) -> costs.Terms:
     }
 
 
+def program(spec: ConvSpec) -> costs.Terms:
+    """Returns the counts that the time to compile the method grows with."""
+    return {"call": 1.0, "phases": math.prod(spec.strides) - 1.0 if spec.role == "input" else 0.0}
+
+
 def lower(lhs: jax.Array, rhs: jax.Array, spec: ConvSpec) -> jax.Array:
     """Computes the array that `spec.role` names from the two others."""
     return by_role(lhs, rhs, spec, _forward, _kernel)
@@ -101,12 +106,16 @@ def _features_first(x: jax.Array, groups: int) -> jax.Array:
 
 def _tiles(x: jax.Array, axis: int, length: int, step: int, outputs: int) -> jax.Array:
     """Cuts an axis into overlapping tiles along a new leading axis: tile i begins at pixel i * step."""
-    count = -(-outputs // step)
-    padding = (count - 1) * step + length - x.shape[axis]
+    count, pieces = -(-outputs // step), -(-length // step)
+    padding = (count + pieces - 1) * step - x.shape[axis]
     config = [(0, 0, 0)] * x.ndim
-    config[axis] = (0, max(padding, 0), 0)
+    config[axis] = (0, padding, 0)
     x = lax.pad(x, jnp.zeros((), x.dtype), config)
-    return jnp.stack([lax.slice_in_dim(x, i * step, i * step + length, axis=axis) for i in range(count)])
+    # A tile is the step at which it begins and the following ones. One slice for each tile would compile slowly.
+    steps = x.reshape(*x.shape[:axis], count + pieces - 1, step, *x.shape[axis + 1 :])
+    slices = [lax.slice_in_dim(steps, piece, piece + count, axis=axis) for piece in range(pieces)]
+    slices[-1] = lax.slice_in_dim(slices[-1], 0, length - (pieces - 1) * step, axis=axis + 1)
+    return jnp.moveaxis(jnp.concatenate(slices, axis=axis + 1), axis, 0)
 
 
 def _contract(x: jax.Array, kernel: jax.Array) -> jax.Array:

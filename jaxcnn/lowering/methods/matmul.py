@@ -106,6 +106,21 @@ def terms(spec: ConvSpec) -> costs.Terms:
     }
 
 
+def program(spec: ConvSpec) -> costs.Terms:
+    """Returns the counts that the time to compile the method grows with."""
+    work, taps = costs.work(spec), math.prod(spec.window)
+    if taps == 1 and max(spec.strides) == 1:
+        return {"grouped product" if work.groups > 1 else "product": 1.0}
+    if spec.role == "kernel":
+        return {"kernel call": 1.0, "kernel operations": float(taps)}
+    strides = spec.strides if spec.role == "input" else (1,) * spec.rank
+    window = tuple(-(-count // stride) for count, stride in zip(spec.window, strides, strict=True))
+    may_spread = work.groups == 1 and (spec.role == "input" or max(spec.strides) == 1)
+    gathered = math.prod(window[axis] for axis in _allowed_gather_axes(window, work.summed, work.results, may_spread))
+    phases = float(math.prod(strides))
+    return {"call": 1.0, "phases": phases - 1, "operations": phases * (gathered + math.prod(window) // gathered)}
+
+
 def lower(lhs: jax.Array, rhs: jax.Array, spec: ConvSpec) -> jax.Array:
     """Computes the array that `spec.role` names from the two others."""
     in_turn = 4 * costs.work(spec.with_known_batch()).gathered_numbers > MAX_PRODUCT_BYTES

@@ -94,15 +94,26 @@ def terms(spec: ConvSpec) -> costs.Terms:
     return counts
 
 
+def program(spec: ConvSpec) -> costs.Terms:
+    """Returns the counts that the time to compile the method grows with."""
+    del spec
+    return {"call": 1.0}
+
+
 def lower(lhs: jax.Array, rhs: jax.Array, spec: ConvSpec, *, tiles: bool = False) -> jax.Array:
     """Computes the array that `spec.role` names from the two others.
 
     With `tiles` the kernels may compute tiles of fewer products, whose errors are larger.
     """
-    target, attributes = "jaxcnn_kernel_gradient", options(spec)
-    if spec.role != "kernel":
-        target, attributes = "jaxcnn_slide", {**attributes, **slide_options(spec, tiles=tiles)}
+    target, attributes = call(spec, tiles=tiles)
     return jax.ffi.ffi_call(target, jax.ShapeDtypeStruct(spec.result_shape, np.float32))(lhs, rhs, **attributes)
+
+
+def call(spec: ConvSpec, *, tiles: bool = False) -> tuple[str, dict[str, Any]]:
+    """Returns the FFI target, and its attributes, of the one call that computes a convolution."""
+    if spec.role == "kernel":
+        return "jaxcnn_kernel_gradient", options(spec)
+    return "jaxcnn_slide", {**options(spec), **slide_options(spec, tiles=tiles)}
 
 
 def supports_fused(spec: ConvSpec, epilogue: Any) -> str | None:
@@ -125,7 +136,7 @@ def lower_fused(
     *,
     tiles: bool = False,
 ) -> jax.Array:
-    """Computes activation(result * scale + bias + residual), with one scale and bias for each channel of the result."""
+    """Computes activation(result * scale + bias + residual), with one scale and bias for each channel, or for all."""
     operands = (scale, bias, residual)
     attributes = slide_options(
         spec,

@@ -50,6 +50,15 @@ def terms(spec: ConvSpec) -> costs.Terms:
     }
 
 
+def program(spec: ConvSpec) -> costs.Terms:
+    """Returns the counts that the time to compile the method grows with."""
+    method, _ = costs.fastest_method((direct, shift, matmul, winograd), _one_group(spec))
+    milliseconds = 1e3 * costs.seconds_to_compile(method, _one_group(spec))
+    if spec.feature_group_count > MAX_UNROLLED_GROUPS:
+        return {"looped call": 1.0, costs.KNOWN_TO_COMPILE: milliseconds}
+    return {costs.KNOWN_TO_COMPILE: spec.feature_group_count * milliseconds}
+
+
 def _one_group(spec: ConvSpec) -> ConvSpec:
     """Returns the convolution of one group."""
     groups = spec.feature_group_count

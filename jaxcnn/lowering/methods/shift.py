@@ -87,6 +87,19 @@ def terms(spec: ConvSpec) -> costs.Terms:
     }
 
 
+def program(spec: ConvSpec) -> costs.Terms:
+    """Returns the counts that the time to compile the method grows with."""
+    work = costs.work(spec)
+    if spec.role == "kernel":
+        limit = shift_tiles.MAX_CHANNEL_PIXELS if work.summed == 1 else shift_tiles.MAX_GROUP_PIXELS
+        pixels = min(math.prod(spec.output_shape[-3:-1]), limit)
+        return {"kernel call": 1.0, "kernel operations": float(work.taps // spec.window[-1] * pixels)}
+    strides = spec.strides if spec.role == "input" else (1,) * spec.rank
+    phases = float(math.prod(strides))
+    phase_taps = math.prod(-(-taps // stride) for taps, stride in zip(spec.window, strides, strict=True))
+    return {"call": 1.0, "phases": phases - 1, "operations": phases * phase_taps * work.summed}
+
+
 def lower(lhs: jax.Array, rhs: jax.Array, spec: ConvSpec) -> jax.Array:
     """Computes the array that `spec.role` names from the two others."""
     return by_role(lhs, rhs, spec, _forward, _kernel)

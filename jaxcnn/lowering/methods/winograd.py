@@ -106,12 +106,25 @@ def terms(spec: ConvSpec) -> costs.Terms:
     }
 
 
+def program(spec: ConvSpec) -> costs.Terms:
+    """Returns the counts that the time to compile the method grows with."""
+    if is_native(spec):
+        return {costs.KNOWN_TO_COMPILE: costs.MILLISECONDS_TO_COMPILE[native.NAME]["call"]}
+    axes = [(TILE_OUTPUTS[taps], taps + TILE_OUTPUTS[taps] - 1) for taps in spec.window if taps > 1]
+    return {"call": 1.0, "operations": float(sum((outputs + points) * points for outputs, points in axes))}
+
+
 def lower(lhs: jax.Array, rhs: jax.Array, spec: ConvSpec) -> jax.Array:
     """Computes the array that `spec.role` names from the two others."""
     if is_native(spec):
         return native.lower(lhs, rhs, spec, tiles=True)
     narrow = min(np.dtype(spec.lhs_dtype).itemsize, np.dtype(spec.rhs_dtype).itemsize) < 4
     return by_role(lhs, rhs, spec, partial(_forward, precision=spec.precision, narrow=narrow))
+
+
+def call(spec: ConvSpec) -> tuple[str, dict[str, Any]] | None:
+    """Returns the FFI target and attributes of the call that computes the tiles; None without compiled kernels."""
+    return native.call(spec, tiles=True) if is_native(spec) else None
 
 
 def is_native(spec: ConvSpec) -> bool:

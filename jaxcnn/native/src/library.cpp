@@ -5,6 +5,7 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <vector>
 
 #include "kernels.h"
 #include "xla/ffi/api/c_api.h"
@@ -186,11 +187,18 @@ ffi::Error output_handler(ffi::ThreadPool pool, Floats x, Floats kernel, ffi::Re
   // `operands` has a bit for each of scale, bias and residual, in this order.
   size_t next = 0;
   const float** const places[3] = {&epilogue.scale, &epilogue.bias, &epilogue.residual};
+  std::vector<float> repeated[2];
   for (int i = 0; i < 3; ++i) {
     if (!(operands >> i & 1)) continue;
     auto extra = extras.get<Floats>(next++);
     if (extra.has_error()) return invalid("an operand of the epilogue is missing or no float32 array");
     const size_t wanted = i == 2 ? y->element_count() : static_cast<size_t>(channels);
+    if (i < 2 && extra->element_count() == 1) {
+      // One number for all channels: XLA would compile a loop to repeat it.
+      repeated[i].assign(wanted, *extra->typed_data());
+      *places[i] = repeated[i].data();
+      continue;
+    }
     if (extra->element_count() != wanted) {
       return invalid("an operand of the epilogue has " + std::to_string(extra->element_count()) + " elements, not " +
                      std::to_string(wanted));
@@ -226,7 +234,7 @@ ffi::Error kernel_handler(ffi::ThreadPool pool, Floats x, Floats y, ffi::Result<
 #define JAXCNN_EXPORT extern "C" __attribute__((visibility("default")))
 
 JAXCNN_EXPORT const char* jaxcnn_native_instruction_set() { return jaxcnn::kernels().name; }
-JAXCNN_EXPORT int jaxcnn_native_abi_version() { return 2; }
+JAXCNN_EXPORT int jaxcnn_native_abi_version() { return 3; }
 
 // The macro declares each handler with the linkage of C.
 #pragma GCC visibility push(default)

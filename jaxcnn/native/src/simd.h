@@ -222,8 +222,8 @@ JAXCNN_INLINE Vec hyperbolic_tangent(Vec x) {
   return select(size < 0.25f, near, select(x < 0.0f, -far, far));
 }
 
-// Returns erf(x): the Maclaurin series below 1, and above it the continued fraction of erfc, evaluated from the back.
-// The formula 7.1.26 of Abramowitz and Stegun is too coarse for float32.
+// Returns erf(x): the Maclaurin series below 1, and from 1 to 4 the polynomial in |x| - 1 for exp(x^2) erfc(|x|) with the
+// least error of erf. The polynomial changes erf by less than 2e-8.
 JAXCNN_INLINE Vec error_function(Vec x) {
   const Vec size = select(x < 0.0f, -x, x);
   const Vec square = x * x;
@@ -236,9 +236,16 @@ JAXCNN_INLINE Vec error_function(Vec x) {
   }
   for (int n = 11; n >= 0; --n) near = near * square + factor[n];
   near = near * x * 1.12837917f;
-  Vec fraction = size;
-  for (int n = 30; n > 0; --n) fraction = size + (0.5f * static_cast<float>(n)) / fraction;
-  Vec far = 1.0f - exponential(-square) / (fraction * 1.77245385f);
+  const Vec above = size - 1.0f;
+  Vec far = splat(-3.8888383e-4f);
+  far = far * above + 3.28293464e-3f;
+  far = far * above - 1.31339707e-2f;
+  far = far * above + 3.5608732e-2f;
+  far = far * above - 7.86351275e-2f;
+  far = far * above + 1.54286473e-1f;
+  far = far * above - 2.73207563e-1f;
+  far = far * above + 4.2758354e-1f;
+  far = 1.0f - exponential(-square) * far;
   far = select(size > 4.0f, splat(1.0f), far);
   far = select(x < 0.0f, -far, far);
   return select(x == x, select(size < 1.0f, near, far), x);

@@ -106,6 +106,10 @@ _HARD_SIGMOID_FORMS = [
     _operation("div", _RELU6_OF_X_PLUS_3, 6.0),
     _operation("mul", _float32(1 / 6), _RELU6_OF_X_PLUS_3),
 ]
+_ONE_PLUS_ERF_FORMS = [
+    _operation("add", 1.0, _operation("erf", scaled))
+    for scaled in (_operation("div", X, _float32(np.sqrt(2))), _operation("mul", X, _float32(np.sqrt(0.5))))
+]
 
 _FORMS: list[tuple[Expression, str]] = [
     (_operation("max", 0.0, X), "relu"),
@@ -126,18 +130,8 @@ _FORMS: list[tuple[Expression, str]] = [
         ),
         "gelu_exact",
     ),
-    (
-        _operation(
-            "mul", _HALF_OF_X, _operation("add", 1.0, _operation("erf", _operation("div", X, _float32(np.sqrt(2)))))
-        ),
-        "gelu_exact",
-    ),
-    (
-        _operation(
-            "mul", _HALF_OF_X, _operation("add", 1.0, _operation("erf", _operation("mul", X, _float32(np.sqrt(0.5)))))
-        ),
-        "gelu_exact",
-    ),
+    *((_operation("mul", _HALF_OF_X, form), "gelu_exact") for form in _ONE_PLUS_ERF_FORMS),
+    *((_operation("mul", 0.5, _operation("mul", X, form)), "gelu_exact") for form in _ONE_PLUS_ERF_FORMS),
     (_operation("logistic", X), "sigmoid"),
     (_operation("tanh", X), "tanh"),
 ]

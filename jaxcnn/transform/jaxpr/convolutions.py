@@ -15,7 +15,6 @@ from jax.extend.core import JaxprEqn
 from jax.extend.core.primitives import conv_general_dilated_p
 
 from jaxcnn.geometry import Ints, Pair, dilated_size
-from jaxcnn.lowering.common.forms import transposed_kernel
 from jaxcnn.lowering.spec import ConvSpec, Role, conv_spec
 from jaxcnn.primitives import conv_p
 from jaxcnn.transform.jaxpr.equations import avals, explicit_sharding, has_known_sizes, is_computable
@@ -58,8 +57,13 @@ class Convolution:
             lhs = _pad(lhs, self.edges)
         if self.swapped:
             lhs, rhs = rhs, lhs
-        lhs, rhs = _transpose(lhs, lhs_axes), _transpose(rhs, rhs_axes)
-        return lhs, _exchange_features(rhs, self.spec) if self.flipped else rhs
+        lhs = _transpose(lhs, lhs_axes)
+        if not self.flipped:
+            return lhs, _transpose(rhs, rhs_axes)
+        *taps, kernel_in, features = rhs_axes
+        # JAX's gradients reverse the kernel too. XLA drops the two reversals where nothing but reshapes lies between.
+        kernel = lax.rev(_transpose(rhs, (*taps, features, kernel_in)), tuple(range(self.spec.rank)))
+        return lhs, _exchange_features(kernel, self.spec)
 
     def conv_params(self, method: str) -> dict[str, Any]:
         """Returns the parameters of `conv_p`."""
@@ -81,7 +85,13 @@ def _transpose(array: jax.Array, axes: Ints) -> jax.Array:
 
 
 def _exchange_features(kernel: jax.Array, spec: ConvSpec) -> jax.Array:
-    return transposed_kernel(lax.rev(kernel, tuple(range(spec.rank))), spec.feature_group_count)
+    """Returns the kernel (*window, I, G * O) for a kernel (*window, G * I, O) of the transposed convolution."""
+    *window, features, kernel_out = kernel.shape
+    groups = spec.feature_group_count
+    if groups == 1:
+        return kernel
+    split = kernel.reshape(*window, groups, features // groups, kernel_out)
+    return jnp.moveaxis(split, -3, -2).reshape(spec.kernel_shape)
 
 
 Purpose = Literal["count", "describe", "compute"]
@@ -120,6 +130,8 @@ def _convolution_to_compute(equation: JaxprEqn) -> Convolution | None:
     if not all(map(is_computable, operands)) or operands[-1].weak_type or not _has_known_pixels(equation):
         return None
     conv = _in_some_role(equation)
+    if conv is not None and conv.spec.role == "output" and _has_exchanged_kernel(equation):
+        conv = _as_input_gradient(equation) or conv
     if conv is None or min(map(min, conv.spec.padding)) < 0:
         conv = _as_convolution_of_cropped(equation)
     if any(jnp.issubdtype(aval.dtype, kind) for aval in operands for kind in (np.complexfloating, np.bool_)):
@@ -201,6 +213,15 @@ def _from_lax(equation: JaxprEqn) -> Convolution | None:
     return conv or _in_role(
         equation, "output", forward_axes(equation), **forward_options(equation), feature_group_count=groups
     )
+
+
+def _has_exchanged_kernel(equation: JaxprEqn) -> bool:
+    """Returns whether the kernel lies in memory as (*window, O, I).
+
+    JAX's gradient by the input has such a kernel, reversed: as the role `"input"` it needs no copy of the kernel.
+    """
+    *taps, kernel_in, features = forward_axes(equation)[1]
+    return (*taps, features, kernel_in) == tuple(range(len(taps) + 2))
 
 
 def _as_feature_grouped(equation: JaxprEqn) -> Convolution:
@@ -301,7 +322,7 @@ def _int_pairs(padding: Any) -> tuple[Pair, ...]:
 
 
 def _as_input_gradient(equation: JaxprEqn) -> Convolution | None:
-    """Returns an equation with a dilated first operand as the gradient (y, kernel) -> x, with that dilation as strides.
+    """Returns an equation as the gradient (y, kernel) -> x, with the dilation of the first operand as strides.
 
     None if no forward convolution has this gradient.
     """

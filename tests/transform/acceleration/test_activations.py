@@ -9,8 +9,9 @@ import keras
 import numpy as np
 import pytest
 from jax import lax
+from scipy import special
 
-from jaxcnn import accelerate
+from jaxcnn import accelerate, native
 from support.fusing import fused
 
 LIBRARY_FUNCTIONS = {
@@ -45,6 +46,7 @@ SPELLED_OUT = {
     "gelu_exact": [
         lambda x: 0.5 * x * (1 + lax.erf(x / np.float32(np.sqrt(2)))),
         lambda x: x * 0.5 * (1 + lax.erf(x * np.float32(np.sqrt(0.5)))),
+        lambda x: x * (lax.erf(x / np.float32(np.sqrt(2))) + 1) * 0.5,
     ],
 }
 CASES = [
@@ -93,6 +95,14 @@ def test_values_and_derivatives_at_special_values(fusing_on, standard_promotion)
         )  # at 0, where conventions differ, as anywhere else
     applied = {epilogue.activation for _, epilogue in fusing_on.calls}
     assert applied == set(LIBRARY_FUNCTIONS)
+
+
+@pytest.mark.skipif(not native.is_available(), reason=f"needs the compiled library: {native.status()}")
+def test_the_error_of_the_exact_gelu_between_its_special_values():
+    x = np.linspace(-8, 8, 20_000, dtype=np.float32)
+    f = accelerate(around(lambda x: jax.nn.gelu(x, approximate=False)), method="native")
+    exact = x.astype(np.float64) * (0.5 + 0.5 * special.erf(x / np.sqrt(2.0)))
+    assert np.abs(np.asarray(f(x[None, :, None])).ravel() - exact).max() < 1e-6
 
 
 @pytest.mark.parametrize(("number", "function"), list(enumerate(LIBRARY_FUNCTIONS["leaky_relu"])))

@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxcnn
-from jaxcnn import accelerate
+from jaxcnn import accelerate, native
 from jaxcnn.epilogue import Epilogue
 from jaxcnn.lowering.methods import direct
 from support.arrays import assert_same
@@ -407,3 +407,18 @@ def test_name_and_line_are_those_of_the_convolution(fusing_on):
     assert str(equation.source_info.name_stack) == "first"
     for inner in walk(equation.params["unfused"]):
         assert not str(inner.source_info.name_stack)
+
+
+@pytest.mark.skipif(not native.is_available(), reason=f"needs the compiled library: {native.status()}")
+def test_a_number_for_all_channels_is_no_array_in_the_program():
+    x, kernel = normal((1, 9, 9, 16)), normal((3, 3, 16, 24))
+
+    def f(x, kernel):
+        numbers = ("NHWC", "HWIO", "NHWC")
+        return jax.nn.relu(lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=numbers) * 0.5 - 0.25)
+
+    assert_same(accelerate(f)(x, kernel), f(x, kernel), 1e-5)
+    program = jax.jit(accelerate(f)).lower(x, kernel).compile().as_text()
+    assert program.count("jaxcnn_slide") == 1
+    assert " fusion(" not in program
+    assert " broadcast(" not in program

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import pytest
 from jax import lax
 
 import jaxcnn
-from jaxcnn import accelerate
+from jaxcnn import accelerate, native
 from support.accelerated import PARAMS, X, network
 from support.arrays import assert_same, jax_normal
 from support.counting import executed_convolutions
@@ -65,3 +67,32 @@ def test_on_other_platforms_there_is_one_convolution_for_each(platform):
         return text.count("stablehlo.convolution"), text.count("reduce_window")
 
     assert count(accelerate(network)) == count(network)
+
+
+@pytest.mark.skipif(not native.is_available(), reason=f"needs the compiled library: {native.status()}")
+@pytest.mark.parametrize(("strides", "groups"), [(1, 1), (2, 1), (1, 8), (1, 2)])
+def test_a_gradient_by_the_input_takes_the_kernel_as_it_lies_in_memory(strides, groups):
+    x, kernel = jax_normal((1, 9, 9, 8)), jax_normal((3, 3, 8 // groups, 16))
+
+    def gradient(x, kernel, cotangent):
+        options = {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), "feature_group_count": groups}
+        convolve = partial(
+            lax.conv_general_dilated, rhs=kernel, window_strides=2 * (strides,), padding="SAME", **options
+        )
+        return jax.linear_transpose(convolve, x)(cotangent)[0]
+
+    cotangent = jax_normal((1, -(-9 // strides), -(-9 // strides), 16))
+    (conv,) = convolutions(accelerate(gradient), x, kernel, cotangent)
+    assert conv["spec"].role == "input"
+    assert_same(accelerate(gradient)(x, kernel, cotangent), gradient(x, kernel, cotangent), 1e-5)
+    program = jax.jit(accelerate(gradient)).lower(x, kernel, cotangent).compile().as_text()
+    assert " fusion(" not in program
+    assert " copy(" not in program
+
+
+def test_a_forward_kernel_whose_features_are_exchanged():
+    def f(x, kernel):
+        return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWOI", "NHWC"))
+
+    x, kernel = jax_normal((1, 9, 9, 8)), jax_normal((3, 3, 16, 8))
+    assert_same(accelerate(f)(x, kernel), f(x, kernel), 1e-5)
