@@ -15,7 +15,6 @@ convolutions of their own, which the method `direct` calls.
 from __future__ import annotations
 
 import dataclasses
-import math
 from types import ModuleType
 
 from jaxcnn import native as library
