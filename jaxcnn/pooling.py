@@ -57,7 +57,7 @@ def max_pool(
     Returns:
       `(*batch, *output, C)` in x's order of axes and dtype, where
       output = floor((size + padding - (window - 1) * window_dilation - 1) / strides) + 1, ceil in `ceil_mode`. A window
-      wholly on padding gives -inf, the lowest integer or False.
+      wholly on padding gives -inf, or the lowest number of a dtype without infinities, or False.
 
     Raises:
       ValueError: Shapes or options do not fit; a window is larger than its padded input.
@@ -97,8 +97,8 @@ def min_pool(
       window_shape, strides, padding, window_dilation, ceil_mode, layout: options, as in `max_pool`.
 
     Returns:
-      `(*batch, *output, C)` in x's order of axes and dtype. A window wholly on padding gives inf, the highest integer
-      or True.
+      `(*batch, *output, C)` in x's order of axes and dtype. A window wholly on padding gives inf, or the highest
+      number of a dtype without infinities, or True.
 
     Raises:
       ValueError, TypeError: options of `max_pool`.

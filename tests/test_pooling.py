@@ -235,6 +235,20 @@ def test_a_window_wholly_on_padding():
     np.testing.assert_allclose(counted.ravel(), [1.5, 0.5])
 
 
+@pytest.mark.parametrize("dtype", [jnp.float8_e4m3fn, jnp.float8_e5m2])
+def test_padding_never_wins_in_8_bit_floats(rng, dtype):
+    """The first of these dtypes has no infinity."""
+    x = jnp.asarray(rng.integers(-9, 9, (1, 4, 5, 2)), dtype)
+    for function, sign in ((jaxcnn.max_pool, -1), (jaxcnn.min_pool, 1)):
+        result = function(x, 3, padding=1)
+        assert result.dtype == dtype
+        np.testing.assert_array_equal(result.astype(np.float32), function(x.astype(np.float32), 3, padding=1))
+        limit = sign * (448 if dtype is jnp.float8_e4m3fn else np.inf)
+        assert function(x[:, :2, :2], 1, padding=1)[0, 0, 0, 0] == jnp.asarray(limit, dtype)
+    values, _ = jaxcnn.max_pool_with_indices(x, 3, padding=1)
+    np.testing.assert_array_equal(values.astype(np.float32), jaxcnn.max_pool(x.astype(np.float32), 3, padding=1))
+
+
 @pytest.mark.parametrize(
     ("size", "window", "stride", "padding", "expected"),
     [

@@ -23,9 +23,13 @@ def pool_identity(mode: str, dtype: np.dtype) -> np.ndarray:
     """Returns the value that never wins a maximum (`mode` "max") or a minimum (`mode` "min")."""
     if dtype == np.bool_:
         return np.array(mode == "min", dtype)
-    low = -np.inf if jnp.issubdtype(dtype, jnp.floating) else jnp.iinfo(dtype).min
-    high = np.inf if jnp.issubdtype(dtype, jnp.floating) else jnp.iinfo(dtype).max
-    return np.array(low if mode == "max" else high, dtype)
+    if jnp.issubdtype(dtype, jnp.floating):
+        infinity = np.array(-np.inf if mode == "max" else np.inf, dtype)
+        if np.isinf(infinity):
+            return infinity
+    # Some 8-bit floats have no infinity: the cast gives NaN, which would win.
+    limits = jnp.finfo(dtype) if jnp.issubdtype(dtype, jnp.floating) else jnp.iinfo(dtype)
+    return np.array(limits.min if mode == "max" else limits.max, dtype)
 
 
 def _window_options(spec: PoolSpec) -> dict[str, Any]:

@@ -34,9 +34,9 @@ def accelerate(f: Callable[P, T], *, method: str = "auto") -> Callable[P, T]:
     a NaN counts as the maximum, but in JAX the result depends on the order. A policy of `jax.checkpoint` decides about
     the results of convolutions as it does about those of `jax.lax`. Negative padding crops, where XLA:CPU reads other
     memory for some. In a program over several CPU devices each one computes its own part, on meshes of Auto axes, of
-    Explicit axes, or of both. Left as they are: complex and empty convolutions, those whose image or channels are of
-    symbolic size, arrays in a `jax.shard_map` over some axes of an Explicit mesh, pools of planes whose channels an
-    Explicit mesh splits, and other primitives that hold functions.
+    Explicit axes, or of both. Left as they are: complex and empty convolutions, those without spatial axes, those whose
+    image or channels are of symbolic size, arrays in a `jax.shard_map` over some axes of an Explicit mesh, pools of
+    planes whose channels an Explicit mesh splits, and other primitives that hold functions.
 
     Called outside of a trace the function runs through one cached `jax.jit`: as there, arrays that f closes over and
     the attributes of objects are constants of the compiled program. Inside of a trace f is traced at each call. An

@@ -105,13 +105,17 @@ def as_convolution(equation: JaxprEqn, purpose: Purpose) -> Convolution | None:
     """Returns the convolution that an equation computes; None if there is none, or one that the purpose excludes."""
     if not is_convolution(equation):
         return None
+    if purpose != "count" and avals(equation)[0].ndim == 2:
+        # Without spatial axes a convolution of lax is a product of matrices.
+        return None
     if purpose == "compute":
         return _convolution_to_compute(equation)
     if not all(map(has_known_sizes, avals(equation))):
         return None
     conv = _in_some_role(equation)
     if conv is None and purpose == "count":
-        conv = _as_kernel_gradient_of_transposed(equation) if max(equation.params["lhs_dilation"]) > 1 else None
+        has_dilated_input = max(equation.params["lhs_dilation"], default=1) > 1
+        conv = _as_kernel_gradient_of_transposed(equation) if has_dilated_input else None
         # JAX computes the gradient of a grouped kernel as a convolution in groups of the batch. With a dilated or a
         # cropped input that gradient has no role of `conv_p`.
         conv = conv or _as_feature_grouped(equation)
@@ -203,7 +207,7 @@ def _from_lax(equation: JaxprEqn) -> Convolution | None:
     # convolution with a large window has such sizes too. But a gradient takes the channels for the batch axis, so this
     # axis is not the first one.
     is_kernel_gradient = is_ungrouped and math.prod(window) > math.prod(outputs) and numbers.lhs_spec[0] != 0
-    has_dilated_input = max(params["lhs_dilation"]) > 1
+    has_dilated_input = max(params["lhs_dilation"], default=1) > 1
     conv = None
     if is_kernel_gradient:
         conv = _as_kernel_gradient_of_transposed(equation) if has_dilated_input else _as_kernel_gradient(equation)
@@ -357,7 +361,7 @@ def _as_kernel_gradient(equation: JaxprEqn) -> Convolution | None:
     gradient.
     """
     params = equation.params
-    if max(params["lhs_dilation"]) > 1:
+    if max(params["lhs_dilation"], default=1) > 1:
         return None
     (c, n, *x_axes), (o, y_n, *y_axes), (i, out_o, *taps) = params["dimension_numbers"]
     lhs, rhs, out = avals(equation)

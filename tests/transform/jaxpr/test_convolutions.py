@@ -167,6 +167,22 @@ def test_empty_results_are_left_to_lax():
     assert accelerate(f)(x, kernel).shape == (1, 2, 0, 0)
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+def test_convolutions_without_spatial_axes_are_left_to_lax(groups):
+    def f(x, kernel):
+        numbers = ("NC", "IO", "NC")
+        return lax.conv_general_dilated(x, kernel, (), (), dimension_numbers=numbers, feature_group_count=groups)
+
+    def backward(x, kernel):
+        return jax.grad(lambda x, kernel: jnp.sum(jnp.sin(f(x, kernel))), (0, 1))(x, kernel)
+
+    x, kernel = jax_normal((3, 4)), jax_normal((4 // groups, 6), 1)
+    assert_same(accelerate(f)(x, kernel), f(x, kernel))
+    assert_same(accelerate(backward)(x, kernel), backward(x, kernel))
+    assert roles(backward, x, kernel) == {"lax": 3}
+    assert [row.cost.macs for row in jaxcnn.summarize(backward, x, kernel).rows] == [72 // groups] * 3
+
+
 @pytest.mark.parametrize("dtype", [np.int8, np.int16, np.int32, np.uint8])
 def test_integers_are_equal_bit_for_bit(dtype, rng):
     x = jnp.asarray(rng.integers(-100, 100, (1, 6, 6, 4)).astype(dtype))
