@@ -267,8 +267,8 @@ def saved(tmp_path_factory):
     """Files of a tuning table and of a substitution, each with the function that loads one from a path."""
     folder = tmp_path_factory.mktemp("saved")
     jaxcnn.tune(jaxcnn.conv, jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 2, 2)), seconds=0.01).save(folder / "table.json")
-    found = jaxcnn.substitute(two_layers, SMALL, IMAGE, macs=0.6, count="macs", schemes="separable")
-    found.save(folder / "found.npz")
+    small = jaxcnn.substitute(two_layers, SMALL, IMAGE, macs=0.6, count="macs", schemes="separable")
+    small.save(folder / "found.npz")
     return {
         "table": ((folder / "table.json").read_bytes(), jaxcnn.TuningTable.load),
         "substitution": (

@@ -94,8 +94,8 @@ def test_vmap_over_a_batch_of_chains(rng):
     chains = [chain_of(rng, *MIXED) for _ in range(3)]
     stacked = jax.tree.map(lambda *kernels: jnp.stack(kernels), *chains)
     x = integers((1, 6, 6, 8), rng)
-    found = jax.vmap(lambda chain: conv(x, chain, strides=2))(stacked)
-    np.testing.assert_array_equal(found, jnp.stack([conv(x, chain, strides=2) for chain in chains]))
+    result = jax.vmap(lambda chain: conv(x, chain, strides=2))(stacked)
+    np.testing.assert_array_equal(result, jnp.stack([conv(x, chain, strides=2) for chain in chains]))
     dense = jax.vmap(lambda chain: chain.dense())(stacked)
     np.testing.assert_array_equal(dense, jnp.stack([chain.dense() for chain in chains]))
 
@@ -113,10 +113,10 @@ def test_the_gradient_of_a_chain_is_that_through_its_dense_kernel(shapes, counts
         groups = chain.feature_group_count
         return jnp.sum(weights * conv(x, chain.dense(), strides=2, feature_group_count=groups))
 
-    found, expected = (jax.grad(f, (0, 1))(chain, x) for f in (by_links, by_dense))
-    assert found[0].feature_group_counts == counts
-    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b, strict=True), found, expected)
-    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(found))
+    result, expected = (jax.grad(f, (0, 1))(chain, x) for f in (by_links, by_dense))
+    assert result[0].feature_group_counts == counts
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b, strict=True), result, expected)
+    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(result))
 
 
 def test_a_chain_can_be_trained(rng):
@@ -175,9 +175,9 @@ def test_float64_chains_stay_float64(x64, rng):
         dense, loop_compose(list(map(np.asarray, chain.kernels)), [1, 1]), rtol=1e-12, atol=1e-12
     )
     x = rng.standard_normal((1, 7, 7, 2))
-    found = conv(x, chain)
-    assert found.dtype == np.float64
-    np.testing.assert_allclose(found, conv(x, dense), rtol=1e-12, atol=1e-12)
+    result = conv(x, chain)
+    assert result.dtype == np.float64
+    np.testing.assert_allclose(result, conv(x, dense), rtol=1e-12, atol=1e-12)
 
 
 def test_links_of_several_dtypes_promote_by_the_users_setting(rng, standard_promotion):
@@ -304,9 +304,9 @@ def test_relative_error_of_16_bit_kernels_is_computed_in_float32(rng):
     kernel = jnp.asarray(rng.standard_normal(chain.shape), jnp.bfloat16)
     dense = np.asarray(chain.dense(), np.float64)
     expected = np.linalg.norm(dense - np.asarray(kernel, np.float64)) / np.linalg.norm(np.asarray(kernel, np.float64))
-    found = chain.relative_error(kernel)
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    error = chain.relative_error(kernel)
+    assert error.dtype == np.float32
+    np.testing.assert_allclose(error, expected, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -315,9 +315,9 @@ def test_relative_error_of_16_bit_kernels_is_computed_in_float32(rng):
 )
 def test_relative_error_of_kernels_of_another_dtype(links, given):
     chain = KernelChain((np.full((3, 1, 1), 2, links),))
-    found = chain.relative_error(jnp.full((3, 1, 1), 4, given))
-    assert found == 0.5
-    assert found.dtype == np.float32
+    error = chain.relative_error(jnp.full((3, 1, 1), 4, given))
+    assert error == 0.5
+    assert error.dtype == np.float32
 
 
 @pytest.mark.parametrize("size", [1e-25, 1e25])
@@ -355,10 +355,10 @@ def test_relative_error_refuses_another_shape(rng):
 def equal_to_dense(function, x, chain, options, dense=None):
     """conv(x, chain) and conv(x, chain.dense()) of whole numbers are the same to the last bit."""
     dense = chain.dense() if dense is None else dense
-    found = function(x, chain, **options)
+    result = function(x, chain, **options)
     expected = function(x, dense, feature_group_count=chain.feature_group_count, **options)
-    np.testing.assert_array_equal(found, expected, strict=True)
-    return np.asarray(found)
+    np.testing.assert_array_equal(result, expected, strict=True)
+    return np.asarray(result)
 
 
 def drawn_image(data, shapes, counts, seed, smallest=2):
@@ -397,17 +397,17 @@ def test_a_chain_convolves_transposed_as_its_dense_kernel(data, drawn, seed):
     rng = np.random.default_rng(seed)
     x = integers((1, *(data.draw(st.integers(1, {1: 6, 2: 4, 3: 3}[rank])) for _ in range(rank)), shapes[-1][-1]), rng)
     try:
-        found = equal_to_dense(conv_transpose, x, chain, options, looped_dense(chain))
+        result = equal_to_dense(conv_transpose, x, chain, options, looped_dense(chain))
     except ValueError as error:
         assert "no output is left" in str(error)  # noqa: PT017 - a draw without output
         assume(False)
     # The adjoint identity, <conv(u), x> = <u, conv_transpose(x)>, wherever conv gives that many pixels again.
     extra = options.pop("output_padding", (0,) * rank)
     if all(more < stride for more, stride in zip(extra, options["strides"], strict=True)):
-        u = integers(found.shape, rng)
+        u = integers(result.shape, rng)
         forward = np.asarray(conv(u, chain, **options))
         assert forward.shape == x.shape
-        assert np.vdot(forward, x) == np.vdot(u, found)
+        assert np.vdot(forward, x) == np.vdot(u, result)
 
 
 @pytest.mark.parametrize("padding", ["SAME", "SAME_LOWER", "VALID", 1, ((3, 0), (-1, 2))])
@@ -417,8 +417,8 @@ def test_borders_are_exact(shapes, counts, strides, padding, rng):
     """Padding between the links would be wrong at the borders, and a stride on the first link everywhere."""
     chain = chain_of(rng, shapes, counts)
     x = integers((2, 9, 8, chain.shape[-2]), rng)
-    found = equal_to_dense(conv, x, chain, {"strides": strides, "padding": padding})
-    assert np.abs(found).max() > 0
+    result = equal_to_dense(conv, x, chain, {"strides": strides, "padding": padding})
+    assert np.abs(result).max() > 0
 
 
 @pytest.mark.parametrize("layout", ["NCHW", "HWNC", ("NCHW", "OIHW", "NHWC"), ("NWHC", "WHIO", "NCHW")])
@@ -431,31 +431,31 @@ def test_layout_describes_the_images_and_not_the_links(layout, rng):
     spatial = "HW" if isinstance(layout, str) else "".join(name for name in layout[1] if name not in "IO")
     last = f"N{spatial}C"
     moved = x.transpose([last.index(name) for name in names_in])
-    found = conv(moved, chain, strides=(2, 1), layout=layout)
-    np.testing.assert_array_equal(found, expected.transpose([last.index(name) for name in names_out]), strict=True)
+    result = conv(moved, chain, strides=(2, 1), layout=layout)
+    np.testing.assert_array_equal(result, expected.transpose([last.index(name) for name in names_out]), strict=True)
     y = integers((2, 4, 8, 6), rng)
     expected = np.asarray(conv_transpose(y, chain, strides=(2, 1)))
     moved = y.transpose([last.index(name) for name in names_in])
-    found = conv_transpose(moved, chain, strides=(2, 1), layout=layout)
-    np.testing.assert_array_equal(found, expected.transpose([last.index(name) for name in names_out]), strict=True)
+    result = conv_transpose(moved, chain, strides=(2, 1), layout=layout)
+    np.testing.assert_array_equal(result, expected.transpose([last.index(name) for name in names_out]), strict=True)
 
 
 @pytest.mark.parametrize("batch", [(), (2, 3), (0,)])
 def test_batch_axes(batch, rng):
     chain = chain_of(rng, PAIR)
     x = integers((*batch, 5, 6, 2), rng)
-    found = conv(x, chain)
-    assert found.shape == (*batch, 5, 6, 6)
-    np.testing.assert_array_equal(found, conv(x, chain.dense()))
+    result = conv(x, chain)
+    assert result.shape == (*batch, 5, 6, 6)
+    np.testing.assert_array_equal(result, conv(x, chain.dense()))
 
 
 def test_depthwise_conv_takes_a_chain_of_as_many_groups(rng):
     chain = chain_of(rng, ((3, 1, 1, 4), (1, 3, 1, 8)), (4, 4))
     x = integers((1, 6, 6, 4), rng)
-    found = depthwise_conv(x, chain, strides=2)
-    np.testing.assert_array_equal(found, conv(x, chain.dense(), strides=2, feature_group_count=4))
+    result = depthwise_conv(x, chain, strides=2)
+    np.testing.assert_array_equal(result, conv(x, chain.dense(), strides=2, feature_group_count=4))
     dense = np.asarray(chain.dense()).reshape(3, 3, 4, 2)
-    np.testing.assert_array_equal(found, depthwise_conv(x, dense, strides=2))
+    np.testing.assert_array_equal(result, depthwise_conv(x, dense, strides=2))
 
 
 SIXTEEN_BITS = [(ml_dtypes.bfloat16, 8), (np.float16, 11)]
@@ -469,13 +469,13 @@ def test_16_bit_chains_round_once(dtype, digits, rng):
     chain = jax.tree.map(lambda kernel: kernel / jnp.asarray(16, dtype), chain)
     x = jnp.asarray(rng.standard_normal((1, 9, 9, 16)), dtype)
     for function, image in ((conv, x), (conv_transpose, x)):
-        found = function(image, chain)
-        assert found.dtype == dtype
+        result = function(image, chain)
+        assert result.dtype == dtype
         with jax.enable_x64(True):
             wide = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), (image, chain))
             expected = np.asarray(function(*wide))
         assert expected.dtype == np.float64
-        error = np.abs(np.asarray(found, np.float64) - expected)
+        error = np.abs(np.asarray(result, np.float64) - expected)
         bound = 2.0**-digits * np.abs(expected) + 1e-5 * np.abs(expected).max()
         assert (error <= bound).all(), float((error / bound).max())
         # The bound can be missed: rounding between the links, as a row of plain convolutions does, misses it.
@@ -496,38 +496,40 @@ def test_int8_chains_are_exact_in_int32(rng):
     for row, column in np.ndindex(5, 5):
         exact += padded[:, row : row + 6, column : column + 6] @ wide[row, column]
     assert 2**15 < np.abs(exact).max() < 2**31
-    found = conv(x, chain)
-    assert found.dtype == np.int32
-    np.testing.assert_array_equal(found, exact)
+    result = conv(x, chain)
+    assert result.dtype == np.int32
+    np.testing.assert_array_equal(result, exact)
 
 
 def test_int8_chains_are_exact_in_int32_transposed(rng):
     chain = chain_of(rng, PAIR, largest=127, dtype=np.int8)
     x = integers((1, 5, 5, 6), rng, low=-127, high=128, dtype=np.int8)
-    found = conv_transpose(x, chain, padding="VALID")
-    assert found.dtype == np.int32
+    result = conv_transpose(x, chain, padding="VALID")
+    assert result.dtype == np.int32
     dense = loop_compose(list(map(np.asarray, chain.kernels)), [1, 1])
     exact = np.zeros((1, 7, 7, 2))
     for row, column in np.ndindex(3, 3):
         exact[:, row : row + 5, column : column + 5] += x.astype(np.float64) @ dense[row, column].T
-    np.testing.assert_array_equal(found, exact)
+    np.testing.assert_array_equal(result, exact)
     assert np.abs(exact).max() > 2**15
 
 
 @pytest.mark.parametrize(
-    ("chain", "groups", "own"),
+    ("chain", "groups", "chain_groups"),
     [((((3, 3, 1, 4), (3, 3, 1, 4)), (4, 4)), 2, 4), ((PAIR, (1, 1)), 2, 1), (MIXED, 8, 1)],
 )
-def test_another_group_count_than_the_chains_is_refused(chain, groups, own, rng):
+def test_another_group_count_than_the_chains_is_refused(chain, groups, chain_groups, rng):
     chain = chain_of(rng, *chain)
     features = chain.shape[-2] * chain.feature_group_count
     x = integers((1, 6, 6, features), rng)
-    message = f"conv: the chain has a feature_group_count of its own, {own}, got {groups}"
+    message = f"conv: the chain has a feature_group_count of its own, {chain_groups}, got {groups}"
     with pytest.raises(ValueError, match=message):
         conv(x, chain, feature_group_count=groups)
-    with pytest.raises(ValueError, match=f"conv_transpose: the chain has a feature_group_count of its own, {own}"):
+    with pytest.raises(
+        ValueError, match=f"conv_transpose: the chain has a feature_group_count of its own, {chain_groups}"
+    ):
         conv_transpose(integers((1, 6, 6, chain.shape[-1]), rng), chain, feature_group_count=groups)
-    np.testing.assert_array_equal(conv(x, chain, feature_group_count=own), conv(x, chain), strict=True)
+    np.testing.assert_array_equal(conv(x, chain, feature_group_count=chain_groups), conv(x, chain), strict=True)
 
 
 def test_a_chain_for_other_channels_is_refused(rng):

@@ -91,9 +91,9 @@ def test_conv_cost_is_what_the_loops_count(drawn, bias):
     x = (layer["batch"], *layer["sizes"], layer["in_features"])
     kernel = (*layer["window"], layer["in_features"] // layer["groups"], layer["out_features"])
     y = (layer["batch"], *count.outputs, layer["out_features"])
-    found = conv_cost(x, kernel, feature_group_count=layer["groups"], bias=bias, **options)
+    result = conv_cost(x, kernel, feature_group_count=layer["groups"], bias=bias, **options)
     biases = layer["out_features"] if bias else 0
-    assert found == Cost(
+    assert result == Cost(
         macs=count.macs,
         macs_valid=count.valid,
         flops=2 * count.macs + (math.prod(y) if bias else 0),
@@ -167,8 +167,8 @@ def test_a_transposed_convolution_costs_what_the_convolution_does_whose_adjoint_
 
 @pytest.mark.parametrize(("dtype", "itemsize"), [(None, 4), (jnp.bfloat16, 2), (np.float64, 8), ("int8", 1)])
 def test_bytes_are_those_of_the_preferred_dtype(dtype, itemsize):
-    found = conv_cost((1, 5, 5, 2), (3, 3, 2, 4), padding="VALID", bias=True, preferred_element_type=dtype)
-    assert found.bytes == itemsize * (50 + 72 + 36 + 4)
+    result = conv_cost((1, 5, 5, 2), (3, 3, 2, 4), padding="VALID", bias=True, preferred_element_type=dtype)
+    assert result.bytes == itemsize * (50 + 72 + 36 + 4)
 
 
 @pytest.mark.parametrize(
@@ -217,19 +217,19 @@ def test_a_chain_costs_what_executing_it_multiplies(data, drawn, batch):
     x = (batch, *(data.draw(st.integers(2, 6)) for _ in range(rank)), shapes[0][-2] * counts[0])
     chain = chain_of(shapes, counts)
     try:
-        found = conv_cost(x, chain, **options)
+        result = conv_cost(x, chain, **options)
     except ValueError as error:
         assert "larger than its padded input" in str(error)  # noqa: PT017 - a draw without output
         assume(False)
     macs, valid = walked_chain(x, chain, **options)
-    assert found.macs == macs
-    assert found.flops == 2 * macs
-    assert found.params == sum(map(math.prod, shapes)) == chain.num_params
+    assert result.macs == macs
+    assert result.flops == 2 * macs
+    assert result.params == sum(map(math.prod, shapes)) == chain.num_params
     # A crop is executed by a slice of an input whose padding and holes are then values like others.
     if nothing_is_cropped(options):
-        assert found.macs_valid == valid
+        assert result.macs_valid == valid
     else:
-        assert found.macs_valid <= valid
+        assert result.macs_valid <= valid
 
 
 @settings(max_examples=40)
@@ -245,40 +245,40 @@ def test_a_transposed_chain_costs_what_executing_it_multiplies(data, drawn):
     if not (isinstance(options["padding"], str) and options["padding"].upper().startswith("SAME")):
         options["output_padding"] = tuple(data.draw(st.integers(0, stride - 1)) for stride in options["strides"])
     try:
-        found = conv_cost(x, chain, transposed=True, **options)
+        result = conv_cost(x, chain, transposed=True, **options)
     except ValueError as error:
         assert "no output is left" in str(error)  # noqa: PT017 - a draw without output
         assume(False)
-    assert (found.macs, found.macs_valid) == walked_chain(x, chain, transposed=True, **options)
-    assert (found.flops, found.params) == (2 * found.macs, chain.num_params)
+    assert (result.macs, result.macs_valid) == walked_chain(x, chain, transposed=True, **options)
+    assert (result.flops, result.params) == (2 * result.macs, chain.num_params)
 
 
 def test_a_strided_pair_in_numbers():
     """3x1 then 1x3, 4 channels between, stride 2, on 8x8: the column strides first, so the row sees 4x8 pixels."""
     chain = chain_of([(3, 1, 2, 4), (1, 3, 4, 6)], (1, 1))
-    found = conv_cost((1, 8, 8, 2), chain, strides=2, padding=1)
-    assert found.macs == 4 * 8 * 3 * 2 * 4 + 4 * 4 * 3 * 4 * 6
+    result = conv_cost((1, 8, 8, 2), chain, strides=2, padding=1)
+    assert result.macs == 4 * 8 * 3 * 2 * 4 + 4 * 4 * 3 * 4 * 6
     # One of the 3 taps of the first output falls on padding, on each axis.
-    assert found.macs_valid == 8 * (4 * 3 - 1) * 2 * 4 + 4 * (4 * 3 - 1) * 4 * 6
-    assert found.params == 3 * 2 * 4 + 3 * 4 * 6
-    assert found.bytes == 4 * (8 * 8 * 2 + 24 + 2 * (4 * 8 * 4) + 72 + 4 * 4 * 6)
+    assert result.macs_valid == 8 * (4 * 3 - 1) * 2 * 4 + 4 * (4 * 3 - 1) * 4 * 6
+    assert result.params == 3 * 2 * 4 + 3 * 4 * 6
+    assert result.bytes == 4 * (8 * 8 * 2 + 24 + 2 * (4 * 8 * 4) + 72 + 4 * 4 * 6)
 
 
 def test_a_stacked_pair_in_numbers():
     """3x3 after 3x3 for 5x5 SAME on 6x6: the first link sees all of the padding and computes 8x8 pixels."""
     chain = chain_of([(3, 3, 2, 2), (3, 3, 2, 2)], (1, 1))
-    found = conv_cost((1, 6, 6, 2), chain)
-    assert found.macs == 64 * 9 * 4 + 36 * 9 * 4
+    result = conv_cost((1, 6, 6, 2), chain)
+    assert result.macs == 64 * 9 * 4 + 36 * 9 * 4
     # On each axis 3 * 8 taps of the first link, 3 at each end on padding.
-    assert found.macs_valid == 18 * 18 * 4 + 36 * 9 * 4
-    assert found.bytes == 4 * (72 + 36 + 2 * 128 + 36 + 72)
+    assert result.macs_valid == 18 * 18 * 4 + 36 * 9 * 4
+    assert result.bytes == 4 * (72 + 36 + 2 * 128 + 36 + 72)
 
 
 def test_a_depthwise_separable_chain_in_numbers():
     chain = chain_of([(3, 3, 1, 8), (1, 1, 8, 16)], (8, 1))
-    found = conv_cost((1, 10, 10, 8), chain, strides=2, padding="VALID")
-    assert found.macs == 16 * 9 * 8 + 16 * 8 * 16
-    assert found.params == 9 * 8 + 8 * 16
+    result = conv_cost((1, 10, 10, 8), chain, strides=2, padding="VALID")
+    assert result.macs == 16 * 9 * 8 + 16 * 8 * 16
+    assert result.params == 9 * 8 + 8 * 16
 
 
 def test_a_chain_with_a_bias():

@@ -48,8 +48,8 @@ def test_records_hold_every_tracked_value_in_the_order_of_commits(written):
     by_kind = {"scheme": tracked.Schemes, "layer": tracked.Layers, "network": tracked.Accelerated}
     for cls in (*by_kind.values(), tracked.Substituted, tracked.Compilation):
         quantities = [name.removeprefix("track_") for name in dir(cls) if name.startswith("track_")]
-        found = [one for one in machine["series"] if sorted(one["values"]) == sorted(quantities)]
-        assert len(found) >= len(cls.params[0])
+        result = [one for one in machine["series"] if sorted(one["values"]) == sorted(quantities)]
+        assert len(result) >= len(cls.params[0])
     low_rank = series(machine, "3x3 by low_rank")
     expected = [
         asv_results.value(tracked.Schemes, "track_error", "3x3 by low_rank", commit) for commit in range(NEWEST + 1)

@@ -240,8 +240,8 @@ def test_ceil_sizes_are_torchs():
                 ).shape[2]
             except RuntimeError:  # torch has no output, or the padding is more than half of the window
                 continue
-            found = ceil_sizes((size,), ((pad, pad),), (extent,), (stride,))
-            assert found == (expected,), (size, window, stride, pad, dilation)
+            result = ceil_sizes((size,), ((pad, pad),), (extent,), (stride,))
+            assert result == (expected,), (size, window, stride, pad, dilation)
             compared += 1
             rounded_up += expected > (size + 2 * pad - extent) // stride + 1
     assert compared > 500
@@ -259,8 +259,8 @@ def test_ceil_sizes_of_uneven_padding_by_torchs_rule():
             last = next(n for n in range(99) if n * stride + window >= size + low + high)
             drop = last * stride >= size + low
             dropped += drop
-            found = ceil_sizes((size,), ((low, high),), (window,), (stride,))
-            assert found == (last + 1 - drop,), (size, window, stride, low, high)
+            result = ceil_sizes((size,), ((low, high),), (window,), (stride,))
+            assert result == (last + 1 - drop,), (size, window, stride, low, high)
     assert dropped > 100
 
 
@@ -286,8 +286,8 @@ def test_transposed_sizes_are_torchs():
                 continue
             if expected < 1:
                 continue
-            found = transposed_sizes((size,), pad, (extent,), (stride,), (extra,))
-            assert found == (expected,), (size, window, stride, pad, dilation, extra)
+            result = transposed_sizes((size,), pad, (extent,), (stride,), (extra,))
+            assert result == (expected,), (size, window, stride, pad, dilation, extra)
             compared += 1
     assert compared > 300
 

@@ -82,8 +82,8 @@ def test_a_triple_is_laxs(triple, as_numbers, rng):
     kernel = rng.integers(-3, 4, [kernel_sizes[name] for name in triple[1]]).astype(np.float32)
     layout = lax.conv_dimension_numbers(x.shape, kernel.shape, triple) if as_numbers else triple
     expected = lax.conv_general_dilated(x, kernel, (1, 2), ((0, 1), (2, 0)), dimension_numbers=layout)
-    found = conv(x, kernel, strides=(1, 2), padding=((0, 1), (2, 0)), layout=layout)
-    np.testing.assert_array_equal(found, expected)
+    result = conv(x, kernel, strides=(1, 2), padding=((0, 1), (2, 0)), layout=layout)
+    np.testing.assert_array_equal(result, expected)
     shape = conv_output_shape(x.shape, kernel.shape, strides=(1, 2), padding=((0, 1), (2, 0)), layout=layout)
     assert shape == expected.shape
 
@@ -145,18 +145,18 @@ def test_a_convolution_is_the_same_in_every_layout(layout, batch, rng):
     order = parse_layout(layout, 2)
     moved = order.from_canonical(x.reshape(-1, 5, 6, 2), batch)
     moved_kernel = kernel.transpose(3, 2, 0, 1) if order.kernel.startswith("OI") else kernel
-    found = conv(moved, moved_kernel, layout=layout, **options)
-    back = np.asarray(order.to_canonical(found)).reshape(expected.shape)
+    result = conv(moved, moved_kernel, layout=layout, **options)
+    back = np.asarray(order.to_canonical(result)).reshape(expected.shape)
     np.testing.assert_array_equal(back, expected, strict=True)
 
 
 def test_batch_axes_stand_where_n_stands(rng):
     x = rng.standard_normal((5, 6, 2, 3, 4)).astype(np.float32)  # H W N N C
     kernel = rng.standard_normal((3, 3, 4, 7)).astype(np.float32)
-    found = conv(x, kernel, layout="HWNC")
-    assert found.shape == (5, 6, 2, 3, 7)
+    result = conv(x, kernel, layout="HWNC")
+    assert result.shape == (5, 6, 2, 3, 7)
     expected = conv(x.transpose(2, 3, 0, 1, 4), kernel).transpose(2, 3, 0, 1, 4)
-    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(result, expected)
 
 
 def test_lax_numbers_with_a_named_tuple():

@@ -82,8 +82,8 @@ def test_conv_output_shape_with_named_padding(case, name):
         with pytest.raises(ValueError, match="larger than its padded input"):
             conv_output_shape((1, *case["sizes"], 1), (*case["window"], 1, 1), padding=name, **options)
     else:
-        found = conv_output_shape((1, *case["sizes"], 1), (*case["window"], 1, 1), padding=name, **options)
-        assert found == (1, *outputs, 1)
+        result = conv_output_shape((1, *case["sizes"], 1), (*case["window"], 1, 1), padding=name, **options)
+        assert result == (1, *outputs, 1)
 
 
 @pytest.mark.parametrize(

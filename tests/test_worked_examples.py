@@ -59,28 +59,28 @@ def kernel(plane):
 
 
 def test_5x5_under_3x3_at_stride_1_valid_is_3x3():
-    found = conv(image(IMAGE), kernel(CROSS), padding="VALID")
-    assert found.shape == (1, 3, 3, 1)
-    np.testing.assert_array_equal(found[0, :, :, 0], [[4, 3, 4], [2, 4, 3], [2, 3, 4]])
+    result = conv(image(IMAGE), kernel(CROSS), padding="VALID")
+    assert result.shape == (1, 3, 3, 1)
+    np.testing.assert_array_equal(result[0, :, :, 0], [[4, 3, 4], [2, 4, 3], [2, 3, 4]])
 
 
 def test_the_kernel_is_not_flipped():
-    found = conv(image(IMAGE), kernel(RAMP), padding="VALID")
-    np.testing.assert_array_equal(found[0, :, :, 0], [[20, 28, 28], [16, 27, 26], [22, 25, 16]])
+    result = conv(image(IMAGE), kernel(RAMP), padding="VALID")
+    np.testing.assert_array_equal(result[0, :, :, 0], [[20, 28, 28], [16, 27, 26], [22, 25, 16]])
 
 
 def test_5x5_under_3x3_at_stride_2_same_is_3x3():
     """ceil(5 / 2) = 3 outputs need 2 * 2 + 3 - 5 = 2 pixels of padding: one on each side."""
-    found = conv(image(IMAGE), kernel(CROSS), strides=2, padding="SAME")
-    assert found.shape == (1, 3, 3, 1)
-    np.testing.assert_array_equal(found[0, :, :, 0], [[2, 3, 1], [1, 4, 3], [0, 2, 1]])
-    np.testing.assert_array_equal(found, conv(image(IMAGE), kernel(CROSS), strides=2, padding=1))
+    result = conv(image(IMAGE), kernel(CROSS), strides=2, padding="SAME")
+    assert result.shape == (1, 3, 3, 1)
+    np.testing.assert_array_equal(result[0, :, :, 0], [[2, 3, 1], [1, 4, 3], [0, 2, 1]])
+    np.testing.assert_array_equal(result, conv(image(IMAGE), kernel(CROSS), strides=2, padding=1))
 
 
 def test_stride_1_same_keeps_the_size():
-    found = conv(image(IMAGE), kernel(CROSS))
+    result = conv(image(IMAGE), kernel(CROSS))
     np.testing.assert_array_equal(
-        found[0, :, :, 0],
+        result[0, :, :, 0],
         [[2, 2, 3, 1, 1], [1, 4, 3, 4, 1], [1, 2, 4, 3, 3], [1, 2, 3, 4, 1], [0, 2, 2, 1, 1]],
     )
 
@@ -105,21 +105,21 @@ FILTERS = np.stack(
 
 def test_5x5x2_under_three_3x3_kernels_valid_is_3x3x3():
     assert FILTERS.shape == (3, 3, 2, 3)
-    found = np.asarray(conv(PLANES, FILTERS, padding="VALID"))
-    assert found.shape == (1, 3, 3, 3)
-    np.testing.assert_array_equal(found[0, :, :, 0], [[4, 3, 4], [2, 4, 3], [2, 3, 4]])
-    np.testing.assert_array_equal(found[0, :, :, 1], [[32, 37, 43], [37, 46, 45], [38, 43, 43]])
-    np.testing.assert_array_equal(found[0, :, :, 2], [[-10, -10, -11], [-12, -5, -15], [-13, -12, -4]])
+    result = np.asarray(conv(PLANES, FILTERS, padding="VALID"))
+    assert result.shape == (1, 3, 3, 3)
+    np.testing.assert_array_equal(result[0, :, :, 0], [[4, 3, 4], [2, 4, 3], [2, 3, 4]])
+    np.testing.assert_array_equal(result[0, :, :, 1], [[32, 37, 43], [37, 46, 45], [38, 43, 43]])
+    np.testing.assert_array_equal(result[0, :, :, 2], [[-10, -10, -11], [-12, -5, -15], [-13, -12, -4]])
 
 
 def test_5x5x2_under_three_3x3_kernels_same_is_5x5x3():
-    found = np.asarray(conv(PLANES, FILTERS))
-    assert found.shape == (1, 5, 5, 3)
+    result = np.asarray(conv(PLANES, FILTERS))
+    assert result.shape == (1, 5, 5, 3)
     np.testing.assert_array_equal(
-        found[0, :, :, 1],
+        result[0, :, :, 1],
         [[18, 24, 24, 29, 23], [24, 32, 37, 43, 35], [25, 37, 46, 45, 33], [25, 38, 43, 43, 30], [19, 30, 30, 29, 18]],
     )
-    np.testing.assert_array_equal(found[0, 1:-1, 1:-1], conv(PLANES, FILTERS, padding="VALID")[0])
+    np.testing.assert_array_equal(result[0, 1:-1, 1:-1], conv(PLANES, FILTERS, padding="VALID")[0])
 
 
 def test_the_kernels_multiplications():
@@ -134,17 +134,17 @@ def test_the_kernels_multiplications():
 
 
 def test_3x3_mean_pooling_at_stride_1_on_5x5():
-    found = avg_pool(image(NUMBERS), 3)
-    assert found.shape == (1, 3, 3, 1)
+    result = avg_pool(image(NUMBERS), 3)
+    assert result.shape == (1, 3, 3, 1)
     ninths = [[32, 37, 43], [37, 46, 45], [38, 43, 43]]
-    np.testing.assert_allclose(9 * np.asarray(found)[0, :, :, 0], ninths, rtol=1e-6)
-    np.testing.assert_allclose(found, conv(image(NUMBERS), kernel(np.full((3, 3), 1 / 9)), padding="VALID"), rtol=1e-6)
+    np.testing.assert_allclose(9 * np.asarray(result)[0, :, :, 0], ninths, rtol=1e-6)
+    np.testing.assert_allclose(result, conv(image(NUMBERS), kernel(np.full((3, 3), 1 / 9)), padding="VALID"), rtol=1e-6)
 
 
 def test_3x3_max_pooling_at_stride_1_on_5x5():
-    found = max_pool(image(NUMBERS), 3)
-    assert found.shape == (1, 3, 3, 1)
-    np.testing.assert_array_equal(found[0, :, :, 0], [[7, 8, 8], [8, 8, 8], [8, 8, 8]])
+    result = max_pool(image(NUMBERS), 3)
+    assert result.shape == (1, 3, 3, 1)
+    np.testing.assert_array_equal(result[0, :, :, 0], [[7, 8, 8], [8, 8, 8], [8, 8, 8]])
     staircase = max_pool(image(np.arange(25).reshape(5, 5)), 3)
     np.testing.assert_array_equal(staircase[0, :, :, 0], [[12, 13, 14], [17, 18, 19], [22, 23, 24]])
 

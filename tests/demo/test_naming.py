@@ -40,9 +40,9 @@ def test_whole_part_on_a_tiny_network(lite0_network, monkeypatch):
     assert float(figures["Naming a photograph, accelerated: times faster"].rstrip("x")) > 0
     assert float(figures["Largest difference of the probabilities"]) < 1e-3
     assert float(figures["Relative difference of the gradient"]) < 1e-3
-    found = next(what for what in figures if what.startswith("What is in first"))
-    assert re.fullmatch(r"What is in first: (\d+\.\d%) plain, \1 accelerated", found)
-    assert figures[found] == answers.rows[0][0]
+    result = next(what for what in figures if what.startswith("What is in first"))
+    assert re.fullmatch(r"What is in first: (\d+\.\d%) plain, \1 accelerated", result)
+    assert figures[result] == answers.rows[0][0]
 
 
 @pytest.mark.slow
@@ -58,5 +58,5 @@ def test_pairs_stand_beside_it_in_the_longer_form(lite0_network, monkeypatch):
 def test_different_answers_are_both_told():
     one, other = np.zeros(1000), np.zeros(1000)
     one[967], other[281] = 0.75, 0.5
-    found = naming._content_figure("x", {naming.PLAIN: one, naming.ACCELERATED: other})
-    assert found == ("What is in x: 75.0% plain, 50.0% accelerated", "espresso / tabby")
+    result = naming._content_figure("x", {naming.PLAIN: one, naming.ACCELERATED: other})
+    assert result == ("What is in x: 75.0% plain, 50.0% accelerated", "espresso / tabby")

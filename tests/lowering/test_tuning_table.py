@@ -84,9 +84,9 @@ def test_a_file_is_read_back_exactly(tmp_path):
     assert read == written
     assert hash(read) == hash(written)
     for spec in VARIED:
-        found = read.find(spec, "cpu")
-        assert found.spec == spec
-        assert [type(value) for value in dataclasses.astuple(found.spec)] == [
+        result = read.find(spec, "cpu")
+        assert result.spec == spec
+        assert [type(value) for value in dataclasses.astuple(result.spec)] == [
             type(v) for v in dataclasses.astuple(spec)
         ]
 

@@ -49,7 +49,7 @@ def opened(browser: Any, address: str, width: int = 1400, scheme: str = "light",
       scheme: Colours that the system asks for.
       problems: List that gets the problems; without one the test fails on them.
     """
-    found: list[str] = [] if problems is None else problems
+    result: list[str] = [] if problems is None else problems
     context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, has_touch=width < 600)
     context.set_default_timeout(TIMEOUT_MS)
     page = context.new_page()
@@ -59,17 +59,17 @@ def opened(browser: Any, address: str, width: int = 1400, scheme: str = "light",
         if asked.request.url.startswith((host, "data:", "blob:")):
             asked.continue_()
         else:
-            found.append(f"request to {asked.request.url}")
+            result.append(f"request to {asked.request.url}")
             asked.abort()
 
     context.route("**/*", route)
-    page.on("response", lambda response: response.ok or found.append(f"{response.status} for {response.url}"))
-    page.on("pageerror", lambda error: found.append(f"script error: {error}"))
-    page.on("console", lambda message: message.type == "error" and found.append(f"console: {message.text}"))
+    page.on("response", lambda response: response.ok or result.append(f"{response.status} for {response.url}"))
+    page.on("pageerror", lambda error: result.append(f"script error: {error}"))
+    page.on("console", lambda message: message.type == "error" and result.append(f"console: {message.text}"))
     page.goto(address)
     try:
         yield page
-        assert problems is not None or not found, found
+        assert problems is not None or not result, result
     finally:
         context.close()
 

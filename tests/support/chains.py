@@ -71,8 +71,8 @@ def variables(f, *args):
 def assert_no_kernel(f, chain, *args, parameter):
     """No value in f of the chain has as many elements as the parameter in whose place it is, in shapes like its own."""
     shape = sorted(size for size in parameter.shape if size > 1)
-    found = [own for own in variables(f, chain, *args) if sorted(size for size in own if size > 1) == shape]
-    assert not found, found
+    result = [own for own in variables(f, chain, *args) if sorted(size for size in own if size > 1) == shape]
+    assert not result, result
 
 
 def assert_chained(f, chain, *args, parameter=None, tolerance=1e-5, gradients=False):

@@ -42,18 +42,18 @@ def assert_cropped(convolve, dtype=np.float32, jit=jax.jit):
     """Values and both derivatives of `convolve(x, kernel, **options of the oracle)`; all cases as one program."""
 
     def every(operands):
-        found = {}
+        outcome = {}
         for name, (options, (x, kernel, y)) in operands.items():
             result, derivatives = jax.vjp(partial(convolve, **options), x, kernel)
-            found[name] = result, *derivatives(y)
-        return found
+            outcome[name] = result, *derivatives(y)
+        return outcome
 
     cases = list(cropped_cases())
     options = {name: options for name, options, *_ in cases}
     operands = {name: [array.astype(dtype) for array in arrays] for name, _, arrays, *_ in cases}
-    found = jit(lambda operands: every({name: (options[name], operands[name]) for name in operands}))(operands)
+    outcome = jit(lambda operands: every({name: (options[name], operands[name]) for name in operands}))(operands)
     for name, _, _, (dx, dkernel), (result, of_x, of_kernel) in cases:
-        actual, x, kernel = map(np.asarray, found[name])
+        actual, x, kernel = map(np.asarray, outcome[name])
         np.testing.assert_array_equal(actual, result, err_msg=name)
         np.testing.assert_array_equal(np.sum(x * dx), of_x, err_msg=name)
         np.testing.assert_array_equal(np.sum(kernel * dkernel), of_kernel, err_msg=name)

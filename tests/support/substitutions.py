@@ -29,17 +29,19 @@ def substituted(**budget):
     return jaxcnn.substitute(F, PARAMS, X, **budget)
 
 
-def row_of(found, name):
-    return next(row for row in found.report.rows if row.name == name)
+def row_of(result, name):
+    return next(row for row in result.report.rows if row.name == name)
 
 
-def verified(found, f=F, params=PARAMS, args=(X,)):
+def verified(result, f=F, params=PARAMS, args=(X,)):
     """The substitution, of which the report's figures are checked."""
-    report = found.report
-    expected, actual = f(params, *args), found.apply(found.params, *args)
+    report = result.report
+    expected, actual = f(params, *args), result.apply(result.params, *args)
     assert relative_error(actual, expected) == pytest.approx(report.error, rel=1e-3, abs=1e-6)
-    left = jaxcnn.summarize(found.apply, found.params, *args).total.macs - jaxcnn.summarize(f, params, *args).total.macs
+    left = (
+        jaxcnn.summarize(result.apply, result.params, *args).total.macs - jaxcnn.summarize(f, params, *args).total.macs
+    )
     assert left == report.macs_after - report.macs_before
-    chains = [leaf for leaf in jax.tree.leaves(found.params, is_leaf=is_chain) if is_chain(leaf)]
+    chains = [leaf for leaf in jax.tree.leaves(result.params, is_leaf=is_chain) if is_chain(leaf)]
     assert len(chains) == sum(row.scheme != "dense" for row in report.rows)
-    return found
+    return result

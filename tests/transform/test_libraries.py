@@ -85,9 +85,9 @@ def test_values(library):
         return jax.jit(lambda arrays, x: (f(whole(arrays), x), train(whole(arrays), x)))
 
     assert_close(both(accelerate(f), accelerate(train))(arrays, X), both(f, train)(arrays, X), 1e-5)
-    found = set(primitives_of(lambda arrays, x: accelerate(f)(whole(arrays), x), arrays, X))
-    assert {"jaxcnn_conv", "jaxcnn_extremum"} <= found
-    assert not {"conv_general_dilated", "reduce_window_max", "reduce_window_sum"} & found
+    primitives_run = set(primitives_of(lambda arrays, x: accelerate(f)(whole(arrays), x), arrays, X))
+    assert {"jaxcnn_conv", "jaxcnn_extremum"} <= primitives_run
+    assert not {"conv_general_dilated", "reduce_window_max", "reduce_window_sum"} & primitives_run
 
 
 @pytest.mark.parametrize(
@@ -207,8 +207,8 @@ def chained(library, kernel):
 
 def dense_kernel(library, chain, kernel):
     """The kernel for which a chain stands, as the library has it."""
-    own = chain.dense()
-    return own.transpose(3, 2, 0, 1) if order_of(library, kernel) == "OIHW" else own.reshape(kernel.shape)
+    dense = chain.dense()
+    return dense.transpose(3, 2, 0, 1) if order_of(library, kernel) == "OIHW" else dense.reshape(kernel.shape)
 
 
 def with_and_without_chains(library):
@@ -258,9 +258,9 @@ def test_no_convolution_is_left_to_lax(library):
     f, _, _ = network(library)
     arrays, with_them, _ = with_and_without_chains(library)
     for function in (with_chains(f), accelerate(with_chains(f)), with_chains(accelerate(f))):
-        found = primitives_of(lambda arrays, x, function=function: function(with_them(arrays), x), arrays, X)
-        assert "jaxcnn_conv" in found
-        assert "conv_general_dilated" not in found
+        primitives_run = primitives_of(lambda arrays, x, function=function: function(with_them(arrays), x), arrays, X)
+        assert "jaxcnn_conv" in primitives_run
+        assert "conv_general_dilated" not in primitives_run
 
 
 @pytest.mark.slow
@@ -287,7 +287,7 @@ def test_stacked_layers_of_flax():
     links = [jnp.stack(links) for links in zip(*(chain.kernels for chain in chains), strict=True)]
 
     def given(value):
-        return jax.tree_util.tree_map_with_path(lambda own, leaf: value if own == path else leaf, variables)
+        return jax.tree_util.tree_map_with_path(lambda other, leaf: value if other == path else leaf, variables)
 
     expected = model.apply(given(jnp.stack([chain.dense() for chain in chains])), X)
     assert_close(with_chains(model.apply)(given(jaxcnn.KernelChain(tuple(links))), X), expected, 1e-5)
@@ -309,19 +309,19 @@ SCHEMES = ("separable", "low_rank")
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_substituted_by_weights(library, clock_of_macs, tmp_path):
     f, variables, _ = network(library)
-    found = jaxcnn.substitute(f, variables, X, macs=0.6, schemes=SCHEMES)
-    assert len(found.report.rows) == KERNELS[library]
-    assert found.report.macs_share <= 0.6
-    chains = [leaf for leaf in jax.tree.leaves(found.params, is_leaf=is_chain) if is_chain(leaf)]
-    assert len(chains) == sum(row.scheme != "dense" for row in found.report.rows) > 0
-    own = jaxcnn.summarize(f, variables, X).total.macs - jaxcnn.summarize(found.apply, found.params, X).total.macs
-    assert own == found.report.macs_before - found.report.macs_after
-    values = found.apply(found.params, X)
-    assert relative_error(values, f(variables, X)) == pytest.approx(found.report.error, rel=1e-3)
+    small = jaxcnn.substitute(f, variables, X, macs=0.6, schemes=SCHEMES)
+    assert len(small.report.rows) == KERNELS[library]
+    assert small.report.macs_share <= 0.6
+    chains = [leaf for leaf in jax.tree.leaves(small.params, is_leaf=is_chain) if is_chain(leaf)]
+    assert len(chains) == sum(row.scheme != "dense" for row in small.report.rows) > 0
+    saved = jaxcnn.summarize(f, variables, X).total.macs - jaxcnn.summarize(small.apply, small.params, X).total.macs
+    assert saved == small.report.macs_before - small.report.macs_after
+    values = small.apply(small.params, X)
+    assert relative_error(values, f(variables, X)) == pytest.approx(small.report.error, rel=1e-3)
     # The library's own tree of variables comes back from a file.
-    found.save(tmp_path / "substitution.npz")
+    small.save(tmp_path / "substitution.npz")
     loaded = jaxcnn.Substitution.load(tmp_path / "substitution.npz", f, variables)
-    assert jax.tree.structure(loaded.params) == jax.tree.structure(found.params)
+    assert jax.tree.structure(loaded.params) == jax.tree.structure(small.params)
     assert relative_error(loaded.apply(loaded.params, X), values) < 1e-6
 
 
@@ -333,9 +333,9 @@ def test_responses_beat_weights_on_inputs_not_seen(library, share, clock_of_macs
     f, variables, _ = network(library)
 
     def error(**options):
-        found = jaxcnn.substitute(f, variables, X, macs=0.6, schemes=SCHEMES, max_error=float("inf"), **options)
-        assert found.report.macs_share <= 0.6
-        return relative_error(found.apply(found.params, UNSEEN), f(variables, UNSEEN))
+        small = jaxcnn.substitute(f, variables, X, macs=0.6, schemes=SCHEMES, max_error=float("inf"), **options)
+        assert small.report.macs_share <= 0.6
+        return relative_error(small.apply(small.params, UNSEEN), f(variables, UNSEEN))
 
     assert error(calibration=[X, CALIBRATION]) < share * error()
 
@@ -344,13 +344,13 @@ def test_responses_beat_weights_on_inputs_not_seen(library, share, clock_of_macs
 @pytest.mark.parametrize("library", ["flax", "flax.nnx"])
 def test_training_goes_on_with_the_chains(library, clock_of_macs):
     f, variables, _ = network(library)
-    found = jaxcnn.substitute(f, variables, X, macs=0.6, schemes="separable")
-    params, rest = found.params, None
+    small = jaxcnn.substitute(f, variables, X, macs=0.6, schemes="separable")
+    params, rest = small.params, None
     if library == "flax":
         params, rest = {"params": params["params"]}, {"batch_stats": params["batch_stats"]}
 
     def loss(params):
-        return jnp.sum((found.apply(params if rest is None else params | rest, X) - f(variables, X)) ** 2)
+        return jnp.sum((small.apply(params if rest is None else params | rest, X) - f(variables, X)) ** 2)
 
     gradient = jax.jit(jax.grad(loss))
     before = float(loss(params))

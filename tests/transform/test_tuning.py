@@ -41,13 +41,13 @@ def network(kernels, x, flag=True, name=None, activation=jax.nn.relu, slope=2, p
 KERNELS = {"depthwise": KERNEL, "dense": np.ones((3, 3, 8, 8), np.float32)}
 
 
-def roles(found):
-    return sorted((entry.spec.role, entry.spec.feature_group_count) for entry in found.entries)
+def roles(result):
+    return sorted((entry.spec.role, entry.spec.feature_group_count) for entry in result.entries)
 
 
 def test_each_distinct_convolution_is_found_once():
-    found = jaxcnn.tune(network, KERNELS, X, True, None, jax.nn.relu, 2, 1.0, seconds=SHORT)
-    assert roles(found) == [("output", 1), ("output", 8), ("output", 8)]  # on 8x8 and on 4x4
+    tuned = jaxcnn.tune(network, KERNELS, X, True, None, jax.nn.relu, 2, 1.0, seconds=SHORT)
+    assert roles(tuned) == [("output", 1), ("output", 8), ("output", 8)]  # on 8x8 and on 4x4
     repeated = jaxcnn.tune(lambda x: jaxcnn.depthwise_conv(jaxcnn.depthwise_conv(x, KERNEL), KERNEL), X, seconds=SHORT)
     assert len(repeated.entries) == 1
 
@@ -88,8 +88,8 @@ def test_scans_branches_stacks_and_integers():
         y = jax.lax.cond(x.sum() > 0, lambda v: jaxcnn.conv(v, KERNELS["dense"]), lambda v: v, y)
         return jax.vmap(jaxcnn.conv)(jnp.stack([y, y]), kernels)
 
-    found = jaxcnn.tune(f, X, np.ones((2, 1, 1, 8, 8), np.float32), seconds=SHORT)
-    assert [entry.spec.stacked for entry in found.entries] == [None, None, 2]
+    tuned = jaxcnn.tune(f, X, np.ones((2, 1, 1, 8, 8), np.float32), seconds=SHORT)
+    assert [entry.spec.stacked for entry in tuned.entries] == [None, None, 2]
     integers = jaxcnn.tune(jaxcnn.conv, X.astype(np.int8), np.ones((3, 3, 8, 8), np.int8), seconds=SHORT)
     assert integers.entries[0].spec.out_dtype == np.int32
 
@@ -121,12 +121,12 @@ def test_an_error_of_the_function_is_passed_on():
 
 def test_every_method_is_measured_if_there_is_time_and_the_result_is_taken(monkeypatch):
     monkeypatch.setattr(timing, "MAX_ROUNDS", 3)
-    found = jaxcnn.tune(jaxcnn.depthwise_conv, X, KERNEL, seconds=60)
-    (entry,) = found.entries
+    tuned = jaxcnn.tune(jaxcnn.depthwise_conv, X, KERNEL, seconds=60)
+    (entry,) = tuned.entries
     supporting = {name for name, module in choice.METHODS.items() if module.refusal(entry.spec) is None}
     assert {name for name, _ in entry.milliseconds} == supporting
     assert entry.method == tuning.fastest(dict(entry.milliseconds))
-    with found:
+    with tuned:
         assert choice.choose(entry.spec, "auto", "cpu").method == entry.method
         np.testing.assert_allclose(jaxcnn.depthwise_conv(X, KERNEL)[0, 3, 3], 9, rtol=1e-5)
 
@@ -170,8 +170,8 @@ def split_arrays(*spec):
     ("spec", "shape"), [(("a",), (1, 8, 8, 8)), ((None, "a"), (4, 4, 8, 8))], ids=["batch", "rows"]
 )
 def test_of_split_arrays_the_parts_are_measured(spec, shape):
-    found = jaxcnn.tune(jaxcnn.conv, *split_arrays(*spec), seconds=SHORT)
-    assert [entry.spec.input_shape for entry in found.entries] == [shape]  # rows come with a neighbour's on each side
+    tuned = jaxcnn.tune(jaxcnn.conv, *split_arrays(*spec), seconds=SHORT)
+    assert [entry.spec.input_shape for entry in tuned.entries] == [shape]  # rows come with a neighbour's on each side
 
 
 @pytest.mark.parametrize("installed", [False, True])

@@ -12,8 +12,10 @@ from jaxcnn.factorization.numerics.blocks import dense_blocks, merged_kernel
 from jaxcnn.factorization.responses.samples import Responses, Samples, chain_for
 from jaxcnn.factorization.responses.square_error import SquareError
 from jaxcnn.factorization.responses.start import RIDGE, with_last_link
-from jaxcnn.factorization.responses.whitening import from_inner, link_metrics, to_inner
+from jaxcnn.factorization.responses.whitening import MAX_METRIC_SAMPLES, from_inner, link_metrics, to_inner
 
+_MAX_PAIRS = 10
+"""Largest number of pairs of steps and gradients that L-BFGS keeps."""
 _STEPS_BETWEEN_CANDIDATES = 2
 """Steps of the method from one chain that may be the result to the next."""
 
@@ -43,7 +45,7 @@ def refit(
       kernel: Kernel K, HWIO, that the chain stands for. None: the chain's own dense kernel.
       ridge: Weight of the distance to K. Choose a larger one where samples are few.
       iterations: Largest number of L-BFGS steps.
-      held_out: Share of the samples, evenly spread, that only choose the step at which to stop.
+      held_out: Share of the pieces, evenly spread, that only choose the step at which to stop.
 
     Raises:
       ValueError: a chain or kernel that does not fit the samples; a share not in [0, 1).
@@ -59,7 +61,7 @@ def refit(
     if kernel is not None and tuple(kernel.shape) != chain.shape:
         raise ValueError(f"refit: the chain stands for a kernel of shape {chain.shape}, got {tuple(kernel.shape)}")
     count = len(responses)
-    # The samples held out are evenly spread, because neighbours may be of one image that is unlike the others.
+    # The pieces held out are evenly spread, because neighbours may be of one image that is unlike the others.
     is_held_out = np.zeros(count, bool)
     is_held_out[np.linspace(0, count, int(held_out * count), endpoint=False, dtype=int)] = True
     groups = chain.feature_group_count
@@ -90,7 +92,8 @@ def _descend(chain: KernelChain, samples: Samples, centre: Any, ridge: float, it
     counts = chain.feature_group_counts
     # In this unit the second derivative is near the identity, so the first steps have the right length.
     unit = np.sqrt(samples.scale / (2 * samples.count))
-    metrics = link_metrics(chain.kernels, counts, samples.patches, ridge)
+    few = samples.patches[..., :: max(1, samples.count // MAX_METRIC_SAMPLES), :]
+    metrics = link_metrics(chain.kernels, counts, few, ridge)
     inner = [to_inner(link, *metric) / unit for link, metric in zip(chain.kernels, metrics, strict=True)]
     whiteners = [(left.astype(np.float32), right.astype(np.float32)) for left, right in metrics]
     ends = np.cumsum([link.size for link in inner])[:-1]
@@ -119,7 +122,8 @@ def _descend(chain: KernelChain, samples: Samples, centre: Any, ridge: float, it
         jac=True,
         method="L-BFGS-B",
         callback=lambda point: points.append(point.copy()),
-        options={"maxiter": iterations, "ftol": 1e-7, "gtol": 0.0},
+        # Pairs of steps beyond the number of iterations would never be used, and take most of the memory.
+        options={"maxiter": iterations, "maxcor": max(1, min(iterations, _MAX_PAIRS)), "ftol": 1e-7, "gtol": 0.0},
     )
     step = _STEPS_BETWEEN_CANDIDATES
     candidates = [*points[step - 1 : -1 : step], result.x]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from jaxcnn.chain import KernelChain
 from jaxcnn.factorization.numerics.blocks import dense_blocks
-from jaxcnn.factorization.responses.whitening import features, merged_groups, product, window_rows
+from jaxcnn.factorization.numerics.windows import features, merged_groups, product, rest_of, window_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,11 +22,13 @@ class Responses:
     layer makes up for the errors of the layers before it.
 
     Args:
-      patches: Inputs of the kernel's taps at N output positions, (N, \*window, I), kernel dilation taken out; all input
-        channels, of all groups.
-      targets: Responses that the kernel should give at these positions, (N, O), before the bias.
+      patches: N pieces of images, (N, \*extents, I), all input channels of all groups, kernel dilation taken out. A
+        piece holds the inputs of the kernel's taps at one output position or, if it is larger than the kernel, at
+        several side by side, which share most of their inputs.
+      targets: Responses that the kernel should give at all positions of each piece, (N, \*places, O), before the bias.
+        There are extent - window + 1 places on each axis.
       low, high: Limits (O,) of the responses, beyond which the layer's nonlinearity is constant: low is -bias before a
-        ReLU. (N, O) where they differ from sample to sample. None: no limit.
+        ReLU. Of the shape of `targets` where they differ from sample to sample. None: no limit.
 
     Raises:
       ValueError: shapes that do not fit; no sample; NaN or infinite patches or targets.
@@ -38,10 +41,10 @@ class Responses:
 
     def __post_init__(self) -> None:
         patches, targets = (np.asarray(array, np.float32) for array in (self.patches, self.targets))
-        if patches.ndim < 3 or targets.ndim != 2 or len(patches) != len(targets) or len(patches) == 0:
+        if patches.ndim < 3 or targets.ndim != patches.ndim or len(patches) != len(targets) or 0 in targets.shape[:-1]:
             raise ValueError(
-                f"Responses: patches must be (N, *window, I) and targets (N, O), with the same N, at least 1, "
-                f"got {patches.shape} and {targets.shape}"
+                f"Responses: patches must be (N, *extents, I) and targets (N, *places, O), with the same N and at "
+                f"least one place, got {patches.shape} and {targets.shape}"
             )
         object.__setattr__(self, "patches", patches)
         object.__setattr__(self, "targets", targets)
@@ -51,25 +54,40 @@ class Responses:
                 raise ValueError(f"Responses: {name} have {bad} values that are NaN or infinite")
         for name, unlimited in (("low", -np.inf), ("high", np.inf)):
             value = getattr(self, name)
-            limit = np.full(targets.shape[1], unlimited) if value is None else value
+            limit = np.full(targets.shape[-1], unlimited) if value is None else value
             limit = np.asarray(limit, np.float32)
-            if limit.shape not in (targets.shape[1:], targets.shape):
+            if limit.shape not in (targets.shape[-1:], targets.shape):
                 raise ValueError(
-                    f"Responses: targets are {targets.shape}, so {name} must be (O,) or (N, O), got {limit.shape}"
+                    f"Responses: targets are {targets.shape}, so {name} must be {targets.shape[-1:]} or of the same "
+                    f"shape, got {limit.shape}"
                 )
             object.__setattr__(self, name, limit)
 
     def __len__(self) -> int:
         return len(self.targets)
 
-    def select(self, mask: np.ndarray) -> Responses:
-        """Returns the samples at which a mask (N,) is true."""
-        low, high = (limit if limit.ndim == 1 else limit[mask] for limit in (self.low, self.high))
-        return Responses(self.patches[mask], self.targets[mask], low, high)
+    @property
+    def window(self) -> tuple[int, ...]:
+        """Window of the kernels that the samples are of."""
+        return rest_of(self.patches.shape[1:-1], self.targets.shape[1:-1])
+
+    @property
+    def num_places(self) -> int:
+        """Number of output positions of all pieces together."""
+        return math.prod(self.targets.shape[:-1])
+
+    def thinned(self, num_places: int) -> Responses:
+        """Returns evenly spread pieces with about so many output positions."""
+        return self.select(slice(None, None, max(1, self.num_places // num_places)))
+
+    def select(self, pieces: Any) -> Responses:
+        """Returns some of the pieces, by a mask (N,) or a slice."""
+        low, high = (limit if limit.ndim == 1 else limit[pieces] for limit in (self.low, self.high))
+        return Responses(self.patches[pieces], self.targets[pieces], low, high)
 
 
 class Samples:
-    """Holds `Responses` in the form that a fit reads: in float32 on the host, the window's axes first.
+    """Holds `Responses` in the form that a fit reads: the spatial axes first, and a row of targets for each position.
 
     `scale` is the squared norm of the clipped targets less their mean, which a relative error is relative to, and
     `power` the mean square of the patches.
@@ -81,12 +99,11 @@ class Samples:
 
     def __init__(self, responses: Responses, groups: int):
         self.is_depthwise = 1 < groups == responses.patches.shape[-1]
-        # In (*window, N, I), a link is one product for each tap, of rows that lie side by side in memory.
+        # In (*extents, N, I), a link is one product for each tap, of rows that lie side by side in memory.
         self.patches = np.moveaxis(responses.patches, 0, -2)
-        self.targets = responses.targets
-        self.low, self.high = (np.atleast_2d(limit) for limit in (responses.low, responses.high))
+        self.targets, self.low, self.high = map(_rows, (responses.targets, responses.low, responses.high))
         self.wanted = np.clip(self.targets, self.low, self.high)
-        self.count = len(responses)
+        self.count = responses.num_places
         self.scale = float(np.square(self.wanted - self.wanted.mean(0), dtype=np.float64).sum())
         self.power = float(np.square(responses.patches).mean(dtype=np.float64))
         self._rows: dict[tuple[Any, int], np.ndarray] = {}
@@ -126,6 +143,11 @@ class Samples:
         return float(np.sqrt(square / self.scale))
 
 
+def _rows(array: np.ndarray) -> np.ndarray:
+    """Returns (N, *places, O) as (n, O), in the order of `window_rows`, and (O,) as (1, O)."""
+    return np.moveaxis(array, 0, -2).reshape(-1, array.shape[-1]) if array.ndim > 1 else array[None]
+
+
 def response_error(kernel: Any, responses: Responses) -> float:
     r"""Returns the relative error of a kernel's responses, behind the layer's nonlinearity.
 
@@ -146,7 +168,7 @@ def response_error(kernel: Any, responses: Responses) -> float:
 
 def chain_for(responses: Responses, operation: str, kernel: Any) -> KernelChain:
     """Returns a kernel or chain as a chain, and refuses one that does not fit the samples."""
-    *window, channels = responses.patches.shape[1:]
+    channels = responses.patches.shape[-1]
     if isinstance(kernel, KernelChain):
         chain = kernel
     elif channels % kernel.shape[-2]:
@@ -156,7 +178,7 @@ def chain_for(responses: Responses, operation: str, kernel: Any) -> KernelChain:
     else:
         chain = KernelChain((kernel,), (channels // kernel.shape[-2],))
     size = (*chain.shape[:-2], chain.shape[-2] * chain.feature_group_count, chain.shape[-1])
-    expected = (*window, channels, responses.targets.shape[1])
+    expected = (*responses.window, channels, responses.targets.shape[-1])
     if size != expected:
         raise ValueError(f"{operation}: the samples are of (*window, I, O) = {expected}, the kernel of {size}")
     return chain

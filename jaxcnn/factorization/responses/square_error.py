@@ -7,8 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxcnn.factorization.responses.samples import Samples
-from jaxcnn.factorization.responses.whitening import (
+from jaxcnn.factorization.numerics.windows import (
     grouped,
     merged_groups,
     product,
@@ -16,6 +15,7 @@ from jaxcnn.factorization.responses.whitening import (
     tap_places,
     window_rows,
 )
+from jaxcnn.factorization.responses.samples import Samples
 
 Links = list[np.ndarray]
 

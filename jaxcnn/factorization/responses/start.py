@@ -13,15 +13,9 @@ import numpy as np
 from jaxcnn.chain import KernelChain
 from jaxcnn.factorization.numerics.blocks import chain_of_blocks, grouped_kernel
 from jaxcnn.factorization.numerics.metric_svd import regularize
+from jaxcnn.factorization.numerics.windows import features, grouped, merged_groups, product, window_rows
 from jaxcnn.factorization.responses.samples import Responses, Samples
-from jaxcnn.factorization.responses.whitening import (
-    MAX_METRIC_SAMPLES,
-    features,
-    grouped,
-    merged_groups,
-    product,
-    window_rows,
-)
+from jaxcnn.factorization.responses.whitening import MAX_METRIC_SAMPLES
 from jaxcnn.factorization.schemes.registry import SCHEMES
 from jaxcnn.factorization.schemes.scheme import LayerSamples
 
@@ -109,17 +103,9 @@ def _start_of(
     blocks = grouped_kernel("refit", kernel, groups, None)
     if record.start is None:
         return lambda rank: record.fit(kernel, blocks.shape, rank=rank, feature_group_count=groups)
-    step = max(1, len(responses) // MAX_METRIC_SAMPLES)
-    in_features, out_features = blocks.shape[-2:]
-    patches, targets = responses.patches[::step], responses.targets[::step]
-    links = record.start(
-        LayerSamples(
-            blocks,
-            np.moveaxis(patches.reshape(*patches.shape[:-1], groups, in_features), -2, 0),
-            np.moveaxis(targets.reshape(-1, groups, out_features), 1, 0),
-            ridge,
-        )
-    )
+    few = responses.thinned(MAX_METRIC_SAMPLES)
+    targets = np.moveaxis(few.targets.reshape(-1, groups, blocks.shape[-1]), 1, 0)
+    links = record.start(LayerSamples(blocks, np.moveaxis(few.patches, 0, -2), targets, ridge))
     return lambda rank: chain_of_blocks(links(rank), np.asarray(kernel).dtype)
 
 

@@ -12,6 +12,7 @@ from jaxcnn.errors import ErrorPrefix
 from jaxcnn.factorization.numerics.blocks import chain_of_blocks, grouped_kernel
 from jaxcnn.factorization.numerics.ranks import chosen_tolerance
 from jaxcnn.factorization.numerics.svd import truncate
+from jaxcnn.factorization.numerics.windows import window_rows
 from jaxcnn.factorization.schemes.scheme import Blocks, LayerSamples, Scheme, Shape, ranks_of_truncation, split_shape
 from jaxcnn.layout import Layout
 
@@ -101,9 +102,8 @@ def _shapes(shape: Shape, multiplier: int) -> KernelChain:
 def _start(samples: LayerSamples) -> Callable[[int], Blocks]:
     """Returns a function from a multiplier to links: each input channel's matrix truncated in its patches' metric."""
     (matrices,) = _matrices(samples.kernel)
-    groups, count, *_, in_features = samples.patches.shape
-    patches = samples.patches.reshape(groups, count, -1, in_features)
-    svd = samples.svd(np.moveaxis(patches, -1, 1).reshape(len(matrices), count, -1), matrices)
+    _, window, *_ = split_shape(samples.kernel.shape)
+    svd = samples.svd(window_rows(samples.patches, window, len(matrices)), matrices)
     return lambda multiplier: _links(samples.kernel.shape, *svd.truncate(multiplier))
 
 

@@ -18,6 +18,7 @@ from jaxcnn.chain import KernelChain
 from jaxcnn.factorization.numerics.metric_svd import MetricSvd, second_moments
 from jaxcnn.factorization.numerics.ranks import truncation_errors
 from jaxcnn.factorization.numerics.svd import singular_values
+from jaxcnn.factorization.numerics.windows import window_rows
 from jaxcnn.layout import Layout
 
 Shape = tuple[int, ...]
@@ -39,8 +40,8 @@ class LayerSamples:
 
     Args:
       kernel: Kernel of each group, (G, *window, I, O), float64.
-      patches: Sampled inputs of the kernel's taps, (G, N, *window, I).
-      responses: Outputs that the convolution should have, (G, N, O).
+      patches: N sampled pieces of images, at least as large as the window, (*extents, N, C), C channels of all groups.
+      responses: Outputs that the convolution should have, (G, n, O).
       ridge: Weight of the kernel's own error beside that of the responses, relative to the samples' mean square.
     """
 
@@ -48,6 +49,10 @@ class LayerSamples:
     patches: np.ndarray
     responses: np.ndarray
     ridge: float
+
+    def rows(self, window: Shape) -> np.ndarray:
+        """Returns the inputs of a window at all places of the pieces, (G, n, taps * I)."""
+        return window_rows(self.patches, window, len(self.kernel))
 
     @cached_property
     def response_directions(self) -> np.ndarray:

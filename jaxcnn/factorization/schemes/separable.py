@@ -14,6 +14,7 @@ from jaxcnn.factorization.numerics.blocks import chain_of_blocks, grouped_kernel
 from jaxcnn.factorization.numerics.metric_svd import MetricSvd
 from jaxcnn.factorization.numerics.ranks import chosen_tolerance
 from jaxcnn.factorization.numerics.svd import project
+from jaxcnn.factorization.numerics.windows import merged_groups, rest_of, window_rows
 from jaxcnn.factorization.schemes.scheme import (
     Blocks,
     LayerSamples,
@@ -182,27 +183,31 @@ def _start(samples: LayerSamples) -> Callable[[int | Sequence[int]], Blocks]:
     groups, window, in_features, out_features, _ = split_shape(samples.kernel.shape)
     gaps = len(window) - 1
 
-    def decomposition(remainder: np.ndarray, x: np.ndarray) -> MetricSvd:
-        """Returns the decomposition at the first gap of (G, width, *window, O) for inputs x, (G, N, *window, width)."""
+    def decomposition(remainder: np.ndarray, rows: np.ndarray) -> MetricSvd:
+        """Returns the decomposition at the first gap of (G, width, *window, O), for inputs of the link before it."""
         height = remainder.shape[1] * remainder.shape[2]
-        rows = np.moveaxis(x, 2, -2).reshape(groups, -1, height)
         return samples.svd(rows, np.swapaxes(remainder, 1, 2).reshape(groups, height, -1))
 
+    def windows(axis: int) -> Shape:
+        return window_along(axis, window[axis], len(window))
+
     kernel = np.moveaxis(samples.kernel, -2, 1)  # (G, I, *window, O)
-    first_svd = decomposition(kernel, samples.patches)
+    first_rows = samples.rows(windows(0))
+    first_svd = decomposition(kernel, first_rows)
 
     def links(rank: int | Sequence[int]) -> Blocks:
         blocks: list[np.ndarray] = []
-        rest, x, width = kernel, samples.patches, in_features
+        rest, rows, places, width = kernel, first_rows, samples.patches.shape[:-1], in_features
         for axis, gap_rank in enumerate(_rank_of_each_gap(rank, gaps)):
             size = window[axis]
-            svd = decomposition(rest, x) if axis else first_svd
+            svd = decomposition(rest, rows) if axis else first_svd
             first, remainder = svd.truncate(gap_rank)
             blocks.append(_along(axis, first.reshape(groups, size, width, gap_rank), len(window)))
             rest = remainder.reshape(groups, gap_rank, *window[axis + 1 :], out_features)
             if axis + 1 < gaps:
-                flat = np.moveaxis(x, 2, -2).reshape(*x.shape[:2], *x.shape[3:-1], size * width)
-                x = np.stack([rows @ link for rows, link in zip(flat, first.astype(np.float32), strict=True)])
+                places = (*rest_of(places[:-1], windows(axis)), places[-1])
+                x = merged_groups(rows @ first.astype(np.float32)).reshape(*places, -1)
+                rows = window_rows(x, windows(axis + 1), groups)
             width = gap_rank
         blocks.append(_along(gaps, np.swapaxes(rest, 1, 2), len(window)))
         return blocks

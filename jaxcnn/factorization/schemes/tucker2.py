@@ -156,8 +156,8 @@ def _start(samples: LayerSamples) -> Callable[[int | Sequence[int]], Blocks]:
     The kernel is truncated in the metric of the inputs, and projected on the leading directions of the responses.
     """
     inputs, _ = _matrices(samples.kernel)  # (G, I, k O)
-    groups, _, in_features, out_features, _ = split_shape(samples.kernel.shape)
-    svd = samples.svd(samples.patches.reshape(groups, -1, in_features), inputs)
+    groups, _, _, out_features, ones = split_shape(samples.kernel.shape)
+    svd = samples.svd(samples.rows(ones), inputs)
 
     def links(ranks: int | Sequence[int]) -> Blocks:
         first_rank, last_rank = _pair(ranks)

@@ -193,7 +193,8 @@ def _kernels_of(trace: _Trace, nodes: dict[int, ComputedKernels]) -> list[tuple[
 def keep_what_is_read(f: Callable[..., Any], dense: Any, params: Any, args: Sequence[Any]) -> Any:
     """Returns parameters with chains, without kernels that stay dense and without arrays that nothing reads any more.
 
-    A kernel without a chain is computed from its parameters again, which train as before.
+    A kernel without a chain is computed from its parameters again, which train as before. If one of these has a chain
+    in its own place, the kernel is no longer computed, and its array stays.
 
     Args:
       f: function of dense and args.
@@ -203,14 +204,19 @@ def keep_what_is_read(f: Callable[..., Any], dense: Any, params: Any, args: Sequ
     """
     signature, values = flatten_call("substitute", (dense, *args), {})
     leaves = flatten_call("substitute", (params, *args), {}, (ComputedKernels, KernelChain))[1]
+    if not any(isinstance(value, ComputedKernels) for value in leaves):
+        return params
+    trace = _Trace(f, signature, values)
+    chained = {position for position, value in enumerate(leaves) if isinstance(_in_own_place(value), KernelChain)}
     nodes = {}
     for position, value in enumerate(leaves):
         if isinstance(value, ComputedKernels):
-            chains = tuple(kernel if isinstance(kernel, KernelChain) else None for kernel in value.kernels)
-            nodes[position] = dataclasses.replace(value, kernels=chains)
-    if not nodes:
-        return params
-    trace = _Trace(f, signature, values)
+            computations = [computation for computation in trace.computations if computation.argument == position]
+            kernels_kept = tuple(
+                kernel if isinstance(kernel, KernelChain) or chained & computation.value.sources else None
+                for kernel, computation in zip(value.kernels, computations, strict=True)
+            )
+            nodes[position] = dataclasses.replace(value, kernels=kernels_kept)
     shapes = dict(zip(map(id, trace.computations), jax.eval_shape(trace.compute, values), strict=True))
     kernels = [(computation, shapes[id(computation)]) for computation, _ in _kernels_of(trace, nodes)]
     are_read = trace.with_kernels(kernels)[2]
@@ -224,6 +230,11 @@ def keep_what_is_read(f: Callable[..., Any], dense: Any, params: Any, args: Sequ
         else:
             leaves[position] = node.parameter
     return signature.unflatten(leaves)[0][0]
+
+
+def _in_own_place(value: Any) -> Any:
+    """Returns the parameter, or its chain, where its computed kernels may stand beside it."""
+    return value.parameter if isinstance(value, ComputedKernels) else value
 
 
 def _node(array: Any, parameter: Any, kernels: tuple[Any, ...]) -> ComputedKernels:

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.extend.core import JaxprEqn
 
 from jaxcnn.chain import KernelChain
 from jaxcnn.factorization.responses.samples import Responses
@@ -19,10 +20,11 @@ from jaxcnn.transform.chains.find_kernels import KernelUses, Site, find_kernels
 from jaxcnn.transform.chains.placement import Placement
 from jaxcnn.transform.jaxpr.signature import flatten_call
 from jaxcnn.transform.progress import Advance
+from jaxcnn.transform.substitution.batches import in_a_file
 from jaxcnn.transform.substitution.layer import Layer, Option
 from jaxcnn.transform.substitution.nonlinearity import ClipLimits, Limits
 from jaxcnn.transform.substitution.problem import Problem, floats
-from jaxcnn.transform.substitution.samples import chosen_places, is_fitted, patches_at, responses_at
+from jaxcnn.transform.substitution.samples import Blocks, block_sides, is_fitted, patches_at, responses_at
 from jaxcnn.transform.substitution.unrolled import (
     Constant,
     Operand,
@@ -62,11 +64,13 @@ class Calibration:
             signature, arrays = flatten_call("substitute", (problem.params, *batch), {})
             if any(isinstance(array, jax.ShapeDtypeStruct) for array in arrays):
                 raise TypeError("substitute: calibration must hold arrays, got a jax.ShapeDtypeStruct")
-            arrays = [jax.device_put(array) for array in arrays]
-            key = signature, tuple(array.aval for array in arrays)
+            on_device = [jax.device_put(array) for array in arrays]
+            key = signature, tuple(array.aval for array in on_device)
             if key not in functions:
-                functions[key] = _CalibrationFunction(*_traced(problem, signature, arrays, batch), problem.open, arrays)
-            self.runs.append(_Run(functions[key], arrays))
+                traced = _traced(problem, signature, on_device, batch)
+                functions[key] = _CalibrationFunction(*traced, problem.open, on_device)
+            pairs = zip(arrays, on_device, strict=True)
+            self.runs.append(_Run(functions[key], [a if isinstance(a, np.memmap) else copy for a, copy in pairs]))
         self.site_keys = next(iter(functions.values())).site_keys
         if any(function.site_keys != self.site_keys for function in functions.values()):
             raise ValueError("substitute: calibration inputs must run through the same convolutions in the same order")
@@ -91,7 +95,7 @@ class Calibration:
                 for ordinal in part.ordinals:
                     pool.add_responses(ordinal, batch, run.response(ordinal, results))
                     pool.add_patches(ordinal, batch, run.image(ordinal, state, results))
-                run.function.proceed(segment, state, results)
+                run.proceed(segment, state, results)
             for ordinal in part.ordinals:
                 index, number = self.site_keys[ordinal]
                 layer = self.problem.layers[index]
@@ -113,9 +117,9 @@ class Calibration:
         """Returns a fitted chain for each of `chains`, and the errors of the responses, by layer.
 
         Layers are fitted in the order of the function, with the fitted chains of the layers before in place. A layer
-        that cannot be fitted keeps its chain, and has no error. If a kernel has several uses, the layers with other
-        kernels are fitted once more, with the fitted chain of the shared one in place. All layers keep their chains,
-        and have the errors of the weights, if these make a lower error of the results.
+        that cannot be fitted keeps its chain, and has no error. If a kernel has several uses, all layers are fitted
+        again, to what the fitted chains make. All layers keep their chains, and have the errors of the weights, if
+        these make a lower error of the results.
 
         Args:
           chosen: options of the layers.
@@ -126,18 +130,14 @@ class Calibration:
         candidates = [fit]
         shared = {index for (index, _), count in self.uses.items() if count > 1 and index in chains}
         if shared:
-            # Layers between two uses of a shared kernel were fitted before its chain was, so they are fitted again.
-            starts = {index: (fit.chains if index in shared else chains)[index] for index in chains}
-            refit = self._fit_once(chosen, starts, chains.keys() - shared, tell)
-            # The first fit ended with results of which a part was made by chains that were not fitted yet.
-            fit = dataclasses.replace(fit, error=self._error(fit.chains))
-            candidates = [dataclasses.replace(refit, errors=fit.errors | refit.errors), fit]
+            # The first fit met what chains make that were not fitted yet, so all kernels are fitted again. Then the
+            # layers between two uses of a shared kernel are, since its chain has changed after they were fitted.
+            again = self._fit_once(chosen, fit.chains, chains.keys(), tell)
+            last = self._fit_once(chosen, again.chains, chains.keys() - shared, tell)
+            again = dataclasses.replace(again, error=self._error(again.chains))
+            candidates = [dataclasses.replace(last, errors=again.errors | last.errors), again]
         errors = {index: self.problem.layers[index].weights_error(option) for index, option in chosen.items()}
-        weights = _Fit(dict(chains), errors, self._error(chains))
-        if min(candidate.error for candidate in candidates) > weights.error:
-            # A kernel that meets its own results may be far off where each of its uses alone is fitted well.
-            candidates.append(self._fit_once(chosen, chains, chains.keys(), tell, iterations=0))
-        candidates.append(weights)
+        candidates.append(_Fit(dict(chains), errors, self._error(chains)))
         best = min(candidates, key=lambda candidate: candidate.error)
         return best.chains, best.errors
 
@@ -149,7 +149,7 @@ class Calibration:
         for run in self.runs:
             state = run.start(arrays)
             for segment in range(len(self.segments)):
-                run.function.proceed(segment, state, run.function.run(segment, state))
+                run.proceed(segment, state, run.function.run(segment, state))
             outputs.append(run.outputs(state))
         return relative_error(outputs, self._dense_outputs)
 
@@ -159,12 +159,8 @@ class Calibration:
         chains: Mapping[int, KernelChain],
         indices: Container[int],
         tell: Callable[[int, KernelChain, float], None],
-        **options: Any,
     ) -> _Fit:
-        """Fits the chains of the layers in `indices` once, with the other `chains` as they are.
-
-        The options are those of `refit`.
-        """
+        """Fits the chains of the layers in `indices` once, with the other `chains` as they are."""
         layers, pool = self.problem.layers, _SamplePool(self, _MAX_SAMPLES)
         parts = {index: layers[index].unstack(chain) for index, chain in chains.items()}
         arrays = {index: layers[index].array(chain) for index, chain in chains.items()}
@@ -177,7 +173,7 @@ class Calibration:
                 results = run.function.run(segment, state)
                 for ordinal in ordinals:
                     pool.add_responses(ordinal, batch, run.response(ordinal, results))
-                run.function.proceed(segment, state, results)
+                run.proceed(segment, state, results)
             for ordinal in ordinals:
                 index, number = self.site_keys[ordinal]
                 self.advance(0, f"Fitting the chain of {layers[index].name}")
@@ -186,7 +182,7 @@ class Calibration:
                     pool.add_patches(ordinal, batch, run.image(ordinal, state, results))
                 responses = pool.pop_responses(ordinal)
                 if responses is not None:
-                    fitted, error = layers[index].fit(number, self.site(ordinal), chosen[index], responses, **options)
+                    fitted, error = layers[index].fit(number, self.site(ordinal), chosen[index], responses)
                     parts[index][number] = fitted
                     errors.setdefault(index, []).append(error)
                     stacked = layers[index].stack(parts[index])
@@ -197,7 +193,7 @@ class Calibration:
                         tell(index, stacked, _mean(errors[index]))
                     self.advance(1 / len(layers[index].kernels))
             for run, state in zip(self.runs, states, strict=True):
-                run.function.proceed(segment, state, run.function.run(segment, state))
+                run.proceed(segment, state, run.function.run(segment, state))
         fits = {index: layers[index].stack(parts[index]) if index in errors else chains[index] for index in chains}
         self._dense_outputs = [run.outputs(state) for run, state in zip(self.runs, dense_states, strict=True)]
         outputs = [run.outputs(state) for run, state in zip(self.runs, states, strict=True)]
@@ -389,6 +385,15 @@ class _Run:
         """Returns the values before the first segment, with some arguments replaced."""
         return {**self.function.program.values(self.arrays), **arrays}
 
+    def proceed(self, segment: int, state: Values, results: Values) -> None:
+        """Changes `state` in place, from the values before a segment to those after it.
+
+        The values of a batch from a file are in files, too, until the next segment reads them.
+        """
+        self.function.proceed(segment, state, results)
+        if any(isinstance(array, np.memmap) for array in self.arrays):
+            state.update({variable: in_a_file(state[variable]) for variable in results.keys() & state.keys()})
+
     def is_image_known(self, ordinal: int, state: Values) -> bool:
         """Returns whether what a convolution meets is a constant or a value before its segment."""
         image = self.function.program.operand(self.function.program.sites[ordinal], 0)
@@ -425,31 +430,48 @@ class _SamplePool:
         self._patches: dict[tuple[int, int], list[np.ndarray]] = {}
         self._targets: dict[tuple[int, int], tuple[np.ndarray, ...]] = {}
         self._places: dict[tuple[int, int], list[tuple[int, int]]] = {}
+        self._block_sizes: dict[tuple[int, int], tuple[int, tuple[int, ...]]] = {}
 
     def add_responses(self, ordinal: int, batch: int, response: Any) -> None:
         """Adds samples of a convolution's responses to a batch, at random places; chains are fitted to these."""
         calibration, run = self.calibration, self.calibration.runs[batch]
-        site = run.function.program.sites[ordinal].site
-        targets = responses_at(site.equation, response, self._chosen(ordinal, batch))
-        limits = (np.tile(limit, (len(targets), 1)) for limit in run.limits[ordinal])
+        targets = responses_at(self._equation(ordinal, batch), response, self._chosen(ordinal, batch))
+        limits = (np.broadcast_to(limit, targets.shape) for limit in run.limits[ordinal])
         self._targets[ordinal, batch] = (_checked(targets, calibration.name(ordinal)), *limits)
 
     def add_patches(self, ordinal: int, batch: int, image: Any) -> None:
         """Adds samples of the image patches under a convolution's kernel, at the places of its responses."""
         key = self.calibration.site_keys[ordinal]
-        site = self.calibration.runs[batch].function.program.sites[ordinal].site
-        patches = patches_at(site.equation, image, self._chosen(ordinal, batch))
+        patches = patches_at(self._equation(ordinal, batch), image, self._chosen(ordinal, batch))
         self._patches.setdefault(key, []).append(_checked(patches, self.calibration.name(ordinal)))
         self._places.setdefault(key, []).append((ordinal, batch))
 
-    def _chosen(self, ordinal: int, batch: int) -> np.ndarray:
-        """Returns the numbers of the output pixels that are sampled."""
-        calibration = self.calibration
-        key, site = calibration.site_keys[ordinal], calibration.runs[batch].function.program.sites[ordinal].site
-        weights = calibration.problem.layers[key[0]].weights_of_an_output(site)
-        samples_of_kernel = min(self.max_samples, _SAMPLES_PER_WEIGHT * weights)
-        count = max(1, samples_of_kernel // (len(calibration.runs) * calibration.uses[key]))
-        return chosen_places(site.equation, count, np.random.default_rng((calibration.seed, ordinal, batch)))
+    def _chosen(self, ordinal: int, batch: int) -> Blocks:
+        """Returns the output positions that are sampled."""
+        key = self.calibration.site_keys[ordinal]
+        count, sides = self._blocks_of(key)
+        equation = self._equation(ordinal, batch)
+        return Blocks.chosen(equation, count, sides, np.random.default_rng((self.calibration.seed, ordinal, batch)))
+
+    def _blocks_of(self, key: tuple[int, int]) -> tuple[int, tuple[int, ...]]:
+        """Returns the number of output positions to sample in each use of a kernel, and the sides of all blocks."""
+        if key not in self._block_sizes:
+            calibration, runs = self.calibration, range(len(self.calibration.runs))
+            uses = [ordinal for ordinal, other in enumerate(calibration.site_keys) if other == key]
+            weights = calibration.problem.layers[key[0]].weights_of_an_output(calibration.site(uses[0]))
+            samples_of_kernel = min(self.max_samples, _SAMPLES_PER_WEIGHT * weights)
+            count = max(1, samples_of_kernel // (len(runs) * len(uses)))
+            # The samples of all uses and batches are stacked, so their blocks have one size.
+            sides = (
+                block_sides(self._equation(ordinal, batch), count, samples_of_kernel)
+                for ordinal in uses
+                for batch in runs
+            )
+            self._block_sizes[key] = count, tuple(map(min, zip(*sides, strict=True)))
+        return self._block_sizes[key]
+
+    def _equation(self, ordinal: int, batch: int) -> JaxprEqn:
+        return self.calibration.runs[batch].function.program.sites[ordinal].site.equation
 
     def pop_responses(self, ordinal: int) -> Responses | None:
         """Returns the samples of a convolution's kernel, and removes them from the pool, once they are complete.
@@ -463,11 +485,12 @@ class _SamplePool:
         patches = np.concatenate(self._patches.pop(key))
         pieces = [self._targets.pop(place) for place in self._places.pop(key)]
         targets, low, high = (np.concatenate(arrays) for arrays in zip(*pieces, strict=True))
+        first = (0,) * (targets.ndim - 1)
         clipped = np.clip(targets, low, high)
-        if (clipped == clipped[0]).all():
+        if (clipped == clipped[first]).all():
             return None
         # The fit is faster with one limit for all samples.
-        low, high = (limit[0] if (limit == limit[0]).all() else limit for limit in (low, high))
+        low, high = (limit[first] if (limit == limit[first]).all() else limit for limit in (low, high))
         return Responses(patches, targets, low, high)
 
 

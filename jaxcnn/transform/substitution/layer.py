@@ -179,9 +179,13 @@ class Layer:
     @cached_property
     def dense(self) -> Option:
         """Option of the dense kernel."""
+        return Option("dense", None, self.macs(self.dense_shapes), 0.0, self.parameter_bytes(self.dense_shapes))
+
+    @property
+    def dense_shapes(self) -> KernelChain:
+        """Shapes of one kernel as a chain of one link."""
         shape = jax.ShapeDtypeStruct(self.placement.kernel_shape, self.kernels[0].dtype)
-        kernel = KernelChain((shape,), (self.groups,))
-        return Option("dense", None, self.macs(kernel), 0.0, self.parameter_bytes(kernel))
+        return KernelChain((shape,), (self.groups,))
 
     @cached_property
     def options(self) -> list[Option]:
@@ -326,12 +330,10 @@ class Layer:
         """Chains that measure the effect of the layer's error on the results, each with its error; may be none."""
         return [(self.chain(option), option.error) for option in _typical_options(self.options)]
 
-    def fit(
-        self, number: int, site: Site, option: Option, responses: Responses, **options: Any
-    ) -> tuple[KernelChain, float]:
+    def fit(self, number: int, site: Site, option: Option, responses: Responses) -> tuple[KernelChain, float]:
         """Returns the chain of an option for one kernel, fitted to responses, and its error.
 
-        The chain of the weights is returned if its error is lower. The options are those of `refit`.
+        The chain of the weights is returned if its error is lower.
         """
         scheme, rank, kernel = option.scheme, option.rank, self.kernels[number]
         start = of_weights = self._fit_for_patches(number, site, option)
@@ -339,7 +341,7 @@ class Layer:
         if self._meets_kernel_unchanged(site):
             start = response_start(kernel, scheme, rank, responses, feature_group_count=self.groups)
         (dense,) = as_patches_see_it(site, KernelChain((kernel,), (self.groups,)), self.placement).kernels
-        chains = (refit(start, responses, kernel=dense, **options), of_weights)
+        chains = (refit(start, responses, kernel=dense), of_weights)
         error, place = min((response_error(chain, responses), place) for place, chain in enumerate(chains))
         return as_patches_see_it(site, chains[place], self.placement), error
 

@@ -258,6 +258,12 @@ class Problem:
         """Returns the milliseconds of a layer by the cost model, dense and as a chain of these shapes, or None."""
         return estimated_milliseconds(self.layers[index], chain)
 
+    def dense_milliseconds(self) -> float | None:
+        """Returns the milliseconds of all open layers as they are by the cost model; None if it does not know one."""
+        times = [self.estimated_milliseconds(index, layer.dense_shapes) for index, layer in self.open.items()]
+        milliseconds = [of_layer[0] for of_layer in times if of_layer is not None]
+        return sum(milliseconds) if len(milliseconds) == len(times) else None
+
     def milliseconds(self, index: int, chain: KernelChain) -> Milliseconds:
         """Returns the milliseconds of a layer by the clock, as it is and with a chain."""
         return measured_milliseconds(self.layers[index], chain)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import jax
@@ -28,6 +28,8 @@ _COSTLY_BISECTION_STEPS = 4
 """Halvings in a search whose steps compile and time the function, or fit chains to responses."""
 _MAX_TIME_RATIO = 0.95
 """Largest ratio of a chain's time to the dense kernel's; less than 1, since two timings of one function differ."""
+_MIN_MILLISECONDS = 0.1
+"""Time of all layers below which the clock decides nothing, because a call of any program takes about as long."""
 _MAX_LAYERS_CLOCKED = 10
 """Largest number of kinds of layers that are timed; each takes two programs to compile."""
 _NUM_EXPECTED_ERRORS = 5
@@ -74,9 +76,13 @@ class Search:
         self._slow: dict[int, str] = {}
         self._clocked: dict[str, tuple[float, float]] = {}
 
-    @property
+    @cached_property
     def _max_time_ratio(self) -> float:
-        return _MAX_TIME_RATIO if self.count == "time" else math.inf
+        """Largest ratio of a chain's time to its kernel's: infinite where the clock decides nothing."""
+        if self.count == "macs":
+            return math.inf
+        milliseconds = self.problem.dense_milliseconds()
+        return math.inf if milliseconds is not None and milliseconds < _MIN_MILLISECONDS else _MAX_TIME_RATIO
 
     def within(self, budgets: Budgets) -> Solution:
         """Returns chains that meet all budgets.
@@ -322,7 +328,7 @@ class Search:
             if chosen is None:
                 return None
             chains = self.problem.chains(chosen)
-            if self.count == "macs":
+            if self._max_time_ratio == math.inf:
                 return chosen, chains
             slow = {}
             timed = [index for index in chains if self.problem.layers[index].rank is None]
@@ -422,6 +428,8 @@ class Search:
             reason = "its chain is slower than the kernel"
             if self.count == "macs":
                 reason += ', and there because of count="macs"'
+            elif self._max_time_ratio == math.inf:
+                reason += f", but all layers together take less than {_MIN_MILLISECONDS:g} ms"
         return LayerReport(
             name=layer.name,
             kernel=layer.placement.kernel_shape,

@@ -113,7 +113,8 @@ def substitute(
       dense: flag to replace dense layers, products with a matrix of params, by pairs of products, too. They then count
         among the convolutions, with kernels of one tap.
       count: `"time"` to take no chain that is slower than its kernel on this device, by the cost model and, for the
-        layers that save the most, by the clock; `"macs"` if multiply-accumulates alone are what counts.
+        layers that save the most, by the clock; `"macs"` if multiply-accumulates alone are what counts. A function
+        whose kernels take less than 0.1 ms together is treated like `"macs"`, since any call takes about as long.
       max_error: largest error of the results that is accepted of a calibrated substitution under a budget of `macs`,
         `speedup` or `parameter_bytes`, for `args` and for held-out calibration inputs; infinity accepts all. Without
         calibration, the report says in its first line that the error is large.

@@ -40,9 +40,9 @@ def test_the_pieces_add_up(axes, dilation, stride, seed):
     pieces = split(kernel, most, padding=padding, kernel_dilation=dilation)
     assert len(pieces) == np.prod([-(-size // limit) for size, limit in axes])
     total = 0
-    for piece, own in pieces:
+    for piece, pads in pieces:
         assert all(size <= limit for size, limit in zip(piece.shape[:-2], most, strict=True))
-        total = total + conv(x, piece, padding=own, strides=stride, kernel_dilation=dilation)
+        total = total + conv(x, piece, padding=pads, strides=stride, kernel_dilation=dilation)
     assert_close(total, expected)
     assert sum(piece.size for piece, _ in pieces) == kernel.size
 
@@ -51,7 +51,7 @@ def test_the_pieces_of_a_dilated_kernel(rng):
     kernel, x = normal((7, 5, 2, 3), rng), normal((1, 14, 15, 2), rng)
     options = {"strides": 2, "kernel_dilation": (3, 2)}
     pieces = split(kernel, 3, padding=((5, 8), (4, 3)), kernel_dilation=(3, 2))
-    total = sum(conv(x, piece, padding=own, **options) for piece, own in pieces)
+    total = sum(conv(x, piece, padding=pads, **options) for piece, pads in pieces)
     assert_close(total, conv(x, kernel, padding=((5, 8), (4, 3)), **options))
 
 
@@ -60,7 +60,7 @@ def test_the_pieces_of_a_dilated_kernel(rng):
 def test_padding_by_name_at_stride_one(padding, size, rng):
     kernel, x = normal((size, 7, 2, 3), rng), normal((1, 9, 10, 2), rng)
     pieces = split(kernel, (3, 2), padding=padding)
-    assert_close(sum(conv(x, piece, padding=own) for piece, own in pieces), conv(x, kernel, padding=padding))
+    assert_close(sum(conv(x, piece, padding=pads) for piece, pads in pieces), conv(x, kernel, padding=padding))
 
 
 def test_pieces_of_groups_and_layouts(rng):
@@ -68,7 +68,7 @@ def test_pieces_of_groups_and_layouts(rng):
     options = {"layout": "NCHW", "feature_group_count": 2}
     pieces = split(kernel, 3, layout="NCHW")
     assert [piece.shape for piece, _ in pieces] == [(6, 2, *window) for window in itertools.product((3, 2), (3, 2))]
-    assert_close(sum(conv(x, piece, padding=own, **options) for piece, own in pieces), conv(x, kernel, **options))
+    assert_close(sum(conv(x, piece, padding=pads, **options) for piece, pads in pieces), conv(x, kernel, **options))
 
 
 @pytest.mark.parametrize(

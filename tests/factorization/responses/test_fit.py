@@ -1,16 +1,20 @@
 """Chains fitted to responses: exact where they can be, never worse, and better than the weights' own."""
 
 import dataclasses
+import math
+import re
 
 import jax
 import numpy as np
 import pytest
+from numpy.lib.stride_tricks import sliding_window_view
 
 import jaxcnn
 from jaxcnn import KernelChain
 from jaxcnn.factorization.responses.fit import refit
-from jaxcnn.factorization.responses.samples import Responses, response_error
-from jaxcnn.factorization.responses.start import ResponseFits, response_start
+from jaxcnn.factorization.responses.samples import Responses, Samples, response_error
+from jaxcnn.factorization.responses.square_error import SquareError
+from jaxcnn.factorization.responses.start import ResponseFits, response_start, with_last_link
 from support.arrays import normal
 
 
@@ -24,7 +28,12 @@ def responses_of(kernel, patches, groups=1, **limits):
     parts = np.split(patches.astype(np.float64), groups, axis=-1)
     rows = len(patches)
     answers = [p.reshape(rows, -1) @ k.reshape(-1, k.shape[-1]) for p, k in zip(parts, blocks, strict=True)]
-    return Responses(patches, np.concatenate(answers, axis=1), **limits)
+    return Responses(patches, of_places(np.concatenate(answers, axis=1), patches), **limits)
+
+
+def of_places(rows, patches):
+    """Returns (N, O) as targets (N, 1, ..., 1, O) of patches that are as large as the window."""
+    return np.reshape(rows, (len(rows), *[1] * (patches.ndim - 2), -1))
 
 
 def correlated(rng, count, window, channels, few=3):
@@ -41,7 +50,8 @@ def numpy_error(dense, responses):
     given = responses.patches.reshape(rows, -1).astype(np.float64) @ np.asarray(dense, np.float64).reshape(
         -1, dense.shape[-1]
     )
-    seen, wanted = (np.clip(r, responses.low, responses.high) for r in (given, responses.targets))
+    targets = responses.targets.reshape(rows, -1)
+    seen, wanted = (np.clip(r, responses.low, responses.high) for r in (given, targets))
     return np.linalg.norm(seen - wanted) / np.linalg.norm(wanted - wanted.mean(0))
 
 
@@ -91,11 +101,11 @@ def test_a_chain_is_found_again_from_its_responses(name, rng):
     patches = normal((600, *chain.shape[:-2], chain.shape[-2] * groups), rng)
     responses = responses_of(chain.dense(), patches, groups)
     near = disturbed(rng, chain)
-    found = refit(near, responses, kernel=chain.dense(), iterations=60)
-    assert [link.shape for link in found.kernels] == [link.shape for link in chain.kernels]
-    assert found.feature_group_counts == chain.feature_group_counts
+    fit = refit(near, responses, kernel=chain.dense(), iterations=60)
+    assert [link.shape for link in fit.kernels] == [link.shape for link in chain.kernels]
+    assert fit.feature_group_counts == chain.feature_group_counts
     assert response_error(near, responses) > 0.1
-    assert response_error(found, responses) < 0.01
+    assert response_error(fit, responses) < 0.01
 
 
 @pytest.mark.parametrize("limits", [{}, {"low": [-0.5, 0.0, -np.inf]}, {"low": [0.0] * 3, "high": [6.0] * 3}])
@@ -113,8 +123,7 @@ def test_groups_are_read_off_the_patches(inputs, groups, rng):
     patches = normal((50, 3, 3, 4), rng)
     assert response_error(kernel, responses_of(kernel, patches, groups)) < 1e-5
     other = responses_of(normal(kernel.shape, rng), patches, groups, low=np.zeros(12))
-    given = np.maximum(responses_of(kernel, patches, groups).targets, 0)
-    wanted = np.maximum(other.targets, 0)
+    given, wanted = (np.maximum(r.targets.reshape(50, -1), 0) for r in (responses_of(kernel, patches, groups), other))
     expected = np.linalg.norm(given - wanted) / np.linalg.norm(wanted - wanted.mean(0))
     assert response_error(kernel, other) == pytest.approx(expected, rel=1e-5)
 
@@ -124,9 +133,9 @@ def test_correlated_inputs_are_fitted_better_than_the_weights(low, rng):
     kernel = normal((3, 3, 4, 6), rng)
     train, new = (responses_of(kernel, part, low=low) for part in np.split(correlated(rng, 800, (3, 3), 4), 2))
     weights = jaxcnn.separable(kernel, rank=4)
-    found = refit(weights, train, kernel=kernel)
-    assert response_error(found, train) < 0.3 * response_error(weights, train)
-    assert response_error(found, new) < 0.5 * response_error(weights, new)
+    fit = refit(weights, train, kernel=kernel)
+    assert response_error(fit, train) < 0.3 * response_error(weights, train)
+    assert response_error(fit, new) < 0.5 * response_error(weights, new)
 
 
 def test_what_a_relu_hides_is_not_fitted(rng):
@@ -155,9 +164,9 @@ def test_few_samples_make_nothing_worse(name, count, rng):
     kernel = normal(chain.shape, rng)
     channels = chain.shape[-2] * groups
     responses = responses_of(kernel, normal((count, *chain.shape[:-2], channels), rng), groups)
-    found = refit(chain, responses, kernel=kernel, iterations=10)
-    assert all(np.isfinite(link).all() for link in found.kernels)
-    assert response_error(found, responses) <= response_error(chain, responses)
+    fit = refit(chain, responses, kernel=kernel, iterations=10)
+    assert all(np.isfinite(link).all() for link in fit.kernels)
+    assert response_error(fit, responses) <= response_error(chain, responses)
 
 
 def test_few_samples_do_not_lead_away_from_the_weights(rng):
@@ -206,18 +215,18 @@ def test_channels_of_zeros(name, rng):
     kernel[..., -1] = 0
     responses = responses_of(kernel, patches, groups, low=np.zeros(kernel.shape[-1]))
     given = KernelChain(tuple(links), chain.feature_group_counts)
-    found = refit(given, responses, kernel=kernel, iterations=5)
-    assert all(np.isfinite(link).all() for link in found.kernels)
-    assert response_error(found, responses) < response_error(given, responses)
+    fit = refit(given, responses, kernel=kernel, iterations=5)
+    assert all(np.isfinite(link).all() for link in fit.kernels)
+    assert response_error(fit, responses) < response_error(given, responses)
 
 
 def test_nothing_but_zeros():
     chain = KernelChain((np.zeros((3, 1, 2, 1), np.float32), np.zeros((1, 3, 1, 2), np.float32)))
-    responses = Responses(np.zeros((4, 3, 3, 2)), np.zeros((4, 2)))
+    responses = Responses(np.zeros((4, 3, 3, 2)), np.zeros((4, 1, 1, 2)))
     assert response_error(chain, responses) == 0
-    assert response_error(chain, dataclasses.replace(responses, targets=np.ones((4, 2)))) == np.inf
-    found = refit(chain, responses)
-    assert all((np.asarray(link) == 0).all() for link in found.kernels)
+    assert response_error(chain, dataclasses.replace(responses, targets=np.ones((4, 1, 1, 2)))) == np.inf
+    fit = refit(chain, responses)
+    assert all((np.asarray(link) == 0).all() for link in fit.kernels)
 
 
 def test_the_same_arguments_give_the_same_links(rng):
@@ -231,9 +240,9 @@ def test_a_chain_keeps_its_dtypes(rng):
     kernel = jax.numpy.asarray(normal((3, 3, 4, 6), rng), jax.numpy.bfloat16)
     responses = responses_of(kernel.astype(np.float32), correlated(rng, 100, (3, 3), 4))
     weights = jaxcnn.separable(kernel, rank=2)
-    found = refit(weights, responses)
-    assert [link.dtype for link in found.kernels] == [jax.numpy.bfloat16] * 2
-    assert response_error(found, responses) < response_error(weights, responses)
+    fit = refit(weights, responses)
+    assert [link.dtype for link in fit.kernels] == [jax.numpy.bfloat16] * 2
+    assert response_error(fit, responses) < response_error(weights, responses)
 
 
 @pytest.mark.parametrize("ranks", [(6,), pytest.param((2, 4, 9, 12), marks=pytest.mark.slow)])
@@ -243,9 +252,9 @@ def test_rounding_to_16_bits_makes_nothing_worse(ranks, rng):
     for rank in ranks:
         chain = jaxcnn.separable(kernel, rank=rank)
         for _ in range(3):
-            found = refit(chain, responses)
-            assert response_error(found, responses) <= response_error(chain, responses)
-            chain = found
+            fit = refit(chain, responses)
+            assert response_error(fit, responses) <= response_error(chain, responses)
+            chain = fit
 
 
 def test_the_last_link_is_solved_for_without_a_step(rng):
@@ -322,13 +331,17 @@ def test_full_rank_starts_are_exact(shape, rng):
 
 def test_errors_name_what_does_not_fit(rng):
     patches = normal((5, 3, 3, 4), rng)
-    with pytest.raises(ValueError, match=r"with the same N, at least 1, got \(5, 3, 3, 4\) and \(4, 6\)"):
-        Responses(patches, np.zeros((4, 6)))
-    with pytest.raises(ValueError, match=r"targets are \(5, 6\), so low must be \(O,\) or \(N, O\), got \(5,\)"):
-        Responses(patches, np.zeros((5, 6)), low=np.zeros(5))
+    for targets in (np.zeros((4, 1, 1, 6)), np.zeros((5, 6)), np.zeros((5, 0, 1, 6))):
+        with pytest.raises(
+            ValueError, match=rf"same N and at .* got \(5, 3, 3, 4\) and {re.escape(str(targets.shape))}"
+        ):
+            Responses(patches, targets)
+    targets = np.zeros((5, 1, 1, 6))
+    with pytest.raises(ValueError, match=r"are \(5, 1, 1, 6\), so low must be \(6,\) or of the same shape, got \(5,\)"):
+        Responses(patches, targets, low=np.zeros(5))
     with pytest.raises(ValueError, match="targets have 1 values that are NaN or infinite"):
-        Responses(patches, np.where(np.arange(30) == 3, np.nan, 0.0).reshape(5, 6))
-    responses = Responses(patches, np.zeros((5, 6)))
+        Responses(patches, np.where(np.arange(30) == 3, np.nan, 0.0).reshape(targets.shape))
+    responses = Responses(patches, targets)
     with pytest.raises(ValueError, match=r"\(3, 3, 4, 6\), the kernel of \(3, 3, 4, 5\)"):
         response_error(np.zeros((3, 3, 4, 5), np.float32), responses)
     with pytest.raises(ValueError, match="patches have 4 channels, kernel takes 3 in each group"):
@@ -338,3 +351,49 @@ def test_errors_name_what_does_not_fit(rng):
         refit(chain, responses, kernel=np.zeros((3, 3, 4, 5), np.float32))
     with pytest.raises(ValueError, match=r"held_out must be at least 0 and less than 1, got 1"):
         refit(chain, responses, held_out=1)
+
+
+@pytest.mark.parametrize("name", CHAINS)
+@pytest.mark.parametrize("limited", [False, True])
+def test_pieces_are_as_good_as_the_patches_in_them(name, limited, rng):
+    """A piece of an image stands for the patches at all of its positions, which share pixels."""
+    chain = chain_of(rng, *CHAINS[name])
+    window, groups = chain.shape[:-2], chain.feature_group_count
+    places = tuple(2 + axis for axis in range(len(window)))
+    extents = tuple(size + place - 1 for size, place in zip(window, places, strict=True))
+    pieces = normal((30, *extents, chain.shape[-2] * groups), rng)
+    views = sliding_window_view(pieces, window, tuple(range(1, 1 + len(window))))
+    patches = np.moveaxis(views, 1 + len(window), -1).reshape(-1, *window, pieces.shape[-1])
+    limits = {"low": np.full(chain.shape[-1], -1.0), "high": np.full(chain.shape[-1], 1.5)} if limited else {}
+    single = responses_of(chain.dense(), patches, groups, **limits)
+    of_pieces = Responses(pieces, single.targets.reshape(30, *places, -1), **limits)
+    assert of_pieces.window == window
+    assert (len(of_pieces), of_pieces.num_places) == (30, 30 * math.prod(places))
+    near = disturbed(rng, chain)
+    assert response_error(near, of_pieces) == pytest.approx(response_error(near, single), rel=1e-4)
+    both = [Samples(responses, groups) for responses in (of_pieces, single)]
+    links, counts = [np.asarray(link) for link in near.kernels], near.feature_group_counts
+    objectives = [SquareError(samples, counts, np.asarray(chain.dense()), 0.1) for samples in both]
+    (value, gradient), (expected, expected_gradient) = (error.value_and_gradient(links) for error in objectives)
+    assert value == pytest.approx(expected, rel=1e-5)
+    for by_link, expected_by_link in zip(gradient, expected_gradient, strict=True):
+        np.testing.assert_allclose(by_link, expected_by_link, atol=1e-5 * np.abs(expected_by_link).max())
+    squares = [with_last_link(near, samples, 1e-3)[1] for samples in both]
+    assert squares[0] == pytest.approx(squares[1], rel=1e-3)
+    fit = refit(near, of_pieces, kernel=chain.dense(), iterations=2)
+    assert response_error(fit, single) < 0.9 * response_error(near, single)
+
+
+@pytest.mark.parametrize("scheme", ["separable", "low_rank", "tucker2", "depthwise_separable"])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_starts_from_pieces_are_those_from_the_patches_in_them(scheme, groups, rng):
+    kernel = normal((3, 2, 4, 6), rng)
+    pieces = normal((40, 6, 4, 4 * groups), rng) * np.linspace(0.1, 2, 4 * groups, dtype=np.float32)
+    views = sliding_window_view(pieces, (3, 2), (1, 2))
+    patches = np.moveaxis(views, 3, -1).reshape(-1, 3, 2, 4 * groups)
+    single = responses_of(kernel, patches, groups)
+    of_pieces = Responses(pieces, single.targets.reshape(40, 4, 3, -1))
+    starts = [response_start(kernel, scheme, 2, r, feature_group_count=groups) for r in (of_pieces, single)]
+    dense = [np.asarray(start.dense()) for start in starts]
+    # Pieces hold the pixels at their edges once, so second moments of parts of a window may differ a little.
+    assert np.linalg.norm(dense[0] - dense[1]) < 0.1 * np.linalg.norm(dense[1])

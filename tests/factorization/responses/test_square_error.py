@@ -29,9 +29,8 @@ def objective(name, weight):
     groups = chain.feature_group_count
     patches = normal((40, *chain.shape[:-2], chain.shape[-2] * groups), 7)
     features = chain.shape[-1]
-    responses = Responses(
-        patches, 3 * normal((40, features), 8), low=np.full(features, -2.0), high=normal(features, 9) + 4
-    )
+    targets = 3 * normal((40, *[1] * (patches.ndim - 2), features), 8)
+    responses = Responses(patches, targets, low=np.full(features, -2.0), high=normal(features, 9) + 4)
     centre = normal(chain.shape, 10)
     return chain, responses, centre, SquareError(Samples(responses, groups), counts, centre, weight)
 
@@ -44,7 +43,8 @@ def test_the_value_is_that_of_its_definition(name):
     parts = zip(np.split(responses.patches, groups, -1), np.split(dense, groups, -1), strict=True)
     answers = [part.reshape(40, -1) @ block.reshape(-1, block.shape[-1]) for part, block in parts]
     clipped, wanted = (
-        np.clip(r, responses.low, responses.high) for r in (np.concatenate(answers, 1), responses.targets)
+        np.clip(r, responses.low, responses.high)
+        for r in (np.concatenate(answers, 1), responses.targets.reshape(40, -1))
     )
     expected = np.square(clipped - wanted).sum() + 0.7 * np.square(dense - centre).sum()
     assert error.value_and_gradient(links)[0] == pytest.approx(expected, rel=1e-4)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from jaxcnn import KernelChain
+from jaxcnn.factorization.numerics import windows
 from jaxcnn.factorization.responses import whitening as _features
 from support.arrays import normal
 
@@ -25,10 +26,12 @@ def test_downstream_of_groups_is_that_of_each_group():
     shapes, groups = ((5, 1, 3, 8), (1, 5, 2, 12), (2, 2, 3, 20)), 4
     kernels = [random.normal(size=shape) for shape in shapes]
     for index in range(len(kernels)):
-        found = _features._downstream(kernels, (groups,) * len(kernels), index)
+        result = _features._downstream(kernels, (groups,) * len(kernels), index)
         for group in range(groups):
-            own = [np.split(kernel, groups, axis=-1)[group] for kernel in kernels]
-            np.testing.assert_allclose(found[group], _features._downstream(own, (1,) * len(own), index)[0])
+            kernels_of_group = [np.split(kernel, groups, axis=-1)[group] for kernel in kernels]
+            np.testing.assert_allclose(
+                result[group], _features._downstream(kernels_of_group, (1,) * len(kernels_of_group), index)[0]
+            )
 
 
 @pytest.mark.parametrize("name", CHAINS)
@@ -37,7 +40,7 @@ def test_features_are_the_responses_of_the_dense_kernel(name):
     groups, dense = chain.feature_group_count, np.asarray(chain.dense())
     channels = dense.shape[-2] * groups
     patches = normal((7, *dense.shape[:-2], channels), 9)
-    result = _features.features(chain.kernels, chain.feature_group_counts, np.moveaxis(patches, 0, -2))
+    result = windows.features(chain.kernels, chain.feature_group_counts, np.moveaxis(patches, 0, -2))
     blocks = zip(np.split(patches, groups, -1), np.split(dense, groups, -1), strict=True)
     expected = [part.reshape(7, -1) @ block.reshape(-1, block.shape[-1]) for part, block in blocks]
     np.testing.assert_allclose(np.reshape(result, (7, -1)), np.concatenate(expected, -1), rtol=1e-4, atol=1e-4)
@@ -64,8 +67,8 @@ def test_downstream_is_what_the_links_after_it_do_to_a_channel(name):
             paths = [path @ tap for path in paths for tap in dense]
         expected = sum(path @ path.T for path in paths)
         for group, moments in enumerate(_features._downstream(kernels, counts, index)):
-            own = slice(group * len(moments), (group + 1) * len(moments))
-            np.testing.assert_allclose(moments, expected[own, own], rtol=1e-9, atol=1e-9)
+            channels_of_group = slice(group * len(moments), (group + 1) * len(moments))
+            np.testing.assert_allclose(moments, expected[channels_of_group, channels_of_group], rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("groups", [1, 2])

@@ -39,8 +39,8 @@ def test_as_good_as_tensorly(shape, rank, rng):
     wide = kernel.astype(np.float64)
     theirs = []
     for seed in range(3):
-        found = decomposition.parafac(wide, rank, n_iter_max=500, init="random", random_state=seed, tol=1e-9)
-        theirs.append(np.linalg.norm(cp_tensor.cp_to_tensor(found) - wide) / np.linalg.norm(wide))
+        result = decomposition.parafac(wide, rank, n_iter_max=500, init="random", random_state=seed, tol=1e-9)
+        theirs.append(np.linalg.norm(cp_tensor.cp_to_tensor(result) - wide) / np.linalg.norm(wide))
     assert error_of(cp(kernel, rank=rank), kernel) <= min(theirs) * 1.02
 
 

@@ -130,9 +130,11 @@ def test_each_group_is_decomposed_by_itself(groups, in_features, out_features, r
     expected = discarded([matrix_of(block) for block in blocks_of(kernel, groups)], 2)
     assert error_of(chain, kernel) == pytest.approx(expected, abs=ROUNDING)
     for group, block in enumerate(blocks_of(kernel, groups)):
-        own = separable(block, rank=2)
+        of_block = separable(block, rank=2)
         vertical, horizontal = (blocks_of(link, groups)[group] for link in chain.kernels)
-        assert error_of(KernelChain((vertical, horizontal)), block) == pytest.approx(error_of(own, block), abs=ROUNDING)
+        assert error_of(KernelChain((vertical, horizontal)), block) == pytest.approx(
+            error_of(of_block, block), abs=ROUNDING
+        )
 
 
 @pytest.mark.parametrize("multiplier", [1, 2, 3])

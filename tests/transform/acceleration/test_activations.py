@@ -86,9 +86,11 @@ def test_values_and_derivatives_at_special_values(fusing_on, standard_promotion)
         ones = jnp.ones_like(x)
         return [[(g(x), jax.jvp(g, (x,), (ones,))[1]) for g in pair] for pair in pairs]
 
-    for (expected, slope), (value, own) in run(IMAGE):
+    for (expected, expected_slope), (value, slope) in run(IMAGE):
         np.testing.assert_allclose(value, expected, 1e-6, 1e-7)
-        np.testing.assert_allclose(own, slope, 1e-5, 1e-6)  # at 0, where conventions differ, as anywhere else
+        np.testing.assert_allclose(
+            slope, expected_slope, 1e-5, 1e-6
+        )  # at 0, where conventions differ, as anywhere else
     applied = {epilogue.activation for _, epilogue in fusing_on.calls}
     assert applied == set(LIBRARY_FUNCTIONS)
 

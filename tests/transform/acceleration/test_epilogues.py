@@ -188,9 +188,9 @@ def random_chain(seed):
 def test_random_chains(fusion):
     functions = [random_chain(seed) for seed in range(24)]
     args = (X, KERNEL, BIAS + 2, normal((97,), 5))
-    found = [fused(accelerate(f), *args) for f in functions]
-    assert sum(map(len, found)) >= 20
-    assert any(recipe.moves and recipe.residual for recipes in found for recipe in recipes)
+    result = [fused(accelerate(f), *args) for f in functions]
+    assert sum(map(len, result)) >= 20
+    assert any(recipe.moves and recipe.residual for recipes in result for recipe in recipes)
 
     @partial(jax.jit, static_argnums=0)
     def run(wrap, *args):
@@ -391,8 +391,8 @@ def test_chains_reach_its_convolution(fusing_on):
 
     substituted = jaxcnn.with_chains(accelerate(f))({"kernel": chain}, X)
     assert_same(substituted, block(X, chain.dense(), BIAS), 1e-4)
-    found = jaxcnn.substitute(accelerate(f), {"kernel": KERNEL}, X, rank=2, schemes=("separable",))
-    assert isinstance(found.params["kernel"], jaxcnn.KernelChain)
+    small = jaxcnn.substitute(accelerate(f), {"kernel": KERNEL}, X, rank=2, schemes=("separable",))
+    assert isinstance(small.params["kernel"], jaxcnn.KernelChain)
 
 
 def test_name_and_line_are_those_of_the_convolution(fusing_on):

@@ -23,9 +23,9 @@ def convolutions(f, *args):
 
 @pytest.mark.parametrize("method", ["direct", "shift", "matmul", "fft"])
 def test_forced_methods(method):
-    found = convolutions(accelerate(network, method=method), PARAMS, X)
-    assert {params["method"] for params in found} <= {method, "auto"}
-    assert any(params["method"] == method for params in found)
+    result = convolutions(accelerate(network, method=method), PARAMS, X)
+    assert {params["method"] for params in result} <= {method, "auto"}
+    assert any(params["method"] == method for params in result)
     assert_same(accelerate(network, method=method)(PARAMS, X), network(PARAMS, X))
 
 

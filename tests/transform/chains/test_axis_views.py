@@ -38,29 +38,29 @@ def resized(draw, shape):
 def moves(draw):
     """A shape, and functions of an array of it, one after the other."""
     shape = own = tuple(draw(st.lists(st.sampled_from([1, 2, 3, 4, 6]), min_size=2, max_size=4)))
-    found = []
+    records = []
     for _ in range(draw(st.integers(1, 6))):
         kind = draw(st.sampled_from(["transpose", "reshape", "rev", "squeeze", "expand"]))
         if kind == "transpose":
             order = tuple(draw(st.permutations(range(len(own)))))
             own = tuple(own[axis] for axis in order)
-            found.append(lambda a, order=order: lax.transpose(a, order))
+            records.append(lambda a, order=order: lax.transpose(a, order))
         elif kind == "reshape":
             order = tuple(draw(st.permutations(range(len(own))))) if draw(st.booleans()) else None
             own = resized(draw, own if order is None else tuple(own[axis] for axis in order))
-            found.append(lambda a, own=own, order=order: lax.reshape(a, own, order))
+            records.append(lambda a, own=own, order=order: lax.reshape(a, own, order))
         elif kind == "rev":
             axes = tuple(axis for axis in range(len(own)) if draw(st.booleans()))
-            found.append(lambda a, axes=axes: lax.rev(a, axes))
+            records.append(lambda a, axes=axes: lax.rev(a, axes))
         elif kind == "squeeze":
             axes = tuple(axis for axis, size in enumerate(own) if size == 1 and draw(st.booleans()))
             own = tuple(size for axis, size in enumerate(own) if axis not in axes)
-            found.append(lambda a, axes=axes: lax.squeeze(a, axes))
+            records.append(lambda a, axes=axes: lax.squeeze(a, axes))
         else:
             axis = draw(st.integers(0, len(own)))
             own = (*own[:axis], 1, *own[axis:])
-            found.append(lambda a, axis=axis: lax.expand_dims(a, (axis,)))
-    return shape, found
+            records.append(lambda a, axis=axis: lax.expand_dims(a, (axis,)))
+    return shape, records
 
 
 @settings(max_examples=150)

@@ -81,27 +81,27 @@ def test_orders_and_ranks(order, rank):
     shapes[-1] = (*shapes[-1][:-1], 5)
     numbers = chains.LAYOUTS[rank]
     channels_first = (*("NC" + "DHW"[3 - rank :],), "OI" + "DHW"[3 - rank :], "NC" + "DHW"[3 - rank :])
-    own, x = chain(*shapes), jax_normal((2, *(5, 6, 4)[:rank], 4), 9)
+    links, x = chain(*shapes), jax_normal((2, *(5, 6, 4)[:rank], 4), 9)
     if order == "HWIO":
-        assert_chained(lambda w, x: conv(x, w, 2, dimension_numbers=numbers), own, x)
+        assert_chained(lambda w, x: conv(x, w, 2, dimension_numbers=numbers), links, x)
     else:
         assert_chained(
             lambda w, x: conv(x, w, 2, dimension_numbers=channels_first),
-            own,
+            links,
             jnp.moveaxis(x, -1, 1),
-            parameter=lambda own: in_order(own.dense(), "OIHW"),
+            parameter=lambda links: in_order(links.dense(), "OIHW"),
         )
 
 
 @pytest.mark.parametrize(
-    ("own", "groups", "order"),
+    ("links", "groups", "order"),
     [
         (GROUPED, 2, "OIHW"),
         (DEPTHWISE, 4, "HWIO"),
         (MULTIPLIED, 4, "HWCM"),
         *(
-            pytest.param(own, groups, order, marks=pytest.mark.slow)
-            for own, groups, orders in (
+            pytest.param(links, groups, order, marks=pytest.mark.slow)
+            for links, groups, orders in (
                 (GROUPED, 2, ("HWIO",)),
                 (DEPTHWISE, 4, ("OIHW", "HWCM")),
                 (MULTIPLIED, 4, ("HWIO", "OIHW")),
@@ -110,23 +110,23 @@ def test_orders_and_ranks(order, rank):
         ),
     ],
 )
-def test_groups(own, groups, order):
+def test_groups(links, groups, order):
     def f(w, x):
         if order == "OIHW":
             return conv(x, w, dimension_numbers=("NHWC", "OIHW", "NHWC"), feature_group_count=groups)
-        return conv(x, w.reshape(*w.shape[:2], -1, own.shape[-1]), 2, feature_group_count=groups)
+        return conv(x, w.reshape(*w.shape[:2], -1, links.shape[-1]), 2, feature_group_count=groups)
 
-    def parameter(own):
-        return in_order(own.dense(), order, groups)
+    def parameter(links):
+        return in_order(links.dense(), order, groups)
 
-    assert_chained(f, own, X, parameter=parameter)
+    assert_chained(f, links, X, parameter=parameter)
     # The derivative by x exchanges the features of each group.
-    assert_chained(lambda w, x: jax.grad(lambda x: jnp.sin(f(w, x)).sum())(x), own, X, parameter=parameter)
+    assert_chained(lambda w, x: jax.grad(lambda x: jnp.sin(f(w, x)).sum())(x), links, X, parameter=parameter)
 
 
 def test_a_depthwise_convolution_of_jaxcnn():
-    def parameter(own):
-        return in_order(own.dense(), "HWCM", 4)
+    def parameter(links):
+        return in_order(links.dense(), "HWCM", 4)
 
     assert_chained(lambda w, x: jaxcnn.depthwise_conv(x, w, strides=2), MULTIPLIED, X, parameter=parameter)
 
@@ -242,13 +242,13 @@ def test_stacked_kernels_in_scan(reverse):
 
 
 def test_a_stack_of_one():
-    own = chain((1, 3, 1, 4, 5), (1, 1, 2, 5, 4))
+    links = chain((1, 3, 1, 4, 5), (1, 1, 2, 5, 4))
 
     def f(ws, x):
         y, _ = stacked_scan(ws, x, BIASES[:1])
         return conv(conv(y, ws[0]), ws[jnp.int32(0)])
 
-    assert_chained(f, own, X, parameter=stack)
+    assert_chained(f, links, X, parameter=stack)
 
 
 @pytest.mark.parametrize("index", [1, -1, 7, -9])
@@ -274,7 +274,7 @@ def test_the_index_of_a_loop(steps):
 
 
 def test_scans_in_scans():
-    own = chain((2, 3, 3, 1, 4, 5), (2, 3, 1, 2, 5, 4))
+    links = chain((2, 3, 3, 1, 4, 5), (2, 3, 1, 2, 5, 4))
     kernel = ((2, 1, 3),), ((3, 1, 2),)
     placement = Placement((2, 3, 3, 2, 4, 4), kernel, ((4, 1, 4),), ((5, 1, 4),), (0, 1))
 
@@ -284,12 +284,12 @@ def test_scans_in_scans():
 
         return lax.scan(outer, x, ws)[0]
 
-    actual = apply_with_chains(f, {"argument 0": placement})(own, X)
-    np.testing.assert_allclose(actual, f(dense(own, 2), X), atol=1e-5)
+    actual = apply_with_chains(f, {"argument 0": placement})(links, X)
+    np.testing.assert_allclose(actual, f(dense(links, 2), X), atol=1e-5)
     dense_again = apply_with_chains(lambda ws: ws, {"argument 0": placement}, materialize=True)
-    np.testing.assert_array_equal(dense_again(own).kernels[0], own.kernels[0])
+    np.testing.assert_array_equal(dense_again(links).kernels[0], links.kernels[0])
     turned = apply_with_chains(lambda ws: ws.transpose(0, 1, 5, 4, 2, 3), {"argument 0": placement}, materialize=True)
-    np.testing.assert_allclose(turned(own), dense(own, 2).transpose(0, 1, 5, 4, 2, 3), atol=1e-6)
+    np.testing.assert_allclose(turned(links), dense(links, 2).transpose(0, 1, 5, 4, 2, 3), atol=1e-6)
 
 
 def test_a_chain_that_a_loop_carries_or_closes_over():

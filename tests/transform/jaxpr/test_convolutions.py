@@ -25,13 +25,13 @@ pytestmark = pytest.mark.leaks
 
 def roles(f, *args):
     """How often each role is bound in the accelerated function, and how many convolutions are left to lax."""
-    found = Counter()
+    counts = Counter()
     for equation in equations_of(accelerate(f), *args):
         if equation.primitive is conv_p:
-            found[equation.params["spec"].role] += 1
+            counts[equation.params["spec"].role] += 1
         elif equation.primitive is jax.extend.core.primitives.conv_general_dilated_p:
-            found["lax"] += 1
-    return dict(found)
+            counts["lax"] += 1
+    return dict(counts)
 
 
 def permutation(draw, letters):
@@ -229,8 +229,8 @@ def test_own_convolution_of_a_dilated_input_is_one_transposed(dilation, groups):
         options = {"padding": ((1, 2), (2, 1)), "input_dilation": dilation, "feature_group_count": groups}
         return jaxcnn.conv(x, kernel, **options)
 
-    found = [equation.params["spec"].role for equation in bound(accelerate(f), x, kernel)]
-    assert found == ["input"]
+    result = [equation.params["spec"].role for equation in bound(accelerate(f), x, kernel)]
+    assert result == ["input"]
     assert_same(accelerate(f)(x, kernel), f(x, kernel))
 
 

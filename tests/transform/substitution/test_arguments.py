@@ -41,8 +41,8 @@ def test_the_first_part_or_pattern_of_a_name(patterns, name, expected):
 
 
 def test_ranks_by_name_leave_the_other_layers_dense():
-    found = verified(substituted(ranks={"fir*": 2}), two_layers, SMALL, (IMAGE,))
-    assert [(row.scheme, row.rank) for row in found.report.rows] == [("separable", 2), ("dense", None)]
+    small = verified(substituted(ranks={"fir*": 2}), two_layers, SMALL, (IMAGE,))
+    assert [(row.scheme, row.rank) for row in small.report.rows] == [("separable", 2), ("dense", None)]
 
 
 def test_ranks_by_name_beside_a_rank_for_the_others():
@@ -52,9 +52,9 @@ def test_ranks_by_name_beside_a_rank_for_the_others():
 
 @pytest.mark.parametrize("calibration", [None, [OTHER_IMAGE]])
 def test_a_budget_is_met_around_ranks_by_name(calibration):
-    found = substituted(ranks={"first": 3}, macs=0.4, calibration=calibration)
-    first, second = found.report.rows
-    assert found.report.macs_share <= 0.4
+    small = substituted(ranks={"first": 3}, macs=0.4, calibration=calibration)
+    first, second = small.report.rows
+    assert small.report.macs_share <= 0.4
     assert first.rank == 3
     assert second.rank > 3  # what the first leaves
     # A rank that the user set is no matter of time.
@@ -76,8 +76,8 @@ def test_what_may_be_lost_is_refused_if_the_ranks_lose_more():
 
 
 def test_schemes_by_name():
-    found = substituted(schemes={"first": "tucker2", "sec*": ["low_rank"]}, macs=0.7)
-    assert [row.scheme for row in found.report.rows] == ["tucker2", "low_rank"]
+    small = substituted(schemes={"first": "tucker2", "sec*": ["low_rank"]}, macs=0.7)
+    assert [row.scheme for row in small.report.rows] == ["tucker2", "low_rank"]
 
 
 def test_skip_takes_patterns():
@@ -90,10 +90,10 @@ def test_bytes_are_those_of_all_parameters():
 
     params = {**SMALL, "bias": jnp.ones(100)[:1]}
     for allowed in (4 + DENSE_BYTES // 2, 4 + DENSE_BYTES, 700):
-        found = jaxcnn.substitute(f, params, IMAGE, parameter_bytes=allowed, **SEPARABLE)
-        report = found.report
+        small = jaxcnn.substitute(f, params, IMAGE, parameter_bytes=allowed, **SEPARABLE)
+        report = small.report
         assert report.parameter_bytes_before == size_of(params) == DENSE_BYTES + 4
-        assert allowed / 2 < report.parameter_bytes_after == size_of(found.params) <= allowed
+        assert allowed / 2 < report.parameter_bytes_after == size_of(small.params) <= allowed
     assert "3.20 k bytes of parameters before, 644 after" in str(report)
 
 
@@ -103,8 +103,8 @@ def test_bytes_count_every_kernel_of_a_stack():
     def f(kernels, x):
         return jax.lax.scan(lambda y, kernel: (conv(y, kernel), None), x, kernels)[0]
 
-    found = jaxcnn.substitute(f, kernels, IMAGE, parameter_bytes=DENSE_BYTES // 2, **SEPARABLE)
-    assert size_of(found.params) <= DENSE_BYTES // 2
+    small = jaxcnn.substitute(f, kernels, IMAGE, parameter_bytes=DENSE_BYTES // 2, **SEPARABLE)
+    assert size_of(small.params) <= DENSE_BYTES // 2
 
 
 def test_bytes_of_kernels_that_are_computed():
@@ -112,9 +112,9 @@ def test_bytes_of_kernels_that_are_computed():
         return conv(x, params["kernel"] / jnp.linalg.norm(params["kernel"]))
 
     params = {"kernel": planted(5, 5, 4, 4, 1)}
-    found = jaxcnn.substitute(f, params, IMAGE, parameter_bytes=800, **SEPARABLE)
-    assert found.report.parameter_bytes_after == size_of(found.params) <= 800
-    assert found.report.parameter_bytes_before == 1600
+    small = jaxcnn.substitute(f, params, IMAGE, parameter_bytes=800, **SEPARABLE)
+    assert small.report.parameter_bytes_after == size_of(small.params) <= 800
+    assert small.report.parameter_bytes_before == 1600
 
 
 def test_all_budgets_are_met():
@@ -145,33 +145,33 @@ def test_budgets_of_what_is_lost_refuse_a_result_that_loses_more():
 
     with pytest.raises(ValueError, match=r"macs=0.3 and budget=0 are not met together: .* the score is -[0-9.]+, "):
         substituted(macs=0.3, budget=0, measure=score)
-    found = substituted(tolerance=0.07, budget=1e9, measure=score)
-    assert found.report.error <= 0.07
-    assert found.report.macs_share < 1
+    small = substituted(tolerance=0.07, budget=1e9, measure=score)
+    assert small.report.error <= 0.07
+    assert small.report.macs_share < 1
 
 
 def test_another_budget_needs_no_second_search(monkeypatch):
-    found = substituted(macs=0.5)
+    small = substituted(macs=0.5)
     expected = substituted(macs=0.3)
     monkeypatch.setattr("jaxcnn.transform.substitution.problem.Problem.weigh", None)
-    finer = found.with_budget(macs=0.3)
+    finer = small.with_budget(macs=0.3)
     assert [row.rank for row in finer.report.rows] == [row.rank for row in expected.report.rows]
     assert size_of(finer.with_budget(parameter_bytes=700).params) <= 700
     assert finer.with_budget(tolerance=0).report.macs_share == 1
 
 
 def test_another_budget_of_calibrated_chains_is_refused_like_the_first():
-    found = substituted(macs=0.7, calibration=[OTHER_IMAGE], max_error=0.1)
+    small = substituted(macs=0.7, calibration=[OTHER_IMAGE], max_error=0.1)
     with pytest.raises(ValueError, match=r"macs leaves an error of the results of .* above max_error=0.1"):
-        found.with_budget(macs=0.1)
-    assert found.with_budget(macs=0.1, max_error=float("inf")).report.macs_share <= 0.1
+        small.with_budget(macs=0.1)
+    assert small.with_budget(macs=0.1, max_error=float("inf")).report.macs_share <= 0.1
 
 
 def test_each_layer_is_told_when_it_is_fitted_and_when_it_is_decided():
     told = []
-    found = substituted(macs=0.4, calibration=[OTHER_IMAGE], on_layer=told.append)
+    small = substituted(macs=0.4, calibration=[OTHER_IMAGE], on_layer=told.append)
     assert [row.name for row in told] == ["first", "second"] * 2
-    assert tuple(told[2:]) == found.report.rows
+    assert tuple(told[2:]) == small.report.rows
     assert [row.error for row in told[:2]] == [row.error for row in told[2:]]
     told.clear()
     report = substituted(rank=2, skip="second", on_layer=told.append).report
@@ -319,13 +319,13 @@ def test_one_of_several_names_to_skip_may_be_no_layers():
 
 
 def test_another_budget_needs_the_dense_parameters_and_a_limit():
-    found = substituted(rank=2)
+    small = substituted(rank=2)
     with pytest.raises(ValueError, match="loaded or released does not hold the dense parameters"):
-        found.release().with_budget(macs=0.5)
+        small.release().with_budget(macs=0.5)
     with pytest.raises(ValueError, match="give tolerance, macs, speedup, parameter_bytes or budget, got none"):
-        found.with_budget()
+        small.with_budget()
     for budgets in ({"budget": 0.1}, {"budget": 0.1, "macs": 0.5}):
         with pytest.raises(
             ValueError, match="budget is the loss allowed in a score, and substitute was given no measure"
         ):
-            found.with_budget(**budgets)
+            small.with_budget(**budgets)

@@ -10,6 +10,7 @@ from jax import lax
 
 import jaxcnn
 from jaxcnn.transform.substitution import layer as layers
+from jaxcnn.transform.substitution import samples
 from jaxcnn.transform.substitution import search as searching
 from jaxcnn.transform.substitution.layer import Layer
 from support.arrays import normal, relative_error
@@ -185,6 +186,20 @@ def test_hard_shapes_are_fitted_to_their_responses(f, budget):
         assert 0 < row.error < 1
 
 
+@pytest.mark.parametrize("f", [twice, in_a_loop_backwards])
+def test_pieces_of_several_positions_serve_as_well(f, monkeypatch):
+    """Memory for few patches makes larger blocks, here of four positions by four."""
+    params, x, options = SHAPES[f], correlated(2, 1), {"rank": 3, "schemes": "separable", "max_error": np.inf}
+    errors = []
+    for piece_bytes in (32 << 20, 0):
+        monkeypatch.setattr(samples, "_MAX_PIECE_BYTES", piece_bytes)
+        with jax.check_tracer_leaks(False):
+            small = jaxcnn.substitute(f, params, x, calibration=correlated(6, 2), **options)
+        other = correlated(3, 4)
+        errors.append(relative_error(small.apply(small.params, other), f(params, other)))
+    assert errors[0] != errors[1] < 1.15 * errors[0]
+
+
 def test_layers_after_a_shared_kernel_are_fitted_to_what_its_fitted_chain_makes(monkeypatch):
     patches, fit = [], Layer.fit
 
@@ -202,8 +217,8 @@ def test_layers_after_a_shared_kernel_are_fitted_to_what_its_fitted_chain_makes(
     chain = jaxcnn.substitute(f, params, correlated(2, 1), **options).params["k"]
     # The middle of each patch is a pixel of what the layer meets; first it met what an unfitted chain makes.
     expected = twice({"k": chain.dense()}, images).reshape(-1, 6)
-    before, after = (relative_error(patch[:, 2, 2], expected) for patch in patches)
-    assert after < 1e-4 < 0.01 < before
+    first, second, third = (relative_error(patch[:, 2, 2], expected) for patch in patches)
+    assert third < 1e-4 < 0.01 < second < first
 
 
 def test_kernels_of_a_loop_are_fitted_to_what_the_fitted_ones_before_make(monkeypatch):
@@ -242,7 +257,7 @@ def test_a_fit_never_gives_a_chain_of_larger_error_than_that_of_the_weights(monk
 def test_chains_stay_unfitted_where_the_fit_makes_the_error_of_the_results_larger(monkeypatch):
     """Each layer's own error is lower than before, as the fit says, but that of the results is not."""
 
-    def fitted(self, number, site, option, responses, **options):
+    def fitted(self, number, site, option, responses):
         chain = self.unstack(self.chain(option))[number]
         return jax.tree.map(lambda link: 2 * link, chain), 1e-3
 
@@ -259,7 +274,7 @@ def test_as_many_samples_for_the_weights_of_an_output_whichever_way_the_kernel_g
     taken = []
 
     def fitted(self, number, site, option, responses):
-        taken.append(len(responses))
+        taken.append(responses.num_places)
         return self.unstack(self.chain(option))[number], option.error
 
     monkeypatch.setattr(Layer, "fit", fitted)
@@ -298,8 +313,8 @@ def test_few_programs_are_compiled_however_many_layers_there_are():
         return x
 
     x = correlated(1, 5)
-    found = jaxcnn.substitute(
+    small = jaxcnn.substitute(
         deep, params, x, macs=0.6, calibration=[correlated(1, s) for s in (6, 7)], max_error=np.inf
     )
-    assert sum(row.scheme != "dense" for row in found.report.rows) > 12
+    assert sum(row.scheme != "dense" for row in small.report.rows) > 12
     assert events.count("/jax/core/compile/backend_compile_duration") <= 40

@@ -66,6 +66,27 @@ def test_four_rotations_of_one_kernel():
     assert small.report.macs_before == 4 * 8 * 8 * 25 * 36
 
 
+def test_kernels_that_stay_dense_outlive_the_parameter_that_becomes_a_chain(tmp_path):
+    """Two of four rotations stay dense, and the parameter from which they were computed is a chain."""
+
+    def f(params, x):
+        return sum(conv(x, jnp.rot90(params["p"], turns, (0, 1))) for turns in range(4))
+
+    params = {"p": KERNEL}
+    options = {"ranks": {"p": 4}, "schemes": "separable", "skip": "p/kernels/*", "macs": 0.9, "count": "macs"}
+    small = jaxcnn.substitute(f, params, X, **options)
+    chain = small.params["p"].parameter
+    assert isinstance(chain, jaxcnn.KernelChain)
+    assert not any(isinstance(kernel, jaxcnn.KernelChain) for kernel in small.params["p"].kernels)
+    dense = chain.dense()
+    kernels = [dense, dense[::-1, ::-1], *(jnp.rot90(KERNEL, turns, (0, 1)) for turns in (1, 3))]
+    expected = sum(conv(X, kernel) for kernel in kernels)
+    assert relative_error(small.apply(small.params, X), expected) < 1e-5
+    small.save(tmp_path / "small.npz")
+    loaded = jaxcnn.Substitution.load(tmp_path / "small.npz", f, params)
+    assert relative_error(loaded.apply(loaded.params, X), expected) < 1e-5
+
+
 def test_a_while_is_weighed_without_a_derivative():
     def f(params, x):
         def step(carry):

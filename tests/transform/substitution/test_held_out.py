@@ -29,11 +29,11 @@ def test_a_fifth_is_held_out_from_three_inputs_on():
 
 
 def test_the_report_has_the_error_on_held_out_inputs():
-    found = jaxcnn.substitute(two_layers, SMALL, IMAGE, calibration=INPUTS, **OPTIONS)
+    small = jaxcnn.substitute(two_layers, SMALL, IMAGE, calibration=INPUTS, **OPTIONS)
     _, (held,) = split_held_out(INPUTS)
-    expected = relative_error(found.apply(found.params, held), two_layers(SMALL, held))
-    assert found.report.held_out_error == pytest.approx(expected, rel=1e-3)
-    assert f"for held-out calibration inputs {found.report.held_out_error:.4f}" in str(found.report)
+    expected = relative_error(small.apply(small.params, held), two_layers(SMALL, held))
+    assert small.report.held_out_error == pytest.approx(expected, rel=1e-3)
+    assert f"for held-out calibration inputs {small.report.held_out_error:.4f}" in str(small.report)
     other = jaxcnn.substitute(two_layers, SMALL, IMAGE, calibration=INPUTS[:2], **OPTIONS)
     assert other.report.held_out_error is None
 
@@ -60,9 +60,9 @@ def test_a_ruined_result_is_refused_with_what_is_reachable():
     errors, shares = zip(*points, strict=True)
     assert list(shares) == sorted(shares)
     assert list(errors) == sorted(errors, reverse=True)
-    found = jaxcnn.substitute(two_layers, RANDOM, IMAGE, max_error=math.inf, **options)
-    assert found.report.largest_error == pytest.approx(errors[0], rel=0.1)
-    assert "LARGE ERROR: the results differ by 0." in str(found.report)
+    small = jaxcnn.substitute(two_layers, RANDOM, IMAGE, max_error=math.inf, **options)
+    assert small.report.largest_error == pytest.approx(errors[0], rel=0.1)
+    assert "LARGE ERROR: the results differ by 0." in str(small.report)
     with pytest.raises(ValueError, match="max_error must be at least 0, got -1"):
         jaxcnn.substitute(two_layers, RANDOM, IMAGE, max_error=-1, **options)
 
@@ -81,20 +81,20 @@ def nearness(apply):
 def test_a_score_is_the_budget():
     loose = jaxcnn.substitute(two_layers, SMALL, IMAGE, measure=nearness, budget=0.15, schemes="separable")
     tight = jaxcnn.substitute(two_layers, SMALL, IMAGE, measure=nearness, budget=0.03, schemes="separable")
-    for found, loss in ((loose, 0.15), (tight, 0.03)):
-        assert found.report.score_before == 1
-        assert 1 - loss <= found.report.score_after <= 1
-        score = nearness(lambda x, found=found: found.apply(found.params, x))
-        assert found.report.score_after == pytest.approx(score, abs=1e-5)
+    for result, loss in ((loose, 0.15), (tight, 0.03)):
+        assert result.report.score_before == 1
+        assert 1 - loss <= result.report.score_after <= 1
+        score = nearness(lambda x, result=result: result.apply(result.params, x))
+        assert result.report.score_after == pytest.approx(score, abs=1e-5)
     assert loose.report.macs_share < tight.report.macs_share <= 1
     assert "score 1 before, 0." in str(loose.report)
 
 
 def test_a_curve_shows_scores():
-    found = jaxcnn.substitute(two_layers, SMALL, IMAGE, measure=nearness, **OPTIONS)
-    curve = found.curve((0.7,))
+    small = jaxcnn.substitute(two_layers, SMALL, IMAGE, measure=nearness, **OPTIONS)
+    curve = small.curve((0.7,))
     assert len(curve.points) == len(curve.milliseconds) == len(curve.scores) == 2
-    assert curve.scores[-1] == found.report.score_after
+    assert curve.scores[-1] == small.report.score_after
     assert "score" in str(curve)
     assert jaxcnn.substitute(two_layers, SMALL, IMAGE, **OPTIONS).curve((0.7,)).scores == ()
 

@@ -20,24 +20,24 @@ pytestmark = pytest.mark.usefixtures("clock_of_macs")
 
 def test_known_ranks_are_found():
     # Ranks 2 and 4 leave the noise, 0.02 and 0.05, and take 0.1052 of the multiply-accumulates.
-    found = verified(substituted(macs=0.106, schemes="separable"))
-    assert row_of(found, "low/kernel").rank == 2
-    assert row_of(found, "high/kernel").rank == 4
-    assert row_of(found, "low/kernel").error < 0.025
+    small = verified(substituted(macs=0.106, schemes="separable"))
+    assert row_of(small, "low/kernel").rank == 2
+    assert row_of(small, "high/kernel").rank == 4
+    assert row_of(small, "low/kernel").error < 0.025
 
 
 def test_schemes():
     for scheme in ("separable", "low_rank", "tucker2", "depthwise_separable"):
-        found = substituted(macs=0.5, schemes=scheme)
-        assert {row.scheme for row in found.report.rows} - {"dense"} == {scheme}
+        small = substituted(macs=0.5, schemes=scheme)
+        assert {row.scheme for row in small.report.rows} - {"dense"} == {scheme}
 
 
 def test_ranks_are_multiples_of_eight_where_they_are_near_one():
     params, x = {"kernel": jnp.asarray(normal((5, 5, 64, 64)))}, jnp.ones((1, 12, 12, 64))
-    found = problem.Problem(
+    subject = problem.Problem(
         lambda p, x: conv(x, p["kernel"]), params, (x,), lambda name: ("low_rank",), lambda name: False, 0
     )
-    (layer,) = found.layers.values()
+    (layer,) = subject.layers.values()
     ranks = [option.rank for option in layer.options[1:]]
     assert {rank for rank in ranks if rank >= 32} == {32, 40, 48, 56}
     assert {1, 2, 3, 4, 5, 6} <= set(ranks)
@@ -75,9 +75,9 @@ def test_a_shared_kernel_is_replaced_in_both_places():
         return conv(jax.nn.relu(conv(x, params["k"])), params["k"])
 
     params, x = {"k": planted(5, 5, 8, 8, 1)}, jnp.asarray(normal((1, 12, 12, 8)))
-    found = verified(jaxcnn.substitute(f, params, x, macs=0.5), f, params, (x,))
-    assert found.report.rows[0].macs_before == 2 * 12 * 12 * 25 * 64
-    assert found.report.error < 1e-5
+    small = verified(jaxcnn.substitute(f, params, x, macs=0.5), f, params, (x,))
+    assert small.report.rows[0].macs_before == 2 * 12 * 12 * 25 * 64
+    assert small.report.error < 1e-5
 
 
 def test_stacked_kernels_of_a_loop():
@@ -86,16 +86,16 @@ def test_stacked_kernels_of_a_loop():
 
     stack = jnp.stack([planted(5, 5, 8, 8, 2, seed=seed, noise=0.01) for seed in (0, 10, 20)])
     x = jnp.asarray(normal((1, 12, 12, 8)))
-    found = jaxcnn.substitute(f, stack, x, macs=0.5, schemes="separable")
-    assert found.report.macs_before == 3 * 12 * 12 * 25 * 64
-    assert found.report.rows[0].name == "params"
-    (y, means), (expected, expected_means) = found.apply(found.params, x), f(stack, x)
+    small = jaxcnn.substitute(f, stack, x, macs=0.5, schemes="separable")
+    assert small.report.macs_before == 3 * 12 * 12 * 25 * 64
+    assert small.report.rows[0].name == "params"
+    (y, means), (expected, expected_means) = small.apply(small.params, x), f(stack, x)
     assert relative_error(y, expected) < 0.05
     assert relative_error(means, expected_means) < 0.05
-    assert [link.shape for link in found.params.kernels] == [
+    assert [link.shape for link in small.params.kernels] == [
         (3, 5, 1, 8, 3),
         (3, 1, 5, 3, 8),
-    ] or found.report.macs_share <= 0.5
+    ] or small.report.macs_share <= 0.5
 
 
 def test_stacked_kernels_whose_best_pairs_of_ranks_differ():
@@ -108,11 +108,11 @@ def test_stacked_kernels_whose_best_pairs_of_ranks_differ():
         return dense / jnp.linalg.norm(dense) + 0.001 * normal((3, 3, 12, 12), seed + 3)
 
     stack, x = jnp.stack([narrow(0, 2, 4), narrow(10, 4, 2)]), jnp.asarray(normal((1, 10, 10, 12)))
-    found = verified(jaxcnn.substitute(f, stack, x, macs=0.3, schemes="tucker2"), f, stack, (x,))
+    small = verified(jaxcnn.substitute(f, stack, x, macs=0.3, schemes="tucker2"), f, stack, (x,))
     # One pair does for both: for 2, 4 and for 4, 2.
-    assert found.report.rows[0].scheme == "tucker2"
-    assert min(found.report.rows[0].rank) >= 4
-    assert found.report.error < 0.1
+    assert small.report.rows[0].scheme == "tucker2"
+    assert min(small.report.rows[0].rank) >= 4
+    assert small.report.error < 0.1
 
 
 def test_channels_first_grouped_and_transposed():
@@ -126,9 +126,9 @@ def test_channels_first_grouped_and_transposed():
     first = jnp.concatenate([k.transpose(3, 2, 0, 1) for k in halves])
     params = {"first": first, "up": planted(4, 4, 6, 16, 2, seed=9).transpose(3, 2, 0, 1)}
     x = jnp.asarray(normal((1, 16, 10, 10)))
-    found = jaxcnn.substitute(f, params, x, macs=0.6, schemes="separable")
-    assert relative_error(found.apply(found.params, x), f(params, x)) < 1e-4
-    assert {row.name: row.groups for row in found.report.rows} == {"first": 2, "up": 1}
+    small = jaxcnn.substitute(f, params, x, macs=0.6, schemes="separable")
+    assert relative_error(small.apply(small.params, x), f(params, x)) < 1e-4
+    assert {row.name: row.groups for row in small.report.rows} == {"first": 2, "up": 1}
 
 
 def test_what_cannot_be_replaced_says_why():
@@ -137,9 +137,9 @@ def test_what_cannot_be_replaced_says_why():
 
     params = {"a": planted(5, 5, 8, 8, 1), "b": planted(5, 5, 8, 8, 1)}
     x = jnp.asarray(normal((1, 12, 12, 8)))
-    found = jaxcnn.substitute(f, params, x, macs=0.8)
-    assert row_of(found, "b").reason.startswith("it reaches integer_pow")
-    text = str(found.report)
+    small = jaxcnn.substitute(f, params, x, macs=0.8)
+    assert row_of(small, "b").reason.startswith("it reaches integer_pow")
+    text = str(small.report)
     assert "b stays dense: it reaches integer_pow" in text
     assert max(map(len, text.splitlines())) <= 100
 
@@ -147,9 +147,9 @@ def test_what_cannot_be_replaced_says_why():
 def test_sixteen_bits_and_dead_filters():
     kernel = planted(5, 5, 8, 8, 2).at[..., 3].set(0).astype(jnp.bfloat16)
     x = jnp.asarray(normal((1, 12, 12, 8))).astype(jnp.bfloat16)
-    found = jaxcnn.substitute(lambda k, x: conv(x, k), kernel, x, macs=0.5)
-    assert found.params.dtype == jnp.bfloat16
-    assert found.report.error < 0.05
+    small = jaxcnn.substitute(lambda k, x: conv(x, k), kernel, x, macs=0.5)
+    assert small.params.dtype == jnp.bfloat16
+    assert small.report.error < 0.05
     zero = jaxcnn.substitute(lambda k, x: conv(x, k) + 1, jnp.zeros((5, 5, 8, 8)), jnp.ones((1, 12, 12, 8)), macs=0.5)
     assert zero.report.error == 0
 
@@ -194,12 +194,12 @@ def test_planted_ranks_are_found(case, calibrated):
         return jnp.asarray(normal((2, *[9] * spatial, kernel.shape[-2]), seed))
 
     options = {"calibration": [image(1), image(2)]} if calibrated else {}
-    found = jaxcnn.substitute(f, {"kernel": kernel}, image(0), tolerance=1e-3, schemes=scheme, **options)
-    (row,) = found.report.rows
+    small = jaxcnn.substitute(f, {"kernel": kernel}, image(0), tolerance=1e-3, schemes=scheme, **options)
+    (row,) = small.report.rows
     assert row.scheme == scheme
     if rank is not None:
         assert row.rank == rank
-    assert found.report.error <= 1e-3
-    assert found.report.macs_share < 0.7
+    assert small.report.error <= 1e-3
+    assert small.report.macs_share < 0.7
     unseen = image(7)
-    assert relative_error(found.apply(found.params, unseen), f({"kernel": kernel}, unseen)) < 2e-3
+    assert relative_error(small.apply(small.params, unseen), f({"kernel": kernel}, unseen)) < 2e-3

@@ -54,9 +54,9 @@ WAYS = {
 @pytest.mark.parametrize("way", WAYS)
 def test_ends(way):
     f, (low, high) = WAYS[way]
-    found = ends(lambda x, k: f(conv(x, k)))
-    np.testing.assert_allclose(found[0], low, rtol=1e-5)
-    np.testing.assert_allclose(found[1], high, rtol=1e-5)
+    result = ends(lambda x, k: f(conv(x, k)))
+    np.testing.assert_allclose(result[0], low, rtol=1e-5)
+    np.testing.assert_allclose(result[1], high, rtol=1e-5)
 
 
 @pytest.mark.parametrize("way", ["relu", "relu6", "clip", "scaled", "batch norm"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,8 +15,10 @@ import jaxcnn
 from jaxcnn.chain import KernelChain
 from jaxcnn.transform.chains.placement import guesses
 from jaxcnn.transform.substitution.batches import MAX_BATCHES, batches_of
+from jaxcnn.transform.substitution.layer import Layer
 from jaxcnn.transform.substitution.placing import chain_like
 from support.arrays import normal
+from support.planted import conv, planted
 
 
 def mesh(*sizes, kind=AxisType.Auto):
@@ -151,6 +155,50 @@ def test_a_long_iterator_is_sampled_and_not_held():
     assert numbers[0] < 60 < 140 < numbers[-1]
     assert [batch for (batch,) in batches_of(iter(range(5)), 0)] == [0, 1, 2, 3, 4]
     assert [batch for (batch,) in batches_of(list(range(40)), 0)] == list(range(40))
+
+
+def test_batches_of_an_iterator_are_in_files():
+    alive = []
+
+    def stream():
+        for number in range(40):
+            batch = np.full((128, 128, 4), number, np.float32), jnp.full((200, 100), number, jnp.bfloat16), number
+            alive[:] = [reference for reference in alive if reference() is not None] + [weakref.ref(batch[0])]
+            yield batch
+            most.append(len(alive))
+
+    most = []
+    batches = batches_of(stream(), 0)
+    assert max(most) <= 2
+    for image, labels, number in batches:
+        assert isinstance(image, np.memmap)
+        assert (image == number).all()
+        assert (labels.dtype, isinstance(labels, jax.Array)) == (jnp.bfloat16, True)  # small arrays are left alone
+
+
+def test_an_iterator_gives_what_the_list_gives_with_less_memory(monkeypatch):
+    def three_layers(params, x):
+        x = jax.nn.relu(conv(x, params["first"]))
+        return conv(jax.nn.relu(conv(x, params["second"])), params["third"])
+
+    names = ("first", "second", "third")
+    params = {name: planted(5, 5, 4, 4, 2) + 0.02 * normal((5, 5, 4, 4), seed) for seed, name in enumerate(names)}
+    images = [normal((2, 96, 96, 4), seed) for seed in range(8)]
+    options = {"rank": 3, "schemes": "separable"}
+    held, fit = {"list": [], "iterator": []}, Layer.fit
+
+    def fitted(self, *args):
+        held[way].append(sum(array.nbytes for array in jax.live_arrays()) - before)
+        return fit(self, *args)
+
+    monkeypatch.setattr(Layer, "fit", fitted)
+    results = {}
+    for way, calibration in {"list": list(images), "iterator": iter(images)}.items():
+        before = sum(array.nbytes for array in jax.live_arrays())
+        results[way] = jaxcnn.substitute(three_layers, params, images[0][:1], calibration=calibration, **options).params
+    for array, other in zip(jax.tree.leaves(results["iterator"]), jax.tree.leaves(results["list"]), strict=True):
+        np.testing.assert_array_equal(array, other)
+    assert max(held["iterator"]) < max(held["list"]) / 2
 
 
 def test_loaded_chains_of_computed_kernels_lie_where_their_parameter_did(tmp_path):

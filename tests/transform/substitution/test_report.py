@@ -14,11 +14,11 @@ pytestmark = pytest.mark.usefixtures("clock_of_macs")
 
 
 def test_report():
-    found = substituted(macs=0.3)
-    report, text = found.report, str(found.report)
-    assert str(found) == text
-    assert found._repr_html_() == report._repr_html_()
-    assert "Array(" not in repr(found)
+    small = substituted(macs=0.3)
+    report, text = small.report, str(small.report)
+    assert str(small) == text
+    assert small._repr_html_() == report._repr_html_()
+    assert "Array(" not in repr(small)
     assert max(map(len, text.splitlines())) <= 100
     for row in report.rows:
         assert row.name in text

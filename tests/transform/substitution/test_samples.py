@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from numpy.lib.stride_tricks import sliding_window_view
 
 import jaxcnn
 from jaxcnn.transform.chains.convolve import as_patches_see_it
 from jaxcnn.transform.chains.find_kernels import find_kernels
-from jaxcnn.transform.substitution.samples import chosen_places, patches_at, responses_at
+from jaxcnn.transform.substitution.samples import Blocks, block_sides, patches_at, responses_at
 from jaxcnn.transform.substitution.unrolled import Segment, UnrolledProgram
 from support.arrays import normal
 from support.planted import NUMBERS, conv
@@ -51,29 +54,82 @@ CONVOLUTIONS = {
 
 
 @pytest.mark.parametrize("way", CONVOLUTIONS)
-@pytest.mark.parametrize("count", [17, 10_000])
-def test_samples_are_patches_and_their_responses(way, count):
+@pytest.mark.parametrize(("count", "total"), [(17, 1), (17, 10**9), (10_000, 1), (10_000, 10**9)])
+def test_samples_are_patches_and_their_responses(way, count, total):
     def f(k, x):
         return CONVOLUTIONS[way](x, k)
 
     kernel = KERNELS[0]
     closed = jax.make_jaxpr(f)(kernel, IMAGE)
-    (found,) = find_kernels(closed)[0].values()
-    (site,) = found.sites
+    (uses,) = find_kernels(closed)[0].values()
+    (site,) = uses.sites
     program = UnrolledProgram(closed, {site.path: (0, site)})
     image, response = program.operand(program.sites[0], 0), program.response(program.sites[0])
     values = program.values((kernel, IMAGE))
     values |= Segment(program.steps, {image, response}).run(values)
-    chosen = chosen_places(site.equation, count, np.random.default_rng(0))
-    patches = patches_at(site.equation, values[image], chosen)
-    responses = responses_at(site.equation, values[response], chosen)
-    total = values[response].size // responses.shape[1]
-    assert len(patches) == len(responses) == min(count, total)
-    assert patches.shape[1:] == (3, 3, 4)
+    sides = block_sides(site.equation, count, total)
+    blocks = Blocks.chosen(site.equation, count, sides, np.random.default_rng(0))
+    patches = patches_at(site.equation, values[image], blocks)
+    responses = responses_at(site.equation, values[response], blocks)
+    assert len(patches) == len(responses)
+    positions, of_all = math.prod(responses.shape[:-1]), values[response].size // responses.shape[-1]
+    assert positions >= of_all if count > of_all else 0 < positions <= count
+    assert responses.shape[1:3] == sides
+    assert patches.shape[1:] == (sides[0] + 2, sides[1] + 2, 4)
     params = site.equation.params
     groups = params["spec"].feature_group_count if "spec" in params else params["feature_group_count"]
-    own = found.placement.kernel(kernel)
-    (own,) = as_patches_see_it(site, jaxcnn.KernelChain((own,), (groups,)), found.placement).kernels
-    split = patches.reshape(*patches.shape[:-1], groups, -1)
-    expected = np.einsum("nhwgi,hwigo->ngo", split, own.reshape(*own.shape[:-1], groups, -1)).reshape(len(patches), -1)
-    np.testing.assert_allclose(responses, expected, atol=1e-4)
+    sampled_kernel = uses.placement.kernel(kernel)
+    (sampled_kernel,) = as_patches_see_it(
+        site, jaxcnn.KernelChain((sampled_kernel,), (groups,)), uses.placement
+    ).kernels
+    pieces = sliding_window_view(patches, (3, 3), (1, 2))  # (N, *sides, I, 3, 3)
+    split = pieces.reshape(*pieces.shape[:3], groups, -1, 3, 3)
+    expected = np.einsum("nabgihw,hwigo->nabgo", split, sampled_kernel.reshape(*sampled_kernel.shape[:-1], groups, -1))
+    np.testing.assert_allclose(responses, expected.reshape(responses.shape), atol=1e-4)
+
+
+MANY = 10**9
+"""Positions of so many bytes that blocks are as large as they can be."""
+
+SIDES = {
+    "as it is": (8, 8),
+    "strided": (1, 9),
+    "cropped": (7, 5),
+    "dilated": (1, 1),
+    "its input dilated": (1, 1),
+    "transposed": (1, 1),
+}
+
+
+@pytest.mark.parametrize("way", SIDES)
+def test_blocks_extend_where_neighbouring_patches_overlap(way):
+    (equation,) = (e for e in jax.make_jaxpr(CONVOLUTIONS[way])(IMAGE, KERNELS[0]).eqns if "conv" in str(e.primitive))
+    assert block_sides(equation, MANY, MANY) == SIDES[way]
+
+
+@pytest.mark.parametrize(
+    ("count", "total", "side"),
+    [
+        (1, MANY, 1),
+        (3, MANY, 1),
+        (4, MANY, 2),
+        (15, MANY, 2),
+        (16, MANY, 4),
+        (MANY, (32 << 20) // (3 * 3 * 4 * 4), 1),
+        (MANY, (32 << 20) // (3 * 3 * 4 * 4) + 1, 2),
+        (MANY, 4 * ((32 << 20) // (4 * 4 * 4 * 4)), 2),
+        (MANY, 4 * ((32 << 20) // (4 * 4 * 4 * 4)) + 1, 4),
+    ],
+)
+def test_a_block_has_as_few_positions_as_memory_allows_and_no_more_than_samples(count, total, side):
+    (equation,) = jax.make_jaxpr(CONVOLUTIONS["as it is"])(IMAGE, KERNELS[0]).eqns
+    assert block_sides(equation, count, total) == (side, side)
+
+
+@pytest.mark.parametrize(("size", "starts"), [(3, [0]), (4, [0]), (5, [0, 1]), (7, [0, 3])])
+def test_blocks_cover_an_axis_whose_size_they_do_not_divide(size, starts):
+    (equation,) = jax.make_jaxpr(CONVOLUTIONS["as it is"])(IMAGE[:1, :size, :4], KERNELS[0]).eqns
+    sides = block_sides(equation, 16, MANY)
+    blocks = Blocks.chosen(equation, 10_000, sides, np.random.default_rng(0))
+    assert sides == (min(size, 4), 4)
+    assert blocks.starts.tolist() == [starts, [0] * len(starts)]

@@ -30,10 +30,10 @@ pytestmark = pytest.mark.usefixtures("clock_of_macs", "two_ranks_judged")
 
 def test_skip():
     for skip in ("high", ["nothing", "high/k"], lambda name: name == "high/kernel"):
-        found = jaxcnn.substitute(F, PARAMS, X, macs=0.65, skip=skip, schemes="low_rank")
-        assert row_of(found, "high/kernel").reason == "it is skipped"
-        assert row_of(found, "low/kernel").scheme != "dense"
-    verified(found)
+        small = jaxcnn.substitute(F, PARAMS, X, macs=0.65, skip=skip, schemes="low_rank")
+        assert row_of(small, "high/kernel").reason == "it is skipped"
+        assert row_of(small, "low/kernel").scheme != "dense"
+    verified(small)
 
 
 def test_progress_is_told_to_a_function():
@@ -51,9 +51,9 @@ def test_the_same_twice():
 
 
 def test_shapes_alone_for_the_other_arguments():
-    found = jaxcnn.substitute(F, PARAMS, jax.ShapeDtypeStruct(X.shape, X.dtype), macs=0.4)
-    assert found.report.macs_share <= 0.4
-    assert found.report.error > 0
+    small = jaxcnn.substitute(F, PARAMS, jax.ShapeDtypeStruct(X.shape, X.dtype), macs=0.4)
+    assert small.report.macs_share <= 0.4
+    assert small.report.error > 0
 
 
 def test_other_arguments_reach_f():
@@ -84,8 +84,8 @@ def test_errors(case):
 
 
 def test_an_empty_name_skips_nothing():
-    found = jaxcnn.substitute(F, PARAMS, X, macs=0.5, skip=["", "stem"])
-    assert [row.name for row in found.report.rows if row.reason == "it is skipped"] == ["stem/kernel"]
+    small = jaxcnn.substitute(F, PARAMS, X, macs=0.5, skip=["", "stem"])
+    assert [row.name for row in small.report.rows if row.reason == "it is skipped"] == ["stem/kernel"]
 
 
 def test_params_with_chains_and_no_function_are_refused():
@@ -116,22 +116,22 @@ def test_calibration_that_f_does_not_take_says_what_it_was_called_with():
 def test_calibration_from_a_generator():
     inputs = [IMAGE, OTHER_IMAGE]
     expected = jaxcnn.substitute(two_layers, SMALL, IMAGE, calibration=inputs, **OPTIONS).report.error
-    found = jaxcnn.substitute(two_layers, SMALL, IMAGE, calibration=(x for x in inputs), **OPTIONS)
-    assert found.report.error == expected
+    small = jaxcnn.substitute(two_layers, SMALL, IMAGE, calibration=(x for x in inputs), **OPTIONS)
+    assert small.report.error == expected
     with pytest.raises(ValueError, match="at least one batch of inputs"):
         jaxcnn.substitute(two_layers, SMALL, IMAGE, calibration=iter(()), **OPTIONS)
 
 
 def test_chains_train():
-    found = substituted(macs=0.3)
+    small = substituted(macs=0.3)
     target = F(PARAMS, X)
 
     def loss(params):
-        return jnp.square(found.apply(params, X) - target).mean()
+        return jnp.square(small.apply(params, X) - target).mean()
 
-    before, gradient = jax.jit(jax.value_and_grad(loss))(found.params)
+    before, gradient = jax.jit(jax.value_and_grad(loss))(small.params)
     norm = sum(float(jnp.square(g).sum()) for g in jax.tree.leaves(gradient))
-    step = jax.tree.map(lambda p, g: p - 0.1 * float(before) / norm * g, found.params, gradient)
+    step = jax.tree.map(lambda p, g: p - 0.1 * float(before) / norm * g, small.params, gradient)
     assert float(loss(step)) < float(before)
 
 
@@ -198,8 +198,8 @@ def test_a_function_without_convolutions():
 
 def test_skipping_nothing_warns():
     with pytest.warns(UserWarning, match=r"skip=\['third'\] is no layer; there are first, second"):
-        found = jaxcnn.substitute(two_layers, SMALL, IMAGE, skip=["third"], **OPTIONS)
-    assert [row.scheme for row in found.report.rows] == ["separable", "separable"]
+        small = jaxcnn.substitute(two_layers, SMALL, IMAGE, skip=["third"], **OPTIONS)
+    assert [row.scheme for row in small.report.rows] == ["separable", "separable"]
 
 
 BUDGETS = {
@@ -219,10 +219,10 @@ def test_budgets_that_are_none(case):
 
 
 def test_a_curve_goes_on_after_a_share_that_is_too_small():
-    found = jaxcnn.substitute(two_layers, SMALL, IMAGE, **OPTIONS)
-    assert len(found.curve((0.9, 0.001, 0.7)).points) == 3
+    small = jaxcnn.substitute(two_layers, SMALL, IMAGE, **OPTIONS)
+    assert len(small.curve((0.9, 0.001, 0.7)).points) == 3
     with pytest.raises(ValueError, match=r"curve: each of shares must be a share in \(0, 1\], got 2"):
-        found.curve((0.9, 2))
+        small.curve((0.9, 2))
 
 
 CALIBRATIONS = {
@@ -253,8 +253,8 @@ def test_calibration_that_says_nothing_leaves_the_chains_of_the_weights(calibrat
 
 def test_calibration_with_a_kernel_of_zeros():
     params = {**SMALL, "second": jnp.zeros((5, 5, 4, 6))}
-    found = jaxcnn.substitute(two_layers, params, IMAGE, calibration=OTHER_IMAGE, **OPTIONS)
-    assert all(jnp.isfinite(link).all() for link in jax.tree.leaves(found.params))
+    small = jaxcnn.substitute(two_layers, params, IMAGE, calibration=OTHER_IMAGE, **OPTIONS)
+    assert all(jnp.isfinite(link).all() for link in jax.tree.leaves(small.params))
 
 
 def test_dictionaries_for_inputs_and_results():
@@ -264,11 +264,11 @@ def test_dictionaries_for_inputs_and_results():
     batch, other = ({"image": image, "classes": jnp.arange(4)} for image in (IMAGE, OTHER_IMAGE))
     plain = jaxcnn.substitute(two_layers, SMALL, IMAGE, calibration=OTHER_IMAGE, **OPTIONS)
     for calibration in (other, [other], [(other,)], (batch for batch in [other])):
-        found = jaxcnn.substitute(g, SMALL, batch, calibration=calibration, **OPTIONS)
-        assert found.report.error == pytest.approx(plain.report.error, rel=1e-3)
-    results = found.apply(found.params, batch)
+        small = jaxcnn.substitute(g, SMALL, batch, calibration=calibration, **OPTIONS)
+        assert small.report.error == pytest.approx(plain.report.error, rel=1e-3)
+    results = small.apply(small.params, batch)
     assert results["count"] == 3
-    assert relative_error(results["scores"], two_layers(SMALL, IMAGE)) == pytest.approx(found.report.error, rel=1e-3)
+    assert relative_error(results["scores"], two_layers(SMALL, IMAGE)) == pytest.approx(small.report.error, rel=1e-3)
 
 
 def test_a_function_that_is_jitted_once_and_called_with_other_kernels():

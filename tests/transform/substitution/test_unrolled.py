@@ -44,8 +44,8 @@ def test_segments_in_a_row_compute_the_function(f):
     later = {variable for step in program.steps[middle:] for variable in step.reads} | {*program.outputs}
     for steps, wanted in ((program.steps[:middle], later), (program.steps[middle:], program.outputs)):
         values |= Segment(steps, wanted).run(values)
-    for found, expected in zip(program.outputs, jax.tree.leaves(f(KERNELS, IMAGE)), strict=True):
-        assert relative_error(values[found], expected) < 1e-6
+    for result, expected in zip(program.outputs, jax.tree.leaves(f(KERNELS, IMAGE)), strict=True):
+        assert relative_error(values[result], expected) < 1e-6
 
 
 def test_a_loop_without_sites_is_one_step_and_one_with_sites_is_unrolled():
