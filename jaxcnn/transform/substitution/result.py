@@ -194,9 +194,8 @@ class Substitution:
         that layers with chains take in, of which the mean over the layers is added:
         $e(f_\text{small}(x), f_\text{dense}(x)) + \lambda\, \text{mean}_l\, e(z_{l,\text{small}}, z_{l,\text{dense}})$
         with $e(a, b) = \lVert a - b \rVert^2 / \lVert b \rVert^2$. The images say far more of an input than the
-        results do. Both networks are computed through `accelerate`. About
-        ten times the loss is measured on inputs that are held out, and the parameters with the least loss are the result;
-        they may be those before the training.
+        results do. Both networks are computed through `accelerate`. About ten times the loss is measured on inputs that
+        are held out, and the parameters with the least loss are the result; they may be those before the training.
 
         Args:
           inputs: inputs such as the function will meet, each batch a tuple of the arguments after params or one array.
