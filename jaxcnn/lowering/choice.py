@@ -94,8 +94,15 @@ def _choose_fastest(spec: ConvSpec) -> Choice:
     """Returns the method with the least estimated time on a CPU."""
     supporting = [name for name, module in METHODS.items() if module.refusal(spec) is None]
     estimates = sorted((seconds(spec, name), name) for name in supporting)
+    reason = "the least estimated time"
+    least, fastest = estimates[0]
+    if fastest == matmul.NAME and spec.role != "kernel" and native.NAME in supporting:
+        compiled = (seconds(spec, native.NAME), native.NAME)
+        if compiled[0] < costs.COMPILED_MARGIN * least:
+            estimates = [compiled, estimates[0]]
+            reason = f"an estimated time below {costs.COMPILED_MARGIN} times that of a product of XLA's"
     times = ", ".join(f"{name} {1e6 * estimate:.3g}" for estimate, name in estimates[:2])
-    reason = f"the least estimated time, in microseconds: {times}"
+    reason += f", in microseconds: {times}"
     refusal = native.refusal(spec)
     if refusal is not None and library.is_available():
         reason += f"; no compiled kernel: {refusal}"

@@ -48,6 +48,12 @@ The third value is the time to clear one byte of a larger temporary array or cop
 OF_PRODUCTS, OTHER_DTYPES_FACTOR = ("matmul", "winograd"), 2.0
 """Methods whose time goes into XLA's products of matrices, and the factor on this time for dtypes but float32."""
 
+COMPILED_MARGIN = 1.2
+"""Ratio of the compiled kernels' estimate to that of a product of XLA's, up to which the kernels compute an image.
+
+Where the two are near, the kernels are faster: XLA's products of few rows are slow on processors of short vectors.
+"""
+
 NANOSECONDS: dict[str, dict[str, float]] = {
     "native": {
         "call": 8830.0,

@@ -59,10 +59,15 @@ def test_each_method_supports_its_share_of_convolutions() -> None:
     assert {name: share for name, share in shares.items() if share < SHARES[name]} == {}
 
 
-def chosen(x_shape: tuple[int, ...], kernel_shape: tuple[int, ...], role: str, **options: Any) -> str:
+def single(x_shape: tuple[int, ...], kernel_shape: tuple[int, ...], role: str, **options: Any) -> ConvSpec:
+    """The convolution in float32."""
     spec = next(spec for spec, _, _ in roles(x_shape, kernel_shape, **options) if spec.role == role)
     float32 = {name: np.dtype(np.float32) for name in ("lhs_dtype", "rhs_dtype", "out_dtype")}
-    return choice.choose(ConvSpec(**{**vars(spec), **float32}), "auto", "cpu").method
+    return ConvSpec(**{**vars(spec), **float32})
+
+
+def chosen(x_shape: tuple[int, ...], kernel_shape: tuple[int, ...], role: str, **options: Any) -> str:
+    return choice.choose(single(x_shape, kernel_shape, role, **options), "auto", "cpu").method
 
 
 SAME = {"padding": ((1, 1), (1, 1))}
@@ -131,6 +136,13 @@ def test_the_choice_on_cpu_with_the_compiled_kernels() -> None:
         for other in ({"xla_only": True}, {"input_dilation": (2, 2)}):
             assert chosen((1, 14, 14, 32), (3, 3, 32, 32), role, **other) != "native"
         assert chosen((1, 224, 224, 3), (5, 5, 1, 3), role, feature_group_count=3) == "native"
+    # Estimates this near are decided for the kernels.
+    spec = single((1, 7, 7, 2048), (1, 1, 2048, 512), "output")
+    product, kernels = (choice.seconds(spec, name) for name in ("matmul", "native"))
+    assert product < kernels < 1.2 * product
+    decided = choice.choose(spec, "auto", "cpu")
+    assert decided.method == "native"
+    assert decided.reason.startswith("an estimated time below 1.2 times that of a product of XLA's, in microseconds: n")
     assert chosen((1, 56, 56, 64), (3, 3, 64, 64), "output", **SAME) == "winograd"
     for xla_only in (False, True):
         spec = next(spec for spec, _, _ in roles((1, 14, 14, 32), (3, 3, 32, 32), xla_only=xla_only))

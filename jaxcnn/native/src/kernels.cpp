@@ -1,5 +1,6 @@
 // The kernels of one instruction set: compiled several times, with JAXCNN_ISA naming the namespace.
 #include "dense.h"
+#include "gradient.h"
 #include "narrow.h"
 #include "tiles.h"
 

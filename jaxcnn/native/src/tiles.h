@@ -207,8 +207,7 @@ void slide_tiles_of(const Slide& slide, const float* source, const float* kernel
     const int64_t column = panel * kColumns, width = least(kColumns, columns - column);
     const int64_t vectors = ceil_div(width, kLanes), size = channels * vectors * kLanes;
     float* const packed = Scratch::floats(4, kTaps * kTaps * size);
-    const auto pack = vectors == 2 ? pack_columns<2> : pack_columns<1>;
-    pack(slide, kernel, group, 0, kTaps * kTaps * channels, column, width, packed);
+    pack_columns(slide, kernel, group, 0, kTaps * kTaps * channels, column, width, packed);
     for (int64_t i = 0; i < size; i += kLanes) {
       transform(
           kMatrices<kM, kTaps>.g, [&](int h, int w) { return load(packed + (h * kTaps + w) * size + i); },
