@@ -127,3 +127,25 @@ def test_shares_of_a_task():
     scores = [np.eye(6)[[0, 3]]], [np.eye(6)[[1, 3]]]
     assert tasks.same_class(lambda one: one)(*scores) == 0.5
     assert tasks.near_class(1)(*scores) == 1
+
+
+def test_classes_in_common():
+    before = [np.array([[5.0, 4, 3, 0, 0], [0, 1, 2, 3, 4]])]
+    after = [np.array([[4.0, 5, 0, 3, 0], [4, 3, 2, 1, 0]])]
+    assert tasks.common_classes(2)(before, after) == 0.5
+    assert tasks.common_classes(1)(before, before) == 1
+
+
+def test_pieces_of_photographs():
+    from benchmarks.networks import inputs
+
+    ramp = np.broadcast_to(np.arange(0, 200, 2, dtype=np.uint8)[:, None, None], (100, 90, 3))
+    batches = inputs.random_pieces([ramp], 16, 3, 0)
+    first, second = next(batches), next(batches)
+    assert first.shape == (3, 16, 16, 3)
+    assert first.dtype == np.uint8
+    assert not np.array_equal(first, second)
+    np.testing.assert_array_equal(first, next(inputs.random_pieces([ramp], 16, 3, 0)))
+    rows = np.diff(first[:, 2:-2, 8, 0].astype(int), axis=1)  # of all sizes, and never upside down
+    assert (rows.min(1) >= 0).all()
+    assert np.ptp(rows.max(1)) > 2

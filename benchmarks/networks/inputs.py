@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ Array = np.ndarray
 CALIBRATION_PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket", "retina")
 UNSEEN_PHOTOGRAPHS = ("camera", "stereo_motorcycle", "immunohistochemistry", "china", "flower")
 """Names of photographs of scikit-image, and the two of scikit-learn, that no chain is fitted to."""
+TRAINING_PHOTOGRAPHS = (*CALIBRATION_PHOTOGRAPHS, "coins", "hubble_deep_field", "brick", "grass", "gravel", "page")
+"""Names of photographs of scikit-image from which pieces for training are cut."""
 FONTS = ("DejaVuSans", "DejaVuSerif", "DejaVuSansMono", "DejaVuSans-Bold", "DejaVuSerif-Italic")
 """Names of fonts that matplotlib brings."""
 _TEXT = (
@@ -40,6 +42,45 @@ def photograph(name: str) -> Array:
     image = image[0] if isinstance(image, tuple) else image
     image = np.repeat(image[..., None], 3, -1) if image.ndim == 2 else image[..., :3]
     return np.asarray(image, np.uint8)
+
+
+def training_photographs() -> list[Array]:
+    """Returns the photographs from which pieces for training are cut: of scikit-image, matplotlib and foolbox.
+
+    Foolbox brings twenty of the kind that networks of classes are trained with. None of them is judged by.
+    """
+    files = [Path(matplotlib.get_data_path()) / "sample_data/grace_hopper.jpg"]
+    spec = importlib.util.find_spec("foolbox")
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        files += sorted(Path(folder).glob("data/imagenet_*.jpg"))
+    if len(files) == 1:
+        raise FileNotFoundError("foolbox is not installed, whose photographs are trained with")
+    pictures = [np.asarray(PIL.Image.open(file).convert("RGB")) for file in files]
+    return [*map(photograph, TRAINING_PHOTOGRAPHS), *pictures]
+
+
+def random_pieces(images: Sequence[Array], size: int, count: int, seed: int) -> Iterator[Array]:
+    """Yields batches of random pieces of photographs, scaled, some mirrored, lighter or darker: (count, size, size, 3).
+
+    Args:
+      images: photographs, uint8 (height, width, 3).
+      size: height and width of the pieces, in pixels.
+      count: number of pieces of a batch.
+      seed: seed for the pieces.
+    """
+    random = np.random.default_rng((7, seed))
+
+    def piece() -> Array:
+        image = images[random.integers(len(images))]
+        height, width = image.shape[:2]
+        side = round(min(height, width) * np.sqrt(random.uniform(0.15, 1)))
+        part = resized(crop(image, side, (random.random(), random.random())), size, size)
+        part = part[:, ::-1] if random.random() < 0.5 else part
+        lighter = (part - np.float32(127)) * random.uniform(0.7, 1.3) + 127 + random.uniform(-30, 30)
+        return np.clip(lighter, 0, 255).astype(np.uint8)
+
+    while True:
+        yield np.stack([piece() for _ in range(count)])
 
 
 def crop(image: Array, size: int, place: tuple[float, float] = (0.5, 0.5)) -> Array:
@@ -91,10 +132,9 @@ def text_scene(seed: int, size: int) -> Array:
     return np.asarray(image)
 
 
-def characters(seed: int, size: int) -> Array:
-    """Returns single characters scattered over a piece of a photograph, uint8 (size, size, 3)."""
+def characters(seed: int, size: int, names: Sequence[str] = (*CALIBRATION_PHOTOGRAPHS, *UNSEEN_PHOTOGRAPHS)) -> Array:
+    """Returns single characters scattered over a piece of one of some photographs, uint8 (size, size, 3)."""
     random = np.random.default_rng((3, seed))
-    names = [*CALIBRATION_PHOTOGRAPHS, *UNSEEN_PHOTOGRAPHS]
     piece = crop(photograph(names[seed % len(names)]), 256, tuple(random.random(2)))
     image = PIL.Image.fromarray(resized(piece, size, size))
     draw = PIL.ImageDraw.Draw(image)

@@ -111,7 +111,7 @@ def search(entry: Entry, options: dict[str, Any], steps: int = 0) -> dict[str, A
     if steps:
         record["before_training"] = _unseen(network, small, before)
         wall, processor = time.perf_counter(), time.process_time()
-        small = small.distill(list(network.calibration), steps=steps)
+        small = small.distill(network.training() if network.training else list(network.calibration), steps=steps)
         record["training_processor_seconds"] = time.process_time() - processor
         record["training_wall_seconds"] = time.perf_counter() - wall
     report = small.report
@@ -154,13 +154,14 @@ def _results(function: Callable[..., Any], params: Any, network: Trained) -> lis
     return [jax.tree.map(np.asarray, jitted(params, *batch)) for batch in network.unseen]
 
 
-def _unseen(network: Trained, small: jaxcnn.Substitution, before: list[Any]) -> dict[str, float]:
-    """Returns the relative error for all unseen inputs together, and the share of the task that is kept."""
+def _unseen(network: Trained, small: jaxcnn.Substitution, before: list[Any]) -> dict[str, Any]:
+    """Returns the relative error for all unseen inputs together, and the shares of the tasks that are kept."""
     after = _results(small.apply, small.params, network)
     pairs = list(zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True))
     error = sum(float(np.square(a - b, dtype=np.float64).sum()) for a, b in pairs)
     scale = sum(float(np.square(a, dtype=np.float64).sum()) for a, _ in pairs)
-    return {"error": math.sqrt(error / scale), "kept": network.task(before, after)}
+    further = {name: task(before, after) for name, task in network.further_tasks.items()}
+    return {"error": math.sqrt(error / scale), "kept": network.task(before, after), "further": further}
 
 
 def _times(network: Trained, small: jaxcnn.Substitution, seconds: float = 3.0) -> dict[str, float]:

@@ -85,8 +85,8 @@ def distillations(measured: list[Record]) -> str:
                     _budget(record),
                     f"{before['error']:.3f}",
                     f"{record['error']:.3f}",
-                    f"{before['kept']:.2f}",
-                    f"{record['kept']:.2f} ({record['task']})",
+                    _kept(before),
+                    f"{_kept(record)} ({', '.join([record['task'], *record.get('further', {})])})",
                     f"{record['steps']} steps, {record['training_wall_seconds']:.0f} s",
                 )
             )
@@ -120,6 +120,10 @@ def accelerations(measured: list[Record]) -> str:
         rows.append(("geometric mean", "", *means, "", ""))
     titles = ("`accelerate` ms", "`jax.jit` ms", "ONNX Runtime ms", "first call", "first call of `jax.jit`")
     return _table(("network", *titles), rows)
+
+
+def _kept(record: Record) -> str:
+    return ", ".join(f"{share:.2f}" for share in (record["kept"], *record.get("further", {}).values()))
 
 
 def _budget(record: Record) -> str:

@@ -46,6 +46,16 @@ def same_class(place: Callable[[Any], Any]) -> Task:
     return task
 
 
+def common_classes(count: int) -> Task:
+    """Returns the share of the classes of some largest scores that are among those of the other network."""
+
+    def task(before: Outputs, after: Outputs) -> float:
+        first, second = (np.concatenate([np.argsort(-one, -1)[:, :count] for one in o]) for o in (before, after))
+        return float((first[:, :, None] == second[:, None, :]).any(-1).mean())
+
+    return task
+
+
 def near_class(distance: int) -> Task:
     """Returns the share of rows whose largest score is at most some places away."""
 

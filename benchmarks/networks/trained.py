@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,12 @@ _FRAMES = 32
 """Frames of sound that are looked at together."""
 _DETECTOR_SIZE = 416
 _SCENE_SIZE = 320
+_PIECES = 8
+"""Number of pieces of photographs in a batch of the training."""
+_PIECE_SIZE = 128
+"""Height and width of these pieces, which are smaller than what is judged, since a step then takes a third."""
+_FIRST_TRAINING_SEED = 1000
+"""Seed of the first drawn input of a training; those that are judged have small ones."""
 _EPOCHS = 4
 """Passes over the digits by which LeNet-5 is trained."""
 
@@ -40,6 +47,9 @@ class Trained:
       task: score of the results.
       path: file of the graph in ONNX, or None.
       outputs: names of the graph's outputs that are computed, or None for all.
+      training: function that returns an iterator of batches, without end, on which chains are trained; None to train
+        them on the calibration inputs.
+      further_tasks: further scores of the results, by name.
     """
 
     function: Callable[..., Any]
@@ -50,6 +60,8 @@ class Trained:
     task: tasks.Task
     path: Path | None = None
     outputs: Sequence[str] | None = None
+    training: Callable[[], Iterator[tuple[Any, ...]]] | None = None
+    further_tasks: Mapping[str, tasks.Task] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +122,19 @@ def _naming() -> Trained:
         pieces += [inputs.resized(inputs.crop(image, 224, place), lite0.SIDE, lite0.SIDE) for place in places[1:]]
         batches.append((jnp.concatenate([lite0.preprocess(piece) for piece in pieces]),))
     params = lite0.load_network(lite0.find_weights())
-    return Trained(lite0.class_scores, params, task=tasks.same_class(lambda scores: scores), **_split(batches, 5))
+
+    def training() -> Iterator[tuple[Any, ...]]:
+        for pieces in inputs.random_pieces(inputs.training_photographs(), _PIECE_SIZE, _PIECES, 0):
+            yield (jnp.asarray((pieces.astype(np.float32) - np.float32(127)) / np.float32(128)),)
+
+    return Trained(
+        lite0.class_scores,
+        params,
+        task=tasks.same_class(lambda scores: scores),
+        training=training,
+        further_tasks={"of the five best classes": tasks.common_classes(5)},
+        **_split(batches, 5),
+    )
 
 
 def _digits() -> Trained:
@@ -219,7 +243,12 @@ def _object_detection() -> Trained:
     def task(before: tasks.Outputs, after: tasks.Outputs) -> float:
         return tasks.same_boxes(_DETECTOR_SIZE)([one[0] for one in before], [one[0] for one in after])
 
-    return Trained(function, params, task=task, path=path, **_split(inputs.batches(images), 4))
+    def training() -> Iterator[tuple[Any, ...]]:
+        for seed in itertools.count(_FIRST_TRAINING_SEED):
+            image = inputs.characters(seed, _DETECTOR_SIZE, inputs.CALIBRATION_PHOTOGRAPHS)
+            yield (_channels_first(image[..., ::-1], 0, 1),)
+
+    return Trained(function, params, task=task, path=path, training=training, **_split(inputs.batches(images), 4))
 
 
 NETWORKS = {
@@ -240,5 +269,6 @@ NETWORKS = {
     ),
     "object detection": Entry("object detection (1x1, 3x3)", "ddddocr==1.6.1", "F1 of boxes", _object_detection),
 }
-NEEDED = " ".join(sorted({entry.package for entry in NETWORKS.values()}))
-"""Requirements of all networks, which are installed without what they depend on."""
+_PHOTOGRAPHS = "foolbox==3.3.4"
+NEEDED = " ".join(sorted({_PHOTOGRAPHS, *(entry.package for entry in NETWORKS.values())}))
+"""Requirements of all networks and of photographs, which are installed without what they depend on."""

@@ -101,10 +101,13 @@ class ChainWalker(Walker):
 
     Args:
       materialize: flag, True to give the dense kernel to equations that take no chain; by default that is an error.
+      images: list to which the image of every convolution with a chain is added, except of those in loops and
+        branches; None to keep none.
     """
 
     rules: Mapping[Primitive, Rule] = dataclasses.field(default_factory=dict)
     materialize: bool = False
+    images: list[Any] | None = None
     # Result of a broadcast, operand, and the operand's shape with the axes of the result, by the id of the result.
     _broadcasts: dict[int, tuple[Any, Any, Any]] = dataclasses.field(default_factory=dict, repr=False)
 
@@ -124,7 +127,9 @@ class ChainWalker(Walker):
             return results
         descend = _DESCENTS.get(equation.primitive)
         if descend is not None:
-            return descend(self, equation, operands)
+            # A value inside a loop or a branch does not exist outside of it.
+            walker = self if equation.primitive in CALLS else dataclasses.replace(self, images=None)
+            return descend(walker, equation, operands)
         if returns_operands(equation):
             arrays = [jnp.zeros(()) if isinstance(operand, TracedChain) else operand for operand in operands]
             results = rebind(equation, arrays) if len(chains) < len(operands) else arrays
@@ -170,7 +175,11 @@ class ChainWalker(Walker):
         if is_convolution(equation):
             use = use_of(equation, traced.view) if position == 1 else None
             links = None if use is None else use.links(traced.chain, traced.placement)
-            return None if links is None else convolve_with_chain(equation, operands[0], links)
+            if links is None:
+                return None
+            if self.images is not None:
+                self.images.append(operands[0])
+            return convolve_with_chain(equation, operands[0], links)
         move = move_of(equation, position, traced.view)
         if move is None:
             return None

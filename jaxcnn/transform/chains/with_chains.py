@@ -64,7 +64,10 @@ def with_chains(f: Callable[..., Any], *, materialize: bool = False) -> Callable
 
 
 def apply_with_chains(
-    f: Callable[..., Any], known_placements: Mapping[str, Placement] | None, materialize: bool = False
+    f: Callable[..., Any],
+    known_placements: Mapping[str, Placement] | None,
+    materialize: bool = False,
+    with_images: bool = False,
 ) -> Callable[..., Any]:
     """Returns f as a function of chains.
 
@@ -72,11 +75,13 @@ def apply_with_chains(
       f: user's function.
       known_placements: placements of kernels by path; None to try the usual orders of axes.
       materialize: flag, True to give the dense kernel to operations that take no chain.
+      with_images: flag, True to return a pair of the results and the list of the images that the convolutions with
+        chains take, in their order; without those in loops and branches.
     """
 
     def program_of(signature: Signature) -> Callable[..., Outputs]:
         traced, paths = jax.make_jaxpr(signature.flat(f), return_shape=True), signature.paths()
-        return lambda *values: evaluate_with_chains(traced, paths, values, known_placements, materialize)
+        return lambda *values: evaluate_with_chains(traced, paths, values, known_placements, materialize, with_images)
 
     return cache_programs("with_chains", f, program_of, (KernelChain,))
 
@@ -87,6 +92,7 @@ def evaluate_with_chains(
     values: Sequence[Any],
     known_placements: Mapping[str, Placement] | None,
     materialize: bool,
+    with_images: bool = False,
 ) -> Outputs:
     """Returns the results of a function for arrays and chains.
 
@@ -96,6 +102,7 @@ def evaluate_with_chains(
       values: arrays and chains.
       known_placements: placements of kernels by path; None to try the usual orders.
       materialize: flag, True to give the dense kernel to operations that take no chain.
+      with_images: flag, True to return a pair of the results and the images of the convolutions with chains.
     """
     chains = [index for index, value in enumerate(values) if isinstance(value, KernelChain)]
     errors: list[Exception] = []
@@ -103,7 +110,8 @@ def evaluate_with_chains(
         [values[index] for index in chains], [paths[index] for index in chains], known_placements
     ):
         try:
-            return _evaluate(traced, paths, values, dict(zip(chains, placements, strict=True)), materialize)
+            placed = dict(zip(chains, placements, strict=True))
+            return _evaluate(traced, paths, values, placed, materialize, with_images)
         except Exception as error:  # libraries have error classes of their own
             errors.append(error)
     # A `ChainError` says more than an error about shapes, which may come from an order of axes that f does not have.
@@ -132,6 +140,7 @@ def _evaluate(
     values: Sequence[Any],
     placements: dict[int, Placement],
     materialize: bool,
+    with_images: bool,
 ) -> Outputs:
     operands, shapes = list(values), list(values)
     for index, placement in placements.items():
@@ -139,9 +148,12 @@ def _evaluate(
         operands[index] = TracedChain(chain, View.whole(placement.shape), placement, paths[index])
         shapes[index] = jax.ShapeDtypeStruct(placement.shape, chain.dtype)
     jaxpr, outputs = traced(*shapes)
-    walker = ChainWalker(materialize=materialize)
+    walker = ChainWalker(materialize=materialize, images=[] if with_images else None)
     results = walker.evaluate(jaxpr, jaxpr.consts, *operands)
-    return jax.tree.unflatten(jax.tree.structure(outputs), [_as_result(walker, result) for result in results])
+    unflat: Outputs = jax.tree.unflatten(
+        jax.tree.structure(outputs), [_as_result(walker, result) for result in results]
+    )
+    return Outputs.of((unflat.results(), walker.images)) if with_images else unflat
 
 
 def _as_result(walker: Any, result: Any) -> Any:

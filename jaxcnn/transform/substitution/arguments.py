@@ -76,6 +76,14 @@ def check_number(operation: str, name: str, number: Any) -> Any:
     return value
 
 
+def check_weight(operation: str, name: str, number: Any) -> float:
+    """Returns a weight in a loss, or says why it is none."""
+    value = float(check_float(f"{operation}: {name}", number))
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{operation}: {name} must be at least 0 and finite, got {value:g}")
+    return value
+
+
 def trained_predicate(train: str | Callable[[str], bool]) -> Callable[[str, bool], bool]:
     """Returns the function of a name, and whether it is a chain, to whether the parameter is trained."""
     if callable(train):

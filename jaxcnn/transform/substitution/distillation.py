@@ -1,26 +1,36 @@
-"""Training of a substitution's parameters to the dense network's own results."""
+"""Training of a substitution's parameters to the dense network's own results and to what its layers take."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxcnn.chain import KernelChain
 from jaxcnn.transform.acceleration.accelerate import accelerate
+from jaxcnn.transform.chains.placement import Placement
 from jaxcnn.transform.jaxpr.signature import flatten_call, short_name
+from jaxcnn.transform.substitution.held_out import split_held_out
 
 Loss = Callable[[Any, Any], jax.Array]
 """Function of the small and of the dense network's results to a number."""
 
-_LEARNING_RATE = 1e-3
-"""First learning rate of the default optimizer, which falls to zero along a cosine."""
+_LEARNING_RATE = 0.01
+"""Largest learning rate of the default optimizer: the size of a step over the size of the link that it changes."""
+_WARM_UP_SHARE = 0.05
+"""Share of the steps in which the learning rate rises from zero."""
+_LARGEST_GRADIENT = 1.0
+"""Norm of all gradients together to which larger ones are scaled."""
+_HELD_OUT_BATCHES = 2
+"""Number of batches of an iterator, the first ones, by which the parameters are judged."""
+_JUDGEMENTS = 10
+"""Number of times that the parameters are judged in a training."""
 
 
 def squared_error(results: Any, targets: Any) -> jax.Array:
@@ -46,105 +56,162 @@ class Training:
 
     Args:
       steps: number of updates.
-      optimizer: optax transformation, or an object with its `init` and `update`; None for Adam.
+      optimizer: optax transformation, or an object with its `init` and `update`; None for `default_optimizer`.
       loss: function of the small and of the dense network's results to the number that is made small.
       is_trained: function from the name of a parameter, and whether it is a chain, to whether it is trained.
+      layers: weight of the mean squared relative error of the layers' images, which is added to the loss.
+      seed: seed for the draws from a list of inputs.
     """
 
     steps: int
     optimizer: Any
     loss: Loss
     is_trained: Callable[[str, bool], bool]
+    layers: float = 0.0
+    seed: int = 0
 
 
 def train(
-    apply: Callable[..., Any],
+    network: Callable[..., Any],
     params: Any,
-    dense: Callable[..., Any],
-    batches: Iterable[tuple[Any, ...]],
+    dense: Any,
+    inputs: Iterable[tuple[Any, ...]],
     training: Training,
     advance: Callable[[float], None],
 ) -> Any:
-    """Returns the parameters after training.
+    """Returns the parameters that made the least loss on held-out inputs, of several times in the training.
 
     Args:
-      apply: small network, a function of the parameters and a batch.
+      network: function of the parameters and a batch to a pair: the results, and the images that layers take.
       params: parameters with chains, from which training starts.
-      dense: dense network, a function of a batch.
-      batches: inputs, one tuple of arguments for each step; a list is used again from its start when it ends.
+      dense: parameters with which the network is the dense one.
+      inputs: inputs, one tuple of arguments for each step. Batches of a list are drawn at random, with replacement, and
+        a fifth of three or more are held out; the first two of an iterator are held out.
       training: settings of the training.
       advance: function that is told of each step.
 
     Raises:
-      ValueError: no parameter is trained; there are no inputs, or fewer than steps; the loss is not finite.
+      ValueError: no parameter is trained; there are no inputs, or too few; the loss is not finite.
     """
     signature, values = flatten_call("distill", (params,), {}, (KernelChain,))
-    trained = [
+    is_trained = [
         training.is_trained(short_name(path), isinstance(value, KernelChain)) and _is_floating(value)
         for path, value in zip(signature.paths(), values, strict=True)
     ]
-    if not any(trained):
+    if not any(is_trained):
         raise ValueError("distill: no parameter is trained: the substitution has no chain, or `train` names none")
-    optimizer = training.optimizer or _adam(training.steps)
-    student = accelerate(apply)
+    optimizer = training.optimizer or default_optimizer(training.steps)
+    fast = accelerate(network)
 
-    def loss_of(chosen: list[Any], fixed: list[Any], batch: tuple[Any, ...], targets: Any) -> jax.Array:
-        merged = iter(chosen), iter(fixed)
-        values = [next(merged[0] if is_trained else merged[1]) for is_trained in trained]
-        (small_params,), _ = signature.unflatten(values)
-        return training.loss(student(small_params, *batch), targets)
+    def merged(chosen: Sequence[Any], fixed: Sequence[Any]) -> Any:
+        parts = iter(chosen), iter(fixed)
+        return signature.unflatten([next(parts[0] if is_in else parts[1]) for is_in in is_trained])[0][0]
+
+    def loss_of(chosen: list[Any], fixed: list[Any], dense: Any, batch: tuple[Any, ...]) -> jax.Array:
+        results, images = fast(merged(chosen, fixed), *batch)
+        targets, dense_images = fast(dense, *batch)
+        loss = training.loss(results, targets)
+        if training.layers and images:
+            loss += training.layers * jnp.mean(jnp.stack(list(map(squared_error, images, dense_images))))
+        return loss
 
     @jax.jit
-    def step(chosen: list[Any], state: Any, fixed: list[Any], batch: tuple[Any, ...], targets: Any) -> Any:
-        value, gradients = jax.value_and_grad(loss_of)(chosen, fixed, batch, targets)
+    def step(chosen: list[Any], state: Any, fixed: list[Any], dense: Any, batch: tuple[Any, ...]) -> Any:
+        value, gradients = jax.value_and_grad(loss_of)(chosen, fixed, dense, batch)
         with jax.numpy_dtype_promotion("standard"):  # optax's schedules need it
             updates, state = optimizer.update(gradients, state, chosen)
         moved = jax.tree.map(lambda number, update: (number + update).astype(number.dtype), chosen, updates)
         return moved, state, value
 
-    chosen = [jax.tree.map(jnp.asarray, value) for value, is_trained in zip(values, trained, strict=True) if is_trained]
-    fixed = [value for value, is_trained in zip(values, trained, strict=True) if not is_trained]
+    chosen = [jax.tree.map(jnp.asarray, value) for value, is_in in zip(values, is_trained, strict=True) if is_in]
+    fixed = [value for value, is_in in zip(values, is_trained, strict=True) if not is_in]
+    batches, held_out = split_batches(inputs, training.seed)
+    judge = jax.jit(loss_of)
+
+    def held_out_loss(chosen: list[Any]) -> float:
+        losses = [float(judge(chosen, fixed, dense, batch)) for batch in held_out]
+        return sum(losses) / len(losses) if losses else math.inf
+
+    best, least_loss = chosen, held_out_loss(chosen)
     state = optimizer.init(chosen)
-    taught = itertools.islice(_with_targets(batches, jax.jit(accelerate(dense))), training.steps)
     number = 0
-    for number, (batch, targets) in enumerate(taught, start=1):
-        chosen, state, value = step(chosen, state, fixed, batch, targets)
+    for number, batch in enumerate(itertools.islice(batches, training.steps), start=1):
+        chosen, state, value = step(chosen, state, fixed, dense, batch)
         if not math.isfinite(float(value)):
             raise ValueError(
                 f"distill: the loss is {float(value)} at step {number} of {training.steps}; train at a lower rate, for "
                 "example with optimizer=optax.adam(1e-4)"
             )
+        if number % max(1, training.steps // _JUDGEMENTS) == 0 or number == training.steps:
+            loss = held_out_loss(chosen)
+            if loss < least_loss or not held_out:
+                best, least_loss = chosen, loss
         advance(1)
     if number < training.steps:
         raise ValueError(
-            f"distill: inputs end after {number} batches, steps={training.steps}; give a list to repeat them"
+            f"distill: inputs end after {number + len(held_out)} batches, and steps={training.steps} with "
+            f"{len(held_out)} batches held out need {training.steps + len(held_out)}; give a list to repeat them"
         )
-    merged = iter(chosen), iter(fixed)
-    return signature.unflatten([next(merged[0] if is_trained else merged[1]) for is_trained in trained])[0][0]
+    return merged(best, fixed)
 
 
-def _with_targets(batches: Iterable[tuple[Any, ...]], dense: Callable[..., Any]) -> Iterator[tuple[Any, Any]]:
-    """Yields batches with the dense network's results, which are computed once for each batch of a list."""
-    if not isinstance(batches, Sequence):
-        for item in batches:
-            batch = item if isinstance(item, tuple) else (item,)
-            yield batch, dense(*batch)
-        return
-    results = [dense(*batch) for batch in batches]
-    yield from itertools.cycle(zip(batches, results, strict=True))
+def dense_chains(small: Any, dense: Any, placements: Mapping[str, Placement]) -> Any:
+    """Returns dense parameters, with chains of one link in the place of the kernels for which there are small chains.
+
+    With them a network computes what it did with arrays, and its layers with chains are the same.
+
+    Args:
+      small: parameters with chains.
+      dense: parameters of the same paths, with arrays.
+      placements: axes of each kernel in its parameter, by path.
+    """
+    small_signature, small_values = flatten_call("distill", (small,), {}, (KernelChain,))
+    chains = dict(zip(small_signature.paths(), small_values, strict=True))
+    signature, values = flatten_call("distill", (dense,), {})
+    for position, path in enumerate(signature.paths()):
+        if path in placements:
+            kernel = placements[path].kernel(values[position])
+            values[position] = KernelChain.tree_unflatten((chains[path].feature_group_count,), (kernel,))
+    return signature.unflatten(values)[0][0]
+
+
+def split_batches(
+    inputs: Iterable[tuple[Any, ...]], seed: int
+) -> tuple[Iterator[tuple[Any, ...]], list[tuple[Any, ...]]]:
+    """Returns the batches in the order of the training, and those that are held out."""
+    if isinstance(inputs, Sequence):
+        batches, held_out = split_held_out(inputs)
+        draws = np.random.default_rng(seed)
+        return (batches[int(draws.integers(len(batches)))] for _ in itertools.count()), held_out
+    tuples = (batch if isinstance(batch, tuple) else (batch,) for batch in inputs)
+    held_out = list(itertools.islice(tuples, _HELD_OUT_BATCHES))
+    return tuples, held_out
 
 
 def _is_floating(value: Any) -> bool:
     return all(jnp.issubdtype(jnp.result_type(leaf), jnp.inexact) for leaf in jax.tree.leaves(value))
 
 
-@functools.cache
-def _adam(steps: int) -> Any:
+def default_optimizer(steps: int) -> Any:
+    """Returns Adam whose steps are relative to the size of each array, with a warm-up and a decay along a cosine.
+
+    The links of a chain differ in size by orders of magnitude, so that no one absolute rate suits them all.
+    """
     try:
         import optax
     except ImportError:
         raise ValueError(
-            "distill: the default optimizer is optax's Adam, and optax is not installed: `pip install optax`, or give "
-            "optimizer="
+            "distill: the default optimizer is made of optax's, and optax is not installed: `pip install optax`, or "
+            "give optimizer="
         ) from None
-    return optax.adam(optax.cosine_decay_schedule(_LEARNING_RATE, steps))
+    warm_up = max(1.0, _WARM_UP_SHARE * steps)
+
+    def rate(count: Any) -> jax.Array:
+        return _LEARNING_RATE * jnp.minimum(1, (count + 1) / warm_up) * (1 + jnp.cos(jnp.pi * count / steps)) / 2
+
+    return optax.chain(
+        optax.clip_by_global_norm(_LARGEST_GRADIENT),
+        optax.scale_by_adam(),
+        optax.scale_by_param_block_rms(),
+        optax.scale_by_learning_rate(rate),
+    )

@@ -15,6 +15,7 @@ from jax import lax
 
 import jaxcnn
 from jaxcnn import accelerate, with_chains
+from jaxcnn.transform.chains.with_chains import apply_with_chains
 from support.arrays import assert_same, jax_normal
 from support.chains import (
     QUICK,
@@ -327,3 +328,18 @@ def test_drawn_moves(names):
     assert_same(with_chains(lambda w, x: f(w, x)[0])(SEPARABLE, X), f(kernel, X)[0], tolerance)
     _, seen = with_chains(f, materialize=True)(SEPARABLE, X)
     assert_same(without_chains(seen), f(kernel, X)[1], tolerance)
+
+
+def test_the_images_of_convolutions_with_chains_but_not_those_in_loops():
+    def model(params, x):
+        y = jnp.tanh(jax.jit(lambda x: conv(x, params["first"]))(x))
+        z = conv(y, params["dense"])
+        in_loop = lax.scan(lambda z, _: (conv(z, params["second"]), None), z, None, 2)[0]
+        return conv(in_loop, params["second"]), in_loop
+
+    params = {"first": SQUARE, "dense": jax_normal((2, 2, 4, 4)), "second": SQUARE}
+    (result, in_loop), images = compiled(apply_with_chains(model, None, with_images=True))(params, X)
+    assert len(images) == 2
+    assert_same(images[0], X)
+    assert_same(images[1], in_loop)
+    assert_same(result, conv(in_loop, SQUARE.dense()))
