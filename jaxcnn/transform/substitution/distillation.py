@@ -28,7 +28,7 @@ _WARM_UP_SHARE = 0.05
 _LARGEST_GRADIENT = 1.0
 """Norm of all gradients together to which larger ones are scaled."""
 _HELD_OUT_BATCHES = 2
-"""Number of batches of an iterator, the first ones, by which the parameters are judged."""
+"""Number of batches of an iterator, the first ones, by which the parameters are judged after they were trained on."""
 _JUDGEMENTS = 10
 """Number of times that the parameters are judged in a training."""
 
@@ -86,7 +86,7 @@ def train(
       params: parameters with chains, from which training starts.
       dense: parameters with which the network is the dense one.
       inputs: inputs, one tuple of arguments for each step. Batches of a list are drawn at random, with replacement, and
-        a fifth of three or more are held out; the first two of an iterator are held out.
+        a fifth of three or more are held out; the first two of an iterator are the first to train on, and judge later.
       training: settings of the training.
       advance: function that is told of each step.
 
@@ -149,8 +149,7 @@ def train(
         advance(1)
     if number < training.steps:
         raise ValueError(
-            f"distill: inputs end after {number + len(held_out)} batches, and steps={training.steps} with "
-            f"{len(held_out)} batches held out need {training.steps + len(held_out)}; give a list to repeat them"
+            f"distill: inputs end after {number} batches, steps={training.steps}; give a list to repeat them"
         )
     return merged(best, fixed)
 
@@ -178,14 +177,15 @@ def dense_chains(small: Any, dense: Any, placements: Mapping[str, Placement]) ->
 def split_batches(
     inputs: Iterable[tuple[Any, ...]], seed: int
 ) -> tuple[Iterator[tuple[Any, ...]], list[tuple[Any, ...]]]:
-    """Returns the batches in the order of the training, and those that are held out."""
+    """Returns the batches in the order of the training, and those that judge."""
     if isinstance(inputs, Sequence):
         batches, held_out = split_held_out(inputs)
         draws = np.random.default_rng(seed)
         return (batches[int(draws.integers(len(batches)))] for _ in itertools.count()), held_out
     tuples = (batch if isinstance(batch, tuple) else (batch,) for batch in inputs)
-    held_out = list(itertools.islice(tuples, _HELD_OUT_BATCHES))
-    return tuples, held_out
+    # An iterator that has a batch for each step, and no more, is enough.
+    first = list(itertools.islice(tuples, _HELD_OUT_BATCHES))
+    return itertools.chain(first, tuples), first
 
 
 def _is_floating(value: Any) -> bool:
