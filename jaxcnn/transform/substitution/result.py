@@ -200,8 +200,9 @@ class Substitution:
         Args:
           inputs: inputs such as the function will meet, each batch a tuple of the arguments after params or one array.
             Of a list, batches are drawn at random with replacement, and of three or more a fifth is held out. Of an
-            iterator, which must have a batch for each step, one is held at a time, and the first two, which are
-            trained on first, judge later. An iterator of random pieces of images, some mirrored, lighter or darker, makes few images many.
+            iterator, which must have a batch for each step, one is held at a time; the first two, which are trained on
+            first, judge later. An iterator of random pieces of images, some mirrored, lighter or darker, makes few
+            images many.
           steps: number of updates.
           optimizer: optax transformation, such as `optax.sgd(0.01)`. By default Adam without weight decay, of clipped
             gradients, whose steps are relative to the size of each link; the rate rises to 0.01 in the first twentieth
