@@ -28,8 +28,13 @@ RANKS = {"separable": "rank", "low_rank": "rank", "tucker2": "ranks"}
 """The schemes, and what each calls its rank."""
 
 
-def chains(sizes: Sequence[int], widths: Sequence[int], ratios: Sequence[float]) -> Iterator[tuple[str, Any, Any]]:
-    """Yields names, dense kernels and chains: columns and rows of full width first, then each scheme at each ratio."""
+def chains(
+    sizes: Sequence[int], widths: Sequence[int], ratios: Sequence[float], multiple: int = 1
+) -> Iterator[tuple[str, Any, Any]]:
+    """Yields names, dense kernels and chains: columns and rows of full width first, then each scheme at each ratio.
+
+    The ranks of the schemes are multiples of `multiple`.
+    """
     for size in sizes:
         for channels in widths:
             dense = decaying_kernel(size, size, channels, channels)
@@ -38,7 +43,7 @@ def chains(sizes: Sequence[int], widths: Sequence[int], ratios: Sequence[float])
             for scheme, argument in RANKS.items():
                 for ratio in ratios:
                     shape = (1, PIXELS, PIXELS, channels)
-                    rank = jaxcnn.select_rank(dense, scheme, macs=1 / ratio, input_shape=shape)
+                    rank = jaxcnn.select_rank(dense, scheme, macs=1 / ratio, input_shape=shape, multiple=multiple)
                     yield f"{scheme} {ratio:g}, {name}", dense, getattr(jaxcnn, scheme)(dense, **{argument: rank})
 
 
@@ -60,13 +65,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--size", type=int, nargs="+", default=[11, 7], help="pixels of the kernels' sides")
     parser.add_argument("--channels", type=int, nargs="+", default=[64, 128])
     parser.add_argument("--ratio", type=float, nargs="+", default=[2, 3, 4, 6], help="of multiply-accumulates")
+    parser.add_argument("--multiple", type=int, default=1, help="of which ranks are multiples; 8 suits vector units")
     parser.add_argument("--seconds", type=float, default=0.5, help="for each line, without compiling")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args(arguments)
     keep_to_processors(processors())
     rows: dict[str, dict[str, float]] = {}
     print(f"{'layer':44} fewer MACs  faster than exact  faster than lax  clock over arithmetic")
-    for name, dense, chain in chains(options.size, options.channels, options.ratio):
+    for name, dense, chain in chains(options.size, options.channels, options.ratio, options.multiple):
         rows[name] = times = measure(dense, chain, options.seconds)
         faster, than_lax = times["exact"] / times["chain"], times["lax"] / times["chain"]
         share = faster / times["fewer MACs"]
