@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.typing import DTypeLike
 
 
@@ -69,8 +71,21 @@ def user_precision(precision: Any) -> Any:
     """Returns the precision asked for, or the one that the user set for all matrix products.
 
     It must be called while the user's context is active, which is no longer so when a primitive is lowered.
+
+    Raises:
+      ValueError: a precision that lax does not know.
     """
-    return _setting("jax_default_matmul_precision") if precision is None else precision
+    if precision is None:
+        return _setting("jax_default_matmul_precision")
+    _check_precision(precision)
+    return precision
+
+
+@lru_cache
+def _check_precision(precision: Any) -> None:
+    """Lets lax refuse a precision, since a compiled kernel would not read it."""
+    pixel = jax.ShapeDtypeStruct((1, 1, 1), np.float32)
+    jax.eval_shape(lambda x: lax.conv(x, x, (1,), "SAME", precision=precision), pixel)
 
 
 def _setting(name: str) -> Any:
