@@ -314,7 +314,7 @@ class Split:
                 if source in names:
                     axis_rows = _SplitAxis(names.index(source), split, count, self.fill[position], received)
                     operands[position] = axis_rows.slab_of(operands[position], slab)
-        is_narrow = bool(summed) and jnp.issubdtype(self.dtype, jnp.floating) and jnp.finfo(self.dtype).bits < 32
+        is_narrow = bool(summed) and jnp.issubdtype(self.dtype, jnp.floating) and jnp.dtype(self.dtype).itemsize < 4
         sum_dtype = jnp.float32 if is_narrow else self.dtype
         value = self.local(operands, windows, origins, sum_dtype)
         for number, skips in skipped.items():
