@@ -227,14 +227,14 @@ inline void slide_dense(const Slide& slide, const float* source, const float* ke
   // Every thread gets the same number of blocks.
   if (division.ranges * slide.groups == 1) division.blocks = ceil_div(division.blocks, threads) * threads;
   const PixelBlocks blocks(slide, ceil_div(all, division.blocks), in_place);
-  const int64_t range_panels = ceil_div(panels, division.ranges), ranges = ceil_div(panels, range_panels);
+  const int64_t ranges = division.ranges;
   const Frame frame(slide, blocks);
   const bool plain = is_empty(epilogue), in_registers = !plain && RegisterSteps::covers(epilogue);
 
   parallel(runner, blocks.count * ranges * slide.groups, [&](int64_t task) {
     const int64_t range = task % ranges, group = task / ranges % slide.groups, block = task / ranges / slide.groups;
     const int64_t first = blocks.first(block), end = blocks.end(block, all), count = end - first;
-    const int64_t first_panel = range * range_panels, last_panel = least(first_panel + range_panels, panels);
+    const int64_t first_panel = part_begin(panels, ranges, range), last_panel = part_begin(panels, ranges, range + 1);
     if (count <= 0) return;
     const int64_t tiles = ceil_div(count, kRows);
     const float** const pixels = Scratch::array<const float*>(0, blocks.pixels);

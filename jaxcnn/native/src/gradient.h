@@ -118,16 +118,15 @@ inline void kernel_dense(const ConvProblem& p, const float* x, const float* y, f
   const int64_t threads = runner.threads(), tasks = threads > 1 ? ceil_div(4 * threads, parts * groups) : 1;
   const int64_t row_units = rows.units(), column_units = columns.units();
   const Division division(row_units * kRows, row_units * kRows, 1, column_units, column_units * kColumns, tasks);
-  const int64_t range_rows = ceil_div(row_units, division.blocks), row_ranges = ceil_div(row_units, range_rows);
-  const int64_t range_columns = ceil_div(column_units, division.ranges);
-  const int64_t column_ranges = ceil_div(column_units, range_columns);
+  const int64_t row_ranges = division.blocks, column_ranges = division.ranges;
 
   parallel(runner, parts * groups * row_ranges * column_ranges, [&](int64_t task) {
     const int64_t column_range = task % column_ranges, row_range = task / column_ranges % row_ranges;
     const int64_t group = task / column_ranges / row_ranges % groups, part = task / column_ranges / row_ranges / groups;
-    const int64_t first_row = row_range * range_rows, last_row = least(first_row + range_rows, row_units);
-    const int64_t first_column = column_range * range_columns;
-    const int64_t last_column = least(first_column + range_columns, column_units);
+    const int64_t first_row = part_begin(row_units, row_ranges, row_range);
+    const int64_t last_row = part_begin(row_units, row_ranges, row_range + 1);
+    const int64_t first_column = part_begin(column_units, column_ranges, column_range);
+    const int64_t last_column = part_begin(column_units, column_ranges, column_range + 1);
     const int64_t first_block = part * part_blocks, last_block = least(first_block + part_blocks, blocks.count);
     float* const target = sums + part * size + group * channels * results.pitch;
     const float** const pixels = Scratch::array<const float*>(0, blocks.pixels);

@@ -7,6 +7,10 @@
 #include <string>
 #include <vector>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include "kernels.h"
 #include "xla/ffi/api/c_api.h"
 #include "xla/ffi/api/ffi.h"
@@ -112,6 +116,17 @@ class PoolRunner final : public TaskRunner {
   const int64_t threads_;
 };
 
+// Asks the system for large pages under the parts of an array that have never been written to. The C library returns an
+// array of more than 32 MB to the system after each call, and small pages take longer to appear than a layer to compute.
+void ask_for_large_pages(void* array, size_t bytes) {
+#if defined(__linux__)
+  constexpr uintptr_t kPage = uintptr_t{2} << 20;
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(array) / kPage * kPage;
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(array) + bytes + kPage - 1) / kPage * kPage;
+  if (bytes >= kPage) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
+}
+
 using Floats = ffi::Buffer<ffi::F32>;
 using Sizes = ffi::Span<const int64_t>;
 
@@ -209,6 +224,7 @@ ffi::Error output_handler(ffi::ThreadPool pool, Floats x, Floats kernel, ffi::Re
   if (has_no_elements(y->dimensions())) return ffi::Error::Success();
   PoolRunner runner(pool);
   const auto run = transposed ? kernels().input : kernels().output;
+  ask_for_large_pages(y->typed_data(), y->size_bytes());
   run(p, x.typed_data(), kernel.typed_data(), y->typed_data(), epilogue, tiles, runner);
   return ffi::Error::Success();
 }
@@ -224,6 +240,7 @@ ffi::Error kernel_handler(ffi::ThreadPool pool, Floats x, Floats y, ffi::Result<
   }
   if (has_no_elements(kernel->dimensions())) return ffi::Error::Success();
   PoolRunner runner(pool);
+  ask_for_large_pages(kernel->typed_data(), kernel->size_bytes());
   kernels().kernel(p, x.typed_data(), y.typed_data(), kernel->typed_data(), runner);
   return ffi::Error::Success();
 }

@@ -3,7 +3,7 @@
 // Each lane of this vector holds the channel that the result in the same lane reads.
 #pragma once
 
-#include "slide.h"
+#include "frame.h"
 
 namespace jaxcnn {
 namespace JAXCNN_ISA {
@@ -242,14 +242,15 @@ inline void slide_narrow(const Slide& slide, const float* source, const float* k
 
   // Tasks are blocks of a band of rows and a range of bundles.
   const int64_t wanted = runner.threads() > 1 ? 4 * runner.threads() : 1;
-  // A last bundle that overlaps the one before is computed by the same task, since both write the same results.
-  const int64_t units = slide.groups % bundle.groups ? most(1, bundle.count - 1) : bundle.count;
+  // A last bundle that overlaps the one before is computed by the same task, since both write the same results. Bundles
+  // whose results share cache lines are computed by one task, too, or processors would take the lines from each other.
+  constexpr int64_t kTogether = most(1, kLineFloats / kLanes);
+  const int64_t units = ceil_div(slide.groups % bundle.groups ? most(1, bundle.count - 1) : bundle.count, kTogether);
   const int64_t read_floats = most(1, da->taps) * wa->source_size * slide.source_pixel() * ha->source_stride;
   int64_t bands = most(1, least(ha->results, ceil_div(ha->results * read_floats, kBandFloats))), ranges = 1;
   const int64_t lines = slide.batch * da->results * segments;
   while (lines * bands * ranges < wanted && ranges < units) ++ranges;
   while (lines * bands * ranges < wanted && bands < ha->results) ++bands;
-  const int64_t band = ceil_div(ha->results, bands), range = ceil_div(units, ranges);
   const bool covered = RegisterSteps::covers(epilogue);
   const bool fixed = wa->source_step == 1 || wa->taps <= 1;
   const auto row_function = fixed && wa->source_stride == 1   ? finish_row<1>
@@ -257,14 +258,16 @@ inline void slide_narrow(const Slide& slide, const float* source, const float* k
                                                               : finish_row<0>;
 
   parallel(runner, lines * bands * ranges, [&](int64_t task) {
-    const int64_t first_unit = least(task % ranges * range, units), last_unit = least(first_unit + range, units);
+    const int64_t first_unit = part_begin(units, ranges, task % ranges);
+    const int64_t last_unit = part_begin(units, ranges, task % ranges + 1);
     int64_t rest = task / ranges;
-    const int64_t first_row = rest % bands * band, last_row = least(first_row + band, ha->results);
+    const int64_t first_row = part_begin(ha->results, bands, rest % bands);
+    const int64_t last_row = part_begin(ha->results, bands, rest % bands + 1);
     rest /= bands;
     const int64_t first_column = rest % segments * segment, columns = least(segment, wa->results - first_column);
     rest /= segments;
     const int64_t d = rest % da->results, image = rest / da->results;
-    if (first_row >= last_row || columns <= 0 || first_unit >= last_unit) return;
+    if (columns <= 0) return;
     const SourceColumns line_columns(*wa, first_column, length);
     float* const rings = Scratch::floats(0, planes * ring);
     clear(rings, planes * ring);
@@ -279,7 +282,8 @@ inline void slide_narrow(const Slide& slide, const float* source, const float* k
     const int64_t step = wa->result_step * slide.result_pixel();
     const int64_t row_floats = ha->result_step * wa->result_size * slide.result_pixel();
 
-    for (int64_t index = first_unit; index < (last_unit == units ? bundle.count : last_unit); ++index) {
+    const int64_t last_bundle = last_unit == units ? bundle.count : last_unit * kTogether;
+    for (int64_t index = first_unit * kTogether; index < last_bundle; ++index) {
       const int64_t group = bundle.first_group(slide, index), channel = group * slide.result_channels;
       pack_narrow(slide, bundle, kernel, group, weights);
       const RegisterSteps steps = covered ? RegisterSteps(epilogue, channel, result) : RegisterSteps();

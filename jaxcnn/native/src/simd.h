@@ -39,9 +39,15 @@ typedef int32_t UnalignedIntVec __attribute__((vector_size(kLanes * 4), aligned(
 
 #define JAXCNN_INLINE inline __attribute__((always_inline))
 
-JAXCNN_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-JAXCNN_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-JAXCNN_INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+JAXCNN_INLINE constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+JAXCNN_INLINE constexpr int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+JAXCNN_INLINE constexpr int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+
+// Returns the beginning of a part, where `count` things are cut into parts of nearly one size, the larger ones first: so
+// the last tasks are small, and all threads end at about one time.
+inline int64_t part_begin(int64_t count, int64_t parts, int64_t part) {
+  return count / parts * part + least(count % parts, part);
+}
 
 JAXCNN_INLINE Vec load(const float* from) { return *reinterpret_cast<const UnalignedVec*>(from); }
 JAXCNN_INLINE void store(float* to, Vec value) { *reinterpret_cast<UnalignedVec*>(to) = value; }
@@ -182,36 +188,34 @@ JAXCNN_INLINE Vec select(IntVec mask, Vec yes, Vec no) { return mask ? yes : no;
 JAXCNN_INLINE Vec at_least(Vec x, float low) { return select(splat(low) > x, splat(low), x); }
 JAXCNN_INLINE Vec at_most(Vec x, float high) { return select(splat(high) < x, splat(high), x); }
 
-// Returns exp(x) to within 2 units in the last place; NaN stays NaN, large arguments give infinity and small ones 0.
+// Returns exp(x) for x at most 0, to within 2 units in the last place; below -87.7 it is 0, and NaN stays NaN.
 JAXCNN_INLINE Vec exponential(Vec x) {
-  const Vec clamped = at_most(at_least(x, -104.0f), 89.0f);
+  const Vec clamped = at_least(x, -88.0f);  // its power of two is 2^-127, whose bits are those of 0
   // Adding 1.5 * 2^23 rounds to the nearest whole number, which the last bits of the sum hold.
   const Vec magic = splat(12582912.0f), shifted = clamped * 1.44269504f + magic, rounded = shifted - magic;
   const Vec rest = (clamped - rounded * 0.693359375f) + rounded * 2.12194440e-4f;
-  // The Taylor series of exp on [-ln(2) / 2, ln(2) / 2].
-  Vec sum = splat(1.0f / 5040.0f);
-  sum = sum * rest + 1.0f / 720.0f;
-  sum = sum * rest + 1.0f / 120.0f;
-  sum = sum * rest + 1.0f / 24.0f;
-  sum = sum * rest + 1.0f / 6.0f;
-  sum = sum * rest + 0.5f;
+  // The polynomial with the least relative error on [-ln(2) / 2, ln(2) / 2] among those that begin with 1 + x.
+  Vec sum = splat(8.31252057e-3f);
+  sum = sum * rest + 4.18901592e-2f;
+  sum = sum * rest + 1.66671142e-1f;
+  sum = sum * rest + 4.99992311e-1f;
   sum = sum * rest + 1.0f;
   sum = sum * rest + 1.0f;
-#if defined(__AVX512F__)
-  return (Vec)_mm512_maskz_scalef_ps(0xFFFF, (__m512)sum, (__m512)rounded);
-#else
-  // 2^n is the product of two factors, since n reaches 128 and -150.
-  const IntVec whole = (IntVec)shifted - (IntVec)magic, half = whole >> 1;
-  return sum * (Vec)((half + 127) << 23) * (Vec)((whole - half + 127) << 23);
-#endif
+  return sum * (Vec)(((IntVec)shifted << 23) + (127 << 23));
 }
 
-JAXCNN_INLINE Vec sigmoid(Vec x) { return 1.0f / (1.0f + exponential(-x)); }
+// Returns -|x|.
+JAXCNN_INLINE Vec negative(Vec x) { return (Vec)((IntVec)x | INT32_MIN); }
 
-// Returns tanh(x) = sign(x) (1 - 2 / (exp(2 |x|) + 1)); near 0, where this form loses digits, the odd series.
+JAXCNN_INLINE Vec sigmoid(Vec x) {
+  const Vec power = exponential(negative(x));
+  return select(x < 0.0f, power, splat(1.0f)) / (1.0f + power);
+}
+
+// Returns tanh(x) = sign(x) (1 - p) / (1 + p) with p = exp(-2 |x|); near 0, where this form loses digits, the odd series.
 JAXCNN_INLINE Vec hyperbolic_tangent(Vec x) {
-  const Vec size = select(x < 0.0f, -x, x);
-  const Vec far = 1.0f - 2.0f / (exponential(2.0f * size) + 1.0f);
+  const Vec size = -negative(x), power = exponential(-2.0f * size);
+  const Vec far = (1.0f - power) / (1.0f + power);
   const Vec square = x * x;
   Vec near = splat(-1382.0f / 155925.0f);
   near = near * square + 62.0f / 2835.0f;
@@ -225,7 +229,7 @@ JAXCNN_INLINE Vec hyperbolic_tangent(Vec x) {
 // Returns erf(x): the Maclaurin series below 1, and from 1 to 4 the polynomial in |x| - 1 for exp(x^2) erfc(|x|) with the
 // least error of erf. The polynomial changes erf by less than 2e-8.
 JAXCNN_INLINE Vec error_function(Vec x) {
-  const Vec size = select(x < 0.0f, -x, x);
+  const Vec size = -negative(x);
   const Vec square = x * x;
   Vec near = Vec{};
   float factor[12];
@@ -261,7 +265,8 @@ JAXCNN_INLINE Vec activate(Vec x, float alpha) {
     return x * (at_most(at_least(x + 3.0f, 0.0f), 6.0f) * (1.0f / 6.0f));
   }
   if constexpr (kActivation == Activation::kGeluTanh) {
-    return x * (0.5f * (1.0f + hyperbolic_tangent(0.7978845608f * (x + 0.044715f * (x * x * x)))));
+    // (1 + tanh(u)) / 2 = sigmoid(2 u)
+    return x * sigmoid(1.5957691216f * (x + 0.044715f * (x * x * x)));
   }
   if constexpr (kActivation == Activation::kGeluErf) return x * (0.5f * (1.0f + error_function(x * 0.7071067812f)));
   if constexpr (kActivation == Activation::kSigmoid) return sigmoid(x);

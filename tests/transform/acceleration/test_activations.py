@@ -105,6 +105,19 @@ def test_the_error_of_the_exact_gelu_between_its_special_values():
     assert np.abs(np.asarray(f(x[None, :, None])).ravel() - exact).max() < 1e-6
 
 
+@pytest.mark.skipif(not native.is_available(), reason=f"needs the compiled library: {native.status()}")
+def test_fused_activations_of_extreme_numbers_are_xlas():
+    x = jnp.array([np.inf, -np.inf, np.nan, 1e38, -1e38, 87.5, -87.5, -88.5, 0.0, 1e-30], jnp.float32)[None, :, None]
+    functions = [jax.nn.silu, jax.nn.sigmoid, jnp.tanh, jax.nn.gelu, lambda x: jax.nn.gelu(x, approximate=False)]
+
+    @jax.jit
+    def run(x):
+        return [(around(f)(x), accelerate(around(f), method="native")(x)) for f in functions]
+
+    for expected, value in run(x):
+        np.testing.assert_allclose(value, expected, 1e-6, 1e-36)
+
+
 @pytest.mark.parametrize(("number", "function"), list(enumerate(LIBRARY_FUNCTIONS["leaky_relu"])))
 def test_the_slope_of_a_leaky_relu(number, function, fusing_on, standard_promotion):
     (recipe,) = fused(accelerate(around(function)), IMAGE)
