@@ -27,7 +27,7 @@ void slide(Slide slide, const float* source, const float* kernel, float* result,
   if (tiles && fits_tiles(slide)) {
     slide_tiles(slide, source, kernel, result, epilogue, runner);
   } else if (is_narrow(slide)) {
-    slide_narrow(slide, source, kernel, result, epilogue, runner);
+    slide_narrow(&slide, 1, source, kernel, result, epilogue, runner);
   } else if (pays_to_spread(slide)) {
     slide_spread(slide, source, kernel, result, epilogue, runner);
   } else {
@@ -42,7 +42,24 @@ void output(const ConvProblem& p, const float* x, const float* kernel, float* y,
 
 void input(const ConvProblem& p, const float* y, const float* kernel, float* x, const Epilogue& epilogue, bool tiles,
            TaskRunner& runner) {
-  for_each_phase(p, [&](const Slide& phase) { slide(phase, y, kernel, x, epilogue, tiles, runner); });
+  const int64_t strides[3] = {least(p.stride[0], p.in[0]), least(p.stride[1], p.in[1]), least(p.stride[2], p.in[2])};
+  const Slide first = phase_slide(p, 0, 0, 0);
+  const bool together = first.source_channels > 0 && is_narrow(first) && !(tiles && fits_tiles(first));
+  for (int64_t depth = 0; depth < strides[0]; ++depth) {
+    int64_t count = 0;
+    Slide* const phases = together ? Scratch::array<Slide>(2, strides[1] * strides[2]) : nullptr;
+    for (int64_t h = 0; h < strides[1]; ++h) {
+      for (int64_t w = 0; w < strides[2]; ++w) {
+        const Slide phase = phase_slide(p, depth, h, w);
+        if (together) {
+          phases[count++] = phase;
+        } else {
+          slide(phase, y, kernel, x, epilogue, tiles, runner);
+        }
+      }
+    }
+    if (count > 0) slide_narrow(phases, count, y, kernel, x, epilogue, runner);
+  }
 }
 
 void kernel(const ConvProblem& p, const float* x, const float* y, float* kernel, TaskRunner& runner) {

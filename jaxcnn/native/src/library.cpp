@@ -116,8 +116,8 @@ class PoolRunner final : public TaskRunner {
   const int64_t threads_;
 };
 
-// Asks the system for large pages under the parts of an array that have never been written to. The C library returns an
-// array of more than 32 MB to the system after each call, and small pages take longer to appear than a layer to compute.
+// Asks the system for large pages under the parts of an array that were never written to. The C library returns memory
+// of more than 32 MB to the system after each call, and small pages take longer to appear than a layer to compute.
 void ask_for_large_pages(void* array, size_t bytes) {
 #if defined(__linux__)
   constexpr uintptr_t kPage = uintptr_t{2} << 20;

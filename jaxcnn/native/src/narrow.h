@@ -224,21 +224,58 @@ __attribute__((noinline)) void finish_row(const RowInput& in, int64_t columns, f
   }
 }
 
-constexpr int64_t kRingFloats = 16 * 1024;   // floats of a task's rings, which stay in the first-level cache
-constexpr int64_t kLeastColumns = 32;        // fewest results along a row that are worth a ring
-constexpr int64_t kBandFloats = 256 * 1024;  // floats of the source that a band of rows reads
+constexpr int64_t kRingFloats = 16 * 1024;     // floats of a task's rings, which stay in the first-level cache
+constexpr int64_t kLeastColumns = 32;          // fewest results along a row that are worth a ring
+constexpr int64_t kSegmentFloats = 64 * 1024;  // floats of all channels of a line that a task reads, bundle by bundle
+constexpr int64_t kBandFloats = 256 * 1024;    // floats of the source that a band of rows reads
 
-// Computes a slide of narrow groups.
-inline void slide_narrow(const Slide& slide, const float* source, const float* kernel, float* result,
+// The source pixels of one axis that the windows of several slides read for result 0. Slides without taps read none.
+struct Span {
+  int64_t first = 0, count = 1;
+  int64_t results = 0, taps = 0;  // the most of a slide
+  int64_t step = 1;               // from tap to tap
+
+  Span(const Slide* slides, int64_t number, int axis) {
+    for (int64_t i = 0; i < number; ++i) {
+      const SlideAxis& a = slides[i].axis[axis];
+      results = most(results, a.results);
+      if (a.taps == 0) continue;
+      const int64_t low = taps ? least(first, a.source_first) : a.source_first;
+      const int64_t end = a.source_first + (a.taps - 1) * a.source_step + 1;
+      count = (taps ? most(first + count, end) : end) - low;
+      first = low;
+      step = a.source_step;
+      taps = most(taps, a.taps);
+    }
+  }
+};
+
+// What is written of one slide in each row.
+struct RowWriter {
+  RowInput in;
+  int64_t first_line;     // floats of a ring from the oldest line to the line of the first tap
+  int64_t rows, columns;  // of results
+  float* to;              // the first result of channel 0
+  int64_t step, row_floats;  // from one result to the next, and from one row to the next
+};
+
+// Computes slides of narrow groups that read the same source lines: one, or the phases of the role "input" along height
+// and width.
+inline void slide_narrow(const Slide* slides, int64_t number, const float* source, const float* kernel, float* result,
                          const Epilogue& epilogue, TaskRunner& runner) {
+  const Slide& slide = slides[0];
   const Bundle bundle(slide);
   const SlideAxis *da = slide.axis, *ha = slide.axis + 1, *wa = slide.axis + 2;
-  const int64_t reach = most(0, ha->taps - 1) * ha->source_step + 1, planes = da->taps * slide.source_channels;
-  const int64_t most_columns = kRingFloats / kLanes / most(1, planes) / reach / wa->source_stride;
-  const int64_t segments = ceil_div(wa->results, most(kLeastColumns, most_columns));
-  const int64_t segment = ceil_div(wa->results, segments);
-  const int64_t length = (segment + kSurplus - 1) * wa->source_stride + most(0, wa->taps - 1) * wa->source_step + 1;
-  const int64_t pitch = length * kLanes, ring = reach * pitch;
+  const Span height(slides, number, 1), width(slides, number, 2);
+  const int64_t planes = da->taps * slide.source_channels;
+  const int64_t most_columns = least(kRingFloats / kLanes / most(1, planes) / height.count,
+                                     kSegmentFloats / slide.source_pixel()) / wa->source_stride;
+  const int64_t segments = ceil_div(width.results, most(kLeastColumns, most_columns));
+  const int64_t segment = ceil_div(width.results, segments);
+  const int64_t length = (segment + kSurplus - 1) * wa->source_stride + width.count;
+  const int64_t pitch = length * kLanes, ring = height.count * pitch;
+  int64_t vectors = 0;
+  for (int64_t i = 0; i < number; ++i) vectors += slides[i].taps() * slide.source_channels;
 
   // Tasks are blocks of a band of rows and a range of bundles.
   const int64_t wanted = runner.threads() > 1 ? 4 * runner.threads() : 1;
@@ -247,12 +284,12 @@ inline void slide_narrow(const Slide& slide, const float* source, const float* k
   constexpr int64_t kTogether = most(1, kLineFloats / kLanes);
   const int64_t units = ceil_div(slide.groups % bundle.groups ? most(1, bundle.count - 1) : bundle.count, kTogether);
   const int64_t read_floats = most(1, da->taps) * wa->source_size * slide.source_pixel() * ha->source_stride;
-  int64_t bands = most(1, least(ha->results, ceil_div(ha->results * read_floats, kBandFloats))), ranges = 1;
+  int64_t bands = most(1, least(height.results, ceil_div(height.results * read_floats, kBandFloats))), ranges = 1;
   const int64_t lines = slide.batch * da->results * segments;
   while (lines * bands * ranges < wanted && ranges < units) ++ranges;
-  while (lines * bands * ranges < wanted && bands < ha->results) ++bands;
+  while (lines * bands * ranges < wanted && bands < height.results) ++bands;
   const bool covered = RegisterSteps::covers(epilogue);
-  const bool fixed = wa->source_step == 1 || wa->taps <= 1;
+  const bool fixed = width.step == 1 || width.taps <= 1;
   const auto row_function = fixed && wa->source_stride == 1   ? finish_row<1>
                             : fixed && wa->source_stride == 2 ? finish_row<2>
                                                               : finish_row<0>;
@@ -261,37 +298,49 @@ inline void slide_narrow(const Slide& slide, const float* source, const float* k
     const int64_t first_unit = part_begin(units, ranges, task % ranges);
     const int64_t last_unit = part_begin(units, ranges, task % ranges + 1);
     int64_t rest = task / ranges;
-    const int64_t first_row = part_begin(ha->results, bands, rest % bands);
-    const int64_t last_row = part_begin(ha->results, bands, rest % bands + 1);
+    const int64_t first_row = part_begin(height.results, bands, rest % bands);
+    const int64_t last_row = part_begin(height.results, bands, rest % bands + 1);
     rest /= bands;
-    const int64_t first_column = rest % segments * segment, columns = least(segment, wa->results - first_column);
+    const int64_t first_column = rest % segments * segment;
     rest /= segments;
     const int64_t d = rest % da->results, image = rest / da->results;
-    if (columns <= 0) return;
-    const SourceColumns line_columns(*wa, first_column, length);
+    SlideAxis columns_axis = *wa;
+    columns_axis.source_first = width.first;
+    const SourceColumns line_columns(columns_axis, first_column, length);
     float* const rings = Scratch::floats(0, planes * ring);
     clear(rings, planes * ring);
-    float* const weights = Scratch::floats(1, planes * ha->taps * wa->taps * kLanes);
-    RowInput in = {rings,    ring,     0,        ha->source_step * pitch, planes,
-                   ha->taps, wa->taps, wa->source_stride, wa->source_step, weights};
-
-    const int64_t rd = da->result_first + d * da->result_step, rh = ha->result_first + first_row * ha->result_step;
-    const int64_t rw = wa->result_first + first_column * wa->result_step;
-    const int64_t first_pixel = ((image * da->result_size + rd) * ha->result_size + rh) * wa->result_size + rw;
-    float* const first_result = result + first_pixel * slide.result_pixel();
-    const int64_t step = wa->result_step * slide.result_pixel();
-    const int64_t row_floats = ha->result_step * wa->result_size * slide.result_pixel();
+    float* const weights = Scratch::floats(1, vectors * kLanes);
+    RowWriter* const writers = Scratch::array<RowWriter>(4, number);
+    float* slide_weights = weights;
+    for (int64_t i = 0; i < number; slide_weights += slides[i++].taps() * slide.source_channels * kLanes) {
+      const SlideAxis &rows = slides[i].axis[1], &columns = slides[i].axis[2];
+      const int64_t plane = image * da->result_size + da->result_first + d * da->result_step;
+      const int64_t line = plane * rows.result_size + rows.result_first + first_row * rows.result_step;
+      const int64_t pixel = line * columns.result_size + columns.result_first + first_column * columns.result_step;
+      const float* const from = rings + (columns.taps ? columns.source_first - width.first : 0) * kLanes;
+      writers[i] = {{from, ring, 0, height.step * pitch, planes, rows.taps, columns.taps, wa->source_stride, width.step,
+                     slide_weights},
+                    rows.taps ? (rows.source_first - height.first) * pitch : 0,
+                    rows.results,
+                    least(segment, columns.results - first_column),
+                    result + pixel * slide.result_pixel(),
+                    columns.result_step * slide.result_pixel(),
+                    rows.result_step * columns.result_size * slide.result_pixel()};
+    }
 
     const int64_t last_bundle = last_unit == units ? bundle.count : last_unit * kTogether;
     for (int64_t index = first_unit * kTogether; index < last_bundle; ++index) {
       const int64_t group = bundle.first_group(slide, index), channel = group * slide.result_channels;
-      pack_narrow(slide, bundle, kernel, group, weights);
+      float* packed = weights;
+      for (int64_t i = 0; i < number; packed += slides[i++].taps() * slide.source_channels * kLanes) {
+        pack_narrow(slides[i], bundle, kernel, group, packed);
+      }
       const RegisterSteps steps = covered ? RegisterSteps(epilogue, channel, result) : RegisterSteps();
       // The next source line to be copied, and its place in a ring.
-      int64_t next = first_row * ha->source_stride + ha->source_first, place = 0;
+      int64_t next = first_row * ha->source_stride + height.first, place = 0;
       for (int64_t row = first_row; row < last_row; ++row) {
-        const int64_t line = row * ha->source_stride + ha->source_first;
-        for (next = most(next, line); next < line + reach; ++next) {
+        const int64_t line = row * ha->source_stride + height.first;
+        for (next = most(next, line); next < line + height.count; ++next) {
           for (int64_t td = 0; td < da->taps; ++td) {
             const int64_t sd = d * da->source_stride + da->source_first + td * da->source_step;
             float* const to = rings + td * slide.source_channels * ring + place;
@@ -299,13 +348,19 @@ inline void slide_narrow(const Slide& slide, const float* source, const float* k
           }
           place = place + pitch == ring ? 0 : place + pitch;
         }
-        in.first = place;  // of the oldest line
-        float* to = first_result + channel + (row - first_row) * row_floats;
-        row_function(in, columns, to, step, bundle.lanes, steps);
-        for (int64_t q = 0; !covered && q < columns; q += kRows) {
-          float* places[kRows];
-          for (int64_t i = 0; i < kRows; ++i, to += step) places[i] = to;
-          finish(places, least(kRows, columns - q), bundle.lanes, channel, result, epilogue);
+        for (int64_t i = 0; i < number; ++i) {
+          RowWriter& writer = writers[i];
+          if (row >= writer.rows || writer.columns <= 0) continue;
+          // `place` is that of the oldest line.
+          const int64_t first = place + writer.first_line;
+          writer.in.first = first < ring ? first : first - ring;
+          float* to = writer.to + channel + (row - first_row) * writer.row_floats;
+          row_function(writer.in, writer.columns, to, writer.step, bundle.lanes, steps);
+          for (int64_t q = 0; !covered && q < writer.columns; q += kRows) {
+            float* places[kRows];
+            for (int64_t r = 0; r < kRows; ++r, to += writer.step) places[r] = to;
+            finish(places, least(kRows, writer.columns - q), bundle.lanes, channel, result, epilogue);
+          }
         }
       }
     }

@@ -43,8 +43,8 @@ JAXCNN_INLINE constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b -
 JAXCNN_INLINE constexpr int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 JAXCNN_INLINE constexpr int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 
-// Returns the beginning of a part, where `count` things are cut into parts of nearly one size, the larger ones first: so
-// the last tasks are small, and all threads end at about one time.
+// Returns the beginning of a part, where `count` things are cut into parts of nearly one size. The larger parts come
+// first, so that all threads end at about one time.
 inline int64_t part_begin(int64_t count, int64_t parts, int64_t part) {
   return count / parts * part + least(count % parts, part);
 }
@@ -212,7 +212,7 @@ JAXCNN_INLINE Vec sigmoid(Vec x) {
   return select(x < 0.0f, power, splat(1.0f)) / (1.0f + power);
 }
 
-// Returns tanh(x) = sign(x) (1 - p) / (1 + p) with p = exp(-2 |x|); near 0, where this form loses digits, the odd series.
+// Returns tanh(x) = sign(x) (1 - p) / (1 + p) with p = exp(-2 |x|); near 0, where this loses digits, the odd series.
 JAXCNN_INLINE Vec hyperbolic_tangent(Vec x) {
   const Vec size = -negative(x), power = exponential(-2.0f * size);
   const Vec far = (1.0f - power) / (1.0f + power);
@@ -226,8 +226,8 @@ JAXCNN_INLINE Vec hyperbolic_tangent(Vec x) {
   return select(size < 0.25f, near, select(x < 0.0f, -far, far));
 }
 
-// Returns erf(x): the Maclaurin series below 1, and from 1 to 4 the polynomial in |x| - 1 for exp(x^2) erfc(|x|) with the
-// least error of erf. The polynomial changes erf by less than 2e-8.
+// Returns erf(x): the Maclaurin series below 1, and from 1 to 4 the polynomial in |x| - 1 for exp(x^2) erfc(|x|) with
+// the least error of erf. The polynomial changes erf by less than 2e-8.
 JAXCNN_INLINE Vec error_function(Vec x) {
   const Vec size = -negative(x);
   const Vec square = x * x;

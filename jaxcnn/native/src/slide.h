@@ -95,22 +95,15 @@ inline SlideAxis phase_axis(const ConvProblem& p, int a, int64_t phase) {
   return axis;
 }
 
-// Calls `body` with the slide of each phase of the role "input".
-template <typename Body>
-void for_each_phase(const ConvProblem& p, const Body& body) {
+// Returns the slide of one phase of the role "input".
+inline Slide phase_slide(const ConvProblem& p, int64_t depth, int64_t height, int64_t width) {
   Slide slide = forward_slide(p);
   slide.source_channels = p.out_channels / p.groups;
   slide.result_channels = p.in_channels / p.groups;
   slide.transposed = true;
-  for (int64_t d = 0; d < p.stride[0]; ++d) {
-    for (int64_t h = 0; h < p.stride[1]; ++h) {
-      for (int64_t w = 0; w < p.stride[2]; ++w) {
-        const int64_t phases[3] = {d, h, w};
-        for (int a = 0; a < 3; ++a) slide.axis[a] = phase_axis(p, a, phases[a]);
-        if (slide.results() > 0) body(slide);
-      }
-    }
-  }
+  const int64_t phases[3] = {depth, height, width};
+  for (int a = 0; a < 3; ++a) slide.axis[a] = phase_axis(p, a, phases[a]);
+  return slide;
 }
 
 // Finds the taps [first, last) of one axis that read inside of the source for result q.
