@@ -227,7 +227,7 @@ __attribute__((noinline)) void finish_row(const RowInput& in, int64_t columns, f
 constexpr int64_t kRingFloats = 16 * 1024;     // floats of a task's rings, which stay in the first-level cache
 constexpr int64_t kLeastColumns = 32;          // fewest results along a row that are worth a ring
 constexpr int64_t kSegmentFloats = 64 * 1024;  // floats of all channels of a line that a task reads, bundle by bundle
-constexpr int64_t kBandFloats = 256 * 1024;    // floats of the source that a band of rows reads
+constexpr int64_t kBandFloats = 128 * 1024;    // floats of the source that a band of rows reads
 
 // The source pixels of one axis that the windows of several slides read for result 0. Slides without taps read none.
 struct Span {
